@@ -1,0 +1,46 @@
+# Both commands set everything up in .venv by themselves:
+#   make demo   render clips, train a small CM-Pose, evaluate it, write pictures (runs/demo/)
+#   make test   every test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_DIR ?= runs/demo
+
+.PHONY: help venv demo test lint format clean
+
+help:
+	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | clean"
+
+venv: $(STAMP)
+
+# The set-up is redone when what it installs changes.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cmpose needs Python >= 3.10; run make PYTHON=/path/to/python3")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch triton
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m cmpose demo --output $(DEMO_DIR)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@files=$$(git ls-files '*.cu' '*.cuh' '*.cpp' '*.h'); \
+	if [ -n "$$files" ]; then $(BIN)/clang-format --dry-run --Werror $$files; fi
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@files=$$(git ls-files '*.cu' '*.cuh' '*.cpp' '*.h'); \
+	if [ -n "$$files" ]; then $(BIN)/clang-format -i $$files; fi
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
