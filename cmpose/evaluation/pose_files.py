@@ -1,0 +1,302 @@
+"""Poses of one sequence as the evaluator sees them, from PoseTrack17, 18 and 21 JSON.
+
+Ground truth and predictions have the same formats. PoseTrack17 is an ``annolist`` with one entry
+a frame; PoseTrack18 and 21 have ``images``, ``annotations`` and ``categories``. Everything ends
+up in the official 15-joint order. What is checked is what would otherwise give a wrong number
+without a word: missing fields, lengths, non-finite coordinates, ids that lead nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from cmpose.data.skeleton import JOINTS, NUM_JOINTS, SLOTS17
+
+MISSING_SCORE = -9999.0
+"""Score of a predicted joint that has none (the official tool's fallback)."""
+
+_NOT_A_FILE_OF_POSES = (
+    "{source} is not a PoseTrack file: expected an object with 'annolist' (PoseTrack17) or with "
+    "'images' and 'annotations' (PoseTrack18 and 21), got {got}"
+)
+
+
+@dataclass
+class FramePoses:
+    """The people of one frame.
+
+    Attributes:
+        name: picture's file name, empty when the file gives none.
+        image_id: PoseTrack18's image id, ``None`` in PoseTrack17 files.
+        xy: float64 [P, 15, 2] pixels, NaN where a joint is absent.
+        scores: float64 [P, 15].
+        head_size: float64 [P], 0.6 × the diagonal of the head box in pixels; NaN without a box.
+        annotated: people listed in the file, those without any joint included.
+        ignore_regions: polygons, float64 [n, 2] each, n ≥ 3.
+    """
+
+    name: str
+    image_id: int | None
+    xy: np.ndarray
+    scores: np.ndarray
+    head_size: np.ndarray
+    annotated: int
+    ignore_regions: list[np.ndarray] = field(default_factory=list)
+
+
+def parse_poses(data: Any, source: str, *, unique_tracks: bool = False) -> list[FramePoses]:
+    """Reads one sequence's JSON object.
+
+    Args:
+        data: the parsed JSON.
+        source: what to call it in messages, normally the file's path.
+        unique_tracks: a track_id that occurs twice in a frame is an error. The official tool
+            asks it of predictions.
+
+    Raises:
+        ValueError: the object is of neither format, or a field is missing, of the wrong length,
+            not a number, or leads to an image that is not listed.
+    """
+    if isinstance(data, Mapping):
+        if "annolist" in data:
+            return _parse_annolist(data["annolist"], source, unique_tracks)
+        if "images" in data and "annotations" in data:
+            return _parse_coco(data, source, unique_tracks)
+        keys = ", ".join(map(repr, list(data)[:6])) or "no keys"
+        raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"the keys {keys}"))
+    raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"a {type(data).__name__}"))
+
+
+def frame_keys(frames: Sequence[FramePoses], components: int) -> list[str]:
+    """The last ``components`` parts of every frame's file name."""
+    return ["/".join(PurePosixPath(frame.name).parts[-components:]) for frame in frames]
+
+
+def _numbers(value: Any, where: str, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {what} must be numbers, got {value!r:.80}") from error
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"{where}: {what} has a value that is not finite; leave the joint out "
+            "(PoseTrack18: 0, 0, 0) instead of writing NaN"
+        )
+    return array
+
+
+def _scalar(value: Any, where: str, what: str) -> float:
+    """PoseTrack17 wraps every number in a list of one."""
+    array = _numbers(value, where, what).reshape(-1)
+    if array.size != 1:
+        raise ValueError(f"{where}: {what} must be one number, got {value!r:.80}")
+    return float(array[0])
+
+
+def _head_size(width: float, height: float) -> float:
+    return 0.6 * float(np.hypot(width, height))
+
+
+def _check_track_ids(track_ids: Iterable[Any], where: str) -> None:
+    seen: set[Any] = set()
+    for track_id in track_ids:
+        if track_id is None:
+            continue
+        if track_id in seen:
+            raise ValueError(
+                f"{where}: track_id {track_id!r} occurs twice; give every person of a frame "
+                "a track_id of its own"
+            )
+        seen.add(track_id)
+
+
+def _polygon(xs: Any, ys: Any, where: str) -> np.ndarray | None:
+    """One ignore region; an empty one covers nothing."""
+    x = _numbers(xs, where, "ignore region's x").reshape(-1)
+    y = _numbers(ys, where, "ignore region's y").reshape(-1)
+    if x.size != y.size:
+        raise ValueError(f"{where}: an ignore region has {x.size} x and {y.size} y coordinates")
+    if x.size == 0:
+        return None
+    if x.size < 3:
+        raise ValueError(
+            f"{where}: an ignore region has {x.size} points; a polygon needs at least 3"
+        )
+    return np.stack([x, y], axis=1)
+
+
+def _stack(
+    name: str,
+    image_id: int | None,
+    people: list[tuple[np.ndarray, np.ndarray, float]],
+    regions: list[np.ndarray],
+) -> FramePoses:
+    count = len(people)
+    xy = np.full((count, NUM_JOINTS, 2), np.nan)
+    scores = np.full((count, NUM_JOINTS), MISSING_SCORE)
+    head_size = np.full(count, np.nan)
+    for p, person in enumerate(people):
+        xy[p], scores[p], head_size[p] = person
+    return FramePoses(name, image_id, xy, scores, head_size, count, regions)
+
+
+# PoseTrack18 and 21 ---------------------------------------------------------------------------
+
+
+def _joint_columns(data: Mapping[str, Any], source: str) -> tuple[np.ndarray, int]:
+    """Which of a file's keypoint slots holds each joint; and how many slots there are."""
+    names: Sequence[str] = SLOTS17
+    categories = data.get("categories")
+    if categories:
+        named = categories[0].get("keypoints") if isinstance(categories[0], Mapping) else None
+        if named:
+            names = named
+    absent = [joint for joint in JOINTS if joint not in names]
+    if absent:
+        raise ValueError(
+            f"{source}: categories[0].keypoints lacks {', '.join(absent)}; "
+            "PoseTrack's 15 joint names are expected"
+        )
+    return np.array([list(names).index(joint) for joint in JOINTS]), len(names)
+
+
+def _parse_coco(data: Mapping[str, Any], source: str, unique_tracks: bool) -> list[FramePoses]:
+    columns, slots = _joint_columns(data, source)
+    by_image: dict[Any, list[tuple[int, Mapping[str, Any]]]] = {}  # with their place in the file
+    for i, image in enumerate(data["images"]):
+        if not isinstance(image, Mapping) or "id" not in image:
+            raise ValueError(f"{source}: images[{i}] has no 'id'")
+        if image["id"] in by_image:
+            raise ValueError(f"{source}: images[{i}].id {image['id']!r} occurs twice")
+        by_image[image["id"]] = []
+    for i, annotation in enumerate(data["annotations"]):
+        where = f"{source}: annotations[{i}]"
+        if not isinstance(annotation, Mapping) or "image_id" not in annotation:
+            raise ValueError(f"{where} has no 'image_id'")
+        if annotation["image_id"] not in by_image:
+            raise ValueError(
+                f"{where}.image_id {annotation['image_id']!r} is not the id of any entry of "
+                "'images'; write the ids of the images the poses belong to"
+            )
+        by_image[annotation["image_id"]].append((i, annotation))
+
+    frames = []
+    for i, image in enumerate(data["images"]):
+        where = f"{source}: images[{i}]"
+        xs, ys = image.get("ignore_regions_x") or [], image.get("ignore_regions_y") or []
+        if len(xs) != len(ys):
+            raise ValueError(
+                f"{where}: ignore_regions_x has {len(xs)} regions, ignore_regions_y {len(ys)}"
+            )
+        polygons = [_polygon(x, y, where) for x, y in zip(xs, ys, strict=True)]
+        annotations = by_image[image["id"]]
+        if unique_tracks:
+            _check_track_ids((a.get("track_id") for _, a in annotations), where)
+        people = [
+            _coco_person(annotation, f"{source}: annotations[{k}]", columns, slots)
+            for k, annotation in annotations
+        ]
+        regions = [polygon for polygon in polygons if polygon is not None]
+        frames.append(_stack(str(image.get("file_name", "")), image["id"], people, regions))
+    return frames
+
+
+def _coco_person(
+    annotation: Mapping[str, Any], where: str, columns: np.ndarray, slots: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    xy = np.full((NUM_JOINTS, 2), np.nan)
+    scores = np.full(NUM_JOINTS, MISSING_SCORE)
+    if annotation.get("keypoints"):
+        values = _numbers(annotation["keypoints"], where, "keypoints").reshape(-1)
+        if values.size != 3 * slots:
+            raise ValueError(
+                f"{where}.keypoints has {values.size} numbers, expected {3 * slots} "
+                f"(x, y, v of {slots} joints)"
+            )
+        points = values.reshape(slots, 3)[columns]
+        present = (points != 0).any(axis=1)  # (0, 0, 0) stands for a joint nobody annotated
+        xy[present] = points[present, :2]
+    if annotation.get("scores"):
+        given = _numbers(annotation["scores"], where, "scores").reshape(-1)
+        if given.size != slots:
+            raise ValueError(
+                f"{where}.scores has {given.size} numbers, expected {slots}, one a keypoint slot"
+            )
+        scores = given[columns]
+    head_size = np.nan
+    if annotation.get("bbox_head"):
+        box = _numbers(annotation["bbox_head"], where, "bbox_head").reshape(-1)
+        if box.size != 4:
+            raise ValueError(f"{where}.bbox_head has {box.size} numbers, expected x, y, w, h")
+        # Through the corners, as the official tool does, so that not even rounding differs.
+        head_size = _head_size((box[0] + box[2]) - box[0], (box[1] + box[3]) - box[1])
+    return xy, scores, head_size
+
+
+# PoseTrack17 ----------------------------------------------------------------------------------
+
+
+def _parse_annolist(annolist: Any, source: str, unique_tracks: bool) -> list[FramePoses]:
+    if not isinstance(annolist, list):
+        raise ValueError(f"{source}: annolist must be a list with one entry a frame")
+    frames = []
+    for i, entry in enumerate(annolist):
+        where = f"{source}: annolist[{i}]"
+        if not isinstance(entry, Mapping) or "annorect" not in entry:
+            raise ValueError(f"{where} has no 'annorect' (an empty list for a frame of nobody)")
+        rects = entry["annorect"] or []
+        if unique_tracks:
+            _check_track_ids(
+                (int(_scalar(r["track_id"], where, "track_id")) for r in rects if "track_id" in r),
+                where,
+            )
+        polygons = []
+        for region in entry.get("ignore_regions") or []:
+            points = region.get("point") or []
+            polygons.append(
+                _polygon(
+                    [_scalar(p["x"], where, "ignore region's x") for p in points],
+                    [_scalar(p["y"], where, "ignore region's y") for p in points],
+                    where,
+                )
+            )
+        people = [_annorect(rect, f"{where}.annorect[{k}]") for k, rect in enumerate(rects)]
+        regions = [polygon for polygon in polygons if polygon is not None]
+        frames.append(_stack(_annolist_name(entry), None, people, regions))
+    return frames
+
+
+def _annolist_name(entry: Mapping[str, Any]) -> str:
+    image = entry.get("image")
+    image = image[0] if isinstance(image, list) and image else image
+    name = image.get("name", "") if isinstance(image, Mapping) else ""
+    return str(name[0] if isinstance(name, list) and name else name)
+
+
+def _annorect(rect: Mapping[str, Any], where: str) -> tuple[np.ndarray, np.ndarray, float]:
+    xy = np.full((NUM_JOINTS, 2), np.nan)
+    scores = np.full(NUM_JOINTS, MISSING_SCORE)
+    annopoints = rect.get("annopoints") or []
+    points = (annopoints[0].get("point") or []) if annopoints else []
+    for k, point in enumerate(points):
+        at = f"{where}.annopoints[0].point[{k}]"
+        absent = [key for key in ("id", "x", "y") if key not in point]
+        if absent:
+            raise ValueError(f"{at} has no {absent[0]!r}")
+        joint = int(_scalar(point["id"], at, "id"))
+        # Other ids are no joints of the evaluation; of a repeated id the first counts.
+        if not 0 <= joint < NUM_JOINTS or not np.isnan(xy[joint, 0]):
+            continue
+        xy[joint] = _scalar(point["x"], at, "x"), _scalar(point["y"], at, "y")
+        if "score" in point:
+            scores[joint] = _scalar(point["score"], at, "score")
+    head_size = np.nan
+    if all(key in rect for key in ("x1", "y1", "x2", "y2")):
+        x1, y1, x2, y2 = (_scalar(rect[key], where, key) for key in ("x1", "y1", "x2", "y2"))
+        head_size = _head_size(x2 - x1, y2 - y1)
+    return xy, scores, head_size

@@ -1,0 +1,413 @@
+"""The official PoseTrack average precision of multi-person poses.
+
+The definition is that of the PoseTrack challenge's own evaluator (``poseval``), step by step in
+docs/evaluation.md. In short: a predicted joint is right when it lies within half of 0.6 × the
+head box's diagonal from the joint of the person its pose was assigned to; per joint, precision
+and recall over the whole set, ranked by score, give the area under the monotone precision curve.
+
+The official tool leaves the order of equal scores to an unstable sort. Here it is: score
+descending, then file name, then frame, then the person's place in the prediction file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import shapely
+
+from cmpose.data.skeleton import JOINTS, NUM_JOINTS
+from cmpose.evaluation.pose_files import MISSING_SCORE, FramePoses, frame_keys, parse_poses
+
+THRESHOLD = 0.5
+"""A joint is right within this many head sizes."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "Head": ("head_top", "head_bottom", "nose"),
+    "Shoulder": ("right_shoulder", "left_shoulder"),
+    "Elbow": ("right_elbow", "left_elbow"),
+    "Wrist": ("right_wrist", "left_wrist"),
+    "Hip": ("right_hip", "left_hip"),
+    "Knee": ("right_knee", "left_knee"),
+    "Ankle": ("right_ankle", "left_ankle"),
+}
+"""The columns of PoseTrack's tables, each the mean of its joints."""
+
+Match = Literal["name", "order"]
+
+
+@dataclass
+class APResult:
+    """Average precision of a set of sequences.
+
+    Attributes:
+        ap: float64 [15] percent, official joint order. NaN: the joint has predictions but no
+            ground truth. 0 when it has neither, which the official mean counts.
+        precision: float64 [15] percent, over all of a joint's predictions.
+        recall: float64 [15] percent.
+        num_files: sequences scored.
+        num_frames: frames scored, those with at least one person in the ground truth.
+        num_frames_total: frames in the files.
+        num_people: people of the ground truth in the scored frames who have a joint outside the
+            ignore regions.
+        num_predictions: predicted people there, likewise.
+        notes: things a reader of the number should know.
+    """
+
+    ap: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    num_files: int
+    num_frames: int
+    num_frames_total: int
+    num_people: int
+    num_predictions: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """The official Mean ("Total"): over the 15 joints, NaN left out."""
+        return _mean_ignoring_nan(self.ap)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """The seven columns of the published tables, and ``Mean`` over the 15 joints."""
+        named = dict(zip(JOINTS, self.ap, strict=True))
+        columns = {
+            column: float(np.mean([named[joint] for joint in joints]))
+            for column, joints in COLUMNS.items()
+        }
+        return {**columns, "Mean": self.mean}
+
+    @property
+    def seven_column_mean(self) -> float:
+        """Mean of the seven columns, as some papers report; not the official Mean."""
+        columns = self.columns
+        return _mean_ignoring_nan(np.array([columns[name] for name in COLUMNS]))
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"columns": {...}, "joints": [15 names], "ap": [15]}``, NaN as ``None``."""
+        return {
+            "columns": {name: _none_if_nan(value) for name, value in self.columns.items()},
+            "joints": list(JOINTS),
+            "ap": [_none_if_nan(value) for value in self.ap],
+        }
+
+    def table(self, box_source: str | None = None) -> str:
+        """The columns as text, with what was scored and whose boxes the poses came from."""
+        columns = self.columns
+        header = " ".join(f"{name:>8}" for name in columns)
+        values = " ".join(f"{value:8.2f}" for value in columns.values())
+        lines = [
+            f"PoseTrack AP, PCKh 0.5 (boxes: {box_source or 'not stated'})",
+            header,
+            values,
+            f"Mean is over the 15 joints (official); the mean of the 7 columns is "
+            f"{self.seven_column_mean:.2f}",
+            f"scored {_count(self.num_files, 'file')}, {_count(self.num_frames, 'frame')} with "
+            f"people of {self.num_frames_total}, {self.num_people} annotated and "
+            f"{self.num_predictions} predicted people",
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def score_folders(
+    ground_truth: str | Path, predictions: str | Path, *, match: Match = "name"
+) -> APResult:
+    """Scores a folder of predictions against a folder of ground truth.
+
+    Files are matched by name; both folders may mix PoseTrack17 and PoseTrack18/21 files. Two
+    single files may be given instead.
+
+    Args:
+        ground_truth: folder of JSON files, one a sequence.
+        predictions: folder with a file of the same name for each. Further files are left out and
+            noted in the result.
+        match: how frames are matched, see ``score_sequences``.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, has no JSON, or lacks a sequence's file.
+        ValueError: a file is no JSON or no PoseTrack file, or see ``score_sequences``.
+    """
+    truth_path, prediction_path = Path(ground_truth), Path(predictions)
+    for role, path in (("ground truth", truth_path), ("predictions", prediction_path)):
+        if not path.exists():
+            raise FileNotFoundError(f"{role}: {path} does not exist")
+    if truth_path.is_dir() != prediction_path.is_dir():
+        raise ValueError(
+            f"give two folders or two files; {truth_path} is a "
+            f"{'folder' if truth_path.is_dir() else 'file'} and {prediction_path} is not"
+        )
+    if truth_path.is_file():
+        key = truth_path.name
+        pair = {key: truth_path}, {key: prediction_path}
+        return _score(_load(pair[0]), _load(pair[1]), match, [])
+
+    truth_files = _json_files(truth_path, "ground truth")
+    prediction_files = _json_files(prediction_path, "predictions")
+    missing = sorted(set(truth_files) - set(prediction_files))
+    if missing:
+        raise FileNotFoundError(
+            f"{prediction_path} has no file for {len(missing)} of {len(truth_files)} ground-truth "
+            f"sequences: {_some(missing)}. Name each prediction file as its ground-truth file; a "
+            "sequence of nobody still needs a file with its images"
+        )
+    notes = []
+    extra = sorted(set(prediction_files) - set(truth_files))
+    if extra:
+        notes.append(
+            f"{_count(len(extra), 'prediction file')} without ground truth not scored: "
+            f"{_some(extra)}"
+        )
+    used = {name: prediction_files[name] for name in truth_files}
+    return _score(_load(truth_files), _load(used), match, notes)
+
+
+def score_sequences(
+    ground_truth: Mapping[str, Any], predictions: Mapping[str, Any], *, match: Match = "name"
+) -> APResult:
+    """Scores parsed JSON objects.
+
+    Args:
+        ground_truth: sequence name → PoseTrack17 or 18/21 object.
+        predictions: the same names → objects.
+        match: ``name`` pairs the frames of a sequence by image id or, where those differ, by file
+            name; ``order`` pairs the i-th with the i-th, as the official tool does.
+
+    Raises:
+        ValueError: a sequence has no prediction; the number of frames differs; frames cannot be
+            matched; a person's joints, scores, head box or track id are broken.
+    """
+    if not ground_truth:
+        raise ValueError("ground_truth has no sequences")
+    missing = sorted(set(ground_truth) - set(predictions))
+    if missing:
+        raise ValueError(f"predictions lacks the sequences {_some(missing)}")
+    truth = {name: (f"ground truth {name}", data) for name, data in ground_truth.items()}
+    predicted = {name: (f"predictions {name}", predictions[name]) for name in ground_truth}
+    return _score(truth, predicted, match, [])
+
+
+_Sources = dict[str, tuple[str, Any]]
+
+
+def _json_files(folder: Path, role: str) -> dict[str, Path]:
+    files = {path.name: path for path in sorted(folder.glob("*.json"))}
+    if not files:
+        raise FileNotFoundError(f"{role}: {folder} has no .json files")
+    return files
+
+
+def _load(files: Mapping[str, Path]) -> _Sources:
+    loaded = {}
+    for name, path in files.items():
+        try:
+            data = json.loads(path.read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        loaded[name] = (str(path), data)
+    return loaded
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _mean_ignoring_nan(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+# The evaluation --------------------------------------------------------------------------------
+
+
+class _Tally:
+    """Scores and labels of every predicted joint, and counts of annotated joints."""
+
+    def __init__(self) -> None:
+        self.scores: list[np.ndarray] = []  # each [P, 15], NaN where a joint is not predicted
+        self.right: list[np.ndarray] = []
+        self.annotated = np.zeros(NUM_JOINTS, np.int64)
+
+    def average_precision(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        scores = np.concatenate([np.empty((0, NUM_JOINTS)), *self.scores])
+        right = np.concatenate([np.empty((0, NUM_JOINTS), bool), *self.right])
+        ap, precision, recall = np.zeros((3, NUM_JOINTS))
+        for j in range(NUM_JOINTS):
+            predicted = ~np.isnan(scores[:, j])
+            if predicted.any():
+                ap[j], precision[j], recall[j] = _area_under_curve(
+                    scores[predicted, j], right[predicted, j], int(self.annotated[j])
+                )
+        return 100 * ap, 100 * precision, 100 * recall
+
+
+def _area_under_curve(
+    scores: np.ndarray, right: np.ndarray, annotated: int
+) -> tuple[float, float, float]:
+    """AP over all recall changes (VOC 2010), and the last precision and recall."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(right[order])
+    precision = hits / np.arange(1, len(hits) + 1)
+    if annotated == 0:
+        return math.nan, float(precision[-1]), math.nan
+    recall = hits / annotated
+    envelope = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1]
+    edges = np.concatenate([[0.0], recall, [1.0]])
+    ap = float(np.sum(np.diff(edges) * envelope))
+    return ap, float(precision[-1]), float(recall[-1])
+
+
+def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str]) -> APResult:
+    if match not in ("name", "order"):
+        raise ValueError(f"match must be 'name' or 'order', got {match!r}")
+    tally = _Tally()
+    frames = total = people = predictions = no_score = flat_heads = 0
+    for name in sorted(truth):
+        truth_source, truth_data = truth[name]
+        predicted_source, predicted_data = predicted[name]
+        truth_frames = parse_poses(truth_data, truth_source)
+        predicted_frames = parse_poses(predicted_data, predicted_source, unique_tracks=True)
+        total += len(truth_frames)
+        pairs = _match_frames(truth_frames, predicted_frames, match, truth_source, predicted_source)
+        for i, (real, guess) in enumerate(pairs):
+            if real.annotated == 0:
+                continue
+            frames += 1
+            real, guess = _outside_ignored(real), _without_empty(guess, real.ignore_regions)
+            if np.isnan(real.head_size).any():
+                raise ValueError(
+                    f"{truth_source}: frame {i} ({real.name or real.image_id}) has a person with "
+                    "joints but no head box (bbox_head; x1, y1, x2, y2 in PoseTrack17); the AP's "
+                    "distances are in head sizes"
+                )
+            people += len(real.xy)
+            predictions += len(guess.xy)
+            flat_heads += int((real.head_size == 0).sum())
+            no_score += int(((guess.scores == MISSING_SCORE) & ~np.isnan(guess.xy[..., 0])).sum())
+            _tally_frame(tally, real, guess)
+    if frames == 0:
+        raise ValueError(
+            f"no person is annotated in any of the {total} frames of the ground truth: "
+            "there is nothing to score"
+        )
+    if no_score:
+        notes = notes + [
+            f"{_count(no_score, 'predicted joint')} without a score, ranked last "
+            f"({MISSING_SCORE:g})"
+        ]
+    if flat_heads:
+        notes = notes + [
+            f"{_count(flat_heads, 'annotated head box')} of size 0: no joint of theirs can be right"
+        ]
+    ap, precision, recall = tally.average_precision()
+    return APResult(ap, precision, recall, len(truth), frames, total, people, predictions, notes)
+
+
+def _match_frames(
+    truth: list[FramePoses],
+    predicted: list[FramePoses],
+    match: Match,
+    truth_source: str,
+    predicted_source: str,
+) -> list[tuple[FramePoses, FramePoses]]:
+    if len(truth) != len(predicted):
+        raise ValueError(
+            f"{predicted_source} has {len(predicted)} frames, the ground truth {truth_source} "
+            f"{len(truth)}; list every frame of the sequence, those of nobody too"
+        )
+    if match == "order" or not truth:
+        return list(zip(truth, predicted, strict=True))
+
+    # Two components tell the frames of a merged file apart; one survives a moved folder.
+    components = 1 if len(set(frame_keys(truth, 1))) == len(truth) else 2
+    truth_names, names = frame_keys(truth, components), frame_keys(predicted, components)
+    named = all(truth_names) and all(names)
+    ids = [frame.image_id for frame in truth]
+    by_id = {frame.image_id: k for k, frame in enumerate(predicted)}
+    if None not in ids and set(ids) == set(by_id):
+        order = [by_id[image_id] for image_id in ids]
+        if named:
+            for image_id, truth_name, k in zip(ids, truth_names, order, strict=True):
+                if truth_name != names[k]:
+                    raise ValueError(
+                        f"{predicted_source}: image id {image_id} is {names[k]}, in the ground "
+                        f"truth {truth_source} it is {truth_name}; write the ground truth's ids "
+                        "and file names, or match frames by order"
+                    )
+        return [(frame, predicted[k]) for frame, k in zip(truth, order, strict=True)]
+
+    by_name = {name: k for k, name in enumerate(names)}
+    if named and set(truth_names) == set(by_name) and len(by_name) == len(names):
+        return [(f, predicted[by_name[n]]) for f, n in zip(truth, truth_names, strict=True)]
+    unknown = next((n for n in truth_names if n not in by_name), truth_names[0])
+    raise ValueError(
+        f"{predicted_source}: frames match the ground truth {truth_source} neither by image id "
+        f"nor by file name (for example {unknown or truth[0].image_id} is not among them); write "
+        "the ground truth's ids and file names, or match frames by order"
+    )
+
+
+def _outside_ignored(real: FramePoses) -> FramePoses:
+    return _without_empty(real, real.ignore_regions)
+
+
+def _without_empty(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
+    """Drops joints inside a region (its border does not count) and people left without any."""
+    xy = frame.xy
+    if regions and len(xy):
+        present = ~np.isnan(xy[..., 0])
+        points = shapely.points(xy[present])
+        inside = np.zeros(len(points), bool)
+        for region in regions:
+            inside |= shapely.contains(shapely.Polygon(region), points)
+        xy = xy.copy()
+        xy[present] = np.where(inside[:, None], np.nan, xy[present])
+    kept = ~np.isnan(xy[..., 0]).all(axis=1)
+    return FramePoses(
+        frame.name,
+        frame.image_id,
+        xy[kept],
+        frame.scores[kept],
+        frame.head_size[kept],
+        frame.annotated,
+        frame.ignore_regions,
+    )
+
+
+def _tally_frame(tally: _Tally, real: FramePoses, guess: FramePoses) -> None:
+    """Assigns predicted to annotated people and files every predicted joint as right or wrong."""
+    annotated = ~np.isnan(real.xy[..., 0])  # [G, 15]
+    tally.annotated += annotated.sum(axis=0)
+    people, persons = len(guess.xy), len(real.xy)
+    if people == 0:
+        return
+    right = np.zeros((people, NUM_JOINTS), bool)
+    if persons:
+        offset = guess.xy[:, None] - real.xy[None]  # NaN unless both joints exist
+        pixels = np.sqrt(np.square(offset).sum(axis=-1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            match = pixels / real.head_size[None, :, None] <= THRESHOLD  # [P, G, 15]
+        pck = match.sum(axis=2) / annotated.sum(axis=1)
+        best_person = pck.argmax(axis=1)
+        only_best = np.zeros_like(pck)
+        rows = np.arange(people)
+        only_best[rows, best_person] = pck[rows, best_person]
+        taken = only_best.argmax(axis=0)  # of each annotated person: its prediction
+        for g in np.flatnonzero(only_best.max(axis=0) > 0):
+            right[taken[g]] = match[taken[g], g]
+    tally.scores.append(np.where(np.isnan(guess.xy[..., 0]), np.nan, guess.scores))
+    tally.right.append(right)
