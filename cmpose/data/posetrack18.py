@@ -1,0 +1,325 @@
+"""COCO-style PoseTrack JSON: PoseTrack18, PoseTrack21, DetectAndTrack's PoseTrack17; the writer.
+
+One file holds one sequence, or many merged (mmpose, DetectAndTrack), which are told apart by the
+folder of their frames.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from cmpose.data.sequence import (
+    AnnotationError,
+    Frame,
+    Person,
+    Sequence,
+    as_box,
+    as_flag,
+    as_floats,
+    as_image_size,
+    as_int,
+    as_list,
+    as_text,
+    box_of_keypoints,
+    frame_number,
+    guarded,
+    require,
+    short,
+)
+from cmpose.data.skeleton import CATEGORY, JOINTS, SLOT_OF_JOINT, SLOTS17, to_slots17
+
+_IMAGE_FIELDS = {
+    "id",
+    "frame_id",
+    "file_name",
+    "vid_id",
+    "nframes",
+    "is_labeled",
+    "width",
+    "height",
+    "ignore_regions_x",
+    "ignore_regions_y",
+}
+_SOURCES = {"mpii": 1, "bonn": 2, "mpiinew": 3}
+
+
+def read_coco(data: Mapping[str, Any], source: str, stem: str, *, skip: bool) -> list[Sequence]:
+    """A COCO-style document → its sequences, in order of their first frame.
+
+    Args:
+        data: the parsed file, with ``images`` and ``annotations``.
+        source: the file's name, for messages.
+        stem: the file's name without ``.json``; the sequence's ``file_stem`` if it is the only one.
+        skip: leaves a broken annotation out and counts it instead of raising.
+
+    Raises:
+        AnnotationError: naming file, field and value.
+    """
+    images = as_list(require(data, "images", source), f"{source}: images")
+    annotations = as_list(require(data, "annotations", source), f"{source}: annotations")
+    layout = _joint_layout(data.get("categories"), source)
+
+    groups: dict[str, Sequence] = {}
+    frames: dict[int, tuple[Sequence, Frame]] = {}
+    said: dict[int, bool] = {}  # image id → the file says whether the frame is labelled
+    for number, entry in enumerate(images):
+        where = f"{source}: images[{number}]"
+        frame = _frame(entry, where)
+        if frame.image_id in frames:
+            raise AnnotationError(
+                f"{where}.id: {frame.image_id} occurs twice: {frame.file_name} and "
+                f"{frames[frame.image_id][1].file_name}"
+            )
+        folder = str(PurePosixPath(frame.file_name).parent)
+        group = folder if folder != "." else f"{entry.get('vid_id', stem)}"
+        sequence = groups.setdefault(
+            group, Sequence(PurePosixPath(group).name, "", frames=[], source=source)
+        )
+        _set_nframes(sequence, entry, where)
+        sequence.frames.append(frame)
+        frames[frame.image_id] = sequence, frame
+        said[frame.image_id] = entry.get("is_labeled") is not None
+
+    for number, entry in enumerate(annotations):
+        where = f"{source}: annotations[{number}]"
+        image_id = as_int(require(entry, "image_id", where), f"{where}.image_id")
+        if image_id not in frames:
+            raise AnnotationError(f"{where}.image_id: {image_id} is not among the file's images")
+        sequence, frame = frames[image_id]
+        if entry.get("category_id", 1) != 1:
+            sequence.skipped["not a person (category_id)"] += 1
+        elif entry.get("iscrowd"):
+            sequence.skipped["crowd region (iscrowd)"] += 1
+        else:
+            person = guarded(_person, sequence, skip, entry, layout, where)
+            if person is None:
+                continue
+            frame.people.append(person)
+            if not said[image_id] and person.num_visible:
+                frame.labeled = True
+
+    sequences = list(groups.values())
+    for sequence in sequences:
+        sequence.file_stem = stem if len(sequences) == 1 else sequence.name
+    return sequences
+
+
+def _frame(entry: Any, where: str) -> Frame:
+    name = as_text(require(entry, "file_name", where), f"{where}.file_name").replace("\\", "/")
+    width, height = as_image_size(entry, where)
+    labeled = entry.get("is_labeled")
+    return Frame(
+        image_id=as_int(require(entry, "id", where), f"{where}.id"),
+        file_name=name,
+        index=frame_number(name, f"{where}.file_name"),
+        labeled=False if labeled is None else as_flag(labeled, f"{where}.is_labeled"),
+        ignore_regions=_regions(entry, where),
+        width=width,
+        height=height,
+        extra={key: value for key, value in entry.items() if key not in _IMAGE_FIELDS},
+    )
+
+
+def _set_nframes(sequence: Sequence, entry: Mapping[str, Any], where: str) -> None:
+    if entry.get("nframes") is None:
+        return
+    nframes = as_int(entry["nframes"], f"{where}.nframes")
+    if nframes < 1:
+        raise AnnotationError(f"{where}.nframes: expected at least 1, got {nframes}")
+    if sequence.nframes not in (None, nframes):
+        raise AnnotationError(
+            f"{where}.nframes: {nframes}, but the sequence's other frames say {sequence.nframes}"
+        )
+    sequence.nframes = nframes
+
+
+def _person(entry: Mapping[str, Any], layout: tuple[list[int], int], where: str) -> Person:
+    slots, num_slots = layout
+    keypoints = np.zeros((len(JOINTS), 3))
+    if entry.get("keypoints"):
+        values = as_floats(entry["keypoints"], 3 * num_slots, f"{where}.keypoints")
+        keypoints = values.reshape(-1, 3)[slots]
+        if (keypoints[:, 2] < 0).any():
+            joint = int(np.argmax(keypoints[:, 2] < 0))
+            raise AnnotationError(
+                f"{where}.keypoints: visibility {keypoints[joint, 2]:g} of {JOINTS[joint]}; "
+                "it must be 0 (not annotated), 1 or 2"
+            )
+        keypoints[:, 2] = keypoints[:, 2] > 0
+    if entry.get("bbox") is not None:
+        box = as_box(entry["bbox"], f"{where}.bbox")
+    elif keypoints[:, 2].any():
+        box = box_of_keypoints(keypoints, enlarge=1.3, margin=0.0)
+    else:
+        raise AnnotationError(f"{where}: has neither 'bbox' nor annotated 'keypoints'")
+    track_id, person_id = (
+        None if entry.get(key) is None else as_int(entry[key], f"{where}.{key}")
+        for key in ("track_id", "person_id")
+    )
+    return Person(
+        box=box,
+        keypoints=keypoints,
+        head_box=_head_box(entry, where),
+        track_id=-1 if track_id is None else track_id,
+        score=(
+            None
+            if entry.get("score") is None
+            else float(as_floats([entry["score"]], 1, f"{where}.score")[0])
+        ),
+        joint_scores=(
+            as_floats(entry["scores"], num_slots, f"{where}.scores")[slots]
+            if entry.get("scores")
+            else None
+        ),
+        person_id=person_id,
+    )
+
+
+def _head_box(entry: Mapping[str, Any], where: str) -> np.ndarray | None:
+    """PoseTrack18's ``bbox_head`` (x, y, w, h) or DetectAndTrack's ``head_box`` (two corners)."""
+    if entry.get("bbox_head"):
+        return as_box(entry["bbox_head"], f"{where}.bbox_head")
+    if entry.get("head_box"):
+        x1, y1, x2, y2 = as_floats(entry["head_box"], 4, f"{where}.head_box")
+        return np.array([min(x1, x2), min(y1, y2), abs(x2 - x1), abs(y2 - y1)])
+    return None
+
+
+def _regions(entry: Mapping[str, Any], where: str) -> list[np.ndarray]:
+    xs = as_list(entry.get("ignore_regions_x") or [], f"{where}.ignore_regions_x")
+    ys = as_list(entry.get("ignore_regions_y") or [], f"{where}.ignore_regions_y")
+    if len(xs) != len(ys):
+        raise AnnotationError(
+            f"{where}.ignore_regions_x: {len(xs)} polygons, but ignore_regions_y has {len(ys)}"
+        )
+    polygons = []
+    for position, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        at = f"{where}.ignore_regions_x[{position}]"
+        x = as_floats(x, len(x) if isinstance(x, list) else 0, at)
+        y = as_floats(y, len(x), f"{where}.ignore_regions_y[{position}]")
+        polygons.append(np.stack([x, y], axis=1))
+    return polygons
+
+
+def _joint_layout(categories: Any, source: str) -> tuple[list[int], int]:
+    """(slot of each of the 15 joints, number of slots) of the file's ``keypoints``.
+
+    The 17 slots unless the person category names another order. COCO's names of the slots that
+    PoseTrack re-uses (left_eye for head_bottom, right_eye for head_top) are understood.
+    """
+    names: list[Any] = []
+    for category in categories or []:
+        if isinstance(category, Mapping) and category.get("id", 1) == 1:
+            names = list(category.get("keypoints") or [])
+    if not names:
+        return list(SLOT_OF_JOINT), len(SLOTS17)
+    if len(names) == len(SLOTS17) and tuple(names[1:3]) == ("left_eye", "right_eye"):
+        names[1:3] = SLOTS17[1:3]
+    missing = [joint for joint in JOINTS if joint not in names]
+    if missing:
+        raise AnnotationError(
+            f"{source}: categories[*].keypoints: no {', '.join(missing)} among {short(names)}; "
+            f"PoseTrack's slots are {', '.join(SLOTS17)}"
+        )
+    return [names.index(joint) for joint in JOINTS], len(names)
+
+
+def posetrack18_image_id(name: str, frame: int) -> int:
+    """PoseTrack18's image id: T·10¹⁰ + sequence·10⁴ + frame, T = 1 mpii, 2 bonn, 3 mpiinew.
+
+    Args:
+        name: the sequence's, e.g. ``000342_mpii_test``.
+        frame: frame number, 0 to 9999.
+
+    Raises:
+        ValueError: for a name of another form, or a frame number that does not fit.
+    """
+    match = re.match(r"(\d{1,6})_(mpiinew|mpii|bonn)(_|$)", name)
+    if match is None:
+        raise ValueError(
+            f"name: {name!r} is not <number>_<mpii|bonn|mpiinew>[_<split>], "
+            "which PoseTrack18's ids are made from"
+        )
+    if not 0 <= frame < 10_000:
+        raise ValueError(f"frame: {frame} is not between 0 and 9999")
+    return _SOURCES[match[2]] * 10**10 + int(match[1]) * 10**4 + frame
+
+
+def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
+    """Writes one sequence as a PoseTrack18 file, atomically (beside it, then renamed).
+
+    17-slot keypoints with unannotated joints (0, 0, 0), ``bbox``, ``bbox_head``, ``track_id``,
+    ignore polygons and, when present, ``score``, ``scores`` and ``person_id``; ``Frame.extra``
+    goes into the image entries. Annotation ids are image id · 100 + position in the frame.
+
+    Args:
+        path: of the file; parent folders are made.
+        sequence: its ``name`` up to the first underscore becomes ``vid_id``.
+
+    Raises:
+        ValueError: if an image id occurs twice or ``extra`` holds a field that the writer sets.
+    """
+    path = Path(path)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for frame in sequence.frames:
+        clash = _IMAGE_FIELDS & frame.extra.keys()
+        if clash:
+            raise ValueError(f"extra: {frame.file_name}: {sorted(clash)} are set by the writer")
+        if frame.image_id in seen:
+            raise ValueError(f"image_id: {frame.image_id} ({frame.file_name}) occurs twice")
+        seen.add(frame.image_id)
+        image: dict[str, Any] = {
+            "file_name": frame.file_name,
+            "id": frame.image_id,
+            "frame_id": frame.image_id,
+            "vid_id": sequence.name.split("_")[0],
+            "nframes": sequence.nframes or len(sequence.frames),
+            "is_labeled": frame.labeled,
+            "ignore_regions_x": [region[:, 0].tolist() for region in frame.ignore_regions],
+            "ignore_regions_y": [region[:, 1].tolist() for region in frame.ignore_regions],
+        }
+        if frame.width is not None and frame.height is not None:
+            image |= {"width": frame.width, "height": frame.height}
+        images.append(image | frame.extra)
+        annotations += [
+            _annotation(person, frame.image_id, position)
+            for position, person in enumerate(frame.people)
+        ]
+    document = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _annotation(person: Person, image_id: int, position: int) -> dict[str, Any]:
+    slots = to_slots17(np.where(person.keypoints[:, 2:] > 0, person.keypoints, 0.0))
+    scores = person.joint_scores
+    annotation: dict[str, Any] = {
+        "id": image_id * 100 + position,
+        "image_id": image_id,
+        "track_id": person.track_id,
+        "category_id": 1,
+        "bbox": np.asarray(person.box, dtype=np.float64).tolist(),
+        "keypoints": np.asarray(slots, dtype=np.float64).ravel().tolist(),
+        "scores": [] if scores is None else to_slots17(np.asarray(scores)[:, None])[:, 0].tolist(),
+    }
+    if person.head_box is not None:
+        annotation["bbox_head"] = np.asarray(person.head_box, dtype=np.float64).tolist()
+    if person.score is not None:
+        annotation["score"] = float(person.score)
+    if person.person_id is not None:
+        annotation["person_id"] = person.person_id
+    return annotation
