@@ -5,27 +5,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from cmpose.data.detections import Detection, Detections, load_detections
 from cmpose.data.posetrack17 import read_annolist
 from cmpose.data.posetrack18 import posetrack18_image_id, read_coco, write_posetrack18
-from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence, short
+from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence, read_json, short
 
 __all__ = [
     "AnnotationError",
+    "Detection",
+    "Detections",
     "Frame",
     "Person",
     "Sequence",
     "describe",
     "load_annotations",
+    "load_detections",
     "posetrack18_image_id",
-    "read_json",
     "validate",
     "write_posetrack18",
 ]
@@ -33,18 +35,6 @@ __all__ = [
 Format = Literal["auto", "posetrack17", "coco"]
 
 _ANNOLIST_ID_STEP = 10**8
-
-
-def read_json(path: Path) -> Any:
-    """Parses a JSON file. Raises AnnotationError naming the file and the place of the fault."""
-    try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise AnnotationError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not a text file: {error}") from error
 
 
 def load_annotations(

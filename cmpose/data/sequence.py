@@ -6,12 +6,13 @@ annotation files. A pose has the 15 joints of :data:`cmpose.data.skeleton.JOINTS
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,18 @@ def frame_number(file_name: str, where: str) -> int:
             "e.g. 000000.jpg, so that their neighbours can be found"
         )
     return int(parts[1])
+
+
+def read_json(path: Path) -> Any:
+    """Parses a JSON file. Raises AnnotationError naming the file and the place of the fault."""
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise AnnotationError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: not a text file: {error}") from error
 
 
 # --- checks of single fields; ``where`` is "file: path.of.the.field" ---------------------------

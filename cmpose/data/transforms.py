@@ -326,7 +326,7 @@ def heatmap_targets(
     rounded = torch.floor(exact + 0.5)
     radius = 3 * sigma
     size = keypoints.new_tensor([heatmap_size[1], heatmap_size[0]])
-    reaches = ((rounded - radius < size) & (rounded + radius + 1 >= 0)).all(dim=-1)
+    reaches = ((rounded - radius < size) & (rounded + radius >= 0)).all(dim=-1)
     has_target = (visible > 0) & reaches
     centers = exact if udp else rounded
     if unannotated == "background":

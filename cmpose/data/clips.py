@@ -1,0 +1,344 @@
+"""Clips of one person each: T warped frames around a key frame, and the key frame's joints."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cmpose.config import DataConfig
+from cmpose.data.detections import Detections, load_detections
+from cmpose.data.frames import FrameError, FrameFolder, PictureCache, picture_size, support_frames
+from cmpose.data.sequence import Frame, Person, Sequence
+from cmpose.data.skeleton import NUM_JOINTS
+from cmpose.data.transforms import (
+    Augmentation,
+    clean_box,
+    clip_matrix,
+    crop_region,
+    sample_augmentation,
+    transform_joints,
+    warp,
+)
+
+GROUND_TRUTH = "ground truth"
+
+
+@dataclass(frozen=True, eq=False)
+class ClipRecord:
+    """What one clip is made of.
+
+    Attributes:
+        sequence: the video.
+        frame: the key frame.
+        person: the annotated person, or None for a detection.
+        box: float64 [4], the cleaned box, x, y, width, height in image pixels.
+        score: of the box: 1 for ground truth.
+        box_source: ``ground truth`` or the detection file's name.
+        files: T paths, the key frame's in the middle.
+        picture_size: (width, height) of the frames.
+    """
+
+    sequence: Sequence
+    frame: Frame
+    person: Person | None
+    box: np.ndarray
+    score: float
+    box_source: str
+    files: tuple[str, ...]
+    picture_size: tuple[int, int]
+
+
+class ClipDataset(Dataset[dict[str, torch.Tensor]]):
+    """One clip per person and key frame.
+
+    Training: every person with annotated joints in a labelled frame. Evaluation with ground-truth
+    boxes: the same people; with detections: every box, in every frame that has boxes.
+
+    The item is a dict of tensors: ``clip`` uint8 [T, H, W, 3] RGB crops; ``keypoints`` float32
+    [15, 2] crop pixels; ``visible`` float32 [15], 1 where annotated and inside the crop;
+    ``matrix`` float64 [2, 3] image → crop; ``index`` int64, which record it is; ``valid`` bool.
+
+    An item depends on (seed, epoch, index) only, not on the worker, the process or what was
+    loaded before. With ``data.on_error = skip`` a clip with an unreadable frame is replaced by the
+    next readable one in training (``index`` says which), and is black with ``valid`` False in
+    evaluation, where a prediction for it must be dropped; both are counted in ``skipped``.
+
+    Args:
+        sequences: annotations.
+        root: folder that ``file_name`` is relative to.
+        image_size: (H, W) of the crops.
+        num_frames: T, odd.
+        data: thresholds, augmentation, error policy.
+        train: augmentation (if enabled) and the people that training uses.
+        boxes: detections for evaluation; None reads ``data.boxes`` unless it is ``gt``.
+        seed: of the augmentation.
+        cache_bytes: decoded pictures that each process keeps.
+
+    Attributes:
+        records: what the items are made of.
+        box_source: ``ground truth`` or the detection file's name.
+        notes: reason → number of clips that were kept although a support frame is not on disk.
+
+    Raises:
+        FrameError: a frame that must be there is not, unless ``data.on_error`` is ``skip``.
+        ValueError: an argument out of range, or nothing to train on or to evaluate.
+    """
+
+    def __init__(
+        self,
+        sequences: Items[Sequence],
+        root: str | os.PathLike[str],
+        image_size: tuple[int, int],
+        num_frames: int,
+        data: DataConfig,
+        *,
+        train: bool,
+        boxes: Detections | None = None,
+        seed: int = 0,
+        cache_bytes: int = 64 << 20,
+    ) -> None:
+        if num_frames < 1 or num_frames % 2 == 0:
+            raise ValueError(f"num_frames: expected an odd number of frames, got {num_frames}")
+        if train and boxes is not None:
+            raise ValueError("boxes: training takes ground-truth boxes; leave boxes out")
+        if seed < 0:
+            raise ValueError(f"seed: expected ≥ 0, got {seed}")
+        if boxes is None and not train and data.boxes != "gt":
+            boxes = load_detections(
+                Path(root) / data.boxes,
+                sequences,
+                data.box_score_threshold,
+                on_error=data.on_error,
+            )
+        self.root = Path(root)
+        self.image_size = image_size
+        self.num_frames = num_frames
+        self.data = data
+        self.train = train
+        self.seed = seed
+        self.box_source = GROUND_TRUTH if boxes is None else boxes.name
+        self.notes: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
+        if boxes is not None:
+            self._skipped += boxes.dropped
+        self.records: list[ClipRecord] = []
+        self._folders: dict[Path, FrameFolder] = {}
+        self._sizes: dict[Path, tuple[int, int]] = {}
+        for sequence in sequences:
+            self._skipped += sequence.skipped
+            self.records.extend(self._records(sequence, boxes))
+        self._folders.clear()
+        if not self.records:
+            raise ValueError(
+                f"no clip to {'train on' if train else 'evaluate'} in {len(sequences)} sequences; "
+                f"left out: {_listing(self._skipped)}"
+            )
+        self._cache = PictureCache(cache_bytes)
+        # In shared memory, so that workers that outlive an epoch see set_epoch, and what they
+        # find unreadable is counted here.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._unreadable = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Other augmentation from here on; also in workers that are already running."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Reason → number of annotations, detections and clips that were left out so far."""
+        unreadable = int(self._unreadable.sum())
+        return self._skipped + Counter({"frame unreadable": unreadable})
+
+    def report(self) -> str:
+        """Clips, box source, what was left out and what was repeated, with counts."""
+        text = f"{len(self)} clips, boxes: {self.box_source}"
+        if self.skipped:
+            text += f"; left out: {_listing(self.skipped)}"
+        if self.notes:
+            text += f"; kept: {_listing(self.notes)}"
+        return text
+
+    # --- which clips ------------------------------------------------------------------------
+
+    def _records(self, sequence: Sequence, boxes: Detections | None) -> Iterator[ClipRecord]:
+        listed = {frame.index for frame in sequence.frames}
+        for frame in sequence.frames:
+            people = list(self._people(sequence, frame, boxes))
+            if not people:
+                continue
+            try:
+                files = self._files(sequence, frame, listed, len(people))
+                size = self._size(frame, files[len(files) // 2])
+            except FrameError as error:
+                if self.data.on_error == "raise":
+                    raise
+                self._skipped[error.reason] += len(people)
+                continue
+            for person, box, score in people:
+                cleaned = clean_box(box, *size)
+                if cleaned is None:
+                    self._skipped["box empty or outside the image"] += 1
+                    continue
+                yield ClipRecord(
+                    sequence, frame, person, cleaned, score, self.box_source, files, size
+                )
+
+    def _people(
+        self, sequence: Sequence, frame: Frame, boxes: Detections | None
+    ) -> Iterator[tuple[Person | None, np.ndarray, float]]:
+        if boxes is not None:
+            for detection in boxes.boxes.get((sequence.file_stem, frame.image_id), []):
+                yield None, detection.box, detection.score
+            return
+        for person in frame.people:
+            if not frame.labeled:
+                self._skipped["frame not labelled"] += 1
+            elif person.num_visible == 0:
+                self._skipped["person without keypoints"] += 1
+            else:
+                yield person, person.box, 1.0
+
+    def _files(
+        self, sequence: Sequence, frame: Frame, listed: set[int], num_people: int
+    ) -> tuple[str, ...]:
+        """Paths of the clip's T frames."""
+        relative = PurePosixPath(frame.file_name)
+        folder_path = self.root / relative.parent
+        if folder_path not in self._folders:
+            self._folders[folder_path] = FrameFolder(folder_path)
+        folder = self._folders[folder_path]
+        if relative.name not in folder.names:
+            raise FrameError(
+                f"{folder_path / relative.name}: no such file, but {sequence.source} names it "
+                f"(file_name {frame.file_name!r}); is the root {self.root} right? "
+                "data.on_error=skip leaves such clips out",
+                "key frame missing",
+            )
+        names = folder.like(relative.name)
+        support = support_frames(frame.index, self.num_frames, names, listed, sequence.nframes)
+        if support.lost:
+            name = f"{folder_path}: frame {support.lost[0]}, a neighbour of {relative.name}, "
+            if self.data.on_error == "raise":
+                raise FrameError(
+                    f"{name}is missing, although {sequence.source} lists it or frames beyond it "
+                    "exist; data.on_error=skip lets a nearer frame stand in",
+                    "support frame missing",
+                )
+            self.notes["support frame missing, a nearer one repeated"] += num_people
+        elif support.short:
+            self.notes["support frame beyond the files on disk, a nearer one repeated"] += (
+                num_people
+            )
+        return tuple(str(folder_path / names[number]) for number in support.numbers)
+
+    def _size(self, frame: Frame, key_file: str) -> tuple[int, int]:
+        """The frames' size as the annotation or the header of the folder's first frame says."""
+        if frame.width is not None and frame.height is not None:
+            return frame.width, frame.height
+        folder = Path(key_file).parent
+        if folder not in self._sizes:
+            self._sizes[folder] = picture_size(key_file)
+        return self._sizes[folder]
+
+    # --- items ------------------------------------------------------------------------------
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: {index} is outside the {len(self)} clips")
+        index %= len(self)
+        if self.data.on_error == "raise":
+            return self._item(index)
+        if not self.train:
+            return self._item_or_none(index) or self._black(index)
+        for step in range(len(self)):
+            item = self._item_or_none((index + step) % len(self))
+            if item is not None:
+                return item
+        raise FrameError("none of the clips has readable frames")
+
+    def _item_or_none(self, index: int) -> dict[str, torch.Tensor] | None:
+        try:
+            return self._item(index)
+        except FrameError as error:
+            if not self._unreadable[index]:
+                warnings.warn(f"clip left out: {error}", stacklevel=3)
+            self._unreadable[index] = True
+            return None
+
+    def _item(self, index: int) -> dict[str, torch.Tensor]:
+        record = self.records[index]
+        matrix, flip = self._matrix(record, index)
+        crops: dict[str, np.ndarray] = {}
+        for file in record.files:
+            if file not in crops:
+                crops[file] = self._crop(file, matrix, record)
+        keypoints = np.zeros((NUM_JOINTS, 3)) if record.person is None else record.person.keypoints
+        points, visible = transform_joints(keypoints, matrix, self.image_size, flip=flip)
+        return {
+            "clip": torch.from_numpy(np.stack([crops[file] for file in record.files])),
+            "keypoints": torch.from_numpy(points.astype(np.float32)),
+            "visible": torch.from_numpy(visible.astype(np.float32)),
+            "matrix": torch.from_numpy(matrix),
+            "index": torch.tensor(index),
+            "valid": torch.tensor(True),
+        }
+
+    def _matrix(self, record: ClipRecord, index: int) -> tuple[np.ndarray, bool]:
+        region = crop_region(record.box, self.image_size, self.data.box_enlarge)
+        augmentation = Augmentation(region)
+        if self.train and self.data.augment.enabled and record.person is not None:
+            entropy = (self.seed, int(self._epoch), index)
+            augmentation = sample_augmentation(
+                region,
+                record.person.keypoints,
+                self.image_size,
+                self.data.augment,
+                np.random.default_rng(np.random.SeedSequence(entropy)),
+            )
+        return clip_matrix(augmentation, self.image_size, udp=self.data.udp), augmentation.flip
+
+    def _crop(self, file: str, matrix: np.ndarray, record: ClipRecord) -> np.ndarray:
+        picture = self._cache.read(file)
+        size = (picture.shape[1], picture.shape[0])
+        if size != record.picture_size:
+            expected = "×".join(map(str, record.picture_size))
+            raise FrameError(
+                f"{file}: is {size[0]}×{size[1]} pixels, but {record.sequence.source} or the "
+                f"sequence's other frames say {expected}; the boxes would not fit it"
+            )
+        return cv2.cvtColor(warp(picture, matrix, self.image_size), cv2.COLOR_BGR2RGB)
+
+    def _black(self, index: int) -> dict[str, torch.Tensor]:
+        matrix, _ = self._matrix(self.records[index], index)
+        return {
+            "clip": torch.zeros((self.num_frames, *self.image_size, 3), dtype=torch.uint8),
+            "keypoints": torch.zeros(NUM_JOINTS, 2),
+            "visible": torch.zeros(NUM_JOINTS),
+            "matrix": torch.from_numpy(matrix),
+            "index": torch.tensor(index),
+            "valid": torch.tensor(False),
+        }
+
+
+def _listing(counts: Counter[str]) -> str:
+    if not counts:
+        return "nothing"
+    return ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
+
+
+def worker_init(worker_id: int) -> None:
+    """``worker_init_fn`` of a DataLoader: one OpenCV thread a worker."""
+    cv2.setNumThreads(0)

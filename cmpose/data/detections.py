@@ -1,0 +1,158 @@
+"""Person boxes from a detection file, in DCPose's or mmpose's keys."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+
+from cmpose.data.sequence import (
+    AnnotationError,
+    Sequence,
+    as_box,
+    as_floats,
+    as_int,
+    as_list,
+    as_text,
+    read_json,
+    require,
+    short,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """A detected person: box float64 [4] (x, y, width, height, pixels) and score."""
+
+    box: np.ndarray
+    score: float
+
+
+@dataclass(eq=False)
+class Detections:
+    """Boxes of a detection file, by frame.
+
+    Attributes:
+        name: the file's name; results name it as their box source.
+        boxes: (sequence's file_stem, frame's image_id) → detections, in the file's order.
+        dropped: reason → number of detections left out.
+    """
+
+    name: str
+    boxes: dict[tuple[str, int], list[Detection]]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def load_detections(
+    path: str | os.PathLike[str],
+    sequences: Iterable[Sequence],
+    threshold: float = 0.2,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> Detections:
+    """Reads a list of detections and finds their frames.
+
+    An entry has ``bbox`` (x, y, w, h), ``score``, and ``image_id`` (mmpose) or ``image_name``
+    (DCPose: the annotation's ``file_name``; if no name matches whole, the folder and the file's
+    name decide). ``category_id`` other than 1 is no person.
+
+    Args:
+        path: the JSON file.
+        sequences: the annotations whose frames the boxes belong to.
+        threshold: detections with a lower score are dropped.
+        on_error: ``skip`` drops and counts broken entries instead of raising.
+
+    Raises:
+        FileNotFoundError: no such file.
+        AnnotationError: a broken entry, named by its place in the file; or no detection at all
+            belongs to a known frame.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such detection file (data.boxes)")
+    entries = as_list(read_json(path), f"{path}: the file")
+    index = _FrameIndex(sequences)
+    result = Detections(path.name, {})
+    matched = 0
+    stranger: Any = None
+    for number, entry in enumerate(entries):
+        where = f"{path}: [{number}]"
+        try:
+            key, detection = _entry(entry, index, where)
+        except AnnotationError:
+            if on_error == "raise":
+                raise
+            result.dropped["broken detection"] += 1
+            continue
+        if key is None:
+            stranger = stranger or entry.get("image_id", entry.get("image_name"))
+            result.dropped["frame not in the annotations"] += 1
+            continue
+        matched += 1
+        if entry.get("category_id", 1) != 1:
+            result.dropped["not a person (category_id)"] += 1
+        elif detection.score < threshold:
+            result.dropped[f"score below {threshold:g}"] += 1
+        else:
+            result.boxes.setdefault(key, []).append(detection)
+    if not matched:
+        raise AnnotationError(
+            f"{path}: none of the {len(entries)} detections belongs to a frame of the "
+            f"annotations: the file has e.g. {short(stranger)}, the annotations {index.example()}"
+        )
+    return result
+
+
+class _FrameIndex:
+    """Finds a frame by image id, file name, or the last two parts of a file name."""
+
+    def __init__(self, sequences: Iterable[Sequence]) -> None:
+        self.by_id: dict[int, list[tuple[str, int]]] = {}
+        self.by_name: dict[str, list[tuple[str, int]]] = {}
+        self.by_tail: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+        self.names: dict[tuple[str, int], str] = {}
+        for sequence in sequences:
+            for frame in sequence.frames:
+                key = (sequence.file_stem, frame.image_id)
+                self.names[key] = frame.file_name
+                self.by_id.setdefault(frame.image_id, []).append(key)
+                self.by_name.setdefault(frame.file_name, []).append(key)
+                self.by_tail.setdefault(_tail(frame.file_name), []).append(key)
+
+    def find(self, entry: Mapping[str, Any], where: str) -> tuple[str, int] | None:
+        if entry.get("image_id") is not None:
+            shown: Any = as_int(entry["image_id"], f"{where}.image_id")
+            keys = self.by_id.get(shown, [])
+        elif entry.get("image_name") is not None:
+            shown = as_text(entry["image_name"], f"{where}.image_name").replace("\\", "/")
+            keys = self.by_name.get(shown) or self.by_tail.get(_tail(shown), [])
+        else:
+            raise AnnotationError(
+                f"{where}: has neither 'image_id' nor 'image_name'; it has {sorted(entry)}"
+            )
+        if len(keys) > 1:
+            raise AnnotationError(
+                f"{where}: {shown!r} is the name of {len(keys)} frames, e.g. "
+                f"{self.names[keys[0]]} and {self.names[keys[1]]}; use the full file_name"
+            )
+        return keys[0] if keys else None
+
+    def example(self) -> str:
+        for (_, image_id), name in self.names.items():
+            return f"image_id {image_id}, image_name {name!r}"
+        return "hold no frames"
+
+
+def _tail(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name).parts[-2:]
+
+
+def _entry(entry: Any, index: _FrameIndex, where: str) -> tuple[tuple[str, int] | None, Detection]:
+    box = as_box(require(entry, "bbox", where), f"{where}.bbox")
+    score = as_floats([require(entry, "score", where)], 1, f"{where}.score")[0]
+    return index.find(entry, where), Detection(box, float(score))

@@ -1,0 +1,207 @@
+"""Frames on disk: which files a clip is made of, and how they are decoded.
+
+The rules for clip borders and missing files are in ``docs/data.md``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from cmpose.data.sequence import split_frame_name
+
+
+class FrameError(RuntimeError):
+    """A frame that is missing, unreadable or of the wrong size; the message names the file.
+
+    ``reason`` is what counters call it.
+    """
+
+    def __init__(self, message: str, reason: str = "frame unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class FrameFolder:
+    """The numbered pictures of one folder, listed once.
+
+    Attributes:
+        path: the folder.
+        names: all file names in it; empty if there is no such folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names: set[str] = set()
+        self._numbered: dict[tuple[str, str], dict[int, str]] = {}
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                self.names = {entry.name for entry in entries}
+
+    def like(self, file_name: str) -> dict[int, str]:
+        """Frame number → name, of the files that differ from ``file_name`` in the number only.
+
+        Any zero padding is understood. Raises FrameError if two files have the same number.
+        """
+        parts = split_frame_name(file_name)
+        if parts is None:
+            return {}
+        prefix, _, suffix = parts
+        if (prefix, suffix) not in self._numbered:
+            numbered: dict[int, str] = {}
+            for name in sorted(self.names):
+                other = split_frame_name(name)
+                if other is None or (other[0], other[2]) != (prefix, suffix):
+                    continue
+                number = int(other[1])
+                if number in numbered:
+                    raise FrameError(
+                        f"{self.path}: {numbered[number]} and {name} both are frame {number}; "
+                        "keep one of them",
+                        "frame number ambiguous",
+                    )
+                numbered[number] = name
+            self._numbered[prefix, suffix] = numbered
+        return self._numbered[prefix, suffix]
+
+
+class Support(NamedTuple):
+    """The T frame numbers of a clip.
+
+    Attributes:
+        numbers: T frame numbers that exist on disk, the key frame in the middle.
+        lost: wanted numbers that should exist but do not: the annotation lists them, or they
+            lie between frames that are on disk or listed. A nearer frame stands in.
+        short: wanted numbers that are beyond the files on disk, though the annotation's
+            ``nframes`` says that the video goes on. A nearer frame stands in.
+    """
+
+    numbers: tuple[int, ...]
+    lost: tuple[int, ...]
+    short: tuple[int, ...]
+
+
+def support_frames(
+    key: int,
+    num_frames: int,
+    on_disk: Collection[int],
+    listed: Collection[int],
+    nframes: int | None = None,
+) -> Support:
+    """Chooses the frames of a clip by number: key − ω … key + ω.
+
+    Where the wanted frame is not on disk, the nearest frame towards the key frame stands in. At a
+    video's borders that repeats the first or the last frame (the key frame itself at T = 3).
+
+    Args:
+        key: number of the key frame, which must be on disk.
+        num_frames: T = 2ω + 1.
+        on_disk: numbers of the files in the key frame's folder.
+        listed: frame numbers that the annotation lists.
+        nframes: frames of the video according to the annotation.
+    """
+    first = min(min(on_disk), min(listed, default=key))
+    last = max(max(on_disk), max(listed, default=key))
+    end = last if nframes is None else first + nframes - 1
+    numbers, lost, short = [], [], []
+    for offset in range(-(num_frames // 2), num_frames // 2 + 1):
+        wanted = number = key + offset
+        while number not in on_disk:
+            number += -1 if offset > 0 else 1
+        numbers.append(number)
+        if number != wanted:
+            if wanted in listed or first < wanted < last:
+                lost.append(wanted)
+            elif last < wanted <= end:
+                short.append(wanted)
+    return Support(tuple(numbers), tuple(lost), tuple(short))
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of a JPEG from its header; other formats are decoded.
+
+    Raises:
+        FrameError: unreadable.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) == b"\xff\xd8":
+            while True:
+                marker = file.read(2)
+                if len(marker) < 2 or marker[0] != 0xFF:
+                    break
+                if marker[1] == 0xFF:  # fill byte before a marker
+                    file.seek(-1, os.SEEK_CUR)
+                    continue
+                head = file.read(2)
+                length = int.from_bytes(head, "big")
+                # Start of frame, of any coding process; C4, C8 and CC are other segments.
+                if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+                    sizes = file.read(5)
+                    height = int.from_bytes(sizes[1:3], "big")
+                    width = int.from_bytes(sizes[3:5], "big")
+                    if width > 0 and height > 0:
+                        return width, height
+                    break
+                if length < 2:
+                    break
+                file.seek(length - 2, os.SEEK_CUR)
+    image = read_picture(path)
+    return image.shape[1], image.shape[0]
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decodes a picture → uint8 [h, w, 3], BGR; an orientation tag is not applied.
+
+    Raises:
+        FrameError: the file is missing, not a picture, or a JPEG that is cut off (which OpenCV
+            would fill with grey and a mere warning).
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise FrameError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise FrameError(f"{path}: the JPEG is cut off after {len(data)} bytes; extract it again")
+    image = None
+    if data:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None:
+        raise FrameError(f"{path}: not a readable picture ({len(data)} bytes); extract it again")
+    return image
+
+
+class PictureCache:
+    """The last decoded pictures of this process, up to a number of bytes.
+
+    Neighbouring clips of an evaluation share frames, and a small data set fits whole.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._bytes = 0
+        self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def read(self, path: str) -> np.ndarray:
+        """As :func:`read_picture`; the array must not be written to."""
+        if path in self._pictures:
+            self._pictures.move_to_end(path)
+            return self._pictures[path]
+        image = read_picture(path)
+        self._pictures[path] = image
+        self._bytes += image.nbytes
+        while self._bytes > self.limit and len(self._pictures) > 1:
+            self._bytes -= self._pictures.popitem(last=False)[1].nbytes
+        return image
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"limit": self.limit}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["limit"])  # type: ignore[misc]
