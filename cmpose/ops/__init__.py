@@ -1,0 +1,32 @@
+"""The fused ops of CM-Pose, each usable on its own; see docs/ops.md."""
+
+from cmpose.ops.backends import BackendUnavailable, available, resolve
+from cmpose.ops.corrupt_tokens import CorruptedTokens, corrupt_tokens
+from cmpose.ops.dpc_knn import ClusterResult, dpc_knn
+from cmpose.ops.heatmap_loss import heatmap_loss
+from cmpose.ops.merge_clusters import merge_clusters
+from cmpose.ops.reconstruction_loss import reconstruction_loss
+from cmpose.ops.select_tokens import SelectedTokens, select_tokens
+from cmpose.ops.spatial_attention import spatial_attention
+from cmpose.ops.temporal_attention import temporal_attention
+from cmpose.ops.unmerge_tokens import unmerge_tokens
+from cmpose.ops.warp_clips import warp_clips
+
+__all__ = [
+    "BackendUnavailable",
+    "ClusterResult",
+    "CorruptedTokens",
+    "SelectedTokens",
+    "available",
+    "corrupt_tokens",
+    "dpc_knn",
+    "heatmap_loss",
+    "merge_clusters",
+    "reconstruction_loss",
+    "resolve",
+    "select_tokens",
+    "spatial_attention",
+    "temporal_attention",
+    "unmerge_tokens",
+    "warp_clips",
+]

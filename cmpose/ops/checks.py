@@ -1,0 +1,183 @@
+"""Checks of the ops' arguments: one message per violated condition, naming the argument.
+
+Shapes, dtypes and devices are checked always; they cost nothing and ``torch.compile`` folds them
+away. The *values* of a tensor are looked at only where that stalls nobody: on the CPU, outside
+``torch.compile`` (:func:`readable`). Every op says what it does with bad values elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INDEX = (torch.int64,)
+BOOL = (torch.bool,)
+UINT8 = (torch.uint8,)
+
+Sizes = dict[str, int]
+
+
+def _names(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def tensor(
+    name: str, value: Any, dims: str, sizes: Sizes, dtypes: tuple[torch.dtype, ...] = FLOATING
+) -> None:
+    """Checks that ``value`` is a tensor of shape ``dims`` and one of ``dtypes``.
+
+    Args:
+        name: the argument's name, for messages.
+        value: what the caller passed.
+        dims: one word a dimension: a number is that size, a symbol is a size that all arguments
+            of a call share, a sum such as ``N+K`` is taken over symbols that are already bound.
+        sizes: the symbols bound so far; new ones are added.
+        dtypes: what is allowed.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype.
+        ValueError: another shape.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} must be of dtype {_names(dtypes)}, got {_names([value.dtype])}")
+    words = dims.split()
+    shape = value.shape
+    if len(words) != len(shape):
+        raise ValueError(f"{name} must have shape [{', '.join(words)}], got {list(shape)}")
+    for word, size in zip(words, shape, strict=True):
+        if word.isdigit():
+            expected = int(word)
+        elif "+" in word:
+            expected = sum(sizes[part] for part in word.split("+"))
+        elif word in sizes:
+            expected = sizes[word]
+        else:
+            sizes[word] = size
+            continue
+        if size != expected:
+            reason = "" if word.isdigit() else f" with {word}={expected} as in the other arguments"
+            raise ValueError(
+                f"{name} must have shape [{', '.join(words)}]{reason}, got {list(shape)}"
+            )
+
+
+def same_device(first: str, reference: Tensor, **others: Tensor | None) -> None:
+    """Checks that every tensor lies where ``reference`` does.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, other in others.items():
+        if other is not None and other.device != reference.device:
+            raise ValueError(
+                f"{name} must be on {first}'s device {reference.device}, got {other.device}"
+            )
+
+
+def same_dtype(first: str, reference: Tensor, **others: Tensor) -> None:
+    """Checks that every tensor has ``reference``'s dtype.
+
+    Raises:
+        TypeError: one has not.
+    """
+    for name, other in others.items():
+        if other.dtype != reference.dtype:
+            raise TypeError(
+                f"{name} must have {first}'s dtype {_names([reference.dtype])}, "
+                f"got {_names([other.dtype])}"
+            )
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Checks that ``value`` is one of ``choices``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def between(name: str, value: float, low: float, high: float, why: str = "") -> None:
+    """Checks that ``low`` ≤ ``value`` ≤ ``high``.
+
+    Raises:
+        ValueError: it is not (or is NaN).
+    """
+    if not low <= value <= high:
+        because = f" ({why})" if why else ""
+        raise ValueError(f"{name} must be between {low} and {high}{because}, got {value}")
+
+
+def seed(value: Any, reference: Tensor) -> None:
+    """Checks a seed: an int64 tensor of one element on ``reference``'s device.
+
+    Raises:
+        TypeError: not a tensor, or not int64.
+        ValueError: not one element, or elsewhere.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"seed must be an int64 tensor of one element (for example "
+            f"torch.tensor(0, device=tokens.device)), got {type(value).__name__}"
+        )
+    if value.dtype != torch.int64:
+        raise TypeError(f"seed must be of dtype int64, got {_names([value.dtype])}")
+    if value.numel() != 1:
+        raise ValueError(f"seed must hold one element, got shape {list(value.shape)}")
+    same_device("tokens", reference, seed=value)
+
+
+def normalizer(value: Any, reference: Tensor) -> None:
+    """Checks a loss's normalizer: a tensor of one element on ``reference``'s device.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not one element, or elsewhere.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"normalizer must be a tensor of one element or None, got {type(value).__name__}"
+        )
+    if value.numel() != 1:
+        raise ValueError(f"normalizer must hold one element, got shape {list(value.shape)}")
+    same_device("pred", reference, normalizer=value)
+
+
+def readable(value: Tensor) -> bool:
+    """Whether looking at the values of ``value`` stalls nobody."""
+    return not torch.compiler.is_compiling() and value.device.type == "cpu"
+
+
+def finite(name: str, value: Tensor) -> None:
+    """Checks that ``value`` holds no NaN or infinity, where that can be read.
+
+    Raises:
+        ValueError: it does.
+    """
+    if readable(value) and not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {int((~value.isfinite()).sum())} NaN or inf")
+
+
+def indices(name: str, value: Tensor, limit: int, unit: str) -> None:
+    """Checks that 0 ≤ ``value`` < ``limit``, where that can be read.
+
+    Raises:
+        ValueError: an index lies outside.
+    """
+    if not readable(value) or value.numel() == 0:
+        return
+    low, high = (int(bound) for bound in value.aminmax())
+    if low < 0 or high >= limit:
+        raise ValueError(f"{name} must lie in 0..{limit - 1} ({unit}), got {low}..{high}")
+
+
+def accumulator(*values: Tensor) -> torch.dtype:
+    """The dtype sums are kept in: float64 if any of ``values`` is, else float32."""
+    return torch.float64 if any(v.dtype == torch.float64 for v in values) else torch.float32

@@ -1,0 +1,166 @@
+"""The three inputs of the criss-cross network in one go: clean, masked and noised tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmpose.ops import backends, checks, philox
+
+
+class CorruptedTokens(NamedTuple):
+    """What :func:`corrupt_tokens` gives."""
+
+    x: Tensor
+    """[3, B, T, N+K, D]: the clean, the masked and the noised branch."""
+    masked: Tensor
+    """[B, T, N] bool: tokens that are zero in the masked branch."""
+    noised: Tensor
+    """[B, T, N] bool: tokens that carry noise in the noised branch."""
+
+
+def _selected(
+    seed: Tensor, clips: Tensor, n: int, ratios: tuple[float, float], selection: str
+) -> tuple[Tensor, Tensor]:
+    """The masked and the noised tokens, each [B, n] bool."""
+    if selection == "bernoulli":
+        mask, noise = (
+            philox.bernoulli_subsets(seed, clips, tag, n, ratio)
+            for tag, ratio in zip((philox.TAG_MASK, philox.TAG_NOISE), ratios, strict=True)
+        )
+        return mask, noise
+    tags = torch.arange(2, device=seed.device)  # TAG_MASK, TAG_NOISE
+    image = philox.exact_subsets(seed, clips, tags, n)
+    return image[0] < round(ratios[0] * n), image[1] < round(ratios[1] * n)
+
+
+def _noise(seed: Tensor, clips: Tensor, noised: Tensor, width: int, count: int | None) -> Tensor:
+    """Unit noise on the noised tokens and 0 on the others: [B, n, width] float32.
+
+    ``count``, the number of noised tokens in every clip, saves drawing for the others.
+    """
+    batch, n = noised.shape
+    if count is None:
+        drawn = philox.gaussian_rows(seed, clips, torch.arange(n, device=seed.device)[None], width)
+        return torch.where(noised[..., None], drawn, 0.0)
+    rows = noised.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    drawn = philox.gaussian_rows(seed, clips, rows, width)
+    empty = torch.zeros(batch, n, width, dtype=torch.float32, device=seed.device)
+    return empty.scatter(1, rows[..., None].expand(-1, -1, width), drawn)
+
+
+def corrupt_tokens_reference(
+    tokens: Tensor,
+    keypoint_tokens: Tensor,
+    position: Tensor | None,
+    seed: Tensor,
+    mask_ratio: float,
+    noise_ratio: float,
+    noise_std: float,
+    selection: str,
+    position_after: bool,
+    first_clip: int,
+) -> CorruptedTokens:
+    """:func:`corrupt_tokens` as it reads."""
+    batch, frames, n, width = tokens.shape
+    clips = torch.arange(first_clip, first_clip + batch, device=tokens.device)
+    masked, noised = _selected(seed, clips, frames * n, (mask_ratio, noise_ratio), selection)
+    count = round(noise_ratio * frames * n) if selection == "exact" else None
+    noise = _noise(seed, clips, noised, width, count).reshape(tokens.shape) * noise_std
+    masked, noised = masked.reshape(batch, frames, n), noised.reshape(batch, frames, n)
+
+    # Low-precision inputs are summed in float32 and rounded once.
+    dtype = checks.accumulator(tokens)
+    patches = tokens.to(dtype)
+    keypoints = keypoint_tokens.to(dtype).expand(batch, frames, -1, -1)
+    before = after = None
+    if position is not None:
+        before, after = (None, position.to(dtype)) if position_after else (position.to(dtype), None)
+    if before is not None:
+        patches, keypoints = patches + before[:, :n], keypoints + before[:, n:]
+    branches = (patches, patches.masked_fill(masked[..., None], 0.0), patches + noise)
+    x = torch.stack([torch.cat((branch, keypoints), dim=2) for branch in branches])
+    if after is not None:
+        x = x + after
+    return CorruptedTokens(x.to(tokens.dtype), masked, noised)
+
+
+_IMPLEMENTATIONS = {"reference": corrupt_tokens_reference}
+
+
+def corrupt_tokens(
+    tokens: Tensor,
+    keypoint_tokens: Tensor,
+    position: Tensor | None = None,
+    *,
+    seed: Tensor,
+    mask_ratio: float = 0.45,
+    noise_ratio: float = 0.45,
+    noise_std: float = 1.0,
+    selection: str = "exact",
+    position_after: bool = True,
+    first_clip: int = 0,
+    backend: str = "auto",
+) -> CorruptedTokens:
+    """Clean, masked and noised copies of a clip's tokens, each with the keypoint tokens behind.
+
+    Masking puts patch tokens to zero, noising adds noise_std · N(0, 1) to them; the two subsets
+    are drawn independently of each other. Keypoint tokens are copied to every frame and never
+    corrupted. Randomness is Philox4x32-10, addressed by token (``cmpose.ops.philox`` has the
+    layout): the same seed draws the same flags and noise on every device, for every split of
+    the clips into batches.
+
+    Args:
+        tokens: [B, T, N, D] floating point, patch tokens.
+        keypoint_tokens: [K, D] floating point; cast to tokens' dtype.
+        position: [T, N+K, D] floating point, added to every clip and branch; None adds nothing.
+        seed: int64 tensor of one element on tokens' device; all 64 bits count. A tensor, so that
+            a CUDA graph draws afresh at every replay.
+        mask_ratio: share of the T·N patch tokens of a clip that is masked, 0 to 1.
+        noise_ratio: share that gets noise, 0 to 1.
+        noise_std: standard deviation of the noise, ≥ 0.
+        selection: ``exact`` takes exactly round(ratio·T·N) tokens of every clip (Python's round:
+            halves to even), ``bernoulli`` each token with that probability.
+        position_after: adds position after the corruption, so that masked tokens still know where
+            they are; False adds it before, so that masking wipes it too.
+        first_clip: global index of clip 0, so that the processes of a distributed run draw what
+            one process would.
+        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+
+    Returns:
+        :class:`CorruptedTokens`; x in tokens' dtype, summed in at least float32 and rounded once.
+        Gradients flow to tokens (d clean + keep · d masked + d noised), keypoint_tokens and
+        position. NaN tokens stay NaN except where they are masked.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, ratio, noise_std, selection, first_clip or seed.
+        BackendUnavailable: the backend asked for cannot run here.
+    """
+    sizes: checks.Sizes = {}
+    checks.tensor("tokens", tokens, "B T N D", sizes)
+    checks.tensor("keypoint_tokens", keypoint_tokens, "K D", sizes)
+    if position is not None:
+        checks.tensor("position", position, "T N+K D", sizes)
+    checks.same_device("tokens", tokens, keypoint_tokens=keypoint_tokens, position=position)
+    checks.seed(seed, tokens)
+    checks.between("mask_ratio", mask_ratio, 0.0, 1.0)
+    checks.between("noise_ratio", noise_ratio, 0.0, 1.0)
+    checks.between("noise_std", noise_std, 0.0, float("inf"))
+    checks.choice("selection", selection, ("exact", "bernoulli"))
+    checks.between("first_clip", first_clip, 0, 2**32 - 1 - sizes["B"])
+    run = _IMPLEMENTATIONS[backends.resolve("corrupt_tokens", backend)]
+    return run(
+        tokens,
+        keypoint_tokens,
+        position,
+        seed,
+        mask_ratio,
+        noise_ratio,
+        noise_std,
+        selection,
+        position_after,
+        first_clip,
+    )

@@ -1,0 +1,177 @@
+"""Density-peak clustering with k nearest neighbours, batched: Eqs. 9 and 10.
+
+Rodriguez and Laio (Science 2014) with the density of Du et al. (2016), as TCFormer brought it to
+tokens; on log densities, because exp(−mean d²) is 0 in float32 from a few hundred channels on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmpose.ops import backends, checks
+
+# Elements of the difference tensor a chunk may hold: what a CPU's cache likes, and a GPU.
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
+
+
+class ClusterResult(NamedTuple):
+    """What :func:`dpc_knn` gives."""
+
+    log_density: Tensor
+    """[B, M]: log ρ of Eq. 9."""
+    delta: Tensor
+    """[B, M]: δ of Eq. 10."""
+    centers: Tensor
+    """[B, L] int64: the clusters' centre tokens, in descending order of log ρ + log δ."""
+    assignment: Tensor
+    """[B, M] int64: the cluster, 0 .. L−1, of each token."""
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """‖x_i − x_j‖² from the differences themselves: [B, M, D] → [B, M, M].
+
+    Unlike |x|² + |y|² − 2xy this cannot cancel: duplicates and the diagonal are exactly 0, the
+    matrix is symmetric, and small whole numbers give whole numbers.
+    """
+
+    def rows(part: Tensor) -> Tensor:
+        return (part[:, :, None] - x[:, None]).square().sum(dim=-1)
+
+    if torch.compiler.is_compiling():
+        return rows(x)  # Inductor fuses this; a loop would be unrolled
+    chunk = _CHUNK.get(x.device.type, _CHUNK["cuda"])
+    step = max(1, chunk // max(1, x.numel()))
+    return torch.cat([rows(part) for part in x.split(step, dim=1)], dim=1)
+
+
+@torch.no_grad()
+def dpc_knn_reference(
+    tokens: Tensor,
+    k: int,
+    num_clusters: int,
+    scale: bool,
+    include_self: bool,
+    peak_delta: str,
+    valid: Tensor | None,
+) -> ClusterResult:
+    """:func:`dpc_knn` as it reads."""
+    size, width = tokens.shape[1:]
+    unit = float(max(width, 1)) if scale else 1.0
+    inf = float("inf")
+    square = squared_distances(tokens.to(checks.accumulator(tokens)))
+
+    # Eq. 9. The division comes last, so that equal sums stay equal.
+    near = square
+    if valid is not None:
+        near = near.masked_fill(~valid[:, None, :], inf)
+    if not include_self:
+        near = near.masked_fill(torch.eye(size, dtype=torch.bool, device=near.device), inf)
+    near = near.topk(k, dim=-1, largest=False).values
+    found = (near < inf).sum(dim=-1).clamp(min=1)
+    log_density = -near.masked_fill(near == inf, 0.0).sum(dim=-1) / (found * unit)
+    if valid is not None:
+        log_density = log_density.masked_fill(~valid, -inf)
+
+    # Eq. 10: the nearest of the tokens that come earlier in (log ρ descending, index ascending).
+    order = log_density.argsort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(dim=-1)
+    later = rank[:, None, :] >= rank[:, :, None]
+    delta = square.masked_fill(later, inf).amin(dim=-1)
+    far = square
+    if valid is not None:
+        far = far.masked_fill(~(valid[:, :, None] & valid[:, None, :]), 0.0)
+    peak = far.amax(dim=-1)
+    if peak_delta == "global_max":
+        peak = peak.amax(dim=-1, keepdim=True)
+    delta = torch.where(rank == 0, peak, delta)
+    if valid is not None:
+        delta = delta.masked_fill(~valid, 0.0)
+    delta = (delta / unit).sqrt()
+
+    score = log_density + delta.log()
+    ranking = score.argsort(dim=-1, descending=True, stable=True)
+    if valid is not None:  # behind the valid ones, whose score can be −inf too
+        ranking = ranking.gather(
+            1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        )
+    centers = ranking[:, :num_clusters].contiguous()
+
+    to_centers = square.gather(2, centers[:, None, :].expand(-1, size, -1))
+    own = torch.arange(num_clusters, device=centers.device).expand_as(centers)
+    if valid is not None:
+        real = valid.gather(1, centers)
+        to_centers = to_centers.masked_fill(~real[:, None, :], inf)
+    nearest = to_centers.argmin(dim=-1)
+    if valid is not None:
+        own = torch.where(real, own, nearest.gather(1, centers))
+    return ClusterResult(log_density, delta, centers, nearest.scatter(1, centers, own))
+
+
+_IMPLEMENTATIONS = {"reference": dpc_knn_reference}
+
+
+def dpc_knn(
+    tokens: Tensor,
+    k: int,
+    num_clusters: int,
+    *,
+    scale: bool = True,
+    include_self: bool = True,
+    peak_delta: str = "row_max",
+    valid: Tensor | None = None,
+    backend: str = "auto",
+) -> ClusterResult:
+    """Density peaks of a clip's tokens and the cluster of each token: Eqs. 9 and 10.
+
+    With d_ij = ‖f_i − f_j‖ (over √D when ``scale``): log ρ_i = −mean of d_ij² over i's k nearest;
+    δ_i = min of d_ij over the tokens j earlier in (log ρ descending, index ascending), and for the
+    first of that order, the peak, its largest distance. The ``num_clusters`` tokens with the
+    largest log ρ + log δ are the centres (ties, and duplicates, whose δ is 0 and log δ −inf: the
+    smaller index first). A token goes to the centre nearest to it (ties: the centre earlier in
+    ``centers``); a centre stays in its own cluster.
+
+    Args:
+        tokens: [B, M, D] floating point.
+        k: neighbours, 1 ≤ k ≤ M (≤ M−1 without ``include_self``).
+        num_clusters: L, 1 ≤ L ≤ M.
+        scale: divides distances by √D, as TCFormer does.
+        include_self: a token is one of its own k nearest (at distance 0), as in TCFormer.
+        peak_delta: ``row_max``, the peak's largest distance (Eq. 10), or ``global_max``, the
+            clip's (TCFormer).
+        valid: [B, M] bool; None takes every token. Others are nobody's neighbour, have log ρ −inf
+            and δ 0, come last as centres, and are assigned to the nearest valid centre: give them
+            weight 0 in merge_clusters. Means are over the valid neighbours there are. When a clip
+            has fewer valid tokens than L, the centres left over are invalid tokens, and their
+            clusters are empty.
+        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+
+    Returns:
+        :class:`ClusterResult`; log_density and delta float32 (float64 for float64 tokens), with
+        distances in the units of ``scale``. No gradients: all of it is piecewise constant or meant
+        for ranking.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, k > M, num_clusters > M, an unknown peak_delta; on
+            the CPU also NaN or infinite tokens. Elsewhere the clusters of such a clip mean nothing,
+            though all indices are in range.
+        BackendUnavailable: the backend asked for cannot run here.
+    """
+    sizes: checks.Sizes = {}
+    checks.tensor("tokens", tokens, "B M D", sizes)
+    if valid is not None:
+        checks.tensor("valid", valid, "B M", sizes, checks.BOOL)
+    checks.same_device("tokens", tokens, valid=valid)
+    size = sizes["M"]
+    if include_self:
+        checks.between("k", k, 1, size, "M tokens")
+    else:
+        checks.between("k", k, 1, size - 1, "M tokens without the token itself")
+    checks.between("num_clusters", num_clusters, 1, size, "M tokens")
+    checks.choice("peak_delta", peak_delta, ("row_max", "global_max"))
+    checks.finite("tokens", tokens)
+    run = _IMPLEMENTATIONS[backends.resolve("dpc_knn", backend)]
+    return run(tokens, k, num_clusters, scale, include_self, peak_delta, valid)

@@ -1,0 +1,129 @@
+"""Counter-based random numbers, the same on every device: Philox4x32-10 (Salmon et al., SC 2011).
+
+A 64-bit key and a 128-bit counter give four 32-bit words; nothing is kept between calls. Words are
+held in int64 tensors, in 0 .. 2³²−1. A kernel must reproduce the words bit for bit.
+
+**Layout.** The key is the seed: (low 32 bits, high 32 bits). The counter is four words,
+
+| word | meaning |
+|---|---|
+| c0 | what is drawn for the token: see below |
+| c1 | the token t·N + n, or a block of 128 permuted indices |
+| c2 | the clip's global index: first_clip + b |
+| c3 | the purpose: ``TAG_MASK`` = 0, ``TAG_NOISE`` = 1, ``TAG_GAUSSIAN`` = 2 |
+
+- ``exact`` selection, round r of 12 (c3 = TAG_MASK or TAG_NOISE): the round's key is
+  word r mod 4 at c0 = 12 + ⌊r/4⌋, c1 = 0, scaled to 0 .. n−1 as (word · n) >> 32; the swap bit of
+  index i is bit i mod 32 of word ⌊i/32⌋ mod 4 at c0 = r, c1 = ⌊i/128⌋.
+- ``bernoulli`` selection: word 0 at c0 = 16, c1 = token; selected when word < round(p · 2³²).
+- Gaussian noise (c3 = TAG_GAUSSIAN): channels 4e .. 4e+3 of a token are the four normals of the
+  words at c0 = e, c1 = token (:func:`normals`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TAG_MASK, TAG_NOISE, TAG_GAUSSIAN = 0, 1, 2
+PERMUTATION_ROUNDS = 12
+KEY_OFFSET = PERMUTATION_ROUNDS  # c0 of the first four round keys
+BERNOULLI_OFFSET = 16
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments
+_WORD = 0xFFFFFFFF
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox4x32(counter: Words, seed: Tensor) -> Words:
+    """Philox4x32-10.
+
+    Args:
+        counter: four int64 tensors that broadcast against each other, values in 0 .. 2³²−1.
+        seed: int64, one element; its 64 bits are the key.
+
+    Returns:
+        Four int64 tensors of the broadcast shape, values in 0 .. 2³²−1.
+    """
+    seed = seed.reshape(())
+    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        # The 64-bit products wrap in int64; their upper halves are masked clean below. The lower
+        # halves (c1, c3) stay dirty above bit 31 until they are masked with what they meet.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1 = ((p1 >> 32) ^ (c1 ^ k0)) & _WORD, p1
+        c2, c3 = ((p0 >> 32) ^ (c3 ^ k1)) & _WORD, p0
+        k0, k1 = (k0 + _W0) & _WORD, (k1 + _W1) & _WORD
+    return c0, c1 & _WORD, c2, c3 & _WORD
+
+
+def normals(words: Words) -> Tensor:
+    """Four float32 standard normals a counter, by Box–Muller: [..., 4].
+
+    With u = (2 · (word >> 9) + 1) · 2⁻²⁴, which float32 holds exactly and which is never 0 or 1,
+    words (a, b) give √(−2 ln u_a) · (cos 2πu_b, sin 2πu_b); words 0, 1 make the first two normals,
+    words 2, 3 the last two.
+    """
+    u0, u1, u2, u3 = (((word >> 9) * 2 + 1).to(torch.float32) * 2.0**-24 for word in words)
+    pairs = []
+    for u, angle in ((u0, u1 * (2 * math.pi)), (u2, u3 * (2 * math.pi))):
+        radius = (-2.0 * u.log()).sqrt()
+        pairs += [radius * angle.cos(), radius * angle.sin()]
+    return torch.stack(pairs, dim=-1)
+
+
+def exact_subsets(seed: Tensor, clips: Tensor, tags: Tensor, n: int) -> Tensor:
+    """Where a keyed permutation of 0 .. n−1 sends each index, for every tag and clip.
+
+    The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012): in a round with key κ, index
+    x and its partner κ − x mod n swap if a random bit of the larger one says so. Any n is a
+    domain, and each index finds its own image with no other one's help.
+
+    Args:
+        seed: int64, one element.
+        clips: [B] int64, global clip indices.
+        tags: [P] int64, purposes.
+        n: size of the domain, ≥ 1.
+
+    Returns:
+        [P, B, n] int64, a permutation in each row.
+    """
+    device = seed.device
+    rounds = torch.arange(PERMUTATION_ROUNDS, device=device)
+    blocks = torch.arange((n + 127) // 128, device=device)
+    tag, clip = tags[:, None, None, None], clips[:, None, None]
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    keys = torch.stack(philox4x32((rounds[:3, None] + KEY_OFFSET, zero, clip, tag), seed), dim=-1)
+    keys = (keys.flatten(-3) * n) >> 32  # [P, B, 12]
+    words = torch.stack(philox4x32((rounds[:, None], blocks, clip, tag), seed), dim=-1)
+    words = words.flatten(-2)  # [P, B, 12, 4 · blocks]
+
+    index = torch.arange(n, device=device).expand(*keys.shape[:2], n)
+    for r in range(PERMUTATION_ROUNDS):
+        partner = (keys[..., r : r + 1] - index) % n
+        larger = torch.maximum(index, partner)
+        bit = (words[:, :, r].gather(-1, larger >> 5) >> (larger & 31)) & 1
+        index = torch.where(bit == 1, partner, index)
+    return index
+
+
+def bernoulli_subsets(seed: Tensor, clips: Tensor, tag: int, n: int, probability: float) -> Tensor:
+    """[B, n] bool: each index of each clip with ``probability``, independently."""
+    tokens = torch.arange(n, device=seed.device)
+    offset = torch.full((), BERNOULLI_OFFSET, device=seed.device)
+    purpose = torch.full((), tag, device=seed.device)
+    word = philox4x32((offset, tokens, clips[:, None], purpose), seed)[0]
+    return word < round(probability * 2.0**32)
+
+
+def gaussian_rows(seed: Tensor, clips: Tensor, tokens: Tensor, width: int) -> Tensor:
+    """Standard normals of some tokens: clips [B], tokens [B or 1, R] → [B, R, width] float32."""
+    elements = torch.arange((width + 3) // 4, device=seed.device)
+    purpose = torch.full((), TAG_GAUSSIAN, device=seed.device)
+    counter = (elements, tokens[:, :, None], clips[:, None, None], purpose)
+    return normals(philox4x32(counter, seed)).flatten(-2)[..., :width]

@@ -1,0 +1,150 @@
+"""Person crops of a clip, warped and normalised as cv2.warpAffine would, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmpose.ops import backends, checks
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_COORDINATE_BITS = 10  # cv2 rounds a pixel's column and row shares to 1/1024 pixel,
+_FRACTION_BITS = 5  # and their sum to 1/32.
+_FRACTION = 1 << _FRACTION_BITS
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Destination → source, float64 [B, 2, 3]; zeros for a singular matrix."""
+    m = matrices.to(torch.float64)
+    (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in m.unbind(-2))
+    determinant = a * d - b * c
+    factor = torch.where(determinant == 0, 0.0, 1.0 / determinant)
+    a, b, c, d = d * factor, -b * factor, -c * factor, a * factor
+    rows = (a, b, -a * tx - b * ty), (c, d, -c * tx - d * ty)
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def _fixed(value: Tensor) -> Tensor:
+    """Pixels to int64 in 1/1024 pixel; far-off values are kept in range."""
+    scaled = (value * (1 << _COORDINATE_BITS)).round()
+    return scaled.clamp(-(2.0**30), 2.0**30).nan_to_num(2.0**30).to(torch.int64)
+
+
+def _source(inverse: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Source x and y of every output pixel in 1/32 pixel, each int64 [B, H, W]."""
+    height, width = size
+    half = 1 << (_COORDINATE_BITS - _FRACTION_BITS - 1)
+    columns = torch.arange(width, device=inverse.device, dtype=torch.float64)
+    rows = torch.arange(height, device=inverse.device, dtype=torch.float64)[:, None]
+    x, y = (
+        (
+            _fixed(slope_x[..., None, None] * columns)
+            + _fixed(slope_y[..., None, None] * rows + offset[..., None, None])
+            + half
+        )
+        >> (_COORDINATE_BITS - _FRACTION_BITS)
+        for slope_x, slope_y, offset in (row.unbind(-1) for row in inverse.unbind(-2))
+    )
+    return x, y
+
+
+def warp_clips_reference(
+    frames: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """:func:`warp_clips` as it reads: four gathers of the pixels that are needed, no others."""
+    batch, num_frames, height, width, _ = frames.shape
+    x, y = _source(_inverse(matrices), size)
+    x0, y0 = x >> _FRACTION_BITS, y >> _FRACTION_BITS
+    fraction_x, fraction_y = x & (_FRACTION - 1), y & (_FRACTION - 1)
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    clip = torch.arange(batch, device=frames.device)[:, None, None, None]
+    frame = torch.arange(num_frames, device=frames.device)[:, None, None]
+    value = torch.zeros((), dtype=accumulate, device=frames.device)
+    for down, weight_y in ((0, _FRACTION - fraction_y), (1, fraction_y)):
+        for right, weight_x in ((0, _FRACTION - fraction_x), (1, fraction_x)):
+            row, column = y0 + down, x0 + right
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            weight = (weight_x * weight_y * inside).to(accumulate)[:, None, :, :, None]
+            pixel = frames[
+                clip,
+                frame,
+                row.clamp(0, height - 1)[:, None],
+                column.clamp(0, width - 1)[:, None],
+            ]
+            value = value + weight * pixel
+    # (value / 255 − mean) / std in one multiply and add.
+    scale = [1.0 / (_FRACTION**2 * 255.0 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    channels = [value[..., c] * scale[c] + shift[c] for c in range(3)]
+    return torch.stack(channels, dim=2).to(dtype)
+
+
+_IMPLEMENTATIONS = {"reference": warp_clips_reference}
+
+
+def warp_clips(
+    frames: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> Tensor:
+    """Warps one crop a clip out of its frames and normalises it.
+
+    The bilinear sampling is that of ``cv2.warpAffine(..., flags=cv2.INTER_LINEAR)`` with a border
+    of 0, source positions rounded to 1/32 pixel as there; the values in between are not rounded to
+    whole grey levels, so that the two differ by at most half a level.
+
+    Args:
+        frames: uint8 [B, T, h, w, 3] RGB, of any strides. Several people of one clip: expand it
+            over B; nothing is copied but the pixels that the crops need.
+        matrices: [B, 2, 3] floating point, source → destination pixel (x, y), as warpAffine takes
+            it without WARP_INVERSE_MAP. float64 keeps cv2's own precision.
+        size: (H, W) of the crops.
+        mean: of R, G and B, in 0 to 1; ImageNet's by default.
+        std: likewise, > 0.
+        dtype: of the result: float32, float64, bfloat16 or float16.
+        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+
+    Returns:
+        [B, T, 3, H, W] of ``dtype``: (value / 255 − mean) / std, computed in at least float32.
+        Outside the frame the value is 0. No gradients.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, size, mean or std; on the CPU also a NaN, infinite or
+            singular matrix. Elsewhere a singular matrix gives a crop of one colour, another bad
+            one any pixels.
+        BackendUnavailable: the backend asked for cannot run here.
+    """
+    sizes: checks.Sizes = {}
+    checks.tensor("frames", frames, "B T h w 3", sizes, checks.UINT8)
+    checks.tensor("matrices", matrices, "B 2 3", sizes)
+    checks.same_device("frames", frames, matrices=matrices)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size must be (H, W) ≥ 1, got {tuple(size)}")
+    if min(sizes["h"], sizes["w"]) < 1:
+        raise ValueError(f"frames must hold at least one pixel, got {list(frames.shape)}")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(
+            f"mean and std must hold three numbers each, std above 0, got {mean} and {std}"
+        )
+    if dtype not in checks.FLOATING:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+    checks.finite("matrices", matrices)
+    if checks.readable(matrices) and bool((matrices[:, :, :2].double().det() == 0).any()):
+        raise ValueError("matrices must be invertible, got a singular one")
+    run = _IMPLEMENTATIONS[backends.resolve("warp_clips", backend)]
+    return run(frames, matrices, (int(size[0]), int(size[1])), mean, std, dtype)
