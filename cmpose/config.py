@@ -5,8 +5,13 @@ The comments name the row of the design's table of open points, or the paper's e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 Backend = Literal["auto", "reference", "triton", "cuda"]
 
@@ -52,6 +57,8 @@ class ModelConfig:
         peak_delta: the density peak's δ: its ``row_max`` (Eq. 10) or TCFormer's ``global_max``.
         importance: s_j from the keypoints' scores: their ``mean`` or ``max``.
         normalize_merge: divides Eq. 11's weights by their sum in the cluster.
+        score_feedback: adds the keypoint tokens to the patch tokens they attend, so that the
+            scores that select causal tokens learn from the pose loss.
         head: ``deconv`` is ViTPose's classic head on the restored grid; ``token`` lets keypoint
             queries cross-attend the fine tokens.
         head_channels: width of the deconvolutions.
@@ -93,6 +100,7 @@ class ModelConfig:
     peak_delta: Literal["row_max", "global_max"] = "row_max"
     importance: Literal["mean", "max"] = "mean"
     normalize_merge: bool = True
+    score_feedback: bool = True
 
     head: Literal["deconv", "token"] = "deconv"
     head_channels: int = 256
@@ -176,7 +184,7 @@ class TrainConfig:
         epochs: passes over the clips; a pass is cut to whole batches.
         batch_size: clips in a step, over all processes and accumulation.
         accumulate: micro-batches a step is cut into, to save memory.
-        optimizer_lr: peak learning rate of AdamW.
+        lr: peak learning rate of AdamW.
         weight_decay: AdamW's; not applied to biases, norms and embeddings.
         layer_decay: learning-rate factor from one backbone block to the one before; 1 is off.
         schedule: ``steps`` multiplies by ``step_factor`` after each epoch in ``step_epochs``;
@@ -198,7 +206,7 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 32
     accumulate: int = 1
-    optimizer_lr: float = 2e-4
+    lr: float = 2e-4
     weight_decay: float = 0.1
     layer_decay: float = 1.0
     schedule: Literal["steps", "one_cycle"] = "steps"
@@ -223,3 +231,75 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+
+
+def add_fields(parser: ArgumentParser) -> None:
+    """Gives a parser ``--config FILE`` and ``--model.x``, ``--data.x``, ``--train.x``."""
+    parser.add_argument("--config", action="config", help="a YAML recipe, see configs/")
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
+
+
+def from_namespace(values: Namespace) -> Config:
+    """The typed configuration from parsed values (sections beside other arguments)."""
+    return Config(**{name: section(**_plain(values[name])) for name, section in SECTIONS.items()})
+
+
+def _plain(section: Namespace) -> dict:
+    fields = dict(section.as_dict())
+    if "augment" in fields:
+        fields["augment"] = AugmentConfig(**fields["augment"])
+    return fields
+
+
+def from_dict(values: dict) -> Config:
+    """The typed configuration from plain data, checked field by field.
+
+    Raises:
+        ValueError: naming an unknown field or a value of the wrong type.
+    """
+    unknown = [key for key in values if key not in SECTIONS]
+    if unknown:
+        raise ValueError(
+            f"bad configuration: no section {unknown[0]!r}; there are {', '.join(SECTIONS)}"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    add_fields(parser)
+    try:
+        return from_namespace(parser.parse_object(values))
+    except ArgumentError as error:
+        raise ValueError(f"bad configuration: {error}") from error
+
+
+def load(path: str | Path, **overrides: object) -> Config:
+    """Reads a YAML recipe; ``overrides`` such as ``{"train.epochs": 3}`` come on top."""
+    values = yaml.safe_load(Path(path).read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a YAML mapping with {', '.join(SECTIONS)}")
+    for dotted, value in overrides.items():
+        *sections, name = dotted.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return from_dict(values)
+
+
+def to_dict(config: Config) -> dict:
+    """Plain data (tuples as lists) that ``from_dict`` reads back and JSON or YAML can hold."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple[object, object]]:
+    """Dotted names of the fields in which two ``to_dict`` results differ, with both values."""
+    found: dict[str, tuple[object, object]] = {}
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found[prefix + key] = (a, b)
+    return found

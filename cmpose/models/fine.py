@@ -1,0 +1,92 @@
+"""Fine Token Enhancement: pick the causal tokens, cluster and merge the others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cmpose import ops
+from cmpose.config import ModelConfig
+from cmpose.ops import ClusterResult, SelectedTokens
+
+
+class FineOutput(NamedTuple):
+    """What the second stage hands to the head.
+
+    grid [B, N, D]: tokens back in their cells; fine [B, nK + L, D]: causal tokens, then merged
+    ones; selection and clusters say who is what (clusters is None without merging).
+    """
+
+    grid: Tensor
+    fine: Tensor
+    selection: SelectedTokens
+    clusters: ClusterResult | None
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """tokens [B, N, D], index [B, M] → [B, M, D]."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class FineTokenEnhancement(nn.Module):
+    """Token Causal Importance Selection and Non-Causal Token Clustering (Eqs. 7–11).
+
+    The keypoint tokens attend the fused patch tokens, S = softmax(Q Kᵀ / √D) [B, K, N]. Every
+    keypoint's top-n tokens are causal, n·K in all; DPC-kNN groups the rest into L clusters, each
+    merged into one token weighted by the importance s_j. ``score_feedback`` adds Sᵀ V of the
+    keypoint tokens to the patch tokens: it is what teaches S where a keypoint is, since the
+    selection itself passes no gradient.
+    """
+
+    def __init__(self, width: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm_keypoints = nn.LayerNorm(width, eps=1e-6)
+        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width) if config.score_feedback else None
+
+    def forward(self, tokens: Tensor, keypoint_tokens: Tensor) -> FineOutput:
+        """tokens [B, N, D], keypoint_tokens [B, K, D]."""
+        c = self.config
+        keypoints = self.norm_keypoints(keypoint_tokens)
+        query, key = self.query(keypoints), self.key(self.norm_tokens(tokens))
+        logits = query @ key.transpose(1, 2) * tokens.shape[-1] ** -0.5
+        selection = ops.select_tokens(
+            logits, c.tokens_per_keypoint, importance=c.importance, backend=c.backend
+        )
+        if self.value is not None:
+            scores = selection.scores.to(keypoints.dtype)
+            tokens = tokens + scores.transpose(1, 2) @ self.value(keypoints)
+        causal = gather_tokens(tokens, selection.causal)
+        if c.fine == "causal_only":
+            index = selection.causal.unsqueeze(-1).expand_as(causal)
+            grid = torch.zeros_like(tokens).scatter(1, index, causal)
+            return FineOutput(grid, causal, selection, None)
+
+        rest = gather_tokens(tokens, selection.noncausal)
+        weights = selection.importance.gather(1, selection.noncausal)
+        clusters = ops.dpc_knn(
+            rest.detach(),
+            c.neighbors,
+            c.num_clusters,
+            scale=c.scale_distance,
+            include_self=c.include_self,
+            peak_delta=c.peak_delta,
+            backend=c.backend,
+        )
+        merged = ops.merge_clusters(
+            rest,
+            weights.to(rest.dtype),
+            clusters.assignment,
+            c.num_clusters,
+            normalize=c.normalize_merge,
+            backend=c.backend,
+        )
+        grid = ops.unmerge_tokens(
+            causal, merged, selection, clusters.assignment, backend=c.backend
+        )
+        return FineOutput(grid, torch.cat([causal, merged], dim=1), selection, clusters)

@@ -1,0 +1,125 @@
+"""The parts of the model against what the paper's equations say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cmpose.models.coarse import TemporalFusion
+from cmpose.models.criss_cross import CrissCross
+from cmpose.models.fine import FineTokenEnhancement, gather_tokens
+from cmpose.models.losses import cmpose_loss
+from tests.models.builders import build, clips, seed_tensor, small_config
+
+
+def test_temporal_fusion_starts_by_passing_the_key_frame():
+    fusion = TemporalFusion(4, 3)
+    fusion.reset()
+    x = torch.randn(2, 3, 5, 4)
+    torch.testing.assert_close(fusion(x), x[:, 1])
+
+
+def test_criss_cross_is_both_orders_concatenated():
+    torch.manual_seed(0)
+    network = CrissCross(8, 2, small_config()).double()
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    spatial, temporal = network.first.spatial[0], network.first.temporal[0]
+    both = torch.cat([temporal(spatial(x)), spatial(temporal(x))], dim=-1)
+    weight = torch.cat([network.fuse_first.weight, network.fuse_second.weight], dim=1)
+    expected = nn.functional.linear(both, weight, network.fuse_first.bias)
+    torch.testing.assert_close(network(x), expected)
+
+
+def test_spatial_attention_stays_in_a_frame_and_temporal_in_a_slot():
+    torch.manual_seed(0)
+    network = CrissCross(8, 2, small_config()).double()
+    x = torch.randn(1, 3, 5, 8, dtype=torch.float64)
+    changed = x.clone()
+    changed[0, 0, 0, 0] += 1.0  # one channel: layer norm would not see a shift of all
+    spatial = network.first.spatial[0]
+    moved = (spatial(changed) - spatial(x)).abs().sum(-1)[0] > 1e-9
+    assert moved[0].all()
+    assert not moved[1:].any()
+    temporal = network.first.temporal[0]
+    moved = (temporal(changed) - temporal(x)).abs().sum(-1)[0] > 1e-9
+    assert moved[:, 0].all()
+    assert not moved[:, 1:].any()
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_fine_tokens_stand_in_their_cells(feedback):
+    torch.manual_seed(0)
+    config = small_config(score_feedback=feedback)
+    stage = FineTokenEnhancement(16, config)
+    tokens, keypoints = torch.randn(2, 12, 16), torch.randn(2, 2, 16)
+    output = stage(tokens, keypoints)
+    assert output.fine.shape == (2, 4 + 3, 16)
+    causal, rest = output.selection.causal, output.selection.noncausal
+    assert torch.equal(torch.cat([causal, rest], 1).sort(1).values, torch.arange(12).expand(2, -1))
+    torch.testing.assert_close(gather_tokens(output.grid, causal), output.fine[:, :4])
+    merged = gather_tokens(output.fine[:, 4:], output.clusters.assignment)
+    torch.testing.assert_close(gather_tokens(output.grid, rest), merged)
+    if not feedback:
+        torch.testing.assert_close(gather_tokens(tokens, causal), output.fine[:, :4])
+
+
+def test_merged_token_is_the_importance_weighted_mean_of_its_cluster():
+    torch.manual_seed(0)
+    stage = FineTokenEnhancement(16, small_config(score_feedback=False))
+    tokens, keypoints = torch.randn(1, 12, 16), torch.randn(1, 2, 16)
+    output = stage(tokens, keypoints)
+    scores = output.selection.scores
+    torch.testing.assert_close(scores.sum(-1), torch.ones(1, 2))
+    for cluster in range(3):
+        member = output.selection.noncausal[0][output.clusters.assignment[0] == cluster]
+        weight = scores[0].mean(0)[member]
+        expected = (weight[:, None] * tokens[0, member]).sum(0) / weight.sum()
+        torch.testing.assert_close(output.fine[0, 4 + cluster], expected)
+
+
+def test_causal_only_empties_the_other_cells():
+    torch.manual_seed(0)
+    stage = FineTokenEnhancement(16, small_config(fine="causal_only"))
+    output = stage(torch.randn(1, 12, 16), torch.randn(1, 2, 16))
+    assert output.clusters is None
+    assert (gather_tokens(output.grid, output.selection.noncausal) == 0).all()
+    torch.testing.assert_close(
+        gather_tokens(output.grid, output.selection.causal), output.fine
+    )
+
+
+def test_score_feedback_is_what_teaches_the_selection():
+    for feedback in (True, False):
+        torch.manual_seed(0)
+        stage = FineTokenEnhancement(
+            16, small_config(fine="causal_only", score_feedback=feedback)
+        )
+        output = stage(torch.randn(1, 12, 16), torch.randn(1, 2, 16))
+        if feedback:
+            output.grid.square().sum().backward()
+            assert stage.query.weight.grad.abs().sum() > 0
+        else:
+            assert not output.grid.requires_grad
+
+
+def test_loss_is_the_weighted_sum_of_equation_14():
+    model = build(reconstruction_weight=0.3)
+    output = model(clips(2, model.config), seed_tensor())
+    losses = cmpose_loss(output, torch.full((2, 2, 2), 5.0), torch.ones(2, 2), model.config)
+    torch.testing.assert_close(losses.total, losses.pose + 0.3 * (losses.mask + losses.noise))
+    # An untrained head draws next to nothing: a joint costs about πσ² = 12.6.
+    assert float(losses.pose.detach()) == pytest.approx(12.6, rel=0.05)
+
+
+def test_pose_losses_of_parts_add_up_to_the_whole():
+    model = build(mask_task=False, denoise_task=False).eval()
+    x = clips(4, model.config)
+    centers = torch.rand(4, 2, 2) * 10
+    weight = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    whole = cmpose_loss(model(x), centers, weight, model.config).pose
+    parts = [
+        cmpose_loss(model(x[i]), centers[i], weight[i], model.config, joints=weight.sum() / 2).pose
+        for i in (slice(0, 2), slice(2, 4))
+    ]
+    torch.testing.assert_close(sum(parts) / 2, whole)
