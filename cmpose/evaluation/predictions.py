@@ -1,0 +1,170 @@
+"""Predicted poses as PoseTrack18 files that the evaluator, and the official tool, read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from cmpose.data.posetrack import write_posetrack18
+from cmpose.data.sequence import Frame, Person, Sequence
+from cmpose.data.skeleton import JOINTS, NUM_JOINTS
+
+ScoreRule = Literal["heatmap_box", "heatmap"]
+
+
+class PoseRecord(Protocol):
+    """Whose pose it is; ``ClipDataset.records`` has these fields.
+
+    Attributes:
+        sequence: the video; matched by its ``file_stem``.
+        frame: of that video; matched by its ``image_id``.
+        person: the annotated or tracked person, whose ``track_id`` the pose gets, or None.
+        box: [4] x, y, width, height in image pixels that the crop was made from.
+        score: of the box; 1 for ground truth.
+    """
+
+    @property
+    def sequence(self) -> Sequence: ...
+    @property
+    def frame(self) -> Frame: ...
+    @property
+    def person(self) -> Person | None: ...
+    @property
+    def box(self) -> np.ndarray: ...
+    @property
+    def score(self) -> float: ...
+
+
+def predicted_sequences(
+    sequences: Items[Sequence],
+    records: Items[PoseRecord],
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    rule: ScoreRule = "heatmap_box",
+) -> list[Sequence]:
+    """Sequences with the frames of the given ones and the predicted people in them.
+
+    Every frame is there, those without a person too. A joint's score is its heatmap maximum ×
+    the box score (``heatmap_box``, DCPose's way) or the maximum alone (``heatmap``, mmpose's);
+    it decides the ranking and so the AP. A person's score is the box score. A track_id that is
+    missing, or taken by an earlier person of the frame, becomes the smallest free number.
+
+    Args:
+        sequences: as loaded from the ground truth, or made for a video.
+        records: R of them, in any order; people of a frame keep theirs.
+        keypoints: [R, 15, 2] image pixels, official order; they may lie outside the image.
+        scores: [R, 15] heatmap maxima.
+        rule: for joint scores.
+
+    Raises:
+        ValueError: a wrong shape or rule, a record of an unknown sequence or frame, or a number
+            that is not finite.
+    """
+    if rule not in ("heatmap_box", "heatmap"):
+        raise ValueError(f"rule must be 'heatmap_box' or 'heatmap', got {rule!r}")
+    keypoints, scores = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
+    for name, values, shape in (
+        ("keypoints", keypoints, (len(records), NUM_JOINTS, 2)),
+        ("scores", scores, (len(records), NUM_JOINTS)),
+    ):
+        if values.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {shape} for {len(records)} records, got {values.shape}"
+            )
+    frames = {(s.file_stem, frame.image_id) for s in sequences for frame in s.frames}
+    people: dict[tuple[str, int], list[Person]] = defaultdict(list)
+    for record, pose, maxima in zip(records, keypoints, scores, strict=True):
+        place = (record.sequence.file_stem, record.frame.image_id)
+        where = f"pose in frame {record.frame.file_name} of sequence {place[0]!r}"
+        if place not in frames:
+            raise ValueError(f"{where}: the sequences have no such frame (image id {place[1]})")
+        people[place].append(_person(record, pose, maxima, rule, where))
+    for group in people.values():
+        _make_track_ids_unique(group)
+    return [
+        Sequence(
+            name=sequence.name,
+            file_stem=sequence.file_stem,
+            nframes=sequence.nframes,
+            frames=[
+                Frame(
+                    image_id=frame.image_id,
+                    file_name=frame.file_name,
+                    index=frame.index,
+                    labeled=frame.labeled,
+                    people=people.get((sequence.file_stem, frame.image_id), []),
+                    width=frame.width,
+                    height=frame.height,
+                )
+                for frame in sequence.frames
+            ],
+        )
+        for sequence in sequences
+    ]
+
+
+def write_predictions(
+    folder: str | Path,
+    sequences: Items[Sequence],
+    records: Items[PoseRecord],
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    rule: ScoreRule = "heatmap_box",
+) -> list[Path]:
+    """Writes one PoseTrack18 file a sequence, named as its ground truth, each atomically.
+
+    The arguments and errors are those of :func:`predicted_sequences`.
+
+    Returns:
+        The files' paths.
+    """
+    paths = []
+    for sequence in predicted_sequences(sequences, records, keypoints, scores, rule):
+        path = Path(folder) / f"{sequence.file_stem}.json"
+        write_posetrack18(path, sequence)
+        paths.append(path)
+    return paths
+
+
+def _person(
+    record: PoseRecord, pose: np.ndarray, maxima: np.ndarray, rule: ScoreRule, where: str
+) -> Person:
+    wrong = np.flatnonzero(~np.isfinite(pose).all(axis=1) | ~np.isfinite(maxima))
+    if wrong.size:
+        joint = wrong[0]
+        raise ValueError(
+            f"{where}: {JOINTS[joint]} is not finite: position {pose[joint].tolist()}, score "
+            f"{maxima[joint]}; look for NaN in the model's heatmaps"
+        )
+    box, score = np.asarray(record.box, np.float64), float(record.score)
+    if not (np.isfinite(box).all() and np.isfinite(score)):
+        raise ValueError(f"{where}: box {box.tolist()} or its score {score} is not finite")
+    # v = 1 keeps a joint predicted at exactly (0, 0) from reading as unannotated.
+    visible = np.ones((NUM_JOINTS, 1))
+    return Person(
+        box=box,
+        keypoints=np.concatenate([pose, visible], axis=1),
+        track_id=-1 if record.person is None else record.person.track_id,
+        score=score,
+        joint_scores=maxima * score if rule == "heatmap_box" else maxima,
+    )
+
+
+def _make_track_ids_unique(people: list[Person]) -> None:
+    taken: set[int] = set()
+    homeless = []
+    for person in people:
+        if person.track_id < 0 or person.track_id in taken:
+            homeless.append(person)
+        else:
+            taken.add(person.track_id)
+    free = 0
+    for person in homeless:
+        while free in taken:
+            free += 1
+        person.track_id = free
+        taken.add(free)
