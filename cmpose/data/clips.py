@@ -17,7 +17,14 @@ from torch.utils.data import Dataset
 
 from cmpose.config import DataConfig
 from cmpose.data.detections import Detections, load_detections
-from cmpose.data.frames import FrameError, FrameFolder, PictureCache, picture_size, support_frames
+from cmpose.data.frames import (
+    FrameError,
+    FrameFolder,
+    PictureCache,
+    neighbor_name,
+    picture_size,
+    support_frames,
+)
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import NUM_JOINTS
 from cmpose.data.transforms import (
@@ -85,6 +92,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         cache_bytes: decoded pictures that each process keeps.
 
     Attributes:
+        sequences: the annotations.
         records: what the items are made of.
         box_source: ``ground truth`` or the detection file's name.
         notes: reason → number of clips that were kept although a support frame is not on disk.
@@ -120,6 +128,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                 data.box_score_threshold,
                 on_error=data.on_error,
             )
+        self.sequences = list(sequences)
         self.root = Path(root)
         self.image_size = image_size
         self.num_frames = num_frames
@@ -230,11 +239,12 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         names = folder.like(relative.name)
         support = support_frames(frame.index, self.num_frames, names, listed, sequence.nframes)
         if support.lost:
-            name = f"{folder_path}: frame {support.lost[0]}, a neighbour of {relative.name}, "
             if self.data.on_error == "raise":
+                missing = folder_path / neighbor_name(relative.name, support.lost[0])
                 raise FrameError(
-                    f"{name}is missing, although {sequence.source} lists it or frames beyond it "
-                    "exist; data.on_error=skip lets a nearer frame stand in",
+                    f"{missing}: no such file, but {frame.file_name} needs it as a neighbour, and "
+                    f"{sequence.source} lists it or frames beyond it; data.on_error=skip lets a "
+                    "nearer frame stand in",
                     "support frame missing",
                 )
             self.notes["support frame missing, a nearer one repeated"] += num_people
@@ -255,32 +265,38 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     # --- items ------------------------------------------------------------------------------
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Item ``index`` of the current epoch, or, for a key (epoch, index), of that one.
+
+        A sampler that yields (epoch, index) lets one loader serve several epochs, whose items
+        its workers may prepare at the same time.
+        """
+        epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index: {index} is outside the {len(self)} clips")
         index %= len(self)
         if self.data.on_error == "raise":
-            return self._item(index)
+            return self._item(index, epoch)
         if not self.train:
-            return self._item_or_none(index) or self._black(index)
+            return self._item_or_none(index, epoch) or self._black(index, epoch)
         for step in range(len(self)):
-            item = self._item_or_none((index + step) % len(self))
+            item = self._item_or_none((index + step) % len(self), epoch)
             if item is not None:
                 return item
         raise FrameError("none of the clips has readable frames")
 
-    def _item_or_none(self, index: int) -> dict[str, torch.Tensor] | None:
+    def _item_or_none(self, index: int, epoch: int) -> dict[str, torch.Tensor] | None:
         try:
-            return self._item(index)
+            return self._item(index, epoch)
         except FrameError as error:
             if not self._unreadable[index]:
                 warnings.warn(f"clip left out: {error}", stacklevel=3)
             self._unreadable[index] = True
             return None
 
-    def _item(self, index: int) -> dict[str, torch.Tensor]:
+    def _item(self, index: int, epoch: int) -> dict[str, torch.Tensor]:
         record = self.records[index]
-        matrix, flip = self._matrix(record, index)
+        matrix, flip = self._matrix(record, index, epoch)
         crops: dict[str, np.ndarray] = {}
         for file in record.files:
             if file not in crops:
@@ -296,11 +312,11 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             "valid": torch.tensor(True),
         }
 
-    def _matrix(self, record: ClipRecord, index: int) -> tuple[np.ndarray, bool]:
+    def _matrix(self, record: ClipRecord, index: int, epoch: int) -> tuple[np.ndarray, bool]:
         region = crop_region(record.box, self.image_size, self.data.box_enlarge)
         augmentation = Augmentation(region)
         if self.train and self.data.augment.enabled and record.person is not None:
-            entropy = (self.seed, int(self._epoch), index)
+            entropy = (self.seed, epoch, index)
             augmentation = sample_augmentation(
                 region,
                 record.person.keypoints,
@@ -321,8 +337,8 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             )
         return cv2.cvtColor(warp(picture, matrix, self.image_size), cv2.COLOR_BGR2RGB)
 
-    def _black(self, index: int) -> dict[str, torch.Tensor]:
-        matrix, _ = self._matrix(self.records[index], index)
+    def _black(self, index: int, epoch: int) -> dict[str, torch.Tensor]:
+        matrix, _ = self._matrix(self.records[index], index, epoch)
         return {
             "clip": torch.zeros((self.num_frames, *self.image_size, 3), dtype=torch.uint8),
             "keypoints": torch.zeros(NUM_JOINTS, 2),

@@ -76,6 +76,8 @@ def load_detections(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such detection file (data.boxes)")
     entries = as_list(read_json(path), f"{path}: the file")
+    if not entries:
+        raise AnnotationError(f"{path}: holds no detections")
     index = _FrameIndex(sequences)
     result = Detections(path.name, {})
     matched = 0

@@ -71,6 +71,12 @@ class FrameFolder:
         return self._numbered[prefix, suffix]
 
 
+def neighbor_name(file_name: str, number: int) -> str:
+    """``file_name`` with another frame number, padded alike."""
+    prefix, digits, suffix = split_frame_name(file_name) or ("", "", "")
+    return f"{prefix}{number:0{len(digits)}d}{suffix}"
+
+
 class Support(NamedTuple):
     """The T frame numbers of a clip.
 
@@ -129,6 +135,8 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         FrameError: unreadable.
     """
+    if not os.path.isfile(path):
+        raise FrameError(f"{path}: cannot be read: No such file")
     with open(path, "rb") as file:
         if file.read(2) == b"\xff\xd8":
             while True:

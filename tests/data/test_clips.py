@@ -1,0 +1,444 @@
+"""The clip data set: contents, determinism, borders, and what is left out or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from cmpose.config import AugmentConfig, DataConfig
+from cmpose.data.clips import ClipDataset, worker_init
+from cmpose.data.frames import FrameError
+from cmpose.data.posetrack import AnnotationError, load_annotations
+from cmpose.data.transforms import apply_matrix
+from tests.data import synthetic
+from tests.shared_data import shared_data
+
+SIZE = (64, 48)
+PLAIN = DataConfig(augment=AugmentConfig(enabled=False))
+SKIP = dataclasses.replace(PLAIN, on_error="skip")
+
+
+def make(root, sequences, num_frames=3, data=PLAIN, **options):
+    options = {"train": True} | options
+    return ClipDataset(sequences, root, SIZE, num_frames, data, **options)
+
+
+@pytest.fixture
+def data(tmp_path):
+    item = synthetic.sequence()
+    synthetic.write_pictures(tmp_path, item)
+    return tmp_path, item
+
+
+def frame_numbers(dataset, index):
+    """Which frames a clip shows, by their brightness at the crop's centre."""
+    clip = dataset[index]["clip"].numpy()
+    return [round((int(crop[32, 24, 0]) - 20) / 10) for crop in clip]
+
+
+def test_item(data):
+    root, item = data
+    dataset = make(root, [item])
+    assert len(dataset) == 8
+    sample = dataset[3]
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in sample.items()} == {
+        "clip": (torch.uint8, (3, 64, 48, 3)),
+        "keypoints": (torch.float32, (15, 2)),
+        "visible": (torch.float32, (15,)),
+        "matrix": (torch.float64, (2, 3)),
+        "index": (torch.int64, ()),
+        "valid": (torch.bool, ()),
+    }
+    record = dataset.records[3]
+    assert (record.sequence, record.frame, record.person) == (
+        item,
+        item.frames[1],
+        item.frames[1].people[1],
+    )
+    assert (record.score, record.box_source, dataset.box_source) == (
+        1.0,
+        "ground truth",
+        "ground truth",
+    )
+    np.testing.assert_array_equal(record.box, [50, 30, 209, 199])
+    expected = apply_matrix(sample["matrix"].numpy(), record.person.keypoints[:, :2])
+    seen = record.person.keypoints[:, 2] > 0
+    np.testing.assert_allclose(sample["keypoints"][seen], expected[seen], rtol=1e-6)
+    np.testing.assert_array_equal(sample["visible"], seen)
+    # The box, widened to 209 × 278.67 and enlarged 1.25 times, fills the crop.
+    assert sample["matrix"][0, 0].item() == pytest.approx(48 / (209 * 1.25))
+    assert sample["index"] == 3
+    assert sample["valid"]
+
+
+def test_crops_are_rgb(tmp_path):
+    item = synthetic.sequence(indices=(0,), people=1)
+    path = tmp_path / item.frames[0].file_name
+    path.parent.mkdir(parents=True)
+    cv2.imwrite(str(path), np.full((240, 320, 3), (10, 100, 250), np.uint8))
+    r, g, b = make(tmp_path, [item], 1)[0]["clip"][0, 32, 24].tolist()
+    assert r > 240
+    assert 90 < g < 110
+    assert b < 20
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"),
+    [
+        (1, [[0], [1], [2], [3]]),
+        (3, [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]),
+        (5, [[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 3, 3]]),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_borders(tmp_path, num_frames, expected, first):
+    """PoseTrack18 and 21 count from 000000, PoseTrack17 from 00000001."""
+    indices = tuple(range(first, first + 4))
+    item = synthetic.sequence(indices=indices, people=1, digits=8 if first else 6)
+    synthetic.write_pictures(tmp_path, item)
+    dataset = make(tmp_path, [item], num_frames)
+    shown = [frame_numbers(dataset, index) for index in range(4)]
+    assert shown == [[number + first for number in clip] for clip in expected]
+    assert not dataset.notes
+
+
+def test_frames_that_the_annotation_does_not_list(tmp_path):
+    """As in DCPose's PoseTrack17, where only labelled frames are listed."""
+    item = synthetic.sequence(indices=(3,), people=1)
+    item.nframes = 6
+    synthetic.write_pictures(tmp_path, item, extra=(0, 1, 2, 4, 5))
+    dataset = make(tmp_path, [item], 5)
+    assert frame_numbers(dataset, 0) == [1, 2, 3, 4, 5]
+    assert not dataset.notes
+
+
+def test_video_longer_than_the_files_on_disk(tmp_path):
+    item = synthetic.sequence(indices=(0,), people=2)
+    item.nframes = 140
+    synthetic.write_pictures(tmp_path, item)
+    dataset = make(tmp_path, [item])
+    assert frame_numbers(dataset, 0) == [0, 0, 0]
+    assert dataset.notes == {"support frame beyond the files on disk, a nearer one repeated": 2}
+    assert "kept: 2 × support frame beyond the files on disk" in dataset.report()
+
+
+def test_each_file_is_decoded_once_an_item(data, monkeypatch):
+    from cmpose.data import frames
+
+    root, item = data
+    reads = []
+    real = frames.read_picture
+    monkeypatch.setattr(frames, "read_picture", lambda path: reads.append(path) or real(path))
+    make(root, [item], 5, cache_bytes=0)[0]
+    assert [path.rsplit("/")[-1] for path in reads] == ["000000.jpg", "000001.jpg", "000002.jpg"]
+
+
+# --- randomness ----------------------------------------------------------------------------
+
+
+def equal(left, right):
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_items_depend_on_seed_epoch_and_index_only(data):
+    root, item = data
+    config = DataConfig()
+    dataset = make(root, [item], data=config, seed=5)
+    forward = [dataset[index] for index in range(8)]
+    backward = [dataset[index] for index in reversed(range(8))][::-1]
+    assert all(map(equal, forward, backward))
+    dataset.set_epoch(1)
+    other = [dataset[index] for index in range(8)]
+    assert not any(map(equal, forward, other))
+    fresh = make(root, [item], data=config, seed=5)  # a resumed run
+    fresh.set_epoch(1)
+    assert all(equal(fresh[index], other[index]) for index in (6, 2))
+    assert not equal(make(root, [item], data=config, seed=6)[0], forward[0])
+
+
+def test_workers_give_the_same_items_and_see_the_epoch(data):
+    root, item = data
+    dataset = make(root, [item], data=DataConfig(), seed=5)
+    here = {}
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        here[epoch] = [dataset[index] for index in range(8)]
+    dataset.set_epoch(0)
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=2, persistent_workers=True, worker_init_fn=worker_init
+    )
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        assert all(map(equal, here[epoch], loader))
+
+
+def test_evaluation_is_not_augmented(data):
+    root, item = data
+    plain = make(root, [item])
+    for dataset in (
+        make(root, [item], data=DataConfig(), train=False),
+        make(root, [item], data=DataConfig(augment=AugmentConfig(flip=0.0)), train=False),
+    ):
+        assert equal(dataset[0], plain[0])
+
+
+def test_augmented_joints_follow_the_picture(tmp_path):
+    """Soft dots at two joints, found again in flipped, turned and scaled crops."""
+    item = synthetic.sequence(indices=(0,), people=1)
+    who = item.frames[0].people[0]
+    who.keypoints[:] = 0
+    who.keypoints[6] = [110, 90, 1]
+    who.keypoints[11] = [190, 150, 1]
+    picture = np.zeros((synthetic.HEIGHT, synthetic.WIDTH, 3), np.uint8)
+    picture[..., 2] = synthetic.dot(*who.keypoints[6, :2], 12)  # red: the right wrist
+    picture[..., 1] = synthetic.dot(*who.keypoints[11, :2], 12)  # green: the left wrist
+    path = (tmp_path / item.frames[0].file_name).with_suffix(".png")
+    item.frames[0].file_name = item.frames[0].file_name.replace(".jpg", ".png")
+    path.parent.mkdir(parents=True)
+    cv2.imwrite(str(path), picture)
+    dataset = make(tmp_path, [item], 1, DataConfig())
+    flips = checked = 0
+    for epoch in range(60):
+        dataset.set_epoch(epoch)
+        sample = dataset[0]
+        flipped = np.linalg.det(sample["matrix"].numpy()[:, :2]) < 0
+        flips += flipped
+        for joint, channel in ((6, 0), (11, 1)):
+            # In a mirrored picture the red wrist is a left one.
+            shown = sample["clip"][0, :, :, 1 - channel if flipped else channel].double()
+            x, y = sample["keypoints"][joint].tolist()
+            if not (5 < x < SIZE[1] - 5 and 5 < y < SIZE[0] - 5):
+                continue
+            checked += 1
+            ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
+            found = ((xs * shown).sum() / shown.sum(), (ys * shown).sum() / shown.sum())
+            np.testing.assert_allclose([float(v) for v in found], (x, y), atol=0.03)
+    assert 15 < flips < 45
+    assert checked > 60
+
+
+# --- what is left out ----------------------------------------------------------------------
+
+
+def test_people_without_keypoints_and_boxes_outside_are_counted(data):
+    root, item = data
+    item.frames[0].people[0].keypoints[:] = 0
+    item.frames[1].people[0].box = np.array([-50.0, 10, 40, 40])
+    item.frames[1].people[1].box = np.array([10.0, 10, 0, 40])
+    item.frames[2].labeled = False
+    item.skipped["broken annotation"] = 4
+    for train in (True, False):
+        dataset = make(root, [item], train=train)
+        assert len(dataset) == 3
+        assert dataset.skipped == {
+            "person without keypoints": 1,
+            "box empty or outside the image": 2,
+            "frame not labelled": 2,
+            "broken annotation": 4,
+        }
+        assert "1 × person without keypoints" in dataset.report()
+
+
+def test_nothing_left(data):
+    root, item = data
+    for frame in item.frames:
+        frame.people = frame.people[:1]
+        frame.people[0].keypoints[:] = 0
+    message = "no clip to train on in 1 sequences; left out: 4 × person without keypoints"
+    with pytest.raises(ValueError, match=message):
+        make(root, [item])
+    with pytest.raises(ValueError, match="no clip to evaluate in 0 sequences; left out: nothing"):
+        make(root, [], train=False)
+
+
+def test_missing_key_frame(data):
+    root, item = data
+    missing = root / item.frames[2].file_name
+    missing.unlink()
+    item.source = "val/a.json"
+    message = re.escape(f"{missing}: no such file, but val/a.json names it (file_name 'images")
+    with pytest.raises(FrameError, match=message):
+        make(root, [item], 1)
+    dataset = make(root, [item], data=SKIP)
+    assert len(dataset) == 6
+    assert dataset.skipped == {"key frame missing": 2}
+    assert frame_numbers(dataset, 2) == [0, 1, 1]
+    assert dataset.notes == {"support frame missing, a nearer one repeated": 4}
+
+
+def test_missing_folder(data):
+    _, item = data
+    with pytest.raises(FrameError, match="is the root nowhere right"):
+        make("nowhere", [item])
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_missing_support_frame(tmp_path, listed):
+    """In the middle it never passes silently, listed or not; the annotated border may."""
+    item = synthetic.sequence(indices=(0, 1, 2, 3) if listed else (1, 3), people=1)
+    synthetic.write_pictures(tmp_path, item, extra=(0, 2))
+    (tmp_path / item.frames[0].file_name).with_name("000002.jpg").unlink()
+    if listed:
+        item.frames[2].people = []  # no key frame itself
+    message = r"000002\.jpg: no such file, but images/val/.*/000001\.jpg needs it as a neighbour"
+    with pytest.raises(FrameError, match=message):
+        make(tmp_path, [item])
+    dataset = make(tmp_path, [item], data=SKIP)
+    shown = [frame_numbers(dataset, index) for index in range(len(dataset))]
+    assert shown[-2:] == [[0, 1, 1], [3, 3, 3]]
+    assert dataset.notes == {"support frame missing, a nearer one repeated": 2}
+
+
+def test_two_files_with_one_number(data):
+    root, item = data
+    synthetic.write_picture(root / "images/val/000007_mpii_test/01.jpg", 1)
+    with pytest.raises(FrameError, match=r"000001\.jpg and 01\.jpg both are frame 1"):
+        make(root, [item])
+    with pytest.raises(ValueError, match="left out: 8 × frame number ambiguous"):
+        make(root, [item], data=SKIP)
+
+
+def test_unreadable_frame(data):
+    root, item = data
+    broken = root / item.frames[3].file_name
+    broken.write_bytes(broken.read_bytes()[:-200])
+    dataset = make(root, [item])
+    with pytest.raises(FrameError, match=re.escape(str(broken))):
+        dataset[7]
+    with pytest.raises(FrameError, match=re.escape(str(broken))):
+        list(DataLoader(dataset, batch_size=None, num_workers=1))
+
+    train = make(root, [item], data=SKIP)
+    with pytest.warns(UserWarning, match="clip left out: .*cut off"):
+        sample = train[7]
+    assert sample["index"] == 0  # the next readable one
+    assert equal(sample, train[0])
+    # 4 to 7 show frame 3; what a worker finds is counted here too, and once.
+    assert [int(item["index"]) for item in DataLoader(train, batch_size=None, num_workers=2)] == [
+        *range(4),
+        *[0] * 4,
+    ]
+    assert train.skipped == {"frame unreadable": 4}
+
+    evaluate = make(root, [item], data=SKIP, train=False)
+    with pytest.warns(UserWarning, match="clip left out"):
+        sample = evaluate[7]
+    assert (sample["index"], sample["valid"]) == (7, False)
+    assert not sample["clip"].any()
+    assert not sample["visible"].any()
+    assert evaluate.skipped == {"frame unreadable": 1}
+
+
+def test_every_frame_unreadable(data):
+    root, item = data
+    for frame in item.frames:
+        (root / frame.file_name).write_bytes(b"")
+    dataset = make(root, [item], data=SKIP)
+    with (
+        pytest.warns(UserWarning, match="clip left out"),
+        pytest.raises(FrameError, match="none of the clips has readable frames"),
+    ):
+        dataset[0]
+
+
+def test_frame_of_another_size(data):
+    """A picture that was resized after annotation would be cropped at the wrong place."""
+    root, item = data
+    item.source = "val/a.json"
+    path = root / item.frames[1].file_name
+    synthetic.write_picture(path, 1, (160, 120))
+    message = re.escape(f"{path}: is 160×120 pixels, but val/a.json or")
+    with pytest.raises(FrameError, match=message):
+        make(root, [item])[0]
+    for frame in item.frames:
+        frame.width = frame.height = None
+    with pytest.raises(FrameError, match="say 320×240; the boxes would not fit it"):
+        make(root, [item])[0]
+
+
+def test_size_from_the_header_when_the_file_does_not_say(data):
+    root, item = data
+    known = make(root, [item])
+    for frame in item.frames:
+        frame.width = frame.height = None
+    assert equal(make(root, [item])[2], known[2])
+    (root / item.frames[0].file_name).write_bytes(b"no picture")
+    with pytest.raises(FrameError, match="not a readable picture"):
+        make(root, [item])
+    assert make(root, [item], data=SKIP).skipped == {"frame unreadable": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 2}, "num_frames: expected an odd number of frames, got 2"),
+        ({"num_frames": 0}, "num_frames: expected an odd number of frames, got 0"),
+        ({"seed": -1}, "seed: expected ≥ 0, got -1"),
+    ],
+)
+def test_arguments(data, options, message):
+    root, item = data
+    with pytest.raises(ValueError, match=message):
+        make(root, [item], **options)
+    dataset = make(root, [item])
+    with pytest.raises(IndexError, match="index: 8 is outside the 8 clips"):
+        dataset[8]
+
+
+# --- detections ----------------------------------------------------------------------------
+
+
+def test_detections(data):
+    root, item = data
+    item.frames[1].labeled = False
+    entries = [
+        {"bbox": [60, 40, 100, 120], "score": 0.8, "image_id": item.frames[1].image_id},
+        {"bbox": [900, 40, 100, 120], "score": 0.7, "image_id": item.frames[1].image_id},
+        {"bbox": [60, 40, 100, 120], "score": 0.1, "image_id": item.frames[1].image_id},
+        {"bbox": [60, 40, 100, 120], "score": 0.6, "image_id": item.frames[3].image_id},
+    ]
+    synthetic.write_json(root / "boxes.json", entries)
+    config = dataclasses.replace(PLAIN, boxes="boxes.json")
+    dataset = make(root, [item], data=config, train=False)
+    assert [(record.frame.index, record.score) for record in dataset.records] == [
+        (1, 0.8),
+        (3, 0.6),
+    ]
+    assert {record.box_source for record in dataset.records} == {"boxes.json"}
+    assert dataset.box_source == "boxes.json"
+    assert dataset.records[0].person is None
+    assert dataset.skipped == {"score below 0.2": 1, "box empty or outside the image": 1}
+    assert not dataset[0]["visible"].any()
+    assert frame_numbers(dataset, 0) == [0, 1, 2]
+    assert make(root, [item], data=config).box_source == "ground truth"  # training
+    synthetic.write_json(root / "boxes.json", [entries[0] | {"image_id": 3}])
+    with pytest.raises(AnnotationError, match="none of the 1 detections"):
+        make(root, [item], data=config, train=False)
+
+
+@pytest.mark.shared_data
+def test_real_sample():
+    root = shared_data("posetrack18")
+    sequences = load_annotations("annotations/val", root)
+    dataset = ClipDataset(sequences, root, (128, 96), 3, PLAIN, train=True)
+    assert len(dataset) == 14
+    assert not dataset.skipped
+    assert dataset.notes == {"support frame beyond the files on disk, a nearer one repeated": 14}
+    for index, record in enumerate(dataset.records):
+        sample = dataset[index]
+        assert torch.equal(sample["clip"][0], sample["clip"][1])
+        # The 1.25× crop of PoseTrack18's 1.3× box holds every annotated joint.
+        assert record.person is not None
+        assert int(sample["visible"].sum()) == record.person.num_visible
+    config = dataclasses.replace(PLAIN, boxes="annotations/val_detections.json")
+    detected = ClipDataset(sequences, root, (128, 96), 3, config, train=False)
+    assert len(detected) == 186
+    assert detected.box_source == "val_detections.json"
+    assert detected.skipped == {"score below 0.2": 92}
+    assert detected[185]["clip"].any()
