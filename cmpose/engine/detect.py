@@ -37,7 +37,8 @@ _WINDOW = (64, 128)
 @functools.cache
 def _hog() -> Any:
     hog = cv2.HOGDescriptor()
-    hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())  # type: ignore[call-overload]
+    weights = cv2.HOGDescriptor.getDefaultPeopleDetector()
+    hog.setSVMDetector(np.asarray(weights, np.float32))
     return hog
 
 

@@ -1,0 +1,264 @@
+"""Skeletons, boxes and colour keys on images, and sheets of crops.
+
+Pictures are uint8 [H, W, 3]; colours are given for RGB, ``order="bgr"`` draws on OpenCV's order.
+Left limbs are orange, right limbs blue, head and neck green: of the person, not of the picture.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from cmpose.data.skeleton import JOINTS, LIMBS, NUM_JOINTS
+
+Order = Literal["rgb", "bgr"]
+Color = tuple[int, int, int]
+
+SIDE_COLORS: dict[str, Color] = {
+    "left": (255, 140, 40),
+    "right": (50, 150, 255),
+    "middle": (95, 215, 90),
+}
+
+JOINT_COLORS: tuple[Color, ...] = (
+    (40, 70, 230),  # right ankle
+    (50, 130, 255),  # right knee
+    (70, 190, 255),  # right hip
+    (255, 165, 60),  # left hip
+    (255, 95, 50),  # left knee
+    (225, 30, 45),  # left ankle
+    (145, 85, 255),  # right wrist
+    (0, 205, 215),  # right elbow
+    (110, 225, 240),  # right shoulder
+    (255, 200, 90),  # left shoulder
+    (255, 130, 175),  # left elbow
+    (255, 50, 150),  # left wrist
+    (60, 190, 75),  # head bottom
+    (170, 230, 70),  # nose
+    (250, 240, 70),  # head top
+)
+"""One colour a joint: blues and violets right, reds and oranges left, greens to yellow middle."""
+
+_SHIFT = 4  # OpenCV's fixed-point coordinates: sixteenths of a pixel
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def _side(name: str) -> str:
+    prefix = name.split("_")[0]
+    return prefix if prefix in ("left", "right") else "middle"
+
+
+def limb_color(a: int, b: int) -> Color:
+    """Of the limb between two joints: their side's, or the middle's where they differ."""
+    first, second = _side(JOINTS[a]), _side(JOINTS[b])
+    return SIDE_COLORS[first if first == second else "middle"]
+
+
+def _ordered(color: Color, order: Order) -> Color:
+    return color if order == "rgb" else (color[2], color[1], color[0])
+
+
+def _point(xy: np.ndarray) -> tuple[int, int]:
+    # Far outside a picture OpenCV's fixed-point numbers would overflow.
+    x, y = np.clip(np.round(xy * 2**_SHIFT), -(2**24), 2**24).astype(int)
+    return int(x), int(y)
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {image.shape}")
+
+
+def line_width(keypoints: np.ndarray, image: np.ndarray) -> int:
+    """A width in pixels that suits a person of this size, between 1 and 1/100 of the image."""
+    known = keypoints[np.isfinite(keypoints).all(axis=1)]
+    extent = float(np.ptp(known, axis=0).max()) if len(known) else 0.0
+    return int(np.clip(round(extent / 70), 1, max(1, max(image.shape[:2]) // 100)))
+
+
+def draw_skeleton(
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray | None = None,
+    *,
+    min_score: float = 0.1,
+    box: np.ndarray | None = None,
+    track_id: int | None = None,
+    width: int | None = None,
+    color: Color | None = None,
+    order: Order = "rgb",
+) -> np.ndarray:
+    """Draws a person into an image, antialiased, in widths that fit the person's size.
+
+    Args:
+        image: uint8 [H, W, 3], drawn into.
+        keypoints: [15, 2] pixels, official order; not finite ones are left out.
+        scores: [15]; joints below ``min_score`` and their limbs are left out.
+        min_score: see there.
+        box: [4] x, y, width, height to draw.
+        track_id: number to write at the box, or at the top of the pose.
+        width: of the limbs in pixels; by the person's size when left out.
+        color: one colour for everything in place of those of the sides.
+        order: of the image's channels.
+
+    Returns:
+        ``image``.
+
+    Raises:
+        ValueError: a wrong shape or dtype.
+    """
+    _check_image(image)
+    keypoints = np.asarray(keypoints, np.float64)
+    if keypoints.shape != (NUM_JOINTS, 2):
+        raise ValueError(f"keypoints must be [15, 2], got {keypoints.shape}")
+    shown = np.isfinite(keypoints).all(axis=1)
+    if scores is not None:
+        if np.shape(scores) != (NUM_JOINTS,):
+            raise ValueError(f"scores must be [15], got {np.shape(scores)}")
+        shown &= np.asarray(scores) >= min_score
+    width = width or line_width(keypoints[shown], image)
+    if box is not None:
+        _draw_box(image, np.asarray(box, np.float64), max(1, width // 2), order)
+    limbs = [(a, b) for a, b in LIMBS if shown[a] and shown[b]]
+    # The dark rim keeps limbs visible on any background.
+    for rim in (True, False):
+        for a, b in limbs:
+            tint = (0, 0, 0) if rim else _ordered(color or limb_color(a, b), order)
+            cv2.line(
+                image,
+                _point(keypoints[a]),
+                _point(keypoints[b]),
+                tint,
+                width + (2 if rim else 0),
+                cv2.LINE_AA,
+                _SHIFT,
+            )
+    radius = 0.8 * width + 1
+    for j in np.flatnonzero(shown):
+        tint = _ordered(color or SIDE_COLORS[_side(JOINTS[j])], order)
+        center = _point(keypoints[j])
+        for r, fill in ((radius + 1, (0, 0, 0)), (radius, (255, 255, 255)), (0.6 * radius, tint)):
+            cv2.circle(image, center, round(r * 2**_SHIFT), fill, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+    if track_id is not None and (shown.any() or box is not None):
+        top = np.asarray(box[:2]) if box is not None else keypoints[shown].min(axis=0)
+        _draw_label(image, str(track_id), top, width)
+    return image
+
+
+def _draw_box(image: np.ndarray, box: np.ndarray, width: int, order: Order) -> None:
+    x, y, w, h = box
+    corners = _point(np.array([x, y])), _point(np.array([x + w, y + h]))
+    for tint, line in (((0, 0, 0), width + 2), (_ordered((235, 235, 235), order), width)):
+        cv2.rectangle(image, *corners, tint, line, cv2.LINE_AA, _SHIFT)
+
+
+def _draw_label(image: np.ndarray, text: str, corner: np.ndarray, width: int) -> None:
+    """White on black, its lower left at ``corner`` and inside the image."""
+    scale = 0.35 + 0.12 * width
+    thickness = max(1, round(1.6 * scale))
+    (w, h), below = cv2.getTextSize(text, _FONT, scale, thickness)
+    pad = max(2, h // 4)
+    x = int(np.clip(corner[0], 0, max(0, image.shape[1] - w - 2 * pad)))
+    y = int(np.clip(corner[1], h + below + pad, image.shape[0]))
+    cv2.rectangle(image, (x, y - h - below - pad), (x + w + 2 * pad, y), (0, 0, 0), cv2.FILLED)
+    origin = (x + pad, y - below)
+    cv2.putText(image, text, origin, _FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA)
+
+
+def draw_key(image: np.ndarray, *, note: str = "", order: Order = "rgb") -> np.ndarray:
+    """Draws the colours' meaning, and a note, into the lower left corner; returns ``image``."""
+    _check_image(image)
+    scale = max(0.35, min(image.shape[:2]) / 1100)
+    thickness = max(1, round(1.6 * scale))
+    entries: list[tuple[str, Color | None]] = [
+        ("left", SIDE_COLORS["left"]),
+        ("right", SIDE_COLORS["right"]),
+        ("head", SIDE_COLORS["middle"]),
+    ]
+    if note:
+        entries.append((note, None))
+    sizes = [cv2.getTextSize(text, _FONT, scale, thickness)[0] for text, _ in entries]
+    h = max(height for _, height in sizes)
+    pad = max(3, h // 2)
+    total = pad + sum(
+        w + 2 * pad + (h + pad if color else 0)
+        for (w, _), (_, color) in zip(sizes, entries, strict=True)
+    )
+    top = image.shape[0] - h - 2 * pad
+    strip = image[max(0, top) :, : max(1, total)]
+    strip[:] = (strip * 0.35).astype(np.uint8)
+    x, baseline = pad, image.shape[0] - pad
+    for (text, color), (w, _) in zip(entries, sizes, strict=True):
+        if color:
+            cv2.rectangle(
+                image, (x, baseline - h), (x + h, baseline), _ordered(color, order), cv2.FILLED
+            )
+            x += h + pad
+        origin = (x, baseline)
+        cv2.putText(image, text, origin, _FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA)
+        x += w + 2 * pad
+    return image
+
+
+def montage(
+    crops: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    true_keypoints: np.ndarray | None = None,
+    visible: np.ndarray | None = None,
+    *,
+    columns: int | None = None,
+    tile_height: int = 256,
+    min_score: float = 0.0,
+) -> np.ndarray:
+    """A sheet of person crops with predicted poses in colour and true ones in white beneath.
+
+    Args:
+        crops: uint8 [B, H, W, 3] RGB, B ≥ 1.
+        keypoints: [B, 15, 2] predicted, crop pixels.
+        scores: [B, 15].
+        true_keypoints: [B, 15, 2], crop pixels.
+        visible: [B, 15]; true joints with 0 are left out.
+        columns: of the sheet; near a square by default.
+        tile_height: crops are resized to this height in pixels.
+        min_score: predicted joints below it are left out.
+
+    Returns:
+        uint8 RGB.
+
+    Raises:
+        ValueError: no crops, or shapes that do not fit together.
+    """
+    if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8 or len(crops) == 0:
+        raise ValueError(
+            f"crops must be uint8 [B, H, W, 3] with B >= 1, got {crops.dtype} {crops.shape}"
+        )
+    count, height, width = crops.shape[:3]
+    for name, array in (("keypoints", keypoints), ("true_keypoints", true_keypoints)):
+        if array is not None and array.shape != (count, NUM_JOINTS, 2):
+            raise ValueError(f"{name} must be [{count}, 15, 2], got {array.shape}")
+    scale = tile_height / height
+    size = round(width * scale), tile_height
+    columns = columns or min(count, max(1, round(np.sqrt(count * 1.6 * height / width))))
+    rows = -(-count // columns)
+    gap = 2
+    sheet = np.full(
+        (rows * (size[1] + gap) - gap, columns * (size[0] + gap) - gap, 3), 24, np.uint8
+    )
+    for i in range(count):
+        tile = cv2.resize(crops[i], size, interpolation=cv2.INTER_LINEAR)
+        shift = (scale - 1) / 2  # pixel centres, as cv2.resize has them
+        if true_keypoints is not None:
+            truth = true_keypoints[i] * scale + shift
+            if visible is not None:
+                truth = np.where(visible[i][:, None] > 0, truth, np.nan)
+            draw_skeleton(tile, truth, width=max(1, tile_height // 100), color=(255, 255, 255))
+        predicted = keypoints[i] * scale + shift
+        draw_skeleton(
+            tile, predicted, scores[i], min_score=min_score, width=max(1, tile_height // 150)
+        )
+        y, x = i // columns * (size[1] + gap), i % columns * (size[0] + gap)
+        sheet[y : y + size[1], x : x + size[0]] = tile
+    return sheet

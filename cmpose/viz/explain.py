@@ -1,0 +1,375 @@
+"""One picture of what the model saw in a clip: heatmaps, causal tokens, clusters of the rest."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from cmpose.data.skeleton import JOINTS, NUM_JOINTS
+from cmpose.viz.draw import JOINT_COLORS, SIDE_COLORS, draw_skeleton
+
+WIDTH, HEIGHT = 1600, 1000
+_INK, _FAINT, _PAPER = "#1c1f24", "#6b7280", "#ffffff"
+_LARGE = 432
+"""Height in pixels that crops are enlarged to before anything is drawn on them."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What Fine Token Enhancement did with a clip's N tokens, on a grid over the key frame.
+
+    Attributes:
+        grid: (rows, columns), N = rows · columns, in row-major order.
+        scores: [15, N] each keypoint's scores over the tokens.
+        top: [15, n] each keypoint's causal tokens.
+        causal: [nK] all causal tokens.
+        noncausal: [N - nK] the rest.
+        assignment: [N - nK] the cluster of each of the rest, or None when they are discarded.
+        centers: [L] positions within ``noncausal`` of the clusters' centres, likewise.
+    """
+
+    grid: tuple[int, int]
+    scores: np.ndarray
+    top: np.ndarray
+    causal: np.ndarray
+    noncausal: np.ndarray
+    assignment: np.ndarray | None = None
+    centers: np.ndarray | None = None
+
+    def check(self) -> None:
+        """Raises ValueError where shapes do not fit together or an index is out of range."""
+        count = self.grid[0] * self.grid[1]
+        if self.scores.shape != (NUM_JOINTS, count):
+            raise ValueError(
+                f"tokens.scores must be [15, {count}] for grid {self.grid}, got {self.scores.shape}"
+            )
+        if self.top.ndim != 2 or len(self.top) != NUM_JOINTS:
+            raise ValueError(f"tokens.top must be [15, n], got {self.top.shape}")
+        for name in ("top", "causal", "noncausal"):
+            index = getattr(self, name)
+            if index.size and not (index.min() >= 0 and index.max() < count):
+                raise ValueError(
+                    f"tokens.{name} must be in 0..{count - 1}, got {index.min()}..{index.max()}"
+                )
+        if (self.assignment is None) != (self.centers is None):
+            raise ValueError("tokens.assignment and tokens.centers come together")
+        if self.assignment is not None and self.assignment.shape != self.noncausal.shape:
+            raise ValueError(
+                f"tokens.assignment must have noncausal's shape {self.noncausal.shape}, "
+                f"got {self.assignment.shape}"
+            )
+
+
+def explain_figure(
+    crop: np.ndarray,
+    heatmaps: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    tokens: Tokens | None = None,
+    *,
+    title: str = "",
+    path: str | Path | None = None,
+) -> np.ndarray:
+    """Draws key frame, heatmaps, each keypoint's causal tokens and the clusters of the rest.
+
+    Args:
+        crop: uint8 [H, W, 3] RGB, the key frame's.
+        heatmaps: [15, h, w].
+        keypoints: [15, 2] crop pixels.
+        scores: [15].
+        tokens: ``None`` for a model without Fine Token Enhancement.
+        title: of the picture, e.g. video, frame and track.
+        path: where to write it as well (PNG or JPEG by the name), atomically.
+
+    Returns:
+        uint8 [1000, 1600, 3] RGB.
+
+    Raises:
+        ValueError: a wrong shape, or a token index out of range.
+    """
+    if crop.ndim != 3 or crop.shape[2] != 3 or crop.dtype != np.uint8:
+        raise ValueError(f"crop must be uint8 [H, W, 3], got {crop.dtype} {crop.shape}")
+    for name, array, shape in (
+        ("keypoints", keypoints, (NUM_JOINTS, 2)),
+        ("scores", scores, (NUM_JOINTS,)),
+    ):
+        if np.shape(array) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {np.shape(array)}")
+    if heatmaps.ndim != 3 or len(heatmaps) != NUM_JOINTS:
+        raise ValueError(f"heatmaps must be [15, h, w], got {heatmaps.shape}")
+    if tokens is not None:
+        tokens.check()
+
+    picture = _Picture(crop, heatmaps, keypoints, scores)
+    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100, facecolor=_PAPER)
+    canvas = FigureCanvasAgg(figure)
+    figure.text(0.0125, 0.967, title or "CM-Pose", size=15, weight="bold", color=_INK)
+    _large_panels(figure, picture, tokens)
+    _key(figure, picture)
+    _joint_panels(figure, picture, tokens)
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    if path is not None:
+        _write(Path(path), image)
+    return image
+
+
+class _Picture:
+    """The crop at drawing size and everything that is drawn on it, in the same pixels."""
+
+    def __init__(
+        self, crop: np.ndarray, heatmaps: np.ndarray, keypoints: np.ndarray, scores: np.ndarray
+    ) -> None:
+        height, width = crop.shape[:2]
+        self.scale = _LARGE / height
+        self.size = round(width * self.scale), _LARGE  # (width, height)
+        self.crop = cv2.resize(crop, self.size, interpolation=cv2.INTER_CUBIC)
+        self.grey = np.repeat(cv2.cvtColor(self.crop, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+        self.keypoints = (np.asarray(keypoints, np.float64) + 0.5) * self.scale - 0.5
+        self.scores = np.asarray(scores, np.float64)
+        # Heatmap pixel p lies at crop pixel stride * p: no half-pixel shift as in cv2.resize.
+        stretch = self.size[0] / heatmaps.shape[2], self.size[1] / heatmaps.shape[1]
+        matrix = np.array([[stretch[0], 0, 0], [0, stretch[1], 0]])
+        self.heatmaps = np.stack(
+            [
+                cv2.warpAffine(np.maximum(h, 0).astype(np.float32), matrix, self.size)
+                for h in np.asarray(heatmaps, np.float32)
+            ]
+        )
+
+    def cell(self, token: int, grid: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of a token's cell."""
+        row, column = divmod(int(token), grid[1])
+        xs = np.round(np.array([column, column + 1]) * self.size[0] / grid[1]).astype(int)
+        ys = np.round(np.array([row, row + 1]) * self.size[1] / grid[0]).astype(int)
+        return int(xs[0]), int(ys[0]), int(xs[1]), int(ys[1])
+
+    def blank(self, brightness: float = 0.45) -> np.ndarray:
+        """The crop in grey, darkened, to paint on."""
+        return (self.grey * brightness).astype(np.uint8)
+
+    def colored_heatmap(self, joints: Sequence[int], base: np.ndarray) -> np.ndarray:
+        """Heatmaps in their joints' colours over ``base``, each scaled to its own maximum."""
+        paint = np.zeros(base.shape, np.float32)
+        cover = np.zeros(base.shape[:2], np.float32)
+        for j in joints:
+            peak = float(self.heatmaps[j].max())
+            if peak <= 0:
+                continue
+            share = self.heatmaps[j] / peak
+            stronger = share > cover
+            paint[stronger] = JOINT_COLORS[j]
+            cover = np.maximum(cover, share)
+        alpha = (0.9 * np.sqrt(np.clip(cover, 0, 1)))[..., None]
+        alpha[cover < 0.05] = 0.0
+        return (base * (1 - alpha) + paint * alpha).astype(np.uint8)
+
+
+def _hex(color: Sequence[float]) -> str:
+    return "#" + "".join(f"{int(channel):02x}" for channel in color)
+
+
+def _axes(figure: Figure, x: float, y: float, w: float, h: float) -> Axes:
+    """Axes in pixels from the top left."""
+    axes = figure.add_axes((x / WIDTH, 1 - (y + h) / HEIGHT, w / WIDTH, h / HEIGHT))
+    axes.set_axis_off()
+    return axes
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, interpolation="bilinear", aspect="equal")
+
+
+def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
+    skeleton = draw_skeleton(
+        picture.crop.copy(), picture.keypoints, picture.scores, width=4, min_score=0.1
+    )
+    overlay = picture.colored_heatmap(range(NUM_JOINTS), picture.blank(0.6))
+    panels: list[tuple[str, str, np.ndarray]] = [
+        ("Pose", "key frame and predicted joints", skeleton),
+        ("Heatmaps", "all joints, each in its colour", overlay),
+    ]
+    if tokens is not None:
+        causal = _causal_map(picture, tokens)
+        caption = f"{len(tokens.causal)} of {tokens.scores.shape[1]}, colour: best joint"
+        panels.append(("Causal tokens", caption, causal))
+        if tokens.assignment is not None and tokens.centers is not None:
+            caption = f"{len(tokens.noncausal)} tokens in {len(tokens.centers)} clusters, ○ centre"
+            panels.append(("The rest, clustered", caption, _cluster_map(picture, tokens)))
+        else:
+            panels.append(("The rest", "discarded by this model", _discarded_map(picture, tokens)))
+    left, top, pitch = 20, 100, 340
+    for i, (name, caption, image) in enumerate(panels):
+        axes = _axes(figure, left + i * pitch, top, 324, _LARGE)
+        _show(axes, image)
+        x = (left + i * pitch) / WIDTH
+        figure.text(x, 1 - 68 / HEIGHT, name, size=13, weight="bold", color=_INK)
+        figure.text(x, 1 - 89 / HEIGHT, caption, size=10, color=_FAINT)
+
+
+def _causal_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
+    """Causal cells in the colour of the joint that ranks them best, the rest in grey."""
+    ranks = np.argsort(np.argsort(-tokens.scores, axis=1, kind="stable"), axis=1)
+    # Of the joints that rank a token equally well, the one with the higher score.
+    best = np.lexsort((-tokens.scores, ranks), axis=0)[0]
+    image = picture.blank(0.5)
+    for token in tokens.causal:
+        x1, y1, x2, y2 = picture.cell(token, tokens.grid)
+        color = np.array(JOINT_COLORS[best[token]], np.float64)
+        inside = picture.crop[y1:y2, x1:x2]
+        image[y1:y2, x1:x2] = (0.5 * inside + 0.5 * color).astype(np.uint8)
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), color.tolist(), 2)
+    return _with_joint_dots(image, picture)
+
+
+def _with_joint_dots(image: np.ndarray, picture: _Picture) -> np.ndarray:
+    for j in range(NUM_JOINTS):
+        if np.isfinite(picture.keypoints[j]).all():
+            _dot(image, picture.keypoints[j], JOINT_COLORS[j], 4)
+    return image
+
+
+def _dot(image: np.ndarray, xy: np.ndarray, color: Sequence[int], radius: int) -> None:
+    center = (int(np.clip(round(xy[0]), -9999, 9999)), int(np.clip(round(xy[1]), -9999, 9999)))
+    cv2.circle(image, center, radius + 2, (0, 0, 0), cv2.FILLED, cv2.LINE_AA)
+    cv2.circle(image, center, radius + 1, (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
+    cv2.circle(image, center, radius - 1, tuple(color), cv2.FILLED, cv2.LINE_AA)
+
+
+def cluster_colors(count: int) -> np.ndarray:
+    """[count, 3] distinct uint8 RGB colours: golden-ratio hues in three strengths."""
+    colors = [
+        colorsys.hsv_to_rgb(
+            (i * 0.61803398875) % 1.0, (0.75, 0.5, 0.95)[i % 3], (1.0, 0.95, 0.75)[i % 3]
+        )
+        for i in range(count)
+    ]
+    return (np.array(colors).reshape(count, 3) * 255).astype(np.uint8)
+
+
+def _cluster_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
+    """Cells of a cluster in one colour, borders between clusters, centres as rings."""
+    assert tokens.assignment is not None
+    assert tokens.centers is not None
+    colors = cluster_colors(len(tokens.centers))
+    image = picture.blank(0.25)
+    label = np.full(image.shape[:2], -1)
+    for token, cluster in zip(tokens.noncausal, tokens.assignment, strict=True):
+        x1, y1, x2, y2 = picture.cell(token, tokens.grid)
+        color = colors[cluster].astype(np.float64)
+        image[y1:y2, x1:x2] = 0.5 * picture.grey[y1:y2, x1:x2] * (color / 255) + 0.5 * color
+        label[y1:y2, x1:x2] = cluster
+    edge = np.zeros(label.shape, bool)
+    edge[:, 1:] |= label[:, 1:] != label[:, :-1]
+    edge[1:] |= label[1:] != label[:-1]
+    image[edge] = 20
+    for token in tokens.noncausal[tokens.centers]:
+        x1, y1, x2, y2 = picture.cell(token, tokens.grid)
+        center = ((x1 + x2) // 2, (y1 + y2) // 2)
+        radius = max(4, (x2 - x1) // 5)
+        cv2.circle(image, center, radius, (0, 0, 0), 5, cv2.LINE_AA)
+        cv2.circle(image, center, radius, (255, 255, 255), 2, cv2.LINE_AA)
+    return image
+
+
+def _discarded_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
+    image = picture.crop.copy()
+    for token in tokens.noncausal:
+        x1, y1, x2, y2 = picture.cell(token, tokens.grid)
+        image[y1:y2, x1:x2] = picture.grey[y1:y2, x1:x2] // 4
+    return image
+
+
+def _key(figure: Figure, picture: _Picture) -> None:
+    """The joints' colours and scores, and the limbs' colours, right of the large panels."""
+    axes = _axes(figure, 1388, 60, 200, 472)
+    axes.set_xlim(0, 200)
+    axes.set_ylim(472, 0)
+    axes.text(0, 8, "Joint", size=11, weight="bold", color=_INK, va="center")
+    axes.text(196, 8, "score", size=10, color=_FAINT, va="center", ha="right")
+    order = [14, 13, 12, 8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5]  # from head to foot
+    for row, j in enumerate(order):
+        y = 32 + 24.5 * row
+        axes.add_patch(Rectangle((0, y - 8), 16, 16, facecolor=_hex(JOINT_COLORS[j])))
+        axes.text(24, y, JOINTS[j].replace("_", " "), size=10.5, color=_INK, va="center")
+        score = picture.scores[j]
+        axes.add_patch(Rectangle((130, y - 5), 36, 10, facecolor="#e5e7eb"))
+        full = 36 * float(np.clip(np.nan_to_num(score), 0, 1))
+        axes.add_patch(Rectangle((130, y - 5), full, 10, facecolor=_hex(JOINT_COLORS[j])))
+        axes.text(196, y, f"{score:.2f}", size=10, color=_INK, va="center", ha="right")
+    y = 32 + 24.5 * 15 + 22
+    axes.text(0, y, "Limb", size=11, weight="bold", color=_INK, va="center")
+    for i, (side, color) in enumerate(SIDE_COLORS.items()):
+        x = 44 + 52 * i
+        axes.add_patch(Rectangle((x, y - 4), 14, 8, facecolor=_hex(color)))
+        axes.text(x + 17, y, side, size=9, color=_INK, va="center")
+    axes.text(0, y + 24, "left and right are the person's", size=9, color=_FAINT, va="center")
+
+
+def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
+    """For every joint its heatmap and, below, the tokens it chose."""
+    left, pitch, width = 110, 98.6, 94
+    height = round(width * picture.size[1] / picture.size[0])
+    height = min(height, 190 if tokens is not None else 380)
+    top = 592
+    if tokens is None:
+        rows = ["Each joint's\nheatmap"]
+    else:
+        rows = ["Each joint's\nheatmap", f"Its {tokens.top.shape[1]} causal\ntokens"]
+    for row, text in enumerate(rows):
+        y = top + row * (height + 14) + height / 2
+        figure.text(
+            20 / WIDTH, 1 - y / HEIGHT, text, size=10.5, weight="bold", color=_INK, va="center"
+        )
+    for j, name in enumerate(JOINTS):
+        x = left + j * pitch
+        words = name.replace("_", "\n")
+        figure.text(
+            (x + width / 2) / WIDTH,
+            1 - (top - 5) / HEIGHT,
+            words,
+            size=10,
+            weight="bold",
+            color=_hex(np.array(JOINT_COLORS[j]) * 0.72),
+            ha="center",
+            va="bottom",
+            linespacing=0.95,
+        )
+        heatmap = picture.colored_heatmap([j], picture.blank(0.5))
+        _show(_axes(figure, x, top, width, height), heatmap)
+        if tokens is not None:
+            axes = _axes(figure, x, top + height + 14, width, height)
+            _show(axes, _own_tokens(picture, tokens, j))
+
+
+def _own_tokens(picture: _Picture, tokens: Tokens, joint: int) -> np.ndarray:
+    """A joint's top-n cells in full colour, framed; its predicted place as a dot."""
+    image = picture.blank(0.4)
+    for token in tokens.top[joint]:
+        x1, y1, x2, y2 = picture.cell(token, tokens.grid)
+        image[y1:y2, x1:x2] = picture.crop[y1:y2, x1:x2]
+        cv2.rectangle(image, (x1 + 2, y1 + 2), (x2 - 3, y2 - 3), JOINT_COLORS[joint], 6)
+    if np.isfinite(picture.keypoints[joint]).all():
+        _dot(image, picture.keypoints[joint], JOINT_COLORS[joint], 9)
+    return image
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if not cv2.imwrite(str(temporary), image[..., ::-1]):
+            raise OSError(f"{path}: the picture could not be written")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
