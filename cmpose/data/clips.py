@@ -31,6 +31,7 @@ from cmpose.data.transforms import (
     Augmentation,
     clean_box,
     clip_matrix,
+    crop_matrix,
     crop_region,
     sample_augmentation,
     transform_joints,
@@ -165,6 +166,22 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         """Other augmentation from here on; also in workers that are already running."""
         self._epoch.fill_(epoch)
 
+    def plain_joints(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the crops without augmentation hold, without reading a picture.
+
+        Returns:
+            matrices [R, 2, 3] image → crop, keypoints [R, 15, 2] in crop pixels and visibility
+            [R, 15], float64.
+        """
+        matrices, points, visible = [], [], []
+        for record in self.records:
+            region = crop_region(record.box, self.image_size, self.data.box_enlarge)
+            matrices.append(crop_matrix(region, self.image_size, udp=self.data.udp))
+            joints = transform_joints(_joints(record), matrices[-1], self.image_size)
+            points.append(joints[0])
+            visible.append(joints[1])
+        return np.stack(matrices), np.stack(points), np.stack(visible)
+
     @property
     def skipped(self) -> Counter[str]:
         """Reason → number of annotations, detections and clips that were left out so far."""
@@ -189,7 +206,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             if not people:
                 continue
             try:
-                files = self._files(sequence, frame, listed, len(people))
+                files, note = self._files(sequence, frame, listed)
                 size = self._size(frame, files[len(files) // 2])
             except FrameError as error:
                 if self.data.on_error == "raise":
@@ -201,6 +218,11 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                 if cleaned is None:
                     self._skipped["box empty or outside the image"] += 1
                     continue
+                if person is not None and not self._holds_a_joint(cleaned, person):
+                    self._skipped["box holds none of the person's joints"] += 1
+                    continue
+                if note:
+                    self.notes[note] += 1
                 yield ClipRecord(
                     sequence, frame, person, cleaned, score, self.box_source, files, size
                 )
@@ -221,9 +243,9 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                 yield person, person.box, 1.0
 
     def _files(
-        self, sequence: Sequence, frame: Frame, listed: set[int], num_people: int
-    ) -> tuple[str, ...]:
-        """Paths of the clip's T frames."""
+        self, sequence: Sequence, frame: Frame, listed: set[int]
+    ) -> tuple[tuple[str, ...], str]:
+        """Paths of the clip's T frames; what to note about them, if anything."""
         relative = PurePosixPath(frame.file_name)
         folder_path = self.root / relative.parent
         if folder_path not in self._folders:
@@ -238,6 +260,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             )
         names = folder.like(relative.name)
         support = support_frames(frame.index, self.num_frames, names, listed, sequence.nframes)
+        note = ""
         if support.lost:
             if self.data.on_error == "raise":
                 missing = folder_path / neighbor_name(relative.name, support.lost[0])
@@ -247,12 +270,17 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                     "nearer frame stand in",
                     "support frame missing",
                 )
-            self.notes["support frame missing, a nearer one repeated"] += num_people
+            note = "support frame missing, a nearer one repeated"
         elif support.short:
-            self.notes["support frame beyond the files on disk, a nearer one repeated"] += (
-                num_people
-            )
-        return tuple(str(folder_path / names[number]) for number in support.numbers)
+            note = "support frame beyond the files on disk, a nearer one repeated"
+        return tuple(str(folder_path / names[number]) for number in support.numbers), note
+
+    def _holds_a_joint(self, box: np.ndarray, person: Person) -> bool:
+        """Does the crop without augmentation show any annotated joint? (Corners taken for sizes
+        and the like give boxes that have nothing to do with the person.)"""
+        region = crop_region(box, self.image_size, self.data.box_enlarge)
+        joints = person.keypoints[person.keypoints[:, 2] > 0, :2]
+        return bool((np.abs(joints - region.center) <= region.size / 2).all(axis=1).any())
 
     def _size(self, frame: Frame, key_file: str) -> tuple[int, int]:
         """The frames' size as the annotation or the header of the folder's first frame says."""
@@ -301,8 +329,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         for file in record.files:
             if file not in crops:
                 crops[file] = self._crop(file, matrix, record)
-        keypoints = np.zeros((NUM_JOINTS, 3)) if record.person is None else record.person.keypoints
-        points, visible = transform_joints(keypoints, matrix, self.image_size, flip=flip)
+        points, visible = transform_joints(_joints(record), matrix, self.image_size, flip=flip)
         return {
             "clip": torch.from_numpy(np.stack([crops[file] for file in record.files])),
             "keypoints": torch.from_numpy(points.astype(np.float32)),
@@ -347,6 +374,10 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             "index": torch.tensor(index),
             "valid": torch.tensor(False),
         }
+
+
+def _joints(record: ClipRecord) -> np.ndarray:
+    return np.zeros((NUM_JOINTS, 3)) if record.person is None else record.person.keypoints
 
 
 def _listing(counts: Counter[str]) -> str:

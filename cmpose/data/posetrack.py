@@ -64,7 +64,7 @@ def load_annotations(
     """
     path = Path(root) / path
     if path.is_dir():
-        files = sorted(path.glob("*.json"))
+        files = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
         if not files:
             raise FileNotFoundError(f"{path}: holds no *.json files, one a sequence is expected")
     elif path.is_file():

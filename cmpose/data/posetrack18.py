@@ -264,7 +264,8 @@ def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
         sequence: its ``name`` up to the first underscore becomes ``vid_id``.
 
     Raises:
-        ValueError: if an image id occurs twice or ``extra`` holds a field that the writer sets.
+        ValueError: if an image id occurs twice, ``extra`` holds a field that the writer sets, or
+            a number is not finite.
     """
     path = Path(path)
     images: list[dict[str, Any]] = []
@@ -291,8 +292,7 @@ def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
             image |= {"width": frame.width, "height": frame.height}
         images.append(image | frame.extra)
         annotations += [
-            _annotation(person, frame.image_id, position)
-            for position, person in enumerate(frame.people)
+            _annotation(person, frame, position) for position, person in enumerate(frame.people)
         ]
     document = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,22 +304,33 @@ def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _annotation(person: Person, image_id: int, position: int) -> dict[str, Any]:
-    slots = to_slots17(np.where(person.keypoints[:, 2:] > 0, person.keypoints, 0.0))
-    scores = person.joint_scores
+def _annotation(person: Person, frame: Frame, position: int) -> dict[str, Any]:
+    def numbers(field: str, values: np.ndarray) -> list[float]:
+        values = np.asarray(values, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{field}: person {position} of {frame.file_name} is not finite: {values.tolist()}"
+            )
+        return values.ravel().tolist()
+
+    pose, scores = person.keypoints, person.joint_scores
     annotation: dict[str, Any] = {
-        "id": image_id * 100 + position,
-        "image_id": image_id,
+        "id": frame.image_id * 100 + position,
+        "image_id": frame.image_id,
         "track_id": person.track_id,
         "category_id": 1,
-        "bbox": np.asarray(person.box, dtype=np.float64).tolist(),
-        "keypoints": np.asarray(slots, dtype=np.float64).ravel().tolist(),
-        "scores": [] if scores is None else to_slots17(np.asarray(scores)[:, None])[:, 0].tolist(),
+        "bbox": numbers("box", person.box),
+        "keypoints": numbers("keypoints", to_slots17(np.where(pose[:, 2:] > 0, pose, 0.0))),
+        "scores": (
+            []
+            if scores is None
+            else numbers("joint_scores", to_slots17(np.asarray(scores)[:, None]))
+        ),
     }
     if person.head_box is not None:
-        annotation["bbox_head"] = np.asarray(person.head_box, dtype=np.float64).tolist()
+        annotation["bbox_head"] = numbers("head_box", person.head_box)
     if person.score is not None:
-        annotation["score"] = float(person.score)
+        annotation["score"] = numbers("score", np.array([person.score]))[0]
     if person.person_id is not None:
         annotation["person_id"] = person.person_id
     return annotation

@@ -8,6 +8,7 @@ A pixel's coordinate is that of its centre. ``matrix`` is always image → crop,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import cv2
@@ -275,9 +276,15 @@ def normalize_clips(clips: torch.Tensor, dtype: torch.dtype = torch.float32) -> 
         raise TypeError(f"clips: expected uint8, got {clips.dtype}")
     if clips.ndim < 3 or clips.shape[-1] != 3:
         raise ValueError(f"clips: expected [B, T, H, W, 3], got {tuple(clips.shape)}")
-    mean = torch.tensor(IMAGENET_MEAN, device=clips.device) * 255
-    std = torch.tensor(IMAGENET_STD, device=clips.device) * 255
+    mean, std = _imagenet(clips.device)
     return ((clips.float() - mean) / std).movedim(-1, -3).to(dtype).contiguous()
+
+
+@lru_cache
+def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ImageNet's mean and std on the scale of bytes; kept, so that no step waits for a copy."""
+    mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
+    return mean, torch.tensor(IMAGENET_STD, device=device) * 255
 
 
 def heatmap_targets(
@@ -318,19 +325,17 @@ def heatmap_targets(
         )
     if unannotated not in ("ignore", "background"):
         raise ValueError(f"unannotated: {unannotated!r} is neither 'ignore' nor 'background'")
-    keypoints = keypoints.float()
-    last = 1.0 if udp else 0.0
-    crop = keypoints.new_tensor([image_size[1] - last, image_size[0] - last])
-    heatmap = keypoints.new_tensor([heatmap_size[1] - last, heatmap_size[0] - last])
-    exact = keypoints * (heatmap / crop)
-    rounded = torch.floor(exact + 0.5)
-    radius = 3 * sigma
-    size = keypoints.new_tensor([heatmap_size[1], heatmap_size[0]])
-    reaches = ((rounded - radius < size) & (rounded + radius >= 0)).all(dim=-1)
-    has_target = (visible > 0) & reaches
-    centers = exact if udp else rounded
+    last = 1 if udp else 0
+    exact, rounded, reaches = [], [], visible > 0
+    for axis, (crop, heatmap) in enumerate(
+        ((image_size[1], heatmap_size[1]), (image_size[0], heatmap_size[0]))
+    ):
+        value = keypoints[..., axis].float() * ((heatmap - last) / (crop - last))
+        whole = torch.floor(value + 0.5)
+        exact.append(value)
+        rounded.append(whole)
+        reaches = reaches & (whole - 3 * sigma < heatmap) & (whole + 3 * sigma >= 0)
+    centers = torch.stack(exact if udp else rounded, dim=-1)
     if unannotated == "background":
-        far = torch.full_like(centers, FAR_OUTSIDE)
-        centers = torch.where(has_target[..., None], centers, far)
-        return centers, torch.ones_like(centers[..., 0])
-    return torch.where(has_target[..., None], centers, 0.0), has_target.float()
+        return centers.masked_fill(~reaches[..., None], FAR_OUTSIDE), torch.ones_like(exact[0])
+    return centers.masked_fill(~reaches[..., None], 0.0), reaches.float()

@@ -232,14 +232,16 @@ def test_people_without_keypoints_and_boxes_outside_are_counted(data):
     item.frames[1].people[0].box = np.array([-50.0, 10, 40, 40])
     item.frames[1].people[1].box = np.array([10.0, 10, 0, 40])
     item.frames[2].labeled = False
+    item.frames[3].people[0].box = np.array([1.0, 1, 20, 20])
     item.skipped["broken annotation"] = 4
     for train in (True, False):
         dataset = make(root, [item], train=train)
-        assert len(dataset) == 3
+        assert len(dataset) == 2
         assert dataset.skipped == {
             "person without keypoints": 1,
             "box empty or outside the image": 2,
             "frame not labelled": 2,
+            "box holds none of the person's joints": 1,
             "broken annotation": 4,
         }
         assert "1 × person without keypoints" in dataset.report()
