@@ -188,6 +188,18 @@ def test_evaluation_is_not_augmented(data):
         assert equal(dataset[0], plain[0])
 
 
+def test_plain_joints_are_those_of_the_unaugmented_items(data):
+    root, item = data
+    matrices, points, visible = make(root, [item], data=DataConfig()).plain_joints()
+    plain = make(root, [item])
+    assert matrices.shape == (8, 2, 3)
+    for index in range(8):
+        sample = plain[index]
+        np.testing.assert_array_equal(matrices[index], sample["matrix"])
+        np.testing.assert_array_equal(points[index].astype(np.float32), sample["keypoints"])
+        np.testing.assert_array_equal(visible[index], sample["visible"])
+
+
 def test_augmented_joints_follow_the_picture(tmp_path):
     """Soft dots at two joints, found again in flipped, turned and scaled crops."""
     item = synthetic.sequence(indices=(0,), people=1)
