@@ -157,6 +157,7 @@ class DataConfig:
         score: a joint's score: heatmap maximum × box score (DCPose), or the maximum ``heatmap``
             alone (mmpose).
         num_workers: loader processes; 0 loads in the main process.
+        frame_cache_mb: decoded frames that each loader process keeps, in MB.
     """
 
     root: str = "."
@@ -173,6 +174,7 @@ class DataConfig:
     flip_test: bool = False
     score: Literal["heatmap_box", "heatmap"] = "heatmap_box"
     num_workers: int = 2
+    frame_cache_mb: int = 64
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -198,7 +200,7 @@ class TrainConfig:
         device: ``auto`` takes a GPU when there is one.
         log_every: steps between log lines.
         pictures_every: steps between TensorBoard pictures; 0 is off.
-        checkpoint_every: steps between checkpoints besides those at the end of an epoch; 0 is off.
+        checkpoint_every: steps between checkpoints; 0 writes one at the end of every epoch.
         keep_checkpoints: newest checkpoints kept.
         evaluate_every: epochs between evaluations; 0 evaluates at the end only.
     """

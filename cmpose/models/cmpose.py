@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from cmpose.config import ModelConfig
@@ -120,4 +119,3 @@ class CMPose(nn.Module):
             tokens = coarse.tokens if fine is None else fine.fine
             heatmaps = self.head(coarse.keypoint_tokens, tokens)
         return CMPoseOutput(heatmaps, coarse, fine)
-

@@ -1,4 +1,4 @@
-"""The spatio-temporal criss-cross network (Eq. 5): two pathways of spatial and temporal attention."""
+"""The spatio-temporal criss-cross network, Eq. 5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from cmpose.config import ModelConfig
 from cmpose.models.vit import Block, run_block
 
 
-def _stack(width: int, heads: int, config: ModelConfig, attend: Callable[..., Tensor]) -> nn.ModuleList:
+def _stack(
+    width: int, heads: int, config: ModelConfig, attend: Callable[..., Tensor]
+) -> nn.ModuleList:
     return nn.ModuleList(
         Block(width, heads, config.mlp_ratio, attend, config.backend)
         for _ in range(config.criss_cross_depth)

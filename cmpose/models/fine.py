@@ -86,7 +86,5 @@ class FineTokenEnhancement(nn.Module):
             normalize=c.normalize_merge,
             backend=c.backend,
         )
-        grid = ops.unmerge_tokens(
-            causal, merged, selection, clusters.assignment, backend=c.backend
-        )
+        grid = ops.unmerge_tokens(causal, merged, selection, clusters.assignment, backend=c.backend)
         return FineOutput(grid, torch.cat([causal, merged], dim=1), selection, clusters)

@@ -48,9 +48,7 @@ class TokenHead(nn.Module):
     queries [B, K, D], tokens [B, M, D] → [B, K, h, w].
     """
 
-    def __init__(
-        self, width: int, heads: int, grid: tuple[int, int], config: ModelConfig
-    ) -> None:
+    def __init__(self, width: int, heads: int, grid: tuple[int, int], config: ModelConfig) -> None:
         super().__init__()
         self.heatmap_size = (grid[0] * 16 // STRIDE, grid[1] * 16 // STRIDE)
         self.norm_queries = nn.LayerNorm(width, eps=NORM_EPS)

@@ -1,0 +1,3 @@
+from cmpose.cli import main
+
+main()

@@ -1,0 +1,167 @@
+"""The command line: ``cmpose COMMAND`` or ``python -m cmpose COMMAND``; ``--help`` on each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from cmpose import _version, config
+
+# Failures whose message says all: shown without a traceback. Anything else is a bug and shows one.
+_TOLD = (ValueError, OSError, RuntimeError)
+
+
+def _train(subparser: ArgumentParser) -> None:
+    config.add_fields(subparser)
+    subparser.add_argument("--output", required=True, help="the run's folder")
+    subparser.add_argument("--resume", action="store_true", help="go on from its last checkpoint")
+
+
+def _run_train(args: Namespace) -> None:
+    from cmpose.engine.train import train
+
+    train(config.from_namespace(args), args.output, resume=args.resume)
+
+
+def _evaluate(subparser: ArgumentParser) -> None:
+    config.add_fields(subparser)
+    subparser.add_argument("--checkpoint", required=True, help="a run's folder or a checkpoint")
+    subparser.add_argument("--output", default="", help="default: CHECKPOINT/evaluation")
+
+
+def _run_evaluate(args: Namespace) -> None:
+    from cmpose.engine.evaluate import evaluate_checkpoint
+
+    given = config.from_namespace(args)
+    evaluate_checkpoint(args.checkpoint, given.data, given.train, args.output)
+
+
+def _predict(subparser: ArgumentParser) -> None:
+    subparser.add_argument("video", help="any file that OpenCV reads")
+    subparser.add_argument("--checkpoint", required=True, help="a run's folder or a checkpoint")
+    subparser.add_argument("--out", required=True, help="folder for poses, video and pictures")
+    subparser.add_argument("--detections", default="", help="people's boxes (see docs/predict.md)")
+    subparser.add_argument(
+        "--explain", action="store_true", help="also draw causal tokens and clusters"
+    )
+    subparser.add_argument(
+        "--explain_frames", type=list[int], default=[], help="which frames; default: three"
+    )
+    subparser.add_argument("--min_score", type=float, default=0.2, help="of a box, to be used")
+    subparser.add_argument("--device", default="auto")
+
+
+def _run_predict(args: Namespace) -> None:
+    from cmpose.engine.predict import predict_video
+
+    predict_video(
+        args.video,
+        args.checkpoint,
+        args.out,
+        detections=args.detections or None,
+        explain=args.explain or bool(args.explain_frames),
+        explain_frames=args.explain_frames,
+        min_score=args.min_score,
+        device=args.device,
+    )
+
+
+def _render(subparser: ArgumentParser) -> None:
+    subparser.add_argument("out", help="folder of the new data set")
+    subparser.add_argument("--videos", type=int, default=24)
+    subparser.add_argument("--frames", type=int, default=30, help="in each video")
+    subparser.add_argument("--seed", type=int, default=0)
+    subparser.add_argument("--split", default="train", help="train or val")
+    subparser.add_argument("--workers", type=int, default=2)
+
+
+def _run_render(args: Namespace) -> None:
+    from cmpose.data.rendered import render_dataset
+
+    render_dataset(
+        args.out,
+        videos=args.videos,
+        frames=args.frames,
+        seed=args.seed,
+        split=args.split,
+        workers=args.workers,
+    )
+
+
+def _score(subparser: ArgumentParser) -> None:
+    subparser.add_argument("ground_truth", help="folder with one annotation file a sequence")
+    subparser.add_argument("predictions", help="folder with files of the same names")
+    subparser.add_argument("--json", default="", help="also write the result to this file")
+
+
+def _run_score(args: Namespace) -> None:
+    from cmpose.engine.checkpoint import write_text
+    from cmpose.evaluation.posetrack_ap import score_folders
+
+    result = score_folders(args.ground_truth, args.predictions)
+    print(result.table())
+    if args.json:
+        write_text(Path(args.json), json.dumps(result.to_json(), indent=1) + "\n")
+
+
+def _demo(subparser: ArgumentParser) -> None:
+    subparser.add_argument("--output", default="runs/demo")
+    subparser.add_argument("--config", default="", help="default: the recipe in configs/demo.yaml")
+
+
+def _run_demo(args: Namespace) -> None:
+    from cmpose.engine.demo import demo
+
+    demo(args.output, args.config or None)
+
+
+def _doctor(subparser: ArgumentParser) -> None:
+    del subparser
+
+
+def _run_doctor(args: Namespace) -> None:
+    from cmpose.doctor import report
+
+    del args
+    print(report())
+
+
+_COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None], str]] = {
+    "train": (_train, _run_train, "train a model by a recipe"),
+    "evaluate": (_evaluate, _run_evaluate, "official PoseTrack AP of a checkpoint"),
+    "predict": (_predict, _run_predict, "poses of the people in a video"),
+    "render": (_render, _run_render, "make a data set of rendered people"),
+    "score": (_score, _run_score, "official PoseTrack AP of prediction files"),
+    "demo": (_demo, _run_demo, "render, train, evaluate and predict, small"),
+    "doctor": (_doctor, _run_doctor, "versions, device, and which backend runs each op"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The parser with all commands."""
+    parser = ArgumentParser(
+        prog="cmpose",
+        description="CM-Pose video human pose estimation",
+        version=f"cmpose {_version.__version__}",
+    )
+    commands = parser.add_subcommands()
+    for name, (add, _, text) in _COMMANDS.items():
+        subparser = ArgumentParser(description=text)
+        add(subparser)
+        commands.add_subcommand(name, subparser, help=text)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command; a failure that its message explains exits with status 1."""
+    args = build_parser().parse_args(arguments)
+    try:
+        _COMMANDS[args.subcommand][1](args[args.subcommand])
+    except _TOLD as error:
+        sys.exit(f"cmpose {args.subcommand}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"cmpose {args.subcommand}: interrupted")

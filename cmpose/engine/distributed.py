@@ -1,0 +1,129 @@
+"""One process or many: what training and evaluation need of torch.distributed.
+
+``torchrun`` starts the processes and names them in the environment; without it everything here
+is a no-op, so that the engine is written once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: its rank, how many there are, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in rank order, on every process."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is a GPU when there is one; a GPU's number follows the local rank.
+
+    Raises:
+        ValueError: for a device torch does not know, or a GPU that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"train.device={name!r} is no device: use auto, cpu or cuda") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"train.device={name!r}, but torch sees no GPU: use cpu, or see `cmpose doctor`"
+            )
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """Joins the processes that ``torchrun`` started, and leaves them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    picked = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size > 1:
+        dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, picked)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the clips of all processes, on any device.
+
+    torch's SyncBatchNorm refuses CPU tensors; this one serves gloo runs, so that several CPU
+    processes learn what one would.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        axes = (0, 2, 3)
+        count = x.numel() / x.shape[1] * dist.get_world_size()
+        mean = all_reduce(x.float().sum(axes)) / count
+        centered = x.float() - mean[:, None, None]
+        variance = all_reduce(centered.square().sum(axes)) / count
+        with torch.no_grad():
+            # They are there: torch's class leaves them out only when told not to track.
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Makes every batch norm count the clips of all processes."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                norm = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, name, norm)
+    return model

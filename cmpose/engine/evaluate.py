@@ -1,0 +1,205 @@
+"""Evaluation: predict every box of a data set, write PoseTrack18 files, score them."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from cmpose.config import Config, DataConfig, TrainConfig
+from cmpose.data.clips import GROUND_TRUTH, ClipDataset, ClipRecord, worker_init
+from cmpose.data.posetrack import load_annotations, write_posetrack18
+from cmpose.data.transforms import normalize_clips
+from cmpose.engine import checkpoint
+from cmpose.engine.distributed import World, world
+from cmpose.engine.runlog import write_metrics
+from cmpose.evaluation.decode import decode_heatmaps, flip_heatmaps, to_image
+from cmpose.evaluation.posetrack_ap import APResult, score_folders
+from cmpose.evaluation.predictions import write_predictions
+from cmpose.models.cmpose import CMPose, CMPoseOutput
+from cmpose.models.vit import PATCH
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Mixed precision as the recipe says; nothing for fp32."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def open_clips(config: Config, *, train: bool, quiet: bool = False) -> ClipDataset:
+    """The training or the evaluation clips of a recipe; prints what was skipped and why."""
+    data = config.data
+    root = Path(data.root).expanduser()
+    annotations = data.train_annotations if train else data.val_annotations
+    clips = ClipDataset(
+        load_annotations(annotations, root, data.format, on_error=data.on_error),
+        root,
+        config.model.image_size,
+        config.model.num_frames,
+        data,
+        train=train,
+        seed=config.train.seed,
+        cache_bytes=data.frame_cache_mb << 20,
+    )
+    if not quiet:
+        print(clips.report())
+    return clips
+
+
+def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseOutput:
+    """The model's output; with ``flip_test`` its heatmaps are averaged with the mirrored clip's."""
+    output = model(images)
+    if not data.flip_test:
+        return output
+    mirrored = flip_heatmaps(model(images.flip(-1)).heatmaps, udp=data.udp)
+    return output._replace(heatmaps=0.5 * (output.heatmaps + mirrored))
+
+
+def causal_hits(output: CMPoseOutput, batch: dict[str, Tensor], n: int) -> Tensor:
+    """Of the visible joints: how many have one of their own top-n tokens within a cell of them.
+
+    Returns [hits, joints], float64.
+    """
+    assert output.fine is not None
+    rows, columns = batch["clip"].shape[2] // PATCH, batch["clip"].shape[3] // PATCH
+    top = output.fine.selection.scores.topk(n, dim=-1).indices.cpu()  # [B, K, n]
+    cell = torch.floor(batch["keypoints"] / PATCH).long()  # [B, K, (x, y)]
+    near = ((top % columns - cell[..., :1].clamp(0, columns - 1)).abs() <= 1) & (
+        (top // columns - cell[..., 1:].clamp(0, rows - 1)).abs() <= 1
+    )
+    visible = batch["visible"] > 0
+    hits = (near.any(-1) & visible).sum()
+    return torch.stack([hits, visible.sum()]).double()
+
+
+class Pose(NamedTuple):
+    """A predicted pose: whose, keypoints [K, 2] in image pixels, heatmap maxima [K]."""
+
+    record: ClipRecord
+    keypoints: np.ndarray
+    scores: np.ndarray
+
+
+@torch.no_grad()
+def predict_clips(
+    model: CMPose, clips: ClipDataset, config: Config, place: World, *, progress: bool
+) -> tuple[list[Pose], np.ndarray]:
+    """Poses of all boxes, shared among the processes.
+
+    Returns:
+        The poses, in the clips' order, and [hits, joints] of ``causal_hits`` (zeros when boxes
+        are detections or Fine Token Enhancement is off).
+    """
+    mine = range(place.rank, len(clips), place.size)
+    loader = DataLoader(
+        Subset(clips, list(mine)),
+        batch_size=max(1, config.train.batch_size // place.size),
+        num_workers=config.data.num_workers,
+        worker_init_fn=worker_init,
+    )
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    hits = torch.zeros(2, dtype=torch.float64)
+    count_hits = clips.box_source == GROUND_TRUTH and config.model.fine != "off"
+    for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not progress):
+        with autocast(place.device, config.train.precision):
+            images = normalize_clips(batch["clip"].to(place.device))
+            output = predict_heatmaps(model, images, config.data)
+        if count_hits:
+            hits += causal_hits(output, batch, config.model.tokens_per_keypoint)
+        xy, scores = decode_heatmaps(
+            output.heatmaps.float().cpu(), config.data.decode, sigma=config.model.sigma
+        )
+        image_xy = to_image(
+            xy,
+            batch["matrix"],
+            image_size=config.model.image_size,
+            heatmap_size=model.heatmap_size,
+            udp=config.data.udp,
+        )
+        for row, index in enumerate(batch["index"].tolist()):
+            if batch["valid"][row]:  # a clip with unreadable frames gets no prediction
+                found[index] = (image_xy[row].numpy(), scores[row].numpy())
+    everyone: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for part in place.gather(found):
+        everyone |= part
+    poses = [Pose(clips.records[i], *everyone[i]) for i in sorted(everyone)]
+    return poses, place.sum(hits.to(place.device)).cpu().numpy()
+
+
+def score_predictions(
+    config: Config, clips: ClipDataset, poses: list[Pose], folder: Path
+) -> APResult:
+    """Writes predictions into ``folder`` and scores them with the official AP."""
+    write_predictions(
+        folder,
+        clips.sequences,
+        [pose.record for pose in poses],
+        np.stack([pose.keypoints for pose in poses]),
+        np.stack([pose.scores for pose in poses]),
+        config.data.score,
+    )
+    truth = Path(config.data.root).expanduser() / config.data.val_annotations
+    if not truth.is_dir():  # one merged file: the evaluator matches a file a sequence
+        truth = folder.with_name("ground_truth")
+        for sequence in clips.sequences:
+            write_posetrack18(truth / f"{sequence.file_stem}.json", sequence)
+    return score_folders(truth, folder)
+
+
+def evaluate_model(
+    model: CMPose, config: Config, output: Path, place: World, *, progress: bool = True
+) -> dict[str, Any]:
+    """Evaluates a model on ``data.val_annotations`` with ``data.boxes``.
+
+    Writes predictions to ``output/predictions`` and returns the metrics (on every process):
+    ``ap`` as ``cmpose score --json`` writes it, ``box_source``, ``seconds``,
+    ``clips_per_second``, ``causal_hit_rate``.
+    """
+    clips = open_clips(config, train=False, quiet=not place.main)
+    started = time.perf_counter()
+    poses, (hits, joints) = predict_clips(model, clips, config, place, progress=progress)
+    seconds = time.perf_counter() - started
+    metrics: dict[str, Any] = {}
+    if place.main:
+        result = score_predictions(config, clips, poses, output / "predictions")
+        if progress:
+            print(result.table(box_source=clips.box_source))
+        metrics = {
+            "ap": result.to_json(),
+            "box_source": clips.box_source,
+            "seconds": seconds,
+            "clips_per_second": len(clips) / max(seconds, 1e-9),
+            "clips": len(clips),
+            "skipped": dict(clips.skipped),
+            "causal_hit_rate": hits / joints if joints else None,
+        }
+    return place.gather(metrics)[0]
+
+
+def evaluate_checkpoint(
+    path: str | Path, data: DataConfig, train: TrainConfig, output: str | Path = ""
+) -> dict[str, Any]:
+    """``cmpose evaluate``: a checkpoint's model on the evaluation clips of ``data``.
+
+    Args:
+        path: a run's folder or a checkpoint.
+        data: which annotations and boxes.
+        train: batch size, precision and device.
+        output: gets ``predictions/`` and ``metrics.json``; default ``CHECKPOINT/evaluation``.
+    """
+    with world(train.device) as place:
+        model, config = checkpoint.load_model(path)
+        config.data, config.train = data, train
+        folder = Path(output) if output else checkpoint.find(path) / "evaluation"
+        metrics = evaluate_model(model.to(place.device), config, folder, place)
+        if place.main:
+            written = write_metrics(folder, metrics)
+            print(f"predictions and {written.name} are in {folder}")
+    return metrics

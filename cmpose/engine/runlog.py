@@ -1,0 +1,58 @@
+"""A run's log: one JSON object a line, TensorBoard scalars and pictures, and metrics.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from cmpose.engine.checkpoint import write_text
+
+
+def finite_or_none(value: Any) -> Any:
+    """Plain data with nan and infinities as None, which JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    return value
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
+    """Writes ``metrics.json`` into a run's folder, whole or not at all."""
+    path = folder / "metrics.json"
+    write_text(path, json.dumps(finite_or_none(metrics), indent=1) + "\n")
+    return path
+
+
+class RunLog:
+    """``log.jsonl`` (appended to, so that a resumed run keeps its history) and ``tensorboard/``."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (folder / "log.jsonl").open("a", buffering=1)
+        # Events that a killed run wrote after its last checkpoint are dropped from the view.
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """A line, and a scalar for every number in it."""
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3)} | values
+        self._lines.write(json.dumps(finite_or_none(line)) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def picture(self, name: str, step: int, picture: np.ndarray) -> None:
+        """An RGB picture, uint8 [H, W, 3]."""
+        self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._lines.close()
+        self._board.close()
