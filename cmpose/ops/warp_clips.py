@@ -19,8 +19,7 @@ _FRACTION = 1 << _FRACTION_BITS
 
 def _inverse(matrices: Tensor) -> Tensor:
     """Destination → source, float64 [B, 2, 3]; zeros for a singular matrix."""
-    m = matrices.to(torch.float64)
-    (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in m.unbind(-2))
+    (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in matrices.to(torch.float64).unbind(-2))
     determinant = a * d - b * c
     factor = torch.where(determinant == 0, 0.0, 1.0 / determinant)
     a, b, c, d = d * factor, -b * factor, -c * factor, a * factor
@@ -144,7 +143,7 @@ def warp_clips(
     if dtype not in checks.FLOATING:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     checks.finite("matrices", matrices)
-    if checks.readable(matrices) and bool((matrices[:, :, :2].double().det() == 0).any()):
+    if checks.readable(matrices) and bool((_inverse(matrices)[:, :, :2] == 0).all((1, 2)).any()):
         raise ValueError("matrices must be invertible, got a singular one")
     run = _IMPLEMENTATIONS[backends.resolve("warp_clips", backend)]
     return run(frames, matrices, (int(size[0]), int(size[1])), mean, std, dtype)
