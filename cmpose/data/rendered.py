@@ -28,7 +28,7 @@ import cv2
 from tqdm import tqdm
 
 from cmpose.data.posetrack18 import posetrack18_image_id, write_posetrack18
-from cmpose.data.rendered_video import Difficulty, Video
+from cmpose.data.rendered_plan import Difficulty, plan_video
 from cmpose.data.sequence import Sequence
 
 __all__ = ["Difficulty", "RenderSummary", "render_dataset"]
@@ -279,7 +279,7 @@ def _render_sequence(root: Path, settings: _Settings, video: int) -> None:
             if stale.exists():
                 shutil.rmtree(stale)
         beside.mkdir(parents=True)
-        plan = Video.plan(
+        video_plan = plan_video(
             [settings.seed, list(_SPLITS).index(settings.split), video],
             frames=settings.frames,
             size=settings.size,
@@ -290,7 +290,7 @@ def _render_sequence(root: Path, settings: _Settings, video: int) -> None:
         name = _name(settings, video)
         sequence = Sequence(name=name, file_stem=name, frames=[])
         first_id = posetrack18_image_id(name, 0)
-        for picture, frame in plan.draw(name, first_id, f"images/{settings.split}"):
+        for picture, frame in video_plan.draw(name, first_id, f"images/{settings.split}"):
             _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
             (beside / Path(frame.file_name).name).write_bytes(data.tobytes())
             sequence.frames.append(frame)

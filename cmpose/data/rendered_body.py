@@ -1,236 +1,68 @@
-"""What rendered people look like: clothes, hair, faces, and the drawing of a posed body."""
+"""Drawing a posed, dressed body: its parts as tubes and a ball, from far to near."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 
-import cv2
 import numpy as np
 
-from cmpose.data.rendered_draw import ACROSS, ALONG, PROFILE, Layer, ball, limb, turned
-from cmpose.data.rendered_motion import Build
-
-_SKINS = (
-    (188, 206, 240),
-    (160, 188, 232),
-    (130, 165, 214),
-    (96, 132, 184),
-    (64, 92, 142),
-    (44, 62, 98),
-)
-_HAIRS = ((28, 26, 30), (34, 48, 70), (52, 84, 128), (88, 148, 196), (150, 156, 162), (38, 52, 140))
-_SHOES = ((40, 40, 44), (230, 230, 232), (60, 70, 110), (48, 52, 180), (150, 90, 40))
-_TURN = 64  # columns of a texture that runs around the torso
-
-# Half-widths in units of stature along an axis: (place 0..1, half-width).
-_THIGH = ((0.0, 0.050), (0.25, 0.051), (0.7, 0.040), (1.0, 0.035))
-_SHANK = ((0.0, 0.034), (0.28, 0.036), (0.7, 0.025), (1.0, 0.021))
-_UPPER_ARM = ((0.0, 0.031), (0.35, 0.029), (1.0, 0.023))
-_FOREARM = ((0.0, 0.023), (0.25, 0.025), (1.0, 0.016))
-_TORSO_WIDTH = (
-    (0.0, 0.076),
-    (0.12, 0.086),
-    (0.45, 0.074),
-    (0.72, 0.092),
-    (0.9, 0.094),
-    (0.965, 0.062),
-    (1.0, 0.034),
-)
-_TORSO_DEPTH = (
-    (0.0, 0.066),
-    (0.15, 0.068),
-    (0.45, 0.058),
-    (0.72, 0.068),
-    (0.9, 0.052),
-    (1.0, 0.032),
-)
+from cmpose.data.rendered_draw import PROFILE, Layer, ball, limb, turned
+from cmpose.data.rendered_kinematics import Build
+from cmpose.data.rendered_look import Look
 
 
-def _table(points: tuple[tuple[float, float], ...]) -> np.ndarray:
-    at, value = np.asarray(points).T
-    return np.interp(np.linspace(0, 1, PROFILE), at, value).astype(np.float32)
+def _taper(first: float, last: float) -> np.ndarray:
+    return np.linspace(first, last, PROFILE, dtype=np.float32)
 
 
-def _colour(rng: np.random.Generator, low: int = 40, high: int = 235) -> np.ndarray:
-    """A cloth's colour, BGR."""
-    hsv = np.uint8([[[rng.integers(180), rng.integers(0, 215), rng.integers(low, high)]]])
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
+class _Parts:
+    """The parts of one body in one frame, to be drawn by depth.
 
+    Widths and biases are in units of stature; a bias moves a part in the order of drawing,
+    negative towards the camera.
+    """
 
-def _cloth(
-    rng: np.random.Generator, kind: str, first: np.ndarray, second: np.ndarray
-) -> np.ndarray:
-    """A cloth [ALONG, _TURN, 3] uint8 of the given pattern, with soft folds."""
-    t = np.linspace(0, 1, ALONG)[:, None]
-    lon = np.linspace(0, 1, _TURN, endpoint=False)[None, :]
-    n = int(rng.integers(3, 7))
-    mix = np.zeros((ALONG, _TURN))
-    if kind == "stripes":
-        mix = (np.sin(2 * np.pi * n * t) > 0) + 0 * lon
-    elif kind == "upright":
-        mix = (np.sin(2 * np.pi * 2 * n * lon) > 0.2) + 0 * t
-    elif kind == "plaid":
-        mix = 0.5 * (np.sin(2 * np.pi * n * t) > 0.3) + 0.5 * (np.sin(4 * np.pi * n * lon) > 0.3)
-    elif kind == "yoke":
-        mix = (t > rng.uniform(0.55, 0.8)) + 0 * lon
-    elif kind == "blotches":
-        blobs = cv2.resize(rng.random((7, 10)), (_TURN, ALONG), interpolation=cv2.INTER_CUBIC)
-        mix = np.clip((blobs - 0.5) * 6, 0, 1)
-    cloth = first + (second - first) * np.asarray(mix, np.float64)[..., None]
-    folds = cv2.resize(rng.standard_normal((6, 12)), (_TURN, ALONG), interpolation=cv2.INTER_CUBIC)
-    return np.clip(cloth * (1 + 0.07 * folds[..., None]), 0, 255).astype(np.uint8)
+    def __init__(
+        self,
+        flat: dict[str, np.ndarray],
+        depth: dict[str, float],
+        stature: float,
+        scale: float,
+        draw_limb: Callable[..., None],
+    ) -> None:
+        self.flat, self.depth = dict(flat), dict(depth)
+        self.stature, self.scale = stature, scale
+        self.draw_limb = draw_limb
+        self.parts: list[tuple[float, int, Callable[[], None]]] = []
 
+    def add(self, z: float, draw: Callable[[], None]) -> None:
+        self.parts.append((-z, len(self.parts), draw))
 
-def _half(cloth: np.ndarray) -> np.ndarray:
-    """The texture of a limb from one that runs around."""
-    return cv2.resize(cloth[:, : _TURN // 2], (ACROSS, ALONG), interpolation=cv2.INTER_AREA)
+    def limb(
+        self,
+        start: str,
+        end: str,
+        table: np.ndarray,
+        texture: np.ndarray,
+        bias: float = 0.0,
+        **style: bool,
+    ) -> None:
+        """A tube between two points."""
+        z = (self.depth[start] + self.depth[end]) / 2 + bias * self.stature
+        profile = np.maximum(table * (self.stature * self.scale), 0.6).astype(np.float32)
+        ends = self.flat[start], self.flat[end]
+        self.add(z, partial(self.draw_limb, *ends, profile, texture, **style))
 
+    def place(self, name: str, origin: str, axes: np.ndarray, offset: list[float]) -> None:
+        """A new point at ``offset`` (left, up, forward; units of stature) from another."""
+        away = axes @ np.asarray(offset) * self.stature
+        self.flat[name] = self.flat[origin] + np.array([away[0], -away[1]]) * self.scale
+        self.depth[name] = self.depth[origin] + float(away[2])
 
-def _face(rng: np.random.Generator, skin: np.ndarray, hair: np.ndarray, style: str) -> np.ndarray:
-    """A head's texture [64, 128, 3]: rows crown to chin, the middle column the face."""
-    lat = np.linspace(90, -90, 64)[:, None]
-    lon = np.linspace(-180, 180, 128, endpoint=False)[None, :]
-    head = np.empty((64, 128, 3), np.float32)
-    head[:] = skin
-
-    def paint(where: np.ndarray, colour: np.ndarray | tuple[float, float, float]) -> None:
-        head[np.broadcast_to(where, (64, 128))] = colour
-
-    def spot(x: float, y: float, w: float, h: float) -> np.ndarray:
-        return ((lon - x) / w) ** 2 + ((lat - y) / h) ** 2 < 1
-
-    for x in (-88, 88):
-        paint(spot(x, -6, 13, 17), skin * 0.78)  # ears
-    dark = np.minimum(hair, skin * 0.45)
-    for x in (-24, 24):
-        paint(spot(x, 8, 13, 7), (238.0, 238.0, 238.0))
-        paint(spot(x, 8, 6, 7), (36.0, 32.0, 30.0))
-        paint(spot(x, 21, 15, 4), dark)
-    paint(spot(0, -38, 20, 5), skin * np.array([0.62, 0.58, 0.82]))
-    if rng.random() < 0.2:  # beard
-        paint((lat < -22) & (np.abs(lon) < 75) & ~spot(0, -38, 17, 5), hair * 0.9 + 12)
-    if rng.random() < 0.15:  # glasses
-        for x in (-24, 24):
-            paint(spot(x, 8, 20, 14) & ~spot(x, 8, 15, 9), (30.0, 30.0, 30.0))
-        paint((np.abs(lat - 9) < 2) & (np.abs(lon) > 40) & (np.abs(lon) < 90), (30.0, 30.0, 30.0))
-    if style != "bald":
-        nape = -62 if style in ("long", "pony", "bun") else -38
-        line = np.interp(np.abs(lon), [0, 40, 66, 82, 104, 180], [46, 40, 14, 6, -28, nape])
-        strands = 1 + 0.12 * rng.standard_normal((1, 128, 1)).astype(np.float32)
-        head = np.where((lat > line)[..., None], hair * strands, head)
-    if style == "cap":
-        paint(np.broadcast_to(lat > 30, (64, 128)), hair)
-    return np.clip(cv2.GaussianBlur(head, (3, 3), 0), 0, 255).astype(np.uint8)
-
-
-@dataclass
-class Look:
-    """A person's clothes and features as textures and half-width tables (units of stature)."""
-
-    hair: str
-    hair_colour: np.ndarray
-    skirt: float
-    textures: dict[str, np.ndarray] = field(default_factory=dict)
-    tables: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @staticmethod
-    def draw(rng: np.random.Generator, build: Build) -> Look:
-        skin = np.float32(_SKINS[int(rng.integers(len(_SKINS)))]) * np.float32(
-            rng.uniform(0.92, 1.06)
-        )
-        hair = np.float32(_HAIRS[int(rng.integers(len(_HAIRS)))]) * np.float32(
-            rng.uniform(0.85, 1.15)
-        )
-        style = str(
-            rng.choice(
-                ["short", "long", "pony", "bun", "bald", "cap"],
-                p=[0.4, 0.2, 0.12, 0.06, 0.08, 0.14],
-            )
-        )
-        if style == "cap":
-            hair = _colour(rng)
-        dress = rng.random() < 0.16
-        skirt = rng.uniform(0.55, 1.25) if dress else 0.0
-        top, top2, bottom = _colour(rng), _colour(rng), _colour(rng, 30, 170)
-        kinds = ["plain", "stripes", "upright", "plaid", "yoke", "blotches"]
-        pattern = str(rng.choice(kinds, p=[0.44, 0.16, 0.1, 0.12, 0.1, 0.08]))
-        shirt = _cloth(rng, pattern, top, top2)
-        if pattern in ("yoke", "stripes") and rng.random() < 0.5:
-            sleeve_cloth = _cloth(rng, "plain", top2, top)
-        else:
-            sleeve_cloth = _cloth(rng, "plain" if pattern == "yoke" else pattern, top, top2)
-        trousers = _cloth(rng, "plain" if rng.random() < 0.85 else "upright", bottom, bottom * 0.7)
-        sleeve = float(rng.choice([0.1, 0.6, 1.4, 2.0], p=[0.14, 0.42, 0.08, 0.36]))
-        leg = float(rng.choice([0.55, 1.05, 2.0], p=[0.2, 0.14, 0.66])) if not dress else 0.0
-        bare = _cloth(rng, "plain", skin, skin)
-        shoe = np.float32(_SHOES[int(rng.integers(len(_SHOES)))])
-
-        def sleeved(cloth: np.ndarray, length: float, part: int) -> np.ndarray:
-            rows = int(round(np.clip(length - part, 0, 1) * ALONG))
-            out = _half(bare)
-            out[:rows] = _half(cloth)[:rows]
-            if 0 < rows < ALONG:
-                out[rows - 1] = out[rows - 1] * 0.7  # the hem's shadow
-            return out
-
-        textures = {
-            "upper_arm": sleeved(sleeve_cloth, sleeve, 0),
-            "forearm": sleeved(sleeve_cloth, sleeve, 1),
-            "thigh": sleeved(trousers, leg, 0),
-            "shank": sleeved(trousers, leg, 1),
-            "skin": _half(bare),
-            "shoe": _half(_cloth(rng, "plain", shoe, shoe)),
-            "torso": Look._torso(rng, shirt, shirt if dress else trousers, skin, top2),
-            "skirt": shirt if rng.random() < 0.5 else trousers,
-            "head": _face(rng, skin, hair, style),
-            "hair": _half(_cloth(rng, "upright", hair, hair * 0.8)),
-        }
-        g = build.girth
-        baggy = rng.uniform(1.0, 1.22)
-        tables = {
-            "thigh": _table(_THIGH) * g * (baggy if leg > 0.9 else 1),
-            "shank": _table(_SHANK) * g * (baggy if leg > 1.5 else 1),
-            "upper_arm": _table(_UPPER_ARM) * g * (rng.uniform(1, 1.15) if sleeve > 0.9 else 1),
-            "forearm": _table(_FOREARM) * g * (rng.uniform(1, 1.2) if sleeve > 1.5 else 1),
-            "width": _table(_TORSO_WIDTH)
-            * (0.4 + 0.6 * g)
-            * (build.shoulder / build.stature / 0.106),
-            "depth": _table(_TORSO_DEPTH) * (0.2 + 0.8 * g),
-        }
-        if rng.random() < 0.35:  # a narrower waist, wider hips
-            at = np.linspace(0, 1, PROFILE, dtype=np.float32)
-            tables["width"] *= 1 - 0.14 * np.exp(-(((at - 0.5) / 0.16) ** 2))
-            tables["width"] *= 1 + 0.07 * np.exp(-(((at - 0.12) / 0.12) ** 2))
-        return Look(style, hair, skirt, textures, tables)
-
-    @staticmethod
-    def _torso(
-        rng: np.random.Generator,
-        shirt: np.ndarray,
-        below: np.ndarray,
-        skin: np.ndarray,
-        accent: np.ndarray,
-    ) -> np.ndarray:
-        """Rows from the hips up to the neck; shirt over trousers, a front that tells itself."""
-        torso = shirt.copy()
-        hem = int(rng.integers(1, 9))
-        torso[:hem] = below[:hem]
-        torso[hem] = torso[hem] * 0.6
-        front = _TURN // 2
-        neck = int(rng.integers(1, 6))
-        for row in range(neck):
-            half = neck - row + 1
-            torso[ALONG - 1 - row, front - half : front + half + 1] = skin
-        kind = rng.choice(["none", "logo", "buttons", "open"], p=[0.35, 0.3, 0.15, 0.2])
-        if kind == "logo":
-            w, h = int(rng.integers(3, 8)), int(rng.integers(2, 5))
-            row = int(rng.integers(17, 22))
-            torso[row : row + h, front - w : front + w] = accent
-        elif kind == "buttons":
-            torso[hem:-2, front] = torso[hem:-2, front] * 0.55
-        elif kind == "open":  # a jacket over a shirt
-            torso[hem:-3, front - 4 : front + 5] = accent
-        return torso
+    def draw(self) -> None:
+        for _, _, draw in sorted(self.parts, key=lambda part: part[:2]):
+            draw()
 
 
 class Person:
@@ -251,7 +83,7 @@ class Person:
         scale: float,
         light: np.ndarray,
     ) -> None:
-        """Draws the body's parts from far to near.
+        """Draws the body.
 
         Args:
             layer: picture to draw on.
@@ -263,41 +95,39 @@ class Person:
             scale: pixels a metre.
             light: see ``rendered_draw.shade``.
         """
-        s = self.build.stature
-        unit = s * scale
-        tex, tab = self.look.textures, self.look.tables
-        parts: list[tuple[float, int, tuple]] = []
 
-        def add(a: str, b: str, table: np.ndarray, texture: np.ndarray, bias: float) -> None:
-            z = (depth[a] + depth[b]) / 2 + bias * s
-            profile = np.maximum(table * unit, 0.6).astype(np.float32)
-            parts.append((z, len(parts), (flat[a], flat[b], profile, texture)))
-
-        def taper(first: float, last: float) -> np.ndarray:
-            return np.linspace(first, last, PROFILE, dtype=np.float32)
-
-        girth = self.build.girth
+        parts = _Parts(
+            flat, depth, self.build.stature, scale, partial(limb, layer, light=light, owner=owner)
+        )
+        look = self.look.textures
+        table = self.look.tables
         for side in ("left", "right"):
-            add(f"{side}_heel", f"{side}_toe", taper(0.021, 0.017), tex["shoe"], 0.005)
-            add(f"{side}_knee", f"{side}_ankle", tab["shank"], tex["shank"], 0.0)
-            add(f"{side}_hip", f"{side}_knee", tab["thigh"], tex["thigh"], -0.005)
-            add(f"{side}_shoulder", f"{side}_elbow", tab["upper_arm"], tex["upper_arm"], -0.05)
-            add(f"{side}_elbow", f"{side}_wrist", tab["forearm"], tex["forearm"], -0.055)
-            add(f"{side}_wrist", f"{side}_hand", taper(0.013, 0.017), tex["skin"], -0.05)
-        # The cross-section is an ellipse: its silhouette narrows from front to side view.
+            parts.limb(f"{side}_heel", f"{side}_toe", _taper(0.021, 0.017), look["shoe"], 0.005)
+            parts.limb(f"{side}_knee", f"{side}_ankle", table["shank"], look["shank"])
+            parts.limb(f"{side}_hip", f"{side}_knee", table["thigh"], look["thigh"], -0.005)
+            # Arms beside the body are drawn after it; the hand before the sleeve.
+            arm = table["upper_arm"]
+            parts.limb(f"{side}_shoulder", f"{side}_elbow", arm, look["upper_arm"], -0.05)
+            parts.limb(f"{side}_elbow", f"{side}_wrist", table["forearm"], look["forearm"], -0.055)
+            parts.limb(f"{side}_wrist", f"{side}_hand", _taper(0.013, 0.017), look["skin"], -0.05)
+        # The torso's cross-section is an ellipse: its outline narrows from front to side view.
         yaw = float(np.arctan2(chest[0, 2], -chest[2, 2]))
-        side_on = np.hypot(chest[0, 2], 1e-6) if abs(chest[1, 2]) < 0.9 else 1.0
-        width = np.sqrt(tab["width"] ** 2 * (1 - side_on**2) + tab["depth"] ** 2 * side_on**2)
-        add("pelvis", "neck_base", width, turned(tex["torso"], yaw), -0.02)
-        add("neck_base", "head_centre", taper(0.031 * girth, 0.029), tex["skin"], 0.0)
+        side_on = chest[0, 2] ** 2
+        width = np.sqrt(table["width"] ** 2 * (1 - side_on) + table["depth"] ** 2 * side_on)
+        parts.limb("pelvis", "neck_base", width, turned(look["torso"], yaw), -0.02, flat_start=True)
+        hips = _taper(0.054, 0.054) * self.build.girth
+        parts.limb("left_hip", "right_hip", hips, look["hips"], 0.01)
+        neck = _taper(0.031 * self.build.girth, 0.029)
+        parts.limb("neck_base", "head_centre", neck, look["skin"])
         if self.look.skirt:
-            self._skirt(add, flat, depth, scale, yaw, side_on)
-        self._head(add, parts, flat, depth, head, scale)
-        for _, _, part in sorted(parts, key=lambda p: (-p[0], p[1])):
-            if len(part) == 4:
-                limb(layer, *part, light, owner)
-            else:
-                ball(layer, *part, head, tex["head"], light, owner)
+            self._skirt(parts, yaw)
+        radii = self._radii(scale)
+        self._head_gear(parts, head)
+        parts.add(
+            depth["head_centre"] - 0.05 * self.build.stature,
+            partial(ball, layer, flat["head_centre"], radii, head, look["head"], light, owner),
+        )
+        parts.draw()
 
     def head_box(self, flat: dict[str, np.ndarray], head: np.ndarray, scale: float) -> np.ndarray:
         """PoseTrack's head rectangle [4], x, y, width, height, in picture pixels.
@@ -316,51 +146,37 @@ class Person:
         s = self.build.stature * self.build.head * scale
         return 0.049 * s, 0.41 * 0.163 * s, 0.060 * s
 
-    def _skirt(self, add, flat, depth, scale: float, yaw: float, side_on: float) -> None:  # noqa: ANN001
-        s, k = self.build.stature, self.look.skirt
-        low = [
-            flat[f"{n}_hip"] + k * (flat[f"{n}_knee"] - flat[f"{n}_hip"]) for n in ("left", "right")
-        ]
+    def _skirt(self, parts: _Parts, yaw: float) -> None:
+        """A tube around both thighs, as wide as the legs stand apart, drawn over them."""
+        flat, depth, long = parts.flat, parts.depth, self.look.skirt
+        hips, knees = ((f"left_{p}", f"right_{p}") for p in ("hip", "knee"))
+        pairs = list(zip(hips, knees, strict=True))
+        low = [flat[h] + min(long, 1.0) * (flat[k] - flat[h]) for h, k in pairs]
         flat["hem"] = (low[0] + low[1]) / 2
-        depth["hem"] = min(depth["left_hip"], depth["right_hip"])
-        flare = 0.5 * float(np.linalg.norm(low[0] - low[1])) / (s * scale) + 0.055
-        table = np.linspace(0.074, max(flare, 0.085), PROFILE, dtype=np.float32)
-        table *= 0.4 + 0.6 * self.build.girth
+        flat["hem"] = flat["pelvis"] + (flat["hem"] - flat["pelvis"]) * max(long, 1.0)
+        thigh = min((depth[h] + depth[k]) / 2 for h, k in pairs)
+        depth["hem"] = 2 * thigh - depth["pelvis"]
+        unit = self.build.stature * parts.scale
+        flare = 0.5 * float(np.linalg.norm(low[0] - low[1])) / unit + 0.05
+        table = _taper(0.074, max(flare, 0.085)) * (0.4 + 0.6 * self.build.girth)
         texture = turned(self.look.textures["skirt"], yaw)
-        add("pelvis", "hem", table, texture, -0.03)
+        parts.limb("pelvis", "hem", table, texture, -0.015, flat_end=True)
 
-    def _head(self, add, parts, flat, depth, head, scale: float) -> None:  # noqa: ANN001
-        """The head's ball, its nose, and hair or brim that stand out from it."""
-        s, h = self.build.stature, self.build.head
-        ball_at = (flat["head_centre"], self._radii(scale))
-        parts.append((depth["head_centre"] - 0.05 * s, len(parts), ball_at))
-
-        def place(name: str, left: float, up: float, forward: float) -> None:
-            """A point in units of stature from the head's centre, in head axes."""
-            offset = head @ np.array([left, up, forward]) * s * h
-            flat[name] = flat["head_centre"] + np.array([offset[0], -offset[1]]) * scale
-            depth[name] = depth["head_centre"] + offset[2]
-
-        def taper(first: float, last: float) -> np.ndarray:
-            return np.linspace(first * h, last * h, PROFILE, dtype=np.float32)
-
-        place("bridge", 0, 0.004, 0.057)
-        flat["tip"], depth["tip"] = flat["nose"], depth["nose"]
-        add("bridge", "tip", taper(0.006, 0.010), self.look.textures["skin"], -0.05)
-        hair = self.look.textures["hair"]
-        if self.look.hair == "long":
-            place("back", 0, 0.020, -0.028)
-            place("ends", 0, -0.115, -0.050)
-            add("back", "ends", taper(0.048, 0.050), hair, -0.05)
-        elif self.look.hair == "pony":
-            place("back", 0, 0.030, -0.062)
-            place("ends", 0, -0.100, -0.085)
-            add("back", "ends", taper(0.020, 0.010), hair, -0.05)
-        elif self.look.hair == "bun":
-            place("back", 0, 0.055, -0.045)
-            place("ends", 0, 0.070, -0.055)
-            add("back", "ends", taper(0.024, 0.022), hair, -0.05)
-        elif self.look.hair == "cap":
-            place("back", 0, 0.030, 0.045)
-            place("ends", 0, 0.024, 0.105)
-            add("back", "ends", taper(0.034, 0.024), hair, -0.05)
+    def _head_gear(self, parts: _Parts, head: np.ndarray) -> None:
+        """The nose, and hair or a brim that stand out from the head."""
+        h = self.build.head
+        skin, hair = self.look.textures["skin"], self.look.textures["hair"]
+        parts.place("bridge", "head_centre", head, [0, 0.004 * h, 0.057 * h])
+        parts.limb("bridge", "nose", _taper(0.006 * h, 0.010 * h), skin, -0.05)
+        # style → start and end (up, forward) and their half-widths
+        gear = {
+            "long": ((0.020, -0.028), (-0.115, -0.050), (0.048, 0.050)),
+            "pony": ((0.030, -0.062), (-0.100, -0.085), (0.020, 0.010)),
+            "bun": ((0.055, -0.045), (0.070, -0.055), (0.024, 0.022)),
+            "cap": ((0.030, 0.045), (0.024, 0.105), (0.034, 0.024)),
+        }.get(self.look.hair)
+        if gear is not None:
+            for name, (up, forward) in zip(("start", "end"), gear[:2], strict=True):
+                parts.place(f"gear_{name}", "head_centre", head, [0, up * h, forward * h])
+            widths = _taper(gear[2][0] * h, gear[2][1] * h)
+            parts.limb("gear_start", "gear_end", widths, hair, -0.05)

@@ -32,14 +32,14 @@ class Layer:
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
-        self.owner = np.zeros(image.shape[:2], np.uint8)
         height, width = image.shape[:2]
+        self.owner: np.ndarray = np.zeros((height, width), np.uint8)
         self._x = np.arange(width, dtype=np.float32)
         self._y = np.arange(height, dtype=np.float32)
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> tuple[int, int, int, int] | None:
         """The box's whole pixels inside the picture; None if there are none."""
-        height, width = self.owner.shape
+        height, width = self.image.shape[:2]
         left, top = max(int(x0), 0), max(int(y0), 0)
         right, bottom = min(int(x1) + 2, width), min(int(y1) + 2, height)
         return (left, top, right, bottom) if left < right and top < bottom else None
@@ -68,7 +68,7 @@ def shade(texture: np.ndarray, normal: tuple[float, float], light: np.ndarray) -
         light: (x, y, towards the camera, ambient); the first three times the light's strength.
     """
     facing = (normal[0] * light[0] + normal[1] * light[1]) * _S + light[2] * _BULGE
-    brightness = (light[3] + np.maximum(facing, 0)) * (0.62 + 0.38 * _BULGE)
+    brightness = (light[3] + np.maximum(facing, 0)) * (0.68 + 0.32 * _BULGE)
     return np.clip(texture * brightness[None, :, None], 0, 255).astype(np.uint8)
 
 
@@ -92,6 +92,9 @@ def limb(
     texture: np.ndarray,
     light: np.ndarray,
     owner: int,
+    *,
+    flat_start: bool = False,
+    flat_end: bool = False,
 ) -> None:
     """Draws a tube with rounded ends.
 
@@ -101,6 +104,7 @@ def limb(
         texture: uint8 [ALONG, ACROSS, 3].
         light: see ``shade``.
         owner: number written to the covered pixels.
+        flat_start, flat_end: cut the tube off there (a hem) instead of rounding it.
     """
     ax, ay, bx, by = float(start[0]), float(start[1]), float(end[0]), float(end[1])
     reach = float(profile.max()) + 1
@@ -121,6 +125,10 @@ def limb(
     t *= (PROFILE - 1) / length
     half = profile[t.astype(np.int32)]
     alpha = np.clip(half - distance + 0.5, 0, 1)
+    if flat_start:
+        alpha *= np.clip(along + 0.5, 0, 1)
+    if flat_end:
+        alpha *= np.clip(length + 0.5 - along, 0, 1)
     across /= np.maximum(half, 0.5)
     across += 1
     across *= (ACROSS - 1) / 2
@@ -153,8 +161,7 @@ def ball(
     # Surface points are axes · diag(radii) · n with |n| = 1. A pixel's ray meets the ellipsoid
     # where n solves the quadratic below; its discriminant is the outline.
     inverse = (axes / np.asarray(radii)).T  # camera axes → unit ball
-    reach = np.sqrt(((axes * np.asarray(radii)) ** 2).sum(1))
-    reach = reach.tolist()
+    reach = np.sqrt(((axes * np.asarray(radii)) ** 2).sum(1)).tolist()
     cx, cy = float(centre[0]), float(centre[1])
     box = layer.box(cx - reach[0] - 1, cy - reach[1] - 1, cx + reach[0] + 1, cy + reach[1] + 1)
     if box is None:
