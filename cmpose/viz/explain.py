@@ -20,7 +20,7 @@ from cmpose.viz.draw import JOINT_COLORS, SIDE_COLORS, draw_skeleton
 
 WIDTH, HEIGHT = 1600, 1000
 _INK, _FAINT, _PAPER = "#1c1f24", "#6b7280", "#ffffff"
-_LARGE = 432
+_LARGE = 448
 """Height in pixels that crops are enlarged to before anything is drawn on them."""
 
 
@@ -55,19 +55,23 @@ class Tokens:
             )
         if self.top.ndim != 2 or len(self.top) != NUM_JOINTS:
             raise ValueError(f"tokens.top must be [15, n], got {self.top.shape}")
-        for name in ("top", "causal", "noncausal"):
-            index = getattr(self, name)
-            if index.size and not (index.min() >= 0 and index.max() < count):
-                raise ValueError(
-                    f"tokens.{name} must be in 0..{count - 1}, got {index.min()}..{index.max()}"
-                )
+        indices = [("top", self.top, count), ("causal", self.causal, count)]
+        indices.append(("noncausal", self.noncausal, count))
         if (self.assignment is None) != (self.centers is None):
-            raise ValueError("tokens.assignment and tokens.centers come together")
-        if self.assignment is not None and self.assignment.shape != self.noncausal.shape:
-            raise ValueError(
-                f"tokens.assignment must have noncausal's shape {self.noncausal.shape}, "
-                f"got {self.assignment.shape}"
-            )
+            raise ValueError("tokens.assignment and .centers come together, give both or neither")
+        if self.assignment is not None and self.centers is not None:
+            if self.assignment.shape != self.noncausal.shape:
+                raise ValueError(
+                    f"tokens.assignment must have noncausal's shape {self.noncausal.shape}, "
+                    f"got {self.assignment.shape}"
+                )
+            indices.append(("assignment", self.assignment, len(self.centers)))
+            indices.append(("centers", self.centers, len(self.noncausal)))
+        for name, index, limit in indices:
+            if index.size and not (index.min() >= 0 and index.max() < limit):
+                raise ValueError(
+                    f"tokens.{name} must be in 0..{limit - 1}, got {index.min()}..{index.max()}"
+                )
 
 
 def explain_figure(
@@ -159,11 +163,16 @@ class _Picture:
         return (self.grey * brightness).astype(np.uint8)
 
     def colored_heatmap(self, joints: Sequence[int], base: np.ndarray) -> np.ndarray:
-        """Heatmaps in their joints' colours over ``base``, each scaled to its own maximum."""
+        """Heatmaps in their joints' colours over ``base``.
+
+        Each is scaled to its own maximum, so that weak ones show; but one that is weak beside
+        the strongest joint's stays faint, or its noise would fill the picture.
+        """
+        strongest = float(self.heatmaps.max())
         paint = np.zeros(base.shape, np.float32)
         cover = np.zeros(base.shape[:2], np.float32)
         for j in joints:
-            peak = float(self.heatmaps[j].max())
+            peak = max(float(self.heatmaps[j].max()), 0.3 * strongest)
             if peak <= 0:
                 continue
             share = self.heatmaps[j] / peak
@@ -171,7 +180,7 @@ class _Picture:
             paint[stronger] = JOINT_COLORS[j]
             cover = np.maximum(cover, share)
         alpha = (0.9 * np.sqrt(np.clip(cover, 0, 1)))[..., None]
-        alpha[cover < 0.05] = 0.0
+        alpha[cover < 0.1] = 0.0
         return (base * (1 - alpha) + paint * alpha).astype(np.uint8)
 
 
@@ -208,9 +217,12 @@ def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
             panels.append(("The rest, clustered", caption, _cluster_map(picture, tokens)))
         else:
             panels.append(("The rest", "discarded by this model", _discarded_map(picture, tokens)))
-    left, top, pitch = 20, 100, 340
+    else:
+        note = "This model has no Fine Token Enhancement:\nevery token goes to the head as it is."
+        figure.text(720 / WIDTH, 1 - 324 / HEIGHT, note, size=11, color=_FAINT)
+    left, top, pitch = 20, 100, 350
     for i, (name, caption, image) in enumerate(panels):
-        axes = _axes(figure, left + i * pitch, top, 324, _LARGE)
+        axes = _axes(figure, left + i * pitch, top, 336, _LARGE)
         _show(axes, image)
         x = (left + i * pitch) / WIDTH
         figure.text(x, 1 - 68 / HEIGHT, name, size=13, weight="bold", color=_INK)
@@ -292,55 +304,54 @@ def _discarded_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
 
 def _key(figure: Figure, picture: _Picture) -> None:
     """The joints' colours and scores, and the limbs' colours, right of the large panels."""
-    axes = _axes(figure, 1388, 60, 200, 472)
-    axes.set_xlim(0, 200)
-    axes.set_ylim(472, 0)
-    axes.text(0, 8, "Joint", size=11, weight="bold", color=_INK, va="center")
-    axes.text(196, 8, "score", size=10, color=_FAINT, va="center", ha="right")
+    axes = _axes(figure, 1424, 60, 164, 488)
+    axes.set_xlim(0, 164)
+    axes.set_ylim(488, 0)
+    axes.text(0, 8, "Joint", size=13, weight="bold", color=_INK, va="center")
+    axes.text(160, 8, "score", size=10, color=_FAINT, va="center", ha="right")
     order = [14, 13, 12, 8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5]  # from head to foot
     for row, j in enumerate(order):
-        y = 32 + 24.5 * row
+        y = 36 + 25 * row
         axes.add_patch(Rectangle((0, y - 8), 16, 16, facecolor=_hex(JOINT_COLORS[j])))
-        axes.text(24, y, JOINTS[j].replace("_", " "), size=10.5, color=_INK, va="center")
-        score = picture.scores[j]
-        axes.add_patch(Rectangle((130, y - 5), 36, 10, facecolor="#e5e7eb"))
-        full = 36 * float(np.clip(np.nan_to_num(score), 0, 1))
-        axes.add_patch(Rectangle((130, y - 5), full, 10, facecolor=_hex(JOINT_COLORS[j])))
-        axes.text(196, y, f"{score:.2f}", size=10, color=_INK, va="center", ha="right")
-    y = 32 + 24.5 * 15 + 22
-    axes.text(0, y, "Limb", size=11, weight="bold", color=_INK, va="center")
+        axes.text(22, y, JOINTS[j].replace("_", " "), size=10, color=_INK, va="center")
+        score = f"{picture.scores[j]:.2f}"
+        axes.text(160, y, score, size=10, color=_INK, va="center", ha="right")
+    y = 36 + 25 * 15 + 22
+    axes.text(0, y, "Limbs", size=11, weight="bold", color=_INK, va="center")
     for i, (side, color) in enumerate(SIDE_COLORS.items()):
-        x = 44 + 52 * i
-        axes.add_patch(Rectangle((x, y - 4), 14, 8, facecolor=_hex(color)))
-        axes.text(x + 17, y, side, size=9, color=_INK, va="center")
-    axes.text(0, y + 24, "left and right are the person's", size=9, color=_FAINT, va="center")
+        x = (0, 46, 100)[i]
+        axes.add_patch(Rectangle((x, y + 18), 12, 8, facecolor=_hex(color)))
+        axes.text(x + 15, y + 22, side, size=9.5, color=_INK, va="center")
+    axes.text(0, y + 42, "left, right: the person's", size=9, color=_FAINT, va="center")
 
 
 def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
     """For every joint its heatmap and, below, the tokens it chose."""
-    left, pitch, width = 110, 98.6, 94
-    height = round(width * picture.size[1] / picture.size[0])
-    height = min(height, 190 if tokens is not None else 380)
-    top = 592
-    if tokens is None:
-        rows = ["Each joint's\nheatmap"]
-    else:
-        rows = ["Each joint's\nheatmap", f"Its {tokens.top.shape[1]} causal\ntokens"]
-    for row, text in enumerate(rows):
-        y = top + row * (height + 14) + height / 2
+    left, pitch, width = 20, 104.4, 98
+    height = min(round(width * picture.size[1] / picture.size[0]), 148)
+    captions = ["Each joint's heatmap"]
+    if tokens is not None:
+        captions.append(
+            f"Each joint's {tokens.top.shape[1]} causal tokens, and where the joint was predicted"
+        )
+    top = 624
+    figure.text(
+        20 / WIDTH, 1 - (top - 50) / HEIGHT, captions[0], size=13, weight="bold", color=_INK
+    )
+    below = top + height + 34
+    if tokens is not None:
         figure.text(
-            20 / WIDTH, 1 - y / HEIGHT, text, size=10.5, weight="bold", color=_INK, va="center"
+            20 / WIDTH, 1 - (below - 8) / HEIGHT, captions[1], size=13, weight="bold", color=_INK
         )
     for j, name in enumerate(JOINTS):
         x = left + j * pitch
-        words = name.replace("_", "\n")
         figure.text(
             (x + width / 2) / WIDTH,
             1 - (top - 5) / HEIGHT,
-            words,
+            name.replace("_", "\n"),
             size=10,
             weight="bold",
-            color=_hex(np.array(JOINT_COLORS[j]) * 0.72),
+            color=_hex([0.72 * channel for channel in JOINT_COLORS[j]]),
             ha="center",
             va="bottom",
             linespacing=0.95,
@@ -348,8 +359,21 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
         heatmap = picture.colored_heatmap([j], picture.blank(0.5))
         _show(_axes(figure, x, top, width, height), heatmap)
         if tokens is not None:
-            axes = _axes(figure, x, top + height + 14, width, height)
-            _show(axes, _own_tokens(picture, tokens, j))
+            _show(_axes(figure, x, below, width, height), _own_tokens(picture, tokens, j))
+    if tokens is not None:
+        rest = _DISCARDED if tokens.assignment is None else _MERGED
+        figure.text(
+            20 / WIDTH, 16 / HEIGHT, _CAUSAL + rest, size=10, color=_FAINT, linespacing=1.35
+        )
+
+
+_CAUSAL = "Causal: tokens that rank best in some joint's row of scores; they keep their own cell. "
+_MERGED = (
+    "The rest are merged, cluster by cluster, into one token each,\n"
+    "weighted by their scores; a merged token stands in all cells of its cluster when the head "
+    "reads the grid."
+)
+_DISCARDED = "This model discards the rest."
 
 
 def _own_tokens(picture: _Picture, tokens: Tokens, joint: int) -> np.ndarray:
