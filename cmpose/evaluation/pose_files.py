@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from cmpose.data.skeleton import JOINTS, NUM_JOINTS, SLOTS17
 
 MISSING_SCORE = -9999.0
 """Score of a predicted joint that has none (the official tool's fallback)."""
+
+Match = Literal["name", "order"]
 
 _NOT_A_FILE_OF_POSES = (
     "{source} is not a PoseTrack file: expected an object with 'annolist' (PoseTrack17) or with "
@@ -66,13 +68,75 @@ def parse_poses(data: Any, source: str, *, unique_tracks: bool = False) -> list[
         if "annolist" in data:
             return _parse_annolist(data["annolist"], source, unique_tracks)
         if "images" in data and "annotations" in data:
+            for key in ("images", "annotations"):
+                if not isinstance(data[key], list):
+                    raise ValueError(f"{source}: {key} must be a list, got {data[key]!r:.60}")
             return _parse_coco(data, source, unique_tracks)
         keys = ", ".join(map(repr, list(data)[:6])) or "no keys"
         raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"the keys {keys}"))
     raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"a {type(data).__name__}"))
 
 
-def frame_keys(frames: Sequence[FramePoses], components: int) -> list[str]:
+def match_frames(
+    truth: list[FramePoses],
+    predicted: list[FramePoses],
+    match: Match,
+    truth_source: str,
+    predicted_source: str,
+) -> list[tuple[FramePoses, FramePoses]]:
+    """Pairs of ground truth and prediction, in the ground truth's order.
+
+    Args:
+        truth: frames of the ground truth.
+        predicted: frames of the prediction.
+        match: ``name`` goes by image id, or by file name where the ids differ; ``order`` pairs
+            the i-th with the i-th, as the official tool does.
+        truth_source: the ground truth's name in messages.
+        predicted_source: the prediction's.
+
+    Raises:
+        ValueError: the number of frames differs, or by ``name`` some frame has no counterpart.
+    """
+    if match not in ("name", "order"):
+        raise ValueError(f"match must be 'name' or 'order', got {match!r}")
+    if len(truth) != len(predicted):
+        raise ValueError(
+            f"{predicted_source} has {len(predicted)} frames, the ground truth {truth_source} "
+            f"{len(truth)}; list every frame of the sequence, those of nobody too"
+        )
+    if match == "order" or not truth:
+        return list(zip(truth, predicted, strict=True))
+
+    # Two components tell the frames of a merged file apart; one survives a moved folder.
+    components = 1 if len(set(_frame_keys(truth, 1))) == len(truth) else 2
+    truth_names, names = _frame_keys(truth, components), _frame_keys(predicted, components)
+    named = all(truth_names) and all(names)
+    ids = [frame.image_id for frame in truth]
+    by_id = {frame.image_id: k for k, frame in enumerate(predicted)}
+    if None not in ids and set(ids) == set(by_id):
+        order = [by_id[image_id] for image_id in ids]
+        if named:
+            for image_id, truth_name, k in zip(ids, truth_names, order, strict=True):
+                if truth_name != names[k]:
+                    raise ValueError(
+                        f"{predicted_source}: image id {image_id} is {names[k]}, in the ground "
+                        f"truth {truth_source} it is {truth_name}; write the ground truth's ids "
+                        "and file names, or match frames by order"
+                    )
+        return [(frame, predicted[k]) for frame, k in zip(truth, order, strict=True)]
+
+    by_name = {name: k for k, name in enumerate(names)}
+    if named and set(truth_names) == set(by_name) and len(by_name) == len(names):
+        return [(f, predicted[by_name[n]]) for f, n in zip(truth, truth_names, strict=True)]
+    unknown = next((n for n in truth_names if n not in by_name), truth_names[0])
+    raise ValueError(
+        f"{predicted_source}: frames match the ground truth {truth_source} neither by image id "
+        f"nor by file name (for example {unknown or truth[0].image_id} is not among them); write "
+        "the ground truth's ids and file names, or match frames by order"
+    )
+
+
+def _frame_keys(frames: Sequence[FramePoses], components: int) -> list[str]:
     """The last ``components`` parts of every frame's file name."""
     return ["/".join(PurePosixPath(frame.name).parts[-components:]) for frame in frames]
 
@@ -235,6 +299,11 @@ def _coco_person(
             raise ValueError(f"{where}.bbox_head has {box.size} numbers, expected x, y, w, h")
         # Through the corners, as the official tool does, so that not even rounding differs.
         head_size = _head_size((box[0] + box[2]) - box[0], (box[1] + box[3]) - box[1])
+    elif annotation.get("head_box"):  # COCO-style PoseTrack17: two corners
+        box = _numbers(annotation["head_box"], where, "head_box").reshape(-1)
+        if box.size != 4:
+            raise ValueError(f"{where}.head_box has {box.size} numbers, expected x1, y1, x2, y2")
+        head_size = _head_size(box[2] - box[0], box[3] - box[1])
     return xy, scores, head_size
 
 
@@ -258,13 +327,9 @@ def _parse_annolist(annolist: Any, source: str, unique_tracks: bool) -> list[Fra
         polygons = []
         for region in entry.get("ignore_regions") or []:
             points = region.get("point") or []
-            polygons.append(
-                _polygon(
-                    [_scalar(p["x"], where, "ignore region's x") for p in points],
-                    [_scalar(p["y"], where, "ignore region's y") for p in points],
-                    where,
-                )
-            )
+            xs = [_scalar(p.get("x"), where, "ignore region's x") for p in points]
+            ys = [_scalar(p.get("y"), where, "ignore region's y") for p in points]
+            polygons.append(_polygon(xs, ys, where))
         people = [_annorect(rect, f"{where}.annorect[{k}]") for k, rect in enumerate(rects)]
         regions = [polygon for polygon in polygons if polygon is not None]
         frames.append(_stack(_annolist_name(entry), None, people, regions))

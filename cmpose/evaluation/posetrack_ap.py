@@ -11,18 +11,19 @@ descending, then file name, then frame, then the person's place in the predictio
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import shapely
 
 from cmpose.data.skeleton import JOINTS, NUM_JOINTS
-from cmpose.evaluation.pose_files import MISSING_SCORE, FramePoses, frame_keys, parse_poses
+from cmpose.evaluation.pose_files import MISSING_SCORE, FramePoses, Match, match_frames, parse_poses
 
 THRESHOLD = 0.5
 """A joint is right within this many head sizes."""
@@ -37,8 +38,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "Ankle": ("right_ankle", "left_ankle"),
 }
 """The columns of PoseTrack's tables, each the mean of its joints."""
-
-Match = Literal["name", "order"]
 
 
 @dataclass
@@ -144,9 +143,8 @@ def score_folders(
             f"{'folder' if truth_path.is_dir() else 'file'} and {prediction_path} is not"
         )
     if truth_path.is_file():
-        key = truth_path.name
-        pair = {key: truth_path}, {key: prediction_path}
-        return _score(_load(pair[0]), _load(pair[1]), match, [])
+        name = truth_path.name
+        return _score(_files({name: truth_path}), _files({name: prediction_path}), match, [])
 
     truth_files = _json_files(truth_path, "ground truth")
     prediction_files = _json_files(prediction_path, "predictions")
@@ -165,7 +163,7 @@ def score_folders(
             f"{_some(extra)}"
         )
     used = {name: prediction_files[name] for name in truth_files}
-    return _score(_load(truth_files), _load(used), match, notes)
+    return _score(_files(truth_files), _files(used), match, notes)
 
 
 def score_sequences(
@@ -188,12 +186,19 @@ def score_sequences(
     missing = sorted(set(ground_truth) - set(predictions))
     if missing:
         raise ValueError(f"predictions lacks the sequences {_some(missing)}")
-    truth = {name: (f"ground truth {name}", data) for name, data in ground_truth.items()}
-    predicted = {name: (f"predictions {name}", predictions[name]) for name in ground_truth}
-    return _score(truth, predicted, match, [])
+
+    def sources(role: str, data: Mapping[str, Any]) -> _Sources:
+        return {
+            name: (f"{role} {name}", functools.partial(data.get, name)) for name in ground_truth
+        }
+
+    return _score(
+        sources("ground truth", ground_truth), sources("predictions", predictions), match, []
+    )
 
 
-_Sources = dict[str, tuple[str, Any]]
+# What to call a sequence in messages, and how to get it: a data set's files one at a time.
+_Sources = dict[str, tuple[str, Callable[[], Any]]]
 
 
 def _json_files(folder: Path, role: str) -> dict[str, Path]:
@@ -203,15 +208,15 @@ def _json_files(folder: Path, role: str) -> dict[str, Path]:
     return files
 
 
-def _load(files: Mapping[str, Path]) -> _Sources:
-    loaded = {}
-    for name, path in files.items():
-        try:
-            data = json.loads(path.read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        loaded[name] = (str(path), data)
-    return loaded
+def _files(files: Mapping[str, Path]) -> _Sources:
+    return {name: (str(path), functools.partial(_read, path)) for name, path in files.items()}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def _some(names: list[str], limit: int = 5) -> str:
@@ -272,17 +277,15 @@ def _area_under_curve(
 
 
 def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str]) -> APResult:
-    if match not in ("name", "order"):
-        raise ValueError(f"match must be 'name' or 'order', got {match!r}")
     tally = _Tally()
     frames = total = people = predictions = no_score = flat_heads = 0
     for name in sorted(truth):
-        truth_source, truth_data = truth[name]
-        predicted_source, predicted_data = predicted[name]
-        truth_frames = parse_poses(truth_data, truth_source)
-        predicted_frames = parse_poses(predicted_data, predicted_source, unique_tracks=True)
+        truth_source, read_truth = truth[name]
+        predicted_source, read_predicted = predicted[name]
+        truth_frames = parse_poses(read_truth(), truth_source)
+        predicted_frames = parse_poses(read_predicted(), predicted_source, unique_tracks=True)
         total += len(truth_frames)
-        pairs = _match_frames(truth_frames, predicted_frames, match, truth_source, predicted_source)
+        pairs = match_frames(truth_frames, predicted_frames, match, truth_source, predicted_source)
         for i, (real, guess) in enumerate(pairs):
             if real.annotated == 0:
                 continue
@@ -315,50 +318,6 @@ def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str])
         ]
     ap, precision, recall = tally.average_precision()
     return APResult(ap, precision, recall, len(truth), frames, total, people, predictions, notes)
-
-
-def _match_frames(
-    truth: list[FramePoses],
-    predicted: list[FramePoses],
-    match: Match,
-    truth_source: str,
-    predicted_source: str,
-) -> list[tuple[FramePoses, FramePoses]]:
-    if len(truth) != len(predicted):
-        raise ValueError(
-            f"{predicted_source} has {len(predicted)} frames, the ground truth {truth_source} "
-            f"{len(truth)}; list every frame of the sequence, those of nobody too"
-        )
-    if match == "order" or not truth:
-        return list(zip(truth, predicted, strict=True))
-
-    # Two components tell the frames of a merged file apart; one survives a moved folder.
-    components = 1 if len(set(frame_keys(truth, 1))) == len(truth) else 2
-    truth_names, names = frame_keys(truth, components), frame_keys(predicted, components)
-    named = all(truth_names) and all(names)
-    ids = [frame.image_id for frame in truth]
-    by_id = {frame.image_id: k for k, frame in enumerate(predicted)}
-    if None not in ids and set(ids) == set(by_id):
-        order = [by_id[image_id] for image_id in ids]
-        if named:
-            for image_id, truth_name, k in zip(ids, truth_names, order, strict=True):
-                if truth_name != names[k]:
-                    raise ValueError(
-                        f"{predicted_source}: image id {image_id} is {names[k]}, in the ground "
-                        f"truth {truth_source} it is {truth_name}; write the ground truth's ids "
-                        "and file names, or match frames by order"
-                    )
-        return [(frame, predicted[k]) for frame, k in zip(truth, order, strict=True)]
-
-    by_name = {name: k for k, name in enumerate(names)}
-    if named and set(truth_names) == set(by_name) and len(by_name) == len(names):
-        return [(f, predicted[by_name[n]]) for f, n in zip(truth, truth_names, strict=True)]
-    unknown = next((n for n in truth_names if n not in by_name), truth_names[0])
-    raise ValueError(
-        f"{predicted_source}: frames match the ground truth {truth_source} neither by image id "
-        f"nor by file name (for example {unknown or truth[0].image_id} is not among them); write "
-        "the ground truth's ids and file names, or match frames by order"
-    )
 
 
 def _outside_ignored(real: FramePoses) -> FramePoses:

@@ -185,6 +185,12 @@ def test_formats_agree():
         result = score(annolist(truth) if a else truth, annolist(guess) if b else guess)
         np.testing.assert_array_equal(result.ap, expected)
 
+    corners = copy.deepcopy(truth)  # COCO-style PoseTrack17
+    for entry in corners["annotations"]:
+        x, y, w, h = entry.pop("bbox_head")
+        entry["head_box"] = [x, y, x + w, y + h]
+    np.testing.assert_array_equal(score(corners, guess).ap, expected)
+
     fifteen = copy.deepcopy(guess)
     fifteen["categories"][0] = {**CATEGORY, "keypoints": list(JOINTS)}
     for entry in fifteen["annotations"]:
@@ -316,6 +322,8 @@ BAD = {
                     r"frame 1 .* has a person with joints but no head box"),
     "short head box": (lambda t, g: t["annotations"][0].update(bbox_head=[1, 2, 3]),
                        r"annotations\[0\]\.bbox_head has 3 numbers"),
+    "short head corners": (lambda t, g: t["annotations"][0].update(head_box=[1], bbox_head=None),
+                           r"annotations\[0\]\.head_box has 1 numbers"),
     "short keypoints": (lambda t, g: g["annotations"][0]["keypoints"].pop(),
                         r"annotations\[0\]\.keypoints has 50 numbers, expected 51"),
     "short scores": (lambda t, g: g["annotations"][1]["scores"].pop(),
@@ -337,6 +345,7 @@ BAD = {
     "same id twice": (lambda t, g: g["images"].append(g["images"][0]), r"images\[2\].id .* twice"),
     "foreign joints": (lambda t, g: g.update(categories=[{"keypoints": ["nose", "left_eye"]}]),
                        r"categories\[0\].keypoints lacks right_ankle"),
+    "no list": (lambda t, g: g.update(images=None), r"images must be a list, got None"),
     "nobody": (lambda t, g: t["annotations"].clear(), r"there is nothing to score"),
 }  # fmt: skip
 
@@ -350,6 +359,8 @@ def test_bad_sequences(what):
 
 
 BAD_17 = {
+    "region": (lambda a: a[0].update(ignore_regions=[{"point": [{"x": [1]}]}]),
+               r"annolist\[0\]: ignore region's y has a value that is not finite|must be"),
     "no annorect": (lambda a: a[0].pop("annorect"), r"annolist\[0\] has no 'annorect'"),
     "no x": (lambda a: a[1]["annorect"][0]["annopoints"][0]["point"][3].pop("x"),
              r"annolist\[1\].annorect\[0\].annopoints\[0\].point\[3\] has no 'x'"),
