@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from cmpose.data.posetrack18 import posetrack18_image_id, write_posetrack18
 from cmpose.data.rendered_plan import Difficulty, plan_video
 from cmpose.data.sequence import Sequence
 
-__all__ = ["Difficulty", "RenderSummary", "render_dataset"]
+__all__ = ["Difficulty", "RenderSummary", "render_dataset", "write_montage"]
 
 _VERSION = 1  # raised when the same settings give other pictures
 _SPLITS = {"train": "train", "val": "test"}  # PoseTrack's validation sequences are called _test
@@ -306,6 +307,35 @@ def _cpu_seconds() -> float:
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
+def write_montage(
+    root: str | os.PathLike[str], path: str | os.PathLike[str], *, split: str = "val"
+) -> None:
+    """Writes a small picture of a rendered split: the middle frame of its first nine sequences.
+
+    Args:
+        root: the data set's folder.
+        path: PNG file to write; colours are coarsened to keep it small.
+        split: ``train`` or ``val``.
+
+    Raises:
+        ValueError: if the split has fewer than nine sequences, or a frame cannot be read.
+    """
+    folders = sorted(p for p in (Path(root) / "images" / split).glob("[0-9]*") if p.is_dir())
+    if len(folders) < 9:
+        raise ValueError(f"root: {root} has {len(folders)} {split} sequences, a montage needs 9")
+    cells = []
+    for folder in folders[:9]:
+        files = sorted(folder.glob("*.jpg"))
+        cell = cv2.imread(str(files[len(files) // 2])) if files else None
+        if cell is None:
+            raise ValueError(f"root: no readable frame in {folder}")
+        cells.append(cv2.resize(cell, (224, 126), interpolation=cv2.INTER_AREA))
+    rows = [cv2.hconcat(cells[i : i + 3]) for i in (0, 3, 6)]
+    coarse = np.asarray(cv2.vconcat(rows), np.uint8) & 0xF0 | 0x08
+    _, data = cv2.imencode(".png", coarse, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    _write(Path(path), data.tobytes())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """``python -m cmpose.data.rendered OUT``: renders and prints the speed."""
     parser = argparse.ArgumentParser(
@@ -315,11 +345,16 @@ def main(arguments: list[str] | None = None) -> None:
     for name, default in (("videos", 8), ("frames", 50), ("seed", 0), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--split", default="val", choices=list(_SPLITS))
+    parser.add_argument("--montage", help="also write a small PNG of nine sequences to this file")
     for each in fields(Difficulty):
         parser.add_argument(f"--{each.name}", type=float, default=each.default)
     given = vars(parser.parse_args(arguments))
     difficulty = Difficulty(**{each.name: given.pop(each.name) for each in fields(Difficulty)})
-    print(render_dataset(given.pop("out"), difficulty=difficulty, **given))
+    montage = given.pop("montage")
+    summary = render_dataset(given.pop("out"), difficulty=difficulty, **given)
+    print(summary)
+    if montage:
+        write_montage(summary.root, montage, split=summary.split)
 
 
 if __name__ == "__main__":

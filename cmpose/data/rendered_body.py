@@ -115,12 +115,13 @@ class Person:
         side_on = chest[0, 2] ** 2
         width = np.sqrt(table["width"] ** 2 * (1 - side_on) + table["depth"] ** 2 * side_on)
         parts.limb("pelvis", "neck_base", width, turned(look["torso"], yaw), -0.02, flat_start=True)
-        hips = _taper(0.054, 0.054) * self.build.girth
-        parts.limb("left_hip", "right_hip", hips, look["hips"], 0.01)
         neck = _taper(0.031 * self.build.girth, 0.029)
         parts.limb("neck_base", "head_centre", neck, look["skin"])
         if self.look.skirt:
             self._skirt(parts, yaw)
+        else:
+            hips = _taper(0.054, 0.054) * self.build.girth
+            parts.limb("left_hip", "right_hip", hips, look["hips"], 0.01)
         radii = self._radii(scale)
         self._head_gear(parts, head)
         parts.add(
@@ -132,13 +133,13 @@ class Person:
     def head_box(self, flat: dict[str, np.ndarray], head: np.ndarray, scale: float) -> np.ndarray:
         """PoseTrack's head rectangle [4], x, y, width, height, in picture pixels.
 
-        The box of head and neck enlarged 1.2×: annotators draw loosely, and the diagonal then is
+        The box of head and neck enlarged 1.15×: annotators draw loosely, and the diagonal then is
         about 1.4 times the way from head_bottom to head_top, as it is in PoseTrack18.
         """
         reach = np.sqrt(((head * np.asarray(self._radii(scale))) ** 2).sum(1))[:2]
         low = np.minimum(flat["head_centre"] - reach, flat["head_bottom"])
         high = np.maximum(flat["head_centre"] + reach, flat["head_bottom"])
-        centre, size = (low + high) / 2, 1.2 * (high - low)
+        centre, size = (low + high) / 2, 1.15 * (high - low)
         return np.concatenate([centre - size / 2, size])
 
     def _radii(self, scale: float) -> tuple[float, float, float]:

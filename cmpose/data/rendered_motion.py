@@ -120,7 +120,9 @@ def jump(t: np.ndarray, rng: np.random.Generator) -> Angles:
     times = [0.0, 0.28, 0.44, 0.58, 0.74, 1.0]
     height = rng.uniform(0.18, 0.42)
     air = np.clip((np.mod(phase, 1.0) - 0.42) / 0.26, 0, 1)
-    raised = rng.uniform(110, 170)
+    flying = np.sqrt(4 * air * (1 - air))
+    raised = rng.uniform(100, 155)
+    swing = _keys(phase, [0.0, 0.2, 0.5, 0.62, 0.85, 1.0], [5, -38, raised, raised - 15, 25, 5])
     angles: Angles = {
         "spine_pitch": _keys(phase, times, [6, 42, 0, 6, 34, 6]),
         "lift": 4 * height * air * (1 - air),
@@ -134,8 +136,8 @@ def jump(t: np.ndarray, rng: np.random.Generator) -> Angles:
             f"hip_flex_{side}": hip,
             f"knee_{side}": knee,
             f"hip_abd_{side}": np.full_like(t, 6.0),
-            f"ankle_{side}": np.where((air > 0) & (air < 1), -28.0, -(hip - knee)),
-            f"shoulder_flex_{side}": _keys(phase, times, [5, -42, raised, raised - 25, 30, 5]),
+            f"ankle_{side}": -(hip - knee) * (1 - flying) - 28 * flying,
+            f"shoulder_flex_{side}": swing,
             f"shoulder_abd_{side}": np.full_like(t, abduct),
             f"elbow_{side}": _keys(phase, times, [20, 26, 12, 20, 45, 20]),
         }
@@ -209,10 +211,10 @@ def dance(t: np.ndarray, rng: np.random.Generator) -> Angles:
 
 def kick(t: np.ndarray, rng: np.random.Generator) -> Angles:
     """One leg swings back and kicks forward, the other stands; arms balance."""
-    phase = t / rng.uniform(1.1, 1.6) + rng.random()
+    phase = t / rng.uniform(1.3, 1.8) + rng.random()
     leg, other = ("l", "r") if rng.random() < 0.5 else ("r", "l")
-    times = [0.0, 0.3, 0.5, 0.65, 1.0]
-    high = rng.uniform(45, 90)
+    times = [0.0, 0.26, 0.52, 0.68, 1.0]
+    high = rng.uniform(40, 80)
     angles = stand(t, rng)
     angles["spine_pitch"] = _keys(phase, times, [4, 12, -10, -4, 4])
     angles[f"hip_flex_{leg}"] = _keys(phase, times, [4, -32, high, high * 0.6, 4])

@@ -65,9 +65,18 @@ class Difficulty:
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """Ground and perspective of the canvas: a thing at s pixels a metre stands at row
-    ``horizon + s · eye``, ``focal / s`` metres away."""
+class Stage:
+    """Ground and perspective of the canvas.
+
+    A thing at s pixels a metre stands at row ``horizon + s · eye``, ``focal / s`` metres away.
+
+    Attributes:
+        middle: column of the canvas's middle.
+        width: of a frame in pixels.
+        horizon: row.
+        eye: the camera's height in metres.
+        focal: length in pixels.
+    """
 
     middle: float
     width: float
@@ -107,7 +116,7 @@ def plan_video(
     metre = share * height / 1.7
     eye = rng.uniform(1.1, 2.3)  # the camera's height in metres
     horizon = middle[1] - metre * (eye - rng.uniform(0.8, 0.95))
-    stage = _Stage(middle[0], width, horizon, eye, 1.4 * height)
+    stage = Stage(middle[0], width, horizon, eye, 1.4 * height)
 
     crossing = count >= 2 and rng.random() < difficulty.crossing
     slots = (np.arange(count) + 0.5) / count - 0.5
@@ -120,7 +129,7 @@ def plan_video(
         heading = None
         if crosses:
             heading = (1 if i == 0 else -1) * (np.pi / 2 + rng.uniform(-0.4, 0.4))
-        actors.append(_actor(rng, stage, times, slot * 0.72 * width, near, heading))
+        actors.append(plan_actor(rng, stage, times, slot * 0.72 * width, near, heading))
     actors.sort(key=lambda actor: actor.near)
 
     subject = np.mean([(a.flat["pelvis"] + a.flat["head_bottom"]) / 2 for a in actors], 0)
@@ -150,7 +159,7 @@ def plan_video(
 
 
 def _things(
-    rng: np.random.Generator, stage: _Stage, actors: list[Actor], metre: float, chance: float
+    rng: np.random.Generator, stage: Stage, actors: list[Actor], metre: float, chance: float
 ) -> list[tuple[float, Occluder]]:
     """Occluders before people who pass them, and clutter behind; each with its pixels a metre."""
     things = []
@@ -169,9 +178,9 @@ def _things(
     return sorted(things, key=lambda thing: thing[0])
 
 
-def _actor(
+def plan_actor(
     rng: np.random.Generator,
-    stage: _Stage,
+    stage: Stage,
     times: np.ndarray,
     slot: float,
     near: float,
