@@ -290,7 +290,8 @@ def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str])
             if real.annotated == 0:
                 continue
             frames += 1
-            real, guess = _outside_ignored(real), _without_empty(guess, real.ignore_regions)
+            regions = real.ignore_regions
+            real, guess = _outside(real, regions), _outside(guess, regions)
             if np.isnan(real.head_size).any():
                 raise ValueError(
                     f"{truth_source}: frame {i} ({real.name or real.image_id}) has a person with "
@@ -320,12 +321,8 @@ def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str])
     return APResult(ap, precision, recall, len(truth), frames, total, people, predictions, notes)
 
 
-def _outside_ignored(real: FramePoses) -> FramePoses:
-    return _without_empty(real, real.ignore_regions)
-
-
-def _without_empty(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
-    """Drops joints inside a region (its border does not count) and people left without any."""
+def _outside(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
+    """Drops joints inside a region, its border excluded, and people without any (left)."""
     xy = frame.xy
     if regions and len(xy):
         present = ~np.isnan(xy[..., 0])
