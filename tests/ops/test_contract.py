@@ -183,7 +183,7 @@ def test_error_is_that_of_rounding(name: str, dtype: torch.dtype) -> None:
 
 @every_differentiable_op
 def test_gradcheck(case: Case) -> None:
-    made = arguments(case, dtype=torch.float64)
+    made = arguments(case, 1, torch.float64)
     inputs = [made[n] for n in case.gradients]
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:

@@ -231,6 +231,15 @@ def test_fewer_valid_tokens_than_clusters() -> None:
     assert found.assignment.tolist() == [[0, 0, 1, 0, 0]]
 
 
+def test_fewer_valid_neighbours_than_k_make_a_smaller_mean() -> None:
+    """Two valid tokens 2 apart: with k = 3 each has itself and the other, or the other alone."""
+    tokens, valid = line(0, 2, 2, 2, 9), torch.tensor([[True, True, False, False, False]])
+    found = ops.dpc_knn(tokens, 3, 1, valid=valid)
+    assert found.log_density[0, :2].tolist() == [-(0 + 4) / 2] * 2
+    found = ops.dpc_knn(tokens, 3, 1, valid=valid, include_self=False)
+    assert found.log_density[0, :2].tolist() == [-4.0] * 2
+
+
 def test_no_valid_token() -> None:
     found = ops.dpc_knn(line(1, 2, 3), 2, 2, valid=torch.zeros(1, 3, dtype=torch.bool))
     assert (found.log_density == -math.inf).all()
