@@ -158,6 +158,43 @@ def test_hand_worked_pose():
     assert result.seven_column_mean == pytest.approx(50 / 6)
 
 
+def test_equal_shares_go_to_the_first_person():
+    """Both people have all joints near; the first lacks joint 1, so the guess at it is wrong."""
+    frame = image(0)
+    people = [person(frame["id"], {0: (100, 100)}), person(frame["id"], {0: (99, 100), 1: (9, 9)})]
+    guess = sequence(
+        [frame], [person(frame["id"], {0: (100, 100), 1: (9, 9)}, scores={0: 1, 1: 1})]
+    )
+    assert score(sequence([frame], people), guess).ap[1] == 0.0
+    assert score(sequence([frame], people[::-1]), guess).ap[1] == 100.0
+
+
+def test_people_without_joints_still_make_a_frame_count():
+    """A guess in a frame whose only person has no joint (left) is wrong; in one of nobody, free."""
+    images = [image(0), image(1), image(2)]
+    right = person(images[0]["id"], {0: (100, 100)}, scores={0: 0.5})
+    wrong = [person(im["id"], {0: (100, 100)}, scores={0: 0.9}) for im in images[1:]]
+    guess = sequence(images, [right, *wrong])
+    bare = person(images[1]["id"], {}, head=None)  # PoseTrack21 has boxes without keypoints
+    result = score(sequence(images, [right | {"scores": []}, bare]), guess)
+    assert (result.ap[0], result.num_frames, result.num_frames_total) == (50.0, 2, 3)
+    ignored = [
+        images[0],
+        image(1, ignore_regions_x=[[0, 50, 50, 0]], ignore_regions_y=[[0, 0, 50, 50]]),
+        images[2],
+    ]
+    inside = person(images[1]["id"], {0: (20, 20)})
+    assert score(sequence(ignored, [right | {"scores": []}, inside]), guess).ap[0] == 50.0
+
+
+@pytest.mark.parametrize(("x", "expected"), [(50, 100.0), (49, 0.0), (51, 100.0)])
+def test_joints_on_the_border_of_a_region_count(x, expected):
+    frame = image(0, ignore_regions_x=[[0, 50, 50, 0]], ignore_regions_y=[[0, 0, 50, 50]])
+    truth = person(frame["id"], {0: (x, 25)})
+    guess = person(frame["id"], {0: (x, 25)}, scores={0: 1})
+    assert score(sequence([frame], [truth]), sequence([frame], [guess])).ap[0] == expected
+
+
 def test_equal_scores_rank_by_frame():
     """One wrong and one right joint of equal score: precision at recall 1 depends on the order."""
     images = [image(0), image(1)]
