@@ -46,7 +46,7 @@ class Difficulty:
         ValueError: a probability outside 0 to 1, or a negative strength.
     """
 
-    occluders: float = 0.35
+    occluders: float = 0.3
     defocus: float = 0.25
     background_defocus: float = 0.2
     crossing: float = 0.4
@@ -164,7 +164,7 @@ def _things(
     """Occluders before people who pass them, and clutter behind; each with its pixels a metre."""
     things = []
     if rng.random() < chance:
-        for _ in range(int(rng.integers(1, 4))):
+        for _ in range(int(rng.integers(1, 3))):
             actor = actors[int(rng.integers(len(actors)))]
             near = actor.near * rng.uniform(1.06, 1.35)
             at = actor.ground[int(rng.integers(len(actor.ground))), 0] + rng.normal(0, 0.35) * metre

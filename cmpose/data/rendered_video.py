@@ -123,7 +123,8 @@ class Video:
     def _act(self, layer: Layer, owner: int, f: int) -> dict[str, np.ndarray]:
         """Draws one person with their shadow; returns their points in the picture."""
         actor, view = self.actors[owner - 1], self.views[f]
-        flat = {name: view[:, :2] @ at[f] + view[:, 2] for name, at in actor.flat.items()}
+        points = np.stack([at[f] for at in actor.flat.values()]) @ view[:, :2].T + view[:, 2]
+        flat = dict(zip(actor.flat, points, strict=True))
         depth = {name: float(z[f]) for name, z in actor.depth.items()}
         zoom = float(np.hypot(view[0, 0], view[1, 0]))
         roll = np.eye(3)  # the camera's, with y up
