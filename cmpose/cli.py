@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -96,13 +97,19 @@ def _score(subparser: ArgumentParser) -> None:
     subparser.add_argument("ground_truth", help="folder with one annotation file a sequence")
     subparser.add_argument("predictions", help="folder with files of the same names")
     subparser.add_argument("--json", default="", help="also write the result to this file")
+    subparser.add_argument(
+        "--match",
+        type=Literal["name", "order"],
+        default="name",
+        help="how frames are matched within a file: by name and id, or by their order",
+    )
 
 
 def _run_score(args: Namespace) -> None:
     from cmpose.engine.checkpoint import write_text
     from cmpose.evaluation.posetrack_ap import score_folders
 
-    result = score_folders(args.ground_truth, args.predictions)
+    result = score_folders(args.ground_truth, args.predictions, match=args.match)
     print(result.table())
     if args.json:
         write_text(Path(args.json), json.dumps(result.to_json(), indent=1) + "\n")

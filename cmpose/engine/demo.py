@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from cmpose import config as configuration
 from cmpose.config import Config
+from cmpose.data.frames import picture_size, read_picture
 from cmpose.data.posetrack import load_annotations
 from cmpose.data.rendered import render_dataset
 from cmpose.engine.checkpoint import write_text
@@ -45,11 +45,10 @@ def mean_pose_result(config: Config, output: Path) -> APResult:
 
 def write_video(frames: list[Path], path: Path, fps: float) -> Path:
     """An MP4 of JPEG frames, for ``cmpose predict``."""
-    first = cv2.imread(str(frames[0]))
-    info = VideoInfo(path, first.shape[1], first.shape[0], fps, len(frames))
-    with video_writer(path, info) as writer:
+    width, height = picture_size(frames[0])
+    with video_writer(path, VideoInfo(path, width, height, fps, len(frames))) as writer:
         for frame in frames:
-            writer.write(cv2.imread(str(frame)))
+            writer.write(read_picture(frame))
     return path
 
 

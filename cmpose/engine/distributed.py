@@ -100,8 +100,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         axes = (0, 2, 3)
         count = x.numel() / x.shape[1] * dist.get_world_size()
-        mean = all_reduce(x.float().sum(axes)) / count
-        centered = x.float() - mean[:, None, None]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = all_reduce(wide.sum(axes)) / count
+        centered = wide - mean[:, None, None]
         variance = all_reduce(centered.square().sum(axes)) / count
         with torch.no_grad():
             # They are there: torch's class leaves them out only when told not to track.
@@ -124,6 +125,6 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:
                 norm = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
-                norm.load_state_dict(child.state_dict())
+                norm.to(child.weight).load_state_dict(child.state_dict())
                 setattr(parent, name, norm)
     return model

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from cmpose import ops
 from cmpose.config import Config
-from cmpose.data import sequence as annotations
+from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.posetrack import write_posetrack18
 from cmpose.data.transforms import apply_matrix, clean_box, crop_matrix, crop_region, warp
 from cmpose.engine import checkpoint
@@ -41,7 +42,7 @@ class VideoError(RuntimeError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header says; ``frames`` may be off by a few."""
+    """What a video's header says; ``frames`` is 0 where it does not say how many."""
 
     path: Path
     width: int
@@ -53,16 +54,16 @@ class VideoInfo:
 class Shot(NamedTuple):
     """A frame (BGR) and its number."""
 
-    index: int
+    number: int
     picture: np.ndarray
 
 
 class _Record(NamedTuple):
     """Whose pose it is, for ``predicted_sequences``."""
 
-    sequence: annotations.Sequence
-    frame: annotations.Frame
-    person: annotations.Person | None
+    sequence: Sequence
+    frame: Frame
+    person: Person | None
     box: np.ndarray
     score: float
 
@@ -90,7 +91,7 @@ def open_video(path: Path) -> Iterator[tuple[VideoInfo, Iterator[Shot]]]:
             width=first.shape[1],
             height=first.shape[0],
             fps=fps if fps and np.isfinite(fps) and fps > 0 else 25.0,
-            frames=max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 1),
+            frames=max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0),
         )
 
         def shots() -> Iterator[Shot]:
@@ -210,7 +211,7 @@ def video_writer(path: Path, info: VideoInfo) -> Iterator[cv2.VideoWriter]:
     """
     partial = path.with_name(f".{path.stem}.tmp{path.suffix}")
     size = (info.width, info.height)
-    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), info.fps, size)
+    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), info.fps, size)
     if not writer.isOpened():
         raise VideoError(f"{path}: OpenCV cannot write an MP4 video there")
     try:
@@ -231,9 +232,9 @@ def _boxes_of(
         return lambda shot: tracker.update(
             [d for d in detect_people(shot.picture) if d.score >= min_score]
         )
-    given = load_video_detections(detections, info.frames, min_score=min_score)
+    given = load_video_detections(detections, info.frames or None, min_score=min_score)
     tracker = BoxTracker()
-    return lambda shot: tracker.update(given.get(shot.index, []))
+    return lambda shot: tracker.update(given.get(shot.number, []))
 
 
 def default_explain_frames(frames: int) -> list[int]:
@@ -248,7 +249,7 @@ def predict_video(
     *,
     detections: str | Path | None = None,
     explain: bool = False,
-    explain_frames: Sequence[int] = (),
+    explain_frames: Items[int] = (),
     min_score: float = 0.2,
     device: str = "auto",
     progress: bool = True,
@@ -285,7 +286,7 @@ def predict_video(
             "--explain needs a model with Fine Token Enhancement; this one has model.fine=off"
         )
     with open_video(video) as (info, shots):
-        beyond = [i for i in explain_frames if not 0 <= i < info.frames]
+        beyond = [i for i in explain_frames if i < 0 or (info.frames and i >= info.frames)]
         if beyond:
             raise ValueError(
                 f"--explain_frames {beyond}: {video} has frames 0 to {info.frames - 1}"
@@ -297,7 +298,7 @@ def predict_video(
         with video_writer(out / f"{video.stem}.mp4", info) as writer:
             bar = tqdm(
                 windows(shots, config.model.num_frames),
-                total=info.frames,
+                total=info.frames or None,
                 unit="frame",
                 desc="predict",
                 disable=not progress,
@@ -320,7 +321,7 @@ class _Job:
         self.predictor, self.info, self.out = predictor, info, out
         self.wanted, self.exact = list(wanted), exact
         name = info.path.stem
-        self.sequence = annotations.Sequence(name=name, file_stem=name, frames=[])
+        self.sequence = Sequence(name=name, file_stem=name, frames=[])
         self.records: list[_Record] = []
         self.keypoints: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
@@ -346,10 +347,10 @@ class _Job:
         marks.append(time.perf_counter())
         poses = self.predictor(window, boxes) if boxes else None
         marks.append(time.perf_counter())
-        frame = annotations.Frame(
-            image_id=shot.index,
-            file_name=f"{self.sequence.name}/{shot.index:06d}.jpg",
-            index=shot.index,
+        frame = Frame(
+            image_id=shot.number,
+            file_name=f"{self.sequence.name}/{shot.number:06d}.jpg",
+            index=shot.number,
             width=self.info.width,
             height=self.info.height,
         )
@@ -357,7 +358,7 @@ class _Job:
         picture = shot.picture.copy()
         if poses is not None:
             for i, detection in enumerate(people):
-                person = annotations.Person(box=boxes[i], track_id=detection.track_id)
+                person = Person(box=boxes[i], track_id=detection.track_id)
                 self.records.append(
                     _Record(self.sequence, frame, person, boxes[i], detection.score)
                 )
@@ -383,16 +384,16 @@ class _Job:
             )
 
     def _explain(self, shot: Shot, people: list[Detection], poses: Poses) -> None:
-        due = [i for i in self.wanted if i == shot.index or (i < shot.index and not self.exact)]
+        due = [i for i in self.wanted if i == shot.number or (i < shot.number and not self.exact)]
         if not due:
             return
         self.wanted = [i for i in self.wanted if i not in due]
         for i, detection in enumerate(people):
-            title = f"{self.sequence.name}, frame {shot.index}, person {detection.track_id}"
+            title = f"{self.sequence.name}, frame {shot.number}, person {detection.track_id}"
             path = (
                 self.out
                 / "explain"
-                / (f"{self.sequence.name}_{shot.index:06d}_{detection.track_id}.png")
+                / (f"{self.sequence.name}_{shot.number:06d}_{detection.track_id}.png")
             )
             path.parent.mkdir(parents=True, exist_ok=True)
             self.predictor.explain(shot, poses, i, title, path)

@@ -39,7 +39,7 @@ def cmpose_loss(
             gradients of several processes or micro-batches add up to those of the whole batch.
     """
     pose = ops.heatmap_loss(
-        output.heatmaps.float(),
+        output.heatmaps,
         centers,
         weight,
         config.sigma,

@@ -61,9 +61,7 @@ def test_auxiliary_tasks_are_there_when_on_and_only_while_training():
     only_noise = build(mask_task=False)(x, seed_tensor())
     assert only_noise.coarse.mask is None
     assert only_noise.coarse.noise is not None
-    torch.testing.assert_close(
-        only_noise.coarse.noise.prediction, trained.coarse.noise.prediction
-    )
+    torch.testing.assert_close(only_noise.coarse.noise.prediction, trained.coarse.noise.prediction)
 
 
 def test_inference_is_the_clean_branch():

@@ -84,17 +84,13 @@ def test_causal_only_empties_the_other_cells():
     output = stage(torch.randn(1, 12, 16), torch.randn(1, 2, 16))
     assert output.clusters is None
     assert (gather_tokens(output.grid, output.selection.noncausal) == 0).all()
-    torch.testing.assert_close(
-        gather_tokens(output.grid, output.selection.causal), output.fine
-    )
+    torch.testing.assert_close(gather_tokens(output.grid, output.selection.causal), output.fine)
 
 
 def test_score_feedback_is_what_teaches_the_selection():
     for feedback in (True, False):
         torch.manual_seed(0)
-        stage = FineTokenEnhancement(
-            16, small_config(fine="causal_only", score_feedback=feedback)
-        )
+        stage = FineTokenEnhancement(16, small_config(fine="causal_only", score_feedback=feedback))
         output = stage(torch.randn(1, 12, 16), torch.randn(1, 2, 16))
         if feedback:
             output.grid.square().sum().backward()

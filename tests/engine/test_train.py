@@ -1,0 +1,267 @@
+"""Training: exact resume, several processes, interruptions, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cmpose.engine import checkpoint
+from cmpose.engine.train import Interrupted, NonFiniteLoss, train
+from tests.engine.recipes import FINE, command, one_thread, recipe, run_cli, write_recipe
+from tests.shared_data import PROJECT
+
+
+def weights(run):
+    return load_file(run / "model" / "weights.safetensors")
+
+
+def lines(run, kind="train"):
+    parsed = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in parsed if line["kind"] == kind]
+
+
+def test_a_run_learns_and_leaves_everything_behind(rendered, tmp_path):
+    config = recipe(rendered, **{"train.epochs": 12, "train.pictures_every": 5})
+    metrics = train(config, tmp_path / "run", progress=False)
+    losses = [line["pose"] for line in lines(tmp_path / "run")]
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(written["ap"]) == {"columns", "joints", "ap"}
+    assert written["box_source"] == "ground truth"
+    assert written["seconds"] > 0
+    assert written["clips_per_second"] > 0
+    assert written["ap"]["columns"] == metrics["ap"]["columns"]
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"checkpoints", "model", "predictions", "tensorboard", "log.jsonl"} <= names
+    assert len(checkpoint.training_checkpoints(tmp_path / "run" / "checkpoints")) == 3
+    model, loaded = checkpoint.load_model(tmp_path / "run")
+    assert loaded.model == config.model
+    assert not model.training
+    first = lines(tmp_path / "run")[0]
+    assert {"loss", "pose", "mask", "noise", "lr", "gradient_norm", "clips_per_second"} <= set(
+        first
+    )
+
+
+def test_same_seed_same_weights_other_seed_other_weights(rendered, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(recipe(rendered, **{"train.seed": seed}), tmp_path / name, progress=False)
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_in_mid_epoch_and_resumed_is_bit_identical(rendered, tmp_path, workers):
+    """SIGKILL after a checkpoint in the middle of an epoch, with drop path and augmentation on."""
+    config = recipe(
+        rendered,
+        **FINE,
+        **{
+            "model.drop_path": 0.2,
+            "model.depth": 2,
+            "data.num_workers": workers,
+            "train.epochs": 6,
+            "train.batch_size": 3,
+            "train.checkpoint_every": 2,
+            "train.keep_checkpoints": 100,
+        },
+    )
+    file = str(write_recipe(tmp_path / "recipe.yaml", config))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run_cli("train", "--config", file, "--output", str(whole))
+    assert done.returncode == 0, done.stderr
+    steps = json.loads((whole / "metrics.json").read_text())["steps"]
+    per_epoch = steps // 6
+    assert per_epoch % 2 == 1, "the recipe must put checkpoints inside epochs"
+
+    process = subprocess.Popen(
+        command("train", "--config", file, "--output", str(cut)),
+        cwd=PROJECT,
+        env=one_thread(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    target = cut / "checkpoints" / checkpoint.name_of(4)
+    deadline = time.monotonic() + 120
+    while not target.exists():
+        assert process.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "model").exists()
+    last = checkpoint.training_checkpoints(cut / "checkpoints")[-1]
+    assert int(last.name[-8:]) < steps
+
+    again = run_cli("train", "--config", file, "--output", str(cut), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert f"resuming from {last}" in again.stdout
+    expected, got = weights(whole), weights(cut)
+    assert expected.keys() == got.keys()
+    different = [key for key in expected if not torch.equal(expected[key], got[key])]
+    assert different == []
+    a, b = (checkpoint.training_checkpoints(run / "checkpoints")[-1] for run in (whole, cut))
+    first, second = checkpoint.load_state(a)["optimizer"], checkpoint.load_state(b)["optimizer"]
+    for index, state in first["state"].items():
+        assert torch.equal(state["exp_avg_sq"], second["state"][index]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_two_processes_match_one(rendered, tmp_path, dtype):
+    """The same global batch on one and on two gloo processes, by plain gradient descent.
+
+    AdamW would turn rounding in tiny gradients into whole steps, and in single precision a few
+    steps of a deep network amplify rounding a thousandfold. So weights are compared after one
+    step in float32, and after several in float64, where only a real difference could show.
+    """
+    single = dtype == "float32"
+    config = recipe(
+        rendered,
+        **FINE,
+        **{
+            "train.batch_size": 14 if single else 6,
+            "train.epochs": 1 if single else 2,
+            "train.lr": 0.3,
+        },
+    )
+    file = str(write_recipe(tmp_path / "recipe.yaml", config))
+    for name, processes in (("one", 1), ("two", 2)):
+        launch = command(file, str(tmp_path / name), dtype, processes=processes)
+        launch[launch.index("cmpose")] = "tests.engine.descend"
+        done = subprocess.run(
+            launch, cwd=PROJECT, env=one_thread(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (lines(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == (1 if single else 4)
+    for a, b in zip(one, two, strict=True):
+        for term in ("pose", "mask", "noise", "gradient_norm"):
+            assert b[term] == pytest.approx(a[term], rel=1e-5), (a["step"], term)
+    start = load_file(tmp_path / "one" / "start.safetensors")
+    w1, w2 = (load_file(tmp_path / name / "end.safetensors") for name in ("one", "two"))
+    learnt = 0
+    for key in (k for k in w1 if w1[k].is_floating_point()):
+        moved = (w1[key] - start[key]).norm()
+        learnt += bool(moved > 1e-4)
+        rounding = 1e-9 + 2**-23 * w1[key].norm() if single else 1e-12
+        assert (w1[key] - w2[key]).norm() <= rounding + (1e-3 if single else 1e-7) * moved, key
+    assert learnt > len(w1) // 2
+    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")]
+    assert metrics[0]["clips"] == metrics[1]["clips"]
+
+
+def test_accumulation_divides_the_batch(rendered, tmp_path):
+    """Without batch norm in train mode the pose loss of two halves is that of the whole."""
+    logs = []
+    for name, parts in (("whole", 1), ("halves", 2)):
+        config = recipe(
+            rendered,
+            **{"model.head": "token", "model.stem": "patch", "train.accumulate": parts},
+        )
+        train(config, tmp_path / name, progress=False)
+        logs.append(lines(tmp_path / name))
+    for a, b in zip(*logs, strict=True):
+        assert b["pose"] == pytest.approx(a["pose"], rel=1e-3)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-2)
+
+
+def test_nan_stops_with_step_terms_and_a_saved_state(rendered, tmp_path):
+    config = recipe(rendered, **{"train.lr": 1e30, "train.clip_norm": 0.0})
+    with pytest.raises(NonFiniteLoss, match=r"step \d+: not finite \(loss .*pose .*mask .*noise"):
+        train(config, tmp_path / "run", progress=False)
+    [saved] = (tmp_path / "run" / "checkpoints").glob("nonfinite-step-*")
+    state = checkpoint.load_state(saved)
+    assert len(state["clips"]) == 4
+    assert state["step"] == int(saved.name[-8:])
+    assert checkpoint.load_weights(saved)
+
+
+def test_interrupt_saves_and_resume_goes_on(rendered, tmp_path, monkeypatch):
+    config = recipe(rendered, **{"train.epochs": 4})
+    import cmpose.engine.train as module
+
+    original = module._Run._step
+
+    def interrupting(self, batch):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(module._Run, "_step", interrupting)
+    with pytest.raises(Interrupted, match=r"stopped after step 3 .*--resume"):
+        train(config, tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match=r"already holds a run.*--resume"):
+        train(config, tmp_path / "run", progress=False)
+    train(config, tmp_path / "run", resume=True, progress=False)
+    train(config, tmp_path / "straight", progress=False)
+    a, b = weights(tmp_path / "run"), weights(tmp_path / "straight")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_resume_with_another_recipe_is_refused(rendered, tmp_path):
+    train(recipe(rendered, **{"train.epochs": 1}), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"train\.lr was 0\.001, is 0\.01"):
+        train(
+            recipe(rendered, **{"train.epochs": 1, "train.lr": 0.01}),
+            tmp_path / "run",
+            resume=True,
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train.batch_size": 9999}, r"train\.batch_size=9999 is more than the \d+ clips"),
+        ({"train.accumulate": 3}, r"train\.batch_size=4 cannot be cut evenly.*multiple of 3"),
+        ({"train.epochs": 0}, r"train\.epochs=0"),
+        ({"train.device": "cuda"}, r"train\.device='cuda', but torch sees no GPU"),
+        ({"train.device": "gpu"}, r"train\.device='gpu' is no device"),
+        ({"model.pretrained": "/nowhere"}, r"model\.pretrained='/nowhere'"),
+        ({"data.train_annotations": "nowhere"}, r"nowhere: no such file or folder"),
+        ({"data.boxes": "nowhere.json"}, r"nowhere\.json"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_named(rendered, tmp_path, fields, message):
+    if fields.get("train.device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises((ValueError, OSError, RuntimeError), match=message):
+        train(recipe(rendered, **fields), tmp_path / "run", progress=False)
+
+
+def test_pretrained_takes_what_fits(rendered, tmp_path, capsys):
+    train(recipe(rendered, **{"train.epochs": 1}), tmp_path / "first", progress=False)
+    config = recipe(
+        rendered,
+        **{
+            "train.epochs": 1,
+            "train.lr": 0.0,
+            "model.head_channels": 16,
+            "model.pretrained": str(tmp_path / "first" / "model"),
+        },
+    )
+    train(config, tmp_path / "second", progress=False)
+    assert "tensors taken" in capsys.readouterr().out
+    a, b = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert torch.equal(a["coarse.keypoint_tokens"], b["coarse.keypoint_tokens"])
+    assert a["head.final_layer.weight"].shape != b["head.final_layer.weight"].shape
+
+
+def test_mixed_precision_keeps_fp32_weights(rendered, tmp_path):
+    metrics = train(
+        recipe(rendered, **FINE, **{"train.precision": "bf16", "train.epochs": 1}),
+        tmp_path / "run",
+        progress=False,
+    )
+    assert metrics["steps"] > 0
+    assert {w.dtype for w in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
+    assert all(np.isfinite(line["loss"]) for line in lines(tmp_path / "run"))
