@@ -17,7 +17,7 @@ from cmpose.data.sequence import Person as Annotation
 from cmpose.data.skeleton import JOINTS, LIMBS, NUM_JOINTS
 
 MIN_JOINTS = 3
-"""A person with fewer annotated joints becomes an ignore region."""
+"""A person with fewer joints that show becomes an ignore region."""
 
 _OCCLUDER = 200  # owner numbers of occluders start here; people count from 1
 _NEIGHBOURS = [[b if a == j else a for a, b in LIMBS if j in (a, b)] for j in range(NUM_JOINTS)]
@@ -30,11 +30,11 @@ class Actor:
     Attributes:
         person: body and clothes.
         motion: names of the motions, joined by ``+``.
-        near: pixels a metre half way through; who has more stands nearer.
+        near: pixels a metre half way through.
         flat: point name → canvas (x, y), [F, 2].
         depth: point name → metres away from the camera, [F].
         axes: ``chest`` and ``head`` → [F, 3, 3], see ``Person.draw``.
-        scale: canvas pixels a metre, [F].
+        scale: canvas pixels a metre, [F]; who has more stands nearer.
         ground: canvas point below the pelvis, [F, 2].
     """
 
@@ -56,7 +56,7 @@ class Video:
         size: (H, W).
         background: uint8 canvas, BGR, larger than the frames.
         background_sigma: of the defocus in it, pixels.
-        actors: people, far to near.
+        actors: people.
         things: occluders and clutter with their pixels a metre.
         views: [F, 2, 3] from canvas to picture.
         light: see ``rendered_draw.shade``.
@@ -89,9 +89,6 @@ class Video:
             folder: what ``file_name`` starts with, e.g. ``images/val``.
         """
         height, width = self.size
-        order = [(a.near, i + 1) for i, a in enumerate(self.actors)]
-        order += [(near, _OCCLUDER + i) for i, (near, _) in enumerate(self.things)]
-        owners = [owner for _, owner in sorted(order)]  # far to near
         # Minus the canvas point in the picture's corner: how far the camera has moved the scene.
         moved = np.linalg.solve(self.views[:, :, :2], self.views[:, :, 2:])[..., 0]
         moved -= moved.mean(0)
@@ -101,6 +98,9 @@ class Video:
                     self.background, view, (width, height), borderMode=cv2.BORDER_REFLECT_101
                 )
             )
+            order = [(a.scale[f], i + 1) for i, a in enumerate(self.actors)]
+            order += [(near, _OCCLUDER + i) for i, (near, _) in enumerate(self.things)]
+            owners = [owner for _, owner in sorted(order)]  # far to near
             flats: dict[int, dict[str, np.ndarray]] = {}
             for owner in owners:
                 if owner < _OCCLUDER:
@@ -169,7 +169,7 @@ class Video:
             # A hidden joint can be told from a neighbour that shows; if none does, it cannot.
             told = np.array([seen[_NEIGHBOURS[j]].any() for j in range(NUM_JOINTS)])
             annotated = seen | (inside & hidden & told)
-            if annotated.sum() < MIN_JOINTS:
+            if seen.sum() < MIN_JOINTS:
                 self._ignore(frame, points)
                 continue
             keypoints = np.concatenate([points, annotated[:, None]], 1) * annotated[:, None]

@@ -20,7 +20,7 @@ from cmpose.data.rendered_kinematics import Build
 from cmpose.data.rendered_look import Look
 from cmpose.data.rendered_motion import MOTIONS, perform
 from cmpose.data.rendered_plan import Stage, plan_actor, plan_video
-from cmpose.data.skeleton import CATEGORY, JOINTS
+from cmpose.data.skeleton import CATEGORY, JOINTS, LIMBS
 
 SMALL = {"size": (144, 256), "progress": False}
 HARD = Difficulty(occluders=1, defocus=1, crossing=1, motion_blur=1)
@@ -154,6 +154,43 @@ def test_records_tell_occluded_and_defocused_frames_apart(dataset: Path) -> None
         counted = sum(len(p["occluded_joints"]) for p in r["people"])
         assert counted <= r["occluded_joints"]  # people left out are counted there only
         assert bool(r["occluded_joints"]) == (r["occluder"] or r["crossing"])
+
+
+def test_annotated_people_show_and_hidden_joints_have_a_neighbour_that_shows(
+    dataset: Path,
+) -> None:
+    hidden_but_told = 0
+    for sequence in load_annotations(dataset / "annotations/val", dataset):
+        for frame in sequence.frames:
+            records = frame.extra["cmpose"]["people"]
+            for person, record in zip(frame.people, records, strict=True):
+                assert person.track_id == record["track_id"]
+                hidden = np.isin(JOINTS, record["occluded_joints"])
+                shows = (person.keypoints[:, 2] > 0) & ~hidden
+                assert shows.sum() >= 3
+                for j in np.flatnonzero((person.keypoints[:, 2] > 0) & hidden):
+                    hidden_but_told += 1
+                    assert any(shows[a + b - j] for a, b in LIMBS if j in (a, b))
+    assert hidden_but_told > 50
+
+
+def test_the_nearer_person_is_drawn_over_the_farther() -> None:
+    crossings = 0
+    for key in range(12):
+        asked = {"frames": 2, "size": (144, 256), "fps": 25, "max_people": 2}
+        easy = Difficulty(occluders=0, crossing=1)
+        one, two = (plan_video([key], **asked, difficulty=easy) for _ in range(2))
+        if len(one.actors) < 2:
+            continue
+        two.actors.reverse()  # the order of the list means nothing
+        nearer = int(np.argmax([actor.scale[1] for actor in one.actors]))
+        drawn, again = (list(video.draw("000001_mpii_test", 0, "")) for video in (one, two))
+        for (a, _), (b, _) in zip(drawn, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+        for person in drawn[1][1].extra["cmpose"]["people"]:
+            crossings += len(person["occluded_joints"])
+            assert person["track_id"] != nearer or not person["occluded_joints"]
+    assert crossings > 10
 
 
 def test_nothing_in_the_way_when_asked_for_nothing(tmp_path: Path) -> None:
