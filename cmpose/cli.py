@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from cmpose import _version, config
+from cmpose.data.rendered_plan import Difficulty
 
 # Failures whose message says all: shown without a traceback. Anything else is a bug and shows one.
 _TOLD = (ValueError, OSError, RuntimeError)
@@ -30,7 +32,11 @@ def _run_train(args: Namespace) -> None:
 
 def _evaluate(subparser: ArgumentParser) -> None:
     config.add_fields(subparser)
-    subparser.add_argument("--checkpoint", required=True, help="a run's folder or a checkpoint")
+    subparser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="a run's folder or a checkpoint: gives the model, and without --config the recipe",
+    )
     subparser.add_argument("--output", default="", help="default: CHECKPOINT/evaluation")
 
 
@@ -39,6 +45,12 @@ def _run_evaluate(args: Namespace) -> None:
 
     given = config.from_namespace(args)
     evaluate_checkpoint(args.checkpoint, given.data, given.train, args.output)
+
+
+def _recipe_of(path: str) -> config.Config:
+    from cmpose.engine import checkpoint
+
+    return checkpoint.load_config(checkpoint.find(path))
 
 
 def _predict(subparser: ArgumentParser) -> None:
@@ -77,20 +89,31 @@ def _render(subparser: ArgumentParser) -> None:
     subparser.add_argument("--frames", type=int, default=30, help="in each video")
     subparser.add_argument("--seed", type=int, default=0)
     subparser.add_argument("--split", default="train", help="train or val")
-    subparser.add_argument("--workers", type=int, default=2)
+    subparser.add_argument(
+        "--size", type=tuple[int, int], default=(360, 640), help="[height, width] in pixels"
+    )
+    subparser.add_argument("--max_people", type=int, default=4, help="in a video")
+    subparser.add_argument("--fps", type=float, default=25.0, help="that motion is sampled at")
+    subparser.add_argument("--workers", type=int, default=2, help="processes")
+    subparser.add_class_arguments(Difficulty, "difficulty")
 
 
 def _run_render(args: Namespace) -> None:
     from cmpose.data.rendered import render_dataset
 
-    render_dataset(
+    summary = render_dataset(
         args.out,
         videos=args.videos,
         frames=args.frames,
         seed=args.seed,
         split=args.split,
+        size=args.size,
+        max_people=args.max_people,
+        fps=args.fps,
         workers=args.workers,
+        difficulty=Difficulty(**args.difficulty.as_dict()),
     )
+    print(summary)
 
 
 def _score(subparser: ArgumentParser) -> None:
@@ -148,17 +171,20 @@ _COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace
 }
 
 
-def build_parser() -> ArgumentParser:
-    """The parser with all commands."""
+def build_parser(recipe: config.Config | None = None) -> ArgumentParser:
+    """The parser with all commands; ``recipe`` has the defaults of ``evaluate``'s fields."""
     parser = ArgumentParser(
         prog="cmpose",
         description="CM-Pose video human pose estimation",
+        allow_abbrev=False,
         version=f"cmpose {_version.__version__}",
     )
     commands = parser.add_subcommands()
     for name, (add, _, text) in _COMMANDS.items():
-        subparser = ArgumentParser(description=text)
+        subparser = ArgumentParser(description=text, allow_abbrev=False)
         add(subparser)
+        if name == "evaluate" and recipe is not None:
+            subparser.set_defaults(config.flatten(config.to_dict(recipe)))
         commands.add_subcommand(name, subparser, help=text)
     return parser
 
@@ -167,8 +193,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command; a failure that its message explains exits with status 1."""
     args = build_parser().parse_args(arguments)
     try:
+        if args.subcommand == "evaluate" and not args.evaluate.config:
+            args = build_parser(_recipe_of(args.evaluate.checkpoint)).parse_args(arguments)
         _COMMANDS[args.subcommand][1](args[args.subcommand])
     except _TOLD as error:
+        if os.environ.get("CMPOSE_TRACEBACK") == "1":
+            raise
         sys.exit(f"cmpose {args.subcommand}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"cmpose {args.subcommand}: interrupted")

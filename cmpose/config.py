@@ -158,6 +158,7 @@ class DataConfig:
             alone (mmpose).
         num_workers: loader processes; 0 loads in the main process.
         frame_cache_mb: decoded frames that each loader process keeps, in MB.
+        augment: training-time augmentation, see ``AugmentConfig``.
     """
 
     root: str = "."
@@ -295,13 +296,18 @@ def to_dict(config: Config) -> dict:
     return json.loads(json.dumps(asdict(config)))
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple[object, object]]:
+def flatten(values: dict, prefix: str = "") -> dict[str, object]:
+    """Dotted name → value of the fields in a ``to_dict`` result."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: dict, new: dict) -> dict[str, tuple[object, object]]:
     """Dotted names of the fields in which two ``to_dict`` results differ, with both values."""
-    found: dict[str, tuple[object, object]] = {}
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found |= differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found[prefix + key] = (a, b)
-    return found
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from cmpose import ops
 from cmpose.config import Config
-from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.posetrack import write_posetrack18
+from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.transforms import apply_matrix, clean_box, crop_matrix, crop_region, warp
 from cmpose.engine import checkpoint
 from cmpose.engine.detect import BoxTracker, Detection, detect_people, load_video_detections

@@ -78,8 +78,11 @@ class CoarseLearning(nn.Module):
 
     def reset(self) -> None:
         """Initial values of the embeddings and of the two maps that start as pass-through."""
-        for embedding in (self.keypoint_tokens, self.frame_embed, self.slot_embed):
+        for embedding in (self.frame_embed, self.slot_embed):
             nn.init.trunc_normal_(embedding, std=0.02)
+        # The backbone's final norm leaves its tokens at unit scale; beside them, keypoint tokens
+        # of 0.02 would drown in what they attend and stay alike.
+        nn.init.trunc_normal_(self.keypoint_tokens, std=1.0)
         self.criss_cross.reset_fusion()
         self.fusion.reset()
 

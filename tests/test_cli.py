@@ -1,0 +1,80 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cmpose.cli import main
+from tests.engine.recipes import recipe, run_cli, write_recipe
+from tests.shared_data import shared_data
+
+
+def test_render_train_evaluate_score(tmp_path, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    for split, videos in (("train", "2"), ("val", "1")):
+        main(
+            ["render", str(data), "--videos", videos, "--frames", "3", "--seed", "5"]
+            + ["--split", split, "--workers", "1"]
+        )
+    file = str(write_recipe(tmp_path / "r.yaml", recipe(data)))
+    main(["train", "--config", file, "--output", str(run), "--train.epochs", "1"])
+    assert json.loads((run / "config.json").read_text())["train"]["epochs"] == 1
+    capsys.readouterr()
+
+    main(["evaluate", "--checkpoint", str(run), "--output", str(tmp_path / "again")])
+    assert "boxes: ground truth" in capsys.readouterr().out
+    first = json.loads((run / "metrics.json").read_text())
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["ap"] == first["ap"]
+
+    truth, predicted = str(data / "annotations" / "val"), str(tmp_path / "again" / "predictions")
+    main(["score", truth, predicted, "--json", str(tmp_path / "score.json")])
+    assert json.loads((tmp_path / "score.json").read_text()) == first["ap"]
+
+
+def test_wrong_usage_exits_with_2(tmp_path, capsys):
+    for arguments in (
+        ["dance"],
+        ["train", "--output", "x", "--model.backbone", "vast"],
+        ["train", "--output", "x", "--model.backbon", "tiny"],
+        ["train", "--config", str(tmp_path / "none.yaml"), "--output", "x"],
+        ["predict", "video.mp4"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2, arguments
+    assert "backbon" in capsys.readouterr().err
+
+
+def test_an_explained_failure_has_no_traceback(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"cmpose score: ground truth: .* does not exist"):
+        main(["score", str(tmp_path / "none"), str(tmp_path)])
+    with pytest.raises(SystemExit, match="cmpose evaluate: no checkpoint at"):
+        main(["evaluate", "--checkpoint", str(tmp_path)])
+    monkeypatch.setenv("CMPOSE_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["score", str(tmp_path / "none"), str(tmp_path)])
+
+
+def test_doctor_tells_every_op():
+    done = run_cli("doctor")
+    assert done.returncode == 0, done.stderr
+    for word in ("torch ", "triton ", "dpc_knn", "reference", "no cuda kernel for dpc_knn"):
+        assert word in done.stdout
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    "case", ["basic", "multi", "ignore", "dropped_joints", "ankles_absent_gt_only"]
+)
+def test_score_writes_what_the_official_evaluator_found(case, tmp_path):
+    folder = shared_data("posetrack_ap", case)
+    main(["score", str(folder / "gt"), str(folder / "pred"), "--json", str(tmp_path / "s.json")])
+    got = json.loads((tmp_path / "s.json").read_text())
+    expected = json.loads((folder / "expected.json").read_text())
+    assert list(got) == ["columns", "joints", "ap"]
+    assert got["joints"] == expected["joints"][:15]
+    assert got["ap"] == [pytest.approx(v, abs=1e-9) for v in expected["ap"][:15]]
+    assert got["columns"] == {k: pytest.approx(v, abs=1e-9) for k, v in expected["columns"].items()}
