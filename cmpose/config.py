@@ -57,8 +57,8 @@ class ModelConfig:
         peak_delta: the density peak's δ: its ``row_max`` (Eq. 10) or TCFormer's ``global_max``.
         importance: s_j from the keypoints' scores: their ``mean`` or ``max``.
         normalize_merge: divides Eq. 11's weights by their sum in the cluster.
-        score_feedback: adds the keypoint tokens to the patch tokens they attend, so that the
-            scores that select causal tokens learn from the pose loss.
+        selection_weight: μ, weight of a pose loss on the scores that select causal tokens, taken
+            as coarse heatmaps; 0 is Eq. 14 as it stands.
         head: ``deconv`` is ViTPose's classic head on the restored grid; ``token`` lets keypoint
             queries cross-attend the fine tokens.
         head_channels: width of the deconvolutions.
@@ -100,7 +100,7 @@ class ModelConfig:
     peak_delta: Literal["row_max", "global_max"] = "row_max"
     importance: Literal["mean", "max"] = "mean"
     normalize_merge: bool = True
-    score_feedback: bool = True
+    selection_weight: float = 0.1
 
     head: Literal["deconv", "token"] = "deconv"
     head_channels: int = 256
@@ -142,6 +142,9 @@ class DataConfig:
         train_annotations: a folder with one JSON a sequence, or one merged JSON file; relative
             paths start at ``root``.
         val_annotations: likewise, for evaluation.
+        train_sequences: how many sequences the training annotations must have; 0 takes any
+            number. PoseTrack18 has 593 in version 0.45.
+        val_sequences: likewise for the evaluation annotations; PoseTrack18 has 170 in 0.45.
         format: ``auto`` tells PoseTrack17's annolist from COCO-style files by their keys.
         boxes: ``gt`` takes ground-truth boxes at evaluation; otherwise a detection file
             (DCPose's or mmpose's keys), relative to ``root``.
@@ -164,6 +167,8 @@ class DataConfig:
     root: str = "."
     train_annotations: str = "annotations/train"
     val_annotations: str = "annotations/val"
+    train_sequences: int = 0
+    val_sequences: int = 0
     format: Literal["auto", "posetrack17", "coco"] = "auto"
     boxes: str = "gt"
     box_score_threshold: float = 0.2

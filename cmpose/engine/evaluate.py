@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cmpose.config import Config, DataConfig, TrainConfig
 from cmpose.data.clips import GROUND_TRUTH, ClipDataset, ClipRecord, worker_init
-from cmpose.data.posetrack import load_annotations, write_posetrack18
+from cmpose.data.posetrack import load_annotations, validate, write_posetrack18
 from cmpose.data.transforms import normalize_clips
 from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, world
@@ -38,8 +38,11 @@ def open_clips(config: Config, *, train: bool, quiet: bool = False) -> ClipDatas
     data = config.data
     root = Path(data.root).expanduser()
     annotations = data.train_annotations if train else data.val_annotations
+    sequences = load_annotations(annotations, root, data.format, on_error=data.on_error)
+    expected = data.train_sequences if train else data.val_sequences
+    validate(sequences, expected_sequences=expected or None)
     clips = ClipDataset(
-        load_annotations(annotations, root, data.format, on_error=data.on_error),
+        sequences,
         root,
         config.model.image_size,
         config.model.num_frames,

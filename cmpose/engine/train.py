@@ -38,7 +38,7 @@ from cmpose.models.losses import cmpose_loss
 from cmpose.models.pretrained import load_pretrained
 from cmpose.viz.draw import montage
 
-LOSS_TERMS = ("loss", "pose", "mask", "noise")
+LOSS_TERMS = ("loss", "pose", "mask", "noise", "selection")
 
 # Fields that may differ when a run is resumed: they do not change what is learnt.
 _FREE_FIELDS = (
@@ -63,17 +63,34 @@ class Interrupted(RuntimeError):
 
 @contextmanager
 def _stop_requests():
-    """Turns SIGINT and SIGTERM into a flag, so that a step is finished and saved first."""
+    """Turns SIGINT and SIGTERM into a flag, so that a step is finished and saved first.
+
+    A second signal does what it always does.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    old = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    old: dict[int, Any] = {}
+
+    def ask(number: int, _: Any) -> None:
+        asked.set()
+        signal.signal(number, old[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.signal(number, ask)
     try:
         yield asked
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _start_worker(worker_id: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the main one still needs its batches."""
+    worker_init(worker_id)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def train(
@@ -127,6 +144,9 @@ class _Run:
                 device_ids=[place.device.index] if place.device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                # The one case in which weights take no gradient: nothing teaches the scores.
+                find_unused_parameters=config.model.fine == "causal_only"
+                and config.model.selection_weight == 0,
             )
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.core, config.train), lr=config.train.lr, fused=True
@@ -267,7 +287,7 @@ class _Run:
             self.clips,
             batch_sampler=StepBatches(len(self.clips), train, self.world, self.step),
             num_workers=self.config.data.num_workers,
-            worker_init_fn=worker_init,
+            worker_init_fn=_start_worker,
             pin_memory=self.world.device.type == "cuda",
         )
         bar = tqdm(

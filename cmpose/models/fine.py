@@ -30,14 +30,20 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def score_heatmaps(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Scores [B, K, N] over the token grid, enlarged to heatmaps [B, K, h, w].
+
+    All of a row's weight on one token makes a blob of height 1 there.
+    """
+    return nn.functional.interpolate(scores.unflatten(-1, grid), size=size, mode="bilinear")
+
+
 class FineTokenEnhancement(nn.Module):
     """Token Causal Importance Selection and Non-Causal Token Clustering (Eqs. 7–11).
 
     The keypoint tokens attend the fused patch tokens, S = softmax(Q Kᵀ / √D) [B, K, N]. Every
     keypoint's top-n tokens are causal, n·K in all; DPC-kNN groups the rest into L clusters, each
-    merged into one token weighted by the importance s_j. ``score_feedback`` adds Sᵀ V of the
-    keypoint tokens to the patch tokens: it is what teaches S where a keypoint is, since the
-    selection itself passes no gradient.
+    merged into one token weighted by the importance s_j.
     """
 
     def __init__(self, width: int, config: ModelConfig) -> None:
@@ -47,20 +53,16 @@ class FineTokenEnhancement(nn.Module):
         self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width) if config.score_feedback else None
 
     def forward(self, tokens: Tensor, keypoint_tokens: Tensor) -> FineOutput:
         """tokens [B, N, D], keypoint_tokens [B, K, D]."""
         c = self.config
-        keypoints = self.norm_keypoints(keypoint_tokens)
-        query, key = self.query(keypoints), self.key(self.norm_tokens(tokens))
+        query = self.query(self.norm_keypoints(keypoint_tokens))
+        key = self.key(self.norm_tokens(tokens))
         logits = query @ key.transpose(1, 2) * tokens.shape[-1] ** -0.5
         selection = ops.select_tokens(
             logits, c.tokens_per_keypoint, importance=c.importance, backend=c.backend
         )
-        if self.value is not None:
-            scores = selection.scores.to(keypoints.dtype)
-            tokens = tokens + scores.transpose(1, 2) @ self.value(keypoints)
         causal = gather_tokens(tokens, selection.causal)
         if c.fine == "causal_only":
             index = selection.causal.unsqueeze(-1).expand_as(causal)

@@ -1,4 +1,4 @@
-"""The training loss, Eq. 14: L = L_H + λ (L_M + L_N)."""
+"""The training loss, Eq. 14 and a term for the selection: L = L_H + λ (L_M + L_N) + μ L_S."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from torch import Tensor
 from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models.cmpose import CMPoseOutput
+from cmpose.models.fine import score_heatmaps
+from cmpose.models.vit import PATCH
 
 
 class Losses(NamedTuple):
-    """Scalars: the sum that is minimised, and its terms before λ (zero for a task that is off)."""
+    """Scalars: the sum that is minimised, and its terms before λ and μ (zero where off).
+
+    ``selection`` is the pose loss L_S of the scores that select causal tokens, enlarged to
+    heatmaps: the selection itself passes no gradient, and nothing else teaches the scores where a
+    keypoint is.
+    """
 
     total: Tensor
     pose: Tensor
     mask: Tensor
     noise: Tensor
+    selection: Tensor
 
 
 def cmpose_loss(
@@ -28,24 +36,23 @@ def cmpose_loss(
     *,
     joints: Tensor | None = None,
 ) -> Losses:
-    """Eq. 14 on a training batch.
+    """Eq. 14, and μ L_S, on a training batch.
 
     Args:
         output: of ``CMPose`` with a seed.
         centers: [B, K, 2], the joints in heatmap pixels.
         weight: [B, K], 0 for joints without a loss.
-        config: λ, σ and the reductions.
+        config: λ, μ, σ and the reductions.
         joints: what the pose loss divides by instead of the sum of ``weight``; with it the
             gradients of several processes or micro-batches add up to those of the whole batch.
     """
-    pose = ops.heatmap_loss(
-        output.heatmaps,
-        centers,
-        weight,
-        config.sigma,
-        normalizer=joints,
-        backend=config.backend,
-    )
+
+    def pose_loss(heatmaps: Tensor) -> Tensor:
+        return ops.heatmap_loss(
+            heatmaps, centers, weight, config.sigma, normalizer=joints, backend=config.backend
+        )
+
+    pose = pose_loss(output.heatmaps)
     terms = []
     for task in (output.coarse.mask, output.coarse.noise):
         if task is None:
@@ -62,4 +69,10 @@ def cmpose_loss(
             )
         )
     total = pose + config.reconstruction_weight * (terms[0] + terms[1])
-    return Losses(total, pose, *terms)
+    selection = pose.new_zeros(())
+    if output.fine is not None and config.selection_weight > 0:
+        grid = (config.image_size[0] // PATCH, config.image_size[1] // PATCH)
+        scores = output.fine.selection.scores
+        selection = pose_loss(score_heatmaps(scores, grid, output.heatmaps.shape[-2:]))
+        total = total + config.selection_weight * selection
+    return Losses(total, pose, *terms, selection)

@@ -331,9 +331,9 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
     height = min(round(width * picture.size[1] / picture.size[0]), 148)
     captions = ["Each joint's heatmap"]
     if tokens is not None:
-        captions.append(
-            f"Each joint's {tokens.top.shape[1]} causal tokens, and where the joint was predicted"
-        )
+        count = tokens.top.shape[1]
+        own = "causal token" if count == 1 else f"{count} causal tokens"
+        captions.append(f"Each joint's {own}, and where the joint was predicted")
     top = 624
     figure.text(
         20 / WIDTH, 1 - (top - 50) / HEIGHT, captions[0], size=13, weight="bold", color=_INK

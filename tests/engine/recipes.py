@@ -53,15 +53,17 @@ FINE = {
 """Fields that put Fine Token Enhancement into the recipe (16 tokens: 15 causal, 1 merged)."""
 
 
-def run_cli(*arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
-    """``cmpose ...`` in a process of its own (or several, by torchrun), on one thread each."""
+def run_cli(
+    *arguments: str, threads: int = 1, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """``cmpose ...`` in a process of its own."""
     return subprocess.run(
-        command(*arguments, processes=processes),
+        command(*arguments),
         cwd=PROJECT,
-        env=one_thread() | environment,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 

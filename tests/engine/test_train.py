@@ -228,6 +228,7 @@ def test_resume_with_another_recipe_is_refused(rendered, tmp_path):
         ({"train.device": "gpu"}, r"train\.device='gpu' is no device"),
         ({"model.pretrained": "/nowhere"}, r"model\.pretrained='/nowhere'"),
         ({"data.train_annotations": "nowhere"}, r"nowhere: no such file or folder"),
+        ({"data.train_sequences": 593}, r"2 sequences.*593"),
         ({"data.boxes": "nowhere.json"}, r"nowhere\.json"),
     ],
 )

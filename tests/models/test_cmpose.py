@@ -23,6 +23,7 @@ ABLATIONS = {
     "plain sum merge": {"normalize_merge": False, "importance": "max"},
     "bernoulli": {"corruption": "bernoulli"},
     "positions first": {"positions_after_corruption": False},
+    "plain selection": {"selection_weight": 0.0},
     "one frame": {"num_frames": 1},
     "five frames": {"num_frames": 5},
     "patch stem": {"stem": "patch"},

@@ -8,7 +8,7 @@ from torch import nn
 
 from cmpose.models.coarse import TemporalFusion
 from cmpose.models.criss_cross import CrissCross
-from cmpose.models.fine import FineTokenEnhancement, gather_tokens
+from cmpose.models.fine import FineTokenEnhancement, gather_tokens, score_heatmaps
 from cmpose.models.losses import cmpose_loss
 from tests.models.builders import build, clips, seed_tensor, small_config
 
@@ -47,11 +47,9 @@ def test_spatial_attention_stays_in_a_frame_and_temporal_in_a_slot():
     assert not moved[:, 1:].any()
 
 
-@pytest.mark.parametrize("feedback", [True, False])
-def test_fine_tokens_stand_in_their_cells(feedback):
+def test_fine_tokens_stand_in_their_cells():
     torch.manual_seed(0)
-    config = small_config(score_feedback=feedback)
-    stage = FineTokenEnhancement(16, config)
+    stage = FineTokenEnhancement(16, small_config())
     tokens, keypoints = torch.randn(2, 12, 16), torch.randn(2, 2, 16)
     output = stage(tokens, keypoints)
     assert output.fine.shape == (2, 4 + 3, 16)
@@ -60,13 +58,12 @@ def test_fine_tokens_stand_in_their_cells(feedback):
     torch.testing.assert_close(gather_tokens(output.grid, causal), output.fine[:, :4])
     merged = gather_tokens(output.fine[:, 4:], output.clusters.assignment)
     torch.testing.assert_close(gather_tokens(output.grid, rest), merged)
-    if not feedback:
-        torch.testing.assert_close(gather_tokens(tokens, causal), output.fine[:, :4])
+    torch.testing.assert_close(gather_tokens(tokens, causal), output.fine[:, :4])
 
 
 def test_merged_token_is_the_importance_weighted_mean_of_its_cluster():
     torch.manual_seed(0)
-    stage = FineTokenEnhancement(16, small_config(score_feedback=False))
+    stage = FineTokenEnhancement(16, small_config())
     tokens, keypoints = torch.randn(1, 12, 16), torch.randn(1, 2, 16)
     output = stage(tokens, keypoints)
     scores = output.selection.scores
@@ -87,23 +84,33 @@ def test_causal_only_empties_the_other_cells():
     torch.testing.assert_close(gather_tokens(output.grid, output.selection.causal), output.fine)
 
 
-def test_score_feedback_is_what_teaches_the_selection():
-    for feedback in (True, False):
-        torch.manual_seed(0)
-        stage = FineTokenEnhancement(16, small_config(fine="causal_only", score_feedback=feedback))
-        output = stage(torch.randn(1, 12, 16), torch.randn(1, 2, 16))
-        if feedback:
-            output.grid.square().sum().backward()
-            assert stage.query.weight.grad.abs().sum() > 0
-        else:
-            assert not output.grid.requires_grad
+def test_selection_term_is_what_teaches_the_scores():
+    centers, weight = torch.tensor([[[2.0, 3.0], [9.0, 12.0]]]), torch.ones(1, 2)
+    for mu in (0.0, 0.1):
+        model = build(fine="causal_only", selection_weight=mu)
+        cmpose_loss(model(clips(1, model.config)), centers, weight, model.config).total.backward()
+        gradient = model.fine.query.weight.grad
+        assert (gradient is not None and bool(gradient.abs().sum() > 0)) is (mu > 0)
+
+
+def test_scores_are_enlarged_to_heatmaps():
+    scores = torch.zeros(1, 2, 12)
+    scores[0, 1, 3 * 1 + 2] = 1.0  # row 1, column 2 of the 4×3 grid
+    heatmaps = score_heatmaps(scores, (4, 3), (16, 12))
+    assert heatmaps.shape == (1, 2, 16, 12)
+    assert not heatmaps[0, 0].any()
+    assert 0.5 < heatmaps[0, 1].max() <= 1.0
+    peak = heatmaps[0, 1].flatten().argmax().item()
+    assert peak // 12 in range(4, 8)
+    assert peak % 12 in range(8, 12)
 
 
 def test_loss_is_the_weighted_sum_of_equation_14():
-    model = build(reconstruction_weight=0.3)
+    model = build(reconstruction_weight=0.3, selection_weight=0.2)
     output = model(clips(2, model.config), seed_tensor())
     losses = cmpose_loss(output, torch.full((2, 2, 2), 5.0), torch.ones(2, 2), model.config)
-    torch.testing.assert_close(losses.total, losses.pose + 0.3 * (losses.mask + losses.noise))
+    expected = losses.pose + 0.3 * (losses.mask + losses.noise) + 0.2 * losses.selection
+    torch.testing.assert_close(losses.total, expected)
     # An untrained head draws next to nothing: a joint costs about πσ² = 12.6.
     assert float(losses.pose.detach()) == pytest.approx(12.6, rel=0.05)
 
