@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cmpose import config as configuration
+from cmpose import ops
 from cmpose.config import Config
 from cmpose.data.clips import worker_init
 from cmpose.data.transforms import heatmap_targets, normalize_clips
@@ -77,7 +78,7 @@ def _stop_requests():
         asked.set()
         signal.signal(number, old[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         old[number] = signal.signal(number, ask)
     try:
         yield asked
@@ -233,7 +234,8 @@ class _Run:
             last = part == train.accumulate - 1
             wait = isinstance(self.model, DistributedDataParallel) and not last
             with self.model.no_sync() if wait else nullcontext():  # type: ignore[operator]
-                with autocast(device, train.precision):
+                # NaN is for _check_finite to report, not for the first op that meets it.
+                with autocast(device, train.precision), ops.without_value_checks():
                     images = normalize_clips(clips[window])
                     output = self.model(images, seed, first + window.start)
                 losses = cmpose_loss(

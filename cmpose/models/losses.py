@@ -9,6 +9,7 @@ from torch import Tensor
 from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models.cmpose import CMPoseOutput
+from cmpose.models.coarse import Reconstruction
 from cmpose.models.fine import score_heatmaps
 from cmpose.models.vit import PATCH
 
@@ -52,27 +53,27 @@ def cmpose_loss(
             heatmaps, centers, weight, config.sigma, normalizer=joints, backend=config.backend
         )
 
-    pose = pose_loss(output.heatmaps)
-    terms = []
-    for task in (output.coarse.mask, output.coarse.noise):
+    def reconstruction(task: Reconstruction | None) -> Tensor:
         if task is None:
-            terms.append(pose.new_zeros(()))
-            continue
-        terms.append(
-            ops.reconstruction_loss(
-                task.prediction,
-                output.coarse.features,
-                task.corrupted,
-                per_channel=config.per_channel,
-                detach_target=config.detach_target,
-                backend=config.backend,
-            )
+            return pose.new_zeros(())
+        return ops.reconstruction_loss(
+            task.prediction,
+            output.coarse.features,
+            task.corrupted,
+            per_channel=config.per_channel,
+            detach_target=config.detach_target,
+            backend=config.backend,
         )
-    total = pose + config.reconstruction_weight * (terms[0] + terms[1])
+
+    pose = pose_loss(output.heatmaps)
+    mask = reconstruction(output.coarse.mask)
+    noise = reconstruction(output.coarse.noise)
+    total = pose + config.reconstruction_weight * (mask + noise)
     selection = pose.new_zeros(())
     if output.fine is not None and config.selection_weight > 0:
         grid = (config.image_size[0] // PATCH, config.image_size[1] // PATCH)
         scores = output.fine.selection.scores
-        selection = pose_loss(score_heatmaps(scores, grid, output.heatmaps.shape[-2:]))
+        height, width = output.heatmaps.shape[-2:]
+        selection = pose_loss(score_heatmaps(scores, grid, (height, width)))
         total = total + config.selection_weight * selection
-    return Losses(total, pose, *terms, selection)
+    return Losses(total, pose, mask, noise, selection)

@@ -1,6 +1,7 @@
 """The fused ops of CM-Pose, each usable on its own; see docs/ops.md."""
 
 from cmpose.ops.backends import BackendUnavailable, available, resolve
+from cmpose.ops.checks import without_value_checks
 from cmpose.ops.corrupt_tokens import CorruptedTokens, corrupt_tokens
 from cmpose.ops.dpc_knn import ClusterResult, dpc_knn
 from cmpose.ops.heatmap_loss import heatmap_loss
@@ -29,4 +30,5 @@ __all__ = [
     "temporal_attention",
     "unmerge_tokens",
     "warp_clips",
+    "without_value_checks",
 ]

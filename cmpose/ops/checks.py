@@ -7,7 +7,8 @@ away. The *values* of a tensor are looked at only where that stalls nobody: on t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -150,9 +151,29 @@ def normalizer(value: Any, reference: Tensor) -> None:
     same_device("pred", reference, normalizer=value)
 
 
+_values_are_checked = True
+
+
+@contextmanager
+def without_value_checks() -> Iterator[None]:
+    """Within it the ops take values as they come on the CPU too, as they do on a GPU.
+
+    For a caller who looks for NaN himself, as training does: the loss tells, and says in which
+    term. Shapes, dtypes and devices are checked as ever.
+    """
+    global _values_are_checked
+    before, _values_are_checked = _values_are_checked, False
+    try:
+        yield
+    finally:
+        _values_are_checked = before
+
+
 def readable(value: Tensor) -> bool:
-    """Whether looking at the values of ``value`` stalls nobody."""
-    return not torch.compiler.is_compiling() and value.device.type == "cpu"
+    """Whether looking at the values of ``value`` stalls nobody, and is wanted."""
+    if torch.compiler.is_compiling():
+        return False
+    return _values_are_checked and value.device.type == "cpu"
 
 
 def finite(name: str, value: Tensor) -> None:

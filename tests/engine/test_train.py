@@ -173,8 +173,10 @@ def test_accumulation_divides_the_batch(rendered, tmp_path):
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-2)
 
 
-def test_nan_stops_with_step_terms_and_a_saved_state(rendered, tmp_path):
-    config = recipe(rendered, **{"train.lr": 1e30, "train.clip_norm": 0.0})
+@pytest.mark.parametrize("fine", [False, True])
+def test_nan_stops_with_step_terms_and_a_saved_state(rendered, tmp_path, fine):
+    fields = FINE if fine else {}
+    config = recipe(rendered, **fields, **{"train.lr": 1e30, "train.clip_norm": 0.0})
     with pytest.raises(NonFiniteLoss, match=r"step \d+: not finite \(loss .*pose .*mask .*noise"):
         train(config, tmp_path / "run", progress=False)
     [saved] = (tmp_path / "run" / "checkpoints").glob("nonfinite-step-*")

@@ -65,3 +65,17 @@ def test_accumulator() -> None:
     low, single, double = (torch.zeros(1, dtype=d) for d in (torch.half, torch.float, torch.double))
     assert checks.accumulator(low) == checks.accumulator(low, single) == torch.float32
     assert checks.accumulator(low, double) == torch.float64
+
+
+def test_values_are_not_looked_at_on_request():
+    tokens = torch.full((1, 4, 2), float("nan"))
+    with pytest.raises(ValueError, match="tokens must be finite"):
+        ops.dpc_knn(tokens, 2, 2)
+    with ops.without_value_checks():
+        result = ops.dpc_knn(tokens, 2, 2)
+        with pytest.raises(ValueError, match="k must"):
+            ops.dpc_knn(tokens, 9, 2)
+    assert result.assignment.min() >= 0
+    assert result.assignment.max() < 2
+    with pytest.raises(ValueError, match="tokens must be finite"):
+        ops.dpc_knn(tokens, 2, 2)
