@@ -119,7 +119,7 @@ def demo(output: str | Path, recipe: str | Path | None = None) -> dict[str, Any]
         f"\nheld-out AP {ap:.1f}, always answering the mean pose {mean:.1f} "
         f"(official PoseTrack AP, mean of 15 joints; boxes: {metrics['box_source']})\n"
         f"pictures    {output / 'predict' / 'explain'} ({len(shown['explained'])} files)\n"
-        f"video       {output / 'predict' / video.name}\n"
+        f"video       {output / 'predict' / (video.stem + '_poses.mp4')}\n"
         f"model       {run / 'model'}\n"
         f"metrics     {output / 'metrics.json'}\n"
         f"{metrics['seconds']:.0f} s in all"

@@ -259,7 +259,7 @@ def predict_video(
     Args:
         video: any file that OpenCV reads.
         checkpoint_path: a run's folder or a checkpoint.
-        out: gets ``poses/NAME.json`` (PoseTrack18's format), ``NAME.mp4`` with skeletons,
+        out: gets ``poses/NAME.json`` (PoseTrack18's format), ``NAME_poses.mp4`` with skeletons,
             ``metrics.json``, and with ``explain`` ``explain/NAME_FRAME_TRACK.png``.
         detections: a file with people's boxes; None detects them with OpenCV's HOG detector.
         explain: draws heatmaps, causal tokens and clusters of the people in some frames.
@@ -295,7 +295,7 @@ def predict_video(
         wanted = sorted(explain_frames) or (default_explain_frames(info.frames) if explain else [])
         job = _Job(predictor, info, out, wanted, exact=bool(explain_frames))
         out.mkdir(parents=True, exist_ok=True)
-        with video_writer(out / f"{video.stem}.mp4", info) as writer:
+        with video_writer(out / f"{video.stem}_poses.mp4", info) as writer:
             bar = tqdm(
                 windows(shots, config.model.num_frames),
                 total=info.frames or None,

@@ -65,5 +65,5 @@ def test_real_people_are_learnt_by_heart(tmp_path):
     assert metrics["frames"] == 72
     assert metrics["people"] >= 60
     assert (out / "poses" / "two_people.json").is_file()
-    assert (out / "two_people.mp4").is_file()
+    assert (out / "two_people_poses.mp4").is_file()
     assert len(metrics["explained"]) >= 3

@@ -75,7 +75,7 @@ def test_everything_is_written(trained, clip, tmp_path):
     assert len(written["images"]) == frames
     assert len(written["annotations"]) == people
     assert {len(a["keypoints"]) for a in written["annotations"]} == {51}
-    capture = cv2.VideoCapture(str(tmp_path / "out" / video.name))
+    capture = cv2.VideoCapture(str(tmp_path / "out" / f"{video.stem}_poses.mp4"))
     drawn, original = capture.read()[1], cv2.VideoCapture(str(video)).read()[1]
     assert drawn.shape == original.shape
     assert np.abs(drawn.astype(int) - original).max() > 60, "nothing was drawn"
@@ -156,6 +156,13 @@ def test_a_video_that_cannot_be_written(trained, clip, tmp_path, monkeypatch):
     )
     with pytest.raises(VideoError, match="OpenCV cannot write an MP4 video there"):
         predict_video(clip[0], trained, tmp_path / "out", detections=clip[1], progress=False)
+
+
+def test_the_video_itself_is_never_written_over(trained, clip, tmp_path):
+    video = tmp_path / clip[0].name
+    video.write_bytes(clip[0].read_bytes())
+    predict_video(video, trained, tmp_path, detections=clip[1], progress=False)
+    assert video.read_bytes() == clip[0].read_bytes()
 
 
 def test_frames_to_explain_must_exist(trained, clip, tmp_path):
