@@ -177,7 +177,7 @@ def build_parser(recipe: config.Config | None = None) -> ArgumentParser:
         prog="cmpose",
         description="CM-Pose video human pose estimation",
         allow_abbrev=False,
-        version=f"cmpose {_version.__version__}",
+        version=_version.__version__,
     )
     commands = parser.add_subcommands()
     for name, (add, _, text) in _COMMANDS.items():

@@ -140,6 +140,11 @@ def score_predictions(
     config: Config, clips: ClipDataset, poses: list[Pose], folder: Path
 ) -> APResult:
     """Writes predictions into ``folder`` and scores them with the official AP."""
+    if not poses:
+        raise ValueError(
+            f"no pose to score: the frames of all {len(clips)} clips are unreadable "
+            "(data.on_error=raise tells which and why)"
+        )
     write_predictions(
         folder,
         clips.sequences,

@@ -54,11 +54,11 @@ FINE = {
 
 
 def run_cli(
-    *arguments: str, threads: int = 1, timeout: float = 300
+    *arguments: str, threads: int = 1, processes: int = 1, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """``cmpose ...`` in a process of its own."""
+    """``cmpose ...`` in a process of its own, or in several by ``torchrun``."""
     return subprocess.run(
-        command(*arguments),
+        command(*arguments, processes=processes),
         cwd=PROJECT,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True,
@@ -69,7 +69,7 @@ def run_cli(
 
 
 def command(*arguments: str, processes: int = 1) -> list[str]:
-    """The command line that ``run_cli`` runs."""
+    """The command line of ``cmpose ...``."""
     if processes == 1:
         return [sys.executable, "-m", "cmpose", *arguments]
     return [
