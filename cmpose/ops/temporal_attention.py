@@ -7,8 +7,6 @@ from torch import Tensor
 from cmpose.ops import backends, checks
 from cmpose.ops.spatial_attention import attention_reference
 
-MAX_FRAMES = 16
-
 
 def temporal_attention_reference(qkv: Tensor) -> Tensor:
     """:func:`temporal_attention` as it reads."""
@@ -24,7 +22,7 @@ def temporal_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
 
     Args:
         qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides;
-            1 ≤ T ≤ 16.
+            T ≥ 1 (kernels are for 2 to 16).
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -33,9 +31,10 @@ def temporal_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
 
     Raises:
         TypeError: qkv is not a floating-point tensor.
-        ValueError: another shape, or T outside 1..16.
+        ValueError: another shape, or no frame.
         BackendUnavailable: the backend asked for cannot run here.
     """
     checks.tensor("qkv", qkv, "B T S 3 H d", {})
-    checks.between("qkv's T (dimension 1)", qkv.shape[1], 1, MAX_FRAMES)
+    if qkv.shape[1] < 1:
+        raise ValueError(f"qkv must have at least one frame (dimension 1), got {list(qkv.shape)}")
     return _IMPLEMENTATIONS[backends.resolve("temporal_attention", backend)](qkv)

@@ -94,7 +94,9 @@ def test_masked_tokens_know_where_they_are_only_with_positions_after_corruption(
         assert bool(spread > 1e-3) is differ
 
 
-@pytest.mark.parametrize(("num_frames", "size"), [(1, (64, 48)), (5, (32, 112)), (3, (96, 64))])
+@pytest.mark.parametrize(
+    ("num_frames", "size"), [(1, (64, 48)), (5, (32, 112)), (3, (96, 64)), (17, (64, 48))]
+)
 def test_any_odd_number_of_frames_and_any_multiple_of_16(num_frames, size):
     tokens = size[0] * size[1] // 256
     model = build(num_frames=num_frames, image_size=size, neighbors=2)

@@ -15,7 +15,7 @@ def random_qkv(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("frames", [2, 3, 5, 16])
+@pytest.mark.parametrize("frames", [2, 3, 5, 16, 19])
 def test_is_torch_attention_along_time(frames: int) -> None:
     qkv = random_qkv(2, frames, 4, 3, 2, 8)
     found = ops.temporal_attention(qkv)
@@ -53,8 +53,6 @@ def test_nan_stays_at_its_position_and_head() -> None:
     assert bad.sum() == 3
 
 
-@pytest.mark.parametrize("frames", [0, 17])
-def test_wrong_number_of_frames(frames: int) -> None:
-    message = rf"qkv's T \(dimension 1\) must be between 1 and 16, got {frames}"
-    with pytest.raises(ValueError, match=message):
-        ops.temporal_attention(random_qkv(2, frames, 4, 3, 2, 8))
+def test_no_frames() -> None:
+    with pytest.raises(ValueError, match=r"qkv must have at least one frame \(dimension 1\)"):
+        ops.temporal_attention(random_qkv(2, 0, 4, 3, 2, 8))
