@@ -131,12 +131,6 @@ def flip_matrix(matrix: np.ndarray, width: int) -> np.ndarray:
     return flipped
 
 
-def invert_matrix(matrix: np.ndarray) -> np.ndarray:
-    """crop → image of an image → crop [2, 3], float64."""
-    linear = np.linalg.inv(np.asarray(matrix, dtype=np.float64)[:, :2])
-    return np.concatenate([linear, -(linear @ matrix[:, 2])[:, None]], axis=1)
-
-
 def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points [..., 2] through a [2, 3] map, float64."""
     return np.asarray(points, dtype=np.float64) @ matrix[:, :2].T + matrix[:, 2]
@@ -174,16 +168,6 @@ def transform_joints(
     height, width = image_size
     inside = (points >= 0).all(axis=1) & (points[:, 0] <= width) & (points[:, 1] <= height)
     return points, (visible & inside).astype(np.float64)
-
-
-def flip_joints(
-    keypoints: np.ndarray, visible: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Joints [..., 15, 2] and visibility [..., 15] of the mirrored picture of that width."""
-    order = list(FLIP_PERMUTATION)
-    flipped = np.array(keypoints[..., order, :])
-    flipped[..., 0] = width - 1 - flipped[..., 0]
-    return flipped, np.array(visible[..., order])
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
