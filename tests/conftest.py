@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ import torch
 from cmpose.data.rendered import render_dataset
 
 torch.set_num_threads(2)
+
+# Without a GPU the Triton kernels run in Triton's interpreter. It must be asked for before Triton
+# is imported, so for the whole test process.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,117 @@
+"""How every Triton kernel is launched: one function, with a pinned configuration.
+
+While :func:`recording`, launches are noted instead of run. The cross-compile gate and the test of
+the launch path work that way: they call a kernel's launcher with tensors on the meta device and
+look at what would have been launched, on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED = triton.knobs.runtime.interpret
+"""Whether Triton runs kernels on the CPU, in its interpreter (TRITON_INTERPRET=1)."""
+
+INTERPRETER_ARCH = 89
+"""Whose configurations the interpreter uses, so that tests see block sizes that are shipped."""
+
+
+class Config(NamedTuple):
+    """How a kernel is compiled: its block sizes by name, and warps and pipeline stages."""
+
+    blocks: dict[str, int]
+    num_warps: int = 4
+    num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was recorded.
+
+    Attributes:
+        kernel: the ``@triton.jit`` function.
+        grid: programs along x (and y, z).
+        arguments: tensors and numbers, in the order of the kernel's parameters.
+        constants: its ``tl.constexpr`` parameters, block sizes included.
+        config: warps and stages.
+        fp_fusion: whether a·b + c may be contracted.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    config: Config
+    fp_fusion: bool
+
+
+_recorded: list[Launch] | None = None
+_recorded_arch = INTERPRETER_ARCH
+_archs: dict[int, int] = {}
+
+
+@contextmanager
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Within it launches are noted, as for a card of compute capability ``arch`` (89 is 8.9)."""
+    global _recorded, _recorded_arch
+    before = _recorded, _recorded_arch
+    _recorded, _recorded_arch = [], arch
+    try:
+        yield _recorded
+    finally:
+        _recorded, _recorded_arch = before
+
+
+def arch_of(tensor: Tensor) -> int:
+    """The compute capability that ``tensor``'s kernels run on: 80, 89, 90, 120, ..."""
+    if _recorded is not None:
+        return _recorded_arch
+    if tensor.device.type != "cuda":
+        return INTERPRETER_ARCH
+    index = tensor.device.index
+    if index not in _archs:
+        card = torch.cuda.get_device_properties(index)
+        _archs[index] = card.major * 10 + card.minor
+    return _archs[index]
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    config: Config,
+    fp_fusion: bool = True,
+    **constants: Any,
+) -> None:
+    """Runs ``kernel`` on the current stream of the current device.
+
+    Args:
+        kernel: a ``@triton.jit`` function.
+        grid: programs along x; y and z hold 65,535 at most, so a batch never goes there. A grid
+            without programs is not launched.
+        arguments: tensors and numbers, in the order of the kernel's parameters.
+        config: block sizes, warps and stages.
+        fp_fusion: False keeps the compiler from contracting a·b + c.
+        constants: further ``tl.constexpr`` parameters.
+    """
+    if 0 in grid:
+        return
+    if _recorded is not None:
+        constants = {**config.blocks, **constants}
+        _recorded.append(Launch(kernel, grid, arguments, constants, config, fp_fusion))
+        return
+    kernel[grid](
+        *arguments,
+        **config.blocks,
+        **constants,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        enable_fp_fusion=fp_fusion,
+    )
