@@ -1,6 +1,6 @@
 """The fused ops of CM-Pose, each usable on its own; see docs/ops.md."""
 
-from cmpose.ops.backends import BackendUnavailable, available, resolve
+from cmpose.ops.backends import BackendUnavailable, Explanation, available, backend, explain
 from cmpose.ops.checks import without_value_checks
 from cmpose.ops.corrupt_tokens import CorruptedTokens, corrupt_tokens
 from cmpose.ops.dpc_knn import ClusterResult, dpc_knn
@@ -17,14 +17,16 @@ __all__ = [
     "BackendUnavailable",
     "ClusterResult",
     "CorruptedTokens",
+    "Explanation",
     "SelectedTokens",
     "available",
+    "backend",
     "corrupt_tokens",
     "dpc_knn",
+    "explain",
     "heatmap_loss",
     "merge_clusters",
     "reconstruction_loss",
-    "resolve",
     "select_tokens",
     "spatial_attention",
     "temporal_attention",

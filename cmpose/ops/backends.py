@@ -1,14 +1,23 @@
 """Which implementation of an op runs, and why the others do not.
 
-An explicit ``backend=`` argument wins over ``CMPOSE_<OP>_BACKEND`` (for example
-``CMPOSE_DPC_KNN_BACKEND``), which wins over ``CMPOSE_BACKEND``. ``auto`` takes the best backend
-that is available. Any other choice either runs or raises :class:`BackendUnavailable`: an op never
-falls back behind the caller's back.
+What is asked for, in order of precedence: the argument ``backend=``, ``with ops.backend(...)``,
+``CMPOSE_<OP>_BACKEND`` (for example ``CMPOSE_DPC_KNN_BACKEND``), ``CMPOSE_BACKEND``, ``auto``.
+``auto`` takes the best backend that can run the call; :func:`explain` tells which, and why not the
+others. Any other choice either runs or raises :class:`BackendUnavailable`: an op never falls back
+behind the caller's back.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 OPS = (
     "spatial_attention",
@@ -24,45 +33,253 @@ OPS = (
 )
 BACKENDS = ("auto", "reference", "triton", "cuda")
 
+PLAIN = "plain"
+"""The reference as ordinary PyTorch, which is what an explicit ``reference`` means: any order of
+derivatives, and open to Inductor. ``auto`` runs it behind the registered op instead."""
+
+MIN_CAPABILITY = (8, 0)
+
+_KERNELS = ("cuda", "triton")  # what auto tries, best first
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 
 class BackendUnavailable(RuntimeError):
-    """The backend asked for cannot run this op here; the message says why."""
+    """The backend asked for cannot run this call here; the message says why."""
 
 
-def available(op: str) -> dict[str, str | None]:
-    """The backends of ``op``: name → None when it can run, else the reason why it cannot.
+class _Entry(NamedTuple):
+    function: Callable[..., Any]  # the public one, for its signature
+    tensor: str  # the argument on whose device it runs
+    limits: dict[str, Callable[..., str | None]]  # kernel backend → what it refuses
+
+
+_ENTRIES: dict[str, _Entry] = {}
+
+
+def entry(function: Callable[..., Any], tensor: str, **limits: Callable[..., str | None]) -> None:
+    """Makes a public op known: its device's argument, and what each kernel backend refuses.
+
+    Args:
+        function: the public function.
+        tensor: the name of the argument on whose device it runs.
+        limits: per kernel backend a function of some of the op's arguments, by their names, to
+            the reason why its kernels do not take them, or None.
+    """
+    _ENTRIES[function.__name__] = _Entry(function, tensor, limits)
+
+
+# -- what the machine can do ----------------------------------------------------------------------
+
+_capabilities: dict[int, tuple[str, int, int]] = {}
+
+
+def _card(index: int) -> tuple[str, int, int]:
+    """Name and compute capability."""
+    if index not in _capabilities:
+        card = torch.cuda.get_device_properties(index)
+        _capabilities[index] = card.name, card.major, card.minor
+    return _capabilities[index]
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
+
+
+def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
+    """Why kernels of ``backend`` cannot run ``op`` on ``device`` at all."""
+    if backend not in _ENTRIES[op].limits:
+        return f"no {backend} kernel for {op} in this version"
+    if not _HAS_TRITON:
+        return "triton is not installed (pip install triton)"
+    if device.type == "cpu":
+        if _interpreted():
+            return None
+        return (
+            "the tensors are on the CPU; Triton kernels need CUDA tensors (TRITON_INTERPRET=1, set "
+            "before Python starts, runs them in Triton's slow interpreter, for tests)"
+        )
+    if device.type != "cuda":
+        return f"the tensors are on {device.type}; Triton kernels need CUDA tensors"
+    name, major, minor = _card(
+        torch.cuda.current_device() if device.index is None else device.index
+    )
+    if (major, minor) < MIN_CAPABILITY:
+        needed = ".".join(map(str, MIN_CAPABILITY))
+        return f"{name} has compute capability {major}.{minor}; the kernels need {needed} or more"
+    return None
+
+
+def available(op: str, device: torch.device | str | None = None) -> dict[str, str | None]:
+    """The backends of ``op`` on a device: name → None when it can run, else the reason why not.
+
+    What a backend refuses because of a call's arguments is :func:`explain`'s.
+
+    Args:
+        op: one of :data:`OPS`.
+        device: where the tensors are; None is the current CUDA device, or the CPU without one.
 
     Raises:
         ValueError: ``op`` is not one of :data:`OPS`.
     """
-    if op not in OPS:
-        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
-    return {
-        "reference": None,
-        "triton": f"no triton kernel for {op} in this version",
-        "cuda": f"no cuda kernel for {op} in this version",
+    _check_op(op)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device)
+    return {"reference": None} | {
+        backend: _unavailable(op, backend, place) for backend in reversed(_KERNELS)
     }
 
 
-def resolve(op: str, backend: str = "auto") -> str:
-    """The backend that runs ``op``: ``reference``, ``triton`` or ``cuda``.
+def _check_op(op: str) -> None:
+    if op not in OPS:
+        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
 
-    Raises:
-        ValueError: a backend that does not exist, in the argument or in the environment.
-        BackendUnavailable: one that exists but cannot run ``op`` here.
-    """
-    source = "backend"
-    for variable in (f"CMPOSE_{op.upper()}_BACKEND", "CMPOSE_BACKEND"):
-        if backend == "auto" and os.environ.get(variable):
-            backend, source = os.environ[variable], variable
+
+# -- what is asked for ----------------------------------------------------------------------------
+
+_ALL = "all"
+_forced: dict[str, str] = {}
+
+
+def _check_name(source: str, backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "auto":
+
+
+@contextmanager
+def backend(name: str | None = None, /, **per_op: str) -> Iterator[None]:
+    """Within it ops run on the backends named: ``with ops.backend("reference"):``.
+
+    Args:
+        name: for every op; None leaves them as they are.
+        per_op: for single ops, ``with ops.backend(dpc_knn="reference"):``; wins over ``name``.
+
+    It holds for the whole process, and ``backend=`` in a call other than ``auto`` wins over it.
+
+    Raises:
+        ValueError: no such op or backend.
+    """
+    for op in per_op:
+        _check_op(op)
+    asked = ({_ALL: name} if name is not None else {}) | per_op
+    for value in asked.values():
+        _check_name("backend", value)
+    before = dict(_forced)
+    _forced.update(asked)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def _asked(op: str, backend: str) -> tuple[str, str]:
+    """The backend that is asked for, and by what."""
+    if backend != "auto":
+        _check_name("backend", backend)
+        return backend, "the argument"
+    for key in (op, _ALL) if _forced else ():
+        if _forced.get(key, "auto") != "auto":
+            return _forced[key], "ops.backend"
+    for variable in (_VARIABLES[op], "CMPOSE_BACKEND"):
+        value = os.environ.get(variable)
+        if value:
+            _check_name(variable, value)
+            if value != "auto":
+                return value, variable
+    return "auto", ""
+
+
+_VARIABLES = {op: f"CMPOSE_{op.upper()}_BACKEND" for op in OPS}
+
+
+# -- what runs ------------------------------------------------------------------------------------
+
+
+def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
+    """The implementation that runs a call: ``plain``, ``reference``, ``triton`` or ``cuda``.
+
+    Args:
+        op: its name.
+        backend: the call's argument.
+        device: of its tensors.
+        arguments: what the op's limits take, in their order.
+
+    Raises:
+        ValueError: a backend that does not exist.
+        BackendUnavailable: one that cannot run this call.
+    """
+    asked, source = _asked(op, backend)
+    if asked == "reference":
+        return PLAIN
+    limits = _ENTRIES[op].limits
+    if asked == "auto":
+        if device.type == "cuda":
+            for kernel in _KERNELS:
+                if kernel in limits and _refusal(op, kernel, device, arguments) is None:
+                    return kernel
         return "reference"
-    reason = available(op)[backend]
+    reason = _refusal(op, asked, device, arguments)
     if reason is not None:
         raise BackendUnavailable(
-            f"{op} cannot run on backend {backend!r} (from {source}): {reason}; "
+            f"{op} cannot run on backend {asked!r} (from {source}): {reason}; "
             "use backend='auto' or 'reference'"
         )
-    return backend
+    return asked
+
+
+def _refusal(op: str, kernel: str, device: torch.device, arguments: tuple[Any, ...]) -> str | None:
+    return _unavailable(op, kernel, device) or _ENTRIES[op].limits[kernel](*arguments)
+
+
+class Explanation(NamedTuple):
+    """What :func:`explain` finds; printing it reads as text."""
+
+    op: str
+    backend: str
+    """The backend that would run the call; the explicit choice, if it cannot run."""
+    asked: str
+    """What was asked for, and by what."""
+    reasons: dict[str, str | None]
+    """Backend → None if it could run the call, else the reason why not."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.backend} ({self.asked})"]
+        lines += [f"  {name}: {reason or 'can run'}" for name, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def explain(op: str, *arguments: Any, **keywords: Any) -> Explanation:
+    """Which backend would run ``op`` with these arguments, and why the others would not.
+
+    >>> print(ops.explain("temporal_attention", qkv))
+
+    Args:
+        op: one of :data:`OPS`.
+        arguments: of the call, as the op takes them, ``backend=`` too.
+        keywords: likewise.
+
+    Raises:
+        ValueError: no such op or backend.
+        TypeError: arguments that the op does not take.
+    """
+    _check_op(op)
+    known = _ENTRIES[op]
+    bound = inspect.signature(known.function).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    values = bound.arguments
+    tensor = values[known.tensor]
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{known.tensor} must be a torch.Tensor, got {type(tensor).__name__}")
+    reasons: dict[str, str | None] = {"reference": None}
+    for kernel in reversed(_KERNELS):
+        reasons[kernel] = _unavailable(op, kernel, tensor.device)
+        if reasons[kernel] is None:
+            limit = known.limits[kernel]
+            reasons[kernel] = limit(**{n: values[n] for n in inspect.signature(limit).parameters})
+    asked, source = _asked(op, values["backend"])
+    runs = asked
+    if asked == "auto":
+        on_card = tensor.device.type == "cuda"
+        runs = next((k for k in _KERNELS if on_card and reasons[k] is None), "reference")
+    return Explanation(op, runs, f"{asked}, from {source}" if source else "auto", reasons)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks, philox
+from cmpose.ops import backends, checks, library, philox
 
 
 class CorruptedTokens(NamedTuple):
@@ -19,6 +19,9 @@ class CorruptedTokens(NamedTuple):
     """[B, T, N] bool: tokens that are zero in the masked branch."""
     noised: Tensor
     """[B, T, N] bool: tokens that carry noise in the noised branch."""
+
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def _selected(
@@ -62,7 +65,7 @@ def corrupt_tokens_reference(
     selection: str,
     position_after: bool,
     first_clip: int,
-) -> CorruptedTokens:
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`corrupt_tokens` as it reads."""
     batch, frames, n, width = tokens.shape
     clips = torch.arange(first_clip, first_clip + batch, device=tokens.device)
@@ -84,10 +87,117 @@ def corrupt_tokens_reference(
     x = torch.stack([torch.cat((branch, keypoints), dim=2) for branch in branches])
     if after is not None:
         x = x + after
-    return CorruptedTokens(x.to(tokens.dtype), masked, noised)
+    return x.to(tokens.dtype), masked, noised
 
 
-_IMPLEMENTATIONS = {"reference": corrupt_tokens_reference}
+def corrupt_tokens_backward_reference(
+    grad: Tensor,
+    masked: Tensor,
+    keypoint_dtype: torch.dtype,
+    position_dtype: torch.dtype | None,
+    position_after: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients to tokens, keypoint_tokens and position (empty without one).
+
+    d tokens = d clean + keep · d masked + d noised: the noise is not needed again. Keypoint tokens
+    take the sum over branches, clips and frames; position that over branches and clips, of all
+    entries when it is added after the corruption, else without the masked ones.
+    """
+    n = masked.shape[-1]
+    grad_32 = grad.to(checks.accumulator(grad))
+    kept = grad_32[1, :, :, :n].masked_fill(masked[..., None], 0.0)
+    tokens = grad_32[0, :, :, :n] + kept + grad_32[2, :, :, :n]
+    keypoints = grad_32[:, :, :, n:].sum(dim=(0, 1, 2))
+    position = grad.new_empty(0, dtype=position_dtype or grad.dtype)
+    if position_dtype is not None:
+        patches = grad_32[:, :, :, :n].sum(dim=0) if position_after else tokens
+        slots = torch.cat((patches.sum(dim=0), grad_32[:, :, :, n:].sum(dim=(0, 1))), dim=1)
+        position = slots.to(position_dtype)
+    return tokens.to(grad.dtype), keypoints.to(keypoint_dtype), position
+
+
+# -- registered op --------------------------------------------------------------------------------
+
+
+def _forward_fake(
+    tokens: Tensor,
+    keypoint_tokens: Tensor,
+    position: Tensor | None,
+    seed: Tensor,
+    mask_ratio: float,
+    noise_ratio: float,
+    noise_std: float,
+    selection: str,
+    position_after: bool,
+    first_clip: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, N, D = tokens.shape
+    x = tokens.new_empty(3, B, T, N + keypoint_tokens.shape[0], D)
+    masked, noised = (tokens.new_empty(B, T, N, dtype=torch.bool) for _ in range(2))
+    return x, masked, noised
+
+
+def _backward_fake(
+    grad: Tensor,
+    masked: Tensor,
+    keypoint_dtype: torch.dtype,
+    position_dtype: torch.dtype | None,
+    position_after: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, B, T, S, D = grad.shape
+    N = masked.shape[-1]
+    tokens = grad.new_empty(B, T, N, D)
+    keypoints = grad.new_empty(S - N, D, dtype=keypoint_dtype)
+    if position_dtype is None:
+        return tokens, keypoints, grad.new_empty(0)
+    return tokens, keypoints, grad.new_empty(T, S, D, dtype=position_dtype)
+
+
+_forward = library.register(
+    "corrupt_tokens(Tensor tokens, Tensor keypoint_tokens, Tensor? position, Tensor seed, "
+    "float mask_ratio, float noise_ratio, float noise_std, str selection, bool position_after, "
+    "int first_clip, str backend) -> (Tensor, Tensor, Tensor)",
+    _forward_fake,
+    reference=corrupt_tokens_reference,
+    triton=library.triton_kernel("corrupt_tokens", "forward"),
+)
+_backward = library.register(
+    "corrupt_tokens_backward(Tensor grad, Tensor masked, ScalarType keypoint_dtype, "
+    "ScalarType? position_dtype, bool position_after, str backend) -> (Tensor, Tensor, Tensor)",
+    _backward_fake,
+    reference=corrupt_tokens_backward_reference,
+    triton=library.triton_kernel("corrupt_tokens", "backward"),
+)
+
+
+class _CorruptTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        keypoint_tokens: Tensor,
+        position: Tensor | None,
+        *arguments: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, masked, noised = _forward(tokens, keypoint_tokens, position, *arguments)
+        ctx.save_for_backward(masked)
+        ctx.mark_non_differentiable(masked, noised)
+        ctx.dtypes = keypoint_tokens.dtype, None if position is None else position.dtype
+        ctx.position_after, ctx.backend = arguments[-3], arguments[-1]
+        return x, masked, noised
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (masked,) = ctx.saved_tensors
+        tokens, keypoints, position = library.first_order(
+            "corrupt_tokens", _backward, grad, masked, *ctx.dtypes, ctx.position_after, ctx.backend
+        )
+        return tokens, keypoints, position if ctx.dtypes[1] is not None else None, *[None] * 8
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def corrupt_tokens(
@@ -151,8 +261,10 @@ def corrupt_tokens(
     checks.between("noise_std", noise_std, 0.0, float("inf"))
     checks.choice("selection", selection, ("exact", "bernoulli"))
     checks.between("first_clip", first_clip, 0, 2**32 - 1 - sizes["B"])
-    run = _IMPLEMENTATIONS[backends.resolve("corrupt_tokens", backend)]
-    return run(
+    chosen = backends.choose(
+        "corrupt_tokens", backend, tokens.device, tokens, keypoint_tokens, position
+    )
+    arguments = (
         tokens,
         keypoint_tokens,
         position,
@@ -164,3 +276,21 @@ def corrupt_tokens(
         position_after,
         first_clip,
     )
+    if chosen == backends.PLAIN:
+        return CorruptedTokens(*corrupt_tokens_reference(*arguments))
+    wanted = tokens.requires_grad or keypoint_tokens.requires_grad
+    wanted = wanted or (position is not None and position.requires_grad)
+    if torch.is_grad_enabled() and wanted:
+        return CorruptedTokens(*_CorruptTokens.apply(*arguments, chosen))
+    return CorruptedTokens(*_forward(*arguments, chosen))
+
+
+def _triton_limits(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | None) -> str | None:
+    given = {"tokens": tokens, "keypoint_tokens": keypoint_tokens, "position": position}
+    for name, value in given.items():
+        if value is not None and value.dtype == torch.float64:
+            return f"{name} is float64; the kernels take float32, float16 and bfloat16"
+    return None
+
+
+backends.entry(corrupt_tokens, "tokens", triton=_triton_limits)

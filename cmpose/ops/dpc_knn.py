@@ -110,9 +110,6 @@ def dpc_knn_reference(
     return ClusterResult(log_density, delta, centers, nearest.scatter(1, centers, own))
 
 
-_IMPLEMENTATIONS = {"reference": dpc_knn_reference}
-
-
 def dpc_knn(
     tokens: Tensor,
     k: int,
@@ -173,5 +170,8 @@ def dpc_knn(
     checks.between("num_clusters", num_clusters, 1, size, "M tokens")
     checks.choice("peak_delta", peak_delta, ("row_max", "global_max"))
     checks.finite("tokens", tokens)
-    run = _IMPLEMENTATIONS[backends.resolve("dpc_knn", backend)]
-    return run(tokens, k, num_clusters, scale, include_self, peak_delta, valid)
+    backends.choose("dpc_knn", backend, tokens.device)  # only the reference is there: check
+    return dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid)
+
+
+backends.entry(dpc_knn, "tokens")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks
+from cmpose.ops import backends, checks, library
 from cmpose.ops.reconstruction_loss import divide_by_count
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def _profile(centres: Tensor, length: int, sigma: float) -> Tensor:
@@ -17,24 +21,117 @@ def _profile(centres: Tensor, length: int, sigma: float) -> Tensor:
     return torch.where(offset.abs() <= 3 * sigma, value, 0.0)
 
 
-def heatmap_loss_reference(
-    pred: Tensor, keypoints: Tensor, visible: Tensor, sigma: float, normalizer: Tensor | None
-) -> Tensor:
-    """:func:`heatmap_loss` as it reads, with the target built from its two axes."""
-    dtype = checks.accumulator(pred)
+def _difference(pred: Tensor, keypoints: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """pred − G where a joint counts, else 0; the target is built from its two axes."""
     height, width = pred.shape[-2:]
-    weight = visible.detach().to(dtype)
-    centres = keypoints.detach().to(dtype)
+    centres = keypoints.detach().to(weight.dtype)
     columns = _profile(centres[..., 0], width, sigma)
     rows = _profile(centres[..., 1], height, sigma)
     target = rows[..., :, None] * columns[..., None, :]
-    counted = (weight > 0)[..., None, None]
-    difference = torch.where(counted, pred.to(dtype) - target, 0.0)
-    total = (difference.square().sum(dim=(-2, -1)) * weight).sum()
+    return torch.where((weight > 0)[..., None, None], pred.to(weight.dtype) - target, 0.0)
+
+
+def heatmap_loss_reference(
+    pred: Tensor, keypoints: Tensor, visible: Tensor, sigma: float, normalizer: Tensor | None
+) -> Tensor:
+    """:func:`heatmap_loss` as it reads."""
+    weight = visible.detach().to(checks.accumulator(pred))
+    difference = _difference(pred, keypoints, weight, sigma)
+    # A weight that does not count may be NaN or negative.
+    counted = torch.where(weight > 0, weight, 0.0)
+    total = (difference.square().sum(dim=(-2, -1)) * counted).sum()
     return divide_by_count(total, weight.sum() if normalizer is None else normalizer)
 
 
-_IMPLEMENTATIONS = {"reference": heatmap_loss_reference}
+def heatmap_loss_with_gradient_reference(
+    pred: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    sigma: float,
+    normalizer: Tensor | None,
+    want_pred: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient to pred: 2 v_j (pred_j − G_j) / Σ v."""
+    loss = heatmap_loss_reference(pred, keypoints, visible, sigma, normalizer)
+    dtype = library.gradient_dtype(pred.dtype)
+    if not want_pred:
+        return loss, pred.new_empty(0, dtype=dtype)
+    weight = visible.detach().to(loss.dtype)
+    factor = divide_by_count(
+        torch.full_like(loss, 2.0), weight.sum() if normalizer is None else normalizer
+    )
+    scale = torch.where(weight > 0, weight, 0.0) * factor
+    gradient = _difference(pred, keypoints, weight, sigma) * scale[..., None, None]
+    return loss, gradient.to(dtype).contiguous()
+
+
+# -- registered op --------------------------------------------------------------------------------
+
+
+def _forward_fake(
+    pred: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    sigma: float,
+    normalizer: Tensor | None,
+    want_pred: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    loss = pred.new_empty((), dtype=checks.accumulator(pred))
+    dtype = library.gradient_dtype(pred.dtype)
+    return loss, pred.new_empty(pred.shape if want_pred else (0,), dtype=dtype)
+
+
+_forward = library.register(
+    "heatmap_loss(Tensor pred, Tensor keypoints, Tensor visible, float sigma, "
+    "Tensor? normalizer, bool want_pred, str backend) -> (Tensor, Tensor)",
+    _forward_fake,
+    reference=heatmap_loss_with_gradient_reference,
+    triton=library.triton_kernel("heatmap_loss", "forward"),
+)
+_scale = library.register(
+    "heatmap_loss_scale_(Tensor(a!) gradient, Tensor visible, Tensor upstream, str backend) -> ()",
+    lambda gradient, visible, upstream, backend: None,
+    reference=library.scale_reference,
+    triton=library.triton_kernel("heatmap_loss", "scale_"),
+)
+
+
+class _HeatmapLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pred: Tensor,
+        keypoints: Tensor,
+        visible: Tensor,
+        sigma: float,
+        normalizer: Tensor | None,
+        backend: str,
+    ) -> Tensor:
+        ctx.sigma, ctx.backend = sigma, backend
+        loss, gradient = _forward(pred, keypoints, visible, sigma, normalizer, True, backend)
+        ctx.save_for_backward(pred, keypoints, visible, normalizer)
+        ctx.gradient = gradient
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        pred, keypoints, visible, normalizer = ctx.saved_tensors
+        # It is handed out; a retained graph's next backward pass writes it anew.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            _, gradient = _forward(
+                pred, keypoints, visible, ctx.sigma, normalizer, True, ctx.backend
+            )
+
+        def scaled(upstream: Tensor, pred: Tensor) -> Tensor:
+            return library.scaled(gradient, upstream, pred.dtype, _scale, visible, ctx.backend)
+
+        found = library.first_order("heatmap_loss", scaled, upstream, pred)
+        return found, None, None, None, None, None
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def heatmap_loss(
@@ -87,5 +184,20 @@ def heatmap_loss(
             raise ValueError("visible must be ≥ 0 everywhere, got a negative or NaN weight")
         if bool((keypoints.isnan().any(dim=-1) & (visible > 0)).any()):
             raise ValueError("keypoints must not be NaN where visible > 0")
-    run = _IMPLEMENTATIONS[backends.resolve("heatmap_loss", backend)]
-    return run(pred, keypoints, visible, sigma, normalizer)
+    chosen = backends.choose("heatmap_loss", backend, pred.device, pred, keypoints)
+    if chosen == backends.PLAIN:
+        return heatmap_loss_reference(pred, keypoints, visible, sigma, normalizer)
+    keypoints, visible = keypoints.detach(), visible.detach()
+    normalizer = None if normalizer is None else normalizer.detach()
+    if torch.is_grad_enabled() and pred.requires_grad:
+        return _HeatmapLoss.apply(pred, keypoints, visible, sigma, normalizer, chosen)
+    return _forward(pred, keypoints, visible, sigma, normalizer, False, chosen)[0]
+
+
+def _triton_limits(pred: Tensor, keypoints: Tensor) -> str | None:
+    if pred.dtype == torch.float64:
+        return "pred is float64; the kernels take float32, float16 and bfloat16"
+    return None
+
+
+backends.entry(heatmap_loss, "pred", triton=_triton_limits)

@@ -32,9 +32,6 @@ def merge_clusters_reference(
     return merged.to(tokens.dtype)
 
 
-_IMPLEMENTATIONS = {"reference": merge_clusters_reference}
-
-
 def merge_clusters(
     tokens: Tensor,
     weights: Tensor,
@@ -74,5 +71,8 @@ def merge_clusters(
     if num_clusters < 1:
         raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
     checks.indices("assignment", assignment, num_clusters, "num_clusters")
-    run = _IMPLEMENTATIONS[backends.resolve("merge_clusters", backend)]
-    return run(tokens, weights, assignment, num_clusters, normalize)
+    backends.choose("merge_clusters", backend, tokens.device)  # only the reference is there: check
+    return merge_clusters_reference(tokens, weights, assignment, num_clusters, normalize)
+
+
+backends.entry(merge_clusters, "tokens")

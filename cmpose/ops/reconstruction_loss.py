@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks
+from cmpose.ops import backends, checks, library
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
-    """total / count, and total where the count is 0 (then the total is 0 as well)."""
+    """total / count; 0, with zero gradients, where the count is 0."""
     count = count.detach().reshape(()).to(total.dtype)
-    return total / torch.where(count > 0, count, 1.0)
+    return torch.where(count == 0, 0.0, total / torch.where(count == 0, 1.0, count))
 
 
 def reconstruction_loss_reference(
@@ -33,7 +37,113 @@ def reconstruction_loss_reference(
     return divide_by_count(total, corrupted.sum() if normalizer is None else normalizer)
 
 
-_IMPLEMENTATIONS = {"reference": reconstruction_loss_reference}
+def reconstruction_loss_with_gradients_reference(
+    pred: Tensor,
+    target: Tensor,
+    corrupted: Tensor,
+    normalizer: Tensor | None,
+    per_channel: bool,
+    want_pred: bool,
+    want_target: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and its gradients to pred and target: ±2 (pred − target) / |C| on C, else 0."""
+    loss = reconstruction_loss_reference(pred, target, corrupted, per_channel, True, normalizer)
+    gradients = []
+    difference = torch.where(corrupted[..., None], pred.to(loss.dtype) - target.to(loss.dtype), 0.0)
+    two = torch.full_like(loss, 2.0 / max(pred.shape[-1], 1) if per_channel else 2.0)
+    factor = divide_by_count(two, corrupted.sum() if normalizer is None else normalizer)
+    for tensor, wanted, sign in ((pred, want_pred, 1.0), (target, want_target, -1.0)):
+        dtype = library.gradient_dtype(tensor.dtype)
+        gradient = (difference * (sign * factor)).to(dtype).contiguous()
+        gradients.append(gradient if wanted else tensor.new_empty(0, dtype=dtype))
+    return loss, gradients[0], gradients[1]
+
+
+# -- registered op --------------------------------------------------------------------------------
+
+
+def _forward_fake(
+    pred: Tensor,
+    target: Tensor,
+    corrupted: Tensor,
+    normalizer: Tensor | None,
+    per_channel: bool,
+    want_pred: bool,
+    want_target: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = pred.new_empty((), dtype=checks.accumulator(pred, target))
+    gradients = [
+        tensor.new_empty(
+            tensor.shape if wanted else (0,), dtype=library.gradient_dtype(tensor.dtype)
+        )
+        for tensor, wanted in ((pred, want_pred), (target, want_target))
+    ]
+    return loss, gradients[0], gradients[1]
+
+
+# The gradients, for an upstream gradient of 1, are written while the tokens are at hand. One that
+# is not wanted is an empty tensor.
+_forward = library.register(
+    "reconstruction_loss(Tensor pred, Tensor target, Tensor corrupted, Tensor? normalizer, "
+    "bool per_channel, bool want_pred, bool want_target, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    _forward_fake,
+    reference=reconstruction_loss_with_gradients_reference,
+    triton=library.triton_kernel("reconstruction_loss", "forward"),
+)
+_scale = library.register(
+    "reconstruction_loss_scale_(Tensor(a!) gradient, Tensor corrupted, Tensor upstream, "
+    "str backend) -> ()",
+    lambda gradient, corrupted, upstream, backend: None,
+    reference=library.scale_reference,
+    triton=library.triton_kernel("reconstruction_loss", "scale_"),
+)
+
+
+class _ReconstructionLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pred: Tensor,
+        target: Tensor,
+        corrupted: Tensor,
+        normalizer: Tensor | None,
+        per_channel: bool,
+        want_pred: bool,
+        want_target: bool,
+        backend: str,
+    ) -> Tensor:
+        ctx.options = per_channel, want_pred, want_target, backend
+        loss, *gradients = _forward(pred, target, corrupted, normalizer, *ctx.options)
+        ctx.save_for_backward(pred, target, corrupted, normalizer)
+        ctx.gradients = gradients
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        pred, target, corrupted, normalizer = ctx.saved_tensors
+        # They are handed out; a retained graph's next backward pass writes them anew.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, *gradients = _forward(pred, target, corrupted, normalizer, *ctx.options)
+        _, want_pred, want_target, backend = ctx.options
+
+        def scaled(upstream: Tensor, pred: Tensor, target: Tensor) -> tuple[Tensor | None, ...]:
+            return tuple(
+                library.scaled(gradient, upstream, tensor.dtype, _scale, corrupted, backend)
+                if wanted
+                else None
+                for gradient, tensor, wanted in zip(
+                    gradients, (pred, target), (want_pred, want_target), strict=True
+                )
+            )
+
+        found = library.first_order("reconstruction_loss", scaled, upstream, pred, target)
+        return *found, None, None, None, None, None, None
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def reconstruction_loss(
@@ -75,5 +185,25 @@ def reconstruction_loss(
     checks.same_device("pred", pred, target=target, corrupted=corrupted)
     if normalizer is not None:
         checks.normalizer(normalizer, pred)
-    run = _IMPLEMENTATIONS[backends.resolve("reconstruction_loss", backend)]
-    return run(pred, target, corrupted, per_channel, detach_target, normalizer)
+    chosen = backends.choose("reconstruction_loss", backend, pred.device, pred, target)
+    if chosen == backends.PLAIN:
+        return reconstruction_loss_reference(
+            pred, target, corrupted, per_channel, detach_target, normalizer
+        )
+    target = target.detach() if detach_target else target
+    normalizer = None if normalizer is None else normalizer.detach()
+    want_pred, want_target = (torch.is_grad_enabled() and t.requires_grad for t in (pred, target))
+    arguments = (pred, target, corrupted, normalizer, per_channel, want_pred, want_target, chosen)
+    if want_pred or want_target:
+        return _ReconstructionLoss.apply(*arguments)
+    return _forward(*arguments)[0]
+
+
+def _triton_limits(pred: Tensor, target: Tensor) -> str | None:
+    for name, value in (("pred", pred), ("target", target)):
+        if value.dtype == torch.float64:
+            return f"{name} is float64; the kernels take float32, float16 and bfloat16"
+    return None
+
+
+backends.entry(reconstruction_loss, "pred", triton=_triton_limits)

@@ -41,9 +41,6 @@ def select_tokens_reference(logits: Tensor, n: int, importance: str) -> Selected
     return SelectedTokens(scores.to(logits.dtype), s.to(logits.dtype), causal, noncausal)
 
 
-_IMPLEMENTATIONS = {"reference": select_tokens_reference}
-
-
 def select_tokens(
     logits: Tensor, n: int, *, importance: str = "mean", backend: str = "auto"
 ) -> SelectedTokens:
@@ -81,4 +78,8 @@ def select_tokens(
     checks.choice("importance", importance, ("mean", "max"))
     if checks.readable(logits) and bool(logits.isnan().any()):
         raise ValueError("logits must not be NaN")
-    return _IMPLEMENTATIONS[backends.resolve("select_tokens", backend)](logits, n, importance)
+    backends.choose("select_tokens", backend, logits.device)  # only the reference is there: check
+    return select_tokens_reference(logits, n, importance)
+
+
+backends.entry(select_tokens, "logits")

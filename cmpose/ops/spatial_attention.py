@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks
+from cmpose.ops import backends, checks, library
+
+MAX_HEAD_DIM = 128
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -20,13 +26,86 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.matmul(weights, v)
 
 
+def attention_backward_reference(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`attention_reference` to q, k and v.
+
+    With P = softmax(q kᵀ / √d): dv = Pᵀ g, dP = g vᵀ, dS = P (dP − Σ_j P dP),
+    dq = dS k / √d, dk = dSᵀ q / √d.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        scaled = q * q.shape[-1] ** -0.5
+        logits = torch.matmul(scaled, k.transpose(-1, -2))
+        weights = torch.softmax(logits, dim=-1, dtype=checks.accumulator(logits))
+        grad_v = torch.matmul(weights.to(v.dtype).transpose(-1, -2), grad)
+        grad_weights = torch.matmul(grad, v.transpose(-1, -2)).to(weights.dtype)
+        delta = (weights * grad_weights).sum(dim=-1, keepdim=True)
+        grad_logits = (weights * (grad_weights - delta)).to(q.dtype)
+        grad_q = torch.matmul(grad_logits, k) * q.shape[-1] ** -0.5
+        return grad_q, torch.matmul(grad_logits.transpose(-1, -2), scaled), grad_v
+
+
+def _heads_first(qkv: Tensor) -> tuple[Tensor, ...]:
+    return qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, T, H, S, d]
+
+
 def spatial_attention_reference(qkv: Tensor) -> Tensor:
     """:func:`spatial_attention` as it reads."""
-    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, T, H, S, d]
-    return attention_reference(q, k, v).transpose(2, 3).contiguous()
+    return attention_reference(*_heads_first(qkv)).transpose(2, 3).contiguous()
 
 
-_IMPLEMENTATIONS = {"reference": spatial_attention_reference}
+def spatial_attention_backward_reference(grad: Tensor, qkv: Tensor) -> Tensor:
+    """Its gradient to qkv, [B, T, S, 3, H, d]."""
+    grads = attention_backward_reference(grad.transpose(2, 3), *_heads_first(qkv))
+    return torch.stack(grads).permute(1, 2, 4, 0, 3, 5).contiguous()
+
+
+# -- registered op --------------------------------------------------------------------------------
+
+
+def _forward_fake(qkv: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    B, T, S, _, H, d = qkv.shape
+    if backend == "reference":
+        return qkv.new_empty(B, T, S, H, d), qkv.new_empty(0, dtype=torch.float32)
+    return qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=torch.float32)
+
+
+# The second result is the log-sum-exp of every row, [B, T, H, S] float32, for the kernels'
+# backward; the reference recomputes it and gives none.
+_forward = library.register(
+    "spatial_attention(Tensor qkv, str backend) -> (Tensor, Tensor)",
+    _forward_fake,
+    reference=lambda qkv: (
+        spatial_attention_reference(qkv),
+        qkv.new_empty(0, dtype=torch.float32),
+    ),
+    triton=library.triton_kernel("spatial_attention", "forward"),
+)
+_backward = library.register(
+    "spatial_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, str backend) "
+    "-> Tensor",
+    lambda grad, qkv, out, lse, backend: qkv.new_empty(qkv.shape),
+    reference=lambda grad, qkv, out, lse: spatial_attention_backward_reference(grad, qkv),
+    triton=library.triton_kernel("spatial_attention", "backward"),
+)
+
+
+class _SpatialAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, backend: str) -> Tensor:
+        out, lse = _forward(qkv, backend)
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.backend = backend
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        saved = ctx.saved_tensors
+        return library.first_order("spatial_attention", _backward, grad, *saved, ctx.backend), None
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def spatial_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
@@ -45,7 +124,23 @@ def spatial_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
     Raises:
         TypeError: qkv is not a floating-point tensor.
         ValueError: another shape.
-        BackendUnavailable: the backend asked for cannot run here.
+        BackendUnavailable: the backend asked for cannot run this call.
     """
     checks.tensor("qkv", qkv, "B T S 3 H d", {})
-    return _IMPLEMENTATIONS[backends.resolve("spatial_attention", backend)](qkv)
+    chosen = backends.choose("spatial_attention", backend, qkv.device, qkv)
+    if chosen == backends.PLAIN:
+        return spatial_attention_reference(qkv)
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        return _SpatialAttention.apply(qkv, chosen)
+    return _forward(qkv, chosen)[0]
+
+
+def _triton_limits(qkv: Tensor) -> str | None:
+    if qkv.dtype == torch.float64:
+        return "qkv is float64; the kernels take float32, float16 and bfloat16"
+    if qkv.shape[-1] % 16 or not 16 <= qkv.shape[-1] <= MAX_HEAD_DIM:
+        return f"the head dimension is {qkv.shape[-1]}; the kernels take multiples of 16 up to 128"
+    return None
+
+
+backends.entry(spatial_attention, "qkv", triton=_triton_limits)

@@ -36,9 +36,6 @@ def unmerge_tokens_reference(
     return torch.zeros_like(values).scatter(1, index[..., None].expand(-1, -1, width), values)
 
 
-_IMPLEMENTATIONS = {"reference": unmerge_tokens_reference}
-
-
 def unmerge_tokens(
     causal: Tensor,
     merged: Tensor,
@@ -89,5 +86,10 @@ def unmerge_tokens(
                 f"selection must hold each of 0..{cells.shape[1] - 1} once in every clip, over "
                 "causal and noncausal together"
             )
-    run = _IMPLEMENTATIONS[backends.resolve("unmerge_tokens", backend)]
-    return run(causal, merged, selection.causal, selection.noncausal, assignment)
+    backends.choose("unmerge_tokens", backend, causal.device)  # only the reference is there: check
+    return unmerge_tokens_reference(
+        causal, merged, selection.causal, selection.noncausal, assignment
+    )
+
+
+backends.entry(unmerge_tokens, "causal")

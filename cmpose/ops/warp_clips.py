@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks
+from cmpose.ops import backends, checks, library
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -15,6 +15,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _COORDINATE_BITS = 10  # cv2 rounds a pixel's column and row shares to 1/1024 pixel,
 _FRACTION_BITS = 5  # and their sum to 1/32.
 _FRACTION = 1 << _FRACTION_BITS
+
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def _inverse(matrices: Tensor) -> Tensor:
@@ -87,7 +90,31 @@ def warp_clips_reference(
     return torch.stack(channels, dim=2).to(dtype)
 
 
-_IMPLEMENTATIONS = {"reference": warp_clips_reference}
+# -- registered op --------------------------------------------------------------------------------
+
+
+def _fake(
+    frames: Tensor,
+    matrices: Tensor,
+    size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    return frames.new_empty(*frames.shape[:2], 3, *size, dtype=dtype)
+
+
+_forward = library.register(
+    "warp_clips(Tensor frames, Tensor matrices, SymInt[2] size, float[3] mean, float[3] std, "
+    "ScalarType dtype, str backend) -> Tensor",
+    _fake,
+    reference=warp_clips_reference,
+    triton=library.triton_kernel("warp_clips", "forward"),
+)
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def warp_clips(
@@ -145,5 +172,17 @@ def warp_clips(
     checks.finite("matrices", matrices)
     if checks.readable(matrices) and bool((_inverse(matrices)[:, :, :2] == 0).all((1, 2)).any()):
         raise ValueError("matrices must be invertible, got a singular one")
-    run = _IMPLEMENTATIONS[backends.resolve("warp_clips", backend)]
-    return run(frames, matrices, (int(size[0]), int(size[1])), mean, std, dtype)
+    chosen = backends.choose("warp_clips", backend, frames.device, dtype)
+    arguments = (frames, matrices.detach(), (int(size[0]), int(size[1])), mean, std, dtype)
+    if chosen == backends.PLAIN:
+        return warp_clips_reference(*arguments)
+    return _forward(*arguments, chosen)
+
+
+def _triton_limits(dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
+        return "dtype is float64; the kernel writes float32, float16 and bfloat16"
+    return None
+
+
+backends.entry(warp_clips, "frames", triton=_triton_limits)

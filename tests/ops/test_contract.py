@@ -212,39 +212,9 @@ def test_hostile_gradients(case: Case) -> None:
 
 
 @every_op
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_unavailable_backend_raises(case: Case, backend: str) -> None:
-    with pytest.raises(
-        ops.BackendUnavailable, match=rf"{case.name} .*'{backend}'.*no {backend} kernel"
-    ):
-        case.call(**case.make(2, torch.float32), backend=backend)
-    assert ops.available(case.name)["reference"] is None
-    assert f"no {backend} kernel for {case.name}" in str(ops.available(case.name)[backend])
-
-
-@every_op
 def test_unknown_backend_raises(case: Case) -> None:
     with pytest.raises(ValueError, match=r"backend must be one of auto, reference.*'opencl'"):
         case.call(**case.make(2, torch.float32), backend="opencl")
-
-
-def test_environment_picks_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMPOSE_BACKEND", "triton")
-    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"):
-        ops.resolve("dpc_knn")
-    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "reference")
-    assert ops.resolve("dpc_knn") == "reference"
-    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"):
-        ops.resolve("merge_clusters")
-    assert ops.resolve("merge_clusters", "reference") == "reference"
-    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "auto")
-    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"):
-        ops.resolve("dpc_knn")
-    monkeypatch.setenv("CMPOSE_BACKEND", "fast")
-    with pytest.raises(ValueError, match=r"CMPOSE_BACKEND must be one of"):
-        ops.resolve("merge_clusters")
-    with pytest.raises(ValueError, match=r"op must be one of .*'conv'"):
-        ops.available("conv")
 
 
 def _tensors(case: Case) -> list[str]:
