@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.ops import assertions
+
 
 @pytest.fixture(scope="session")
 def device() -> str:
@@ -21,10 +23,5 @@ def device() -> str:
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN and the largest integers."""
-    torch.use_deterministic_algorithms(True)
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(1).isnan()
-    yield
-    torch.utils.deterministic.fill_uninitialized_memory = before
-    torch.use_deterministic_algorithms(False)
+    with assertions.poisoned_memory():
+        yield
