@@ -113,7 +113,8 @@ def corrupt_tokens_backward_reference(
         patches = grad_32[:, :, :, :n].sum(dim=0) if position_after else tokens
         slots = torch.cat((patches.sum(dim=0), grad_32[:, :, :, n:].sum(dim=(0, 1))), dim=1)
         position = slots.to(position_dtype)
-    return tokens.to(grad.dtype), keypoints.to(keypoint_dtype), position
+    tokens = tokens.to(grad.dtype).contiguous()
+    return tokens, keypoints.to(keypoint_dtype).contiguous(), position.contiguous()
 
 
 # -- registered op --------------------------------------------------------------------------------

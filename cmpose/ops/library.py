@@ -32,6 +32,22 @@ def triton_kernel(op: str, function: str) -> Callable[..., Any]:
     return call
 
 
+def on_device(implementations: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The backend named by the last argument, run with the first one's device as the current one.
+
+    Triton launches on the current device, which need not be the tensors'.
+    """
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        implementation = implementations[rest[-1]]
+        if first.is_cuda and first.device.index != torch.cuda.current_device():
+            with torch.cuda.device(first.device):
+                return implementation(first, *rest[:-1])
+        return implementation(first, *rest[:-1])
+
+    return run
+
+
 def register(
     schema: str, fake: Callable[..., Any], **implementations: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -46,15 +62,7 @@ def register(
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-    def run(first: Tensor, *rest: Any) -> Any:
-        implementation = implementations[rest[-1]]
-        # Triton launches on the current device, which need not be the tensors'.
-        if first.is_cuda and first.device.index != torch.cuda.current_device():
-            with torch.cuda.device(first.device):
-                return implementation(first, *rest[:-1])
-        return implementation(first, *rest[:-1])
-
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, on_device(implementations), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 

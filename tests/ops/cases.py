@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,23 +20,46 @@ class Case:
 
     Attributes:
         name: the op's.
-        make: (batch, dtype) → its arguments by name, the same ones every time.
+        make: (batch, dtype, sizes) → its arguments by name, the same ones every time.
         call: arguments and a backend → result.
         gradients: arguments that take a gradient.
         floating: arguments of floating point.
         follows: the argument whose dtype the first output has; None: float32 at least.
         unbatched: arguments that all clips share.
         batch_first: whether the first output's first dimension is the clip.
+        kernel_sizes: sizes that the kernels take; the small defaults are for the reference.
+        other_sizes: sizes of 1, primes, the largest, ..., all of which the kernels take.
+        reduction: about how many terms are summed into one element of a result or gradient.
     """
 
     name: str
-    make: Callable[[int, torch.dtype], Arguments]
+    make: Callable[..., Arguments]
     call: Callable[..., Any]
     gradients: tuple[str, ...] = ()
     floating: tuple[str, ...] = ()
     follows: str | None = None
     unbatched: tuple[str, ...] = ()
     batch_first: bool = True
+    kernel_sizes: dict[str, int] = field(default_factory=dict)
+    other_sizes: tuple[dict[str, int], ...] = ()
+    reduction: int = 1
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Ways to run it: the reference, what auto takes, and its kernels."""
+        kernels = [name for name, reason in ops.available(self.name, DEVICE).items() if not reason]
+        return ("auto", *kernels) if len(kernels) > 1 else tuple(kernels)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where cases run. On the CPU Triton kernels run in the interpreter (tests/conftest.py)."""
+
+
+def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
+    """Low-precision dtypes to test; the interpreter computes bfloat16 wrongly, in silence."""
+    if backend == "triton" and DEVICE == "cpu":
+        return torch.float32, torch.float16
+    return torch.float32, torch.float16, torch.bfloat16
 
 
 def leaves(result: Any) -> list[Tensor]:
@@ -57,14 +80,21 @@ def differentiable(result: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(result) if leaf.requires_grad]
 
 
-def gradients(outputs: Iterable[Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of Σ (weights · output), with weights that differ from element to element."""
-    total = sum(
-        (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape)).sum()
-        for out in outputs
-    )
-    assert isinstance(total, Tensor)
-    return torch.autograd.grad(total, inputs)
+def upstream(outputs: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Output gradients that differ from element to element, representable in ``dtype``."""
+    found = []
+    for out in outputs:
+        ramp = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).reshape(out.shape)
+        found.append(ramp.to(dtype).to(out))
+    return found
+
+
+def gradients(
+    outputs: Iterable[Tensor], inputs: list[Tensor], dtype: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
+    """Gradients for output gradients that differ from element to element."""
+    outputs = list(outputs)
+    return torch.autograd.grad(outputs, inputs, upstream(outputs, dtype or torch.float32))
 
 
 def _normal(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
@@ -76,67 +106,73 @@ def _uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _attention(batch: int, dtype: torch.dtype) -> Arguments:
-    return {"qkv": _normal(dtype, batch, 3, 5, 3, 2, 8)}
+def _attention(
+    batch: int, dtype: torch.dtype, T: int = 3, S: int = 5, H: int = 2, d: int = 8
+) -> Arguments:
+    return {"qkv": _normal(dtype, batch, T, S, 3, H, d)}
 
 
-def _corrupt(batch: int, dtype: torch.dtype) -> Arguments:
+def _corrupt(
+    batch: int, dtype: torch.dtype, T: int = 3, N: int = 7, K: int = 4, D: int = 10
+) -> Arguments:
     return {
-        "tokens": _normal(dtype, batch, 3, 7, 10),
-        "keypoint_tokens": _normal(dtype, 4, 10, seed=1),
-        "position": _normal(dtype, 3, 11, 10, seed=2),
+        "tokens": _normal(dtype, batch, T, N, D),
+        "keypoint_tokens": _normal(dtype, K, D, seed=1),
+        "position": _normal(dtype, T, N + K, D, seed=2),
         "seed": torch.tensor(11),
     }
 
 
-def _reconstruction(batch: int, dtype: torch.dtype) -> Arguments:
+def _reconstruction(
+    batch: int, dtype: torch.dtype, T: int = 3, N: int = 7, D: int = 5
+) -> Arguments:
     return {
-        "pred": _normal(dtype, batch, 3, 7, 5),
-        "target": _normal(dtype, batch, 3, 7, 5, seed=1),
-        "corrupted": _uniform(batch, 3, 7) < 0.5,
+        "pred": _normal(dtype, batch, T, N, D),
+        "target": _normal(dtype, batch, T, N, D, seed=1),
+        "corrupted": _uniform(batch, T, N) < 0.5,
     }
 
 
-def _heatmap(batch: int, dtype: torch.dtype) -> Arguments:
+def _heatmap(batch: int, dtype: torch.dtype, K: int = 4, h: int = 9, w: int = 7) -> Arguments:
     return {
-        "pred": _normal(dtype, batch, 4, 9, 7),
-        "keypoints": (_uniform(batch, 4, 2, seed=1) * 8).float(),
-        "visible": (_uniform(batch, 4, seed=2) < 0.7).float(),
+        "pred": _normal(dtype, batch, K, h, w),
+        "keypoints": (_uniform(batch, K, 2, seed=1) * 8).float(),
+        "visible": (_uniform(batch, K, seed=2) < 0.7).float(),
     }
 
 
-def _warp(batch: int, dtype: torch.dtype) -> Arguments:
+def _warp(batch: int, dtype: torch.dtype, T: int = 3, h: int = 12, w: int = 10) -> Arguments:
     matrices = torch.tensor([[0.6, 0.2, -1.0], [-0.1, 0.7, 2.0]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     return {
         "frames": torch.randint(
-            0, 256, (batch, 3, 12, 10, 3), generator=generator, dtype=torch.uint8
+            0, 256, (batch, T, h, w, 3), generator=generator, dtype=torch.uint8
         ),
         "matrices": (matrices + 0.05 * _normal(torch.float64, batch, 2, 3)).to(dtype),
     }
 
 
-def _select(batch: int, dtype: torch.dtype) -> Arguments:
-    return {"logits": _normal(dtype, batch, 3, 11)}
+def _select(batch: int, dtype: torch.dtype, K: int = 3, N: int = 11) -> Arguments:
+    return {"logits": _normal(dtype, batch, K, N)}
 
 
-def _dpc(batch: int, dtype: torch.dtype) -> Arguments:
-    return {"tokens": _normal(dtype, batch, 13, 6), "valid": _uniform(batch, 13) < 0.8}
+def _dpc(batch: int, dtype: torch.dtype, M: int = 13, D: int = 6) -> Arguments:
+    return {"tokens": _normal(dtype, batch, M, D), "valid": _uniform(batch, M) < 0.8}
 
 
-def _merge(batch: int, dtype: torch.dtype) -> Arguments:
+def _merge(batch: int, dtype: torch.dtype, M: int = 13, D: int = 6) -> Arguments:
     return {
-        "tokens": _normal(dtype, batch, 13, 6),
-        "weights": (_uniform(batch, 13) + 0.1).to(dtype),
-        "assignment": (_uniform(batch, 13, seed=1) * 4).long(),
+        "tokens": _normal(dtype, batch, M, D),
+        "weights": (_uniform(batch, M) + 0.1).to(dtype),
+        "assignment": (_uniform(batch, M, seed=1) * 4).long(),
     }
 
 
-def _unmerge(batch: int, dtype: torch.dtype) -> Arguments:
+def _unmerge(batch: int, dtype: torch.dtype, D: int = 6) -> Arguments:
     order = _uniform(batch, 11, seed=3).argsort(dim=1)
     return {
-        "causal": _normal(dtype, batch, 4, 6),
-        "merged": _normal(dtype, batch, 3, 6, seed=1),
+        "causal": _normal(dtype, batch, 4, D),
+        "merged": _normal(dtype, batch, 3, D, seed=1),
         "causal_index": order[:, :4].sort(dim=1).values,
         "noncausal_index": order[:, 4:].sort(dim=1).values,
         "assignment": (_uniform(batch, 7, seed=2) * 3).long(),
@@ -166,8 +202,36 @@ def _call_unmerge(
 CASES = {
     case.name: case
     for case in (
-        Case("spatial_attention", _attention, ops.spatial_attention, ("qkv",), ("qkv",), "qkv"),
-        Case("temporal_attention", _attention, ops.temporal_attention, ("qkv",), ("qkv",), "qkv"),
+        Case(
+            "spatial_attention",
+            _attention,
+            ops.spatial_attention,
+            ("qkv",),
+            ("qkv",),
+            "qkv",
+            kernel_sizes={"d": 16},
+            other_sizes=(
+                {"T": 1, "S": 1, "H": 1, "d": 64},
+                {"T": 1, "S": 67, "H": 1, "d": 80},
+                {"T": 1, "S": 19, "H": 3, "d": 128},
+            ),
+            reduction=64,
+        ),
+        Case(
+            "temporal_attention",
+            _attention,
+            ops.temporal_attention,
+            ("qkv",),
+            ("qkv",),
+            "qkv",
+            kernel_sizes={"d": 32},
+            other_sizes=(
+                {"T": 2, "S": 1, "H": 1, "d": 64},
+                {"T": 5, "S": 7, "H": 3, "d": 80},
+                {"T": 16, "S": 3, "H": 1, "d": 128},
+            ),
+            reduction=128,
+        ),
         Case(
             "corrupt_tokens",
             _corrupt,
@@ -177,6 +241,12 @@ CASES = {
             "tokens",
             ("keypoint_tokens", "position", "seed"),
             batch_first=False,
+            other_sizes=(
+                {"T": 1, "N": 1, "K": 1, "D": 1},
+                {"T": 2, "N": 131, "K": 3, "D": 80},
+                {"T": 3, "N": 5, "K": 15, "D": 769},
+            ),
+            reduction=18,
         ),
         Case(
             "reconstruction_loss",
@@ -184,11 +254,32 @@ CASES = {
             lambda **kw: ops.reconstruction_loss(**kw, detach_target=False),
             ("pred", "target"),
             ("pred", "target"),
+            other_sizes=(
+                {"T": 1, "N": 1, "D": 1},
+                {"T": 2, "N": 37, "D": 80},
+                {"T": 1, "N": 5, "D": 1031},
+            ),
+            reduction=210,
         ),
         Case(
-            "heatmap_loss", _heatmap, ops.heatmap_loss, ("pred",), ("pred", "keypoints", "visible")
+            "heatmap_loss",
+            _heatmap,
+            ops.heatmap_loss,
+            ("pred",),
+            ("pred", "keypoints", "visible"),
+            other_sizes=(
+                {"K": 1, "h": 1, "w": 1},
+                {"K": 17, "h": 11, "w": 13},
+                {"K": 2, "h": 64, "w": 48},
+            ),
+            reduction=504,
         ),
-        Case("warp_clips", _warp, lambda **kw: ops.warp_clips(size=(8, 6), **kw)),
+        Case(
+            "warp_clips",
+            _warp,
+            lambda **kw: ops.warp_clips(size=(8, 6), **kw),
+            other_sizes=({"T": 1, "h": 1, "w": 1}, {"T": 5, "h": 37, "w": 41}),
+        ),
         Case(
             "select_tokens",
             _select,

@@ -1,42 +1,89 @@
-"""What holds for all ten ops; their values are tested in test_<op>.py."""
+"""The op contract of docs/ops.md, points 1 to 11, for all ten ops and each of their backends.
+
+Values by hand and against other formulations are in test_<op>.py; backends (point 12) in
+test_backends.py; bad arguments (point 13) in test_arguments.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmpose import ops
-from cmpose.ops import backends
-from tests.ops.cases import CASES, Case, clip_dimensions, differentiable, gradients, leaves
+from cmpose.ops import backends, library
+from tests.ops.assertions import (
+    assert_as_close_as_eager,
+    assert_fake_matches,
+    assert_gradient_strides,
+    assert_layout,
+    assert_repeats,
+    assert_same_bits,
+    assert_writes_everything,
+)
+from tests.ops.cases import (
+    CASES,
+    DEVICE,
+    Case,
+    clip_dimensions,
+    differentiable,
+    dtypes_of,
+    gradients,
+    leaves,
+)
 
-EPS = {d: torch.finfo(d).eps for d in (torch.float16, torch.bfloat16, torch.float32)}
+EPS_FP32 = torch.finfo(torch.float32).eps
 
+RUNS = [(case, backend) for case in CASES.values() for backend in case.backends]
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-every_differentiable_op = pytest.mark.parametrize(
-    "case",
-    [c for c in CASES.values() if c.gradients],
-    ids=[n for n, c in CASES.items() if c.gradients],
+every_run = pytest.mark.parametrize(
+    ("case", "backend"), RUNS, ids=[f"{case.name}-{backend}" for case, backend in RUNS]
+)
+every_gradient = pytest.mark.parametrize(
+    ("case", "backend"),
+    [run for run in RUNS if run[0].gradients],
+    ids=[f"{case.name}-{backend}" for case, backend in RUNS if case.gradients],
 )
 
 
-def arguments(case: Case, batch: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """The case's arguments, with gradients wanted where there are any."""
-    made = case.make(batch, dtype)
+def precise(backend: str) -> torch.dtype:
+    """The most precise dtype of a backend: kernels have no float64."""
+    return torch.float32 if backend in ("triton", "cuda") else torch.float64
+
+
+def arguments(
+    case: Case,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float32,
+    sizes: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """The case's arguments where it runs, with gradients wanted where there are any."""
+    made = case.make(batch, dtype, **(case.kernel_sizes if sizes is None else sizes))
+    made = {name: value.to(DEVICE) for name, value in made.items()}
     for name in case.gradients:
         made[name].requires_grad_()
     return made
 
 
-def run(case: Case, made: dict[str, Any]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Outputs and gradients."""
-    result = case.call(**made)
-    outputs = differentiable(result)
-    grads = gradients(outputs, [made[n] for n in case.gradients]) if case.gradients else ()
-    return leaves(result), grads
+def run(
+    case: Case, backend: str, made: dict[str, Any], dtype: torch.dtype | None = None
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Outputs and gradients; the output gradients are representable in ``dtype``."""
+    result = case.call(**made, backend=backend)
+    if not case.gradients:
+        return leaves(result), ()
+    return leaves(result), gradients(
+        differentiable(result), [made[n] for n in case.gradients], dtype
+    )
+
+
+def everything(case: Case, backend: str, made: dict[str, Any]) -> list[Tensor]:
+    outputs, grads = run(case, backend, made)
+    return [*(out.detach() for out in outputs), *grads]
 
 
 def test_every_op_has_a_case() -> None:
@@ -45,20 +92,175 @@ def test_every_op_has_a_case() -> None:
     assert all(callable(getattr(ops, name)) for name in ops.__all__)
 
 
-@every_op
-def test_bitwise_repeat(case: Case) -> None:
-    first, second = run(case, arguments(case)), run(case, arguments(case))
-    for a, b in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
-        assert torch.equal(a, b)
+# -- 1: value and gradients -----------------------------------------------------------------------
+
+PRECISION = [
+    (case, backend, dtype)
+    for case, backend in RUNS
+    if case.floating and case.name != "dpc_knn"  # discrete; test_dpc_knn.py has its oracle
+    for dtype in dtypes_of(backend)
+]
 
 
-@every_op
-def test_compiles_in_one_graph(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("case", "backend", "dtype"),
+    PRECISION,
+    ids=[f"{case.name}-{backend}-{str(dtype)[6:]}" for case, backend, dtype in PRECISION],
+)
+def test_value_and_gradients_are_as_close_as_eager(
+    case: Case, backend: str, dtype: torch.dtype
+) -> None:
+    """The kernel's error against float64 is at most eager's, plus a computed allowance."""
+    for sizes in (case.kernel_sizes, *case.other_sizes):
+        made = arguments(case, dtype=dtype, sizes=sizes)
+        exact_made = {
+            n: v.detach().double().requires_grad_(v.requires_grad) if n in case.floating else v
+            for n, v in made.items()
+        }
+        found = run(case, backend, made, dtype)
+        eager = run(case, "reference", made, dtype)
+        exact = run(case, "reference", exact_made, dtype)
+        for a, b, c in zip(
+            [*found[0], *found[1]], [*eager[0], *eager[1]], [*exact[0], *exact[1]], strict=True
+        ):
+            if a.is_floating_point():
+                assert_as_close_as_eager(a, b, c.double(), reduction=case.reduction)
+            else:
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.floating and n != "dpc_knn"])
+def test_error_of_the_reference_is_that_of_rounding(name: str, dtype: torch.dtype) -> None:
+    """Against float64 on the same, already rounded inputs; the yardstick itself is held here.
+
+    Everything but attention is summed in float32 and rounded once: half an ulp of the output and
+    a float32 ulp a term. Attention also rounds its logits (their size times an ulp moves a weight
+    by that share), its weights and q · d^-1/2.
+    """
+    case, eps = CASES[name], torch.finfo(dtype).eps
+    made = arguments(case, dtype=dtype)
+    exact = {n: v.double() if n in case.floating else v for n, v in made.items()}
+    found = leaves(case.call(**made, backend="reference"))[0]
+    truth = leaves(case.call(**exact, backend="reference"))[0]
+    scale = truth.abs().max()
+    if "attention" in name:
+        q, k, v = exact["qkv"].unbind(3)
+        logit = (q.norm(dim=-1).max() * k.norm(dim=-1).max()) * q.shape[-1] ** -0.5
+        allowed = eps * (2 * logit + 2) * v.abs().max()
+    else:
+        allowed = ((eps / 2 if case.follows else 0.0) + 16 * EPS_FP32) * scale
+    assert (found.double() - truth).abs().max() <= allowed
+
+
+@every_run
+def test_dtypes_and_layout(case: Case, backend: str) -> None:
+    for dtype in (*dtypes_of(backend), precise(backend)):
+        made = arguments(case, dtype=dtype)
+        outputs, grads = run(case, backend, made)
+        expected = dtype if case.follows else torch.promote_types(dtype, torch.float32)
+        if case.name == "warp_clips":
+            expected = torch.float32
+        assert_layout(outputs[0], outputs[0].shape, expected)
+        for out in outputs[1:]:
+            assert_layout(out, out.shape, out.dtype)
+        for name, grad in zip(case.gradients, grads, strict=True):
+            assert grad.shape == made[name].shape
+            assert grad.dtype == made[name].dtype
+            assert grad.isfinite().all()
+
+
+# -- 2: gradcheck ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.gradients])
+def test_gradcheck(name: str, backend: str) -> None:
+    """``auto`` in float64 is the reference behind the op, with the backward written out."""
+    case = CASES[name]
+    made = arguments(case, 1, torch.float64, sizes={})
+    inputs = [made[n] for n in case.gradients]
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        given = {**made, **dict(zip(case.gradients, values, strict=True))}
+        return tuple(differentiable(case.call(**given, backend=backend)))
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+# -- 3: opcheck -----------------------------------------------------------------------------------
+
+
+class _Calls(TorchDispatchMode):
+    """Notes the calls of cmpose's registered ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == library.NAMESPACE:
+            # As they are before the call: an op may write to its arguments.
+            kept = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
+            self.calls.append((func, tuple(kept)))
+        return func(*args, **(kwargs or {}))
+
+
+def registered_calls(case: Case, backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    with _Calls() as noted:
+        run(case, backend, arguments(case))
+    return noted.calls
+
+
+def _permuted(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return value
+    return value.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+REGISTERED = [r for r in RUNS if r[1] != "reference" and len(r[0].backends) > 1]
+
+
+@pytest.mark.parametrize("layout", ["compact", "permuted"])
+@pytest.mark.parametrize(
+    ("case", "backend"), REGISTERED, ids=[f"{case.name}-{backend}" for case, backend in REGISTERED]
+)
+def test_opcheck(case: Case, backend: str, layout: str) -> None:
+    """Schema, fake and dispatch of every registered op that a call and its backward go through."""
+    calls = registered_calls(case, backend)
+    assert {func.__name__.partition(".")[0] for func, _ in calls} >= {case.name}
+    assert len(calls) == (2 if case.gradients else 1) + (case.name == "reconstruction_loss")
+    for func, args in calls:
+        if layout == "permuted":
+            args = tuple(_permuted(a) for a in args)
+        torch.library.opcheck(func, args)
+        if not func.__name__.partition(".")[0].endswith("_"):
+            assert_fake_matches(func, args)
+
+
+# -- 4: torch.compile -----------------------------------------------------------------------------
+
+
+@every_run
+def test_compiles_in_one_graph(case: Case, backend: str) -> None:
+    """Without graph breaks, and without another compilation at other batch sizes."""
     torch._dynamo.reset()
-    compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager")
-    for batch in (2, 3):
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def call(**made: Any) -> Any:
+        return case.call(**made, backend=backend)
+
+    compiled = torch.compile(call, fullgraph=True, backend=count)
+    for batch in (2, 3, 5):
         made, again = arguments(case, batch), arguments(case, batch)
-        expected, expected_grads = run(case, made)
+        for name, value in again.items():
+            if name not in case.unbatched:
+                torch._dynamo.mark_dynamic(value, 0)
+        expected, expected_grads = run(case, backend, made)
         result = compiled(**again)
         for a, b in zip(leaves(result), expected, strict=True):
             torch.testing.assert_close(a, b)
@@ -66,12 +268,103 @@ def test_compiles_in_one_graph(case: Case) -> None:
             found = gradients(differentiable(result), [again[n] for n in case.gradients])
             for a, b in zip(found, expected_grads, strict=True):
                 torch.testing.assert_close(a, b)
+    assert len(graphs) == 1
 
 
-@every_op
-def test_empty_batch(case: Case) -> None:
-    full, _ = run(case, arguments(case, 2))
-    empty, grads = run(case, arguments(case, 0))
+# -- 5: hostile gradients -------------------------------------------------------------------------
+
+
+@every_gradient
+def test_hostile_gradients(case: Case, backend: str) -> None:
+    """Expanded, permuted and sliced output gradients give what compact ones give."""
+    made = arguments(case, dtype=precise(backend))
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        given = {**made, **dict(zip(case.gradients, values, strict=True))}
+        return tuple(leaves(case.call(**given, backend=backend)))
+
+    assert_gradient_strides(function, [made[n] for n in case.gradients])
+
+
+# -- 6: uninitialised memory ----------------------------------------------------------------------
+
+
+@every_run
+def test_uninitialised_memory_is_not_read(case: Case, backend: str) -> None:
+    assert_writes_everything(lambda: everything(case, backend, arguments(case)))
+
+
+# -- 7: autocast ----------------------------------------------------------------------------------
+
+
+@every_run
+def test_autocast_does_not_reach_inside(case: Case, backend: str) -> None:
+    expected = everything(case, backend, arguments(case))
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        outputs = leaves(case.call(**arguments(case), backend=backend))
+    assert_same_bits([out.detach() for out in outputs], expected[: len(outputs)])
+    if backend != "reference":  # whose backward is torch's own
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            found = everything(case, backend, arguments(case))
+        assert_same_bits(found, expected)
+
+
+# -- 8: second derivatives ------------------------------------------------------------------------
+
+
+@every_gradient
+def test_second_derivatives_raise_or_are_right(case: Case, backend: str) -> None:
+    """The reference has them; elsewhere first derivatives with create_graph work, second raise."""
+    made = arguments(case, 1, precise(backend))
+    inputs = [made[n] for n in case.gradients]
+    result = differentiable(case.call(**made, backend=backend))
+    total = torch.stack([out.square().sum() for out in result]).sum()
+    grads = torch.autograd.grad(total, inputs, create_graph=True)
+    plain = torch.autograd.grad(
+        torch.stack(
+            [out.square().sum() for out in differentiable(case.call(**made, backend="reference"))]
+        ).sum(),
+        inputs,
+    )
+    for a, b in zip(grads, plain, strict=True):
+        torch.testing.assert_close(a.detach(), b, rtol=1e-4, atol=1e-4)
+    penalty = torch.stack([g.square().sum() for g in grads]).sum()
+    if backend == "reference" or len(case.backends) == 1:
+        assert all(g.isfinite().all() for g in torch.autograd.grad(penalty, inputs))
+        return
+    with pytest.raises(RuntimeError, match=rf"{case.name}: .*no second derivative.*'reference'"):
+        (total + penalty).backward()
+
+
+@every_gradient
+def test_a_retained_graph_gives_its_gradients_again(case: Case, backend: str) -> None:
+    made = arguments(case, dtype=precise(backend))
+    inputs = [made[n] for n in case.gradients]
+    outputs = differentiable(case.call(**made, backend=backend))
+    ones = [torch.ones_like(out) for out in outputs]
+    first = torch.autograd.grad(outputs, inputs, ones, retain_graph=True)
+    copies = [g.clone() for g in first]
+    tripled = torch.autograd.grad(outputs, inputs, [3 * g for g in ones])
+    for a, b, c in zip(first, copies, tripled, strict=True):
+        assert torch.equal(a, b)  # what was handed out stays as it was
+        torch.testing.assert_close(c, 3 * b)
+
+
+# -- 9: bitwise repeat ----------------------------------------------------------------------------
+
+
+@every_run
+def test_bitwise_repeat(case: Case, backend: str) -> None:
+    assert_repeats(lambda: everything(case, backend, arguments(case)), times=3)
+
+
+# -- 10: sizes and strides ------------------------------------------------------------------------
+
+
+@every_run
+def test_empty_batch(case: Case, backend: str) -> None:
+    full, _ = run(case, backend, arguments(case, 2))
+    empty, grads = run(case, backend, arguments(case, 0))
     for a, b, clip in zip(empty, full, clip_dimensions(case, full), strict=True):
         assert a.dtype == b.dtype
         if clip is None:
@@ -81,206 +374,84 @@ def test_empty_batch(case: Case) -> None:
     assert all(bool((g == 0).all()) for g in grads)
 
 
-@every_op
-def test_a_clip_does_not_depend_on_its_batch(case: Case) -> None:
-    made = case.make(3, torch.float64)
-    together = leaves(case.call(**made))
-    alone = leaves(case.call(**{n: v if n in case.unbatched else v[:1] for n, v in made.items()}))
+@every_run
+def test_a_clip_does_not_depend_on_its_batch(case: Case, backend: str) -> None:
+    made = {n: v.detach() for n, v in arguments(case, 3, precise(backend)).items()}
+    together = leaves(case.call(**made, backend=backend))
+    one = {n: v if n in case.unbatched else v[:1] for n, v in made.items()}
+    alone = leaves(case.call(**one, backend=backend))
     for a, b, clip in zip(alone, together, clip_dimensions(case, together), strict=True):
         if clip is not None:
             torch.testing.assert_close(a, b.narrow(clip, 0, 1))
 
 
-@every_op
-def test_strided_inputs(case: Case) -> None:
-    made = case.make(2, torch.float64)
-    expected = leaves(case.call(**made))
-    strided = {}
-    for name, value in made.items():
-        wide = torch.stack((value, torch.zeros_like(value)), dim=-1)
-        strided[name] = wide[..., 0] if value.ndim else value
-        if value.ndim > 1:
-            assert not strided[name].is_contiguous()
-    for a, b in zip(leaves(case.call(**strided)), expected, strict=True):
-        torch.testing.assert_close(a, b)
-    backwards = {
-        n: v.transpose(0, -1).contiguous().transpose(0, -1) for n, v in made.items() if v.ndim
-    }
-    for a, b in zip(leaves(case.call(**{**made, **backwards})), expected, strict=True):
-        torch.testing.assert_close(a, b)
+@every_run
+def test_strided_inputs(case: Case, backend: str) -> None:
+    made = arguments(case, dtype=precise(backend))
+    expected = everything(case, backend, made)
+
+    def interleaved(value: Tensor) -> Tensor:
+        return torch.stack((value, torch.zeros_like(value)), dim=-1)[..., 0]
+
+    def backwards(value: Tensor) -> Tensor:
+        return value.transpose(0, -1).contiguous().transpose(0, -1) if value.ndim else value
+
+    for change in (interleaved, backwards):
+        strided = {
+            n: change(v.detach()).requires_grad_(v.requires_grad) if v.ndim > 1 else v
+            for n, v in made.items()
+        }
+        assert any(not v.is_contiguous() for v in strided.values())
+        for a, b in zip(everything(case, backend, strided), expected, strict=True):
+            torch.testing.assert_close(a, b)
 
 
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN and the largest integers."""
-    torch.use_deterministic_algorithms(True)
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(1).isnan()
-    yield
-    torch.utils.deterministic.fill_uninitialized_memory = before
-    torch.use_deterministic_algorithms(False)
+# -- 11: device -----------------------------------------------------------------------------------
 
 
-@every_op
-def test_uninitialised_memory_is_not_read(case: Case, poisoned_memory: None) -> None:
-    outputs, grads = run(case, arguments(case))
-    poisoned = [*outputs, *grads]
-    torch.use_deterministic_algorithms(False)
-    outputs, grads = run(case, arguments(case))
-    for a, b in zip(poisoned, [*outputs, *grads], strict=True):
-        assert torch.equal(a, b)
+@every_run
+def test_results_lie_where_the_inputs_do(case: Case, backend: str) -> None:
+    made = arguments(case)
+    for found in everything(case, backend, made):
+        assert found.device == next(iter(made.values())).device
 
 
-@every_op
-def test_autocast_does_not_reach_inside(case: Case) -> None:
-    expected = leaves(case.call(**case.make(2, torch.float32)))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = leaves(case.call(**case.make(2, torch.float32)))
-    for a, b in zip(found, expected, strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
+def test_kernels_are_launched_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton takes the current device; the op makes the tensors' device the current one."""
+    current = [0]
+    seen: list[int] = []
+
+    class Device:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            self.before, current[0] = current[0], self.index
+
+        def __exit__(self, *_: Any) -> None:
+            current[0] = self.before
+
+    class OnCard:
+        is_cuda = True
+
+        def __init__(self, index: int) -> None:
+            self.device = torch.device("cuda", index)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    run_on: Callable[..., Any] = library.on_device({"triton": lambda x: seen.append(current[0])})
+    run_on(OnCard(1), "triton")
+    run_on(OnCard(0), "triton")
+    assert seen == [1, 0]
+    assert current == [0]
 
 
-@every_op
-@pytest.mark.parametrize("dtype", [*EPS, torch.float64], ids=str)
-def test_dtypes(case: Case, dtype: torch.dtype) -> None:
-    made = arguments(case, dtype=dtype)
-    outputs, grads = run(case, made)
-    at_least_32 = torch.float64 if dtype == torch.float64 else torch.float32
-    if case.name == "warp_clips":
-        assert outputs[0].dtype == torch.float32
-    else:
-        assert outputs[0].dtype == (dtype if case.follows else at_least_32)
-    for name, grad in zip(case.gradients, grads, strict=True):
-        assert grad.dtype == made[name].dtype
-        assert grad.isfinite().all()
-
-
-@pytest.mark.parametrize("dtype", EPS, ids=str)
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.floating and n != "dpc_knn"])
-def test_error_is_that_of_rounding(name: str, dtype: torch.dtype) -> None:
-    """Against float64 on the same, already rounded inputs.
-
-    Everything but attention is summed in float32 and rounded once: half an ulp of the output and
-    a float32 ulp a term. Attention also rounds its logits (their size times an ulp moves a weight
-    by that share), its weights and q · d^-1/2.
-    """
-    case = CASES[name]
-    made = case.make(2, dtype)
-    exact = {n: v.double() if n in case.floating else v for n, v in made.items()}
-    found, truth = leaves(case.call(**made))[0], leaves(case.call(**exact))[0]
-    scale = truth.abs().max()
-    if "attention" in name:
-        q, k, v = exact["qkv"].unbind(3)
-        logit = (q.norm(dim=-1).max() * k.norm(dim=-1).max()) * q.shape[-1] ** -0.5
-        allowed = EPS[dtype] * (2 * logit + 2) * v.abs().max()
-    else:
-        out = EPS[dtype] / 2 if case.follows else 0.0
-        allowed = (out + 16 * EPS[torch.float32]) * scale
-    assert (found.double() - truth).abs().max() <= allowed
-
-
-@every_differentiable_op
-def test_gradcheck(case: Case) -> None:
-    made = arguments(case, 1, torch.float64)
-    inputs = [made[n] for n in case.gradients]
-
-    def function(*values: Tensor) -> tuple[Tensor, ...]:
-        result = case.call(**{**made, **dict(zip(case.gradients, values, strict=True))})
-        return tuple(differentiable(result))
-
-    assert torch.autograd.gradcheck(function, inputs)
-
-
-@every_differentiable_op
-def test_hostile_gradients(case: Case) -> None:
-    """Expanded, permuted and sliced output gradients give what compact ones give."""
-    made = arguments(case, dtype=torch.float64)
-    inputs = [made[n] for n in case.gradients]
-    for out in differentiable(case.call(**made)):
-        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
-        hostile = [torch.ones((), dtype=out.dtype).expand(out.shape)]
-        if out.ndim:
-            hostile.append(weights.transpose(0, -1).contiguous().transpose(0, -1))
-            hostile.append(torch.stack((weights, weights + 1), dim=-1)[..., 0])
-        for grad in hostile:
-            expected = torch.autograd.grad(out, inputs, grad.contiguous(), retain_graph=True)
-            found = torch.autograd.grad(out, inputs, grad, retain_graph=True)
-            for a, b in zip(found, expected, strict=True):
-                torch.testing.assert_close(a, b)
-
-
-@every_op
-def test_unknown_backend_raises(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"backend must be one of auto, reference.*'opencl'"):
-        case.call(**case.make(2, torch.float32), backend="opencl")
-
-
-def _tensors(case: Case) -> list[str]:
-    return [n for n, v in case.make(2, torch.float32).items() if isinstance(v, Tensor)]
-
-
-ARGUMENTS = [(case, name) for case in CASES.values() for name in _tensors(case)]
-every_argument = pytest.mark.parametrize(
-    ("case", "name"), ARGUMENTS, ids=[f"{case.name}-{name}" for case, name in ARGUMENTS]
-)
-
-
-def _shown(name: str) -> str:
-    """What a message calls an argument."""
-    return {
-        "causal_index": r"selection\.causal",
-        "noncausal_index": r"selection\.noncausal",
-    }.get(name, name)
-
-
-@every_argument
-def test_not_a_tensor(case: Case, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = 3
-    with pytest.raises(TypeError, match=rf"^{_shown(name)} must be .*[Tt]ensor.* got int"):
-        case.call(**made)
-
-
-@every_argument
-def test_wrong_dtype(case: Case, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = made[name].to(torch.int32)
-    with pytest.raises(TypeError, match=rf"^{_shown(name)} must be of dtype .*got int32"):
-        case.call(**made)
-
-
-@every_argument
-def test_wrong_shape(case: Case, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = torch.stack([made[name]] * 2)
-    with pytest.raises(ValueError, match=rf"^{_shown(name)} must "):
-        case.call(**made)
-
-
-@pytest.mark.parametrize(
-    ("case", "name"),
-    [(c, n) for c, n in ARGUMENTS if n not in ("seed", *_tensors(c)[:1])],
-    ids=lambda value: value if isinstance(value, str) else value.name,
-)
-def test_sizes_that_disagree(case: Case, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = torch.cat([made[name], made[name][-1:]])
-    with pytest.raises(ValueError, match=r"^[\w.]+ must have shape .* got \["):
-        case.call(**made)
-
-
-@pytest.mark.parametrize(
-    ("case", "name"),
-    [(c, n) for c, n in ARGUMENTS if n not in _tensors(c)[:1]],
-    ids=lambda value: value if isinstance(value, str) else value.name,
-)
-def test_wrong_device(case: Case, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = made[name].to("meta")
-    first = _tensors(case)[0]
-    with pytest.raises(
-        ValueError, match=rf"^{_shown(name)} must be on {first}'s device cpu, got meta"
-    ):
-        case.call(**made)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_second_gpu() -> None:
+    for case, backend in RUNS:
+        made = {n: v.detach() for n, v in arguments(case).items()}
+        there = {n: v.to("cuda:1") for n, v in made.items()}
+        found = leaves(case.call(**there, backend=backend))
+        for a, b in zip(found, leaves(case.call(**made, backend=backend)), strict=True):
+            assert a.device == torch.device("cuda:1")
+            assert torch.equal(a.cpu(), b.cpu())

@@ -1,0 +1,254 @@
+"""Which backend runs, and every reason why one does not: point 12 of the op contract."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmpose import ops
+from cmpose.ops import backends
+from tests.ops.cases import CASES, DEVICE, Case
+
+every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+TRITON_OPS = backends.OPS[:6]
+
+
+def made(case: Case, **sizes: int) -> dict[str, Any]:
+    values = case.make(2, torch.float32, **(sizes or case.kernel_sizes))
+    return {name: value.to(DEVICE) for name, value in values.items()}
+
+
+def arguments_of(case: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """As the public function takes them."""
+    extra: dict[str, dict[str, Any]] = {
+        "warp_clips": {"size": (8, 6)},
+        "select_tokens": {"n": 2},
+        "dpc_knn": {"k": 3, "num_clusters": 4},
+        "merge_clusters": {"num_clusters": 4},
+    }
+    values = made(case) | extra.get(case.name, {})
+    if case.name == "unmerge_tokens":
+        selection = ops.SelectedTokens(
+            *[torch.empty(0)] * 2, values.pop("causal_index"), values.pop("noncausal_index")
+        )
+        values["selection"] = selection
+    return (), values
+
+
+def chosen(op: str, backend: str = "auto", device: str = "cpu", *arguments: Any) -> str:
+    return backends.choose(op, backend, torch.device(device), *arguments)
+
+
+@pytest.fixture
+def qkv() -> Tensor:
+    return torch.zeros(1, 3, 2, 3, 1, 64)
+
+
+@pytest.fixture
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@every_op
+def test_ops_without_a_kernel_say_so(case: Case) -> None:
+    for backend in ("triton", "cuda"):
+        if backend == "triton" and case.name in TRITON_OPS:
+            continue
+        message = rf"{case.name} .*'{backend}'.*from the argument.*no {backend} kernel"
+        with pytest.raises(ops.BackendUnavailable, match=message):
+            case.call(**made(case), backend=backend)
+        assert f"no {backend} kernel for {case.name}" in str(ops.available(case.name)[backend])
+    assert ops.available(case.name)["reference"] is None
+
+
+@every_op
+def test_unknown_backend(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"backend must be one of auto, reference.*'opencl'"):
+        case.call(**made(case), backend="opencl")
+
+
+@pytest.mark.parametrize("name", TRITON_OPS)
+def test_cpu_tensors_need_the_interpreter(name: str, no_interpreter: None) -> None:
+    message = rf"{name} .*'triton'.*on the CPU.*TRITON_INTERPRET=1"
+    case = CASES[name]
+    values = {n: v.cpu() for n, v in made(case).items()}
+    with pytest.raises(ops.BackendUnavailable, match=message):
+        case.call(**values, backend="triton")
+
+
+def test_other_devices(qkv: Tensor) -> None:
+    with pytest.raises(ops.BackendUnavailable, match="on meta; Triton kernels need CUDA tensors"):
+        ops.temporal_attention(qkv.to("meta"), backend="triton")
+
+
+def test_without_triton(qkv: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_HAS_TRITON", False)
+    with pytest.raises(ops.BackendUnavailable, match=r"triton is not installed \(pip install"):
+        ops.temporal_attention(qkv, backend="triton")
+
+
+def test_an_old_card(monkeypatch: pytest.MonkeyPatch, qkv: Tensor) -> None:
+    monkeypatch.setattr(backends, "_card", lambda index: ("GTX 1080", 6, 1))
+    message = r"GTX 1080 has compute capability 6\.1; the kernels need 8\.0 or more"
+    with pytest.raises(ops.BackendUnavailable, match=message):
+        chosen("temporal_attention", "triton", "cuda:0", qkv)
+    assert chosen("temporal_attention", "auto", "cuda:0", qkv) == "reference"
+    monkeypatch.setattr(backends, "_card", lambda index: ("RTX 4090", 8, 9))
+    assert chosen("temporal_attention", "auto", "cuda:0", qkv) == "triton"
+    assert chosen("temporal_attention", "auto", "cpu", qkv) == "reference"
+
+
+LIMITS = [
+    (
+        "temporal_attention",
+        {"d": 48},
+        r"the head dimension is 48; the kernels take 32, 64, 80, 128",
+    ),
+    ("temporal_attention", {"T": 1, "d": 64}, r"there are 1 frames; the kernels take 2 to 16"),
+    ("temporal_attention", {"T": 17, "d": 64}, r"there are 17 frames; the kernels take 2 to 16"),
+    ("spatial_attention", {"d": 40}, r"the head dimension is 40; .* multiples of 16 up to 128"),
+    ("spatial_attention", {"d": 144}, r"the head dimension is 144; .* multiples of 16 up to 128"),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes", "reason"), LIMITS)
+def test_limits_of_the_kernels(name: str, sizes: dict[str, int], reason: str) -> None:
+    case = CASES[name]
+    with pytest.raises(ops.BackendUnavailable, match=reason):
+        case.call(**made(case, **sizes), backend="triton")
+    case.call(**made(case, **sizes))  # auto falls back
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(c.name, a) for c in CASES.values() if c.name in TRITON_OPS for a in c.gradients],
+)
+def test_kernels_have_no_float64(name: str, argument: str) -> None:
+    case = CASES[name]
+    values = made(case)
+    values[argument] = values[argument].double()
+    with pytest.raises(ops.BackendUnavailable, match=rf"{argument} is float64; the kernels take"):
+        case.call(**values, backend="triton")
+
+
+def test_warp_clips_has_no_float64() -> None:
+    values = made(CASES["warp_clips"])
+    with pytest.raises(ops.BackendUnavailable, match="dtype is float64; the kernel writes"):
+        ops.warp_clips(**values, size=(4, 4), dtype=torch.float64, backend="triton")
+
+
+# -- what is asked for ----------------------------------------------------------------------------
+
+
+def test_the_environment_picks(monkeypatch: pytest.MonkeyPatch, no_interpreter: None) -> None:
+    monkeypatch.setenv("CMPOSE_BACKEND", "triton")
+    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"):
+        chosen("dpc_knn")
+    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "reference")
+    assert chosen("dpc_knn") == backends.PLAIN
+    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"):
+        chosen("merge_clusters")
+    assert chosen("merge_clusters", "reference") == backends.PLAIN
+    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "auto")
+    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"):
+        chosen("dpc_knn")
+    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "cuda")
+    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_DPC_KNN_BACKEND"):
+        chosen("dpc_knn")
+    monkeypatch.setenv("CMPOSE_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"CMPOSE_BACKEND must be one of.*'fast'"):
+        chosen("merge_clusters")
+
+
+def test_the_context_picks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen("dpc_knn") == "reference"
+    with ops.backend("reference"):
+        assert chosen("dpc_knn") == backends.PLAIN
+        with ops.backend(dpc_knn="cuda"):
+            with pytest.raises(ops.BackendUnavailable, match=r"from ops\.backend"):
+                chosen("dpc_knn")
+            assert chosen("merge_clusters") == backends.PLAIN
+            assert chosen("dpc_knn", "reference") == backends.PLAIN  # an argument wins
+        assert chosen("dpc_knn") == backends.PLAIN
+    assert chosen("dpc_knn") == "reference"
+    monkeypatch.setenv("CMPOSE_BACKEND", "cuda")
+    with ops.backend("reference"):  # the context wins over the environment
+        assert chosen("dpc_knn") == backends.PLAIN
+    with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"), ops.backend("auto"):
+        chosen("dpc_knn")  # auto asks for nothing
+
+
+def test_the_context_ends_with_an_error() -> None:
+    with pytest.raises(KeyError), ops.backend("reference"):
+        raise KeyError
+    assert chosen("dpc_knn") == "reference"
+
+
+def test_a_context_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"backend must be one of .*'fast'"), ops.backend("fast"):
+        pass
+    with pytest.raises(ValueError, match=r"op must be one of .*'conv'"), ops.backend(conv="cuda"):
+        pass
+    with pytest.raises(ValueError, match=r"op must be one of .*'conv'"):
+        ops.available("conv")
+
+
+# -- why ------------------------------------------------------------------------------------------
+
+
+@every_op
+def test_explain(case: Case) -> None:
+    positional, keywords = arguments_of(case)
+    found = ops.explain(case.name, *positional, **keywords)
+    assert found.op == case.name
+    assert set(found.reasons) == {"reference", "triton", "cuda"}
+    assert found.reasons["reference"] is None
+    if DEVICE == "cpu":
+        assert found.backend == "reference"
+    if case.name in TRITON_OPS:
+        assert found.reasons["triton"] is None  # on a GPU, or in the interpreter
+    assert found.reasons["cuda"] == f"no cuda kernel for {case.name} in this version"
+    with ops.backend("reference"):
+        assert ops.explain(case.name, **keywords).asked == "reference, from ops.backend"
+
+
+def test_explain_reads_as_text(qkv: Tensor, no_interpreter: None) -> None:
+    text = str(ops.explain("temporal_attention", qkv[..., :48]))
+    assert text.splitlines()[0] == "temporal_attention: reference (auto)"
+    assert text.splitlines()[1] == "  reference: can run"
+    assert text.splitlines()[2].startswith("  triton: the tensors are on the CPU; ")
+    refused = ops.explain("temporal_attention", qkv, backend="cuda")
+    assert refused.backend == "cuda"
+    assert refused.asked == "cuda, from the argument"
+
+
+def test_explain_knows_the_limits(qkv: Tensor) -> None:
+    found = ops.explain("temporal_attention", qkv[..., :48].to(DEVICE))
+    assert found.reasons["triton"] == "the head dimension is 48; the kernels take 32, 64, 80, 128"
+
+
+def test_explain_of_something_else(qkv: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"op must be one of .*'conv'"):
+        ops.explain("conv", qkv)
+    with pytest.raises(TypeError, match="qkv"):
+        ops.explain("temporal_attention")
+    with pytest.raises(TypeError, match=r"qkv must be a torch\.Tensor, got int"):
+        ops.explain("temporal_attention", 3)
+
+
+def test_choosing_imports_no_triton() -> None:
+    """Only a call that runs Triton's kernels imports it."""
+    code = (
+        "import sys, torch\n"
+        "from cmpose import ops\n"
+        "qkv = torch.zeros(1, 3, 2, 3, 1, 64)\n"
+        "ops.temporal_attention(qkv)\n"
+        "ops.explain('temporal_attention', qkv)\n"
+        "assert 'triton' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
