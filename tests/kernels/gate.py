@@ -1,7 +1,8 @@
 """Compiles what the launchers would launch, for any card, on a machine without one.
 
 Run as a program, without TRITON_INTERPRET: ``python -m tests.kernels.gate OP [--arch 89]`` prints
-registers, spills and shared memory per kernel; ``--json`` writes a line a kernel.
+registers, spills and shared memory per kernel; ``--json`` writes them, and the lines of the
+configuration table that were looked up, to a file. What is launched alike is compiled once.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import importlib
 import json
 import re
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cmpose.kernels import launch
+from cmpose.kernels import configs, launch
 
 ARCHS = (80, 89, 90, 120)
 
@@ -33,7 +36,9 @@ _TYPES = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.uint8: "*u8",
-    torch.bool: "*i1",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.bool: "*u1",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -41,46 +46,64 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one kernel needs on one card; bytes, and registers a thread."""
+    """What one kernel needs on one card; bytes, and registers a thread.
+
+    Attributes:
+        kernel: its module and function.
+        half: whether it takes tensors of float16 or bfloat16.
+        error: why it does not compile; then the rest is 0.
+    """
 
     kernel: str
     case: str
     arch: int
     warps: int
-    registers: int
-    stack: int
-    shared: int
-    mma: bool
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    mma: bool = False
+    half: bool = False
+    error: str = ""
+
+
+def kernel_name(kernel: Any) -> str:
+    """``temporal_attention.forward_kernel``, for a ``@triton.jit`` function."""
+    return f"{kernel.__module__.removeprefix('cmpose.kernels.')}.{kernel.__name__}"
 
 
 def _signature(launched: launch.Launch) -> tuple[dict[str, str], dict[str, Any], dict]:
     """Types, constants and divisibility of a launch, as Triton's own launcher derives them."""
-    names = launched.kernel.arg_names
     constants = dict(launched.constants)
-    positional = [name for name in names if name not in constants]
+    parameters = launched.kernel.params
+    positional = [parameter.name for parameter in parameters if parameter.name not in constants]
     assert len(positional) == len(launched.arguments), (launched.kernel, positional)
     values = dict(zip(positional, launched.arguments, strict=True))
     signature: dict[str, str] = {}
     attributes = {}
-    for index, name in enumerate(names):
-        value = constants.get(name) if name in constants else values[name]
-        divisible = False
+    for index, parameter in enumerate(parameters):
+        name = parameter.name
+        value = values.get(name)
+        specialized = not parameter.do_not_specialize
+        aligned = specialized and not parameter.do_not_specialize_on_alignment
         if name in constants:
-            signature[name] = "constexpr"
+            signature[name], aligned = "constexpr", False
         elif isinstance(value, Tensor):
             signature[name] = _TYPES[value.dtype]
-            divisible = True  # torch's allocations are; a view's offset is the caller's
-        elif value is None or (isinstance(value, int) and value == 1):
-            signature[name], constants[name] = "constexpr", value
+            # torch's allocations are aligned; so is a view if its offset is.
+            aligned &= value.storage_offset() * value.element_size() % 16 == 0
+        elif value is None or (specialized and type(value) is int and value == 1):
+            signature[name], constants[name], aligned = "constexpr", value, False
         elif isinstance(value, bool):
-            signature[name] = "i1"
+            signature[name], aligned = "u1", False
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            divisible = value % 16 == 0
+            aligned &= value % 16 == 0
         else:
             assert isinstance(value, float), (name, value)
-            signature[name] = "fp32"
-        if divisible:
+            signature[name], aligned = "fp32", False
+        if parameter.annotation_type and signature[name] != "constexpr":
+            signature[name] = parameter.annotation_type
+        if aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
@@ -99,32 +122,48 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def build(launched: launch.Launch, arch: int) -> Any:
-    """Triton's compiled kernel for ``arch``, with ``asm`` (ttir, ptx, cubin, ...) in it."""
-    signature, constants, attributes = _signature(launched)
-    source = ASTSource(launched.kernel, signature, constants, attributes)
-    options = {
+def _options(launched: launch.Launch) -> dict[str, Any]:
+    return {
         "num_warps": launched.config.num_warps,
         "num_stages": launched.config.num_stages,
         "enable_fp_fusion": launched.fp_fusion,
     }
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def build(launched: launch.Launch, arch: int) -> Any:
+    """Triton's compiled kernel for ``arch``, with ``asm`` (ttir, ptx, cubin, ...) in it."""
+    signature, constants, attributes = _signature(launched)
+    source = ASTSource(launched.kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=_options(launched))
+
+
+_compiled: dict[str, Compiled] = {}
 
 
 def compile_launch(launched: launch.Launch, arch: int, case: str) -> Compiled:
     """Compiles a recorded launch for ``arch`` and reads what it needs."""
-    kernel = build(launched, arch)
+    name = kernel_name(launched.kernel)
+    signature, constants, attributes = _signature(launched)
+    key = repr((name, signature, constants, attributes, _options(launched), arch))
+    if key in _compiled:
+        return replace(_compiled[key], case=case)
+    row = Compiled(name, case, arch, launched.config.num_warps)
+    try:
+        kernel = build(launched, arch)
+    except Exception as error:  # whatever the compiler raises is a finding
+        lines = str(error).strip().splitlines() or [""]
+        _compiled[key] = replace(row, error=f"{type(error).__name__}: {lines[-1]}")
+        return _compiled[key]
     registers, stack = _resources(kernel.asm["cubin"])
-    return Compiled(
-        kernel=launched.kernel.__name__,
-        case=case,
-        arch=arch,
-        warps=launched.config.num_warps,
+    _compiled[key] = replace(
+        row,
         registers=registers,
         stack=stack,
         shared=kernel.metadata.shared,
         mma="mma" in kernel.asm["ptx"],
+        half=not {"*fp16", "*bf16"}.isdisjoint(signature.values()),
     )
+    return _compiled[key]
 
 
 def compile_cases(
@@ -139,29 +178,57 @@ def compile_cases(
             yield compile_launch(launched, arch, name), launched
 
 
-def main() -> None:
+def cases_of(op: str) -> dict[str, Callable[[], Any]]:
+    """The cases of an op, or of a module if the name has a dot."""
+    return importlib.import_module(op if "." in op else f"tests.kernels.{op}_cases").CASES
+
+
+def _report(row: Compiled) -> str:
+    if row.error:
+        return f"sm_{row.arch:<4} {row.kernel:44} {row.case:40} {row.error}"
+    return (
+        f"sm_{row.arch:<4} {row.kernel:44} {row.case:40} warps {row.warps:2} "
+        f"registers {row.registers:3} stack {row.stack:5} shared {row.shared:6} "
+        f"{'mma' if row.mma else ''}"
+    )
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("op", nargs="+")
     parser.add_argument("--arch", type=int, action="append")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()
-    rows = []
+    if launch.INTERPRETED:
+        parser.error("TRITON_INTERPRET is set: nothing would be compiled")
+    rows: list[Compiled] = []
+    reached: set[tuple[str, str, int]] = set()
+    unpinned: set[str] = set()
     for op in options.op:
-        cases = importlib.import_module(f"tests.kernels.{op}_cases").CASES
-        chosen = [(name, call) for name, call in cases.items() if options.only in name]
+        start, before, first = time.monotonic(), len(_compiled), len(rows)
+        chosen = [(name, call) for name, call in cases_of(op).items() if options.only in name]
         for arch in options.arch or ARCHS:
-            for row, _ in compile_cases(chosen, arch):
-                rows.append(asdict(row))
-                print(
-                    f"sm_{row.arch:<4} {row.kernel:36} {row.case:40} warps {row.warps:2} "
-                    f"registers {row.registers:3} stack {row.stack:5} shared {row.shared:6} "
-                    f"{'mma' if row.mma else ''}",
-                    flush=True,
-                )
+            with configs.noting() as lookups:
+                for row, launched in compile_cases(chosen, arch):
+                    rows.append(row)
+                    print(_report(row), flush=True)
+                    if all(note.config is not launched.config for note in lookups):
+                        unpinned.add(row.kernel)
+            reached |= {(note.kernel, repr(note.variant), note.arch) for note in lookups}
+        print(
+            f"{op}: {len(chosen)} cases, {len(rows) - first} launches, "
+            f"{len(_compiled) - before} kernels compiled in {time.monotonic() - start:.0f} s"
+        )
     if options.json:
-        options.json.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+        found = {
+            "compiled": [asdict(row) for row in rows],
+            "reached": sorted(reached),
+            "unpinned": sorted(unpinned),
+        }
+        options.json.write_text(json.dumps(found))
+    return int(any(row.error for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
