@@ -24,10 +24,52 @@ def c(num_warps: int = 4, num_stages: int = 1, **blocks: int) -> Config:
 
 
 # --- temporal_attention ----------------------------------------------------------------------
+# The variant is the head dimension and an element's bytes. ROWS gives each thread 16 bytes of a
+# tile.
+_ROWS: Lines = {
+    (32, 2): {80: c(4, ROWS=32)},
+    (64, 2): {80: c(4, ROWS=16)},
+    (80, 2): {80: c(4, ROWS=16)},
+    (128, 2): {80: c(4, ROWS=8)},
+    (32, 4): {80: c(4, ROWS=16)},
+    (64, 4): {80: c(4, ROWS=8)},
+    (80, 4): {80: c(4, ROWS=8)},
+    (128, 4): {80: c(4, ROWS=4)},
+}
+_TILE: Lines = {
+    (32, 2): {80: c(1)},
+    (64, 2): {80: c(1)},
+    (80, 2): {80: c(1)},
+    (128, 2): {80: c(1)},
+    (32, 4): {80: c(2)},
+    (64, 4): {80: c(2)},
+    (80, 4): {80: c(2)},
+    (128, 4): {80: c(4)},
+}
+TEMPORAL_ATTENTION: dict[str, Lines] = {
+    "temporal_attention_rows_forward": _ROWS,
+    "temporal_attention_rows_backward": _ROWS,
+    "temporal_attention_tile_forward": _TILE,
+    "temporal_attention_tile_backward": _TILE,
+}
 
 # --- spatial_attention -----------------------------------------------------------------------
 
 # --- corrupt_tokens --------------------------------------------------------------------------
+# A program is one warp. 256 channels give each lane 16 bytes of bfloat16, four normals twice.
+# Backward a lane has 12 such loads in flight, 6 KB a warp: 80 KB on an SM of 14 warps.
+CORRUPT_TOKENS: dict[str, Lines] = {
+    "corrupt_tokens_forward": {
+        "many rows": {80: c(1, ROWS=8, CHANNELS=256)},
+        "few rows": {80: c(1, ROWS=2, CHANNELS=256)},
+        "narrow": {80: c(1, ROWS=8, CHANNELS=128)},
+    },
+    "corrupt_tokens_backward": {
+        "wide": {80: c(1, CLIPS=4, CHANNELS=256)},
+        "narrow": {80: c(1, CLIPS=16, CHANNELS=64)},
+    },
+    "corrupt_tokens_keypoints": {None: {80: c(1, FRAMES=8, BLOCK=128)}},
+}
 
 # --- reconstruction_loss ---------------------------------------------------------------------
 # The variant is the tile's channels.
@@ -58,11 +100,23 @@ HEATMAP_LOSS: dict[str, Lines] = {
 }
 
 # --- warp_clips ------------------------------------------------------------------------------
+# Two pixels a thread at a time: it waits for 24 byte loads at once and needs few registers enough
+# that 12 programs share a multiprocessor. A program inverts its matrix, so where float64 is slow
+# (8.6, 8.9, 12.x) it covers more rows; elsewhere fewer, so that the last ones end together.
+_WARP_LONG, _WARP_SHORT = (c(2, BANDS=bands, BLOCK_Y=4, BLOCK_X=32) for bands in (8, 4))
+WARP_CLIPS: dict[str, Lines] = {
+    "warp_clips": {
+        "any": {80: _WARP_SHORT, 86: _WARP_LONG, 90: _WARP_SHORT, 120: _WARP_LONG},
+    },
+}
 
 
 CONFIGS: dict[str, Lines] = {
+    **TEMPORAL_ATTENTION,
+    **CORRUPT_TOKENS,
     **RECONSTRUCTION_LOSS,
     **HEATMAP_LOSS,
+    **WARP_CLIPS,
 }
 """Kernel name → variant → compute capability → configuration."""
 

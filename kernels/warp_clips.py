@@ -1,0 +1,213 @@
+"""Crops of clips: bilinear samples of uint8 frames, normalised, in one launch.
+
+A program computes one tile of one clip's crop in all T frames, which share its source positions.
+As in cv2 these come from the inverse matrix in float64. That is computed once a column and once a
+row of a tile, not once a pixel: some cards have one float64 unit for 64 of float32.
+
+Positions and weights are the reference's, bit for bit, and sums of weighted grey levels are exact
+integers, so that the result differs from the reference by no more than its last rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cmpose.kernels import configs
+from cmpose.kernels.launch import arch_of, launch
+
+
+@triton.jit
+def _fixed(pixels):
+    """Float64 pixels to int32 in 1/1024 pixel: half to even, ±2³⁰ at most, 2³⁰ for NaN."""
+    scaled = pixels * 1024.0
+    scaled = tl.where(scaled < 1073741824.0, scaled, 1073741824.0)  # NaN is not less either
+    scaled = tl.where(scaled > -1073741824.0, scaled, -1073741824.0)
+    # 1.5·2⁵² + x leaves no bit for a fraction, so that the sum is rounded half to even, and its
+    # low bits are x in two's complement. There is nothing here that a compiler could cancel.
+    return (scaled + 6755399441055744.0).to(tl.int64, bitcast=True).to(tl.int32)
+
+
+@triton.jit
+def _tap(index, weight, count):
+    """Where to read a tap along one axis, int64, and its weight: 0 outside the ``count`` pixels."""
+    inside = (index >= 0) & (index < count)
+    return tl.where(inside, index, 0).to(tl.int64), tl.where(inside, weight, 0)
+
+
+@triton.jit
+def _sample(top_left, top_right, bottom_left, bottom_right, weights, offset):
+    """Σ weight · grey level of four pixels, ``offset`` elements after the pointers: exact."""
+    value = tl.load(top_left + offset).to(tl.int32) * weights[0]
+    value += tl.load(top_right + offset).to(tl.int32) * weights[1]
+    value += tl.load(bottom_left + offset).to(tl.int32) * weights[2]
+    value += tl.load(bottom_right + offset).to(tl.int32) * weights[3]
+    return value.to(tl.float32)
+
+
+@triton.jit
+def _warp_clips(
+    frames,
+    matrices,
+    out,
+    num_frames,
+    height,
+    width,
+    out_height,
+    out_width,
+    stride_b,
+    stride_t,
+    stride_y,
+    stride_x,
+    stride_c,
+    matrix_b,
+    matrix_row,
+    matrix_column,
+    scale_r,
+    scale_g,
+    scale_b,
+    shift_r,
+    shift_g,
+    shift_b,
+    BANDS: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    """A tile of BANDS · BLOCK_Y rows, BLOCK_Y of them at a time, by BLOCK_X columns."""
+    zero = tl.full((), 0, tl.int64)  # makes sums int64
+    across = tl.cdiv(out_width, BLOCK_X)
+    tiles = across * tl.cdiv(out_height, BANDS * BLOCK_Y)
+    clip = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    first_row = tile // across * (BANDS * BLOCK_Y)
+    columns = tile % across * BLOCK_X + tl.arange(0, BLOCK_X)
+
+    # Destination → source is (xx, xy, −offset_x), (yx, yy, −offset_y); zeros if it is singular.
+    upper = matrices + clip * matrix_b
+    lower = upper + matrix_row
+    a = tl.load(upper).to(tl.float64)
+    b = tl.load(upper + matrix_column).to(tl.float64)
+    tx = tl.load(upper + 2 * matrix_column).to(tl.float64)
+    c = tl.load(lower).to(tl.float64)
+    d = tl.load(lower + matrix_column).to(tl.float64)
+    ty = tl.load(lower + 2 * matrix_column).to(tl.float64)
+    determinant = a * d - b * c
+    singular = determinant == 0.0
+    factor = tl.where(singular, 0.0, 1.0 / tl.where(singular, 1.0, determinant))
+    negative = 0.0 - factor
+    xx, xy = d * factor, b * negative
+    yx, yy = c * negative, a * factor
+    offset_x = xx * tx + xy * ty
+    offset_y = yx * tx + yy * ty
+
+    # What a column adds to x and to y, [BLOCK_X, 2], and a row, [2 · BANDS, BLOCK_Y]: one tensor
+    # each and sums with a single term to take them apart, because such a sum is computed where
+    # its terms are. Plain vectors would be computed anew by every thread that needs them.
+    axis = tl.arange(0, 2)[None, :]
+    share = _fixed(tl.where(axis == 0, xx, yx) * columns.to(tl.float64)[:, None])
+    column_x = tl.sum(tl.where(axis == 0, share, 0), 1)[None, :] + (zero + 16)
+    column_y = tl.sum(tl.where(axis == 1, share, 0), 1)[None, :] + (zero + 16)
+    band = tl.arange(0, 2 * BANDS)[:, None]
+    rows = first_row + (band % BANDS) * BLOCK_Y + tl.arange(0, BLOCK_Y)[None, :]
+    shift = tl.where(band < BANDS, offset_x, offset_y)
+    shares = _fixed(tl.where(band < BANDS, xy, yy) * rows.to(tl.float64) - shift)
+
+    plane = (zero + out_height) * out_width
+    second = zero + stride_c
+    for i in range(tl.minimum(BANDS, tl.cdiv(out_height - first_row, BLOCK_Y))):
+        # Source positions in 1/32 pixel: a whole pixel and how far it is to the next one.
+        row_x = tl.sum(tl.where(band == i, shares, 0), 0)[:, None]
+        row_y = tl.sum(tl.where(band == i + BANDS, shares, 0), 0)[:, None]
+        x = ((column_x + row_x) >> 5).to(tl.int32)
+        y = ((column_y + row_y) >> 5).to(tl.int32)
+        left, left_weight = _tap(x >> 5, 32 - (x & 31), width)
+        right, right_weight = _tap((x >> 5) + 1, x & 31, width)
+        top, top_weight = _tap(y >> 5, 32 - (y & 31), height)
+        bottom, bottom_weight = _tap((y >> 5) + 1, y & 31, height)
+        weights = (
+            top_weight * left_weight,
+            top_weight * right_weight,
+            bottom_weight * left_weight,
+            bottom_weight * right_weight,
+        )
+        source = frames + clip * stride_b
+        top_left = source + top * stride_y + left * stride_x
+        top_right = source + top * stride_y + right * stride_x
+        bottom_left = source + bottom * stride_y + left * stride_x
+        bottom_right = source + bottom * stride_y + right * stride_x
+
+        row = first_row + i * BLOCK_Y
+        inner = tl.arange(0, BLOCK_Y)[:, None]
+        inside = (row + inner < out_height) & (columns < out_width)[None, :]
+        # The hint keeps neighbouring pixels in neighbouring threads, where their taps share cache
+        # lines; for a 16-byte store a thread would take eight of them.
+        inner = tl.max_contiguous(inner * out_width + columns[None, :], [1, 1])
+        target = out + clip * num_frames * 3 * plane + row.to(tl.int64) * out_width
+        for _ in range(num_frames):
+            # All loads stand before the first store: they could not be moved across it.
+            red = _sample(top_left, top_right, bottom_left, bottom_right, weights, zero)
+            green = _sample(top_left, top_right, bottom_left, bottom_right, weights, second)
+            blue = _sample(top_left, top_right, bottom_left, bottom_right, weights, 2 * second)
+            pixel = target + inner
+            tl.store(pixel, (red * scale_r + shift_r).to(out.dtype.element_ty), mask=inside)
+            pixel += plane
+            tl.store(pixel, (green * scale_g + shift_g).to(out.dtype.element_ty), mask=inside)
+            pixel += plane
+            tl.store(pixel, (blue * scale_b + shift_b).to(out.dtype.element_ty), mask=inside)
+            target += 3 * plane
+            top_left += stride_t
+            top_right += stride_t
+            bottom_left += stride_t
+            bottom_right += stride_t
+
+
+def forward(
+    frames: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """One crop a clip, sampled as ``cv2.warpAffine`` does and normalised.
+
+    Args:
+        frames: uint8 [B, T, h, w, 3] of any strides, also 0; h, w ≥ 1.
+        matrices: floating point [B, 2, 3] of any strides, source → crop pixel (x, y).
+        size: (H, W) of the crops.
+        mean: of R, G and B, in 0 to 1.
+        std: likewise.
+        dtype: of the result: float32, float16 or bfloat16.
+
+    Returns:
+        [B, T, 3, H, W], contiguous: (value / 255 − mean) / std, where value is
+        Σ weight · grey level over the four pixels around a source position that is rounded to
+        1/32 pixel; pixels outside the frame are 0. A singular matrix counts as zeros.
+    """
+    batch, num_frames, height, width, _ = frames.shape
+    out = torch.empty((batch, num_frames, 3, *size), dtype=dtype, device=frames.device)
+    config = configs.config("warp_clips", "any", arch_of(frames))
+    tile = config.blocks["BANDS"] * config.blocks["BLOCK_Y"], config.blocks["BLOCK_X"]
+    programs = batch * triton.cdiv(size[0], tile[0]) * triton.cdiv(size[1], tile[1])
+    launch(
+        _warp_clips,
+        (programs if num_frames else 0,),
+        frames,
+        matrices,
+        out,
+        num_frames,
+        height,
+        width,
+        *size,
+        *frames.stride(),
+        *matrices.stride(),
+        *(1.0 / (32**2 * 255.0 * s) for s in std),  # weights sum to 32²
+        *(-m / s for m, s in zip(mean, std, strict=True)),
+        config=config,
+        fp_fusion=False,
+    )
+    return out
