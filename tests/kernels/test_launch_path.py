@@ -1,0 +1,360 @@
+"""Nothing between an op's call and its last launch waits for the device or copies from the host.
+
+Three ways: by the source, by running every launcher on tensors that have no values, and, where
+there is a GPU, by capturing every op in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cmpose import ops
+from cmpose.kernels import launch
+from cmpose.ops import library
+from tests.kernels.gate import cases_of
+from tests.kernels.host_reads import host_reads, makers
+from tests.ops.assertions import assert_same_bits
+from tests.ops.cases import CASES, Case, differentiable, leaves, upstream
+from tests.shared_data import PROJECT
+
+# -- by the source --------------------------------------------------------------------------------
+
+NOT_LAUNCHED = {"kernels/tune.py"}  # a program that measures
+
+SOURCES = {
+    str(path.relative_to(PROJECT)): path.read_text()
+    for folder in ("kernels", "cmpose/ops")
+    for path in sorted((PROJECT / folder).glob("*.py"))
+    if str(path.relative_to(PROJECT)) not in NOT_LAUNCHED
+}
+
+ALLOWED = {
+    ("cmpose/ops/unmerge_tokens.py", "unmerge_tokens_reference"): "assignment is int64, no mask",
+}
+"""Functions that may look as if they read, and why they do not. What ``checks.readable`` guards
+needs no line here: it is false on a card and in torch.compile."""
+
+
+def reads_of(sources: dict[str, str]) -> dict[tuple[str, str], list[str]]:
+    """(file, function) → what it reads."""
+    others = frozenset().union(*map(makers, sources.values()))
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, source in sources.items():
+        for read in host_reads(source, others):
+            found.setdefault((name, read.function), []).append(f"{name}:{read.line}: {read.what}")
+    return found
+
+
+def test_no_source_reads_on_the_host() -> None:
+    assert {"kernels/launch.py", "cmpose/ops/library.py"} <= set(SOURCES)
+    found = reads_of(SOURCES)
+    lines = [line for key, lines in found.items() if key not in ALLOWED for line in lines]
+    assert not lines, "\n".join(lines)
+    assert set(ALLOWED) <= set(found), "ALLOWED has a line that nothing needs"
+
+
+PLANTED = [
+    "x.item()",
+    "x.tolist()",
+    "x.sum().cpu()",
+    "x.numpy()",
+    "x.nonzero()",
+    "torch.nonzero(x)",
+    "torch.unique(x)",
+    "torch.where(x > 0)",
+    "x.masked_select(x > 0)",
+    "torch.equal(x, x)",
+    "torch.cuda.synchronize()",
+    "torch.cuda.current_stream().synchronize()",
+    "bool(x.any())",
+    "int(x.sum())",
+    "float(x)",
+    "int(x.shape[0] + x[0])",
+    "max(x, 3)",
+    "range(x)",
+    "x if x.any() else 0",
+    "not_none = x is not None and x.isnan().any() and 3",
+    "0 < x < 3",
+    "x[x > 0]",
+    "x[:, ~x.isnan()]",
+    "x[mask]",
+    "x[torch.isnan(x)]",
+    "torch.tensor([1.0, 2.0], device=x.device)",
+    "torch.as_tensor(3).to(x.device)",
+    "torch.zeros(3).to(device=x.device, non_blocking=True)",
+    "torch.arange(3).cuda()",
+    "x.new_tensor([1, 2])",
+    "torch.repeat_interleave(x, 3)",
+    "assert x.sum() > 0",
+    "y = x + 1\n    if y.max() > 3:\n        return",
+    "y, z = x.aminmax()\n    while y < z:\n        y += 1",
+    "for row in x:\n        if row:\n            break",
+    "y = made()\n    if y > 0:\n        return",
+    "def inner():\n        return x.item()\n    inner()",
+    "z = lambda: x.item()",
+    "y = [bool(row) for row in x.unbind()]",
+    "if mask.any() or readable(x):\n        return",
+    "if readable(x) or bool(x.any()):\n        return",
+    "if not readable(x) and x.any():\n        return",
+    "if not readable(x):\n        pass\n    x.item()",
+]
+
+INNOCENT = [
+    "if x is None or x.numel() == 0 or x.shape[0] > 3 or x.dtype == torch.half:\n        return",
+    "int(x.shape[0]) + max(x.stride()) + len(x)",
+    "if x.is_contiguous() and x.ndim > 3 and x.device.type == 'cpu':\n        return",
+    "y = x.to(torch.float32).contiguous()",
+    "y = torch.empty(3, device=x.device); z = torch.arange(3, device=x.device)",
+    "y = torch.where(x > 0, x, 0.0)",
+    "if readable(x) and bool(x.any()):\n        raise ValueError(int(x.sum()))",
+    "if checks.readable(x):\n        x.item()",
+    "if not readable(x) or x.numel() == 0:\n        return\n    x.item()",
+    "if torch.cuda.is_available() or torch.is_grad_enabled():\n        return",
+    "n = x.numel()\n    if n > 3:\n        return",
+    "y = x[:, 0, None]",
+    "x = 3\n    if x:\n        return",
+    "names = {'a': x}\n    for name, y in names.items():\n        print(name)",
+]
+
+
+def reads_in(statement: str) -> list[str]:
+    body = f"def f(x: Tensor, mask: Tensor | None) -> None:\n    {statement}\n"
+    source = body + "def made() -> tuple[Tensor, int]: ...\n"
+    return [line for lines in reads_of({"planted": source}).values() for line in lines]
+
+
+@pytest.mark.parametrize("statement", PLANTED)
+def test_planted_reads_are_caught(statement: str) -> None:
+    assert reads_in(statement)
+
+
+@pytest.mark.parametrize("statement", INNOCENT)
+def test_what_the_host_knows_is_not_caught(statement: str) -> None:
+    assert reads_in(statement) == []
+
+
+def test_kernels_are_no_host_code() -> None:
+    body = "def f(x: Tensor):\n    return x.item()\n"
+    assert reads_of({"planted": f"@triton.jit\n{body}"}) == {}
+    assert len(reads_of({"planted": f"@torch.no_grad()\n{body}"})) == 1
+    method = "class A:\n    @staticmethod\n    def f(x: Tensor):\n        return x.item()\n"
+    assert list(reads_of({"planted": method})) == [("planted", "A.f")]
+
+
+# -- without values -------------------------------------------------------------------------------
+
+_READING = {
+    "_local_scalar_dense", "nonzero", "nonzero_static", "_unique2", "unique_dim",
+    "unique_consecutive", "masked_select", "equal", "is_nonzero", "bincount", "lift_fresh",
+    "_pin_memory",
+}  # fmt: skip
+"""Operators of ATen that read values on the host, or start from host data."""
+
+
+class NoReads(TorchDispatchMode):
+    """Within it operators raise that read values on the host or copy between devices."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__.partition(".")[0]
+        if func.namespace == "cmpose":  # look inside, which calling it here would not
+            with self:
+                return library.IMPLEMENTATIONS[name][args[-1]](*args[:-1])
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        assert name not in _READING, f"{func} reads on the host"
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            assert not masks, f"{func} with a mask reads on the host"
+        assert name != "repeat_interleave" or "output_size" in kwargs, f"{func} reads"
+        result = func(*args, **kwargs)
+        devices = {leaf.device.type for leaf in given if leaf.ndim}
+        devices |= {
+            leaf.device.type for leaf in pytree.tree_leaves(result) if torch.is_tensor(leaf)
+        }
+        assert len(devices) <= 1, f"{func} copies between {sorted(devices)}"
+        return result
+
+
+KERNELS = sorted(
+    path.stem.removesuffix("_cases") for path in Path(__file__).parent.glob("*_cases.py")
+)
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_launchers_run_without_values(op: str) -> None:
+    """Every case of the gate, on the meta device, where reading raises of itself."""
+    for arch in (80, 90):
+        for name, call in cases_of(op).items():
+            with launch.recording(arch) as launches, NoReads():
+                call()
+            assert launches, name
+
+
+READING: dict[str, Callable[[Tensor], Any]] = {
+    "item": Tensor.item,
+    "bool": bool,
+    "int": int,
+    "nonzero": Tensor.nonzero,
+    "unique": Tensor.unique,
+    "mask": lambda x: x[x > 0],
+    "mask to write": lambda x: x.index_put_((x > 0,), x),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "equal": lambda x: torch.equal(x, x),
+    "tolist": Tensor.tolist,
+    "numpy": Tensor.numpy,
+    "cpu": Tensor.cpu,
+    "to": lambda x: torch.ones(3).to(x.device),
+    "copy_": lambda x: x.copy_(torch.ones(1)),
+    "tensor": lambda x: torch.tensor([1.0], device=x.device),
+    "new_tensor": lambda x: x.new_tensor(2.0),
+}
+SEEN = {
+    # Host data on the meta device is no operator's; the source shows it, and so does the CPU.
+    "meta": [name for name in READING if name not in ("tensor", "new_tensor")],
+    # There is nothing to copy on the CPU.
+    "cpu": [name for name in READING if name not in ("tolist", "numpy", "cpu", "to", "copy_")],
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "read"), [(device, read) for device, names in SEEN.items() for read in names]
+)
+def test_planted_reads_raise(device: str, read: str) -> None:
+    with pytest.raises((AssertionError, RuntimeError, TypeError)), NoReads():
+        READING[read](torch.ones(1, device=device))
+
+
+def arguments(case: Case, device: str) -> dict[str, Any]:
+    made = {n: v.to(device) for n, v in case.make(2, torch.float32, **case.kernel_sizes).items()}
+    for name in case.gradients:
+        made[name].requires_grad_()
+    return made
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_public_ops_read_nothing(op: str) -> None:
+    """From the public function to the launches, forward and backward; the checks are those of a
+    card, which look at no value."""
+    case = CASES[op]
+    made = arguments(case, "cpu")
+    with ops.without_value_checks(), launch.recording(89) as launches:
+        result = case.call(**made, backend="triton")
+        grads = [torch.ones_like(out) for out in differentiable(result)]
+        launches.clear()
+        with NoReads():
+            result = case.call(**made, backend="triton")
+            forward = len(launches)
+            if case.gradients:
+                wanted = [made[name] for name in case.gradients]
+                torch.autograd.grad(differentiable(result), wanted, grads)
+    assert forward
+    assert len(launches) > forward or not case.gradients
+
+
+def test_a_planted_read_in_an_op_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    implementations = library.IMPLEMENTATIONS["temporal_attention"]
+    right = implementations["triton"]
+
+    def reading(qkv: Tensor) -> Tensor:
+        if qkv.isnan().any():
+            raise ValueError
+        return right(qkv)
+
+    monkeypatch.setitem(implementations, "triton", reading)
+    with pytest.raises(AssertionError, match=r"_local_scalar_dense|is_nonzero"):
+        test_public_ops_read_nothing("temporal_attention")
+
+
+# -- on a card ------------------------------------------------------------------------------------
+
+on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+class Captured:
+    """An op's forward and backward in a CUDA graph, on inputs that stay where they are."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.made = arguments(case, "cuda")
+        self.grads = upstream(differentiable(self.call()), torch.float32)
+        # Compile and allocate before the capture, on another stream than the default one.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.results = self.run()
+
+    def call(self) -> Any:
+        return self.case.call(**self.made, backend="triton")
+
+    def run(self) -> list[Tensor]:
+        """Outputs and gradients."""
+        result = self.call()
+        found = [leaf.detach() for leaf in leaves(result)]
+        if self.case.gradients:
+            wanted = [self.made[name] for name in self.case.gradients]
+            found += torch.autograd.grad(differentiable(result), wanted, self.grads)
+        return found
+
+    def replay(self) -> list[Tensor]:
+        self.graph.replay()
+        return [leaf.clone() for leaf in self.results]
+
+
+@on_a_card
+@pytest.mark.parametrize("op", KERNELS)
+def test_capture_and_replay(op: str) -> None:
+    """A replay gives eager's bits, on the inputs that were captured and on others put in place."""
+    captured = Captured(CASES[op])
+    first = captured.replay()
+    assert_same_bits(first, captured.run(), "replay, ")
+    with torch.no_grad():
+        for name, value in captured.made.items():
+            if value.ndim > 1 and name != "matrices":
+                value.copy_(value.flip(1).clone())
+    second = captured.replay()
+    assert_same_bits(second, captured.run(), "replay on other inputs, ")
+    assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@on_a_card
+def test_a_replay_draws_by_the_seed_tensor() -> None:
+    captured = Captured(CASES["corrupt_tokens"])
+    seed = captured.made["seed"]
+    draws = []
+    for value in (1, 2, 1):
+        seed.fill_(value)
+        draws.append(captured.replay())
+        assert_same_bits(draws[-1], captured.run(), f"seed {value}, ")
+    assert_same_bits(draws[2], draws[0])
+    assert not torch.equal(draws[0][1], draws[1][1]), "the masks of two seeds are equal"
+
+
+@on_a_card
+@pytest.mark.parametrize("op", KERNELS)
+def test_nothing_synchronises(op: str) -> None:
+    """torch's own watch raises at a synchronisation, outside of graphs too."""
+    case = CASES[op]
+    made = arguments(case, "cuda")
+    result = case.call(**made, backend="triton")
+    grads = upstream(differentiable(result), torch.float32)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = case.call(**made, backend="triton")
+        if case.gradients:
+            wanted = [made[name] for name in case.gradients]
+            torch.autograd.grad(differentiable(result), wanted, grads)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
