@@ -8,7 +8,7 @@ away. The *values* of a tensor are looked at only where that stalls nobody: on t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -197,6 +197,14 @@ def indices(name: str, value: Tensor, limit: int, unit: str) -> None:
     low, high = (int(bound) for bound in value.aminmax())
     if low < 0 or high >= limit:
         raise ValueError(f"{name} must lie in 0..{limit - 1} ({unit}), got {low}..{high}")
+
+
+def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
+    """Within it products keep the dtype of their factors, on ``value``'s device."""
+    kind = value.device.type
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def accumulator(*values: Tensor) -> torch.dtype:

@@ -19,6 +19,9 @@ from torch import Tensor
 NAMESPACE = "cmpose"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
+IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {}
+"""Registered op → backend → function; looked up at every call."""
+
 
 def triton_kernel(op: str, function: str) -> Callable[..., Any]:
     """``cmpose.kernels.<op>.<function>``, imported (and with it Triton) at the first call."""
@@ -60,6 +63,7 @@ def register(
         implementations: backend → function of the arguments before ``backend``.
     """
     name = schema.partition("(")[0]
+    IMPLEMENTATIONS[name] = implementations
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
     _LIBRARY.impl(name, on_device(implementations), "CompositeExplicitAutograd")

@@ -19,7 +19,7 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Autocast does not reach inside: the dtype of the inputs is the dtype of the products.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with checks.without_autocast(q):
         # Scaling q first keeps float16 products in range.
         logits = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
         weights = torch.softmax(logits, dim=-1, dtype=checks.accumulator(logits)).to(v.dtype)
@@ -34,7 +34,7 @@ def attention_backward_reference(
     With P = softmax(q kᵀ / √d): dv = Pᵀ g, dP = g vᵀ, dS = P (dP − Σ_j P dP),
     dq = dS k / √d, dk = dSᵀ q / √d.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with checks.without_autocast(q):
         scaled = q * q.shape[-1] ** -0.5
         logits = torch.matmul(scaled, k.transpose(-1, -2))
         weights = torch.softmax(logits, dim=-1, dtype=checks.accumulator(logits))

@@ -157,15 +157,6 @@ def test_patch_embedding_is_the_strided_convolution_with_padding_2():
     torch.testing.assert_close(tokens[0, 1 * 3 + 2], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_compiles_whole():
-    model = build().eval()
-    x = clips(2, model.config)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    expected, got = model(x, seed_tensor()), compiled(x, seed_tensor())
-    torch.testing.assert_close(got.heatmaps, expected.heatmaps)
-    torch.testing.assert_close(got.coarse.mask.prediction, expected.coarse.mask.prediction)
-
-
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     from cmpose.models.vit import DropPath
 

@@ -16,7 +16,12 @@ SECTIONS = {part.split("\n", 1)[0]: part for part in re.split(r"^## ", TEXT, fla
 
 
 def test_a_section_an_op() -> None:
-    assert tuple(SECTIONS)[1:] == OPS
+    assert tuple(SECTIONS)[1:] == (*OPS, "In a TimeSformer-style block")
+
+
+@pytest.mark.parametrize("name", OPS[:6])
+def test_limits_are_stated(name: str) -> None:
+    assert "Limits of the kernel" in SECTIONS[name]
 
 
 @pytest.mark.parametrize("title", SECTIONS)

@@ -1,0 +1,1 @@
+"""Measurements: what the documents state is printed by a command of this folder."""
