@@ -3,15 +3,18 @@
 Nothing is tuned at a user's first step: what runs is what stands here, the same in every process.
 Each line is one variant of a kernel: its name, the variant, and per compute capability the block
 sizes, warps and pipeline stages. A card takes the line of the highest capability that is not
-above its own. ``python -m cmpose.kernels.tune`` measures other settings on the card at hand.
+above its own. ``python -m cmpose.kernels.tune`` measures other settings on the card at hand;
+``CMPOSE_CONFIGS=FILE`` uses what it writes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from cmpose.kernels import overrides
 from cmpose.kernels.launch import Config
 
 Variant = Hashable
@@ -24,24 +27,24 @@ def c(num_warps: int = 4, num_stages: int = 1, **blocks: int) -> Config:
 
 
 # --- temporal_attention ----------------------------------------------------------------------
-# The variant is the head dimension and an element's bytes. ROWS gives each thread 16 bytes of a
-# tile.
+# The variant is the head dimension and an element's bytes. ROWS gives a thread 16 bytes of a tile.
 _ROWS: Lines = {
     (32, 2): {80: c(4, ROWS=32)},
     (64, 2): {80: c(4, ROWS=16)},
-    (80, 2): {80: c(4, ROWS=16)},
+    (80, 2): {80: c(4, ROWS=8)},
     (128, 2): {80: c(4, ROWS=8)},
     (32, 4): {80: c(4, ROWS=16)},
     (64, 4): {80: c(4, ROWS=8)},
-    (80, 4): {80: c(4, ROWS=8)},
+    (80, 4): {80: c(4, ROWS=4)},
     (128, 4): {80: c(4, ROWS=4)},
 }
+# One warp an item, which then waits for no other, unless float32's registers need more.
 _TILE: Lines = {
     (32, 2): {80: c(1)},
     (64, 2): {80: c(1)},
     (80, 2): {80: c(1)},
     (128, 2): {80: c(1)},
-    (32, 4): {80: c(2)},
+    (32, 4): {80: c(1)},
     (64, 4): {80: c(2)},
     (80, 4): {80: c(2)},
     (128, 4): {80: c(4)},
@@ -119,6 +122,8 @@ CONFIGS: dict[str, Lines] = {
     **WARP_CLIPS,
 }
 """Kernel name → variant → compute capability → configuration."""
+
+CONFIGS = overrides.load(CONFIGS, os.environ)
 
 
 class Lookup(NamedTuple):
