@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 
 import torch
@@ -33,10 +34,30 @@ def report() -> str:
             lines.append(f"GPU {i}   {card.name}, sm_{card.major}{card.minor}")
     else:
         lines.append("GPU     none that torch sees; the reference ops run on the CPU")
-    lines.append("")
-    for op in backends.OPS:
-        reasons = backends.available(op)
-        runs = next(name for name, reason in reasons.items() if reason is None)
-        off = "; ".join(f"{name}: {why}" for name, why in reasons.items() if why is not None)
-        lines.append(f"{op:22} {runs:10} {off}")
+    lines += ["", *_ops()]
     return "\n".join(lines)
+
+
+def _ops() -> list[str]:
+    """What runs each op on this machine, and why the others do not, each reason once."""
+    reasons: list[str] = []
+    lines = [f"{'op':22} {'auto runs':11} {'triton':8} cuda"]
+    for op in backends.OPS:
+        found = backends.available(op)
+        cells = {}
+        for name in ("triton", "cuda"):
+            reason = found[name]
+            if reason is not None and reason not in reasons:
+                reasons.append(reason)
+            cells[name] = "yes" if reason is None else f"no [{reasons.index(reason) + 1}]"
+        lines.append(f"{op:22} {backends.preferred(op):11} {cells['triton']:8} {cells['cuda']}")
+    lines += [f"[{i}] {reason}" for i, reason in enumerate(reasons, 1)]
+    asked = {name: value for name, value in sorted(os.environ.items()) if _chooses(name)}
+    lines += [f"{name}={value} is set" for name, value in asked.items()]
+    return lines
+
+
+def _chooses(variable: str) -> bool:
+    """Whether an environment variable picks backends or how kernels run."""
+    picks = variable.startswith("CMPOSE_") and variable.endswith("BACKEND")
+    return picks or variable in ("CMPOSE_CONFIGS", "TRITON_INTERPRET")

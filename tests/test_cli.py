@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from cmpose.cli import main
+from cmpose.ops.backends import OPS
 from tests.engine.recipes import recipe, run_cli, write_recipe
 from tests.shared_data import shared_data
 
@@ -58,11 +60,19 @@ def test_an_explained_failure_has_no_traceback(tmp_path, monkeypatch):
         main(["score", str(tmp_path / "none"), str(tmp_path)])
 
 
-def test_doctor_tells_every_op():
+def test_doctor_tells_every_op(monkeypatch):
+    """What runs, and each reason why something else does not, once."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "reference")
     done = run_cli("doctor")
     assert done.returncode == 0, done.stderr
-    for word in ("torch ", "triton ", "dpc_knn", "reference", "no cuda kernel for dpc_knn"):
-        assert word in done.stdout
+    for op in OPS:
+        assert f"\n{op} " in done.stdout
+    assert done.stdout.count("it has no cuda kernel in this version") == 1
+    assert "CMPOSE_DPC_KNN_BACKEND=reference is set" in done.stdout
+    if not torch.cuda.is_available():
+        assert "on the CPU; Triton kernels need CUDA tensors" in done.stdout
+        assert done.stdout.count(" reference ") == len(OPS)
 
 
 @pytest.mark.shared_data

@@ -88,18 +88,18 @@ def _interpreted() -> bool:
 def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
     """Why kernels of ``backend`` cannot run ``op`` on ``device`` at all."""
     if backend not in _ENTRIES[op].limits:
-        return f"no {backend} kernel for {op} in this version"
+        return f"it has no {backend} kernel in this version"
     if not _HAS_TRITON:
         return "triton is not installed (pip install triton)"
     if device.type == "cpu":
         if _interpreted():
             return None
         return (
-            "the tensors are on the CPU; Triton kernels need CUDA tensors (TRITON_INTERPRET=1, set "
-            "before Python starts, runs them in Triton's slow interpreter, for tests)"
+            "on the CPU; Triton kernels need CUDA tensors (TRITON_INTERPRET=1, set before Python "
+            "starts, runs them in Triton's slow interpreter, for tests)"
         )
     if device.type != "cuda":
-        return f"the tensors are on {device.type}; Triton kernels need CUDA tensors"
+        return f"on {device.type}; Triton kernels need CUDA tensors"
     name, major, minor = _card(
         torch.cuda.current_device() if device.index is None else device.index
     )
@@ -128,6 +128,13 @@ def available(op: str, device: torch.device | str | None = None) -> dict[str, st
     return {"reference": None} | {
         backend: _unavailable(op, backend, place) for backend in reversed(_KERNELS)
     }
+
+
+def preferred(op: str, device: torch.device | str | None = None) -> str:
+    """What ``auto`` runs on a device when the arguments are within its kernels' limits."""
+    found = available(op, device)
+    on_card = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    return next((k for k in _KERNELS if on_card and found[k] is None), "reference")
 
 
 def _check_op(op: str) -> None:
