@@ -1,0 +1,116 @@
+"""Sums in a fixed order, and the last launch of a loss: the same bits at every run.
+
+A loss's kernel leaves one partial sum a program; :func:`finish` adds them up in float64 and
+divides by the number of things the loss is a mean over, which stays on the device all the while.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cmpose.kernels.configs import config
+from cmpose.kernels.launch import arch_of, launch
+
+
+@triton.jit
+def sum_all(values_ptr, size, dtype: tl.constexpr, BLOCK: tl.constexpr):
+    """Σ of ``size`` values, added in ``dtype``: BLOCK running sums, then a tree over them."""
+    sums = tl.zeros([BLOCK], dtype)
+    for start in range(0, size, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        sums += tl.load(values_ptr + index, mask=index < size, other=0).to(dtype)
+    return tl.sum(sums, axis=0)
+
+
+@triton.jit
+def divide_by_count(total, count_ptr, counts, BLOCK_COUNT: tl.constexpr):
+    """total / c in total's dtype, c the sum of ``counts`` values in float32; 0 where c is 0."""
+    count = sum_all(count_ptr, counts, tl.float32, BLOCK_COUNT).to(total.dtype)
+    return tl.where(count == 0, 0.0, total / tl.where(count == 0, 1.0, count))
+
+
+@triton.jit
+def block_sums_kernel(values_ptr, sums_ptr, size, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    index = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    values = tl.load(values_ptr + index, mask=index < size, other=0)
+    tl.store(sums_ptr + program, tl.sum(values.to(sums_ptr.dtype.element_ty), axis=0))
+
+
+@triton.jit
+def finish_kernel(
+    partial_ptr,
+    count_ptr,
+    loss_ptr,
+    partials,
+    counts,
+    channels,
+    BLOCK: tl.constexpr,
+    BLOCK_COUNT: tl.constexpr,
+):
+    total = sum_all(partial_ptr, partials, tl.float64, BLOCK) / channels
+    loss = divide_by_count(total, count_ptr, counts, BLOCK_COUNT)
+    tl.store(loss_ptr, loss.to(tl.float32))
+
+
+def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a gradient for an upstream gradient of 1 is kept in: float16 has no range for it."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def numbers(values: Tensor) -> Tensor:
+    """Few numbers as the kernels take them: contiguous, bool as 0 and 1 (uint8)."""
+    values = values.contiguous()
+    return values.view(torch.uint8) if values.dtype == torch.bool else values
+
+
+def block_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of consecutive blocks of ``values``, one launch.
+
+    Args:
+        values: any shape, from :func:`numbers`.
+        dtype: what is added in and comes out.
+
+    Returns:
+        [⌈elements / block⌉]; one element up to 32,768.
+    """
+    pinned = config("block_sums", None, arch_of(values))
+    programs = triton.cdiv(values.numel(), pinned.blocks["BLOCK"])
+    sums = torch.empty(programs, device=values.device, dtype=dtype)
+    launch(block_sums_kernel, (programs,), values, sums, values.numel(), config=pinned)
+    return sums
+
+
+def block_count(count: Tensor) -> int:
+    """The block :func:`divide_by_count` takes for ``count``: a single number needs no reduction."""
+    return 1 if count.numel() == 1 else 512
+
+
+def finish(partial: Tensor, count: Tensor, channels: int) -> Tensor:
+    """Σ partial / channels / Σ count, and 0 where Σ count is 0.
+
+    Args:
+        partial: float32, one sum a program.
+        count: one or a few numbers of any dtype, from :func:`numbers`.
+        channels: a divisor the host knows.
+
+    Returns:
+        A float32 scalar.
+    """
+    loss = torch.empty((), device=partial.device, dtype=torch.float32)
+    launch(
+        finish_kernel,
+        (1,),
+        partial,
+        count,
+        loss,
+        partial.numel(),
+        count.numel(),
+        channels,
+        config=config("finish", None, arch_of(partial)),
+        BLOCK_COUNT=block_count(count),
+    )
+    return loss
