@@ -1,0 +1,80 @@
+"""What the cross-compile gate compiles of ``temporal_attention``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmpose.kernels import temporal_attention
+from cmpose.kernels.temporal_attention import ROW_FRAMES
+
+BATCH, TOKENS = 32, 207
+HEADS = {32: 12, 64: 12, 80: 16, 128: 8}
+"""By head dimension: ViTPose-S at half its, ViTPose-B, ViTPose-H, and as wide as is supported."""
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def forward(frames: int, width: int, dtype: torch.dtype) -> Any:
+    qkv = _empty(BATCH, frames, TOKENS, 3, HEADS[width], width, dtype=dtype)
+    return temporal_attention.forward(qkv)
+
+
+def backward(frames: int, width: int, dtype: torch.dtype) -> Any:
+    qkv = _empty(BATCH, frames, TOKENS, 3, HEADS[width], width, dtype=dtype)
+    grad = _empty(BATCH, frames, TOKENS, HEADS[width], width, dtype=dtype)
+    return temporal_attention.backward(grad, qkv)
+
+
+def expanded(qkv: Tensor) -> None:
+    """Both directions, the gradient one number expanded."""
+    temporal_attention.forward(qkv)
+    grad = _empty(1, dtype=qkv.dtype).expand(qkv[:, :, :, 0].shape)
+    temporal_attention.backward(grad, qkv)
+
+
+def sliced(frames: int, dtype: torch.dtype) -> None:
+    """No stride but the last is a multiple of 16."""
+    expanded(_empty(2, frames, 5, 3, 12, 67, dtype=dtype)[..., :64])
+
+
+def turned(frames: int, dtype: torch.dtype, innermost: int) -> None:
+    """Of one dimension the stride is 1, of which Triton makes a constant, and d's is not."""
+    sizes = [2, frames, 5, 3, 12, 64]
+    sizes[innermost], sizes[-1] = sizes[-1], sizes[innermost]
+    expanded(_empty(*sizes, dtype=dtype).transpose(innermost, -1))
+
+
+def one_item(frames: int, dtype: torch.dtype) -> None:
+    """Triton makes constants of the numbers that are 1."""
+    qkv = _empty(1, frames, 1, 3, 1, 64, dtype=dtype)
+    temporal_attention.forward(qkv)
+    temporal_attention.backward(_empty(1, frames, 1, 1, 64, dtype=dtype), qkv)
+
+
+CASES: dict[str, Callable[[], Any]] = {}
+for _width in HEADS:
+    for _dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for _frames in (ROW_FRAMES, 16):
+            _name = f"T {_frames} d {_width} {str(_dtype).removeprefix('torch.')}"
+            # float16 differs from bfloat16 in conversions only; registers are short backwards.
+            if _dtype != torch.float16 or _width == 64:
+                CASES[f"forward {_name}"] = partial(forward, _frames, _width, _dtype)
+            if _dtype != torch.float16 or _width == 64 or _frames == ROW_FRAMES:
+                CASES[f"backward {_name}"] = partial(backward, _frames, _width, _dtype)
+for _width in (64, 80):
+    CASES[f"forward T 3 d {_width} bfloat16"] = partial(forward, 3, _width, torch.bfloat16)
+    CASES[f"backward T 3 d {_width} bfloat16"] = partial(backward, 3, _width, torch.bfloat16)
+CASES["sliced T 3"] = partial(sliced, 3, torch.bfloat16)
+CASES["sliced T 6"] = partial(sliced, 6, torch.float16)
+CASES["turned, frames innermost, T 3"] = partial(turned, 3, torch.bfloat16, 1)
+CASES["turned, channels innermost, T 3"] = partial(turned, 3, torch.float16, 3)
+CASES["turned, channels innermost, T 6"] = partial(turned, 6, torch.bfloat16, 3)
+CASES["one item T 3"] = partial(one_item, 3, torch.float32)
+CASES["one item T 6"] = partial(one_item, 6, torch.bfloat16)
