@@ -161,6 +161,8 @@ class DataConfig:
             alone (mmpose).
         num_workers: loader processes; 0 loads in the main process.
         frame_cache_mb: decoded frames that each loader process keeps, in MB.
+        warp: where crops are made: on the ``host`` by OpenCV, in whole grey levels, or on the
+            ``device``, from cut-outs of the frames; ``auto`` is the device if that is a GPU.
         augment: training-time augmentation, see ``AugmentConfig``.
     """
 
@@ -181,6 +183,7 @@ class DataConfig:
     score: Literal["heatmap_box", "heatmap"] = "heatmap_box"
     num_workers: int = 2
     frame_cache_mb: int = 64
+    warp: Literal["auto", "host", "device"] = "auto"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cmpose.config import DataConfig
+from cmpose.data.cutouts import sampled_window
 from cmpose.data.detections import Detections, load_detections
 from cmpose.data.frames import (
     FrameError,
@@ -75,6 +76,10 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     The item is a dict of tensors: ``clip`` uint8 [T, H, W, 3] RGB crops; ``keypoints`` float32
     [15, 2] crop pixels; ``visible`` float32 [15], 1 where annotated and inside the crop;
     ``matrix`` float64 [2, 3] image → crop; ``index`` int64, which record it is; ``valid`` bool.
+    With ``data.warp = device`` (``auto`` is for the engine to settle, here it is the host) there
+    is in place of ``clip``: ``frames`` uint8 [T, h, w, 3] RGB, the part of the frames that the
+    crop is sampled from, and ``frames_matrix`` float64 [2, 3] frames → crop. Sizes differ from
+    item to item; ``cmpose.data.cutouts.collate`` makes batches of either kind.
 
     An item depends on (seed, epoch, index) only, not on the worker, the process or what was
     loaded before. With ``data.on_error = skip`` a clip with an unreadable frame is replaced by the
@@ -122,6 +127,8 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             raise ValueError("boxes: training takes ground-truth boxes; leave boxes out")
         if seed < 0:
             raise ValueError(f"seed: expected ≥ 0, got {seed}")
+        if data.warp not in ("auto", "host", "device"):
+            raise ValueError(f"data.warp: expected auto, host or device, got {data.warp!r}")
         if boxes is None and not train and data.boxes != "gt":
             boxes = load_detections(
                 Path(root) / data.boxes,
@@ -325,13 +332,8 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     def _item(self, index: int, epoch: int) -> dict[str, torch.Tensor]:
         record = self.records[index]
         matrix, flip = self._matrix(record, index, epoch)
-        crops: dict[str, np.ndarray] = {}
-        for file in record.files:
-            if file not in crops:
-                crops[file] = self._crop(file, matrix, record)
         points, visible = transform_joints(_joints(record), matrix, self.image_size, flip=flip)
-        return {
-            "clip": torch.from_numpy(np.stack([crops[file] for file in record.files])),
+        return self._pixels(record, matrix) | {
             "keypoints": torch.from_numpy(points.astype(np.float32)),
             "visible": torch.from_numpy(visible.astype(np.float32)),
             "matrix": torch.from_numpy(matrix),
@@ -353,7 +355,34 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             )
         return clip_matrix(augmentation, self.image_size, udp=self.data.udp), augmentation.flip
 
-    def _crop(self, file: str, matrix: np.ndarray, record: ClipRecord) -> np.ndarray:
+    def _pixels(
+        self, record: ClipRecord, matrix: np.ndarray, *, black: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """The crops, or what they are sampled from; ``black`` ones without reading a picture."""
+        window = None
+        shape = self.image_size
+        if self.data.warp == "device":
+            window = sampled_window(matrix, self.image_size, record.picture_size)
+            shape = window.shape
+        pixels = np.zeros((self.num_frames, *shape, 3), np.uint8)
+        for place, file in enumerate(() if black else record.files):
+            if file in record.files[:place]:
+                pixels[place] = pixels[record.files.index(file)]
+                continue
+            picture = self._picture(file, record)
+            if window is None:
+                crop = warp(picture, matrix, self.image_size)
+                pixels[place] = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
+            else:
+                pixels[place] = window.take(picture)
+        if window is None:
+            return {"clip": torch.from_numpy(pixels)}
+        return {
+            "frames": torch.from_numpy(pixels),
+            "frames_matrix": torch.from_numpy(window.matrix(matrix)),
+        }
+
+    def _picture(self, file: str, record: ClipRecord) -> np.ndarray:
         picture = self._cache.read(file)
         size = (picture.shape[1], picture.shape[0])
         if size != record.picture_size:
@@ -362,12 +391,12 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                 f"{file}: is {size[0]}×{size[1]} pixels, but {record.sequence.source} or the "
                 f"sequence's other frames say {expected}; the boxes would not fit it"
             )
-        return cv2.cvtColor(warp(picture, matrix, self.image_size), cv2.COLOR_BGR2RGB)
+        return picture
 
     def _black(self, index: int, epoch: int) -> dict[str, torch.Tensor]:
-        matrix, _ = self._matrix(self.records[index], index, epoch)
-        return {
-            "clip": torch.zeros((self.num_frames, *self.image_size, 3), dtype=torch.uint8),
+        record = self.records[index]
+        matrix, _ = self._matrix(record, index, epoch)
+        return self._pixels(record, matrix, black=True) | {
             "keypoints": torch.zeros(NUM_JOINTS, 2),
             "visible": torch.zeros(NUM_JOINTS),
             "matrix": torch.from_numpy(matrix),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from cmpose.config import Config, DataConfig, TrainConfig
+from cmpose import ops
+from cmpose.config import Config, DataConfig, ModelConfig, TrainConfig
 from cmpose.data.clips import GROUND_TRUTH, ClipDataset, ClipRecord, worker_init
+from cmpose.data.cutouts import collate
 from cmpose.data.posetrack import load_annotations, validate, write_posetrack18
 from cmpose.data.transforms import normalize_clips
 from cmpose.engine import checkpoint
@@ -26,16 +29,37 @@ from cmpose.evaluation.predictions import write_predictions
 from cmpose.models.cmpose import CMPose, CMPoseOutput
 from cmpose.models.vit import PATCH
 
+_CPU = torch.device("cpu")
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Mixed precision as the recipe says; nothing for fp32."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=_dtype(precision), enabled=precision != "fp32")
 
 
-def open_clips(config: Config, *, train: bool, quiet: bool = False) -> ClipDataset:
-    """The training or the evaluation clips of a recipe; prints what was skipped and why."""
-    data = config.data
+def warp_place(data: DataConfig, device: torch.device) -> Literal["host", "device"]:
+    """Where crops are made for a model on ``device``."""
+    if data.warp == "auto":
+        return "device" if device.type == "cuda" else "host"
+    return data.warp
+
+
+def open_clips(
+    config: Config, *, train: bool, device: torch.device = _CPU, quiet: bool = False
+) -> ClipDataset:
+    """The training or the evaluation clips of a recipe; prints what was skipped and why.
+
+    Args:
+        config: the recipe.
+        train: which clips.
+        device: of the model; decides what ``data.warp = auto`` is.
+        quiet: prints nothing.
+    """
+    data = replace(config.data, warp=warp_place(config.data, device))
     root = Path(data.root).expanduser()
     annotations = data.train_annotations if train else data.val_annotations
     sequences = load_annotations(annotations, root, data.format, on_error=data.on_error)
@@ -56,6 +80,61 @@ def open_clips(config: Config, *, train: bool, quiet: bool = False) -> ClipDatas
     return clips
 
 
+_PIXELS = ("clip", "frames", "frames_matrix")
+
+
+def move_pixels(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """What of a batch images are made of, on its way to ``device``."""
+    moved = {key: batch[key] for key in _PIXELS if key in batch}
+    return {key: value.to(device, non_blocking=True) for key, value in moved.items()}
+
+
+def clip_images(
+    pixels: dict[str, Tensor],
+    config: Config,
+    part: slice = slice(None),
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The model's input: normalised RGB crops, made where the pixels are.
+
+    Args:
+        pixels: from ``move_pixels``.
+        config: the recipe.
+        part: of the batch's clips.
+        dtype: of the result; None is what the first layer casts to.
+
+    Returns:
+        [B, T, 3, H, W].
+    """
+    dtype = dtype or _dtype(config.train.precision)
+    if "clip" in pixels:
+        return normalize_clips(pixels["clip"][part], dtype)
+    matrices = pixels["frames_matrix"][part]
+    return ops.warp_clips(
+        pixels["frames"].expand(len(matrices), -1, -1, -1, -1),  # one strip for all
+        matrices,
+        config.model.image_size,
+        dtype=dtype,
+        backend=config.model.backend,
+    )
+
+
+def key_crops(batch: dict[str, Tensor], model: ModelConfig, count: int) -> np.ndarray:
+    """The crops of the key frame of a batch's last ``count`` clips, uint8 RGB [count, H, W, 3]."""
+    key = model.num_frames // 2
+    if "clip" in batch:
+        return batch["clip"][-count:, key].numpy()
+    crops = ops.warp_clips(
+        batch["frames"][key : key + 1].expand(count, -1, -1, -1, -1),
+        batch["frames_matrix"][-count:],
+        model.image_size,
+        mean=(0.0, 0.0, 0.0),
+        std=(1 / 255, 1 / 255, 1 / 255),
+        backend="reference",  # the batch is on the host
+    )
+    return crops[:, 0].round().to(torch.uint8).movedim(1, -1).contiguous().numpy()
+
+
 def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseOutput:
     """The model's output; with ``flip_test`` its heatmaps are averaged with the mirrored clip's."""
     output = model(images)
@@ -65,13 +144,15 @@ def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseO
     return output._replace(heatmaps=0.5 * (output.heatmaps + mirrored))
 
 
-def causal_hits(output: CMPoseOutput, batch: dict[str, Tensor], n: int) -> Tensor:
+def causal_hits(
+    output: CMPoseOutput, batch: dict[str, Tensor], n: int, image_size: tuple[int, int]
+) -> Tensor:
     """Of the visible joints: how many have one of their own top-n tokens within a cell of them.
 
     Returns [hits, joints], float64.
     """
     assert output.fine is not None
-    rows, columns = batch["clip"].shape[2] // PATCH, batch["clip"].shape[3] // PATCH
+    rows, columns = (side // PATCH for side in image_size)
     top = output.fine.selection.scores.topk(n, dim=-1).indices.cpu()  # [B, K, n]
     cell = torch.floor(batch["keypoints"] / PATCH).long()  # [B, K, (x, y)]
     near = ((top % columns - cell[..., :1].clamp(0, columns - 1)).abs() <= 1) & (
@@ -106,16 +187,19 @@ def predict_clips(
         batch_size=max(1, config.train.batch_size // place.size),
         num_workers=config.data.num_workers,
         worker_init_fn=worker_init,
+        collate_fn=collate,
+        pin_memory=place.device.type == "cuda",
     )
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     hits = torch.zeros(2, dtype=torch.float64)
     count_hits = clips.box_source == GROUND_TRUTH and config.model.fine != "off"
     for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not progress):
         with autocast(place.device, config.train.precision):
-            images = normalize_clips(batch["clip"].to(place.device))
+            images = clip_images(move_pixels(batch, place.device), config)
             output = predict_heatmaps(model, images, config.data)
         if count_hits:
-            hits += causal_hits(output, batch, config.model.tokens_per_keypoint)
+            n, size = config.model.tokens_per_keypoint, config.model.image_size
+            hits += causal_hits(output, batch, n, size)
         xy, scores = decode_heatmaps(
             output.heatmaps.float().cpu(), config.data.decode, sigma=config.model.sigma
         )
@@ -170,7 +254,7 @@ def evaluate_model(
     ``ap`` as ``cmpose score --json`` writes it, ``box_source``, ``seconds``,
     ``clips_per_second``, ``causal_hit_rate``.
     """
-    clips = open_clips(config, train=False, quiet=not place.main)
+    clips = open_clips(config, train=False, device=place.device, quiet=not place.main)
     started = time.perf_counter()
     poses, (hits, joints) = predict_clips(model, clips, config, place, progress=progress)
     seconds = time.perf_counter() - started

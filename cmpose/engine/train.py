@@ -20,10 +20,18 @@ from cmpose import config as configuration
 from cmpose import ops
 from cmpose.config import Config
 from cmpose.data.clips import worker_init
-from cmpose.data.transforms import heatmap_targets, normalize_clips
+from cmpose.data.cutouts import collate
+from cmpose.data.transforms import heatmap_targets
 from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, synchronize_batch_norms, world
-from cmpose.engine.evaluate import autocast, evaluate_model, open_clips
+from cmpose.engine.evaluate import (
+    autocast,
+    clip_images,
+    evaluate_model,
+    key_crops,
+    move_pixels,
+    open_clips,
+)
 from cmpose.engine.runlog import RunLog, write_metrics
 from cmpose.engine.schedule import (
     StepBatches,
@@ -45,6 +53,7 @@ LOSS_TERMS = ("loss", "pose", "mask", "noise", "selection")
 _FREE_FIELDS = (
     "data.num_workers",
     "data.frame_cache_mb",
+    "data.warp",  # what it comes to is compared: auto depends on the device
     "train.device",
     "train.log_every",
     "train.pictures_every",
@@ -129,7 +138,7 @@ class _Run:
         self.progress = progress and place.main
         self.checkpoints = output / "checkpoints"
         torch.manual_seed(config.train.seed)
-        self.clips = open_clips(config, train=True, quiet=not place.main)
+        self.clips = open_clips(config, train=True, device=place.device, quiet=not place.main)
         self.per_epoch = steps_per_epoch(len(self.clips), config.train)
         model = CMPose(config.model)
         if config.model.pretrained:
@@ -164,6 +173,7 @@ class _Run:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "warp": self.clips.data.warp,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         } | extra
@@ -198,6 +208,12 @@ class _Run:
             )
         checkpoint.load_into(self.core, checkpoint.load_weights(folder), folder)
         state = checkpoint.load_state(folder)
+        before, now = state.get("warp", "host"), self.clips.data.warp
+        if before != now:
+            raise ValueError(
+                f"cannot resume {folder}: its crops were made on the {before}, this run would make "
+                f"them on the {now}, which rounds pixels otherwise; set data.warp={before}"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -211,7 +227,7 @@ class _Run:
         train, device = self.config.train, self.world.device
         seed = torch.tensor([seed_of(train.seed, self.step)], dtype=torch.int64, device=device)
         torch.manual_seed(seed_of(train.seed, self.step, 1 + self.world.rank))  # drop path
-        clips = batch["clip"].to(device, non_blocking=True)
+        pixels = move_pixels(batch, device)
         centers, weight = heatmap_targets(
             batch["keypoints"].to(device),
             batch["visible"].to(device),
@@ -226,8 +242,9 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.per_epoch, train) * group["scale"]
 
-        size = len(clips) // train.accumulate
-        first = self.world.rank * len(clips)
+        count = len(batch["index"])
+        size = count // train.accumulate
+        first = self.world.rank * count
         terms = torch.zeros(len(LOSS_TERMS), device=device)
         for part in range(train.accumulate):
             window = slice(part * size, (part + 1) * size)
@@ -236,7 +253,7 @@ class _Run:
             with self.model.no_sync() if wait else nullcontext():  # type: ignore[operator]
                 # NaN is for _check_finite to report, not for the first op that meets it.
                 with autocast(device, train.precision), ops.without_value_checks():
-                    images = normalize_clips(clips[window])
+                    images = clip_images(pixels, self.config, window)
                     output = self.model(images, seed, first + window.start)
                 losses = cmpose_loss(
                     output, centers[window], weight[window], self.config.model, joints=joints
@@ -290,6 +307,7 @@ class _Run:
             batch_sampler=StepBatches(len(self.clips), train, self.world, self.step),
             num_workers=self.config.data.num_workers,
             worker_init_fn=_start_worker,
+            collate_fn=collate,
             pin_memory=self.world.device.type == "cuda",
         )
         bar = tqdm(
@@ -362,7 +380,7 @@ class _Run:
             xy, self.core.heatmap_size, self.config.model.image_size, udp=self.config.data.udp
         )
         return montage(
-            batch["clip"][-shown:, self.config.model.num_frames // 2].numpy(),
+            key_crops(batch, self.config.model, shown),
             keypoints.numpy(),
             scores.numpy(),
             batch["keypoints"][-shown:].numpy(),

@@ -12,16 +12,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from cmpose.config import AugmentConfig, DataConfig
+from cmpose.data import cutouts
 from cmpose.data.clips import ClipDataset, worker_init
+from cmpose.data.cutouts import collate, sampled_window
 from cmpose.data.frames import FrameError
 from cmpose.data.posetrack import AnnotationError, load_annotations
-from cmpose.data.transforms import apply_matrix
+from cmpose.data.transforms import Augmentation, Region, apply_matrix, clip_matrix
+from cmpose.ops.warp_clips import _inverse, _source
 from tests.data import synthetic
 from tests.shared_data import shared_data
 
 SIZE = (64, 48)
 PLAIN = DataConfig(augment=AugmentConfig(enabled=False))
 SKIP = dataclasses.replace(PLAIN, on_error="skip")
+DEVICE = DataConfig(warp="device")
 
 
 def make(root, sequences, num_frames=3, data=PLAIN, **options):
@@ -235,6 +239,123 @@ def test_augmented_joints_follow_the_picture(tmp_path):
     assert checked > 60
 
 
+# --- crops to be made elsewhere ------------------------------------------------------------
+
+
+def test_cut_out_item(data):
+    root, item = data
+    dataset, host = (
+        make(root, [item], data=DEVICE, seed=5),
+        make(root, [item], data=DataConfig(), seed=5),
+    )
+    for index in range(8):
+        sample, other = dataset[index], host[index]
+        frames, frames_matrix = sample.pop("frames"), sample.pop("frames_matrix")
+        del other["clip"]
+        assert equal(other, sample)
+        assert (frames.dtype, frames_matrix.dtype) == (torch.uint8, torch.float64)
+        assert frames.shape[0] == 3
+        # Where the cut-out begins in the picture, from the two matrices: a whole pixel.
+        matrix = sample["matrix"].numpy()
+        begin = np.linalg.solve(matrix[:, :2], (frames_matrix.numpy() - matrix)[:, 2])
+        np.testing.assert_allclose(begin, begin.round(), rtol=0, atol=1e-9)
+        assert begin[1] > -1e-9
+        assert begin[1] + frames.shape[1] < synthetic.HEIGHT + 1e-9
+        assert equal(make(root, [item], data=DEVICE, seed=5)[index], dataset[index])
+
+
+def test_cut_outs_are_rgb_and_black_outside_the_picture(tmp_path):
+    item = synthetic.sequence(indices=(0,), people=1)
+    path = tmp_path / item.frames[0].file_name
+    path.parent.mkdir(parents=True)
+    cv2.imwrite(str(path), np.full((240, 320, 3), (10, 100, 250), np.uint8))
+    item.frames[0].people[0].box = np.array([-40.0, 20, 120, 200])
+    plain = dataclasses.replace(PLAIN, warp="device")
+    sample = make(tmp_path, [item], 1, data=plain)[0]
+    frames = sample["frames"][0].numpy().astype(int)
+    moved = sample["frames_matrix"][0, 2] - sample["matrix"][0, 2]
+    outside = round((moved / sample["matrix"][0, 0]).item())
+    assert outside < -10  # the cut-out starts left of the picture
+    assert not frames[:, :-outside].any()
+    assert np.abs(frames[:, -outside:] - (250, 100, 10)).max() < 12
+
+
+def test_sampled_window_holds_every_pixel_that_counts():
+    """By the positions that sampling computes, in random crops; and it is not much larger."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        region = Region(rng.uniform(-50, 350, 2), rng.uniform(20, 400) * np.array([0.75, 1.0]))
+        augmentation = Augmentation(region, rng.uniform(-180, 180), bool(rng.random() < 0.5))
+        matrix = clip_matrix(augmentation, SIZE)
+        window = sampled_window(matrix, SIZE, (320, 240))
+        x, y = _source(_inverse(torch.from_numpy(matrix)[None]), SIZE)
+        columns, rows = (x >> 5).numpy(), (y >> 5).numpy()
+        assert window.left <= columns.min()
+        assert columns.max() + 1 < window.right
+        assert window.right - window.left <= columns.max() + 1 - columns.min() + 4
+        inside = rows[(rows >= -1) & (rows < 240)]
+        if inside.size:
+            assert window.top <= max(inside.min(), 0)
+            assert min(inside.max() + 1, 239) < window.bottom
+        assert 0 <= window.top < window.bottom <= 240
+
+
+def test_a_batch_of_cut_outs_is_a_strip(data):
+    root, item = data
+    dataset = make(root, [item], data=DEVICE)
+    samples = [dataset[index] for index in range(8)]
+    assert len({tuple(s["frames"].shape) for s in samples}) > 1
+    batch = collate([dict(s) for s in samples])
+    strip = batch["frames"]
+    assert strip.shape[0] == 3
+    assert strip.shape[1] % 16 == strip.shape[2] % 16 == 0
+    left = 0
+    for i, sample in enumerate(samples):
+        frames = sample["frames"]
+        _, height, width, _ = frames.shape
+        part = strip[:, :, left : left + width]
+        assert torch.equal(part[:, :height], frames)
+        assert not part[:, height:].any()
+        at = np.array([[left, 0.0], [left + 3.25, 7.5]])
+        np.testing.assert_allclose(
+            apply_matrix(batch["frames_matrix"][i].numpy(), at),
+            apply_matrix(sample["frames_matrix"].numpy(), at - [left, 0]),
+            rtol=0,
+            atol=1e-9,
+        )
+        for key in ("keypoints", "visible", "matrix", "index", "valid"):
+            assert torch.equal(batch[key][i], sample[key])
+        left += width
+    assert not strip[:, :, left:].any()
+    loader = DataLoader(
+        dataset, batch_size=8, num_workers=1, collate_fn=collate, worker_init_fn=worker_init
+    )
+    assert equal(next(iter(loader)), batch)
+
+
+def test_a_strip_that_would_be_too_wide(data, monkeypatch):
+    root, item = data
+    dataset = make(root, [item], data=DEVICE)
+    monkeypatch.setattr(cutouts, "MAX_WIDTH", 300)
+    message = r"a batch of 2 clips are \d+ pixels wide together, more than 300: use a smaller"
+    with pytest.raises(ValueError, match=message):
+        collate([dataset[0], dataset[1]])
+
+
+def test_host_crops_are_collated_as_ever(data):
+    root, item = data
+    dataset = make(root, [item])
+    batch = collate([dataset[0], dataset[3]])
+    assert torch.equal(batch["clip"][1], dataset[3]["clip"])
+    assert batch["index"].tolist() == [0, 3]
+
+
+def test_where_crops_are_made_is_checked(data):
+    root, item = data
+    with pytest.raises(ValueError, match=r"data\.warp: expected auto, host or device, got 'gpu'"):
+        make(root, [item], data=dataclasses.replace(PLAIN, warp="gpu"))
+
+
 # --- what is left out ----------------------------------------------------------------------
 
 
@@ -347,6 +468,14 @@ def test_unreadable_frame(data):
     assert not sample["clip"].any()
     assert not sample["visible"].any()
     assert evaluate.skipped == {"frame unreadable": 1}
+
+    cut = make(root, [item], data=dataclasses.replace(SKIP, warp="device"), train=False)
+    with pytest.warns(UserWarning, match="clip left out"):
+        sample = cut[7]
+    assert (sample["index"], sample["valid"]) == (7, False)
+    assert sample["frames"].shape == cut[0]["frames"].shape[:1] + sample["frames"].shape[1:]
+    assert not sample["frames"].any()
+    assert len(collate([cut[0], sample])["index"]) == 2
 
 
 def test_every_frame_unreadable(data):

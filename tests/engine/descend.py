@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import cmpose.engine.train as engine
 from cmpose import config
-from cmpose.data.transforms import normalize_clips
+from cmpose.engine.evaluate import clip_images
 from cmpose.models.cmpose import CMPose
 
 
@@ -44,5 +44,5 @@ if __name__ == "__main__":
     recipe, output, dtype = sys.argv[1:]
     wide = getattr(torch, dtype)
     engine.CMPose = lambda model: CMPose(model).to(wide)
-    engine.normalize_clips = functools.partial(normalize_clips, dtype=wide)
+    engine.clip_images = functools.partial(clip_images, dtype=wide)
     engine.train(config.load(recipe), Path(output), progress=False)

@@ -127,6 +127,7 @@ def test_two_processes_match_one(rendered, tmp_path, dtype):
         rendered,
         **FINE,
         **{
+            "data.warp": "device" if single else "host",
             "train.batch_size": 14 if single else 6,
             "train.epochs": 1 if single else 2,
             "train.lr": 0.3,
@@ -209,6 +210,55 @@ def test_interrupt_saves_and_resume_goes_on(rendered, tmp_path, monkeypatch):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_crops_made_on_the_device_teach_the_same(rendered, tmp_path):
+    """Pixels differ by half a grey level at most, and hardly at all in the mean."""
+    logs = []
+    for place in ("host", "device"):
+        config = recipe(
+            rendered,
+            **FINE,
+            **{"data.warp": place, "train.accumulate": 2, "train.pictures_every": 1},
+        )
+        train(config, tmp_path / place, progress=False)
+        logs.append(lines(tmp_path / place))
+    assert len(logs[0]) == len(logs[1]) > 2
+    first, second = (log[0] for log in logs)
+    assert first["loss"] != second["loss"]
+    for term in ("loss", "pose", "mask", "noise"):
+        assert second[term] == pytest.approx(first[term], rel=1e-4), term
+    for a, b in zip(*logs, strict=True):  # AdamW makes small differences larger
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-2), a["step"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_made_on_the_device_resume_exactly(rendered, tmp_path, monkeypatch, workers):
+    fields = {"data.warp": "device", "data.num_workers": workers, "train.epochs": 3}
+    config = recipe(rendered, **fields)
+    train(config, tmp_path / "straight", progress=False)
+
+    import cmpose.engine.train as module
+
+    original = module._Run._step
+
+    def interrupting(self, batch):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(module._Run, "_step", interrupting)
+    with pytest.raises(Interrupted, match="stopped after step 3"):
+        train(config, tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    for other in ("host", "auto"):  # auto is the host on a CPU
+        message = r"its crops were made on the device, .* on the host, .* set data\.warp=device"
+        changed = recipe(rendered, **fields | {"data.warp": other})
+        with pytest.raises(ValueError, match=message):
+            train(changed, tmp_path / "run", resume=True, progress=False)
+    train(config, tmp_path / "run", resume=True, progress=False)
+    a, b = weights(tmp_path / "run"), weights(tmp_path / "straight")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
 def test_resume_with_another_recipe_is_refused(rendered, tmp_path):
     train(recipe(rendered, **{"train.epochs": 1}), tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match=r"train\.lr was 0\.001, is 0\.01"):
@@ -218,6 +268,19 @@ def test_resume_with_another_recipe_is_refused(rendered, tmp_path):
             resume=True,
             progress=False,
         )
+
+
+def test_resume_where_auto_comes_to_the_same(rendered, tmp_path):
+    """Neither the word nor its absence, in a run from before there was a choice, matters."""
+    for before, after in (("auto", "host"), ("host", "auto")):
+        run = tmp_path / before
+        train(recipe(rendered, **{"train.epochs": 1, "data.warp": before}), run, progress=False)
+        again = recipe(rendered, **{"train.epochs": 1, "data.warp": after})
+        [folder] = checkpoint.training_checkpoints(run / "checkpoints")
+        state = checkpoint.load_state(folder)
+        assert state.pop("warp") == "host"
+        torch.save(state, folder / checkpoint.STATE)
+        train(again, run, resume=True, progress=False)
 
 
 @pytest.mark.parametrize(
