@@ -228,34 +228,33 @@ def test_offsets_beyond_31_bits(dim: int, frames: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("frames", [3, 6])
-def test_results_beyond_31_bits(frames: int, device: str) -> None:
-    """As if S were so large that the last frame's result lies beyond 2³¹ elements."""
-    qkv, grad = inputs((2, frames, 2, 2, 32), device, torch.float16)
-    for call, expected in (
-        (lambda q: temporal_attention.forward(q), temporal_attention.forward(qkv)),
-        (lambda q: temporal_attention.backward(grad, q), temporal_attention.backward(grad, qkv)),
-    ):
+@pytest.mark.parametrize("clips", [1, 2])
+def test_results_beyond_31_bits(clips: int, frames: int, device: str) -> None:
+    """As if S were so large that the result of the last frame is beyond 2³¹ elements.
+
+    With one clip that is the frame's index times its stride, with two the clip's.
+    """
+    qkv, grad = inputs((clips, frames, 2, 2, 32), device, torch.float16)
+    for at, name, arguments in ((1, "forward", (qkv,)), (2, "backward", (grad, qkv))):
+        expected = getattr(temporal_attention, name)(*arguments)
         with launch.recording(launch.INTERPRETER_ARCH) as launches:
-            call(qkv)
+            getattr(temporal_attention, name)(*arguments)
         [launched] = launches
-        *arguments, stride = launched.arguments
+        *passed, stride = launched.arguments
+        assert passed[at].shape == expected.shape
         assert stride == expected.stride(1)
-        step = 2**31 // (2 * frames - 1) + 64
-        buffer = torch.empty(2 * frames * step, dtype=qkv.dtype, device=device)
-        at = 2 if len(arguments) > 10 else 1
-        assert arguments[at].shape == expected.shape
-        arguments[at] = buffer
-        names = launched.constants.keys() - launched.config.blocks.keys()
+        far = 2**31 // (clips * frames - 1) // 16 * 16 + 64
+        passed[at] = torch.empty(clips * frames * far, dtype=qkv.dtype, device=device)
         launch.launch(
             launched.kernel,
             launched.grid,
-            *arguments,
-            step,
-            config=launched.config,
-            **{name: launched.constants[name] for name in names},
+            *passed,
+            far,
+            config=launched.config._replace(blocks={}),
+            **launched.constants,
         )
-        strides = frames * step, step, *expected.stride()[2:]
-        assert torch.equal(buffer.as_strided(expected.shape, strides), expected)
+        found = passed[at].as_strided(expected.shape, (frames * far, far, *expected.stride()[2:]))
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("frames", "kind"), [(2, "rows"), (5, "rows"), (6, "tile"), (16, "tile")])
