@@ -228,12 +228,12 @@ def test_forward(
 @pytest.mark.parametrize("ratios", [(0.45, 0.45), (0.0, 1.0), (1.0, 0.0)])
 @pytest.mark.parametrize("selection", ["exact", "bernoulli"])
 def test_ratios(ratios: tuple[float, float], selection: str, device: str) -> None:
-    arguments = inputs((2, 2, 5, 20), 1, device, torch.float32)
+    arguments = inputs((2, 1, 5, 12), 1, device, torch.float32)
     _, masked, noised = check_forward(
         *arguments, ratios=ratios, selection=selection, seed=-7, noise_std=0.5
     )
     if selection == "exact" or ratios[0] in (0, 1):
-        counts = [round(ratio * 10) for ratio in ratios]
+        counts = [round(ratio * 5) for ratio in ratios]
         for flags, count in zip((masked, noised), counts, strict=True):
             assert flags.flatten(1).sum(1).tolist() == [count] * 2
 
@@ -285,7 +285,7 @@ def test_variants(
 
 
 def test_forward_of_any_strides(device: str) -> None:
-    tokens, keypoint_tokens, position = inputs((2, 2, 2, 5), 2, device, torch.float32)
+    tokens, keypoint_tokens, position = inputs((2, 2, 2, 3), 2, device, torch.float32)
     options = (torch.tensor(3, device=device), 0.5, 0.5, 1.0, "bernoulli", False, 0)
     expected = corrupt_tokens.forward(tokens, keypoint_tokens, position, *options)
     views = [list(layouts(values).items()) for values in (tokens, keypoint_tokens, position)]
@@ -462,9 +462,9 @@ def test_empty(shape: tuple[int, int, int, int], device: str) -> None:
 
 def test_same_bits_every_time_and_everything_written(device: str) -> None:
     dtype = DTYPES[-1]
-    arguments = inputs((2, 1, 3, 20), 1, device, dtype)
+    arguments = inputs((1, 1, 3, 20), 1, device, dtype)
     options = (torch.tensor(3, device=device), 0.5, 0.5, 1.0, "exact", True, 0)
-    slopes = gradient((5, 1, 2, 70), 1, device, dtype)
+    slopes = gradient((5, 1, 1, 70), 1, device, dtype)
     for function in (
         lambda: corrupt_tokens.forward(*arguments, *options),
         lambda: corrupt_tokens.backward(*slopes, dtype, dtype, False),
