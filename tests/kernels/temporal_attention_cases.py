@@ -14,7 +14,7 @@ from cmpose.kernels.temporal_attention import ROW_FRAMES
 
 BATCH, TOKENS = 32, 207
 HEADS = {32: 12, 64: 12, 80: 16, 128: 8}
-"""By head dimension: ViTPose-S at half its, ViTPose-B, ViTPose-H, and as wide as is supported."""
+"""Heads by head dimension: 12 of 64 are ViTPose-B's, 16 of 80 are ViTPose-H's."""
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -63,7 +63,7 @@ for _width in HEADS:
     for _dtype in (torch.float32, torch.float16, torch.bfloat16):
         for _frames in (ROW_FRAMES, 16):
             _name = f"T {_frames} d {_width} {str(_dtype).removeprefix('torch.')}"
-            # float16 differs from bfloat16 in conversions only; registers are short backwards.
+            # float16 differs from bfloat16 in conversions only, which counts where registers are scarce.
             if _dtype != torch.float16 or _width == 64:
                 CASES[f"forward {_name}"] = partial(forward, _frames, _width, _dtype)
             if _dtype != torch.float16 or _width == 64 or _frames == ROW_FRAMES:
