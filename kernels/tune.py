@@ -309,7 +309,7 @@ def agree(found: Any, expected: Any) -> bool:
         elif b.numel():
             eps = 2 * torch.finfo(b.dtype).eps + 64 * torch.finfo(torch.float32).eps
             allowed = eps * float(b.abs().nan_to_num(0, 0, 0).max())
-            if not torch.allclose(a.double(), b.double(), rtol=0, atol=allowed, equal_nan=True):
+            if not torch.allclose(a.float(), b.float(), rtol=0, atol=allowed, equal_nan=True):
                 return False
     return True
 

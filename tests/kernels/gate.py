@@ -202,13 +202,14 @@ def main() -> int:
     options = parser.parse_args()
     if launch.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
+    archs = options.arch or ARCHS
     rows: list[Compiled] = []
     reached: set[tuple[str, str, int]] = set()
     unpinned: set[str] = set()
     for op in options.op:
         start, before, first = time.monotonic(), len(_compiled), len(rows)
         chosen = [(name, call) for name, call in cases_of(op).items() if options.only in name]
-        for arch in options.arch or ARCHS:
+        for arch in archs:
             with configs.noting() as lookups:
                 for row, launched in compile_cases(chosen, arch):
                     rows.append(row)
@@ -217,8 +218,9 @@ def main() -> int:
                         unpinned.add(row.kernel)
             reached |= {(note.kernel, repr(note.variant), note.arch) for note in lookups}
         print(
-            f"{op}: {len(chosen)} cases, {len(rows) - first} launches, "
-            f"{len(_compiled) - before} kernels compiled in {time.monotonic() - start:.0f} s"
+            f"{op} for {', '.join(f'sm_{arch}' for arch in archs)}: {len(chosen)} cases, "
+            f"{len(rows) - first} launches, {len(_compiled) - before} kernels compiled in "
+            f"{time.monotonic() - start:.0f} s"
         )
     if options.json:
         found = {

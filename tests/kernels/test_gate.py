@@ -1,0 +1,330 @@
+"""Every shipped kernel compiles for every card that is supported, and fits it.
+
+Kernels are compiled for real, by subprocesses: this process runs Triton's interpreter. What has
+been compiled before comes from Triton's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import triton
+
+from cmpose.kernels import configs
+from cmpose.kernels.configs import Lines, c
+from tests.kernels.gate import ARCHS, Compiled
+from tests.shared_data import PROJECT
+
+SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
+"""Bytes of shared memory that a block may have: A100, RTX 4090, H100 and H200, RTX 5090."""
+
+REGISTERS = 65_536
+"""Registers of an SM; a block's must fit."""
+
+
+class Limit(NamedTuple):
+    """What a kernel may need at most over all its cases and cards.
+
+    Attributes:
+        registers: a thread.
+        shared: bytes a block.
+        mma: whether tensor cores do its products in float16 and bfloat16. In float32 none does:
+            they would round to TF32.
+    """
+
+    registers: int
+    shared: int
+    mma: bool = False
+
+
+LIMITS = {
+    "temporal_attention.temporal_attention_rows_forward": Limit(96, 0),
+    "temporal_attention.temporal_attention_rows_backward": Limit(251, 0),
+    "temporal_attention.temporal_attention_tile_forward": Limit(126, 24576, mma=True),
+    "temporal_attention.temporal_attention_tile_backward": Limit(136, 33792, mma=True),
+    "corrupt_tokens.forward_kernel": Limit(110, 0),
+    "corrupt_tokens.backward_kernel": Limit(128, 128),
+    "corrupt_tokens.keypoints_kernel": Limit(58, 0),
+    "reconstruction_loss.forward_kernel": Limit(96, 4096),
+    "reconstruction_loss.scale_kernel": Limit(74, 0),
+    "heatmap_loss.forward_kernel": Limit(64, 8192),
+    "heatmap_loss.scale_kernel": Limit(40, 0),
+    "reduce.block_sums_kernel": Limit(43, 128),
+    "reduce.finish_kernel": Limit(64, 64),
+    "warp_clips._warp_clips": Limit(128, 128),
+}
+"""As Triton 3.7 compiles them. Another version's kernels must fit the cards and not spill."""
+
+if not triton.__version__.startswith("3.7."):
+    LIMITS = {
+        kernel: limit._replace(registers=255, shared=max(SHARED.values()))
+        for kernel, limit in LIMITS.items()
+    }
+
+SLACK = Limit(16, 1024)
+"""A limit stands this far above what is measured at most, lest a change go unnoticed."""
+
+HALVES = (ARCHS[:2], ARCHS[2:])
+"""One process compiles an op for these."""
+
+OPS = sorted(path.stem.removesuffix("_cases") for path in Path(__file__).parent.glob("*_cases.py"))
+
+
+class Report(NamedTuple):
+    """What the gate says of an op: see ``tests.kernels.gate``."""
+
+    compiled: list[Compiled]
+    reached: set[tuple[str, str, int]]
+    unpinned: list[str]
+
+
+def run_gate(op: str, archs: tuple[int, ...], folder: Path) -> Report:
+    """The gate's findings on an op, and its last line into ``folder``."""
+    found = folder / f"{op}_{archs[0]}.json"
+    command = [sys.executable, "-m", "tests.kernels.gate", op, "--json", str(found)]
+    for arch in archs:
+        command += ["--arch", str(arch)]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    assert found.exists(), done.stdout[-2000:] + done.stderr[-4000:]
+    found.with_suffix(".txt").write_text(done.stdout.splitlines()[-1])
+    read = json.loads(found.read_text())
+    return Report(
+        [Compiled(**row) for row in read["compiled"]],
+        {tuple(line) for line in read["reached"]},  # type: ignore[misc]
+        read["unpinned"],
+    )
+
+
+@pytest.fixture(scope="module")
+def reports(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    summary: list[str],
+) -> Iterator[Callable[[str], Report]]:
+    """Op → what the gate says of it. Two processes at a time compile what tests ask for."""
+    items = [i for i in request.session.items if "reports" in getattr(i, "fixturenames", ())]
+    asked = [getattr(i, "callspec", None) for i in items]
+    wanted = {op for spec in asked for op in ([spec.params["op"]] if spec else OPS)}
+    folder = tmp_path_factory.mktemp("gate")
+
+    def report(op: str) -> Report:
+        parts = [futures[op, archs].result() for archs in HALVES]
+        return Report(
+            [row for part in parts for row in part.compiled],
+            set().union(*(part.reached for part in parts)),
+            [kernel for part in parts for kernel in part.unpinned],
+        )
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        futures = {
+            (op, archs): pool.submit(run_gate, op, archs, folder)
+            for op in sorted(wanted, key=lambda op: ("attention" not in op, op))  # longest first
+            for archs in HALVES
+        }
+        yield report
+    summary += [path.read_text() for path in sorted(folder.glob("*.txt"))]
+
+
+def findings(rows: Iterable[Compiled], limits: dict[str, Limit]) -> list[str]:
+    """What is wrong with compiled kernels, a line each."""
+    found = []
+    for row in rows:
+        limit = limits.get(row.kernel)
+        checks = {
+            f"does not compile: {row.error}": bool(row.error),
+            "has no line in LIMITS": limit is None,
+            f"spills: {row.stack} bytes of stack": row.stack > 0,
+            f"shared memory {row.shared} > {SHARED[row.arch]} of the card": (
+                row.shared > SHARED[row.arch]
+            ),
+            f"{row.registers} registers × {32 * row.warps} threads > {REGISTERS}": (
+                row.registers * 32 * row.warps > REGISTERS
+            ),
+        }
+        if limit is not None and not row.error:
+            checks |= {
+                f"{row.registers} registers > {limit.registers}": row.registers > limit.registers,
+                f"shared memory {row.shared} > {limit.shared}": row.shared > limit.shared,
+                "does not use tensor cores": limit.mma and row.half and not row.mma,
+                "uses tensor cores": row.mma and not (limit.mma and row.half),
+            }
+        found += [
+            f"sm_{row.arch} {row.kernel} ({row.case}): {w}" for w, bad in checks.items() if bad
+        ]
+    return found
+
+
+def unreached(table: dict[str, Lines], reached: set[tuple[str, str, int]]) -> list[str]:
+    """Entries of a configuration table that no lookup found."""
+    entries = [
+        (kernel, repr(variant), arch)
+        for kernel, lines in table.items()
+        for variant, entry in lines.items()
+        for arch in entry
+    ]
+    return [
+        f"{kernel}, variant {variant}, {arch}"
+        for kernel, variant, arch in entries
+        if (kernel, variant, arch) not in reached
+    ]
+
+
+def loose(rows: Iterable[Compiled], limits: dict[str, Limit]) -> list[str]:
+    """Limits that stand more than SLACK above what is needed, or that nothing has."""
+    rows = list(rows)
+    found = []
+    for kernel, limit in limits.items():
+        own = [row for row in rows if row.kernel == kernel]
+        if not own:
+            found.append(f"{kernel}: no case launches it")
+            continue
+        registers, shared = max(r.registers for r in own), max(r.shared for r in own)
+        if registers + SLACK.registers < limit.registers or shared + SLACK.shared < limit.shared:
+            found.append(f'"{kernel}": needs Limit({registers}, {shared}), has {limit}')
+    return found
+
+
+def test_every_op_with_kernels_has_cases() -> None:
+    launchers = {
+        path.stem
+        for path in (PROJECT / "kernels").glob("*.py")
+        if re.search(r"^def forward\(", path.read_text(), re.MULTILINE)
+    }
+    assert launchers == set(OPS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_and_fits(op: str, reports: Callable[[str], Report]) -> None:
+    report = reports(op)
+    assert {row.arch for row in report.compiled} == set(ARCHS)
+    wrong = findings(report.compiled, LIMITS)
+    assert not wrong, "\n".join(wrong)
+    assert not report.unpinned, f"launched past the table of configurations: {report.unpinned}"
+
+
+def test_every_configuration_is_compiled(reports: Callable[[str], Report]) -> None:
+    reached = set().union(*(reports(op).reached for op in OPS))
+    missing = unreached(configs.CONFIGS, reached)
+    assert not missing, "no case reaches\n" + "\n".join(missing)
+
+
+@pytest.mark.skipif(
+    not triton.__version__.startswith("3.7."), reason="the limits are those of Triton 3.7"
+)
+def test_limits_are_tight(reports: Callable[[str], Report]) -> None:
+    wrong = loose([row for op in OPS for row in reports(op).compiled], LIMITS)
+    assert not wrong, "\n".join(wrong)
+
+
+# -- what is planted is caught --------------------------------------------------------------------
+
+PLANTED = {
+    f"tests.kernels.planted.{name}": limit
+    for name, limit in {
+        "harmless_kernel": Limit(32, 0),
+        "spilling_kernel": Limit(255, 0),
+        "product_kernel": Limit(255, 200_000, mma=True),
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return run_gate("tests.kernels.planted", (89,), tmp_path_factory.mktemp("planted"))
+
+
+def found_in(report: Report, case: str, limits: dict[str, Limit] = PLANTED) -> list[str]:
+    rows = [row for row in report.compiled if row.case == case]
+    assert len(rows) == 1
+    return [line.partition("): ")[2] for line in findings(rows, limits)]
+
+
+def test_a_planted_spill_is_caught(planted: Report) -> None:
+    [line] = found_in(planted, "spills")
+    assert line.startswith("spills: ")
+
+
+def test_planted_shared_memory_is_caught(planted: Report) -> None:
+    [line] = found_in(planted, "shared")
+    assert line == "shared memory 196608 > 101376 of the card"
+    [row] = [row for row in planted.compiled if row.case == "shared"]
+    assert findings([replace(row, arch=90)], PLANTED) == []
+
+
+def test_a_planted_compile_error_is_caught(planted: Report) -> None:
+    error, limit = found_in(planted, "does not compile")
+    assert error.startswith("does not compile: CompilationError")
+    assert limit == "has no line in LIMITS"
+
+
+def test_planted_tensor_cores_are_caught(planted: Report) -> None:
+    """Where they would round float32 to TF32, and where they are expected and not used."""
+    assert found_in(planted, "tensor cores round") == ["uses tensor cores"]
+    harmless = "tests.kernels.planted.harmless_kernel"
+    assert found_in(planted, "harmless") == []
+    [line] = found_in(planted, "harmless", {harmless: Limit(32, 0, mma=True)})
+    assert line == "does not use tensor cores"
+
+
+def test_a_kernel_over_its_limits_is_caught(planted: Report) -> None:
+    [row] = [row for row in planted.compiled if row.case == "shared"]
+    [line] = found_in(planted, "shared", {row.kernel: Limit(row.registers - 1, 200_000, True)})[1:]
+    assert line == f"{row.registers} registers > {row.registers - 1}"
+    lines = found_in(planted, "shared", {row.kernel: Limit(row.registers, row.shared - 1, True)})
+    assert lines[-1] == f"shared memory {row.shared} > {row.shared - 1}"
+
+
+def test_a_block_with_too_many_registers_is_caught() -> None:
+    row = Compiled("a.kernel", "case", 90, warps=16, registers=160)
+    [line] = findings([row], {"a.kernel": Limit(255, 0)})
+    assert line.endswith("160 registers × 512 threads > 65536")
+
+
+def test_a_launch_past_the_table_is_caught(planted: Report) -> None:
+    assert len(planted.unpinned) == 4
+    assert planted.reached == set()
+
+
+def test_a_planted_unreachable_configuration_is_caught() -> None:
+    table: dict[str, Lines] = {
+        "used": {None: {80: c(), 90: c()}, "wide": {80: c()}},
+        "unused": {64: {80: c()}},
+    }
+    reached: set[tuple[str, str, int]] = {("used", "None", 80), ("used", "'wide'", 80)}
+    assert unreached(table, reached) == ["used, variant None, 90", "unused, variant 64, 80"]
+
+
+def test_a_loose_limit_is_caught() -> None:
+    rows = [Compiled("a.kernel", "case", 90, 4, registers, 0, 512) for registers in (40, 50)]
+    assert loose(rows, {"a.kernel": Limit(66, 1024)}) == []
+    [line] = loose(rows, {"a.kernel": Limit(67, 1024)})
+    assert line.startswith('"a.kernel": needs Limit(50, 512)')
+    assert len(loose(rows, {"a.kernel": Limit(66, 2048)})) == 1
+    assert loose(rows, {"a.kernel": Limit(66, 1024), "b.kernel": Limit(9, 9)}) == [
+        "b.kernel: no case launches it"
+    ]
+
+
+def test_equal_launches_compile_once(tmp_path: Path) -> None:
+    """The gate's own bookkeeping, on launches that differ only by case."""
+    report = run_gate("tests.kernels.planted", (89, 89), tmp_path)
+    assert len(report.compiled) == 10
+    assert "10 launches, 5 kernels compiled" in next(tmp_path.glob("*.txt")).read_text()
