@@ -63,7 +63,7 @@ for _width in HEADS:
     for _dtype in (torch.float32, torch.float16, torch.bfloat16):
         for _frames in (ROW_FRAMES, 16):
             _name = f"T {_frames} d {_width} {str(_dtype).removeprefix('torch.')}"
-            # float16 differs from bfloat16 in conversions only, which counts where registers are scarce.
+            # float16 differs from bfloat16 in conversions only.
             if _dtype != torch.float16 or _width == 64:
                 CASES[f"forward {_name}"] = partial(forward, _frames, _width, _dtype)
             if _dtype != torch.float16 or _width == 64 or _frames == ROW_FRAMES:

@@ -168,7 +168,7 @@ def test_writes_everything_and_repeats(shape: tuple[int, ...], device: str) -> N
         return temporal_attention.forward(qkv), temporal_attention.backward(grad, qkv)
 
     assert_writes_everything(both)
-    assert_repeats(both)
+    assert_repeats(both, times=3)
 
 
 @pytest.mark.parametrize("shape", BOTH)
@@ -198,16 +198,16 @@ def test_writes_nothing_else(
 @pytest.mark.parametrize("frames", [3, 6])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nan_stays_at_its_position_and_head(frames: int, value: float, device: str) -> None:
-    shape = (2, frames, 3, 2, 32)
+    shape = (2, frames, 2, 2, 32)
     for part in range(4):
         qkv, grad = inputs(shape, device, torch.float32)
         if part < 3:
-            qkv[1, 1, 2, part, 1, 5] = value
+            qkv[1, 1, 0, part, 1, 5] = value
         else:
-            grad[1, 1, 2, 1, 5] = value
+            grad[1, 1, 0, 1, 5] = value
         out, dqkv = temporal_attention.forward(qkv), temporal_attention.backward(grad, qkv)
-        elsewhere = torch.ones(2, 3, 2, dtype=torch.bool, device=device)
-        elsewhere[1, 2, 1] = False
+        elsewhere = torch.ones(2, 2, 2, dtype=torch.bool, device=device)
+        elsewhere[1, 0, 1] = False
         assert out.isfinite().all(dim=(1, 4))[elsewhere].all()
         assert dqkv.isfinite().all(dim=(1, 3, 5))[elsewhere].all()
         assert torch.equal(out.isnan(), temporal_attention_reference(qkv).isnan())
