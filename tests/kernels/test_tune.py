@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,39 @@ def test_without_a_card_it_says_so() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "there is no GPU to measure on; --list prints what would be tried" in done.stderr
+
+
+def test_the_whole_program(
+    table: None,
+    device: str,
+    timed: list[Config],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With another clock and the name of a card, but real launches."""
+    x = torch.arange(100.0, device=device)
+
+    def calls(shape: tune.Shape, device: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        assert device == "cuda"
+        yield "forward", lambda: copied(x)
+
+    card = types.SimpleNamespace(major=8, minor=9, name="a card")
+    monkeypatch.setattr(tune, "OPS", {"copy_op": calls})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    file = tmp_path / "found.json"
+    assert tune.main(["--quick", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "copy_op forward, B=32 T=3 N=192 K=15 D=768 H=12, bfloat16: pinned 4000.0 µs" in text
+    assert "no shape reaches" not in text
+    found = json.loads(file.read_text())
+    assert found["card"] == "a card"
+    assert found["triton"] == triton.__version__
+    new = overrides.merged(TABLE, found, "found")
+    assert new["copy"][None][89] == c(4, BLOCK=64, CHUNK=16)
+    assert new["other"] == TABLE["other"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
