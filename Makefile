@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
+# Processes that run tests; a file's tests stay together.
+WORKERS ?= 2
 
 .PHONY: help venv demo test lint format clean
 
@@ -27,7 +29,7 @@ demo: $(STAMP)
 	$(BIN)/python -m cmpose demo --output $(DEMO_DIR)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

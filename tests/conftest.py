@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from cmpose.data.rendered import render_dataset
+from cmpose.ops.backends import OPS
 
-torch.set_num_threads(2)
+# Two processes of two threads each would wait for one another on two cores.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 # Without a GPU the Triton kernels run in Triton's interpreter. It must be asked for before Triton
 # is imported, so for the whole test process.
@@ -27,3 +30,22 @@ def rendered(tmp_path_factory) -> Path:
             root, videos=videos, frames=4, seed=3, size=(144, 256), split=split, progress=False
         )
     return root
+
+
+_CONTRACT = ("tests/ops/test_contract.py", "tests/ops/test_arguments.py")
+_passed: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Counts the op contract's cases, from their parameters."""
+    file, _, parameters = report.nodeid.partition("[")
+    op = next((op for op in OPS if op in parameters), None)
+    if op and file.startswith(_CONTRACT) and report.when == "call" and report.passed:
+        _passed[op] += 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _passed:
+        terminalreporter.section("op contract: cases that passed")
+        for op in OPS:
+            terminalreporter.line(f"{op:22} {_passed[op]}")

@@ -241,10 +241,11 @@ CASES = {
             "tokens",
             ("keypoint_tokens", "position", "seed"),
             batch_first=False,
+            kernel_sizes={"T": 2, "N": 3, "K": 1, "D": 10},
             other_sizes=(
                 {"T": 1, "N": 1, "K": 1, "D": 1},
-                {"T": 2, "N": 131, "K": 3, "D": 80},
-                {"T": 3, "N": 5, "K": 15, "D": 769},
+                {"T": 3, "N": 13, "K": 2, "D": 80},
+                {"T": 1, "N": 5, "K": 2, "D": 769},
             ),
             reduction=18,
         ),
