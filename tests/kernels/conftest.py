@@ -27,20 +27,17 @@ def poisoned_memory() -> Iterator[None]:
         yield
 
 
-_SUMMARY = pytest.StashKey[list[str]]()
+_compiled: list[str] = []
 
 
-@pytest.fixture(scope="session")
-def summary(request: pytest.FixtureRequest) -> list[str]:
-    """Lines to show at the end of the run: what the cross-compile gate has compiled."""
-    return request.config.stash.setdefault(_SUMMARY, [])
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collects what the cross-compile gate has compiled, from whichever process ran it."""
+    if report.when == "call":
+        _compiled.extend(str(v) for name, v in report.user_properties if name == "compiled")
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    lines = config.stash.get(_SUMMARY, [])
-    if lines:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _compiled:
         terminalreporter.section("kernels compiled by the gate")
-        for line in lines:
+        for line in sorted(_compiled):
             terminalreporter.line(line)

@@ -86,10 +86,11 @@ class Report(NamedTuple):
     compiled: list[Compiled]
     reached: set[tuple[str, str, int]]
     unpinned: list[str]
+    summary: list[str]
 
 
 def run_gate(op: str, archs: tuple[int, ...], folder: Path) -> Report:
-    """The gate's findings on an op, and its last line into ``folder``."""
+    """The gate's findings on an op."""
     found = folder / f"{op}_{archs[0]}.json"
     command = [sys.executable, "-m", "tests.kernels.gate", op, "--json", str(found)]
     for arch in archs:
@@ -104,12 +105,12 @@ def run_gate(op: str, archs: tuple[int, ...], folder: Path) -> Report:
         timeout=850,
     )
     assert found.exists(), done.stdout[-2000:] + done.stderr[-4000:]
-    found.with_suffix(".txt").write_text(done.stdout.splitlines()[-1])
     read = json.loads(found.read_text())
     return Report(
         [Compiled(**row) for row in read["compiled"]],
         {tuple(line) for line in read["reached"]},  # type: ignore[misc]
         read["unpinned"],
+        done.stdout.splitlines()[-1:],
     )
 
 
@@ -117,7 +118,6 @@ def run_gate(op: str, archs: tuple[int, ...], folder: Path) -> Report:
 def reports(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    summary: list[str],
 ) -> Iterator[Callable[[str], Report]]:
     """Op → what the gate says of it. Two processes at a time compile what tests ask for."""
     items = [i for i in request.session.items if "reports" in getattr(i, "fixturenames", ())]
@@ -131,6 +131,7 @@ def reports(
             [row for part in parts for row in part.compiled],
             set().union(*(part.reached for part in parts)),
             [kernel for part in parts for kernel in part.unpinned],
+            [line for part in parts for line in part.summary],
         )
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -140,7 +141,6 @@ def reports(
             for archs in HALVES
         }
         yield report
-    summary += [path.read_text() for path in sorted(folder.glob("*.txt"))]
 
 
 def findings(rows: Iterable[Compiled], limits: dict[str, Limit]) -> list[str]:
@@ -212,8 +212,14 @@ def test_every_op_with_kernels_has_cases() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_compiles_and_fits(op: str, reports: Callable[[str], Report]) -> None:
+def test_compiles_and_fits(
+    op: str,
+    reports: Callable[[str], Report],
+    record_property: Callable[[str, object], None],
+) -> None:
     report = reports(op)
+    for line in report.summary:
+        record_property("compiled", line)
     assert {row.arch for row in report.compiled} == set(ARCHS)
     wrong = findings(report.compiled, LIMITS)
     assert not wrong, "\n".join(wrong)
@@ -327,4 +333,4 @@ def test_equal_launches_compile_once(tmp_path: Path) -> None:
     """The gate's own bookkeeping, on launches that differ only by case."""
     report = run_gate("tests.kernels.planted", (89, 89), tmp_path)
     assert len(report.compiled) == 10
-    assert "10 launches, 5 kernels compiled" in next(tmp_path.glob("*.txt")).read_text()
+    assert "10 launches, 5 kernels compiled" in report.summary[0]
