@@ -32,6 +32,16 @@ def rendered(tmp_path_factory) -> Path:
     return root
 
 
+# Of two processes none should be left alone with the longest file at the end.
+_LONGEST = ("engine/test_learning.py", "ops/test_contract.py", "kernels/test_gate.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the files that take longest."""
+    rank = {f"tests/{file}": place for place, file in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
 _CONTRACT = ("tests/ops/test_contract.py", "tests/ops/test_arguments.py")
 _passed: Counter[str] = Counter()
 
