@@ -12,8 +12,13 @@ import torch
 from cmpose.data.rendered import render_dataset
 from cmpose.ops.backends import OPS
 
-# Two processes of two threads each would wait for one another on two cores.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+# Two processes of two threads each would wait for one another on two cores; so would the commands
+# that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+else:
+    torch.set_num_threads(2)
 
 # Without a GPU the Triton kernels run in Triton's interpreter. It must be asked for before Triton
 # is imported, so for the whole test process.
