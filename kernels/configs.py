@@ -57,6 +57,41 @@ TEMPORAL_ATTENTION: dict[str, Lines] = {
 }
 
 # --- spatial_attention -----------------------------------------------------------------------
+# The variant is the widest head and an element's bytes, or the widest head and the most tokens.
+# 64 queries and 4 warps leave 3 programs a multiprocessor on mma.sync; where memory is fast, 128
+# of them halve what K and V cost the L2 cache, and 2 programs of wgmma's fewer registers fit.
+_ATTEND_64, _ATTEND_128 = c(4, 2, BLOCK_M=64, BLOCK_N=64), c(4, 2, BLOCK_M=64, BLOCK_N=32)
+_ATTEND_90 = c(8, 2, BLOCK_M=128, BLOCK_N=64)
+_DKV_32, _DKV_16 = (c(4, 2, BLOCK_M=rows, BLOCK_N=64) for rows in (32, 16))
+# dK and dV of 256 keys fill half the registers; with 32 queries at a time mma.sync would spill.
+_WHOLE_32, _WHOLE_16 = (c(8, 2, BLOCK_M=rows) for rows in (32, 16))
+SPATIAL_ATTENTION: dict[str, Lines] = {
+    "spatial_attention_forward": {
+        (64, 2): {80: _ATTEND_64, 90: _ATTEND_90, 120: _ATTEND_64},
+        (128, 2): {80: _ATTEND_128, 90: _ATTEND_90, 120: _ATTEND_128},
+        (64, 4): {80: c(8, BLOCK_M=32, BLOCK_N=32)},
+        (128, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
+    },
+    "spatial_attention_backward_dq": {
+        (64, 2): {80: c(4, 3, BLOCK_M=64, BLOCK_N=32)},
+        (128, 2): {80: c(4, 3, BLOCK_M=64, BLOCK_N=16), 89: c(4, 2, BLOCK_M=64, BLOCK_N=32)},
+        (64, 4): {80: c(8, BLOCK_M=32, BLOCK_N=32)},
+        (128, 4): {80: c(4, BLOCK_M=32, BLOCK_N=16)},
+    },
+    "spatial_attention_backward_dkv": {
+        (64, 2): {80: _DKV_32},
+        (128, 2): {80: _DKV_16, 90: _DKV_32},
+        (64, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
+        (128, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
+    },
+    "spatial_attention_backward_whole": {
+        (64, 64): {80: c(4, 2, BLOCK_M=32)},
+        (64, 128): {80: c(4, 2, BLOCK_M=16), 90: _WHOLE_32, 120: c(4, 2, BLOCK_M=16)},
+        (64, 256): {80: _WHOLE_16, 90: _WHOLE_32, 120: _WHOLE_16},
+        (80, 256): {80: c(8, BLOCK_M=16), 90: _WHOLE_32, 120: c(8, BLOCK_M=16)},
+        (128, 128): {80: _WHOLE_16, 120: c(8, BLOCK_M=16)},
+    },
+}
 
 # --- corrupt_tokens --------------------------------------------------------------------------
 # A program is one warp. 256 channels give each lane 16 bytes of bfloat16, four normals twice.
@@ -119,6 +154,7 @@ WARP_CLIPS: dict[str, Lines] = {
 
 CONFIGS: dict[str, Lines] = {
     **TEMPORAL_ATTENTION,
+    **SPATIAL_ATTENTION,
     **CORRUPT_TOKENS,
     **RECONSTRUCTION_LOSS,
     **HEATMAP_LOSS,

@@ -1,0 +1,531 @@
+"""Attention over the S tokens of a frame, straight from the packed projection and back into it.
+
+An item is one head of one frame of one clip. Products take their operands as they are stored and
+accumulate in float32; the softmax runs in base 2, in float32.
+
+- A head's d channels are two tiles, LOW of a power of two up to 64 and HIGH for the rest (80 is
+  64 + 16), so that a head is not padded to a power of two.
+- Forward: a program per block of queries, which passes over the keys once (online softmax). Keys
+  come in full blocks and one tail of 16, 32, ... keys, so that 207 keys cost 208. The programs of
+  an item are neighbours: K and V come from the L2 cache after the first.
+- Backward, short sequences (:data:`WHOLE`): a program per item holds all keys and passes over the
+  queries once. Whole columns of Pᵀ and dPᵀ are on chip, so that δ = Σ P∘dP needs neither ``out``
+  nor another kernel: 4 tensors read, 3 written, 5 products.
+- Backward, else: a kernel for dQ and δ = Σ out∘dO, then one for dK and dV: 7 products.
+
+Sums run in a fixed order: the same bits every time. Equations: FlashAttention-2 (Dao, 2023,
+arXiv:2307.08691, algorithms 1 and 2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cmpose.kernels import configs
+from cmpose.kernels.launch import arch_of, launch
+
+LOG2_E = tl.constexpr(math.log2(math.e))
+LOG_2 = tl.constexpr(math.log(2))
+
+SIZES = ["T", "S", "H", "blocks"]
+"""Of which one compiled kernel serves all values; of strides it knows multiples of 16, and 1."""
+
+
+@triton.jit
+def _load(
+    pointer,
+    rows,
+    count,
+    row_stride,
+    column_stride,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    """Two tiles [rows, LOW] and [rows, HIGH] (the first again if HIGH = 0); 0 outside."""
+    offsets = rows.to(tl.int64)[:, None] * row_stride
+    mask = (rows < count)[:, None]
+    columns = tl.arange(0, LOW).to(tl.int64)[None, :]
+    low = tl.load(pointer + (offsets + columns * column_stride), mask=mask, other=0.0)
+    high = low
+    if HIGH > 0:
+        columns = LOW + tl.arange(0, HIGH).to(tl.int64)[None, :]
+        if LOW + HIGH > D:
+            mask = mask & (columns < D)
+        high = tl.load(pointer + (offsets + columns * column_stride), mask=mask, other=0.0)
+    return low, high
+
+
+@triton.jit
+def _store(
+    pointer,
+    low,
+    high,
+    rows,
+    count,
+    row_stride,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    """Stores two tiles of a matrix whose columns are adjacent; only rows below ``count``."""
+    offsets = rows.to(tl.int64)[:, None] * row_stride
+    mask = (rows < count)[:, None]
+    dtype = pointer.dtype.element_ty
+    tl.store(pointer + (offsets + tl.arange(0, LOW)[None, :]), low.to(dtype), mask=mask)
+    if HIGH > 0:
+        columns = LOW + tl.arange(0, HIGH)[None, :]
+        if LOW + HIGH > D:
+            mask = mask & (columns < D)
+        tl.store(pointer + (offsets + columns), high.to(dtype), mask=mask)
+
+
+@triton.jit
+def _inner(a, a_high, b, b_high, HIGH: tl.constexpr, PRECISION: tl.constexpr):
+    """a bᵀ: the inner products of rows, over all channels."""
+    product = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    if HIGH > 0:
+        product = tl.dot(a_high, tl.trans(b_high), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _add_mixed(total, total_high, weights, x, x_high, HIGH: tl.constexpr, PRECISION: tl.constexpr):
+    """total + weights x: sums of rows."""
+    weights = weights.to(x.dtype)
+    total = tl.dot(weights, x, total, input_precision=PRECISION)
+    if HIGH > 0:
+        total_high = tl.dot(weights, x_high, total_high, input_precision=PRECISION)
+    return total, total_high
+
+
+@triton.jit
+def _item(pid, T, H):
+    """Clip, frame, head and running number of the frame, from an item's number; int64."""
+    head = (pid % H).to(tl.int64)
+    row = pid // H
+    return (row // T).to(tl.int64), (row % T).to(tl.int64), head, row.to(tl.int64)
+
+
+@triton.jit
+def _attend(
+    q,
+    q_high,
+    k_pointer,
+    v_pointer,
+    count,
+    top,
+    norm,
+    out,
+    out_high,
+    stride_s,
+    stride_d,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    LOGIT_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Takes KEYS more keys, the first ``count`` of which exist, into the online softmax."""
+    keys = tl.arange(0, KEYS)
+    k, k_high = _load(k_pointer, keys, count, stride_s, stride_d, D, LOW, HIGH)
+    v, v_high = _load(v_pointer, keys, count, stride_s, stride_d, D, LOW, HIGH)
+    logits = _inner(q, q_high, k, k_high, HIGH, PRECISION)
+    if MASK:
+        logits = tl.where((keys < count)[None, :], logits, float("-inf"))
+    new_top = tl.maximum(top, tl.max(logits, 1) * LOGIT_SCALE)
+    weights = tl.exp2(logits * LOGIT_SCALE - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    norm = norm * shrink + tl.sum(weights, 1)
+    out = out * shrink[:, None]
+    if HIGH > 0:
+        out_high = out_high * shrink[:, None]
+    out, out_high = _add_mixed(out, out_high, weights, v, v_high, HIGH, PRECISION)
+    return new_top, norm, out, out_high
+
+
+@triton.jit(do_not_specialize=SIZES)
+def spatial_attention_forward(
+    qkv,
+    out,
+    lse,
+    T,
+    S,
+    H,
+    blocks,
+    stride_b,
+    stride_t,
+    stride_s,
+    stride_p,
+    stride_h,
+    stride_d,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    TAIL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """out and lse of BLOCK_M queries of an item."""
+    LOGIT_SCALE: tl.constexpr = LOG2_E * D**-0.5
+    pid = tl.program_id(0)
+    clip, frame, head, number = _item(pid // blocks, T, H)
+    start = (pid % blocks) * BLOCK_M
+    q_pointer = qkv + clip * stride_b + frame * stride_t + head * stride_h
+    k_pointer = q_pointer + stride_p
+    v_pointer = k_pointer + stride_p
+
+    rows = start + tl.arange(0, BLOCK_M)
+    q, q_high = _load(q_pointer, rows, S, stride_s, stride_d, D, LOW, HIGH)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    norm = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, LOW], tl.float32)
+    sums_high = sums
+    if HIGH > 0:
+        sums_high = tl.zeros([BLOCK_M, HIGH], tl.float32)
+    step = tl.full((), BLOCK_N, tl.int64) * stride_s
+    for _ in range(S // BLOCK_N):
+        top, norm, sums, sums_high = _attend(
+            q, q_high, k_pointer, v_pointer, BLOCK_N, top, norm, sums, sums_high, stride_s,
+            stride_d, D, LOW, HIGH, LOGIT_SCALE, PRECISION, BLOCK_N, False,
+        )  # fmt: skip
+        k_pointer += step
+        v_pointer += step
+    if TAIL > 0:
+        top, norm, sums, sums_high = _attend(
+            q, q_high, k_pointer, v_pointer, S % BLOCK_N, top, norm, sums, sums_high, stride_s,
+            stride_d, D, LOW, HIGH, LOGIT_SCALE, PRECISION, TAIL, True,
+        )  # fmt: skip
+
+    inverse = (1.0 / norm)[:, None]
+    if HIGH > 0:
+        sums_high = sums_high * inverse
+    out += (number * S * H + head) * D
+    _store(out, sums * inverse, sums_high, rows, S, H * D, D, LOW, HIGH)
+    tl.store(lse + (number * H + head) * S + rows, (top + tl.log2(norm)) * LOG_2, mask=rows < S)
+
+
+@triton.jit
+def _weights(logits, norm, LOGIT_SCALE: tl.constexpr):
+    """P = exp2(logits - norm) of known norm: 1 at most, NaN stays.
+
+    The bound holds by itself up to rounding, except for the zeros that stand for keys behind the
+    last: with it their P is finite and what it is multiplied with, 0, stays 0.
+    """
+    exponent = logits * LOGIT_SCALE - norm
+    return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def spatial_attention_backward_dq(
+    grad,
+    qkv,
+    out,
+    lse,
+    delta,
+    dqkv,
+    T,
+    S,
+    H,
+    blocks,
+    grad_b,
+    grad_t,
+    grad_s,
+    grad_h,
+    grad_d,
+    stride_b,
+    stride_t,
+    stride_s,
+    stride_p,
+    stride_h,
+    stride_d,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """dQ and δ of BLOCK_M queries of an item."""
+    SCALE: tl.constexpr = D**-0.5
+    pid = tl.program_id(0)
+    clip, frame, head, number = _item(pid // blocks, T, H)
+    start = (pid % blocks) * BLOCK_M
+    q_pointer = qkv + clip * stride_b + frame * stride_t + head * stride_h
+    k_pointer = q_pointer + stride_p
+    v_pointer = k_pointer + stride_p
+    grad += clip * grad_b + frame * grad_t + head * grad_h
+    out += (number * S * H + head) * D
+
+    rows = start + tl.arange(0, BLOCK_M)
+    q, q_high = _load(q_pointer, rows, S, stride_s, stride_d, D, LOW, HIGH)
+    do, do_high = _load(grad, rows, S, grad_s, grad_d, D, LOW, HIGH)
+    o, o_high = _load(out, rows, S, H * D, 1, D, LOW, HIGH)
+    row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if HIGH > 0:
+        row_delta += tl.sum(o_high.to(tl.float32) * do_high.to(tl.float32), 1)
+    item_rows = (number * H + head) * S + rows
+    tl.store(delta + item_rows, row_delta, mask=rows < S)
+    norm = tl.load(lse + item_rows, mask=rows < S, other=float("inf")) * LOG2_E
+
+    dq = tl.zeros([BLOCK_M, LOW], tl.float32)
+    dq_high = dq
+    if HIGH > 0:
+        dq_high = tl.zeros([BLOCK_M, HIGH], tl.float32)
+    keys = tl.arange(0, BLOCK_N)
+    step = tl.full((), BLOCK_N, tl.int64) * stride_s
+    for first in tl.range(0, S, BLOCK_N, disable_licm=True):
+        k, k_high = _load(k_pointer, keys, S - first, stride_s, stride_d, D, LOW, HIGH)
+        v, v_high = _load(v_pointer, keys, S - first, stride_s, stride_d, D, LOW, HIGH)
+        p = _weights(_inner(q, q_high, k, k_high, HIGH, PRECISION), norm[:, None], LOG2_E * SCALE)
+        dp = _inner(do, do_high, v, v_high, HIGH, PRECISION)
+        ds = p * (dp - row_delta[:, None])
+        dq, dq_high = _add_mixed(dq, dq_high, ds, k, k_high, HIGH, PRECISION)
+        k_pointer += step
+        v_pointer += step
+
+    if HIGH > 0:
+        dq_high = dq_high * SCALE
+    dqkv += (number * S * 3 * H + head) * D
+    _store(dqkv, dq * SCALE, dq_high, rows, S, 3 * H * D, D, LOW, HIGH)
+
+
+@triton.jit
+def _store_dq(
+    pointer,
+    ds,
+    k,
+    k_high,
+    rows,
+    start,
+    S,
+    row_stride,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+):
+    """Stores dQ of ``rows``, from dSᵀ [keys, rows] of all keys.
+
+    Triton distributes a product over the warps like another one that its block connects it with,
+    be it by an address. This one has another shape and would be computed several times over;
+    hence the condition, which is always true and gives it a block of its own, and the row stride
+    that is handed in, so that its two parts share nothing either.
+    """
+    SCALE: tl.constexpr = D**-0.5
+    if start < S:
+        if CHANNELS_FIRST:
+            dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION)) * SCALE
+        else:
+            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * SCALE
+        dq_high = dq
+        if HIGH > 0:
+            dq_high = tl.dot(tl.trans(ds), k_high, input_precision=PRECISION) * SCALE
+        _store(pointer, dq, dq_high, rows, S, row_stride, D, LOW, HIGH)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def spatial_attention_backward_dkv(
+    grad,
+    qkv,
+    lse,
+    delta,
+    dqkv,
+    T,
+    S,
+    H,
+    blocks,
+    grad_b,
+    grad_t,
+    grad_s,
+    grad_h,
+    grad_d,
+    stride_b,
+    stride_t,
+    stride_s,
+    stride_p,
+    stride_h,
+    stride_d,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WHOLE: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+):
+    """dK and dV of BLOCK_N keys of an item; if these are all its keys (WHOLE), dQ as well.
+
+    Everything is computed keys by queries, so that Pᵀ and dSᵀ are left operands as they come.
+    """
+    SCALE: tl.constexpr = D**-0.5
+    pid = tl.program_id(0)
+    clip, frame, head, number = _item(pid // blocks, T, H)
+    q_pointer = qkv + clip * stride_b + frame * stride_t + head * stride_h
+    k_pointer = q_pointer + stride_p
+    grad += clip * grad_b + frame * grad_t + head * grad_h
+    item_rows = (number * H + head) * S
+    row_stride = tl.full((), 3 * D, tl.int64) * H
+    dqkv += number * S * row_stride + head * D
+
+    first = (pid % blocks) * BLOCK_N
+    keys = first + tl.arange(0, BLOCK_N)
+    k, k_high = _load(k_pointer, keys, S, stride_s, stride_d, D, LOW, HIGH)
+    v, v_high = _load(k_pointer + stride_p, keys, S, stride_s, stride_d, D, LOW, HIGH)
+    dk = tl.zeros([BLOCK_N, LOW], tl.float32)
+    dv = tl.zeros([BLOCK_N, LOW], tl.float32)
+    dk_high = dk
+    dv_high = dv
+    if HIGH > 0:
+        dk_high = tl.zeros([BLOCK_N, HIGH], tl.float32)
+        dv_high = tl.zeros([BLOCK_N, HIGH], tl.float32)
+
+    for start in tl.range(0, S, BLOCK_M, disable_licm=True):
+        rows = start + tl.arange(0, BLOCK_M)
+        q, q_high = _load(q_pointer, rows, S, stride_s, stride_d, D, LOW, HIGH)
+        norm = tl.load(lse + item_rows + rows, mask=rows < S, other=float("inf")) * LOG2_E
+        p = _weights(_inner(k, k_high, q, q_high, HIGH, PRECISION), norm[None, :], LOG2_E * SCALE)
+        do, do_high = _load(grad, rows, S, grad_s, grad_d, D, LOW, HIGH)
+        dv, dv_high = _add_mixed(dv, dv_high, p, do, do_high, HIGH, PRECISION)
+        dp = _inner(v, v_high, do, do_high, HIGH, PRECISION)
+        if WHOLE:
+            column_delta = tl.sum(p * dp, 0)
+        else:
+            column_delta = tl.load(delta + item_rows + rows, mask=rows < S, other=0.0)
+        ds = (p * (dp - column_delta[None, :])).to(q.dtype)
+        dk, dk_high = _add_mixed(dk, dk_high, ds, q, q_high, HIGH, PRECISION)
+        if WHOLE:
+            _store_dq(
+                dqkv, ds, k, k_high, rows, start, S, row_stride, D, LOW, HIGH, PRECISION,
+                CHANNELS_FIRST,
+            )  # fmt: skip
+
+    if HIGH > 0:
+        dk_high = dk_high * SCALE
+    dqkv += first * row_stride + H * D
+    keys = tl.arange(0, BLOCK_N)
+    _store(dqkv, dk * SCALE, dk_high, keys, S - first, row_stride, D, LOW, HIGH)
+    _store(dqkv + H * D, dv, dv_high, keys, S - first, row_stride, D, LOW, HIGH)
+
+
+WHOLE = ((64, 64), (64, 128), (64, 256), (80, 256), (128, 128))
+"""Head dimension and tokens, at most, of what one program can hold in float16 and bfloat16."""
+
+WGMMA = range(90, 120)
+"""Cards whose products have 64 rows at least: dQ of fewer queries is computed transposed there."""
+
+
+def _width(d: int) -> int:
+    """A head dimension's class in the table of configurations."""
+    return 64 if d <= 64 else 128
+
+
+def _whole(d: int, S: int, dtype: torch.dtype) -> tuple[int, int] | None:
+    """The smallest of :data:`WHOLE` that holds d channels and S tokens, if any."""
+    if dtype.itemsize > 2:
+        return None
+    return next(((width, keys) for width, keys in WHOLE if d <= width and keys >= S), None)
+
+
+def _constants(qkv: Tensor) -> dict[str, int | str]:
+    """The kernels' common ``tl.constexpr`` parameters."""
+    d = qkv.shape[-1]
+    low = min(64, 1 << (d.bit_length() - 1))
+    high = max(16, triton.next_power_of_2(d - low)) if d > low else 0
+    # Products of other dtypes do not heed it.
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" and qkv.dtype == torch.float32
+    return {"D": d, "LOW": low, "HIGH": high, "PRECISION": "tf32" if tf32 else "ieee"}
+
+
+def forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(q kᵀ / √d) v along S.
+
+    Args:
+        qkv: [B, T, S, 3, H, d], float32, float16 or bfloat16, of any strides; d a multiple of 16
+            up to 128.
+
+    Returns:
+        out: [B, T, S, H, d], contiguous, in qkv's dtype.
+        lse: [B, T, H, S], contiguous, float32: log Σ exp of a query's scaled logits.
+    """
+    B, T, S, _, H, d = qkv.shape
+    out = torch.empty((B, T, S, H, d), dtype=qkv.dtype, device=qkv.device)
+    lse = torch.empty((B, T, H, S), dtype=torch.float32, device=qkv.device)
+    variant = _width(d), qkv.element_size()
+    config = configs.config("spatial_attention_forward", variant, arch_of(qkv))
+    blocks = triton.cdiv(S, config.blocks["BLOCK_M"])
+    rest = S % config.blocks["BLOCK_N"]
+    launch(
+        spatial_attention_forward,
+        (B * T * H * blocks,),
+        *(qkv, out, lse, T, S, H, blocks, *qkv.stride()),
+        config=config,
+        **_constants(qkv),
+        TAIL=max(16, triton.next_power_of_2(rest)) if rest else 0,
+    )
+    return out, lse
+
+
+def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+    """The gradient of :func:`forward`.
+
+    Args:
+        grad: [B, T, S, H, d], the gradient of out, in qkv's dtype, of any strides.
+        qkv: as :func:`forward` got it.
+        out: what :func:`forward` returned, contiguous; short sequences do not read it.
+        lse: what :func:`forward` returned, contiguous.
+
+    Returns:
+        [B, T, S, 3, H, d], contiguous, in qkv's dtype.
+    """
+    B, T, S, _, H, d = qkv.shape
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    constants = _constants(qkv)
+    strides = *grad.stride(), *qkv.stride()
+    arch = arch_of(qkv)
+    whole = _whole(d, S, qkv.dtype)
+    if whole:
+        launch(
+            spatial_attention_backward_dkv,
+            (B * T * H,),
+            *(grad, qkv, lse, None, dqkv, T, S, H, 1, *strides),
+            config=configs.config("spatial_attention_backward_whole", whole, arch),
+            **constants,
+            BLOCK_N=whole[1],
+            WHOLE=True,
+            CHANNELS_FIRST=constants["LOW"] == 64 and arch in WGMMA,
+        )
+        return dqkv
+    delta = torch.empty_like(lse)
+    variant = _width(d), qkv.element_size()
+    config = configs.config("spatial_attention_backward_dq", variant, arch)
+    blocks = triton.cdiv(S, config.blocks["BLOCK_M"])
+    launch(
+        spatial_attention_backward_dq,
+        (B * T * H * blocks,),
+        *(grad, qkv, out, lse, delta, dqkv, T, S, H, blocks, *strides),
+        config=config,
+        **constants,
+    )
+    config = configs.config("spatial_attention_backward_dkv", variant, arch)
+    blocks = triton.cdiv(S, config.blocks["BLOCK_N"])
+    launch(
+        spatial_attention_backward_dkv,
+        (B * T * H * blocks,),
+        *(grad, qkv, lse, delta, dqkv, T, S, H, blocks, *strides),
+        config=config,
+        **constants,
+        WHOLE=False,
+        CHANNELS_FIRST=False,
+    )
+    return dqkv

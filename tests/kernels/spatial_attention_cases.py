@@ -1,0 +1,61 @@
+"""What the cross-compile gate compiles of ``spatial_attention``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmpose.kernels import spatial_attention
+
+HEADS = {32: 12, 64: 12, 80: 16, 96: 8, 128: 8}
+"""By head dimension: ViTPose-S at half its, ViTPose-B, ViTPose-H, and wide ones."""
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def both(tokens: int, d: int, dtype: torch.dtype) -> None:
+    qkv = _empty(32, 3, tokens, 3, HEADS[d], d, dtype=dtype)
+    out, lse = spatial_attention.forward(qkv)
+    spatial_attention.backward(torch.empty_like(out), qkv, out, lse)
+
+
+def expanded(tokens: int, d: int, dtype: torch.dtype) -> None:
+    """The gradient of a sum."""
+    qkv = _empty(32, 3, tokens, 3, HEADS[d], d, dtype=dtype)
+    out, lse = spatial_attention.forward(qkv)
+    spatial_attention.backward(_empty(1, dtype=dtype).expand(out.shape), qkv, out, lse)
+
+
+def sliced(tokens: int, d: int, dtype: torch.dtype) -> None:
+    """No stride but the last is a multiple of 16."""
+    qkv = _empty(2, 3, tokens, 3, 12, d + 3, dtype=dtype)[..., :d]
+    out, lse = spatial_attention.forward(qkv)
+    spatial_attention.backward(_empty(2, 3, tokens, 12, d + 3, dtype=dtype)[..., :d], qkv, out, lse)
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    f"S {tokens} d {d} {str(dtype).removeprefix('torch.')}": partial(both, tokens, d, dtype)
+    for tokens, d, dtype in (
+        (207, 64, torch.bfloat16),
+        (207, 64, torch.float16),
+        (207, 64, torch.float32),
+        (207, 80, torch.bfloat16),
+        (207, 128, torch.bfloat16),
+        (4096, 64, torch.bfloat16),
+        (4096, 80, torch.float16),
+        (4096, 96, torch.bfloat16),
+        (4096, 128, torch.float32),
+        (49, 32, torch.bfloat16),
+        (128, 64, torch.bfloat16),
+        (128, 128, torch.float16),
+    )
+}
+CASES["expanded S 207 d 64 bfloat16"] = partial(expanded, 207, 64, torch.bfloat16)
+CASES["sliced S 207 d 64 bfloat16"] = partial(sliced, 207, 64, torch.bfloat16)
+CASES["sliced S 207 d 64 float32"] = partial(sliced, 207, 64, torch.float32)

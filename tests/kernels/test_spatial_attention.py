@@ -1,0 +1,295 @@
+"""The kernels of ``spatial_attention`` against the reference in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmpose.kernels import launch, spatial_attention
+from cmpose.ops.spatial_attention import (
+    spatial_attention_backward_reference,
+    spatial_attention_reference,
+)
+from tests.ops.assertions import (
+    assert_as_close_as_eager,
+    assert_layout,
+    assert_repeats,
+    assert_same_bits,
+    assert_writes_everything,
+)
+
+# bfloat16 is wrong in Triton's interpreter.
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+
+
+def random(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def both(qkv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    out, lse = spatial_attention.forward(qkv)
+    return out, lse, spatial_attention.backward(grad, qkv, out, lse)
+
+
+def exact_lse(qkv: Tensor) -> Tensor:
+    q, k, _ = qkv.double().permute(3, 0, 1, 4, 2, 5)
+    return torch.logsumexp(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+
+
+def check(qkv: Tensor, grad: Tensor) -> None:
+    """All results against the reference."""
+    out, lse, dqkv = both(qkv, grad)
+    S, d = qkv.shape[2], qkv.shape[5]
+    assert_layout(out, grad.shape, qkv.dtype)
+    assert_layout(dqkv, qkv.shape, qkv.dtype)
+    exact = spatial_attention_reference(qkv.double())
+    eager = spatial_attention_reference(qkv)
+    # P, and in the gradient dS, are rounded before the product that follows.
+    size = max(S, d)
+    assert_as_close_as_eager(out, eager, exact, reduction=size, roundings=2)
+    exact = spatial_attention_backward_reference(grad.double(), qkv.double())
+    eager = spatial_attention_backward_reference(grad, qkv)
+    for part in range(3):  # each on its own scale
+        a, b, c = (t[:, :, :, part] for t in (dqkv, eager, exact))
+        # The gradient of the softmax over one key cancels to 0.
+        terms = float(exact.abs().max())
+        assert_as_close_as_eager(a, b, c, reduction=size, roundings=2, terms=terms)
+    expected = exact_lse(qkv)
+    scale = max(1.0, float(qkv.double().square().sum(-1).max()) * d**-0.5)
+    assert_layout(lse, expected.shape, torch.float32)
+    assert (lse - expected).abs().max() <= 4 * torch.finfo(torch.float32).eps * scale
+
+
+# B, T, S, H, d. In float16 256 tokens of 64 channels, or 80, are one program backward.
+SHAPES = [
+    (1, 1, 1, 1, 16),
+    (2, 1, 1, 2, 64),
+    (1, 1, 2, 2, 64),
+    (2, 2, 15, 2, 64),
+    (1, 1, 64, 2, 64),
+    (1, 1, 65, 1, 64),
+    (1, 1, 64, 1, 16),
+    (1, 3, 19, 2, 32),
+    (1, 1, 33, 1, 48),
+    (2, 1, 15, 1, 80),
+    (1, 1, 65, 1, 80),
+    (1, 1, 37, 1, 96),
+    (1, 1, 31, 1, 112),
+    (1, 1, 2, 1, 128),
+    (1, 1, 65, 1, 128),
+]
+# Many small blocks make float32 slow in the interpreter.
+LARGE = [
+    ((1, 1, 207, 1, 64), torch.float32),
+    ((1, 2, 207, 1, 64), torch.float16),
+    ((1, 1, 300, 1, 64), torch.float16),
+    ((1, 1, 100, 2, 64), torch.float16),
+    ((1, 1, 300, 1, 16), torch.float16),
+    ((1, 1, 207, 1, 80), torch.float16),
+    ((1, 1, 257, 1, 80), torch.float16),
+    ((1, 1, 140, 1, 112), torch.float16),
+    ((1, 1, 207, 1, 128), torch.float16),
+]
+REFERENCE = [(shape, dtype) for shape in SHAPES for dtype in DTYPES] + LARGE
+REFERENCE += [(shape, torch.bfloat16) for shape, _ in LARGE] * torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(("shape", "dtype"), REFERENCE, ids=str)
+def test_is_the_reference(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    B, T, S, H, d = shape
+    qkv = random(B, T, S, 3, H, d, dtype=dtype, device=device)
+    check(qkv, random(B, T, S, H, d, dtype=dtype, device=device, seed=1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs what its own card is given")
+@pytest.mark.parametrize("arch", [80, 90, 120])
+@pytest.mark.parametrize("shape", [(1, 1, 70, 1, 64), (1, 1, 35, 1, 80), (1, 1, 140, 1, 96)])
+def test_what_other_cards_run(
+    device: str, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], arch: int
+) -> None:
+    """Their block sizes, and dQ transposed on 9.0."""
+    monkeypatch.setattr(launch, "INTERPRETER_ARCH", arch)
+    B, T, S, H, d = shape
+    qkv = random(B, T, S, 3, H, d, dtype=torch.float16, device=device)
+    check(qkv, random(B, T, S, H, d, dtype=torch.float16, device=device, seed=1))
+
+
+KERNELS = [(9, torch.float32), (9, torch.float16), (260, torch.float16)]
+"""Tokens and dtype: dQ apart from dK and dV, all in one, apart again."""
+
+
+@pytest.mark.parametrize(("S", "dtype"), KERNELS, ids=str)
+def test_any_strides(device: str, S: int, dtype: torch.dtype) -> None:
+    """Dimensions in another order, a part of a larger tensor, a gradient that is expanded."""
+    B, T, H, d = (2, 2, 2, 32) if S < 260 else (1, 1, 2, 16)
+    turned = random(d, H, 3, S, T, B, dtype=dtype, device=device).permute(5, 4, 3, 2, 1, 0)
+    part = random(B, T, S, 3, H + 1, d + 5, dtype=dtype, device=device)[..., 1:, 2 : d + 2]
+    grads = [
+        random(1, 1, 1, 1, d, dtype=dtype, device=device).expand(B, T, S, H, d),
+        random(H, d, S, B, T, dtype=dtype, device=device).permute(3, 4, 2, 0, 1),
+    ]
+    for qkv, grad in zip((turned, part), grads, strict=True):
+        found = both(qkv, grad)
+        assert_same_bits(found, both(qkv.contiguous(), grad.contiguous()))
+
+
+@pytest.mark.parametrize(("S", "dtype"), KERNELS, ids=str)
+def test_nothing_around_is_read(device: str, S: int, dtype: torch.dtype) -> None:
+    """NaN behind the last token and the last channel, of each head and of the memory."""
+    B, T, H, d = (1, 2, 2, 48) if S < 260 else (1, 1, 2, 16)
+    shape, grad_shape = (B, T, S, 3, H, d), (B, T, S, H, d)
+    qkv, grad = (
+        random(*sizes, dtype=dtype, device=device, seed=seed)
+        for seed, sizes in enumerate((shape, grad_shape))
+    )
+    inside = []
+    for tensor in (qkv, grad):
+        wide = [n + 1 for n in tensor.shape]
+        around = torch.full(wide, math.nan, dtype=dtype, device=device)
+        view = around[tuple(slice(0, n) for n in tensor.shape)]
+        view.copy_(tensor)
+        inside.append(view)
+    assert_same_bits(both(*inside), both(qkv, grad))
+
+
+@pytest.mark.parametrize(("S", "dtype"), KERNELS, ids=str)
+def test_nan_stays_in_its_frame_and_head(device: str, S: int, dtype: torch.dtype) -> None:
+    """And reaches there what it reaches in the reference: all by a key, one row by a query."""
+    B, T, H, d = (2, 1, 2, 16) if S < 260 else (2, 1, 1, 16)
+    grad = random(B, T, S, H, d, dtype=dtype, device=device, seed=1)
+    for part in range(3):
+        qkv = random(B, T, S, 3, H, d, dtype=dtype, device=device)
+        qkv[1, 0, 2, part, H - 1, 3] = math.nan
+        out, lse, dqkv = both(qkv, grad)
+        expected = spatial_attention_reference(qkv)
+        assert torch.equal(out.isnan(), expected.isnan())
+        if part < 2:
+            assert torch.equal(lse.isnan(), exact_lse(qkv).isnan())
+        gradient = spatial_attention_backward_reference(grad, qkv)
+        assert torch.equal(dqkv.isnan(), gradient.isnan())
+        assert gradient[1].isnan().any()
+        assert not gradient[0].isnan().any()
+
+
+@pytest.mark.parametrize(("S", "dtype"), KERNELS, ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_large_logits(device: str, S: int, dtype: torch.dtype, sign: int) -> None:
+    """60 · 60 · 64 exceeds float16; exp of minus that, of keys that are not there, float32."""
+    qkv = random(1, 1, S, 3, 1, 64, dtype=dtype, device=device)
+    qkv[:, :, :, 0] = 60.0 * sign
+    qkv[:, :, :, 1] = 60.0
+    grad = random(1, 1, S, 1, 64, dtype=dtype, device=device, seed=1)
+    out, lse, dqkv = both(qkv, grad)
+    logit = sign * 60 * 60 * 64 / 8
+    torch.testing.assert_close(lse, torch.full_like(lse, logit + math.log(S)), rtol=1e-6, atol=0)
+    mean = qkv[:, :, :, 2].double().mean(2, keepdim=True)
+    assert (out - mean).abs().max() <= 4 * torch.finfo(dtype).eps
+    # P's and dS's relative error: their rounding, and that of lse in float32.
+    error = 2 * torch.finfo(dtype).eps + 2 * abs(logit) * torch.finfo(torch.float32).eps
+    dp = grad.double()[0, :, :, 0] @ qkv.double()[0, :, :, 2, 0].transpose(-1, -2)
+    bounds = [60 / 8 * 2 * float(dp.abs().max())] * 2 + [float(grad.abs().max())]
+    exact = spatial_attention_backward_reference(grad.double(), qkv.double())
+    for part, bound in enumerate(bounds):
+        assert (dqkv - exact)[:, :, :, part].abs().max() <= error * bound
+
+
+@pytest.mark.parametrize(("S", "dtype"), KERNELS, ids=str)
+def test_same_bits_and_every_element(device: str, S: int, dtype: torch.dtype) -> None:
+    qkv = random(1, 1, S, 3, 1, 16, dtype=dtype, device=device)
+    grad = random(1, 1, S, 1, 16, dtype=dtype, device=device, seed=1)
+    assert_repeats(lambda: both(qkv, grad), times=2)
+    assert_writes_everything(lambda: both(qkv, grad))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 2), (2, 0, 5, 2), (2, 2, 0, 2), (2, 2, 5, 0)])
+def test_empty(device: str, shape: tuple[int, ...]) -> None:
+    B, T, S, H = shape
+    qkv = torch.empty(B, T, S, 3, H, 32, device=device)
+    out, lse, dqkv = both(qkv, torch.empty(B, T, S, H, 32, device=device))
+    assert_layout(out, (B, T, S, H, 32), torch.float32)
+    assert_layout(lse, (B, T, H, S), torch.float32)
+    assert_layout(dqkv, qkv.shape, torch.float32)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes 20 GB; the host commits it lazily")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dim", range(6))
+def test_offsets_beyond_32_bits(device: str, dim: int, dtype: torch.dtype) -> None:
+    """Along each dimension in turn; of tokens, already from one block of keys to the next."""
+    block = 64 if dtype == torch.float16 else 32
+    sizes = [1, 1, 3, 3, 1, 16]
+    if dim in (0, 1, 4):
+        sizes[dim] = 3
+    if dim == 2:
+        sizes[dim] = block + 2
+    strides = [0] * 6
+    step = 1
+    for other in reversed(range(6)):
+        if other != dim:
+            strides[other] = step
+            step *= sizes[other]
+    strides[dim] = 2**31 // (block if dim == 2 else sizes[dim] - 1) // 16 * 16 + 16
+    assert (sizes[dim] - 1) * strides[dim] >= 2**31
+    qkv, compact = far(sizes, strides, dtype, device)
+    grad, compact_grad = far(
+        *([n for index, n in enumerate(values) if index != 3] for values in (sizes, strides)),
+        dtype,
+        device,
+    )
+    assert_same_bits(both(qkv, grad), both(compact, compact_grad))
+
+
+def far(
+    sizes: list[int], strides: list[int], dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor]:
+    """Random numbers at these strides, in memory that is not touched in between; and contiguous."""
+    compact = random(*sizes, dtype=dtype, device=device)
+    needed = sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) + 1
+    spread = torch.empty(needed, dtype=dtype, device=device).as_strided(sizes, strides)
+    return spread.copy_(compact), compact
+
+
+def launched(S: int, d: int, dtype: torch.dtype, arch: int = 89) -> list[launch.Launch]:
+    """What the backward launches."""
+    qkv = torch.empty(1, 1, S, 3, 1, d, dtype=dtype, device="meta")
+    out, lse = qkv[:, :, :, 0], torch.empty(1, 1, 1, S, device="meta")
+    with launch.recording(arch) as launches:
+        spatial_attention.backward(out, qkv, out, lse)
+    return launches
+
+
+@pytest.mark.parametrize(
+    ("S", "d", "dtype", "kernels"),
+    [
+        (207, 64, torch.bfloat16, 1),
+        (256, 64, torch.float16, 1),
+        (257, 64, torch.float16, 2),
+        (256, 80, torch.float16, 1),
+        (256, 96, torch.float16, 2),
+        (128, 128, torch.float16, 1),
+        (129, 128, torch.float16, 2),
+        (16, 16, torch.float32, 2),
+    ],
+)
+def test_short_sequences_take_one_kernel(S: int, d: int, dtype: torch.dtype, kernels: int) -> None:
+    assert len(launched(S, d, dtype)) == kernels
+
+
+def test_float32_is_tf32_only_where_torch_is_told_so() -> None:
+    def precisions(dtype: torch.dtype) -> set[str]:
+        return {one.constants["PRECISION"] for one in launched(300, 64, dtype)}
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "ieee"
+        assert precisions(torch.float32) == {"ieee"}
+        matmul.fp32_precision = "tf32"
+        assert precisions(torch.float32) == {"tf32"}
+        assert precisions(torch.float16) == {"ieee"}
+    finally:
+        matmul.fp32_precision = before
