@@ -80,7 +80,7 @@ SPATIAL_ATTENTION: dict[str, Lines] = {
     },
     "spatial_attention_backward_dkv": {
         (64, 2): {80: _DKV_32},
-        (128, 2): {80: _DKV_16, 90: _DKV_32},
+        (128, 2): {80: _DKV_16, 90: _DKV_32, 120: c(4, BLOCK_M=16, BLOCK_N=64)},
         (64, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
         (128, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
     },
