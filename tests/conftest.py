@@ -37,14 +37,8 @@ def rendered(tmp_path_factory) -> Path:
     return root
 
 
-# Of two processes none should be left alone with the longest files at the end. They take these in
-# turn, so a short one lets the two of kernels come after one another.
-_LONGEST = (
-    "engine/test_learning.py",
-    "ops/test_contract.py",
-    "test_docs.py",
-    "kernels/test_gate.py",
-)
+# Of two processes none should be left alone with a long file at the end.
+_LONGEST = ("ops/test_contract.py", "kernels/test_gate.py", "engine/test_train.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
