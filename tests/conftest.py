@@ -49,10 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 _CONTRACT = ("tests/ops/test_contract.py", "tests/ops/test_arguments.py")
 _passed: Counter[str] = Counter()
+_compiled: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Counts the op contract's cases, from their parameters."""
+    """Counts the op contract's cases, from their parameters, and what the gate compiled.
+
+    Here, not beside those tests: of a parallel run the reporting process loads this file only.
+    """
+    if report.when == "call":
+        _compiled.extend(str(v) for name, v in report.user_properties if name == "compiled")
     file, _, parameters = report.nodeid.partition("[")
     op = next((op for op in OPS if op in parameters), None)
     if op and file.startswith(_CONTRACT) and report.when == "call" and report.passed:
@@ -64,3 +70,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("op contract: cases that passed")
         for op in OPS:
             terminalreporter.line(f"{op:22} {_passed[op]}")
+    if _compiled:
+        terminalreporter.section("kernels compiled by the gate")
+        for line in sorted(_compiled):
+            terminalreporter.line(line)

@@ -132,9 +132,15 @@ def available(op: str, device: torch.device | str | None = None) -> dict[str, st
 
 def preferred(op: str, device: torch.device | str | None = None) -> str:
     """What ``auto`` runs on a device when the arguments are within its kernels' limits."""
-    found = available(op, device)
-    on_card = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
-    return next((k for k in _KERNELS if on_card and found[k] is None), "reference")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _best(torch.device(device), available(op, device))
+
+
+def _best(device: torch.device, reasons: dict[str, str | None]) -> str:
+    """What ``auto`` takes of backends and the reasons against them: kernels on a card only."""
+    on_card = device.type == "cuda"
+    return next((k for k in _KERNELS if on_card and reasons[k] is None), "reference")
 
 
 def _check_op(op: str) -> None:
@@ -285,8 +291,5 @@ def explain(op: str, *arguments: Any, **keywords: Any) -> Explanation:
             limit = known.limits[kernel]
             reasons[kernel] = limit(**{n: values[n] for n in inspect.signature(limit).parameters})
     asked, source = _asked(op, values["backend"])
-    runs = asked
-    if asked == "auto":
-        on_card = tensor.device.type == "cuda"
-        runs = next((k for k in _KERNELS if on_card and reasons[k] is None), "reference")
+    runs = _best(tensor.device, reasons) if asked == "auto" else asked
     return Explanation(op, runs, f"{asked}, from {source}" if source else "auto", reasons)

@@ -139,7 +139,8 @@ def _triton_limits(qkv: Tensor) -> str | None:
     if qkv.dtype == torch.float64:
         return "qkv is float64; the kernels take float32, float16 and bfloat16"
     if qkv.shape[-1] % 16 or not 16 <= qkv.shape[-1] <= MAX_HEAD_DIM:
-        return f"the head dimension is {qkv.shape[-1]}; the kernels take multiples of 16 up to 128"
+        taken = f"multiples of 16 up to {MAX_HEAD_DIM}"
+        return f"the head dimension is {qkv.shape[-1]}; the kernels take {taken}"
     return None
 
 

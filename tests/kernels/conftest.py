@@ -25,19 +25,3 @@ def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN and the largest integers."""
     with assertions.poisoned_memory():
         yield
-
-
-_compiled: list[str] = []
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Collects what the cross-compile gate has compiled, from whichever process ran it."""
-    if report.when == "call":
-        _compiled.extend(str(v) for name, v in report.user_properties if name == "compiled")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _compiled:
-        terminalreporter.section("kernels compiled by the gate")
-        for line in sorted(_compiled):
-            terminalreporter.line(line)
