@@ -40,12 +40,16 @@ REASON = why_not()
 
 
 class BuildPython(build_py):
-    """Says so when the core is left out."""
+    """Says so when the core is left out, and leaves none from an earlier editable install."""
 
     def run(self) -> None:
         super().run()
-        if REASON is not None:
-            print(f"cmpose: without its CUDA core cmpose._C: {REASON}", flush=True)
+        if REASON is None:
+            return
+        print(f"cmpose: without its CUDA core cmpose._C: {REASON}", flush=True)
+        if self.editable_mode:
+            for stale in (CSRC.parent / "cmpose").glob("_C.*.so"):
+                stale.unlink()
 
 
 class BuildCore(build_ext):
