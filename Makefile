@@ -16,13 +16,21 @@ help:
 
 venv: $(STAMP)
 
+# The CUDA core is built where it can be used, which needs NVIDIA's driver and nvcc.
+ifeq ($(strip $(CMPOSE_BUILD_CUDA)),)
+BUILD_CUDA := $(if $(shell command -v nvidia-smi),$(if $(shell $(PYTHON) csrc/build.py --nvcc),1,0),0)
+else
+BUILD_CUDA := $(strip $(CMPOSE_BUILD_CUDA))
+endif
+CSRC := $(if $(filter 0,$(BUILD_CUDA)),,$(wildcard csrc/*.*))
+
 # The set-up is redone when what it installs changes.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cmpose needs Python >= 3.10; run make PYTHON=/path/to/python3")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch triton
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	CMPOSE_BUILD_CUDA=$(BUILD_CUDA) $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -42,6 +50,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy csrc/build.py
 	@files=$$(git ls-files '*.cu' '*.cuh' '*.cpp' '*.h'); \
 	if [ -n "$$files" ]; then $(BIN)/clang-format --dry-run --Werror $$files; fi
 

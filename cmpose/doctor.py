@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from cmpose import __version__
+from cmpose import __version__, native
 from cmpose.ops import backends
 
 
@@ -27,6 +27,7 @@ def report() -> str:
         f"torch   {torch.__version__} (CUDA {torch.version.cuda or 'not built in'})",
         f"triton  {_version('triton')}",
         f"opencv  {_version('opencv-python-headless')}",
+        f"_C      {_core()}",
     ]
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
@@ -36,6 +37,18 @@ def report() -> str:
         lines.append("GPU     none that torch sees; the reference ops run on the CPU")
     lines += ["", *_ops()]
     return "\n".join(lines)
+
+
+def _core() -> str:
+    """What the CUDA C++ core was built as, or why there is none."""
+    reason = native.unavailable()
+    if reason is not None:
+        return reason
+    facts = native.info()
+    if facts["on_cpu"]:
+        return f"compiled for the CPU, for tests ({native.ON_CPU})"
+    ptx = f" + PTX {facts['ptx']}" if facts["ptx"] else ""
+    return f"for {facts['archs']}{ptx}, built with nvcc {facts['nvcc']}"
 
 
 def _ops() -> list[str]:
@@ -60,4 +73,4 @@ def _ops() -> list[str]:
 def _chooses(variable: str) -> bool:
     """Whether an environment variable picks backends or how kernels run."""
     picks = variable.startswith("CMPOSE_") and variable.endswith("BACKEND")
-    return picks or variable in ("CMPOSE_CONFIGS", "TRITON_INTERPRET")
+    return picks or variable in ("CMPOSE_CONFIGS", native.ON_CPU, "TRITON_INTERPRET")

@@ -1,4 +1,4 @@
-"""Imports go one way: cli → engine → models / evaluation / viz → ops / data → kernels."""
+"""Imports go one way: cli → engine → models / evaluation / viz → ops / data → kernels, native."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ LAYERS = {
     "data": 2,
     "config": 1,
     "kernels": 0,
+    "native": 0,
     "_version": 0,
 }
 

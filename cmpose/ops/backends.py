@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cmpose import native
+
 OPS = (
     "spatial_attention",
     "temporal_attention",
@@ -85,10 +87,19 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
 
 
-def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
-    """Why kernels of ``backend`` cannot run ``op`` on ``device`` at all."""
-    if backend not in _ENTRIES[op].limits:
-        return f"it has no {backend} kernel in this version"
+def _card_of(device: torch.device) -> tuple[str, int, int]:
+    return _card(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _too_old(name: str, major: int, minor: int) -> str | None:
+    if (major, minor) >= MIN_CAPABILITY:
+        return None
+    needed = ".".join(map(str, MIN_CAPABILITY))
+    return f"{name} has compute capability {major}.{minor}; the kernels need {needed} or more"
+
+
+def _without_triton(device: torch.device) -> str | None:
+    """Why no Triton kernel can run on ``device``."""
     if not _HAS_TRITON:
         return "triton is not installed (pip install triton)"
     if device.type == "cpu":
@@ -100,13 +111,31 @@ def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
         )
     if device.type != "cuda":
         return f"on {device.type}; Triton kernels need CUDA tensors"
-    name, major, minor = _card(
-        torch.cuda.current_device() if device.index is None else device.index
-    )
-    if (major, minor) < MIN_CAPABILITY:
-        needed = ".".join(map(str, MIN_CAPABILITY))
-        return f"{name} has compute capability {major}.{minor}; the kernels need {needed} or more"
-    return None
+    return _too_old(*_card_of(device))
+
+
+def _without_cuda(device: torch.device) -> str | None:
+    """Why no CUDA C++ kernel can run on ``device``."""
+    reason = native.unavailable()
+    if reason is not None:
+        return reason
+    if native.on_cpu():
+        if device.type == "cpu":
+            return None
+        return f"on {device.type}; {native.ON_CPU} is set, whose kernels need CPU tensors"
+    if device.type == "cpu":
+        return "on the CPU; CUDA kernels need CUDA tensors"
+    if device.type != "cuda":
+        return f"on {device.type}; CUDA kernels need CUDA tensors"
+    name, major, minor = _card_of(device)
+    return _too_old(name, major, minor) or native.arch_unavailable(major, minor, name)
+
+
+def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
+    """Why kernels of ``backend`` cannot run ``op`` on ``device`` at all."""
+    if backend not in _ENTRIES[op].limits:
+        return f"it has no {backend} kernel in this version"
+    return _without_triton(device) if backend == "triton" else _without_cuda(device)
 
 
 def available(op: str, device: torch.device | str | None = None) -> dict[str, str | None]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cmpose import ops
+from cmpose import native, ops
 from cmpose.ops import backends
 from tests.ops.cases import CASES, DEVICE, Case
 
@@ -102,6 +104,96 @@ def test_an_old_card(monkeypatch: pytest.MonkeyPatch, qkv: Tensor) -> None:
     monkeypatch.setattr(backends, "_card", lambda index: ("RTX 4090", 8, 9))
     assert chosen("temporal_attention", "auto", "cuda:0", qkv) == "triton"
     assert chosen("temporal_attention", "auto", "cpu", qkv) == "reference"
+
+
+# -- the CUDA C++ core ----------------------------------------------------------------------------
+
+Core = Callable[..., None]
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> Core:
+    """Puts a core in place, by what it was built as, or by why there is none.
+
+    The op ``dpc_knn`` has a CUDA kernel then that takes every call, and the card 0 is an RTX 4090.
+    """
+    takes_all = backends._ENTRIES["dpc_knn"]._replace(limits={"cuda": lambda *_: None})
+    monkeypatch.setitem(backends._ENTRIES, "dpc_knn", takes_all)
+    monkeypatch.setattr(backends, "_card", lambda index: ("RTX 4090", 8, 9))
+
+    def put(reason: str | None = None, archs: str = "8.9", ptx: str = "", on_cpu: bool = False):
+        facts = {"archs": archs, "ptx": ptx, "nvcc": "13.0", "on_cpu": on_cpu}
+        loaded = SimpleNamespace(build_info=lambda: facts)
+        native.forget()
+        monkeypatch.setattr(native, "_found", lambda: reason or loaded)
+
+    yield put
+    monkeypatch.undo()
+    native.forget()
+
+
+def refusal(device: str) -> str:
+    """Why dpc_knn does not run on backend cuda there; auto must not take it either."""
+    assert chosen("dpc_knn", "auto", device) == "reference"
+    with pytest.raises(ops.BackendUnavailable) as error:
+        chosen("dpc_knn", "cuda", device)
+    reason = ops.available("dpc_knn", device)["cuda"]
+    assert reason is not None
+    assert str(error.value) == (
+        f"dpc_knn cannot run on backend 'cuda' (from the argument): {reason}; "
+        "use backend='auto' or 'reference'"
+    )
+    return reason
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_without_the_core(core: Core, device: str) -> None:
+    """What native.py says of a core that is not built or does not load is the reason."""
+    core("cmpose._C is not built: …")
+    assert refusal(device) == "cmpose._C is not built: …"
+    assert ops.available("heatmap_loss", device)["cuda"] == "it has no cuda kernel in this version"
+
+
+def test_the_core_on_a_card_that_it_serves(core: Core) -> None:
+    core()
+    assert chosen("dpc_knn", "auto", "cuda:0") == "cuda"
+    assert chosen("dpc_knn", "cuda", "cuda:0") == "cuda"
+    assert chosen("dpc_knn", "auto", "cpu") == "reference"
+    assert backends.preferred("dpc_knn", "cuda:0") == "cuda"
+
+
+def test_the_core_needs_cuda_tensors(core: Core) -> None:
+    core()
+    assert refusal("cpu") == "on the CPU; CUDA kernels need CUDA tensors"
+    assert refusal("meta") == "on meta; CUDA kernels need CUDA tensors"
+
+
+def test_the_core_on_an_old_card(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    core(archs="6.1")
+    monkeypatch.setattr(backends, "_card", lambda index: ("GTX 1080", 6, 1))
+    assert refusal("cuda:0") == (
+        "GTX 1080 has compute capability 6.1; the kernels need 8.0 or more"
+    )
+
+
+def test_the_core_on_a_card_that_it_was_not_built_for(core: Core) -> None:
+    core(archs="9.0;12.0", ptx="12.0")
+    assert refusal("cuda:0") == (
+        "RTX 4090 has compute capability 8.9; cmpose._C was built for 9.0;12.0 and PTX of 12.0; "
+        "build it with CMPOSE_CUDA_ARCHS=8.9"
+    )
+
+
+def test_the_core_on_the_cpu(core: Core) -> None:
+    """For tests: it takes CPU tensors, only these, and only when it is asked for."""
+    core(on_cpu=True)
+    assert chosen("dpc_knn", "cuda", "cpu") == "cuda"
+    assert chosen("dpc_knn", "auto", "cpu") == "reference"
+    expected = "on cuda; CMPOSE_CUDA_ON_CPU is set, whose kernels need CPU tensors"
+    assert refusal("cuda:0") == expected
+
+
+# -- limits of the kernels ------------------------------------------------------------------------
 
 
 LIMITS = [

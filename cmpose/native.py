@@ -1,0 +1,149 @@
+"""The CUDA C++ core ``cmpose._C``: loaded at first use, and why there is none.
+
+``CMPOSE_CUDA_ON_CPU`` names an extension module in which the same CUDA sources were compiled for
+the CPU; it is then loaded instead, and the ops' backend ``cuda`` runs on CPU tensors, for tests.
+What is found is kept: the file and the variable are looked at once a process.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cmpose import __version__
+
+NAME = "cmpose._C"
+ON_CPU = "CMPOSE_CUDA_ON_CPU"
+
+
+def _load() -> ModuleType:
+    """Raises ImportError with the reason if there is none."""
+    path = os.environ.get(ON_CPU)
+    if path:
+        return _load_on_cpu(path)
+    if importlib.util.find_spec(NAME) is None:
+        raise ImportError(
+            f"{NAME} is not built: install cmpose where nvcc is on PATH or CUDA_HOME is set "
+            "(CMPOSE_BUILD_CUDA=1 demands it)"
+        )
+    try:
+        loaded = importlib.import_module(NAME)
+    except ImportError as error:
+        raise ImportError(f"{NAME} does not load: {error}") from error
+    _check_version(loaded, f"{NAME} ({loaded.__file__})", "install cmpose again")
+    return loaded
+
+
+def _load_on_cpu(path: str) -> ModuleType:
+    source = f"{ON_CPU}={path}"
+    if not Path(path).is_file():
+        raise ImportError(f"{source}: there is no such file")
+    try:
+        spec = importlib.util.spec_from_file_location(NAME, path)
+        if spec is None or spec.loader is None:
+            raise ImportError("its name does not end as an extension module's")
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    except ImportError as error:
+        raise ImportError(f"{source} is no extension module: {error}") from error
+    facts = loaded.build_info() if hasattr(loaded, "build_info") else {}
+    if not facts.get("on_cpu"):
+        raise ImportError(f"{source} is not the CUDA sources compiled for the CPU")
+    _check_version(loaded, source, "compile it again")
+    return loaded
+
+
+def _check_version(loaded: ModuleType, what: str, remedy: str) -> None:
+    built = loaded.build_info()["version"]
+    if built != __version__:
+        raise ImportError(f"{what} was built for cmpose {built}, this is {__version__}: {remedy}")
+
+
+@functools.cache
+def _found() -> ModuleType | str:
+    """The module, or why there is none."""
+    try:
+        return _load()
+    except ImportError as error:
+        return str(error)
+
+
+def module() -> ModuleType:
+    """The extension module.
+
+    Raises:
+        ImportError: there is none; the message says why.
+    """
+    found = _found()
+    if isinstance(found, str):
+        raise ImportError(found)
+    return found
+
+
+def unavailable() -> str | None:
+    """Why the core cannot be used on this machine at all, or None if it loads."""
+    found = _found()
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def info() -> dict[str, Any]:
+    """What the core was built as.
+
+    Returns:
+        ``archs``: the compute capabilities with machine code inside, as ``8.9;9.0``; ``ptx``:
+        those with PTX inside; ``nvcc``: its version; ``version``: of cmpose; ``on_cpu``: whether
+        the sources were compiled for the CPU.
+
+    Raises:
+        ImportError: see :func:`module`.
+    """
+    return dict(module().build_info())
+
+
+@functools.cache
+def on_cpu() -> bool:
+    """Whether the core is the one of ``CMPOSE_CUDA_ON_CPU``, whose kernels take CPU tensors."""
+    return unavailable() is None and bool(info()["on_cpu"])
+
+
+def _versions(text: str) -> list[tuple[int, int]]:
+    """``8.9;9.0`` → [(8, 9), (9, 0)]"""
+    return [(int(a), int(b)) for a, _, b in (v.partition(".") for v in text.split(";") if v)]
+
+
+@functools.cache
+def arch_unavailable(major: int, minor: int, name: str) -> str | None:
+    """Why the core does not serve a card, or None if it does.
+
+    Machine code serves cards of its major version from its minor version on; PTX serves every
+    later card, for which the driver compiles it.
+
+    Args:
+        major: of the card's compute capability.
+        minor: likewise.
+        name: of the card.
+
+    Raises:
+        ImportError: see :func:`module`.
+    """
+    archs, ptx = info()["archs"], info()["ptx"]
+    if any(a == major and b <= minor for a, b in _versions(archs)):
+        return None
+    if any(version <= (major, minor) for version in _versions(ptx)):
+        return None
+    return (
+        f"{name} has compute capability {major}.{minor}; {NAME} was built for {archs}"
+        f"{f' and PTX of {ptx}' if ptx else ''}; build it with CMPOSE_CUDA_ARCHS={major}.{minor}"
+    )
+
+
+def forget() -> None:
+    """Looks for the core again at the next use; for tests that change what is there."""
+    for function in (_found, info, on_cpu, arch_unavailable):
+        function.cache_clear()
