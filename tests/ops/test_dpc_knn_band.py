@@ -85,6 +85,21 @@ def test_no_valid_token_passes() -> None:
     assert assert_clusters_within_band(found, tokens, 2, 3, valid=valid).certain == 2
 
 
+def test_tokens_that_are_no_numbers() -> None:
+    tokens = random_tokens(3, 30, 12)
+    tokens[0, [4, 9], 3] = math.nan
+    tokens[1, 5:] = math.inf
+    tokens[2] = math.nan
+    with ops.without_value_checks():
+        found = ops.dpc_knn(tokens, 3, 8)
+    ties = assert_clusters_within_band(found, tokens, 3, 8)
+    assert ties.certain >= 1
+    planted = found.assignment.clone()
+    planted[0, 9] = 1
+    with pytest.raises(AssertionError, match="clip 0: a token that is at no distance"):
+        assert_clusters_within_band(found._replace(assignment=planted), tokens, 3, 8)
+
+
 def test_edges_pass() -> None:
     for size, width, k, num_clusters in ((1, 4, 1, 1), (2, 1, 2, 2), (17, 3, 17, 17), (9, 5, 1, 1)):
         tokens = random_tokens(3, size, width)
