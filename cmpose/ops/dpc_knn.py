@@ -61,52 +61,45 @@ def dpc_knn_reference(
     size, width = tokens.shape[1:]
     unit = float(max(width, 1)) if scale else 1.0
     inf = float("inf")
-    square = squared_distances(tokens.to(checks.accumulator(tokens)))
+    finite = tokens.isfinite().all(dim=-1)
+    valid = finite if valid is None else finite & valid
+    # Zeros stand for what is no number: nothing below looks at the distances to these tokens.
+    x = tokens.masked_fill(~finite[..., None], 0.0)
+    square = squared_distances(x.to(checks.accumulator(tokens)))
 
     # Eq. 9. The division comes last, so that equal sums stay equal.
-    near = square
-    if valid is not None:
-        near = near.masked_fill(~valid[:, None, :], inf)
+    near = square.masked_fill(~valid[:, None, :], inf)
     if not include_self:
         near = near.masked_fill(torch.eye(size, dtype=torch.bool, device=near.device), inf)
     near = near.topk(k, dim=-1, largest=False).values
     found = (near < inf).sum(dim=-1).clamp(min=1)
     log_density = -near.masked_fill(near == inf, 0.0).sum(dim=-1) / (found * unit)
-    if valid is not None:
-        log_density = log_density.masked_fill(~valid, -inf)
+    log_density = log_density.masked_fill(~valid, -inf)
 
     # Eq. 10: the nearest of the tokens that come earlier in (log ρ descending, index ascending).
     order = log_density.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1)
     later = rank[:, None, :] >= rank[:, :, None]
     delta = square.masked_fill(later, inf).amin(dim=-1)
-    far = square
-    if valid is not None:
-        far = far.masked_fill(~(valid[:, :, None] & valid[:, None, :]), 0.0)
-    peak = far.amax(dim=-1)
+    peak = square.masked_fill(~(valid[:, :, None] & valid[:, None, :]), 0.0).amax(dim=-1)
     if peak_delta == "global_max":
         peak = peak.amax(dim=-1, keepdim=True)
-    delta = torch.where(rank == 0, peak, delta)
-    if valid is not None:
-        delta = delta.masked_fill(~valid, 0.0)
+    delta = torch.where(rank == 0, peak, delta).masked_fill(~valid, 0.0)
     delta = (delta / unit).sqrt()
 
     score = log_density + delta.log()
     ranking = score.argsort(dim=-1, descending=True, stable=True)
-    if valid is not None:  # behind the valid ones, whose score can be −inf too
-        ranking = ranking.gather(
-            1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-        )
+    # Invalid tokens go behind the valid ones, whose score can be −inf too.
+    ranking = ranking.gather(
+        1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    )
     centers = ranking[:, :num_clusters].contiguous()
 
+    real = valid.gather(1, centers)
     to_centers = square.gather(2, centers[:, None, :].expand(-1, size, -1))
+    nearest = to_centers.masked_fill(~real[:, None, :], inf).argmin(dim=-1).masked_fill(~finite, 0)
     own = torch.arange(num_clusters, device=centers.device).expand_as(centers)
-    if valid is not None:
-        real = valid.gather(1, centers)
-        to_centers = to_centers.masked_fill(~real[:, None, :], inf)
-    nearest = to_centers.argmin(dim=-1)
-    if valid is not None:
-        own = torch.where(real, own, nearest.gather(1, centers))
+    own = torch.where(real, own, nearest.gather(1, centers))
     return ClusterResult(log_density, delta, centers, nearest.scatter(1, centers, own))
 
 
@@ -142,7 +135,8 @@ def dpc_knn(
             and δ 0, come last as centres, and are assigned to the nearest valid centre: give them
             weight 0 in merge_clusters. Means are over the valid neighbours there are. When a clip
             has fewer valid tokens than L, the centres left over are invalid tokens, and their
-            clusters are empty.
+            clusters are empty. A token that holds a NaN or an infinity counts as invalid; no
+            distance to it being a number, it is assigned to cluster 0.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -153,8 +147,8 @@ def dpc_knn(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device, k > M, num_clusters > M, an unknown peak_delta; on
-            the CPU also NaN or infinite tokens. Elsewhere the clusters of such a clip mean nothing,
-            though all indices are in range.
+            the CPU also NaN or infinite tokens, ``valid`` or not. Elsewhere, and within
+            ``ops.without_value_checks()``, these are invalid tokens (see ``valid``).
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}
