@@ -37,10 +37,10 @@ Clusters clusters_of(int dtype, int64_t clips, int tokens, int channels, int clu
 DpcKnn dpc_knn_of(int dtype, int64_t clips, int tokens, int channels, int neighbors, int clusters,
                   bool scale, bool include_self, bool global_max, bool tf32) {
   if (neighbors < 1 || neighbors > cmpose::kMaxNeighbors || tokens > cmpose::kMaxTokens) {
-    throw std::invalid_argument(
-        "dpc_knn takes 1 to " + std::to_string(cmpose::kMaxNeighbors) + " neighbors and up to " +
-        std::to_string(cmpose::kMaxTokens) + " tokens, got " + std::to_string(neighbors) +
-        " and " + std::to_string(tokens));
+    throw std::invalid_argument("dpc_knn takes 1 to " + std::to_string(cmpose::kMaxNeighbors) +
+                                " neighbors and up to " + std::to_string(cmpose::kMaxTokens) +
+                                " tokens, got " + std::to_string(neighbors) + " and " +
+                                std::to_string(tokens));
   }
   return {clusters_of(dtype, clips, tokens, channels, clusters),
           neighbors,
@@ -76,28 +76,24 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MAX_TOKENS") = cmpose::kMaxTokens;
   m.attr("MATRIX_TOKENS") = cmpose::kMatrixTokens;
 
-  m.def(
-      "select_tokens",
-      [](int dtype, int64_t clips, int keypoints, int tokens, bool maximum, int per_keypoint,
-         Address logits, Address scores, Address importance, Address causal, Address noncausal,
-         Address stream) {
-        cmpose::select_tokens({dtype_of(dtype), clips, keypoints, tokens, maximum}, per_keypoint,
-                              at<void>(logits), at<void>(scores), at<void>(importance),
-                              at<int64_t>(causal), at<int64_t>(noncausal), at<void>(stream));
-      });
-  m.def("select_tokens_backward",
-        [](int dtype, int64_t clips, int keypoints, int tokens, bool maximum, Address logits,
-           Address d_scores, Address d_importance, Address d_logits, Address stream) {
-          cmpose::select_tokens_backward({dtype_of(dtype), clips, keypoints, tokens, maximum},
-                                         at<void>(logits), at<void>(d_scores),
-                                         at<void>(d_importance), at<void>(d_logits),
-                                         at<void>(stream));
-        });
+  m.def("select_tokens", [](int dtype, int64_t clips, int keypoints, int tokens, bool maximum,
+                            int per_keypoint, Address logits, Address scores, Address importance,
+                            Address causal, Address noncausal, Address stream) {
+    cmpose::select_tokens({dtype_of(dtype), clips, keypoints, tokens, maximum}, per_keypoint,
+                          at<void>(logits), at<void>(scores), at<void>(importance),
+                          at<int64_t>(causal), at<int64_t>(noncausal), at<void>(stream));
+  });
+  m.def("select_tokens_backward", [](int dtype, int64_t clips, int keypoints, int tokens,
+                                     bool maximum, Address logits, Address d_scores,
+                                     Address d_importance, Address d_logits, Address stream) {
+    cmpose::select_tokens_backward({dtype_of(dtype), clips, keypoints, tokens, maximum},
+                                   at<void>(logits), at<void>(d_scores), at<void>(d_importance),
+                                   at<void>(d_logits), at<void>(stream));
+  });
 
-  m.def("clusters_workspace",
-        [](int dtype, int64_t clips, int tokens, int channels, int clusters) {
-          return cmpose::clusters_workspace(clusters_of(dtype, clips, tokens, channels, clusters));
-        });
+  m.def("clusters_workspace", [](int dtype, int64_t clips, int tokens, int channels, int clusters) {
+    return cmpose::clusters_workspace(clusters_of(dtype, clips, tokens, channels, clusters));
+  });
   m.def("merge_clusters",
         [](int dtype, int64_t clips, int tokens, int channels, int clusters, int weight_dtype,
            bool normalize, Address f, Address weights, Address assignment, Address merged,
@@ -111,12 +107,11 @@ PYBIND11_MODULE(_C, m) {
         [](int dtype, int64_t clips, int tokens, int channels, int clusters, int weight_dtype,
            bool normalize, Address f, Address weights, Address assignment, Address total,
            Address exact, Address d_merged, Address d_tokens, Address d_weights, Address stream) {
-          cmpose::merge_clusters_backward(clusters_of(dtype, clips, tokens, channels, clusters),
-                                          dtype_of(weight_dtype), normalize, at<void>(f),
-                                          at<void>(weights), at<int64_t>(assignment),
-                                          at<float>(total), at<float>(exact), at<void>(d_merged),
-                                          at<void>(d_tokens), at<void>(d_weights),
-                                          at<void>(stream));
+          cmpose::merge_clusters_backward(
+              clusters_of(dtype, clips, tokens, channels, clusters), dtype_of(weight_dtype),
+              normalize, at<void>(f), at<void>(weights), at<int64_t>(assignment), at<float>(total),
+              at<float>(exact), at<void>(d_merged), at<void>(d_tokens), at<void>(d_weights),
+              at<void>(stream));
         });
 
   m.def("unmerge_tokens",
@@ -132,12 +127,11 @@ PYBIND11_MODULE(_C, m) {
         [](int dtype, int64_t clips, int tokens, int channels, int clusters, int causal_tokens,
            Address d_tokens, Address causal_index, Address noncausal_index, Address assignment,
            Address d_causal, Address d_merged, Address workspace, Address stream) {
-          cmpose::unmerge_tokens_backward(clusters_of(dtype, clips, tokens, channels, clusters),
-                                          causal_tokens, at<void>(d_tokens),
-                                          at<int64_t>(causal_index), at<int64_t>(noncausal_index),
-                                          at<int64_t>(assignment), at<void>(d_causal),
-                                          at<void>(d_merged), at<void>(workspace),
-                                          at<void>(stream));
+          cmpose::unmerge_tokens_backward(
+              clusters_of(dtype, clips, tokens, channels, clusters), causal_tokens,
+              at<void>(d_tokens), at<int64_t>(causal_index), at<int64_t>(noncausal_index),
+              at<int64_t>(assignment), at<void>(d_causal), at<void>(d_merged), at<void>(workspace),
+              at<void>(stream));
         });
 
   m.def("dpc_knn_workspace",
@@ -145,29 +139,27 @@ PYBIND11_MODULE(_C, m) {
           return cmpose::dpc_knn_workspace(dpc_knn_of(dtype, clips, tokens, channels, neighbors,
                                                       clusters, true, true, false, false));
         });
-  m.def("dpc_knn",
-        [](int dtype, int64_t clips, int tokens, int channels, int neighbors, int clusters,
-           bool scale, bool include_self, bool global_max, bool tf32, Address f, Address valid,
-           Address log_density, Address delta, Address centers, Address assignment,
-           Address workspace, Address stream) {
-          cmpose::dpc_knn(dpc_knn_of(dtype, clips, tokens, channels, neighbors, clusters, scale,
+  m.def("dpc_knn", [](int dtype, int64_t clips, int tokens, int channels, int neighbors,
+                      int clusters, bool scale, bool include_self, bool global_max, bool tf32,
+                      Address f, Address valid, Address log_density, Address delta, Address centers,
+                      Address assignment, Address workspace, Address stream) {
+    cmpose::dpc_knn(dpc_knn_of(dtype, clips, tokens, channels, neighbors, clusters, scale,
+                               include_self, global_max, tf32),
+                    at<void>(f), at<bool>(valid), at<float>(log_density), at<float>(delta),
+                    at<int64_t>(centers), at<int64_t>(assignment), at<void>(workspace),
+                    at<void>(stream));
+  });
+  m.def("dpc_knn_merge", [](int dtype, int64_t clips, int tokens, int channels, int neighbors,
+                            int clusters, bool scale, bool include_self, bool global_max, bool tf32,
+                            Address f, Address valid, Address log_density, Address delta,
+                            Address centers, Address assignment, int weight_dtype, bool normalize,
+                            Address weights, Address merged, Address total, Address exact,
+                            Address workspace, Address stream) {
+    cmpose::dpc_knn_merge(dpc_knn_of(dtype, clips, tokens, channels, neighbors, clusters, scale,
                                      include_self, global_max, tf32),
                           at<void>(f), at<bool>(valid), at<float>(log_density), at<float>(delta),
-                          at<int64_t>(centers), at<int64_t>(assignment), at<void>(workspace),
-                          at<void>(stream));
-        });
-  m.def("dpc_knn_merge",
-        [](int dtype, int64_t clips, int tokens, int channels, int neighbors, int clusters,
-           bool scale, bool include_self, bool global_max, bool tf32, Address f, Address valid,
-           Address log_density, Address delta, Address centers, Address assignment,
-           int weight_dtype, bool normalize, Address weights, Address merged, Address total,
-           Address exact, Address workspace, Address stream) {
-          cmpose::dpc_knn_merge(dpc_knn_of(dtype, clips, tokens, channels, neighbors, clusters,
-                                           scale, include_self, global_max, tf32),
-                                at<void>(f), at<bool>(valid), at<float>(log_density),
-                                at<float>(delta), at<int64_t>(centers), at<int64_t>(assignment),
-                                dtype_of(weight_dtype), normalize, at<void>(weights),
-                                at<void>(merged), at<float>(total), at<float>(exact),
-                                at<void>(workspace), at<void>(stream));
-        });
+                          at<int64_t>(centers), at<int64_t>(assignment), dtype_of(weight_dtype),
+                          normalize, at<void>(weights), at<void>(merged), at<float>(total),
+                          at<float>(exact), at<void>(workspace), at<void>(stream));
+  });
 }

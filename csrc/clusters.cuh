@@ -1,5 +1,5 @@
-// Sums of a clip's tokens by cluster, in index order: bitwise repeatable without atomics or sorting.
-// merge_clusters, unmerge_tokens' gradient and the last launch of dpc_knn_merge use them.
+// Sums of a clip's tokens by cluster, in index order: bitwise repeatable without atomics or
+// sorting. merge_clusters, unmerge_tokens' gradient and the last launch of dpc_knn_merge use them.
 #pragma once
 
 #include "launch.cuh"
@@ -26,10 +26,10 @@ __device__ __forceinline__ void store_number(void* numbers, Dtype dtype, int64_t
 
 // What is summed: Σ w_j f_j over a cluster, divided by Σ w_j when `normalize`.
 struct ClusterSums {
-  const void* weights;     // [B, M] or null: 1
+  const void* weights;  // [B, M] or null: 1
   Dtype weight_dtype;
   bool normalize;
-  const int64_t* index;    // [B, M], which of a clip's `rows` rows is token j, or null: j
+  const int64_t* index;  // [B, M], which of a clip's `rows` rows is token j, or null: j
   int rows;
 };
 

@@ -3,9 +3,8 @@
 // Up to kMatrixTokens tokens a clip, three launches: center_tokens, distance_pass (which keeps the
 // matrix of d², small enough for the L2 cache) and finish_clip. Beyond that d² is computed anew by
 // each pass over the tiles and only O(M · D) memory is used.
-#include "dpc_knn.cuh"
-
 #include "clusters.cuh"
+#include "dpc_knn.cuh"
 
 namespace cmpose {
 namespace {
@@ -143,8 +142,8 @@ __global__ void __launch_bounds__(kRankThreads) rank_tokens(DistancePass pass, i
   SharedMemory shared;
   uint64_t* const tile = shared.take<uint64_t>(kRankThreads);
   const int64_t clip = blockIdx.x / blocks_a_clip, base = clip * pass.tokens;
-  const int i = static_cast<int>(blockIdx.x % blocks_a_clip) * kRankThreads +
-                static_cast<int>(threadIdx.x);
+  const int i =
+      static_cast<int>(blockIdx.x % blocks_a_clip) * kRankThreads + static_cast<int>(threadIdx.x);
   const auto key = [&](int j) {
     const float log_density = pass.log_density[base + j];
     return CENTERS ? center_key(log_density, pass.delta[base + j], pass.usable[base + j], j)
@@ -255,8 +254,8 @@ __global__ void __launch_bounds__(kFinishThreads)
   sort_by_cluster(labels, count, pass.clusters, members, starts);
   const int64_t out = clip * pass.clusters;
   for (int c = warp_id(); c < pass.clusters; c += kFinishThreads / kWarp) {
-    sum_cluster<T, V>(static_cast<const T*>(merge.tokens) + base * merge.channels, merge.what,
-                      clip, count, merge.channels, c, slice * kWarp * V, members, starts,
+    sum_cluster<T, V>(static_cast<const T*>(merge.tokens) + base * merge.channels, merge.what, clip,
+                      count, merge.channels, c, slice * kWarp * V, members, starts,
                       static_cast<T*>(merge.merged) + out * merge.channels,
                       writes ? merge.total + out + c : nullptr,
                       merge.exact ? merge.exact + out * merge.channels : nullptr);
@@ -360,15 +359,13 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
       constexpr int kVector = 16 / sizeof(T);
       const unsigned bytes = finish_shared(c.tokens, c.clusters);
       const auto finish = [&](auto kernel, int vector) {
-        const int slices = merge.what.weights
-                               ? static_cast<int>(ceil_div(c.channels, kWarp * vector))
-                               : 1;
+        const int slices =
+            merge.what.weights ? static_cast<int>(ceil_div(c.channels, kWarp * vector)) : 1;
         launch("dpc_knn", kernel, c.clips * slices, kFinishThreads, bytes, stream, pass, merge,
                slices);
       };
-      whole_vectors<T>(c.channels, tokens, merge.merged)
-          ? finish(finish_clip<T, kVector>, kVector)
-          : finish(finish_clip<T, 1>, 1);
+      whole_vectors<T>(c.channels, tokens, merge.merged) ? finish(finish_clip<T, kVector>, kVector)
+                                                         : finish(finish_clip<T, 1>, 1);
       return;
     }
     run_pass<T, 128, Stage::kNorms>(pass, c.clips, Tile<T, 128>::kLines, stream);

@@ -139,8 +139,8 @@ __device__ __forceinline__ void load_left(uint32_t (&a)[Shape::kPieces][4], cons
 #pragma unroll
   for (int p = 0; p < Shape::kPieces; ++p) {
     if (p > 0 && p >= pieces) continue;
-    ldmatrix_x4(a[p], slab + (p * Shape::kLines + line + lane_id() % 16) * Shape::kPitch +
-                          channel + lane_id() / 16 * 8);
+    ldmatrix_x4(a[p], slab + (p * Shape::kLines + line + lane_id() % 16) * Shape::kPitch + channel +
+                          lane_id() / 16 * 8);
   }
 }
 
@@ -152,8 +152,8 @@ __device__ __forceinline__ void load_right(uint32_t (&b)[Shape::kPieces][4], con
   for (int p = 0; p < Shape::kPieces; ++p) {
     if (p > 0 && p >= pieces) continue;
     const int mine = line + lane_id() % 8 + lane_id() / 16 * 8;
-    ldmatrix_x4(b[p], slab + (p * Shape::kLines + mine) * Shape::kPitch + channel +
-                          lane_id() / 8 % 2 * 8);
+    ldmatrix_x4(
+        b[p], slab + (p * Shape::kLines + mine) * Shape::kPitch + channel + lane_id() / 8 % 2 * 8);
   }
 }
 
@@ -365,8 +365,7 @@ __device__ __forceinline__ float peak_square(const DistancePass& pass, int64_t c
 
 // One pass of a stage: a block goes through all tiles of 64 rows.
 template <class T, int COLUMNS, Stage STAGE>
-__global__ void __launch_bounds__(kTileThreads)
-    distance_pass(DistancePass pass, int row_blocks) {
+__global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass, int row_blocks) {
   using Shape = Tile<T, COLUMNS>;
   SharedMemory shared;
   TileView<T, COLUMNS> tile;

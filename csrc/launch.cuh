@@ -45,9 +45,12 @@ void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads,
 template <class F>
 void with_type(Dtype dtype, F function) {
   switch (dtype) {
-    case Dtype::kFloat32: return function(float{});
-    case Dtype::kFloat16: return function(fp16{});
-    case Dtype::kBFloat16: return function(bf16{});
+    case Dtype::kFloat32:
+      return function(float{});
+    case Dtype::kFloat16:
+      return function(fp16{});
+    case Dtype::kBFloat16:
+      return function(bf16{});
   }
   throw std::invalid_argument("dtype must be 0 (float32), 1 (float16) or 2 (bfloat16)");
 }

@@ -24,8 +24,8 @@ __global__ void __launch_bounds__(kCountThreads)
   SharedMemory shared;
   int* const tile = shared.take<int>(kCountThreads);
   const int64_t clip = blockIdx.x / blocks_a_clip;
-  const int i = static_cast<int>(blockIdx.x % blocks_a_clip) * kCountThreads +
-                static_cast<int>(threadIdx.x);
+  const int i =
+      static_cast<int>(blockIdx.x % blocks_a_clip) * kCountThreads + static_cast<int>(threadIdx.x);
   const int64_t* const labels = assignment + clip * tokens;
   const int mine = i < tokens ? cluster_of(labels[i], clusters) : 0;
   int place = 0;
@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kCountThreads)
     mark_clips(const int64_t* __restrict__ assignment, const int* __restrict__ members,
                int* __restrict__ starts, int tokens, int clusters, int blocks_a_clip) {
   const int64_t clip = blockIdx.x / blocks_a_clip;
-  const int p = static_cast<int>(blockIdx.x % blocks_a_clip) * kCountThreads +
-                static_cast<int>(threadIdx.x);
+  const int p =
+      static_cast<int>(blockIdx.x % blocks_a_clip) * kCountThreads + static_cast<int>(threadIdx.x);
   if (p > tokens) return;
   const int64_t* const labels = assignment + clip * tokens;
   const int* const order = members + clip * tokens;
@@ -109,14 +109,12 @@ __global__ void __launch_bounds__(kCountThreads)
   if (what.normalize && member) divisor = total[cluster];
   // A cluster whose weights sum to 0 is 0 and passes nothing on.
   const bool passes = member && divisor != 0.0f;
-  const float factor =
-      passes ? load_number(what.weights, what.weight_dtype, row) / divisor : 0.0f;
+  const float factor = passes ? load_number(what.weights, what.weight_dtype, row) / divisor : 0.0f;
   float dot = 0.0f;
   for (int channel = lane_id() * V; channel < channels; channel += kWarp * V) {
     Vector<T, V> gradient, out;
     if (passes) {
-      gradient =
-          *reinterpret_cast<const Vector<T, V>*>(d_merged + cluster * channels + channel);
+      gradient = *reinterpret_cast<const Vector<T, V>*>(d_merged + cluster * channels + channel);
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
@@ -135,7 +133,8 @@ __global__ void __launch_bounds__(kCountThreads)
   }
   if (!d_weights) return;
   dot = warp_sum(dot);
-  if (lane_id() == 0) store_number(d_weights, what.weight_dtype, row, passes ? dot / divisor : 0.0f);
+  if (lane_id() == 0)
+    store_number(d_weights, what.weight_dtype, row, passes ? dot / divisor : 0.0f);
 }
 
 }  // namespace
@@ -165,8 +164,8 @@ void sum_clusters(const char* name, const Clusters& shape, const ClusterSums& wh
     const auto go = [&](auto kernel, int vector, unsigned bytes) {
       const int slices = static_cast<int>(ceil_div(shape.channels, kWarp * vector));
       launch(name, kernel, shape.clips * slices, kThreads, bytes, stream,
-             static_cast<const T*>(tokens), what, assignment, static_cast<T*>(merged), total,
-             exact, members, starts, shape.tokens, shape.channels, shape.clusters, slices);
+             static_cast<const T*>(tokens), what, assignment, static_cast<T*>(merged), total, exact,
+             members, starts, shape.tokens, shape.channels, shape.clusters, slices);
     };
     constexpr int kVector = 16 / sizeof(T);
     const unsigned bytes = shared_bytes(shape.tokens, shape.clusters);

@@ -52,9 +52,8 @@ void merge_clusters_backward(const Clusters& shape, Dtype weight_dtype, bool nor
 
 // `shape.tokens` counts the non-causal tokens, M; there are `causal_tokens` others, C.
 void unmerge_tokens(const Clusters& shape, int causal_tokens, const void* causal,
-                    const void* merged, const int64_t* causal_index,
-                    const int64_t* noncausal_index, const int64_t* assignment, void* tokens,
-                    void* stream);
+                    const void* merged, const int64_t* causal_index, const int64_t* noncausal_index,
+                    const int64_t* assignment, void* tokens, void* stream);
 // d_causal and d_merged may each be null.
 void unmerge_tokens_backward(const Clusters& shape, int causal_tokens, const void* d_tokens,
                              const int64_t* causal_index, const int64_t* noncausal_index,

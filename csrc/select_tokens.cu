@@ -7,7 +7,7 @@ namespace {
 constexpr int kThreads = 512;
 
 struct Parts {
-  float* logits;  // [K, N]
+  float* logits;   // [K, N]
   float* largest;  // [K]
   float* total;    // [K], Σ exp(logit − largest)
 };
@@ -55,10 +55,9 @@ __device__ __forceinline__ void load_rows(const T* logits, const Parts& parts, i
 // One block a clip. Ranks are counted: a token's is how many come before it.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    select_forward(const T* __restrict__ logits, T* __restrict__ scores,
-                   T* __restrict__ importance, int64_t* __restrict__ causal,
-                   int64_t* __restrict__ noncausal, int keypoints, int tokens, int chosen,
-                   bool maximum) {
+    select_forward(const T* __restrict__ logits, T* __restrict__ scores, T* __restrict__ importance,
+                   int64_t* __restrict__ causal, int64_t* __restrict__ noncausal, int keypoints,
+                   int tokens, int chosen, bool maximum) {
   SharedMemory shared;
   const Parts parts = take_parts(shared, keypoints, tokens);
   unsigned* const keys = shared.take<unsigned>(keypoints * tokens);  // logits, ordered
@@ -183,8 +182,8 @@ void select_tokens(const SelectTokens& shape, int per_keypoint, const void* logi
     using T = decltype(number);
     launch("select_tokens", select_forward<T>, shape.clips, kThreads,
            shared_forward(shape.keypoints, shape.tokens), stream, static_cast<const T*>(logits),
-           static_cast<T*>(scores), static_cast<T*>(importance), causal, noncausal,
-           shape.keypoints, shape.tokens, per_keypoint * shape.keypoints, shape.maximum);
+           static_cast<T*>(scores), static_cast<T*>(importance), causal, noncausal, shape.keypoints,
+           shape.tokens, per_keypoint * shape.keypoints, shape.maximum);
   });
 }
 

@@ -40,8 +40,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class V>
 __global__ void __launch_bounds__(kThreads)
     gather_causal(const V* __restrict__ d_tokens, const int64_t* __restrict__ causal_index,
-                  V* __restrict__ d_causal, int64_t rows, int causal_count, int cells,
-                  int pieces) {
+                  V* __restrict__ d_causal, int64_t rows, int causal_count, int cells, int pieces) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_id();
   if (row >= rows) return;
   const int64_t cell = causal_index[row];
@@ -53,7 +52,8 @@ __global__ void __launch_bounds__(kThreads)
 // Calls `function` with the largest piece, 16 bytes to 2, that rows and pointers are multiples of.
 template <class F, class... P>
 void with_piece(int64_t row_bytes, F function, P... pointers) {
-  const uint64_t all = (static_cast<uint64_t>(row_bytes) | ... | reinterpret_cast<uint64_t>(pointers));
+  const uint64_t all =
+      (static_cast<uint64_t>(row_bytes) | ... | reinterpret_cast<uint64_t>(pointers));
   if (all % 16 == 0) return function(uint4{});
   if (all % 4 == 0) return function(uint32_t{});
   function(uint16_t{});
@@ -64,9 +64,8 @@ int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 }  // namespace
 
 void unmerge_tokens(const Clusters& shape, int causal_tokens, const void* causal,
-                    const void* merged, const int64_t* causal_index,
-                    const int64_t* noncausal_index, const int64_t* assignment, void* tokens,
-                    void* stream) {
+                    const void* merged, const int64_t* causal_index, const int64_t* noncausal_index,
+                    const int64_t* assignment, void* tokens, void* stream) {
   const int64_t row_bytes = shape.channels * bytes_of(shape.dtype);
   const int64_t rows = shape.clips * (causal_tokens + shape.tokens);
   with_piece(

@@ -60,8 +60,7 @@ int run(dim3 grid, dim3 block, unsigned shared_bytes, unsigned allowed_bytes,
         const std::function<void()>& body);
 void barrier(int line);
 // Lends `words` words to the other lanes of `mask`, once all of them are here: [lane][word].
-const uint32_t (*collective(unsigned mask, const uint32_t* words, int count,
-                            int line))[kSlotWords];
+const uint32_t (*collective(unsigned mask, const uint32_t* words, int count, int line))[kSlotWords];
 void copy_later(void* to, const void* from, int bytes);  // from may be null: zeros
 void commit_copies();
 void wait_for_copies(int groups_in_flight);
@@ -115,12 +114,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin
   return cuda_on_cpu::reduce(mask, bit, [](unsigned a, unsigned b) { return a | b; }, line);
 }
 inline unsigned __reduce_min_sync(unsigned mask, unsigned value, int line = __builtin_LINE()) {
-  return cuda_on_cpu::reduce(mask, value, [](unsigned a, unsigned b) { return b < a ? b : a; },
-                             line);
+  return cuda_on_cpu::reduce(
+      mask, value, [](unsigned a, unsigned b) { return b < a ? b : a; }, line);
 }
 inline unsigned __reduce_max_sync(unsigned mask, unsigned value, int line = __builtin_LINE()) {
-  return cuda_on_cpu::reduce(mask, value, [](unsigned a, unsigned b) { return b > a ? b : a; },
-                             line);
+  return cuda_on_cpu::reduce(
+      mask, value, [](unsigned a, unsigned b) { return b > a ? b : a; }, line);
 }
 inline int atomicMin(int* address, int value) {
   const int before = *address;

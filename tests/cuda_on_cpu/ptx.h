@@ -69,7 +69,8 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, int line = __builtin_
 
 // 16 bytes from global to shared memory, zeros unless `present`; there after cp_async_wait.
 inline void cp_async_16(void* shared, const void* global, bool present) {
-  if (reinterpret_cast<uint64_t>(shared) % 16) cuda_on_cpu::fail("cp.async to an unaligned address");
+  if (reinterpret_cast<uint64_t>(shared) % 16)
+    cuda_on_cpu::fail("cp.async to an unaligned address");
   if (present && reinterpret_cast<uint64_t>(global) % 16)
     cuda_on_cpu::fail("cp.async from an unaligned address");
   cuda_on_cpu::copy_later(shared, present ? global : nullptr, 16);

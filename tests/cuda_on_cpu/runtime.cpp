@@ -177,8 +177,8 @@ void release(State state) {
 }
 
 std::string where(const Fiber& fiber) {
-  return "thread " + std::to_string(fiber.thread.x) + " of block " +
-         std::to_string(blockIdx.x) + " at line " + std::to_string(fiber.line);
+  return "thread " + std::to_string(fiber.thread.x) + " of block " + std::to_string(blockIdx.x) +
+         " at line " + std::to_string(fiber.line);
 }
 
 void note(const std::string& what) {
@@ -308,8 +308,10 @@ int run(dim3 grid, dim3 block, unsigned shared_bytes, unsigned allowed_bytes,
         const std::function<void()>& kernel) {
   failed = false;
   if (shared_bytes > kSharedLimit || shared_bytes > allowed_bytes) {
-    note("a block asks for " + std::to_string(shared_bytes) + " bytes of shared memory and may "
-         "have " + std::to_string(std::min(kSharedLimit, allowed_bytes)));
+    note("a block asks for " + std::to_string(shared_bytes) +
+         " bytes of shared memory and may "
+         "have " +
+         std::to_string(std::min(kSharedLimit, allowed_bytes)));
     return 0;
   }
   body = &kernel;
