@@ -251,6 +251,10 @@ def test_what_else_is_missing(
 ) -> None:
     with pytest.raises(BuildError, match=r"the CUDA sources are not in "):
         build.run(plan._replace(source=tmp_path), [plan.module])
+    monkeypatch.setenv("MAX_JOBS", "many")
+    with pytest.raises(BuildError, match=r"MAX_JOBS=many: must be a number"):
+        build.run(plan, [plan.module])
+    monkeypatch.delenv("MAX_JOBS")
     monkeypatch.setenv("CXX", "/nowhere/c++")
     with pytest.raises(BuildError, match=r"there is no C\+\+ compiler /nowhere/c\+\+; install it"):
         build.run(plan, [plan.module])
