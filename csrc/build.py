@@ -8,7 +8,6 @@ pybind11; torch never.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import re
 import runpy
@@ -350,6 +349,8 @@ def _ninja_file(plan: Plan) -> str:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Two builds into one folder wait for each other."""
+    import fcntl  # not on Windows, where setup.py imports this module too
+
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
