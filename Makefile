@@ -4,17 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
 # Processes that run tests; a file's tests stay together.
 WORKERS ?= 2
-
-.PHONY: help venv demo test lint format clean
-
-help:
-	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | clean"
-
-venv: $(STAMP)
 
 # The CUDA core is built where it can be used, which needs NVIDIA's driver and nvcc.
 ifeq ($(strip $(CMPOSE_BUILD_CUDA)),)
@@ -23,6 +15,14 @@ else
 BUILD_CUDA := $(strip $(CMPOSE_BUILD_CUDA))
 endif
 CSRC := $(if $(filter 0,$(BUILD_CUDA)),,$(wildcard csrc/*.*))
+STAMP := $(VENV)/.installed$(if $(CSRC),-cuda)
+
+.PHONY: help venv demo test lint format clean
+
+help:
+	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | clean"
+
+venv: $(STAMP)
 
 # The set-up is redone when what it installs changes.
 $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch triton
 	CMPOSE_BUILD_CUDA=$(BUILD_CUDA) $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	rm -f $(VENV)/.installed*
 	touch $@
 
 demo: $(STAMP)

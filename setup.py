@@ -37,6 +37,7 @@ def why_not() -> str | None:
 
 
 REASON = why_not()
+SOURCES = [f"csrc/{path.name}" for path in [*sorted(CSRC.glob("*.cu")), CSRC / "bindings.cpp"]]
 
 
 class BuildPython(build_py):
@@ -80,9 +81,5 @@ setup(
     },
     package_data={"cmpose.configs": ["*.yaml"], "cmpose": ["py.typed"]},
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
-    ext_modules=[
-        Extension("cmpose._C", [f"csrc/{path.name}" for path in sorted(CSRC.glob("*.c[up]*"))])
-    ]
-    if REASON is None
-    else [],
+    ext_modules=[Extension("cmpose._C", SOURCES)] if REASON is None else [],
 )

@@ -8,7 +8,6 @@ pybind11; torch never.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import re
 import runpy
@@ -44,7 +43,8 @@ NVCC_FLAGS = (
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
 )
 CXX_FLAGS = ("-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
-LINK_FLAGS = ("-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL")
+# Without relocatable device code there is nothing to link for a device.
+LINK_FLAGS = ("-shared", "-cudart=static", "-nodlink", "-Xlinker=--exclude-libs,ALL")
 
 _DEFAULT_CUDA = Path("/usr/local/cuda")
 
@@ -349,6 +349,8 @@ def _ninja_file(plan: Plan) -> str:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Two builds into one folder wait for each other."""
+    import fcntl  # not on Windows, where setup.py imports this module too
+
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -366,6 +368,14 @@ def _ninja() -> str:
     return str(Path(ninja.BIN_DIR) / "ninja")
 
 
+def _jobs() -> int:
+    """How many commands run at a time."""
+    asked = os.environ.get("MAX_JOBS", "").strip()
+    if asked and not (asked.isdecimal() and int(asked)):
+        raise BuildError(f"MAX_JOBS={asked}: must be a number of commands from 1 on")
+    return int(asked) if asked else len(os.sched_getaffinity(0))
+
+
 def run(plan: Plan, outputs: list[Path], threads: int | None = None) -> list[str]:
     """Brings outputs of a plan up to date, and prints each command's name when it is done.
 
@@ -381,11 +391,11 @@ def run(plan: Plan, outputs: list[Path], threads: int | None = None) -> list[str
     Raises:
         BuildError: a command failed; the message holds all that it printed.
     """
-    if not plan.kernels or not (plan.source / "bindings.cpp").is_file():
+    if not plan.kernels:
         raise BuildError(f"the CUDA sources are not in {plan.source}")
     if shutil.which(_compiler()[0]) is None:
         raise BuildError(f"there is no C++ compiler {_compiler()[0]}; install it or set CXX")
-    jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    jobs = _jobs()
     if threads is None:
         threads = max(1, min(jobs // len(plan.kernels), sum(map(len, plan.target[:2]))))
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -401,12 +411,13 @@ def run(plan: Plan, outputs: list[Path], threads: int | None = None) -> list[str
         for line in process.stdout:
             status = re.match(r"\[\d+/\d+\] (.*)", line)
             if status:
-                print(line, end="", flush=True)
                 ran.append(status[1])
-            else:
+                print(line, end="", flush=True)
+            elif not line.startswith("ninja: "):
                 text.append(line)
     if process.wait():
         raise BuildError("the CUDA core does not compile:\n" + "".join(text))
+    print("".join(text), end="")  # warnings
     return ran
 
 

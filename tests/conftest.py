@@ -42,7 +42,13 @@ def rendered(tmp_path_factory) -> Path:
 
 
 # Of two processes none should be left alone with a long file at the end.
-_LONGEST = ("ops/test_contract.py", "kernels/test_gate.py", "engine/test_train.py")
+_LONGEST = (
+    "ops/test_contract.py",
+    "kernels/test_gate.py",
+    "csrc/test_gate.py",
+    "engine/test_train.py",
+    "test_packaging.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from cmpose import doctor, native
 from cmpose.cli import main
 from cmpose.ops.backends import OPS
 from tests.engine.recipes import recipe, run_cli, write_recipe
@@ -74,6 +75,22 @@ def test_doctor_tells_every_op(monkeypatch):
     if not torch.cuda.is_available():
         assert "on the CPU; Triton kernels need CUDA tensors" in done.stdout
         assert len(re.findall(r"^\w+ +reference +no \[\d\]", done.stdout, re.M)) == len(OPS)
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        ({"archs": "8.9", "ptx": ""}, "for 8.9, built with nvcc 13.0"),
+        ({"archs": "8.9;9.0", "ptx": "9.0"}, "for 8.9;9.0 + PTX 9.0, built with nvcc 13.0"),
+        ({"on_cpu": True}, "compiled for the CPU, for tests (CMPOSE_CUDA_ON_CPU)"),
+    ],
+)
+def test_doctor_describes_the_core(monkeypatch, facts, line):
+    monkeypatch.setattr(native, "unavailable", lambda: None)
+    monkeypatch.setattr(native, "info", lambda: {"nvcc": "13.0", "on_cpu": False} | facts)
+    assert doctor._core() == line
+    monkeypatch.setattr(native, "unavailable", lambda: "cmpose._C is not built: …")
+    assert doctor._core() == "cmpose._C is not built: …"
 
 
 @pytest.mark.shared_data

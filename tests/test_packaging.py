@@ -1,22 +1,53 @@
-"""The wheel: built without torch, with every part in it."""
+"""Wheels, with and without the CUDA core: built without torch, with every part in them."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cmpose import __version__
+from tests.csrc.gate import require_nvcc
 from tests.shared_data import PROJECT
 
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built in pip's own environment, in which there is no torch."""
-    out = tmp_path_factory.mktemp("wheel")
-    source = tmp_path_factory.mktemp("source") / "cmpose"
+DECIDING = ("CMPOSE_BUILD_CUDA", "CMPOSE_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST", "CMPOSE_CUDA_ON_CPU")
+
+NO_NVCC = {"CUDA_HOME": "/nowhere"}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, without what decides on the core."""
+    return {name: v for name, v in os.environ.items() if name not in DECIDING} | changes
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command that must succeed."""
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def pip(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "pip", *map(str, words)]
+
+
+def copied(folder: Path) -> Path:
+    """The sources as git has them, in a folder of their own."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=PROJECT,
@@ -25,43 +56,254 @@ def wheel(tmp_path_factory):
         check=True,
     ).stdout.split("\0")
     for name in filter(None, files):
-        target = source / name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if (PROJECT / name).is_file():
             target.write_bytes((PROJECT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out)]
-    subprocess.run([*command, str(source)], check=True, timeout=300)
-    [built] = out.glob("cmpose-*.whl")
-    return zipfile.ZipFile(built)
+    return folder
 
 
-def test_every_part_is_in_the_wheel(wheel):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(tmp_path_factory.mktemp("source") / "cmpose")
+
+
+def wheel_of(source: Path, folder: Path, **variables: str) -> tuple[Path, str]:
+    """Built in pip's own environment, in which there is no torch; and what pip printed."""
+    command = pip("wheel", "--verbose", "--no-deps", "-w", folder, source)
+    done = run(*command, cwd=folder, **variables)
+    [built] = folder.glob("cmpose-*.whl")
+    return built, done.stdout + done.stderr
+
+
+# -- without nvcc ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{"CMPOSE_BUILD_CUDA": "0"}, NO_NVCC],
+    ids=["forbidden", "without nvcc"],
+)
+def pure(
+    request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[zipfile.ZipFile, str]:
+    """A wheel without the core, and what pip printed."""
+    built, printed = wheel_of(source, tmp_path_factory.mktemp("pure"), **request.param)
+    return zipfile.ZipFile(built), printed
+
+
+def test_every_part_is_in_the_pure_wheel(pure: tuple[zipfile.ZipFile, str]) -> None:
+    wheel, printed = pure
     names = set(wheel.namelist())
+    assert Path(wheel.filename or "").name == f"cmpose-{__version__}-py3-none-any.whl"
     for path in sorted((PROJECT / "cmpose").rglob("*.py")):
         assert str(path.relative_to(PROJECT)) in names
     assert {"cmpose/kernels/__init__.py", "cmpose/configs/demo.yaml", "cmpose/py.typed"} <= names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cmpose", next(t for t in tops if t.endswith(".dist-info"))}
+    assert {Path(n).suffix for n in names if n.startswith("cmpose/")} == {".py", ".typed", ".yaml"}
+    reason = "cmpose: without its CUDA core cmpose._C: "
+    assert f"{reason}CMPOSE_BUILD_CUDA=0" in printed or (
+        f"{reason}there is no bin/nvcc in CUDA_HOME=/nowhere" in printed
+    )
 
 
-def test_metadata(wheel):
-    [file] = [n for n in wheel.namelist() if n.endswith("METADATA")]
-    metadata = wheel.read(file).decode()
+def test_metadata(pure: tuple[zipfile.ZipFile, str]) -> None:
+    [file] = [n for n in pure[0].namelist() if n.endswith("METADATA")]
+    metadata = pure[0].read(file).decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Dist: torch>=2.9" in metadata
     assert "Requires-Dist: opencv-python-headless<5,>=4.8" in metadata
 
 
-def test_setup_never_imports_torch():
-    imported = {
-        alias.name.split(".")[0]
-        for node in ast.walk(ast.parse((PROJECT / "setup.py").read_text()))
-        for alias in getattr(node, "names", [])
-        if isinstance(node, ast.Import | ast.ImportFrom)
+def test_doctor_says_how_to_get_the_core(pure: tuple[zipfile.ZipFile, str], tmp_path: Path) -> None:
+    pure[0].extractall(tmp_path)
+    done = run(sys.executable, "-m", "cmpose", "doctor", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert "\n_C      cmpose._C is not built: install cmpose where nvcc is on PATH" in done.stdout
+
+
+def test_the_core_is_demanded_without_nvcc(source: Path, tmp_path: Path) -> None:
+    command = pip("wheel", "--no-deps", "-w", tmp_path, source)
+    done = subprocess.run(
+        command,
+        env=environment(**NO_NVCC, CMPOSE_BUILD_CUDA="1"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode != 0
+    assert "error: cmpose._C: there is no bin/nvcc in CUDA_HOME=/nowhere; set it to" in done.stderr
+    assert "CMPOSE_BUILD_CUDA=0 installs cmpose without its CUDA core" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wish_that_does_not_exist(source: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=source,
+        env=environment(CMPOSE_BUILD_CUDA="yes"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "error: CMPOSE_BUILD_CUDA=yes: must be 0 (no CUDA core), 1 (demand it)" in done.stderr
+
+
+def test_the_build_never_imports_torch() -> None:
+    for file in ("setup.py", "csrc/build.py"):
+        tree = ast.parse((PROJECT / file).read_text())
+        imported = {
+            name.split(".")[0]
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert "setuptools" in imported or "subprocess" in imported
+        assert not {"torch", "cmpose", "numpy"} & imported, file
+
+
+# -- with nvcc ------------------------------------------------------------------------------------
+
+# One architecture, to save time; the gate compiles for all.
+ARCHS = {"CMPOSE_CUDA_ARCHS": "8.9+PTX"}
+
+
+@pytest.fixture(scope="module")
+def with_core(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel with the core."""
+    require_nvcc()
+    built, printed = wheel_of(source, tmp_path_factory.mktemp("wheel"), **ARCHS)
+    assert "cmpose._C: 8.9 + PTX 8.9, nvcc" in printed
+    return built
+
+
+@pytest.fixture(scope="module")
+def unpacked(with_core: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    zipfile.ZipFile(with_core).extractall(folder)
+    return folder
+
+
+def core_in(folder: Path) -> Path:
+    [core] = (folder / "cmpose").glob("_C*")
+    return core
+
+
+def facts_of(folder: Path, *python: str | Path) -> dict[str, Any]:
+    """What the core in a folder was built as, asked by a Python without any package."""
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from cmpose import native;"
+        "assert native.unavailable() is None, native.unavailable();"
+        "import cmpose._C; assert native.module() is cmpose._C and 'torch' not in sys.modules;"
+        "print(json.dumps([native.module().__file__, native.info()]))"
+    )
+    bare = getattr(sys, "_base_executable", sys.executable)
+    done = run(*(python or (bare, "-I")), "-c", code, str(folder), cwd=folder)
+    file, facts = json.loads(done.stdout)
+    assert Path(file) == core_in(folder)
+    return facts
+
+
+def test_the_core_is_in_the_wheel(with_core: Path) -> None:
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert with_core.name.startswith(f"cmpose-{__version__}-{tag}-{tag}-linux_")
+    names = zipfile.ZipFile(with_core).namelist()
+    [core] = [name for name in names if name.startswith("cmpose/_C")]
+    assert core.endswith(".so")
+    assert not [n for n in names if n.endswith((".cu", ".cuh", ".cpp", ".h", "build.py", ".o"))]
+
+
+def test_what_the_core_links_to(unpacked: Path) -> None:
+    """The system's libraries alone: any torch, and no CUDA runtime beside it."""
+    text = run("readelf", "--dynamic", core_in(unpacked), cwd=unpacked).stdout
+    needed = {
+        line.split("[")[1].split(".so")[0] for line in text.splitlines() if "(NEEDED)" in line
     }
-    modules = {
-        (node.module or "").split(".")[0]
-        for node in ast.walk(ast.parse((PROJECT / "setup.py").read_text()))
-        if isinstance(node, ast.ImportFrom)
-    }
-    assert "torch" not in imported | modules
+    system = {"libc", "libm", "libdl", "librt", "libpthread", "libstdc++", "libgcc_s"}
+    assert "libc" in needed
+    assert {name for name in needed if not name.startswith("ld-linux")} <= system
+    assert "RPATH" not in text
+    assert "RUNPATH" not in text
+
+
+def test_the_core_loads_without_a_driver(unpacked: Path) -> None:
+    facts = facts_of(unpacked)
+    assert facts["archs"] == "8.9"
+    assert facts["ptx"] == "8.9"
+    assert facts["version"] == __version__
+    assert facts["on_cpu"] is False
+    assert facts["nvcc"].partition(".")[0].isdecimal()
+
+
+def test_the_architectures_inside(unpacked: Path) -> None:
+    """As cuobjdump sees them, which Triton brings."""
+    tool = shutil.which("cuobjdump")
+    if tool is None and importlib.util.find_spec("triton"):
+        import triton
+
+        tool = triton.knobs.nvidia.cuobjdump.path
+    assert tool, "neither the CUDA toolkit nor Triton brings cuobjdump"
+    for option, ending in (("--list-elf", ".cubin"), ("--list-ptx", ".ptx")):
+        lines = run(tool, option, core_in(unpacked), cwd=unpacked).stdout.splitlines()
+        found = {line.rsplit(".", 2)[1] for line in lines if line.endswith(ending)}
+        assert found == {"sm_89"}, lines
+
+
+def test_doctor_describes_the_core(unpacked: Path) -> None:
+    command = (sys.executable, "-m", "cmpose", "doctor")
+    done = run(*command, cwd=unpacked, PYTHONPATH=str(unpacked))
+    nvcc = facts_of(unpacked)["nvcc"]
+    assert f"\n_C      for 8.9 + PTX 8.9, built with nvcc {nvcc}\n" in done.stdout
+    assert "\nselect_tokens " in done.stdout
+
+
+def test_editable(source: Path, with_core: Path, tmp_path: Path) -> None:
+    """In place, in an environment without torch; and removed by an install that forbids it."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = pip("--python", python, "install", "--quiet", "--no-deps", "-e", source)
+    run(*install, cwd=tmp_path, **ARCHS)
+    assert core_in(source).suffix == ".so"
+    assert facts_of(source, python)["archs"] == "8.9"
+    where = "import cmpose._C; print(cmpose._C.__file__)"
+    assert Path(run(python, "-c", where, cwd=tmp_path).stdout.strip()) == core_in(source)
+    run(*install, cwd=tmp_path, CMPOSE_BUILD_CUDA="0")
+    assert list((source / "cmpose").glob("_C*")) == []
+    run(python, "-c", "import cmpose", cwd=tmp_path)
+
+
+def test_a_failed_compile_shows_the_compilers_message(source: Path, tmp_path: Path) -> None:
+    require_nvcc()
+    broken = source / "csrc" / "broken.cu"
+    broken.write_text("__global__ void broken_kernel(float* out) { out[0] = missing; }\n")
+    try:
+        done = subprocess.run(
+            pip("wheel", "--no-deps", "-w", tmp_path, source),
+            env=environment(**ARCHS),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    finally:
+        broken.unlink()
+    assert done.returncode != 0
+    assert "error: cmpose._C: the CUDA core does not compile:" in done.stderr
+    assert 'broken.cu(1): error: identifier "missing" is undefined' in done.stderr
+    assert "CMPOSE_BUILD_CUDA=0 installs cmpose without its CUDA core" in done.stderr
+
+
+def test_the_source_distribution_holds_the_sources(source: Path, tmp_path: Path) -> None:
+    """All that a wheel with the core is built from, even if packed where there is no nvcc."""
+    code = "from setuptools import build_meta; import sys; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", code, tmp_path, cwd=source, **NO_NVCC)
+    [packed] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {f"csrc/{path.name}" for path in (PROJECT / "csrc").iterdir() if path.is_file()}
+    assert "csrc/bindings.cpp" in sources
+    assert sources | {"setup.py", "kernels/__init__.py", "cmpose/native.py"} <= names

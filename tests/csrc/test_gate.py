@@ -1,0 +1,208 @@
+"""Every CUDA C++ kernel compiles for every card that is supported, fits it, and does not spill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.csrc import gate
+from tests.csrc.gate import ARCHS, Report, Row
+
+SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
+"""Bytes of shared memory that a block may have: A100, RTX 4090, H100 and H200, RTX 5090."""
+
+LIMITS = {
+    "fill.fill_kernel": 16,
+}
+"""Kernel → registers a thread that it may need, over all template arguments and cards.
+
+As nvcc 13.0 compiles them; another version's kernels must not spill and must fit the cards.
+"""
+
+SLACK = 16
+"""A limit stands at most this far above what is measured, lest a change go unnoticed."""
+
+STACK: dict[str, tuple[int, str]] = {}
+"""Kernel → bytes of stack that it may have, and why; other kernels must have none."""
+
+
+def findings(
+    rows: list[Row],
+    limits: dict[str, int],
+    stack: dict[str, tuple[int, str]],
+    dynamic: dict[str, int],
+) -> list[str]:
+    """What is wrong with compiled kernels, a line each.
+
+    Args:
+        rows: the gate's.
+        limits: as :data:`LIMITS`.
+        stack: as :data:`STACK`.
+        dynamic: function → bytes of dynamic shared memory.
+    """
+    found = []
+    for row in rows:
+        limit = limits.get(row.function)
+        shared = row.shared + dynamic.get(row.function.partition(".")[2], 0)
+        stack_limit, _ = stack.get(row.function, (0, ""))
+        checks = {
+            "has no line in LIMITS": limit is None,
+            f"{row.registers} registers > {limit}": limit is not None and row.registers > limit,
+            f"spills: {row.spill_stores} bytes stored, {row.spill_loads} loaded": (
+                row.spill_stores + row.spill_loads > 0
+            ),
+            f"{row.stack} bytes of stack > {stack_limit}": row.stack > stack_limit,
+            f"shared memory {shared} > {SHARED[row.arch]} of the card": shared > SHARED[row.arch],
+        }
+        found += [f"sm_{row.arch} {row.kernel}: {what}" for what, bad in checks.items() if bad]
+    functions = {row.function for row in rows}
+    names = {function.partition(".")[2] for function in functions}
+    for table, lines, known in (
+        ("LIMITS", limits, functions),
+        ("STACK", stack, functions),
+        ("shared_memory()", dynamic, names),
+    ):
+        strangers = sorted(lines.keys() - known)
+        found += [f"{table} has {name}, which is no kernel" for name in strangers]
+    return found
+
+
+def loose(rows: list[Row], limits: dict[str, int]) -> list[str]:
+    """Limits that stand too far above what any kernel needs."""
+    most: dict[str, int] = {}
+    for row in rows:
+        most[row.function] = max(most.get(row.function, 0), row.registers)
+    return [
+        f"{name}: {limits[name]} registers, {needed} needed at most"
+        for name, needed in most.items()
+        if name in limits and limits[name] > needed + SLACK
+    ]
+
+
+@pytest.fixture(scope="module")
+def plan():
+    gate.require_nvcc()
+    return gate.plan_for(ARCHS)
+
+
+@pytest.fixture(scope="module")
+def report(plan) -> Report:
+    return gate.compile_all(plan)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    gate.require_nvcc()
+    folder = tmp_path_factory.mktemp("planted")
+    return gate.compile_all(
+        gate.plan_for((89,), source=Path(__file__).parent / "planted", folder=folder)
+    )
+
+
+def test_every_kernel_fits_every_card(report: Report, plan, record_property) -> None:
+    for line in gate.summary(report.rows):
+        record_property("compiled", line)
+    for kernel in {row.kernel for row in report.rows}:
+        assert {row.arch for row in report.rows if row.kernel == kernel} == set(ARCHS), kernel
+    limits = LIMITS
+    if plan.nvcc.version != "13.0":
+        limits = dict.fromkeys(LIMITS, 255)
+    assert findings(report.rows, limits, STACK, gate.dynamic_shared_memory(plan)) == []
+
+
+def test_the_limits_are_close(report: Report, plan) -> None:
+    if plan.nvcc.version != "13.0":
+        pytest.skip(f"the limits are for nvcc 13.0, this is {plan.nvcc.version}")
+    assert loose(report.rows, LIMITS) == []
+
+
+def test_nothing_is_warned_of(report: Report) -> None:
+    assert report.warnings == []
+
+
+def test_a_second_run_compiles_nothing(report: Report, plan, capsys) -> None:
+    """And reads the same from the reports that are kept."""
+    assert gate.compile_all(plan) == report
+    assert "nvcc" not in capsys.readouterr().out
+
+
+# -- the gate itself ------------------------------------------------------------------------------
+
+PLANTED_LIMITS = {
+    "planted.modest_kernel": 32,
+    "planted.spilling_kernel": 64,
+    "planted.hungry_kernel": 96,
+    "planted.stack_kernel": 64,
+    "planted.calling_kernel": 64,
+    "planted.helper": 0,
+}
+
+
+def test_planted_kernels_are_refused(planted: Report) -> None:
+    found = findings(planted.rows, PLANTED_LIMITS, {}, {})
+    rows = {row.function.partition(".")[2]: row for row in planted.rows}
+    spilling, hungry, stack = rows["spilling_kernel"], rows["hungry_kernel"], rows["stack_kernel"]
+    assert stack.kernel == "planted.stack_kernel<64>"
+    assert spilling.registers <= 64
+    assert hungry.spill_stores == 0
+    assert sorted(found) == sorted(
+        [
+            f"sm_89 planted.spilling_kernel: spills: {spilling.spill_stores} bytes stored, "
+            f"{spilling.spill_loads} loaded",
+            f"sm_89 planted.spilling_kernel: {spilling.stack} bytes of stack > 0",
+            f"sm_89 planted.hungry_kernel: {hungry.registers} registers > 96",
+            "sm_89 planted.stack_kernel<64>: 256 bytes of stack > 0",
+            f"sm_89 planted.calling_kernel: {rows['calling_kernel'].stack} bytes of stack > 0",
+        ]
+    )
+    assert spilling.spill_stores > 0
+    assert rows["calling_kernel"].stack >= 128
+
+
+def test_what_is_allowed_passes(planted: Report) -> None:
+    modest = [row for row in planted.rows if row.function == "planted.modest_kernel"]
+    limits = {"planted.modest_kernel": 32}
+    assert modest[0].shared == 4096
+    assert findings(modest, limits, {}, {"modest_kernel": 101_376 - 4096}) == []
+    assert findings(modest, limits, {}, {"modest_kernel": 101_377 - 4096}) == [
+        "sm_89 planted.modest_kernel: shared memory 101377 > 101376 of the card"
+    ]
+    stack = [row for row in planted.rows if row.function == "planted.stack_kernel"]
+    allowed = {"planted.stack_kernel": (256, "planted")}
+    assert findings(stack, {"planted.stack_kernel": 64}, allowed, {}) == []
+
+
+def test_lines_of_no_kernel_are_found(planted: Report) -> None:
+    modest = [row for row in planted.rows if row.function == "planted.modest_kernel"]
+    assert findings(modest, {"planted.gone_kernel": 32}, {"other": (8, "")}, {"old_kernel": 8}) == [
+        "sm_89 planted.modest_kernel: has no line in LIMITS",
+        "LIMITS has planted.gone_kernel, which is no kernel",
+        "STACK has other, which is no kernel",
+        "shared_memory() has old_kernel, which is no kernel",
+    ]
+
+
+def test_a_loose_limit_is_found(planted: Report) -> None:
+    row = replace(planted.rows[0], kernel="a.b_kernel", registers=40)
+    assert loose([row], {"a.b_kernel": 56}) == []
+    assert loose([row], {"a.b_kernel": 57}) == ["a.b_kernel: 57 registers, 40 needed at most"]
+
+
+def test_a_report_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="of 0 kernels 0 could be read"):
+        gate.parse("planted", "ptxas info    : 0 bytes gmem")
+    report = "ptxas info    : Compiling entry function '_Z1fv' for 'sm_89'\n"
+    with pytest.raises(AssertionError, match="of 1 kernels 0 could be read"):
+        gate.parse("planted", report)
+
+
+def test_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", "/nowhere")
+    monkeypatch.delenv("CMPOSE_REQUIRE_NVCC", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no bin/nvcc in CUDA_HOME=/nowhere"):
+        gate.require_nvcc()
+    monkeypatch.setenv("CMPOSE_REQUIRE_NVCC", "1")
+    with pytest.raises(pytest.fail.Exception, match="CMPOSE_REQUIRE_NVCC=1, but there is no bin"):
+        gate.require_nvcc()
