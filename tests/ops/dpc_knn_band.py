@@ -68,10 +68,11 @@ def exact_squares(x: Tensor) -> tuple[Tensor, Tensor]:
 def centred_norms(tokens: Tensor, usable: Tensor) -> Tensor:
     """|x_i − c'| at most, c' being what the kernel subtracts: [M, D], [M] → [M] float64.
 
-    In each channel that is, as center_tokens in csrc/dpc_knn.cu has it, the usable tokens' mean, rounded to a multiple of the power of two that
-    is their spread max |x − mean| rounded up, so up to about a spread away from the mean; for
-    16-bit tokens 0 where a token less that multiple would round; a channel's one value, if there is
-    but one. Where the float32 mean may round either way, the farther counts.
+    As center_tokens in csrc/dpc_knn.cu has it, that is in each channel the usable tokens' mean,
+    rounded to a multiple of the power of two that is their spread max |x − mean| rounded up (so up
+    to about a spread away from the mean); for 16-bit tokens 0 where a token less that multiple
+    would round; a channel's one value if there is but one. Where the float32 mean may round either
+    way, the farther counts.
     """
     finite = tokens.isfinite().all(dim=-1)
     x = tokens.double().masked_fill(~finite[:, None], 0.0)
@@ -103,8 +104,8 @@ def square_error(tokens: Tensor, usable: Tensor, pieces: str = "exact") -> Tenso
     at most u = 2⁻²³ of a partial sum, and a partial sum of x·y is at most |x| |y|; 8 more stand for
     the few float32 operations around it. Channels go 16 a step, D filled up to a multiple of 64:
     n = D_pad/16, and D_pad/8 for float32 tokens in three pieces, for which a second product goes
-    into the same sum. p = 0, or 2⁻¹⁵ for what two pieces leave of a float32 token. (Of
-    equal tokens d² is exactly 0 all the same; callers see to that.)
+    into the same sum. p = 0, or 2⁻¹⁵ for what two pieces leave of a float32 token. (d² of equal
+    tokens is exactly 0 all the same; callers see to that.)
 
     Args:
         tokens: in the dtype in which the kernel gets them.
