@@ -20,9 +20,8 @@ INF = float("inf")
 U = 2.0**-23
 """What one step of a float32 sum loses, relative: a tensor core truncates."""
 
-PIECES = {"exact": 0.0, "two": 2.0**-15}
-"""What is lost before the sums: nothing (bfloat16, float16, and float32 as three bfloat16 pieces),
-or what two bfloat16 pieces leave of a float32 token."""
+PIECES = ("exact", "two")
+"""How float32 tokens are split: into three bfloat16 pieces (nothing is lost), or into two."""
 
 
 class NearTies(NamedTuple):
@@ -66,55 +65,65 @@ def exact_squares(x: Tensor) -> tuple[Tensor, Tensor]:
     return index[:, None] == index, square[index][:, index]
 
 
-def square_error(
-    x: Tensor, usable: Tensor, *, pieces: str = "exact", center: Tensor | None = None
-) -> Tensor:
-    """e_ij, the error bound of d²_ij before the scale: [M, D] float64, [M] → [M, M].
+def centred_norms(tokens: Tensor, usable: Tensor) -> Tensor:
+    """|x_i − c'| at most, c' being what the kernel subtracts: [M, D], [M] → [M] float64.
 
-    A dot product of D channels is D_pad/16 steps (D_pad: D rounded up to 64, 16 channels a step),
-    each of which loses at most u = 2⁻²³ of a partial sum; 8 more stand for the float32 operations
-    around it. A partial sum of x·y is at most |x| |y| (Cauchy-Schwarz), so that with c' the centre
-    that is subtracted
+    As center_tokens in csrc/dpc_knn.cu has it, that is in each channel the usable tokens' mean,
+    rounded to a multiple of the power of two that is their spread max |x − mean| rounded up (so up
+    to about a spread away from the mean); for 16-bit tokens 0 where a token less that multiple
+    would round; a channel's one value if there is but one. Where the float32 mean may round either
+    way, the farther counts.
+    """
+    finite = tokens.isfinite().all(dim=-1)
+    x = tokens.double().masked_fill(~finite[:, None], 0.0)
+    if not bool(usable.any()):
+        return x.norm(dim=-1)  # 0 is subtracted
+    counted = x[usable]
+    mean, low, high = counted.mean(dim=0), counted.amin(dim=0), counted.amax(dim=0)
+    spread = (high - mean).maximum(mean - low)
+    slack = (len(counted) + 8) * U * counted.abs().amax(dim=0)
+    farthest = torch.zeros_like(x)
+    for sign in (-1, 1):
+        unit = (spread + sign * slack).clamp(min=2.0**-126).log2().ceil().exp2()
+        for nudge in (-slack, slack):
+            shift = torch.where(low == high, high, ((mean + nudge) / unit).round() * unit)
+            if tokens.dtype in (torch.bfloat16, torch.float16):
+                y = (x - shift).float()
+                exact = (y.to(tokens.dtype).double() == y) & (y + shift.float() == x)
+                shift = torch.where((exact | ~finite[:, None]).all(dim=0), shift, 0.0)
+            farthest = farthest.maximum((x - shift).abs())
+    return farthest.norm(dim=-1)
 
-        e_ij = (u · (D_pad/16 + 8) + p) · (|x_i−c'| + |x_j−c'|)²,  p = 0, or 2⁻¹⁵ for two pieces.
 
-    Without ``center`` all that is known of c' is that it is no farther from the usable tokens' mean
-    c than a token, |c'−c| ≤ R = max |x_j−c|, or that it is c with 0 in channels whose mean is
-    smaller than their spread, |c_d| ≤ s_d = max_j |x_jd−c_d|. Then
+def square_error(tokens: Tensor, usable: Tensor, pieces: str = "exact") -> Tensor:
+    """e_ij, the error bound of d²_ij before the scale: [M, D], [M] → [M, M] float64.
 
-        e_ij = (u · (D_pad/16 + 8) + p) · (A_i + A_j),
-        A_i = max((|x_i−c| + R)², Σ_d (|x_id−c_d| + |c_d| where |c_d| ≤ s_d)²).
+        e_ij = (u · (n + 8) + p) · (|x_i−c'| + |x_j−c'|)²
 
-    That suffices, although (|x_i−c'| + |x_j−c'|)² may be twice the sum of the squares: where the
-    product is positive, truncation loses on both sides of the difference, and the sum of squares
-    bounds it; where it is negative, c' lies in the ball on the diameter from x_i to x_j, and the
-    sum of squares is at most d²_ij ≤ (A_i + A_j)/2. For tokens of equal norm it is 4 times the
-    bound for c' = c. Equal tokens have e_ij = 0 throughout.
+    with c' of :func:`centred_norms`. A dot product is a float32 sum of n steps, each of which loses
+    at most u = 2⁻²³ of a partial sum, and a partial sum of x·y is at most |x| |y|; 8 more stand for
+    the few float32 operations around it. Channels go 16 a step, D filled up to a multiple of 64:
+    n = D_pad/16, and D_pad/8 for float32 tokens in three pieces, for which a second product goes
+    into the same sum. p = 0, or 2⁻¹⁵ for what two pieces leave of a float32 token. (d² of equal
+    tokens is exactly 0 all the same; callers see to that.)
 
     Args:
-        x: the tokens, as the kernel gets them, finite.
+        tokens: in the dtype in which the kernel gets them.
         usable: which of them count for the centre.
-        pieces: one of :data:`PIECES`.
-        center: [D], c', where it is known.
+        pieces: one of :data:`PIECES`; only float32 tokens are split.
     """
-    padded = -(-x.shape[1] // 64) * 64
-    factor = U * (padded / 16 + 8) + PIECES[pieces]
-    if center is not None:
-        norm = (x - center.to(x)).norm(dim=-1)
-        return factor * (norm[:, None] + norm).square()
-    if not usable.any():
-        return torch.zeros(len(x), len(x), dtype=x.dtype)
-    mean = x[usable].mean(dim=0)
-    away = (x - mean).abs()
-    norm = away.norm(dim=-1)
-    shift = torch.where(mean.abs() <= away[usable].amax(dim=0), mean.abs(), 0.0)
-    reach = torch.maximum(norm + norm[usable].max(), (away + shift).norm(dim=-1)).square()
-    return factor * (reach[:, None] + reach)
+    assert pieces in PIECES, f"pieces must be one of {PIECES}, got {pieces!r}"
+    steps = -(-tokens.shape[1] // 64) * 64 / 16
+    lost = 0.0
+    if tokens.dtype == torch.float32:
+        steps, lost = (steps, 2.0**-15) if pieces == "two" else (2 * steps, 0.0)
+    norm = centred_norms(tokens, usable)
+    return (U * (steps + 8) + lost) * (norm[:, None] + norm).square()
 
 
-def _band(x: Tensor, usable: Tensor, pieces: str, center: Tensor | None) -> _Band:
-    same, square = exact_squares(x)
-    error = square_error(x, usable, pieces=pieces, center=center).masked_fill(same, 0.0)
+def _band(tokens: Tensor, finite: Tensor, usable: Tensor, pieces: str) -> _Band:
+    same, square = exact_squares(tokens.double().masked_fill(~finite[:, None], 0.0))
+    error = square_error(tokens, usable, pieces).masked_fill(same, 0.0)
     return _Band(same, (square - error).clamp(min=0), square + error)
 
 
@@ -331,7 +340,6 @@ def assert_clusters_within_band(
     peak_delta: str = "row_max",
     valid: Tensor | None = None,
     pieces: str = "exact",
-    center: Tensor | None = None,
 ) -> NearTies:
     """``found`` is dpc_knn's result up to near-ties within the error bound of d².
 
@@ -353,8 +361,7 @@ def assert_clusters_within_band(
         found: the result under test, on the CPU.
         tokens: [B, M, D], what it was computed from, and so
         k, num_clusters, scale, include_self, peak_delta, valid: as dpc_knn takes them.
-        pieces: what the kernel's products lose, one of :data:`PIECES`.
-        center: [B, D], what the kernel subtracts from tokens, where that is known: a tighter bound.
+        pieces: how float32 tokens were split, one of :data:`PIECES`.
 
     Raises:
         AssertionError: with the clip, the rule that is broken, and the numbers.
@@ -378,8 +385,7 @@ def assert_clusters_within_band(
     usable, finite = usable_tokens(tokens, valid), tokens.isfinite().all(dim=-1)
     total = NearTies(0, 0, 0, 0)
     for b in range(batch):
-        x = tokens[b].double().masked_fill(~finite[b, :, None], 0.0)
-        band = _band(x, usable[b], pieces, None if center is None else center[b])
+        band = _band(tokens[b], finite[b], usable[b], pieces)
         clip = _Clip(
             ClusterResult(*(part[b] for part in found)),
             band,
