@@ -135,9 +135,8 @@ def _cuda_arguments(
     peak_delta: str,
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...], Tensor]:
     """What both calls of csrc/dpc_knn.cu take, the results among it, and the workspace."""
-    B, M, D, L = *tokens.shape, num_clusters
-    shape = clusters_shape(tokens, num_clusters)
-    shape = (*shape[:4], k, L)
+    *sizes, clusters = clusters_shape(tokens, num_clusters)
+    shape = (*sizes, k, clusters)
     space = cuda.workspace(native.module().dpc_knn_workspace(*shape), tokens)
     found = _cluster_fake(tokens, num_clusters)
     valid = None if valid is None else valid.contiguous()
@@ -358,8 +357,10 @@ def dpc_knn_merge(
     chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k)
     merging = backends.choose("merge_clusters", backend, tokens.device, tokens, weights)
     if chosen != merging or chosen == backends.PLAIN:
-        options = {"scale": scale, "include_self": include_self, "peak_delta": peak_delta}
-        clusters = dpc_knn(tokens, k, num_clusters, **options, valid=valid, backend=backend)
+        clusters = dpc_knn(
+            tokens, k, num_clusters, scale=scale, include_self=include_self,
+            peak_delta=peak_delta, valid=valid, backend=backend,
+        )  # fmt: skip
         merged = merge_clusters(
             tokens, weights, clusters.assignment, num_clusters, normalize=normalize, backend=backend
         )
