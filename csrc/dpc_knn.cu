@@ -3,10 +3,10 @@
 // Up to kMatrixTokens tokens a clip, three launches: center_tokens, distance_pass (which keeps the
 // matrix of d², small enough for the L2 cache) and finish_clip. Beyond that d² is computed anew by
 // each pass over the tiles and only O(M · D) memory is used.
+#include <algorithm>
+
 #include "clusters.cuh"
 #include "dpc_knn.cuh"
-
-#include <algorithm>
 
 namespace cmpose {
 namespace {
