@@ -72,5 +72,14 @@ def test_the_kernels_workspace_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert memory.native_workspace() is None
 
 
-def test_documents_hold_the_tables_head() -> None:
-    assert memory.HEAD in (PROJECT / "docs" / "performance.md").read_text()
+def test_documents_state_what_is_measured() -> None:
+    text = (PROJECT / "docs" / "performance.md").read_text()
+    assert memory.HEAD in text
+    table = text.split(memory.HEAD)[1].split("\n\n")[0].strip().splitlines()
+    assert len(table) == len(memory.SIZES)
+    for written, row in zip(table, memory.measure(memory.SIZES, measured=512), strict=True):
+        stated = [cell.strip() for cell in written.strip("|").split("|")]
+        found = [cell.strip() for cell in memory.line(row).strip("|").split("|")]
+        assert stated[:2] == found[:2]
+        if row.reference is not None:
+            assert float(stated[2]) == pytest.approx(row.reference / 1e6, rel=0.05)
