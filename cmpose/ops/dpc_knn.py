@@ -63,7 +63,11 @@ def squared_distances(x: Tensor) -> Tensor:
         return rows(x)  # Inductor fuses this; a loop would be unrolled
     chunk = _CHUNK.get(x.device.type, _CHUNK["cuda"])
     step = max(1, chunk // max(1, x.numel()))
-    return torch.cat([rows(part) for part in x.split(step, dim=1)], dim=1)
+    # Written in place: small results kept between the chunks' large ones would fragment the heap.
+    square = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
+    for at in range(0, x.shape[1], step):
+        square[:, at : at + step] = rows(x[:, at : at + step])
+    return square
 
 
 @torch.no_grad()
