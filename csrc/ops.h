@@ -1,10 +1,89 @@
-// Placeholder of the ops' host interface; the real one replaces it.
+// The host side of the CUDA C++ ops. Pointers are device pointers to contiguous tensors; a call
+// launches on `stream` of the current device and does not wait. All throw std::runtime_error with
+// CUDA's message when a launch fails, std::invalid_argument for arguments no kernel takes.
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 
 namespace cmpose {
 
-void fill(float* out, int64_t size, float value, void* stream);
+enum class Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// -- select_tokens --------------------------------------------------------------------------------
+
+struct SelectTokens {
+  Dtype dtype;
+  int64_t clips;
+  int keypoints, tokens;  // K, N
+  bool maximum;           // importance is the maximum over keypoints, not the mean
+};
+
+void select_tokens(const SelectTokens& shape, int per_keypoint, const void* logits, void* scores,
+                   void* importance, int64_t* causal, int64_t* noncausal, void* stream);
+// d_scores and d_importance may each be null.
+void select_tokens_backward(const SelectTokens& shape, const void* logits, const void* d_scores,
+                            const void* d_importance, void* d_logits, void* stream);
+// Bytes of shared memory that a clip of K × N logits takes.
+unsigned select_tokens_shared(int keypoints, int tokens);
+
+// -- merge_clusters, unmerge_tokens ---------------------------------------------------------------
+
+struct Clusters {
+  Dtype dtype;  // of the tokens
+  int64_t clips;
+  int tokens, channels, clusters;  // M, D, L
+};
+
+// Bytes of workspace for summing a clip's tokens by cluster; 0 when shared memory does.
+int64_t clusters_workspace(const Clusters& shape);
+
+// merged [B, L, D]; total [B, L] float32, each cluster's weights summed; exact [B, L, D] float32,
+// merged before it was rounded, or null.
+void merge_clusters(const Clusters& shape, Dtype weight_dtype, bool normalize, const void* tokens,
+                    const void* weights, const int64_t* assignment, void* merged, float* total,
+                    float* exact, void* workspace, void* stream);
+// d_tokens and d_weights may each be null.
+void merge_clusters_backward(const Clusters& shape, Dtype weight_dtype, bool normalize,
+                             const void* tokens, const void* weights, const int64_t* assignment,
+                             const float* total, const float* exact, const void* d_merged,
+                             void* d_tokens, void* d_weights, void* stream);
+
+// `shape.tokens` counts the non-causal tokens, M; there are `causal_tokens` others, C.
+void unmerge_tokens(const Clusters& shape, int causal_tokens, const void* causal,
+                    const void* merged, const int64_t* causal_index, const int64_t* noncausal_index,
+                    const int64_t* assignment, void* tokens, void* stream);
+// d_causal and d_merged may each be null.
+void unmerge_tokens_backward(const Clusters& shape, int causal_tokens, const void* d_tokens,
+                             const int64_t* causal_index, const int64_t* noncausal_index,
+                             const int64_t* assignment, void* d_causal, void* d_merged,
+                             void* workspace, void* stream);
+
+// -- dpc_knn --------------------------------------------------------------------------------------
+
+constexpr int kMaxNeighbors = 16;
+constexpr int kMaxTokens = 65536;
+constexpr int kMatrixTokens = 512;  // up to here a clip's distances are kept, beyond recomputed
+
+struct DpcKnn {
+  Clusters clusters;  // dtype, B, M, D, L
+  int neighbors;      // k
+  bool scale, include_self, global_max;
+  bool tf32;  // float32 tokens in two bfloat16 pieces instead of three
+};
+
+int64_t dpc_knn_workspace(const DpcKnn& shape);
+// valid [B, M] bool, or null.
+void dpc_knn(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
+             float* delta, int64_t* centers, int64_t* assignment, void* workspace, void* stream);
+// The same and merge_clusters of its clusters in the last launch; M ≤ kMatrixTokens.
+void dpc_knn_merge(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
+                   float* delta, int64_t* centers, int64_t* assignment, Dtype weight_dtype,
+                   bool normalize, const void* weights, void* merged, float* total, float* exact,
+                   void* workspace, void* stream);
+
+// Bytes of dynamic shared memory a block of each kernel takes at most, by the kernel's name.
+std::map<std::string, unsigned> shared_memory();
 
 }  // namespace cmpose

@@ -11,6 +11,7 @@ import torch
 
 from cmpose.data.rendered import render_dataset
 from cmpose.ops.backends import OPS
+from tests import cuda_on_cpu
 
 # Two processes of two threads each would wait for one another on two cores; so would the commands
 # that they start.
@@ -24,6 +25,9 @@ else:
 # is imported, so for the whole test process.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    # The CUDA kernels are compiled for the CPU; a machine without g++ tests the other backends.
+    if cuda_on_cpu.compiler() is not None:
+        os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
 
 
 @pytest.fixture(scope="session")

@@ -71,20 +71,14 @@ class FineTokenEnhancement(nn.Module):
 
         rest = gather_tokens(tokens, selection.noncausal)
         weights = selection.importance.gather(1, selection.noncausal)
-        clusters = ops.dpc_knn(
-            rest.detach(),
+        clusters, merged = ops.dpc_knn_merge(
+            rest,
+            weights.to(rest.dtype),
             c.neighbors,
             c.num_clusters,
             scale=c.scale_distance,
             include_self=c.include_self,
             peak_delta=c.peak_delta,
-            backend=c.backend,
-        )
-        merged = ops.merge_clusters(
-            rest,
-            weights.to(rest.dtype),
-            clusters.assignment,
-            c.num_clusters,
             normalize=c.normalize_merge,
             backend=c.backend,
         )

@@ -3,7 +3,7 @@
 from cmpose.ops.backends import BackendUnavailable, Explanation, available, backend, explain
 from cmpose.ops.checks import without_value_checks
 from cmpose.ops.corrupt_tokens import CorruptedTokens, corrupt_tokens
-from cmpose.ops.dpc_knn import ClusterResult, dpc_knn
+from cmpose.ops.dpc_knn import ClusterResult, dpc_knn, dpc_knn_merge
 from cmpose.ops.heatmap_loss import heatmap_loss
 from cmpose.ops.merge_clusters import merge_clusters
 from cmpose.ops.reconstruction_loss import reconstruction_loss
@@ -23,6 +23,7 @@ __all__ = [
     "backend",
     "corrupt_tokens",
     "dpc_knn",
+    "dpc_knn_merge",
     "explain",
     "heatmap_loss",
     "merge_clusters",

@@ -138,6 +138,11 @@ def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
     return _without_triton(device) if backend == "triton" else _without_cuda(device)
 
 
+# What the machine has is a constant to torch.compile, not code to trace. This is what
+# torch.compiler.assume_constant_result does; calling it would import torch._dynamo, a second's work.
+_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def available(op: str, device: torch.device | str | None = None) -> dict[str, str | None]:
     """The backends of ``op`` on a device: name → None when it can run, else the reason why not.
 

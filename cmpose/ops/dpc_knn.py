@@ -6,12 +6,28 @@ tokens; on log densities, because exp(−mean d²) is 0 in float32 from a few hu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks
+from cmpose import native
+from cmpose.ops import backends, checks, cuda, library
+from cmpose.ops.merge_clusters import (
+    check_merge,
+    clusters_shape,
+    merge_clusters,
+    merge_gradients,
+    merge_parts,
+    merged_fake,
+    save_merge,
+)
+
+MAX_NEIGHBORS, MAX_TOKENS = 16, 65_536
+"""What the CUDA kernels take: ``kMaxNeighbors`` and ``kMaxTokens`` of csrc/ops.h."""
+
+MATRIX_TOKENS = 512
+"""Up to here they keep a clip's distances and can merge in their last launch: kMatrixTokens."""
 
 # Elements of the difference tensor a chunk may hold: what a CPU's cache likes, and a GPU.
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -28,6 +44,9 @@ class ClusterResult(NamedTuple):
     """[B, L] int64: the clusters' centre tokens, in descending order of log ρ + log δ."""
     assignment: Tensor
     """[B, M] int64: the cluster, 0 .. L−1, of each token."""
+
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def squared_distances(x: Tensor) -> Tensor:
@@ -61,53 +80,189 @@ def dpc_knn_reference(
     size, width = tokens.shape[1:]
     unit = float(max(width, 1)) if scale else 1.0
     inf = float("inf")
-    square = squared_distances(tokens.to(checks.accumulator(tokens)))
+    finite = tokens.isfinite().all(dim=-1)
+    valid = finite if valid is None else finite & valid
+    # Zeros stand for what is no number: nothing below looks at the distances to these tokens.
+    x = tokens.masked_fill(~finite[..., None], 0.0)
+    square = squared_distances(x.to(checks.accumulator(tokens)))
 
     # Eq. 9. The division comes last, so that equal sums stay equal.
-    near = square
-    if valid is not None:
-        near = near.masked_fill(~valid[:, None, :], inf)
+    near = square.masked_fill(~valid[:, None, :], inf)
     if not include_self:
         near = near.masked_fill(torch.eye(size, dtype=torch.bool, device=near.device), inf)
     near = near.topk(k, dim=-1, largest=False).values
     found = (near < inf).sum(dim=-1).clamp(min=1)
     log_density = -near.masked_fill(near == inf, 0.0).sum(dim=-1) / (found * unit)
-    if valid is not None:
-        log_density = log_density.masked_fill(~valid, -inf)
+    log_density = log_density.masked_fill(~valid, -inf)
 
     # Eq. 10: the nearest of the tokens that come earlier in (log ρ descending, index ascending).
     order = log_density.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1)
     later = rank[:, None, :] >= rank[:, :, None]
     delta = square.masked_fill(later, inf).amin(dim=-1)
-    far = square
-    if valid is not None:
-        far = far.masked_fill(~(valid[:, :, None] & valid[:, None, :]), 0.0)
-    peak = far.amax(dim=-1)
+    peak = square.masked_fill(~(valid[:, :, None] & valid[:, None, :]), 0.0).amax(dim=-1)
     if peak_delta == "global_max":
         peak = peak.amax(dim=-1, keepdim=True)
-    delta = torch.where(rank == 0, peak, delta)
-    if valid is not None:
-        delta = delta.masked_fill(~valid, 0.0)
+    delta = torch.where(rank == 0, peak, delta).masked_fill(~valid, 0.0)
     delta = (delta / unit).sqrt()
 
     score = log_density + delta.log()
     ranking = score.argsort(dim=-1, descending=True, stable=True)
-    if valid is not None:  # behind the valid ones, whose score can be −inf too
-        ranking = ranking.gather(
-            1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-        )
+    # Invalid tokens go behind the valid ones, whose score can be −inf too.
+    ranking = ranking.gather(
+        1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    )
     centers = ranking[:, :num_clusters].contiguous()
 
+    real = valid.gather(1, centers)
     to_centers = square.gather(2, centers[:, None, :].expand(-1, size, -1))
+    nearest = to_centers.masked_fill(~real[:, None, :], inf).argmin(dim=-1).masked_fill(~finite, 0)
     own = torch.arange(num_clusters, device=centers.device).expand_as(centers)
-    if valid is not None:
-        real = valid.gather(1, centers)
-        to_centers = to_centers.masked_fill(~real[:, None, :], inf)
-    nearest = to_centers.argmin(dim=-1)
-    if valid is not None:
-        own = torch.where(real, own, nearest.gather(1, centers))
+    own = torch.where(real, own, nearest.gather(1, centers))
     return ClusterResult(log_density, delta, centers, nearest.scatter(1, centers, own))
+
+
+# -- CUDA C++ -------------------------------------------------------------------------------------
+
+
+def _cuda_arguments(
+    tokens: Tensor,
+    valid: Tensor | None,
+    k: int,
+    num_clusters: int,
+    scale: bool,
+    include_self: bool,
+    peak_delta: str,
+) -> tuple[tuple[Any, ...], tuple[Tensor, ...], Tensor]:
+    """What both calls of csrc/dpc_knn.cu take, the results among it, and the workspace."""
+    B, M, D, L = *tokens.shape, num_clusters
+    shape = clusters_shape(tokens, num_clusters)
+    shape = (*shape[:4], k, L)
+    space = cuda.workspace(native.module().dpc_knn_workspace(*shape), tokens)
+    found = _cluster_fake(tokens, num_clusters)
+    valid = None if valid is None else valid.contiguous()
+    # Read here, at every call, and not where torch.compile would make it a constant.
+    tf32 = tokens.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    options = scale, include_self, peak_delta == "global_max", tf32
+    return (*shape, *options, tokens, valid, *found), found, space
+
+
+def _cuda_forward(tokens: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    tokens = tokens.contiguous()
+    given, found, space = _cuda_arguments(tokens, *arguments)
+    cuda.call("dpc_knn", tokens, *given, space)
+    return found
+
+
+def _cuda_forward_merge(
+    tokens: Tensor,
+    weights: Tensor,
+    valid: Tensor | None,
+    k: int,
+    num_clusters: int,
+    scale: bool,
+    include_self: bool,
+    peak_delta: str,
+    normalize: bool,
+    want_gradient: bool,
+) -> tuple[Tensor, ...]:
+    options = valid, k, num_clusters, scale, include_self, peak_delta
+    if tokens.shape[1] > MATRIX_TOKENS:
+        found = _cuda_forward(tokens, *options)
+        merge = weights, found[3], num_clusters, normalize, want_gradient
+        return *found, *merge_parts(tokens, *merge, "cuda")
+    tokens, weights = tokens.contiguous(), weights.contiguous()
+    given, found, space = _cuda_arguments(tokens, *options)
+    merged, total, exact = merged_fake(tokens, weights, num_clusters, want_gradient)
+    cuda.call(
+        "dpc_knn_merge", tokens, *given, cuda.DTYPES[weights.dtype], normalize, weights, merged,
+        total, exact if exact.numel() else None, space,
+    )  # fmt: skip
+    return *found, merged, total, exact
+
+
+# -- registered ops -------------------------------------------------------------------------------
+
+
+def _cluster_fake(tokens: Tensor, num_clusters: int) -> tuple[Tensor, ...]:
+    """Empty results of a clustering."""
+    B, M = tokens.shape[:2]
+    dtype = checks.accumulator(tokens)
+    return (
+        tokens.new_empty(B, M, dtype=dtype),
+        tokens.new_empty(B, M, dtype=dtype),
+        tokens.new_empty(B, num_clusters, dtype=torch.int64),
+        tokens.new_empty(B, M, dtype=torch.int64),
+    )
+
+
+def _reference_forward(
+    tokens: Tensor,
+    valid: Tensor | None,
+    k: int,
+    num_clusters: int,
+    scale: bool,
+    include_self: bool,
+    peak_delta: str,
+) -> tuple[Tensor, ...]:
+    found = dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid)
+    return tuple(found)
+
+
+def _reference_forward_merge(
+    tokens: Tensor,
+    weights: Tensor,
+    valid: Tensor | None,
+    k: int,
+    num_clusters: int,
+    scale: bool,
+    include_self: bool,
+    peak_delta: str,
+    normalize: bool,
+    want_gradient: bool,
+) -> tuple[Tensor, ...]:
+    options = scale, include_self, peak_delta
+    found = _reference_forward(tokens, valid, k, num_clusters, *options)
+    merge = weights, found[3], num_clusters, normalize, want_gradient
+    return *found, *merge_parts(tokens, *merge, "reference")
+
+
+_forward = library.register(
+    "dpc_knn(Tensor tokens, Tensor? valid, int k, int num_clusters, bool scale, "
+    "bool include_self, str peak_delta, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    lambda tokens, valid, k, num_clusters, *options: _cluster_fake(tokens, num_clusters),
+    reference=_reference_forward,
+    cuda=_cuda_forward,
+)
+_forward_merge = library.register(
+    "dpc_knn_merge(Tensor tokens, Tensor weights, Tensor? valid, int k, int num_clusters, "
+    "bool scale, bool include_self, str peak_delta, bool normalize, "
+    "bool want_gradient, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda tokens, weights, valid, k, num_clusters, *options: (
+        *_cluster_fake(tokens, num_clusters),
+        *merged_fake(tokens, weights, num_clusters, options[-2]),
+    ),
+    reference=_reference_forward_merge,
+    cuda=_cuda_forward_merge,
+)
+
+
+class _DpcKnnMerge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weights: Tensor, *arguments: Any) -> Any:
+        *options, normalize, backend = arguments
+        found = _forward_merge(tokens, weights, *options, normalize, True, backend)
+        save_merge(ctx, tokens, weights, found[3], found[4:], normalize, backend)
+        ctx.mark_non_differentiable(*found[:4])
+        return found[:5]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return *merge_gradients(ctx, grads[4]), *[None] * 8
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def dpc_knn(
@@ -142,7 +297,8 @@ def dpc_knn(
             and δ 0, come last as centres, and are assigned to the nearest valid centre: give them
             weight 0 in merge_clusters. Means are over the valid neighbours there are. When a clip
             has fewer valid tokens than L, the centres left over are invalid tokens, and their
-            clusters are empty.
+            clusters are empty. A token that holds a NaN or an infinity counts as invalid; no
+            distance to it being a number, it is assigned to cluster 0.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -153,10 +309,77 @@ def dpc_knn(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device, k > M, num_clusters > M, an unknown peak_delta; on
-            the CPU also NaN or infinite tokens. Elsewhere the clusters of such a clip mean nothing,
-            though all indices are in range.
+            the CPU also NaN or infinite tokens, ``valid`` or not. Elsewhere, and within
+            ``ops.without_value_checks()``, these are invalid tokens (see ``valid``).
         BackendUnavailable: the backend asked for cannot run here.
     """
+    _check(tokens, k, num_clusters, include_self, peak_delta, valid)
+    chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k)
+    if chosen == backends.PLAIN:
+        return dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid)
+    options = scale, include_self, peak_delta
+    return ClusterResult(*_forward(tokens.detach(), valid, k, num_clusters, *options, chosen))
+
+
+def dpc_knn_merge(
+    tokens: Tensor,
+    weights: Tensor,
+    k: int,
+    num_clusters: int,
+    *,
+    scale: bool = True,
+    include_self: bool = True,
+    peak_delta: str = "row_max",
+    valid: Tensor | None = None,
+    normalize: bool = True,
+    backend: str = "auto",
+) -> tuple[ClusterResult, Tensor]:
+    """:func:`dpc_knn`, then :func:`~cmpose.ops.merge_clusters` of the clusters it finds.
+
+    The same bits as the two calls; CUDA kernels merge in the launch that finds the clusters when
+    both ops run there and M ≤ 512.
+
+    Args:
+        tokens: [B, M, D] floating point.
+        weights: [B, M] floating point.
+        k, num_clusters, scale, include_self, peak_delta, valid: as dpc_knn takes them.
+        normalize: as merge_clusters takes it.
+        backend: of both ops: ``auto``, ``reference``, ``triton`` or ``cuda``.
+
+    Returns:
+        The clusters, and the merged tokens [B, L, D] in tokens' dtype, whose gradients flow to
+        tokens and weights through the merging alone.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as the two ops raise them.
+    """
+    sizes = _check(tokens, k, num_clusters, include_self, peak_delta, valid)
+    check_merge(tokens, weights, sizes)
+    chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k)
+    merging = backends.choose("merge_clusters", backend, tokens.device, tokens, weights)
+    if chosen != merging or chosen == backends.PLAIN:
+        options = {"scale": scale, "include_self": include_self, "peak_delta": peak_delta}
+        clusters = dpc_knn(tokens, k, num_clusters, **options, valid=valid, backend=backend)
+        merged = merge_clusters(
+            tokens, weights, clusters.assignment, num_clusters, normalize=normalize, backend=backend
+        )
+        return clusters, merged
+    arguments = valid, k, num_clusters, scale, include_self, peak_delta, normalize
+    if torch.is_grad_enabled() and (tokens.requires_grad or weights.requires_grad):
+        found = _DpcKnnMerge.apply(tokens, weights, *arguments, chosen)
+    else:
+        found = _forward_merge(tokens, weights, *arguments, False, chosen)
+    return ClusterResult(*found[:4]), found[4]
+
+
+def _check(
+    tokens: Tensor,
+    k: int,
+    num_clusters: int,
+    include_self: bool,
+    peak_delta: str,
+    valid: Tensor | None,
+) -> checks.Sizes:
     sizes: checks.Sizes = {}
     checks.tensor("tokens", tokens, "B M D", sizes)
     if valid is not None:
@@ -170,8 +393,15 @@ def dpc_knn(
     checks.between("num_clusters", num_clusters, 1, size, "M tokens")
     checks.choice("peak_delta", peak_delta, ("row_max", "global_max"))
     checks.finite("tokens", tokens)
-    backends.choose("dpc_knn", backend, tokens.device)  # only the reference is there: check
-    return dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid)
+    return sizes
 
 
-backends.entry(dpc_knn, "tokens")
+def _cuda_limits(tokens: Tensor, k: int) -> str | None:
+    if tokens.shape[1] > MAX_TOKENS:
+        return f"there are {tokens.shape[1]} tokens; the kernels take up to {MAX_TOKENS}"
+    if k > MAX_NEIGHBORS:
+        return f"k is {k}; the kernels take up to {MAX_NEIGHBORS}"
+    return cuda.float64_refused(tokens=tokens)
+
+
+backends.entry(dpc_knn, "tokens", cuda=_cuda_limits)

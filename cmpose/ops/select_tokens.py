@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks
+from cmpose.ops import backends, checks, cuda, library
+
+MAX_SHARED = 101_376
+"""Bytes of shared memory that a block has on the cards with the least, the RTX 4090 among them."""
 
 
 class SelectedTokens(NamedTuple):
@@ -20,6 +24,9 @@ class SelectedTokens(NamedTuple):
     """[B, nK] int64: indices of the causal tokens, ascending."""
     noncausal: Tensor
     """[B, N−nK] int64: indices of the others, ascending."""
+
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def select_tokens_reference(logits: Tensor, n: int, importance: str) -> SelectedTokens:
@@ -39,6 +46,109 @@ def select_tokens_reference(logits: Tensor, n: int, importance: str) -> Selected
     causal = chosen[:, : n * keypoints].sort(dim=-1).values
     noncausal = chosen[:, n * keypoints :].sort(dim=-1).values
     return SelectedTokens(scores.to(logits.dtype), s.to(logits.dtype), causal, noncausal)
+
+
+def select_tokens_backward_reference(
+    logits: Tensor,
+    d_scores: Tensor | None,
+    d_importance: Tensor | None,
+    importance: str,
+) -> Tensor:
+    """Its gradient to logits: S (t − Σ S t) a row, t being what reaches S in all."""
+    scores = logits.to(checks.accumulator(logits)).softmax(dim=-1)
+    total = torch.zeros_like(scores)
+    if d_scores is not None:
+        total = total + d_scores
+    if d_importance is not None:
+        if importance == "mean":
+            share = torch.full_like(scores, 1.0 / scores.shape[1])
+        else:  # of the keypoints that attain the maximum, each takes an equal part
+            attained = (scores == scores.amax(dim=1, keepdim=True)).to(scores.dtype)
+            share = attained / attained.sum(dim=1, keepdim=True)
+        total = total + d_importance.to(scores.dtype)[:, None] * share
+    # As autograd of softmax computes it.
+    gradient = torch.ops.aten._softmax_backward_data(total, scores, -1, scores.dtype)
+    return gradient.to(logits.dtype).contiguous()
+
+
+# -- CUDA C++ -------------------------------------------------------------------------------------
+
+
+def _shape(logits: Tensor, importance: str) -> tuple[int, int, int, int, bool]:
+    return cuda.DTYPES[logits.dtype], *logits.shape, importance == "max"
+
+
+def _cuda_forward(logits: Tensor, n: int, importance: str) -> tuple[Tensor, ...]:
+    logits = logits.contiguous()
+    found = _forward_fake(logits, n, importance, "cuda")
+    cuda.call("select_tokens", logits, *_shape(logits, importance), n, logits, *found)
+    return found
+
+
+def _cuda_backward(
+    logits: Tensor, d_scores: Tensor | None, d_importance: Tensor | None, importance: str
+) -> Tensor:
+    logits = logits.contiguous()
+    gradients = [None if g is None else g.contiguous() for g in (d_scores, d_importance)]
+    found = torch.empty_like(logits)
+    shape = _shape(logits, importance)
+    cuda.call("select_tokens_backward", logits, *shape, logits, *gradients, found)
+    return found
+
+
+# -- registered op --------------------------------------------------------------------------------
+
+
+def _forward_fake(logits: Tensor, n: int, importance: str, backend: str) -> tuple[Tensor, ...]:
+    B, K, N = logits.shape
+    return (
+        logits.new_empty(B, K, N),
+        logits.new_empty(B, N),
+        logits.new_empty(B, n * K, dtype=torch.int64),
+        logits.new_empty(B, N - n * K, dtype=torch.int64),
+    )
+
+
+_forward = library.register(
+    "select_tokens(Tensor logits, int n, str importance, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _forward_fake,
+    reference=lambda *arguments: tuple(select_tokens_reference(*arguments)),
+    cuda=_cuda_forward,
+)
+_backward = library.register(
+    "select_tokens_backward(Tensor logits, Tensor? d_scores, Tensor? d_importance, "
+    "str importance, str backend) -> Tensor",
+    lambda logits, d_scores, d_importance, importance, backend: logits.new_empty(logits.shape),
+    reference=select_tokens_backward_reference,
+    cuda=_cuda_backward,
+)
+
+
+class _SelectTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, n: int, importance: str, backend: str) -> Any:
+        ctx.save_for_backward(logits)
+        ctx.options = importance, backend
+        ctx.set_materialize_grads(False)
+        found = _forward(logits, n, importance, backend)
+        ctx.mark_non_differentiable(*found[2:])
+        return found
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_scores: Tensor | None, d_importance: Tensor | None, *_: Any
+    ) -> tuple[Tensor | None, ...]:
+        if d_scores is None and d_importance is None:
+            return None, None, None, None
+        (logits,) = ctx.saved_tensors
+        gradient = library.first_order(
+            "select_tokens", _backward, logits, d_scores, d_importance, *ctx.options
+        )
+        return gradient, None, None, None
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def select_tokens(
@@ -78,8 +188,29 @@ def select_tokens(
     checks.choice("importance", importance, ("mean", "max"))
     if checks.readable(logits) and bool(logits.isnan().any()):
         raise ValueError("logits must not be NaN")
-    backends.choose("select_tokens", backend, logits.device)  # only the reference is there: check
-    return select_tokens_reference(logits, n, importance)
+    chosen = backends.choose("select_tokens", backend, logits.device, logits)
+    if chosen == backends.PLAIN:
+        return select_tokens_reference(logits, n, importance)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return SelectedTokens(*_SelectTokens.apply(logits, n, importance, chosen))
+    return SelectedTokens(*_forward(logits, n, importance, chosen))
 
 
-backends.entry(select_tokens, "logits")
+def shared_bytes(keypoints: int, tokens: int) -> int:
+    """Shared memory of a clip's block: ``select_tokens_shared`` of csrc, for torch.compile too."""
+    parts = (4 * keypoints * tokens,) * 2 + (4 * keypoints,) * 2 + (8 * tokens,) + (4 * tokens,) * 2
+    return sum(-(-part // 16) * 16 for part in parts)
+
+
+def _cuda_limits(logits: Tensor) -> str | None:
+    K, N = logits.shape[1:]
+    shared = shared_bytes(K, N)
+    if shared > MAX_SHARED:
+        return (
+            f"{K} keypoints by {N} tokens take {shared} bytes of shared memory; the kernels have "
+            f"{MAX_SHARED}"
+        )
+    return cuda.float64_refused(logits=logits)
+
+
+backends.entry(select_tokens, "logits", cuda=_cuda_limits)

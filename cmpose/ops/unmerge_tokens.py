@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks
+from cmpose import native
+from cmpose.ops import backends, checks, cuda, library
 
 
 class Selection(Protocol):
@@ -18,6 +19,9 @@ class Selection(Protocol):
 
     @property
     def noncausal(self) -> Tensor: ...
+
+
+# -- reference ------------------------------------------------------------------------------------
 
 
 def unmerge_tokens_reference(
@@ -34,6 +38,155 @@ def unmerge_tokens_reference(
     values = torch.cat((causal, merged[clip, assignment]), dim=1)
     index = torch.cat((causal_index, noncausal_index), dim=1)
     return torch.zeros_like(values).scatter(1, index[..., None].expand(-1, -1, width), values)
+
+
+def unmerge_tokens_backward_reference(
+    d_tokens: Tensor,
+    causal_index: Tensor,
+    noncausal_index: Tensor,
+    assignment: Tensor,
+    num_clusters: int,
+    want_causal: bool,
+    want_merged: bool,
+) -> tuple[Tensor, Tensor]:
+    """Its gradients: causal tokens' cells as they are, and a cluster's cells summed."""
+    clip = torch.arange(len(d_tokens), device=d_tokens.device)[:, None]
+    d_causal, d_merged = d_tokens.new_empty(0), d_tokens.new_empty(0)
+    if want_causal:
+        d_causal = d_tokens[clip, causal_index].contiguous()
+    if want_merged:
+        dtype = checks.accumulator(d_tokens)
+        sums = d_tokens.new_zeros(len(d_tokens), num_clusters, d_tokens.shape[-1], dtype=dtype)
+        cells = d_tokens.to(dtype)[clip, noncausal_index]
+        # Unlike index_add, index_put accumulates in a fixed order on every device.
+        sums = sums.index_put((clip.expand_as(assignment), assignment), cells, accumulate=True)
+        d_merged = sums.to(d_tokens.dtype).contiguous()
+    return d_causal, d_merged
+
+
+# -- CUDA C++ -------------------------------------------------------------------------------------
+
+
+def _shape(d_tokens: Tensor, assignment: Tensor, num_clusters: int) -> tuple[int, ...]:
+    """``Clusters`` of csrc/ops.h, and the number of causal tokens."""
+    B, cells, D = d_tokens.shape
+    M = assignment.shape[1]
+    return cuda.DTYPES[d_tokens.dtype], B, M, D, num_clusters, cells - M
+
+
+def _cuda_forward(
+    causal: Tensor,
+    merged: Tensor,
+    causal_index: Tensor,
+    noncausal_index: Tensor,
+    assignment: Tensor,
+) -> Tensor:
+    given = (causal, merged, causal_index, noncausal_index, assignment)
+    given = tuple(t.contiguous() for t in given)
+    found = _forward_fake(*given, "cuda")
+    cuda.call("unmerge_tokens", found, *_shape(found, given[4], merged.shape[1]), *given, found)
+    return found
+
+
+def _cuda_backward(
+    d_tokens: Tensor,
+    causal_index: Tensor,
+    noncausal_index: Tensor,
+    assignment: Tensor,
+    num_clusters: int,
+    want_causal: bool,
+    want_merged: bool,
+) -> tuple[Tensor, Tensor]:
+    given = (d_tokens, causal_index, noncausal_index, assignment)
+    d_tokens, causal_index, noncausal_index, assignment = (t.contiguous() for t in given)
+    shape = _shape(d_tokens, assignment, num_clusters)
+    space = cuda.workspace(native.module().clusters_workspace(*shape[:5]), d_tokens)
+    d_causal, d_merged = _backward_fake(
+        d_tokens, causal_index, noncausal_index, assignment, num_clusters, want_causal,
+        want_merged, "cuda",
+    )  # fmt: skip
+    cuda.call(
+        "unmerge_tokens_backward", d_tokens, *shape, d_tokens, causal_index, noncausal_index,
+        assignment, d_causal if want_causal else None, d_merged if want_merged else None, space,
+    )  # fmt: skip
+    return d_causal, d_merged
+
+
+# -- registered op --------------------------------------------------------------------------------
+
+
+def _forward_fake(
+    causal: Tensor,
+    merged: Tensor,
+    causal_index: Tensor,
+    noncausal_index: Tensor,
+    assignment: Tensor,
+    backend: str,
+) -> Tensor:
+    B, C, D = causal.shape
+    return causal.new_empty(B, C + assignment.shape[1], D)
+
+
+def _backward_fake(
+    d_tokens: Tensor,
+    causal_index: Tensor,
+    noncausal_index: Tensor,
+    assignment: Tensor,
+    num_clusters: int,
+    want_causal: bool,
+    want_merged: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    B, _, D = d_tokens.shape
+    return (
+        d_tokens.new_empty((B, causal_index.shape[1], D) if want_causal else (0,)),
+        d_tokens.new_empty((B, num_clusters, D) if want_merged else (0,)),
+    )
+
+
+_forward = library.register(
+    "unmerge_tokens(Tensor causal, Tensor merged, Tensor causal_index, Tensor noncausal_index, "
+    "Tensor assignment, str backend) -> Tensor",
+    _forward_fake,
+    reference=unmerge_tokens_reference,
+    cuda=_cuda_forward,
+)
+_backward = library.register(
+    "unmerge_tokens_backward(Tensor d_tokens, Tensor causal_index, Tensor noncausal_index, "
+    "Tensor assignment, int num_clusters, bool want_causal, bool want_merged, str backend) "
+    "-> (Tensor, Tensor)",
+    _backward_fake,
+    reference=unmerge_tokens_backward_reference,
+    cuda=_cuda_backward,
+)
+
+
+class _UnmergeTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        causal: Tensor,
+        merged: Tensor,
+        causal_index: Tensor,
+        noncausal_index: Tensor,
+        assignment: Tensor,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(causal_index, noncausal_index, assignment)
+        ctx.options = merged.shape[1], *ctx.needs_input_grad[:2], backend
+        return _forward(causal, merged, causal_index, noncausal_index, assignment, backend)
+
+    @staticmethod
+    def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
+        found = library.first_order(
+            "unmerge_tokens", _backward, d_tokens, *ctx.saved_tensors, *ctx.options
+        )
+        _, want_causal, want_merged, _ = ctx.options
+        causal = found[0] if want_causal else None
+        return causal, found[1] if want_merged else None, None, None, None, None
+
+
+# -- public ---------------------------------------------------------------------------------------
 
 
 def unmerge_tokens(
@@ -86,10 +239,17 @@ def unmerge_tokens(
                 f"selection must hold each of 0..{cells.shape[1] - 1} once in every clip, over "
                 "causal and noncausal together"
             )
-    backends.choose("unmerge_tokens", backend, causal.device)  # only the reference is there: check
-    return unmerge_tokens_reference(
-        causal, merged, selection.causal, selection.noncausal, assignment
-    )
+    chosen = backends.choose("unmerge_tokens", backend, causal.device, causal)
+    arguments = causal, merged, selection.causal, selection.noncausal, assignment
+    if chosen == backends.PLAIN:
+        return unmerge_tokens_reference(*arguments)
+    if torch.is_grad_enabled() and (causal.requires_grad or merged.requires_grad):
+        return _UnmergeTokens.apply(*arguments, chosen)
+    return _forward(*arguments, chosen)
 
 
-backends.entry(unmerge_tokens, "causal")
+def _cuda_limits(causal: Tensor) -> str | None:
+    return cuda.float64_refused(causal=causal)
+
+
+backends.entry(unmerge_tokens, "causal", cuda=_cuda_limits)

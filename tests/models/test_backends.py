@@ -17,19 +17,22 @@ from tests.models.builders import build, clips, seed_tensor
 from tests.ops.assertions import assert_as_close_as_eager
 from tests.ops.cases import DEVICE
 
-KERNELS = (
+TRITON = (
     "spatial_attention",
     "temporal_attention",
     "corrupt_tokens",
     "reconstruction_loss",
     "heatmap_loss",
 )
+CUDA = ("select_tokens", "dpc_knn", "merge_clusters", "unmerge_tokens")
+REGISTERED = {*TRITON, *CUDA} - {"dpc_knn", "merge_clusters"} | {"dpc_knn_merge"}
+"""The operators in a training step's graph; the two run as one."""
 
 
 def asking(backend: str) -> AbstractContextManager[None]:
-    """``triton`` asks for the kernels that there are; auto runs the other ops."""
-    if backend == "triton":
-        return ops.backend(**dict.fromkeys(KERNELS, "triton"))
+    """``kernels`` asks for every kernel there is: Triton's five and CUDA C++'s four."""
+    if backend == "kernels":
+        return ops.backend(**dict.fromkeys(TRITON, "triton"), **dict.fromkeys(CUDA, "cuda"))
     return ops.backend(backend) if backend != "auto" else nullcontext()
 
 
@@ -59,7 +62,7 @@ def trained_step(model: CMPose, batch: tuple[Tensor, ...], loss: Any = training_
     return total.detach(), gradients
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("backend", ["auto", "kernels"])
 def test_training_step_is_that_of_the_reference(backend: str) -> None:
     """Within the contract's rule, for the loss and every gradient, in float32."""
     model = build(num_frames=3).to(DEVICE).train()
@@ -80,7 +83,7 @@ def test_training_step_is_that_of_the_reference(backend: str) -> None:
         assert_as_close_as_eager(gradient, eager[name], exact[name], reduction=terms, terms=size)
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("backend", ["auto", "kernels"])
 def test_inference_is_that_of_the_reference(backend: str) -> None:
     model = build().to(DEVICE).eval()
     images = batch_of(model, 2)[0]
@@ -142,7 +145,7 @@ def test_training_step_compiles_whole(backend: str) -> None:
         for node in part.graph.nodes
         if str(node.target).startswith("cmpose.")
     }
-    expected = {f"cmpose.{op}.default" for op in KERNELS} if backend == "auto" else set()
+    expected = {f"cmpose.{op}.default" for op in REGISTERED} if backend == "auto" else set()
     assert {
         name for name in registered if "backward" not in name and "scale" not in name
     } == expected

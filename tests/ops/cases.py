@@ -288,6 +288,8 @@ CASES = {
             ("logits",),
             ("logits",),
             "logits",
+            other_sizes=({"K": 1, "N": 2}, {"K": 15, "N": 192}, {"K": 17, "N": 67}),
+            reduction=192,
         ),
         Case(
             "dpc_knn",
@@ -303,6 +305,8 @@ CASES = {
             ("tokens", "weights"),
             ("tokens", "weights"),
             "tokens",
+            other_sizes=({"M": 1, "D": 1}, {"M": 67, "D": 80}, {"M": 1031, "D": 7}),
+            reduction=1031,
         ),
         Case(
             "unmerge_tokens",
@@ -311,6 +315,8 @@ CASES = {
             ("causal", "merged"),
             ("causal", "merged"),
             "causal",
+            other_sizes=({"D": 1}, {"D": 80}, {"D": 769}),
+            reduction=7,
         ),
     )
 }

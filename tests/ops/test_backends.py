@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from cmpose.ops import backends
 from tests.ops.cases import CASES, DEVICE, Case
 
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-TRITON_OPS = backends.OPS[:6]
+TRITON_OPS, CUDA_OPS = backends.OPS[:6], backends.OPS[6:]
 
 
 def made(case: Case, **sizes: int) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_op
 def test_ops_without_a_kernel_say_so(case: Case) -> None:
     for backend in ("triton", "cuda"):
-        if backend == "triton" and case.name in TRITON_OPS:
+        if case.name in (TRITON_OPS if backend == "triton" else CUDA_OPS):
             continue
         message = rf"{case.name} .*'{backend}'.*from the argument.*no {backend} kernel in this"
         with pytest.raises(ops.BackendUnavailable, match=message):
@@ -229,6 +230,49 @@ def test_kernels_have_no_float64(name: str, argument: str) -> None:
         case.call(**values, backend="triton")
 
 
+CUDA_LIMITS: list[tuple[str, Callable[[], Any], str]] = [
+    (
+        "select_tokens",
+        lambda: {"logits": torch.zeros(1, 17, 800, device=DEVICE), "n": 1},
+        r"17 keypoints by 800 tokens take 121\d{3} bytes of shared memory; the kernels have 101376",
+    ),
+    (
+        "dpc_knn",
+        lambda: {"tokens": torch.zeros(1, 20, 3, device=DEVICE), "k": 17, "num_clusters": 2},
+        r"k is 17; the kernels take up to 16",
+    ),
+    (
+        "dpc_knn",
+        lambda: {"tokens": torch.zeros(0, 65_537, 1, device=DEVICE), "k": 2, "num_clusters": 2},
+        r"there are 65537 tokens; the kernels take up to 65536",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "reason"), CUDA_LIMITS)
+def test_limits_of_the_cuda_kernels(
+    name: str, arguments: Callable[[], dict[str, Any]], reason: str
+) -> None:
+    function = getattr(ops, name)
+    with pytest.raises(ops.BackendUnavailable, match=reason):
+        function(**arguments(), backend="cuda")
+    assert re.search(reason, str(ops.explain(name, **arguments())))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(c.name, a) for c in CASES.values() if c.name in CUDA_OPS for a in c.floating],
+)
+def test_cuda_kernels_have_no_float64(name: str, argument: str) -> None:
+    case = CASES[name]
+    values = made(case)
+    for other in ("causal", "merged") if case.name == "unmerge_tokens" else (argument,):
+        values[other] = values[other].double()  # unmerge_tokens wants both alike, and names one
+    named = "causal" if argument == "merged" else argument
+    with pytest.raises(ops.BackendUnavailable, match=rf"{named} is float64; the kernels take"):
+        case.call(**values, backend="cuda")
+
+
 def test_warp_clips_has_no_float64() -> None:
     values = made(CASES["warp_clips"])
     with pytest.raises(ops.BackendUnavailable, match="dtype is float64; the kernel writes"):
@@ -250,7 +294,7 @@ def test_the_environment_picks(monkeypatch: pytest.MonkeyPatch, no_interpreter: 
     monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "auto")
     with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"):
         chosen("dpc_knn")
-    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "cuda")
+    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "triton")
     with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_DPC_KNN_BACKEND"):
         chosen("dpc_knn")
     monkeypatch.setenv("CMPOSE_BACKEND", "fast")
@@ -262,14 +306,14 @@ def test_the_context_picks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("dpc_knn") == "reference"
     with ops.backend("reference"):
         assert chosen("dpc_knn") == backends.PLAIN
-        with ops.backend(dpc_knn="cuda"):
+        with ops.backend(dpc_knn="triton"):
             with pytest.raises(ops.BackendUnavailable, match=r"from ops\.backend"):
                 chosen("dpc_knn")
             assert chosen("merge_clusters") == backends.PLAIN
             assert chosen("dpc_knn", "reference") == backends.PLAIN  # an argument wins
         assert chosen("dpc_knn") == backends.PLAIN
     assert chosen("dpc_knn") == "reference"
-    monkeypatch.setenv("CMPOSE_BACKEND", "cuda")
+    monkeypatch.setenv("CMPOSE_BACKEND", "triton")
     with ops.backend("reference"):  # the context wins over the environment
         assert chosen("dpc_knn") == backends.PLAIN
     with pytest.raises(ops.BackendUnavailable, match="from CMPOSE_BACKEND"), ops.backend("auto"):
@@ -305,7 +349,12 @@ def test_explain(case: Case) -> None:
         assert found.backend == "reference"
     if case.name in TRITON_OPS:
         assert found.reasons["triton"] is None  # on a GPU, or in the interpreter
-    assert found.reasons["cuda"] == "it has no cuda kernel in this version"
+    else:
+        assert found.reasons["triton"] == "it has no triton kernel in this version"
+    if case.name in CUDA_OPS:
+        assert found.reasons["cuda"] is None  # on a GPU, or compiled for the CPU
+    else:
+        assert found.reasons["cuda"] == "it has no cuda kernel in this version"
     with ops.backend("reference"):
         assert ops.explain(case.name, **keywords).asked == "reference, from ops.backend"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from cmpose import ops
 from cmpose.ops.dpc_knn import squared_distances
 from tests.ops import dpc_knn_oracle as oracle
+from tests.ops import tcformer
 
 
 def line(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -68,31 +69,12 @@ def test_ties_fall_the_same_way_in_every_dtype() -> None:
         assert torch.equal(found.assignment, truth.assignment)
 
 
-def tcformer(tokens: Tensor, k: int, num_clusters: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """TCFormer's formulation without its tie-breaking noise, on densities instead of their logs."""
-    distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(
-        tokens.shape[-1]
-    )
-    nearest = distance.sort(dim=-1).values[..., :k]
-    density = torch.exp(-(nearest**2).mean(dim=-1))
-    denser = density[:, None, :] > density[:, :, None]
-    highest = distance.flatten(1).max(dim=1).values[:, None, None]
-    delta = torch.where(denser, distance, highest).min(dim=-1).values
-    centers = (density * delta).topk(num_clusters, dim=-1).indices
-    assignment = torch.stack(
-        [d[:, c].argmin(dim=-1) for d, c in zip(distance, centers, strict=True)]
-    )
-    for b, center in enumerate(centers):
-        assignment[b, center] = torch.arange(num_clusters)
-    return density, delta, centers, assignment
-
-
 @pytest.mark.parametrize(
     ("size", "width", "k", "num_clusters"), [(48, 64, 5, 12), (132, 384, 5, 32)]
 )
 def test_agrees_with_tcformer(size: int, width: int, k: int, num_clusters: int) -> None:
     tokens = random_tokens(4, size, width)
-    density, delta, centers, assignment = tcformer(tokens, k, num_clusters)
+    density, delta, centers, assignment = tcformer.cluster(tokens, k, num_clusters)
     found = ops.dpc_knn(tokens, k, num_clusters, peak_delta="global_max")
     torch.testing.assert_close(found.log_density.exp(), density)
     torch.testing.assert_close(found.delta, delta)
@@ -288,5 +270,66 @@ def test_errors(options: dict[str, Any], message: str) -> None:
 def test_tokens_that_are_no_numbers(bad: float) -> None:
     tokens = random_tokens(2, 6, 3)
     tokens[1, 2, 0] = bad
-    with pytest.raises(ValueError, match=r"tokens must be finite, got 1 NaN or inf"):
-        ops.dpc_knn(tokens, 2, 2)
+    for valid in (None, tokens.isfinite().all(dim=-1)):
+        with pytest.raises(ValueError, match=r"tokens must be finite, got 1 NaN or inf"):
+            ops.dpc_knn(tokens, 2, 2, valid=valid)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_token_that_is_no_number_is_an_invalid_one_in_cluster_0(bad: float) -> None:
+    """0, 1, 2 and 10, 11 on a line with two others between: test_by_hand's clusters."""
+    tokens = line(0, bad, 1, 2, 10, 11, bad)
+    with ops.without_value_checks():
+        found = ops.dpc_knn(tokens, 2, 2)
+        more = ops.dpc_knn(tokens, 2, 6)
+    assert found.log_density.tolist() == [[-0.5, -math.inf, -0.5, -0.5, -0.5, -0.5, -math.inf]]
+    assert found.delta.tolist() == [[11, 0, 1, 1, 8, 1, 0]]
+    assert found.centers.tolist() == [[0, 4]]
+    assert found.assignment.tolist() == [[0, 0, 0, 0, 1, 1, 0]]
+    # A sixth centre is the first of them, of a cluster that stays empty.
+    assert more.centers.tolist() == [[0, 4, 2, 3, 5, 1]]
+    assert more.assignment.tolist() == [[0, 0, 2, 3, 1, 4, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("peak_delta", ["row_max", "global_max"])
+def test_tokens_that_are_no_numbers_as_if_marked(dtype: torch.dtype, peak_delta: str) -> None:
+    """Bit for bit what ``valid`` gives, alone and beside other invalid tokens."""
+    tokens = random_tokens(4, 30, 9, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    bad = torch.rand(4, 30, generator=generator) < 0.3
+    bad[3] = torch.arange(30) > 3  # fewer left than clusters
+    broken = tokens.clone()
+    broken[..., 4][bad] = math.nan
+    broken[..., 7][bad & (torch.arange(30) % 2 == 0)] = math.inf
+    mask = torch.rand(4, 30, generator=generator) < 0.8
+    for valid in (None, mask, mask & ~bad):
+        marked = ~bad if valid is None else valid & ~bad
+        with ops.without_value_checks():
+            found = ops.dpc_knn(broken, 4, 7, peak_delta=peak_delta, valid=valid)
+        truth = ops.dpc_knn(tokens, 4, 7, peak_delta=peak_delta, valid=marked)
+        for name in ("log_density", "delta", "centers"):
+            assert torch.equal(getattr(found, name), getattr(truth, name)), name
+        assert torch.equal(found.assignment[~bad], truth.assignment[~bad])
+        assert (found.assignment[bad] == 0).all()
+        # With weight 0 it does not matter to the merged tokens where they go.
+        merged = [
+            ops.merge_clusters(tokens, marked.to(dtype), clusters.assignment, 7)
+            for clusters in (found, truth)
+        ]
+        assert torch.equal(*merged)
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_a_clip_of_no_numbers(include_self: bool) -> None:
+    tokens = torch.full((2, 5, 3), math.nan)
+    tokens[1] = random_tokens(5, 3)
+    with ops.without_value_checks():
+        found = ops.dpc_knn(tokens, 2, 3, include_self=include_self)
+    assert (found.log_density[0] == -math.inf).all()
+    assert (found.delta[0] == 0).all()
+    assert found.centers[0].tolist() == [0, 1, 2]
+    assert found.assignment[0].tolist() == [0] * 5
+    alone = ops.dpc_knn(tokens[1:], 2, 3, include_self=include_self)
+    for one, other in zip(found, alone, strict=True):
+        assert torch.equal(one[1:], other)

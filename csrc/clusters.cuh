@@ -1,0 +1,140 @@
+// Sums of a clip's tokens by cluster, in index order: bitwise repeatable without atomics or
+// sorting. merge_clusters, unmerge_tokens' gradient and the last launch of dpc_knn_merge use them.
+#pragma once
+
+#include "launch.cuh"
+
+namespace cmpose {
+
+// A number of one of three types, known at run time.
+__device__ __forceinline__ float load_number(const void* numbers, Dtype dtype, int64_t index) {
+  if (dtype == Dtype::kFloat32) return static_cast<const float*>(numbers)[index];
+  if (dtype == Dtype::kFloat16) return to_float(static_cast<const fp16*>(numbers)[index]);
+  return to_float(static_cast<const bf16*>(numbers)[index]);
+}
+
+__device__ __forceinline__ void store_number(void* numbers, Dtype dtype, int64_t index,
+                                             float value) {
+  if (dtype == Dtype::kFloat32) {
+    static_cast<float*>(numbers)[index] = value;
+  } else if (dtype == Dtype::kFloat16) {
+    static_cast<fp16*>(numbers)[index] = from_float<fp16>(value);
+  } else {
+    static_cast<bf16*>(numbers)[index] = from_float<bf16>(value);
+  }
+}
+
+// What is summed: Σ w_j f_j over a cluster, divided by Σ w_j when `normalize`.
+struct ClusterSums {
+  const void* weights;  // [B, M] or null: 1
+  Dtype weight_dtype;
+  bool normalize;
+  const int64_t* index;  // [B, M], which of a clip's `rows` rows is token j, or null: j
+  int rows;
+};
+
+// A label outside 0 .. clusters−1 belongs to no cluster.
+__device__ __forceinline__ int cluster_of(int64_t label, int clusters) {
+  return label >= 0 && label < clusters ? static_cast<int>(label) : clusters;
+}
+
+// starts[c], for the place `p` of a clip's tokens sorted by cluster: cluster c's tokens are at
+// starts[c] .. starts[c+1]−1. `before` and `here` are the clusters at p−1 and p; −1 before the
+// first, `clusters` behind the last.
+__device__ __forceinline__ void mark_starts(int* starts, int p, int before, int here) {
+  for (int c = before + 1; c <= here; ++c) starts[c] = p;
+}
+
+// The block sorts a clip's tokens by (cluster, index): members, and where each cluster starts.
+// labels [M] (in), members [M] and starts [clusters + 1] lie in shared memory. Ranks are counted,
+// which for a clip's few tokens is faster than sorting them.
+__device__ __forceinline__ void sort_by_cluster(const int* labels, int tokens, int clusters,
+                                                int* members, int* starts) {
+  for (int i = threadIdx.x; i < tokens; i += blockDim.x) {
+    const int mine = labels[i];
+    int place = 0;
+    for (int j = 0; j < tokens; ++j) place += labels[j] < mine || (labels[j] == mine && j < i);
+    members[place] = i;
+  }
+  __syncthreads();
+  for (int p = threadIdx.x; p <= tokens; p += blockDim.x) {
+    mark_starts(starts, p, p ? labels[members[p - 1]] : -1,
+                p < tokens ? labels[members[p]] : clusters);
+  }
+  __syncthreads();
+}
+
+// One warp sums cluster `c` of one clip over 32 · V channels from `first` on.
+//
+// f, out, exact point to the clip's tensors; weights and index are those of ClusterSums, for the
+// clip. All lanes of the warp call it.
+template <class T, int V>
+__device__ __forceinline__ void sum_cluster(const T* f, const ClusterSums& what, int64_t clip,
+                                            int tokens, int channels, int c, int first,
+                                            const int* members, const int* starts, T* out,
+                                            float* total_out, float* exact) {
+  constexpr int kAhead = 8;  // loads in flight a lane
+  const int channel = first + lane_id() * V;
+  const bool inside = channel < channels;
+  const int begin = starts[c], end = starts[c + 1];
+  float sum[V] = {};
+  float total = 0.0f;
+  for (int p = begin; p < end; p += kAhead) {
+    Vector<T, V> row[kAhead];
+    float weight[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      weight[u] = 0.0f;
+      if (p + u >= end) continue;
+      const int j = members[p + u];
+      const int64_t place = clip * tokens + j;
+      int64_t source = j;
+      if (what.index) {
+        source = what.index[place];
+        if (source < 0 || source >= what.rows) continue;  // undefined, but never out of bounds
+      }
+      weight[u] = what.weights ? load_number(what.weights, what.weight_dtype, place) : 1.0f;
+      if (inside) {
+        row[u] = *reinterpret_cast<const Vector<T, V>*>(f + source * channels + channel);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (p + u >= end) continue;
+      total += weight[u];
+      if (!inside) continue;
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += weight[u] * to_float(row[u].at[v]);
+    }
+  }
+  if (total_out && lane_id() == 0) *total_out = total;
+  if (!inside) return;
+  Vector<T, V> result;
+  Vector<float, V> precise;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    if (what.normalize) sum[v] = total == 0.0f ? 0.0f : sum[v] / total;
+    precise.at[v] = sum[v];
+    result.at[v] = from_float<T>(sum[v]);
+  }
+  *reinterpret_cast<Vector<T, V>*>(out + static_cast<int64_t>(c) * channels + channel) = result;
+  if (exact) {
+    float* const to = exact + static_cast<int64_t>(c) * channels + channel;
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = precise.at[v];
+  }
+}
+
+// How many numbers of `T` a lane takes at once: 16 bytes, or one where rows are no multiples of it.
+template <class T>
+bool whole_vectors(int channels, const void* a, const void* b) {
+  const auto both = reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b);
+  return channels * sizeof(T) % 16 == 0 && both % 16 == 0;
+}
+
+// Launches the sums of all clips: merge_clusters' results, in merge_clusters.cu.
+void sum_clusters(const char* name, const Clusters& shape, const ClusterSums& what,
+                  const void* tokens, const int64_t* assignment, void* merged, float* total,
+                  float* exact, void* workspace, void* stream);
+
+}  // namespace cmpose

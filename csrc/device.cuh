@@ -1,0 +1,92 @@
+// What the kernels share: number types, keys that order as numbers do, shared memory, warp sums.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ptx.cuh"
+
+namespace cmpose {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// 16-bit numbers as they lie in memory.
+struct fp16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(fp16 value) { return fp16_to_float(value.bits); }
+__device__ __forceinline__ float to_float(bf16 value) { return bf16_to_float(value.bits); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ fp16 from_float<fp16>(float value) {
+  return {float_to_fp16(value)};
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float value) {
+  return {float_to_bf16(value)};
+}
+
+// COUNT neighbouring numbers, loaded and stored at once.
+template <class T, int COUNT>
+struct alignas(sizeof(T) * COUNT) Vector {
+  T at[COUNT];
+};
+
+// Unsigned integers that compare as the floats do. -0 counts as 0; NaN comes above infinity.
+__device__ __forceinline__ unsigned ordered(float value) {
+  if (value != value) return 0xffffffffu;
+  const unsigned bits = __float_as_uint(value + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// The dynamic shared memory of the block. No kernel has any other, so that its use is seen in one
+// place, and the tests' CPU build can watch it.
+extern __shared__ __align__(128) unsigned char cmpose_shared[];
+
+// Hands out parts of it, one after another, 16-byte aligned.
+struct SharedMemory {
+  unsigned offset = 0;
+  template <class T>
+  __device__ __forceinline__ T* take(int count) {
+    T* const found = reinterpret_cast<T*>(cmpose_shared + offset);
+    offset += (static_cast<unsigned>(sizeof(T)) * count + 15) / 16 * 16;
+    return found;
+  }
+};
+
+// What SharedMemory::take needs for the same parts, on the host.
+template <class T>
+constexpr unsigned shared_part(int count) {
+  return (static_cast<unsigned>(sizeof(T)) * count + 15) / 16 * 16;
+}
+
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// Every lane gets the sum, added in the same order in every lane.
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int bits = 16; bits > 0; bits /= 2) value += __shfl_xor_sync(kAllLanes, value, bits);
+  return value;
+}
+__device__ __forceinline__ float warp_max(float value) {
+  for (int bits = 16; bits > 0; bits /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, value, bits);
+    value = other > value || other != other ? other : value;  // NaN stays
+  }
+  return value;
+}
+
+}  // namespace cmpose

@@ -1,0 +1,425 @@
+// Density peaks with k nearest neighbours (Eqs. 9 and 10), batched.
+//
+// Up to kMatrixTokens tokens a clip, three launches: center_tokens, distance_pass (which keeps the
+// matrix of d², small enough for the L2 cache) and finish_clip. Beyond that d² is computed anew by
+// each pass over the tiles and only O(M · D) memory is used.
+#include "clusters.cuh"
+#include "dpc_knn.cuh"
+
+namespace cmpose {
+namespace {
+
+constexpr int kCenterThreads = 256;
+constexpr int kCenterChannels = 64;  // of a block
+constexpr int kFinishThreads = 512;
+constexpr int kRankThreads = 256;
+
+// -- centring -------------------------------------------------------------------------------------
+
+// What the clip's tokens are shifted by in one channel, lest |x|² + |y|² − 2xy cancel: the mean,
+// rounded to a multiple of a power of two about as large as the spread around it. So few bits
+// are set that x − shift hardly ever rounds, and that whole numbers stay whole.
+__device__ __forceinline__ float shift_of(float sum, float count, float low, float high) {
+  if (count == 0.0f || low == high) return count == 0.0f ? 0.0f : high;
+  const float mean = sum / count;
+  const float spread = fmaxf(high - mean, mean - low);
+  const float unit = __uint_as_float((__float_as_uint(spread) + 0x7fffffu) & 0x7f800000u);
+  const float shift = rintf(mean / unit) * unit;
+  return isfinite(shift) ? shift : 0.0f;
+}
+
+// Whether x − shift is a number of type T, without rounding.
+template <class T>
+__device__ __forceinline__ bool shifts_exactly(float x, float shift) {
+  const float y = x - shift;
+  return to_float(from_float<T>(y)) == y && y + shift == x;
+}
+
+__device__ __forceinline__ void store_pieces(float y, float, uint16_t* to, int64_t piece_size) {
+  for (int p = 0; p < 3; ++p) {  // 8 bits each: all 24 of y
+    const uint16_t piece = float_to_bf16(y);
+    to[p * piece_size] = piece;
+    y -= bf16_to_float(piece);
+  }
+}
+template <class T>
+__device__ __forceinline__ void store_pieces(float y, T, uint16_t* to, int64_t) {
+  *to = from_float<T>(y).bits;
+}
+
+// A block shifts 64 channels of a clip. 16-bit tokens are shifted only where none of a channel's
+// rounds: products of the shifted tokens are then as exact as those of the tokens. Where one does
+// round, the channel's spread is as large as its smallest magnitude, and nothing much can cancel.
+template <class T>
+__global__ void __launch_bounds__(kCenterThreads)
+    center_tokens(const T* __restrict__ tokens, const bool* __restrict__ valid,
+                  uint16_t* __restrict__ pieces, int64_t piece_size, int count, int channels,
+                  int depth) {
+  constexpr int kWarps = kCenterThreads / kWarp, kEach = kCenterChannels / kWarp;
+  SharedMemory shared;
+  float* const sums = shared.take<float>(4 * kWarps * kCenterChannels);  // of each warp's rows
+  float* const shifts = shared.take<float>(kCenterChannels);
+  int* const rounds = shared.take<int>(kWarps * kCenterChannels);
+  const int blocks = depth / kCenterChannels;
+  const int64_t clip = blockIdx.x / blocks;
+  const int first = static_cast<int>(blockIdx.x % blocks) * kCenterChannels;
+  const int lane = lane_id(), warp = warp_id();
+  const T* const from = tokens + clip * count * channels;
+  const auto load = [&](int i, int channel) {
+    return channel < channels ? to_float(from[int64_t{i} * channels + channel]) : 0.0f;
+  };
+
+  for (int q = 0; q < kEach; ++q) {
+    const int c = lane + kWarp * q;
+    float sum = 0.0f, number = 0.0f, low = INFINITY, high = -INFINITY;
+    for (int i = warp; i < count; i += kWarps) {
+      const float x = load(i, first + c);
+      if (!isfinite(x) || (valid && !valid[clip * count + i])) continue;
+      sum += x;
+      number += 1.0f;
+      low = fminf(low, x);
+      high = fmaxf(high, x);
+    }
+    float* const mine = sums + 4 * (warp * kCenterChannels + c);
+    mine[0] = sum, mine[1] = number, mine[2] = low, mine[3] = high;
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < kCenterChannels; c += kCenterThreads) {
+    float sum = 0.0f, number = 0.0f, low = INFINITY, high = -INFINITY;
+    for (int w = 0; w < kWarps; ++w) {
+      const float* const part = sums + 4 * (w * kCenterChannels + c);
+      sum += part[0];
+      number += part[1];
+      low = fminf(low, part[2]);
+      high = fmaxf(high, part[3]);
+    }
+    shifts[c] = shift_of(sum, number, low, high);
+  }
+  __syncthreads();
+  if constexpr (!std::is_same<T, float>::value) {
+    for (int q = 0; q < kEach; ++q) {
+      const int c = lane + kWarp * q;
+      bool exact = true;
+      for (int i = warp; i < count; i += kWarps) {
+        const float x = load(i, first + c);
+        exact &= !isfinite(x) || shifts_exactly<T>(x, shifts[c]);
+      }
+      rounds[warp * kCenterChannels + c] = !exact;
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < kCenterChannels; c += kCenterThreads) {
+      for (int w = 0; w < kWarps; ++w) {
+        if (rounds[w * kCenterChannels + c]) shifts[c] = 0.0f;
+      }
+    }
+    __syncthreads();
+  }
+  for (int q = 0; q < kEach; ++q) {
+    const int c = lane + kWarp * q;
+    for (int i = warp; i < count; i += kWarps) {
+      const float y = first + c < channels ? load(i, first + c) - shifts[c] : 0.0f;
+      store_pieces(y, T{}, pieces + (clip * count + i) * depth + first + c, piece_size);
+    }
+  }
+}
+
+// -- order ----------------------------------------------------------------------------------------
+
+// Larger: earlier in (log ρ descending, index ascending).
+__device__ __forceinline__ uint64_t density_key(float log_density, int i) {
+  return static_cast<uint64_t>(ordered(log_density)) << 32 | (0xffffffffu - i);
+}
+
+// Larger: earlier as a centre, in (usable, log ρ + log δ descending, index ascending).
+__device__ __forceinline__ uint64_t center_key(float log_density, float delta, bool usable, int i) {
+  return static_cast<uint64_t>(usable) << 63 |
+         static_cast<uint64_t>(ordered(log_density + logf(delta))) << 31 | (0x7fffffffu - i);
+}
+
+// A thread finds one token's rank by counting those before it; as centre, or in density's order.
+template <bool CENTERS>
+__global__ void __launch_bounds__(kRankThreads) rank_tokens(DistancePass pass, int blocks_a_clip) {
+  SharedMemory shared;
+  uint64_t* const tile = shared.take<uint64_t>(kRankThreads);
+  const int64_t clip = blockIdx.x / blocks_a_clip, base = clip * pass.tokens;
+  const int i =
+      static_cast<int>(blockIdx.x % blocks_a_clip) * kRankThreads + static_cast<int>(threadIdx.x);
+  const auto key = [&](int j) {
+    const float log_density = pass.log_density[base + j];
+    return CENTERS ? center_key(log_density, pass.delta[base + j], pass.usable[base + j], j)
+                   : density_key(log_density, j);
+  };
+  const uint64_t mine = i < pass.tokens ? key(i) : 0;
+  int rank = 0;
+  for (int from = 0; from < pass.tokens; from += kRankThreads) {
+    const int mover = from + static_cast<int>(threadIdx.x);
+    if (mover < pass.tokens) tile[threadIdx.x] = key(mover);
+    __syncthreads();
+    const int count = min(kRankThreads, pass.tokens - from);
+    for (int j = 0; j < count; ++j) rank += tile[j] > mine;
+    __syncthreads();
+  }
+  if (i >= pass.tokens) return;
+  if constexpr (CENTERS) {
+    pass.center_of[base + i] = rank < pass.clusters ? rank : -1;
+    if (rank < pass.clusters) pass.centers[clip * pass.clusters + rank] = i;
+  } else {
+    pass.order[base + rank] = i;
+  }
+}
+
+// -- the last launch for clips whose distances are kept -------------------------------------------
+
+struct Merge {
+  ClusterSums what;  // weights null: nothing is merged
+  const void* tokens;
+  void* merged;
+  float* total;
+  float* exact;
+  int channels;
+};
+
+// δ, centres and assignment of a clip from its matrix of d²; every block of a clip finds them by
+// itself, and merges its own 32 · V channels.
+template <class T, int V>
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_clip(DistancePass pass, Merge merge, int slices) {
+  SharedMemory shared;
+  const int count = pass.tokens;
+  uint64_t* const density_keys = shared.take<uint64_t>(count);
+  uint64_t* const center_keys = shared.take<uint64_t>(count);
+  int* const center_of = shared.take<int>(count);
+  int* const labels = shared.take<int>(count);
+  int* const members = shared.take<int>(count);
+  int* const starts = shared.take<int>(pass.clusters + 1);
+  int* const centers = shared.take<int>(pass.clusters);
+  bool* const usable = shared.take<bool>(count);
+  const int64_t clip = blockIdx.x / slices, base = clip * count;
+  const int slice = static_cast<int>(blockIdx.x % slices);
+  const float* const matrix = pass.matrix + base * count;
+  const bool writes = slice == 0;
+
+  for (int i = threadIdx.x; i < count; i += kFinishThreads) {
+    density_keys[i] = density_key(pass.log_density[base + i], i);
+    usable[i] = pass.usable[base + i];
+  }
+  __syncthreads();
+  for (int i = warp_id(); i < count; i += kFinishThreads / kWarp) {
+    const float* const row = matrix + int64_t{i} * count;
+    const uint64_t mine = density_keys[i];
+    float square = INFINITY;
+    bool earlier = false;
+    for (int j = lane_id(); j < count; j += kWarp) {
+      if (density_keys[j] <= mine) continue;
+      earlier = true;
+      if (usable[j]) square = fminf(square, row[j]);
+    }
+    square = lowest_of_warp(square);
+    if (!__ballot_sync(kAllLanes, earlier)) square = peak_square(pass, clip, i);
+    if (lane_id() != 0) continue;
+    const float delta = usable[i] ? sqrtf(square / pass.unit) : 0.0f;
+    if (writes) pass.delta[base + i] = delta;
+    center_keys[i] = center_key(pass.log_density[base + i], delta, usable[i], i);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kFinishThreads) {
+    const uint64_t mine = center_keys[i];
+    int rank = 0;
+    for (int j = 0; j < count; ++j) rank += center_keys[j] > mine;
+    center_of[i] = rank < pass.clusters ? rank : -1;
+    if (rank < pass.clusters) centers[rank] = i;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kFinishThreads) {
+    float low = INFINITY;
+    int nearest = 0;
+    for (int c = 0; c < pass.clusters; ++c) {
+      if (!usable[centers[c]]) continue;
+      const float square = matrix[int64_t{centers[c]} * count + i];  // symmetric: by rows
+      if (square < low) {
+        low = square;
+        nearest = c;
+      }
+    }
+    labels[i] = center_of[i] >= 0 && usable[i] ? center_of[i] : nearest;
+    if (writes) pass.assignment[base + i] = labels[i];
+  }
+  if (writes) {
+    for (int c = threadIdx.x; c < pass.clusters; c += kFinishThreads) {
+      pass.centers[clip * pass.clusters + c] = centers[c];
+    }
+  }
+  if (!merge.what.weights) return;
+  __syncthreads();
+  sort_by_cluster(labels, count, pass.clusters, members, starts);
+  const int64_t out = clip * pass.clusters;
+  for (int c = warp_id(); c < pass.clusters; c += kFinishThreads / kWarp) {
+    sum_cluster<T, V>(static_cast<const T*>(merge.tokens) + base * merge.channels, merge.what, clip,
+                      count, merge.channels, c, slice * kWarp * V, members, starts,
+                      static_cast<T*>(merge.merged) + out * merge.channels,
+                      writes ? merge.total + out + c : nullptr,
+                      merge.exact ? merge.exact + out * merge.channels : nullptr);
+  }
+}
+
+unsigned finish_shared(int tokens, int clusters) {
+  return 2 * shared_part<uint64_t>(tokens) + 3 * shared_part<int>(tokens) +
+         shared_part<int>(clusters + 1) + shared_part<int>(clusters) + shared_part<bool>(tokens);
+}
+
+constexpr unsigned center_shared() {
+  return shared_part<float>(4 * kCenterThreads / kWarp * kCenterChannels) +
+         shared_part<float>(kCenterChannels) +
+         shared_part<int>(kCenterThreads / kWarp * kCenterChannels);
+}
+
+// -- host -----------------------------------------------------------------------------------------
+
+bool keeps_matrix(const DpcKnn& shape) { return shape.clusters.tokens <= kMatrixTokens; }
+
+int depth_of(const DpcKnn& shape) {
+  return static_cast<int>(ceil_div(shape.clusters.channels, kDepthMultiple)) * kDepthMultiple;
+}
+
+// Hands out 256-byte aligned parts of the workspace; from null, to learn its size.
+struct Workspace {
+  char* base;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* const found = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += ceil_div(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    return found;
+  }
+};
+
+DistancePass lay_out(const DpcKnn& shape, Workspace& workspace) {
+  const Clusters& c = shape.clusters;
+  const int64_t all = c.clips * c.tokens;
+  DistancePass pass{};
+  pass.tokens = c.tokens;
+  pass.depth = depth_of(shape);
+  pass.neighbors = shape.neighbors;
+  pass.clusters = c.clusters;
+  pass.unit = shape.scale ? static_cast<float>(c.channels) : 1.0f;
+  pass.include_self = shape.include_self;
+  pass.global_max = shape.global_max;
+  pass.piece_size = all * pass.depth;
+  const bool split = c.dtype == Dtype::kFloat32;
+  pass.piece_count = !split ? 1 : shape.tf32 ? 2 : 3;
+  pass.pieces = workspace.take<uint16_t>(pass.piece_size * (split ? 3 : 1));
+  pass.usable = workspace.take<bool>(all);
+  pass.farthest = workspace.take<float>(all);
+  if (keeps_matrix(shape)) {
+    pass.matrix = workspace.take<float>(all * c.tokens);
+  } else {
+    pass.norms = workspace.take<float>(all);
+    pass.order = workspace.take<int>(all);
+    pass.center_of = workspace.take<int>(all);
+  }
+  return pass;
+}
+
+template <class T, int COLUMNS, Stage STAGE>
+void run_pass(const DistancePass& pass, int64_t clips, int rows_a_block, void* stream) {
+  const int blocks = static_cast<int>(ceil_div(pass.tokens, rows_a_block));
+  launch("dpc_knn", distance_pass<T, COLUMNS, STAGE>, clips * blocks, kTileThreads,
+         Tile<T, COLUMNS>::shared_bytes(), stream, pass, blocks);
+}
+
+// Columns of a tile: those that leave fewest empty.
+template <class T>
+void find_neighbors(const DistancePass& pass, int64_t clips, void* stream) {
+  if constexpr (!std::is_same<T, float>::value) {  // whose registers hold no more than 128
+    if (ceil_div(pass.tokens, 192) * 192 <= ceil_div(pass.tokens, 128) * 128) {
+      return run_pass<T, 192, Stage::kNeighbors>(pass, clips, kTileRows, stream);
+    }
+  }
+  run_pass<T, 128, Stage::kNeighbors>(pass, clips, kTileRows, stream);
+}
+
+void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
+             float* delta, int64_t* centers, int64_t* assignment, const Merge& merge,
+             void* workspace, void* stream) {
+  const Clusters& c = shape.clusters;
+  Workspace parts{static_cast<char*>(workspace)};
+  DistancePass pass = lay_out(shape, parts);
+  pass.valid = valid;
+  pass.log_density = log_density;
+  pass.delta = delta;
+  pass.centers = centers;
+  pass.assignment = assignment;
+  with_type(c.dtype, [&](auto number) {
+    using T = decltype(number);
+    launch("dpc_knn", center_tokens<T>, c.clips * (pass.depth / kCenterChannels), kCenterThreads,
+           center_shared(), stream, static_cast<const T*>(tokens), valid,
+           const_cast<uint16_t*>(pass.pieces), pass.piece_size, c.tokens, c.channels, pass.depth);
+    if (keeps_matrix(shape)) {
+      find_neighbors<T>(pass, c.clips, stream);
+      constexpr int kVector = 16 / sizeof(T);
+      const unsigned bytes = finish_shared(c.tokens, c.clusters);
+      const auto finish = [&](auto kernel, int vector) {
+        const int slices =
+            merge.what.weights ? static_cast<int>(ceil_div(c.channels, kWarp * vector)) : 1;
+        launch("dpc_knn", kernel, c.clips * slices, kFinishThreads, bytes, stream, pass, merge,
+               slices);
+      };
+      whole_vectors<T>(c.channels, tokens, merge.merged) ? finish(finish_clip<T, kVector>, kVector)
+                                                         : finish(finish_clip<T, 1>, 1);
+      return;
+    }
+    run_pass<T, 128, Stage::kNorms>(pass, c.clips, Tile<T, 128>::kLines, stream);
+    find_neighbors<T>(pass, c.clips, stream);
+    const int blocks = static_cast<int>(ceil_div(c.tokens, kRankThreads));
+    const unsigned bytes = shared_part<uint64_t>(kRankThreads);
+    launch("dpc_knn", rank_tokens<false>, c.clips * blocks, kRankThreads, bytes, stream, pass,
+           blocks);
+    run_pass<T, 128, Stage::kDelta>(pass, c.clips, kTileRows, stream);
+    launch("dpc_knn", rank_tokens<true>, c.clips * blocks, kRankThreads, bytes, stream, pass,
+           blocks);
+    run_pass<T, 128, Stage::kAssign>(pass, c.clips, kTileRows, stream);
+  });
+}
+
+}  // namespace
+
+int64_t dpc_knn_workspace(const DpcKnn& shape) {
+  Workspace parts{nullptr};
+  lay_out(shape, parts);
+  return parts.used;
+}
+
+void dpc_knn(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
+             float* delta, int64_t* centers, int64_t* assignment, void* workspace, void* stream) {
+  cluster(shape, tokens, valid, log_density, delta, centers, assignment, Merge{}, workspace,
+          stream);
+}
+
+void dpc_knn_merge(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
+                   float* delta, int64_t* centers, int64_t* assignment, Dtype weight_dtype,
+                   bool normalize, const void* weights, void* merged, float* total, float* exact,
+                   void* workspace, void* stream) {
+  if (!keeps_matrix(shape)) {
+    throw std::invalid_argument("dpc_knn_merge takes up to " + std::to_string(kMatrixTokens) +
+                                " tokens, got " + std::to_string(shape.clusters.tokens));
+  }
+  const ClusterSums what{weights, weight_dtype, normalize, nullptr, shape.clusters.tokens};
+  const Merge merge{what, tokens, merged, total, exact, shape.clusters.channels};
+  cluster(shape, tokens, valid, log_density, delta, centers, assignment, merge, workspace, stream);
+}
+
+std::map<std::string, unsigned> shared_memory() {
+  return {
+      {"select_forward", 0},  // as much as K · N logits need: see select_tokens_shared
+      {"sum_kernel", 2 * shared_part<int>(1024) + shared_part<int>(4097)},
+      {"center_tokens", center_shared()},
+      {"finish_clip", finish_shared(kMatrixTokens, kMatrixTokens)},
+      {"distance_pass<float, 128>", Tile<float, 128>::shared_bytes()},
+      {"distance_pass<fp16, 128>", Tile<fp16, 128>::shared_bytes()},
+      {"distance_pass<fp16, 192>", Tile<fp16, 192>::shared_bytes()},
+      {"distance_pass<bf16, 128>", Tile<bf16, 128>::shared_bytes()},
+      {"distance_pass<bf16, 192>", Tile<bf16, 192>::shared_bytes()},
+  };
+}
+
+}  // namespace cmpose

@@ -1,0 +1,457 @@
+// Squared distances between a clip's tokens, tile by tile on tensor cores, and what is read off a
+// tile: nearest neighbours, the nearest earlier token, the nearest centre.
+//
+// d² = |x|² + |y|² − 2xy of tokens that were centred (center_tokens). The norms are the diagonal of
+// the same products, step by step in the same order, so d² of equal tokens is 0 to the last bit,
+// and d² is symmetric: both as the reference's differences give it.
+#pragma once
+
+#include <type_traits>
+
+#include "launch.cuh"
+
+namespace cmpose {
+
+constexpr int kTileThreads = 256;  // 8 warps: 4 of 16 rows each, times 2 halves of the columns
+constexpr int kTileRows = 64;
+constexpr int kDepthMultiple = 64;  // channels are filled up with zeros to a multiple of this
+
+// What the passes over the tiles read and write; B clips of M tokens.
+struct DistancePass {
+  const uint16_t* pieces;  // [pieces, B, M, depth]: tokens as 16-bit numbers, or as sums of three
+  int64_t piece_size;      // B · M · depth
+  int piece_count;         // of three, how many are used
+  int tokens, depth, neighbors, clusters;
+  float unit;  // squared distances are divided by it
+  bool include_self, global_max;
+  const bool* valid;  // [B, M], the caller's, or null
+  bool* usable;       // [B, M]: valid, with a finite norm
+  float* norms;       // [B, M], or null: computed along with the products
+  float* matrix;      // [B, M, M] of d², or null: not kept
+  float* farthest;    // [B, M]: the largest d² to a usable token
+  float* log_density;
+  float* delta;
+  int* order;      // [B, M]: the tokens in the order of their density
+  int* center_of;  // [B, M]: the cluster whose centre the token is, or −1
+  int64_t* centers;
+  int64_t* assignment;
+};
+
+enum class Stage { kNorms, kNeighbors, kDelta, kAssign };
+
+// How a tile lies in shared memory. Tokens of T = float come in three bfloat16 pieces.
+template <class T, int COLUMNS>
+struct Tile {
+  static constexpr bool kSplit = std::is_same<T, float>::value;
+  static constexpr bool kBF16 = !std::is_same<T, fp16>::value;
+  static constexpr int kPieces = kSplit ? 3 : 1;
+  static constexpr int kDepth = kSplit ? 32 : 64;  // channels of a slab
+  static constexpr int kPitch = kDepth + 8;        // rows start 16 bytes apart modulo 128
+  static constexpr int kLines = kTileRows + COLUMNS;
+  static constexpr int kSlab = kPieces * kLines * kPitch;  // 16-bit numbers
+  static constexpr int kDistancePitch = COLUMNS + 8;
+  static constexpr int kGroups = kLines / 16;
+
+  static constexpr unsigned shared_bytes() {
+    const unsigned slabs = shared_part<uint16_t>(2 * kSlab);
+    const unsigned distances = shared_part<float>(kTileRows * kDistancePitch);
+    return shared_part<int>(kLines) + shared_part<float>(kLines) + shared_part<bool>(kLines) +
+           shared_part<float>(kTileRows * kMaxNeighbors) + shared_part<float>(kTileRows) +
+           shared_part<int>(kTileRows) + (slabs > distances ? slabs : distances);
+  }
+};
+
+// Sums of products: h is the first piece, m and l what it leaves. main = Σ hh + mm; with x and y
+// exchanged, left = Σ h_x (m + l)_y and right = Σ (m + l)_x h_y exchange too, so that
+// main + (left + right) is the same for (x, y) and (y, x).
+template <bool SPLIT>
+struct Sums {
+  float main[4] = {}, left[SPLIT ? 4 : 1] = {}, right[SPLIT ? 4 : 1] = {};
+
+  __device__ __forceinline__ float total(int i) const {
+    if constexpr (SPLIT) return main[i] + (left[i] + right[i]);
+    return main[i];
+  }
+};
+
+template <class Shape>
+__device__ __forceinline__ void multiply(Sums<Shape::kSplit>& sums,
+                                         const uint32_t (&a)[Shape::kPieces][4],
+                                         const uint32_t (&b)[Shape::kPieces][4], int half,
+                                         int pieces) {
+  const int at = 2 * half;
+  mma_16x8x16<Shape::kBF16>(sums.main, a[0], b[0][at], b[0][at + 1]);
+  if constexpr (Shape::kSplit) {
+    mma_16x8x16<true>(sums.left, a[0], b[1][at], b[1][at + 1]);
+    mma_16x8x16<true>(sums.right, a[1], b[0][at], b[0][at + 1]);
+    if (pieces == 3) {
+      mma_16x8x16<true>(sums.main, a[1], b[1][at], b[1][at + 1]);
+      mma_16x8x16<true>(sums.left, a[0], b[2][at], b[2][at + 1]);
+      mma_16x8x16<true>(sums.right, a[2], b[0][at], b[0][at + 1]);
+    }
+  }
+}
+
+// The block's view of a tile while it works on it.
+template <class T, int COLUMNS>
+struct TileView {
+  using Shape = Tile<T, COLUMNS>;
+  int* ids;          // [lines]: the token of each row and column, or −1
+  float* norms;      // [lines]
+  bool* usable;      // [lines]
+  float* best;       // [rows, kMaxNeighbors]: each row's smallest d² so far
+  float* farthest;   // [rows]
+  int* nearest;      // [rows]
+  uint16_t* slabs;   // two of them
+  float* distances;  // [rows, pitch], where the slabs were
+  int64_t clip;
+  int row, column, columns;  // the first row and column, and how many columns there are in all
+
+  __device__ __forceinline__ float distance(int r, int c) const {
+    return distances[r * Shape::kDistancePitch + c];
+  }
+};
+
+// cp.async of one slab of the tile's lines.
+template <class T, int COLUMNS>
+__device__ __forceinline__ void load_slab(const DistancePass& pass,
+                                          const TileView<T, COLUMNS>& tile, int slab) {
+  using Shape = Tile<T, COLUMNS>;
+  constexpr int kChunks = Shape::kDepth / 8;  // of 16 bytes a line
+  uint16_t* const to = tile.slabs + slab % 2 * Shape::kSlab;
+  const uint16_t* const from =
+      pass.pieces + tile.clip * pass.tokens * pass.depth + slab * Shape::kDepth;
+  const int chunks = pass.piece_count * Shape::kLines * kChunks;
+  for (int i = threadIdx.x; i < chunks; i += kTileThreads) {
+    const int part = i % kChunks, line = i / kChunks % Shape::kLines;
+    const int piece = i / kChunks / Shape::kLines;
+    const int id = tile.ids[line];
+    const int64_t source = piece * pass.piece_size + int64_t{max(id, 0)} * pass.depth + part * 8;
+    cp_async_16(to + (piece * Shape::kLines + line) * Shape::kPitch + part * 8, from + source,
+                id >= 0);
+  }
+}
+
+// 16 lines as the left factor: rows of 16 channels.
+template <class Shape>
+__device__ __forceinline__ void load_left(uint32_t (&a)[Shape::kPieces][4], const uint16_t* slab,
+                                          int line, int channel, int pieces) {
+#pragma unroll
+  for (int p = 0; p < Shape::kPieces; ++p) {
+    if (p > 0 && p >= pieces) continue;
+    ldmatrix_x4(a[p], slab + (p * Shape::kLines + line + lane_id() % 16) * Shape::kPitch + channel +
+                          lane_id() / 16 * 8);
+  }
+}
+
+// 16 lines as two right factors of 8 columns each.
+template <class Shape>
+__device__ __forceinline__ void load_right(uint32_t (&b)[Shape::kPieces][4], const uint16_t* slab,
+                                           int line, int channel, int pieces) {
+#pragma unroll
+  for (int p = 0; p < Shape::kPieces; ++p) {
+    if (p > 0 && p >= pieces) continue;
+    const int mine = line + lane_id() % 8 + lane_id() / 16 * 8;
+    ldmatrix_x4(
+        b[p], slab + (p * Shape::kLines + mine) * Shape::kPitch + channel + lane_id() / 8 % 2 * 8);
+  }
+}
+
+// Fills tile.distances: d² of the tile's rows and columns (infinite where a norm is not finite), or
+// with kNorms only tile.norms.
+template <class T, int COLUMNS, Stage STAGE>
+__device__ __forceinline__ void compute_tile(const DistancePass& pass,
+                                             const TileView<T, COLUMNS>& tile) {
+  using Shape = Tile<T, COLUMNS>;
+  constexpr int kTiles = COLUMNS / 16;  // of 8 columns, a warp
+  constexpr int kTurns = (Shape::kGroups + 7) / 8;
+  const int lane = lane_id(), warp = warp_id();
+  const int my_row = warp % 4 * 16, my_column = kTileRows + warp / 4 * (COLUMNS / 2);
+  const int pieces = pass.piece_count;
+  const bool with_norms = STAGE == Stage::kNorms || (STAGE == Stage::kNeighbors && !pass.norms);
+  Sums<Shape::kSplit> sums[STAGE == Stage::kNorms ? 1 : kTiles];
+  Sums<Shape::kSplit> diagonal[kTurns][2];
+
+  const int slabs = pass.depth / Shape::kDepth;
+  load_slab(pass, tile, 0);
+  cp_async_commit();
+  for (int s = 0; s < slabs; ++s) {
+    if (s + 1 < slabs) load_slab(pass, tile, s + 1);
+    cp_async_commit();
+    cp_async_wait<1>();
+    __syncthreads();
+    const uint16_t* const slab = tile.slabs + s % 2 * Shape::kSlab;
+#pragma unroll
+    for (int channel = 0; channel < Shape::kDepth; channel += 16) {
+      uint32_t a[Shape::kPieces][4], b[Shape::kPieces][4];
+      if constexpr (STAGE != Stage::kNorms) {
+        load_left<Shape>(a, slab, my_row, channel, pieces);
+#pragma unroll
+        for (int pair = 0; pair < kTiles / 2; ++pair) {
+          load_right<Shape>(b, slab, my_column + pair * 16, channel, pieces);
+          multiply<Shape>(sums[2 * pair], a, b, 0, pieces);
+          multiply<Shape>(sums[2 * pair + 1], a, b, 1, pieces);
+        }
+      }
+      if (!with_norms) continue;
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const int group = warp + 8 * turn;
+        if (group >= Shape::kGroups) continue;
+        load_left<Shape>(a, slab, group * 16, channel, pieces);
+        load_right<Shape>(b, slab, group * 16, channel, pieces);
+        multiply<Shape>(diagonal[turn][0], a, b, 0, pieces);
+        multiply<Shape>(diagonal[turn][1], a, b, 1, pieces);
+      }
+    }
+    __syncthreads();
+  }
+
+  if (with_norms && lane / 8 == lane % 4) {  // the lanes that hold the products' diagonals
+    const int i = lane / 4, odd = i % 2;
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int group = warp + 8 * turn;
+      if (group >= Shape::kGroups) continue;
+      const auto& low = diagonal[turn][0];
+      const auto& high = diagonal[turn][1];
+      tile.norms[group * 16 + i] = odd ? low.total(1) : low.total(0);  // no array in registers
+      tile.norms[group * 16 + 8 + i] = odd ? high.total(3) : high.total(2);  // has an index
+    }
+  }
+  __syncthreads();
+  if constexpr (STAGE == Stage::kNeighbors) {
+    for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
+      const int id = tile.ids[line];
+      tile.usable[line] = id >= 0 && isfinite(tile.norms[line]) &&
+                          (!pass.valid || pass.valid[tile.clip * pass.tokens + id]);
+    }
+  }
+  if constexpr (STAGE != Stage::kNorms) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = my_row + lane / 4 + i / 2 * 8;
+        const int c = my_column - kTileRows + t * 8 + lane % 4 * 2 + i % 2;
+        const float x = tile.norms[r], y = tile.norms[kTileRows + c];
+        float square = fmaxf((x + y) - 2.0f * sums[t].total(i), 0.0f);
+        if (tile.ids[r] == tile.ids[kTileRows + c]) square = 0.0f;
+        if (!(isfinite(x) && isfinite(y))) square = INFINITY;
+        tile.distances[r * Shape::kDistancePitch + c] = square;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Non-negative floats compare as their bits do.
+__device__ __forceinline__ float lowest_of_warp(float value) {
+  return __uint_as_float(__reduce_min_sync(kAllLanes, __float_as_uint(value)));
+}
+
+// Row r: keeps the k smallest distances seen, the largest, and the matrix's row.
+template <class T, int COLUMNS>
+__device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
+                                               const TileView<T, COLUMNS>& tile, int r) {
+  constexpr int kEach = COLUMNS / kWarp;
+  const int lane = lane_id(), i = tile.row + r, k = pass.neighbors;
+  float values[kEach];
+  float far = 0.0f, low = INFINITY;
+#pragma unroll
+  for (int q = 0; q < kEach; ++q) {
+    const int c = lane + kWarp * q, j = tile.column + c;
+    const float value = tile.distance(r, c);
+    const bool there = j < pass.tokens;
+    if (there && pass.matrix) {
+      pass.matrix[(tile.clip * pass.tokens + i) * pass.tokens + j] = value;
+    }
+    const bool usable = there && tile.usable[kTileRows + c];
+    if (usable) far = fmaxf(far, value);
+    values[q] = usable && (pass.include_self || j != i) ? value : INFINITY;
+    low = fminf(low, values[q]);
+  }
+  if (!tile.usable[r]) return;
+  far = warp_max(far);
+  if (lane == 0) tile.farthest[r] = fmaxf(tile.farthest[r], far);
+  float* const best = tile.best + r * kMaxNeighbors;
+  if (lowest_of_warp(low) >= best[k - 1]) return;
+  float mine = lane < k ? best[lane] : INFINITY;
+  float kept = INFINITY;
+  for (int n = 0; n < k; ++n) {
+    float candidate = mine;
+#pragma unroll
+    for (int q = 0; q < kEach; ++q) candidate = fminf(candidate, values[q]);
+    const float next = lowest_of_warp(candidate);
+    if (next == INFINITY) break;
+    if (lane == n) kept = next;
+    if (lane != __ffs(static_cast<int>(__ballot_sync(kAllLanes, candidate == next))) - 1) continue;
+    bool taken = mine == next;  // one of equal values only
+    if (taken) mine = INFINITY;
+#pragma unroll
+    for (int q = 0; q < kEach; ++q) {
+      if (taken || values[q] != next) continue;
+      values[q] = INFINITY;
+      taken = true;
+    }
+  }
+  __syncwarp();
+  if (lane < k) best[lane] = kept;
+}
+
+// Row r, in the order of density: the smallest distance to a token before it.
+template <class T, int COLUMNS>
+__device__ __forceinline__ void keep_earlier(const TileView<T, COLUMNS>& tile, int r) {
+  float low = INFINITY;
+#pragma unroll
+  for (int q = 0; q < COLUMNS / kWarp; ++q) {
+    const int c = lane_id() + kWarp * q;
+    if (tile.column + c < tile.row + r && tile.usable[kTileRows + c]) {
+      low = fminf(low, tile.distance(r, c));
+    }
+  }
+  low = lowest_of_warp(low);
+  float* const best = tile.best + r * kMaxNeighbors;
+  if (lane_id() == 0) best[0] = fminf(best[0], low);
+}
+
+// Row r: the nearest centre, of equally near ones the first.
+template <class T, int COLUMNS>
+__device__ __forceinline__ void keep_nearest(const TileView<T, COLUMNS>& tile, int r) {
+  float low = INFINITY;
+  int at = 0;
+#pragma unroll
+  for (int q = 0; q < COLUMNS / kWarp; ++q) {
+    const int c = lane_id() + kWarp * q;
+    if (tile.column + c >= tile.columns || !tile.usable[kTileRows + c]) continue;
+    const float value = tile.distance(r, c);
+    if (value < low) {
+      low = value;
+      at = tile.column + c;
+    }
+  }
+  const float lowest = lowest_of_warp(low);
+  const auto first = static_cast<int>(
+      __reduce_min_sync(kAllLanes, low == lowest ? static_cast<unsigned>(at) : 0x7fffffffu));
+  float* const best = tile.best + r * kMaxNeighbors;
+  const bool nearer = lowest < best[0];
+  __syncwarp();
+  if (lane_id() == 0 && nearer) {
+    best[0] = lowest;
+    tile.nearest[r] = first;
+  }
+}
+
+// log ρ = −(mean of the k smallest d²), in ascending order as the reference adds them.
+__device__ __forceinline__ float log_density_of(const float* best, int k, float unit) {
+  float sum = 0.0f;
+  int found = 0;
+  for (int n = 0; n < k; ++n) {
+    if (best[n] == INFINITY) break;
+    sum += best[n];
+    ++found;
+  }
+  return 0.0f - sum / (max(found, 1) * unit);
+}
+
+// The peak's d²: its largest distance, or the clip's. All lanes of a warp call it.
+__device__ __forceinline__ float peak_square(const DistancePass& pass, int64_t clip, int token) {
+  const float* const farthest = pass.farthest + clip * pass.tokens;
+  if (!pass.global_max) return farthest[token];
+  float far = 0.0f;
+  for (int i = lane_id(); i < pass.tokens; i += kWarp) far = fmaxf(far, farthest[i]);
+  return warp_max(far);
+}
+
+// One pass of a stage: a block goes through all tiles of 64 rows.
+template <class T, int COLUMNS, Stage STAGE>
+__global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass, int row_blocks) {
+  using Shape = Tile<T, COLUMNS>;
+  SharedMemory shared;
+  TileView<T, COLUMNS> tile;
+  tile.ids = shared.take<int>(Shape::kLines);
+  tile.norms = shared.take<float>(Shape::kLines);
+  tile.usable = shared.take<bool>(Shape::kLines);
+  tile.best = shared.take<float>(kTileRows * kMaxNeighbors);
+  tile.farthest = shared.take<float>(kTileRows);
+  tile.nearest = shared.take<int>(kTileRows);
+  tile.slabs = shared.take<uint16_t>(2 * Shape::kSlab);
+  tile.distances = reinterpret_cast<float*>(tile.slabs);
+  tile.clip = blockIdx.x / row_blocks;
+  int block = static_cast<int>(blockIdx.x % row_blocks);
+  if (STAGE == Stage::kDelta) block = row_blocks - 1 - block;  // those with most tiles first
+  const int64_t base = tile.clip * pass.tokens;
+
+  if constexpr (STAGE == Stage::kNorms) {
+    for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
+      const int token = block * Shape::kLines + line;
+      tile.ids[line] = token < pass.tokens ? token : -1;
+    }
+    __syncthreads();
+    compute_tile<T, COLUMNS, STAGE>(pass, tile);
+    for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
+      if (tile.ids[line] >= 0) pass.norms[base + tile.ids[line]] = tile.norms[line];
+    }
+  } else {
+    tile.row = block * kTileRows;
+    tile.columns = STAGE == Stage::kAssign ? pass.clusters : pass.tokens;
+    if (STAGE == Stage::kDelta) tile.columns = min(pass.tokens, tile.row + kTileRows);
+    for (int i = threadIdx.x; i < kTileRows * kMaxNeighbors; i += kTileThreads) {
+      tile.best[i] = INFINITY;
+    }
+    for (int r = threadIdx.x; r < kTileRows; r += kTileThreads) {
+      tile.farthest[r] = 0.0f;
+      tile.nearest[r] = 0;
+    }
+    for (tile.column = 0; tile.column < tile.columns; tile.column += COLUMNS) {
+      for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
+        const bool is_row = line < kTileRows;
+        const int place = is_row ? tile.row + line : tile.column + line - kTileRows;
+        int id = -1;
+        if (place < (is_row ? pass.tokens : tile.columns)) {
+          id = place;
+          if (STAGE == Stage::kDelta) id = pass.order[base + place];
+          if (STAGE == Stage::kAssign && !is_row) {
+            id = static_cast<int>(pass.centers[tile.clip * pass.clusters + place]);
+          }
+        }
+        tile.ids[line] = id;
+        if (pass.norms) tile.norms[line] = id >= 0 ? pass.norms[base + id] : 0.0f;
+        if (STAGE != Stage::kNeighbors) tile.usable[line] = id >= 0 && pass.usable[base + id];
+      }
+      __syncthreads();
+      compute_tile<T, COLUMNS, STAGE>(pass, tile);
+      for (int r = warp_id(); r < kTileRows && tile.row + r < pass.tokens;
+           r += kTileThreads / kWarp) {
+        if constexpr (STAGE == Stage::kNeighbors) keep_neighbors(pass, tile, r);
+        if constexpr (STAGE == Stage::kDelta) keep_earlier(tile, r);
+        if constexpr (STAGE == Stage::kAssign) keep_nearest(tile, r);
+      }
+      __syncthreads();
+    }
+    for (int r = warp_id(); r < kTileRows && tile.row + r < pass.tokens;
+         r += kTileThreads / kWarp) {
+      const int place = tile.row + r;
+      const float* const best = tile.best + r * kMaxNeighbors;
+      const bool usable = tile.usable[r];
+      if constexpr (STAGE == Stage::kNeighbors) {
+        if (lane_id() != 0) continue;
+        pass.log_density[base + place] =
+            usable ? log_density_of(best, pass.neighbors, pass.unit) : -INFINITY;
+        pass.farthest[base + place] = tile.farthest[r];
+        pass.usable[base + place] = usable;
+      } else if constexpr (STAGE == Stage::kDelta) {
+        const int token = tile.ids[r];
+        const float square = place == 0 ? peak_square(pass, tile.clip, token) : best[0];
+        if (lane_id() == 0) {
+          pass.delta[base + token] = usable ? sqrtf(square / pass.unit) : 0.0f;
+        }
+      } else if (lane_id() == 0) {
+        const int own = pass.center_of[base + place];
+        pass.assignment[base + place] = own >= 0 && usable ? own : tile.nearest[r];
+      }
+    }
+  }
+}
+
+}  // namespace cmpose
