@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cmpose
 from cmpose import __version__
 
 NAME = "cmpose._C"
@@ -26,7 +28,8 @@ def _load() -> ModuleType:
     path = os.environ.get(ON_CPU)
     if path:
         return _load_on_cpu(path)
-    if importlib.util.find_spec(NAME) is None:
+    # In this package's own folder: an editable install of another copy would offer its core too.
+    if importlib.machinery.PathFinder.find_spec(NAME, cmpose.__path__) is None:
         raise ImportError(
             f"{NAME} is not built: install cmpose where nvcc is on PATH or CUDA_HOME is set "
             "(CMPOSE_BUILD_CUDA=1 demands it)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+import cmpose
 from cmpose import __version__, native
 
 FACTS = {"archs": "8.0;8.6;9.0", "ptx": "9.0", "nvcc": "13.0", "on_cpu": False}
@@ -33,18 +32,9 @@ def forgetting(monkeypatch: pytest.MonkeyPatch):
 
 def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """Makes ``source`` the module that is found as cmpose._C."""
-    file = tmp_path / "_C.py"
-    file.write_text(source)
-    spec = importlib.util.spec_from_file_location(native.NAME, file)
-    assert spec is not None
-    monkeypatch.delitem(sys.modules, native.NAME, raising=False)
-
-    class Finder:
-        @staticmethod
-        def find_spec(name, path=None, target=None):
-            return spec if name == native.NAME else None
-
-    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    (tmp_path / "_C.py").write_text(source)
+    monkeypatch.setattr(cmpose, "__path__", [str(tmp_path)])
+    sys.modules.pop(native.NAME, None)
 
 
 def module_text(**changes: object) -> str:
@@ -63,11 +53,8 @@ def refused() -> str:
     return reason
 
 
-def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == native.NAME else found(name)
-    )
+def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cmpose, "__path__", [str(tmp_path)])
     assert refused() == (
         "cmpose._C is not built: install cmpose where nvcc is on PATH or CUDA_HOME is set "
         "(CMPOSE_BUILD_CUDA=1 demands it)"
@@ -92,12 +79,10 @@ def test_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_that_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "_C.so"
+    file = tmp_path / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     file.write_bytes(b"no library")
-    loader = importlib.machinery.ExtensionFileLoader(native.NAME, str(file))
-    spec = importlib.util.spec_from_file_location(native.NAME, file, loader=loader)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(native.importlib, "import_module", lambda name: loader.create_module(spec))
+    monkeypatch.setattr(cmpose, "__path__", [str(tmp_path)])
+    sys.modules.pop(native.NAME, None)
     assert refused().startswith(f"cmpose._C does not load: {file}: ")
 
 
