@@ -47,13 +47,14 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def build(*, sanitize: bool = False, source: Path = CSRC) -> Path:
+def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, ...] = ()) -> Path:
     """Compiles the sources, unless that was done before, and returns the module's path.
 
     Args:
         sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer; a process that loads it
-            needs :func:`sanitized_environment`.
+            needs :func:`sanitizer_settings`.
         source: the folder of the ``.cu`` files and ``bindings.cpp``.
+        includes: further folders of headers.
 
     Raises:
         RuntimeError: no g++, or it fails; the message holds what it printed.
@@ -71,10 +72,13 @@ def build(*, sanitize: bool = False, source: Path = CSRC) -> Path:
     }
     command = [path, *FLAGS, *(SANITIZERS if sanitize else ())]
     command += [f'-D{name}="{value}"' for name, value in facts.items()]
-    command += ["-I", str(HERE), "-I", str(source)]
+    for include in (HERE, source, *includes):
+        command += ["-I", str(include)]
     for include in {pybind11.get_include(), sysconfig.get_paths()["include"]}:
         command += ["-isystem", include]
-    files = sorted(p for folder in (HERE, source) for p in folder.iterdir() if p.is_file())
+    files = sorted(
+        p for folder in (HERE, source, *includes) for p in folder.iterdir() if p.is_file()
+    )
     key = hashlib.sha256(repr((command, sysconfig.get_config_var("EXT_SUFFIX"))).encode())
     for file in files:
         key.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -110,10 +114,15 @@ def _compile(command: list[str], sources: list[Path], module: Path) -> None:
         out.unlink()
 
 
-def sanitized_environment() -> dict[str, str]:
-    """What a Python that loads the sanitized module must be started with."""
+def sanitizer_settings() -> dict[str, str]:
+    """The environment of a Python that loads a sanitized module.
+
+    Raises:
+        RuntimeError: no g++.
+    """
     path = compiler()
-    assert path is not None
+    if path is None:
+        raise RuntimeError("there is no g++ to ask for its sanitizers' libraries")
     libraries = [
         subprocess.run(
             [path, f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -121,7 +130,6 @@ def sanitized_environment() -> dict[str, str]:
         for name in ("libasan.so", "libubsan.so")
     ]
     return {
-        "CMPOSE_CUDA_ON_CPU": str(build(sanitize=True)),
         "LD_PRELOAD": " ".join(libraries),
         # Python itself leaks, and torch's libraries share type descriptors in ways that look odd.
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:detect_stack_use_after_return=0",

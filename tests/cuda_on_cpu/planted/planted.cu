@@ -40,7 +40,7 @@ __global__ void divergent_barrier(float* out, int fault) {
   }
   if (fault == kHalfAtBarrier && threadIdx.x < 32) return;
   if (fault == kHalfAtBarrier && threadIdx.x < 48) __syncthreads();
-  if (fault == kHalfAtBarrier && threadIdx.x >= 48) __syncwarp(0xffff0000u);
+  if (fault == kHalfAtBarrier && threadIdx.x >= 48) __syncwarp();
   out[threadIdx.x] = 1.0f;
 }
 
