@@ -1,5 +1,6 @@
 // cmpose._C: the ops of ops.h for Python, with tensors as addresses.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
@@ -69,7 +70,11 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CUDA C++ kernels of cmpose; pointers and the stream are integers";
   m.def("build_info", &build_info);
-  m.def("shared_memory", &cmpose::shared_memory);
+  m.def("shared_memory", [] {
+    std::map<std::string, unsigned> all = cmpose::clusters_shared();
+    all.merge(cmpose::dpc_knn_shared());
+    return all;
+  });
   m.def("select_tokens_shared", &cmpose::select_tokens_shared, py::arg("keypoints"),
         py::arg("tokens"));
   m.attr("MAX_NEIGHBORS") = cmpose::kMaxNeighbors;

@@ -3,6 +3,8 @@
 // Up to kMatrixTokens tokens a clip, three launches: center_tokens, distance_pass (which keeps the
 // matrix of d², small enough for the L2 cache) and finish_clip. Beyond that d² is computed anew by
 // each pass over the tiles and only O(M · D) memory is used.
+#include <algorithm>
+
 #include "clusters.cuh"
 #include "dpc_knn.cuh"
 
@@ -51,7 +53,7 @@ __device__ __forceinline__ void store_pieces(float y, T, uint16_t* to, int64_t) 
 // rounds: products of the shifted tokens are then as exact as those of the tokens. Where one does
 // round, the channel's spread is as large as its smallest magnitude, and nothing much can cancel.
 template <class T>
-__global__ void __launch_bounds__(kCenterThreads)
+__global__ void __launch_bounds__(kCenterThreads, 2)
     center_tokens(const T* __restrict__ tokens, const bool* __restrict__ valid,
                   uint16_t* __restrict__ pieces, int64_t piece_size, int count, int channels,
                   int depth) {
@@ -182,7 +184,7 @@ struct Merge {
 // δ, centres and assignment of a clip from its matrix of d²; every block of a clip finds them by
 // itself, and merges its own 32 · V channels.
 template <class T, int V>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 1)
     finish_clip(DistancePass pass, Merge merge, int slices) {
   SharedMemory shared;
   const int count = pass.tokens;
@@ -383,6 +385,15 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
 
 }  // namespace
 
+std::map<std::string, unsigned> dpc_knn_shared() {
+  const unsigned most = std::max({Tile<float, 128>::shared_bytes(), Tile<bf16, 128>::shared_bytes(),
+                                  Tile<bf16, 192>::shared_bytes()});
+  return {{"center_tokens", center_shared()},
+          {"distance_pass", most},
+          {"rank_tokens", shared_part<uint64_t>(kRankThreads)},
+          {"finish_clip", finish_shared(kMatrixTokens, kMatrixTokens)}};
+}
+
 int64_t dpc_knn_workspace(const DpcKnn& shape) {
   Workspace parts{nullptr};
   lay_out(shape, parts);
@@ -406,20 +417,6 @@ void dpc_knn_merge(const DpcKnn& shape, const void* tokens, const bool* valid, f
   const ClusterSums what{weights, weight_dtype, normalize, nullptr, shape.clusters.tokens};
   const Merge merge{what, tokens, merged, total, exact, shape.clusters.channels};
   cluster(shape, tokens, valid, log_density, delta, centers, assignment, merge, workspace, stream);
-}
-
-std::map<std::string, unsigned> shared_memory() {
-  return {
-      {"select_forward", 0},  // as much as K · N logits need: see select_tokens_shared
-      {"sum_kernel", 2 * shared_part<int>(1024) + shared_part<int>(4097)},
-      {"center_tokens", center_shared()},
-      {"finish_clip", finish_shared(kMatrixTokens, kMatrixTokens)},
-      {"distance_pass<float, 128>", Tile<float, 128>::shared_bytes()},
-      {"distance_pass<fp16, 128>", Tile<fp16, 128>::shared_bytes()},
-      {"distance_pass<fp16, 192>", Tile<fp16, 192>::shared_bytes()},
-      {"distance_pass<bf16, 128>", Tile<bf16, 128>::shared_bytes()},
-      {"distance_pass<bf16, 192>", Tile<bf16, 192>::shared_bytes()},
-  };
 }
 
 }  // namespace cmpose

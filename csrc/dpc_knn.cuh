@@ -168,7 +168,8 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
   const int lane = lane_id(), warp = warp_id();
   const int my_row = warp % 4 * 16, my_column = kTileRows + warp / 4 * (COLUMNS / 2);
   const int pieces = pass.piece_count;
-  const bool with_norms = STAGE == Stage::kNorms || (STAGE == Stage::kNeighbors && !pass.norms);
+  constexpr bool kMayNeedNorms = STAGE == Stage::kNorms || STAGE == Stage::kNeighbors;
+  const bool with_norms = STAGE == Stage::kNorms || (kMayNeedNorms && !pass.norms);
   Sums<Shape::kSplit> sums[STAGE == Stage::kNorms ? 1 : kTiles];
   Sums<Shape::kSplit> diagonal[kTurns][2];
 
@@ -193,15 +194,17 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
           multiply<Shape>(sums[2 * pair + 1], a, b, 1, pieces);
         }
       }
-      if (!with_norms) continue;
+      if constexpr (kMayNeedNorms) {
+        if (!with_norms) continue;
 #pragma unroll
-      for (int turn = 0; turn < kTurns; ++turn) {
-        const int group = warp + 8 * turn;
-        if (group >= Shape::kGroups) continue;
-        load_left<Shape>(a, slab, group * 16, channel, pieces);
-        load_right<Shape>(b, slab, group * 16, channel, pieces);
-        multiply<Shape>(diagonal[turn][0], a, b, 0, pieces);
-        multiply<Shape>(diagonal[turn][1], a, b, 1, pieces);
+        for (int turn = 0; turn < kTurns; ++turn) {
+          const int group = warp + 8 * turn;
+          if (group >= Shape::kGroups) continue;
+          load_left<Shape>(a, slab, group * 16, channel, pieces);
+          load_right<Shape>(b, slab, group * 16, channel, pieces);
+          multiply<Shape>(diagonal[turn][0], a, b, 0, pieces);
+          multiply<Shape>(diagonal[turn][1], a, b, 1, pieces);
+        }
       }
     }
     __syncthreads();

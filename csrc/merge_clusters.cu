@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kCountThreads)
 // A block sums all clusters of a clip over 32 · V channels, each cluster by one warp. With SORTS it
 // finds the clip's order by itself.
 template <class T, int V, bool SORTS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sum_kernel(const T* __restrict__ tokens, ClusterSums what,
                const int64_t* __restrict__ assignment, T* __restrict__ merged,
                float* __restrict__ total, float* __restrict__ exact,
@@ -138,6 +138,11 @@ __global__ void __launch_bounds__(kCountThreads)
 }
 
 }  // namespace
+
+std::map<std::string, unsigned> clusters_shared() {
+  return {{"order_clips", shared_part<int>(kCountThreads)},
+          {"sum_kernel", shared_bytes(kSharedTokens, kSharedClusters)}};
+}
 
 int64_t clusters_workspace(const Clusters& shape) {
   if (sorts_in_shared(shape)) return 0;

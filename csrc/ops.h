@@ -83,7 +83,10 @@ void dpc_knn_merge(const DpcKnn& shape, const void* tokens, const bool* valid, f
                    bool normalize, const void* weights, void* merged, float* total, float* exact,
                    void* workspace, void* stream);
 
-// Bytes of dynamic shared memory a block of each kernel takes at most, by the kernel's name.
-std::map<std::string, unsigned> shared_memory();
+// -- what blocks take at most ---------------------------------------------------------------------
+
+// Kernel → bytes of dynamic shared memory. select_tokens takes what K × N logits need.
+std::map<std::string, unsigned> clusters_shared();
+std::map<std::string, unsigned> dpc_knn_shared();
 
 }  // namespace cmpose

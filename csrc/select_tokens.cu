@@ -54,7 +54,7 @@ __device__ __forceinline__ void load_rows(const T* logits, const Parts& parts, i
 
 // One block a clip. Ranks are counted: a token's is how many come before it.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     select_forward(const T* __restrict__ logits, T* __restrict__ scores, T* __restrict__ importance,
                    int64_t* __restrict__ causal, int64_t* __restrict__ noncausal, int keypoints,
                    int tokens, int chosen, bool maximum) {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
 // d l_ki = S_ki (t_ki − Σ_j S_kj t_kj), t the gradient to S by itself and through the importance.
 // A maximum's gradient is shared evenly by the keypoints that attain it.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     select_backward(const T* __restrict__ logits, const T* __restrict__ d_scores,
                     const T* __restrict__ d_importance, T* __restrict__ d_logits, int keypoints,
                     int tokens, bool maximum) {

@@ -139,7 +139,7 @@ def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
 
 
 # What the machine has is a constant to torch.compile, not code to trace. This is what
-# torch.compiler.assume_constant_result does; calling it would import torch._dynamo, a second's work.
+# torch.compiler.assume_constant_result does, but that imports torch._dynamo, a second's work.
 _unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

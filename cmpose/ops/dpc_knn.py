@@ -63,7 +63,11 @@ def squared_distances(x: Tensor) -> Tensor:
         return rows(x)  # Inductor fuses this; a loop would be unrolled
     chunk = _CHUNK.get(x.device.type, _CHUNK["cuda"])
     step = max(1, chunk // max(1, x.numel()))
-    return torch.cat([rows(part) for part in x.split(step, dim=1)], dim=1)
+    # Written in place: small results kept between the chunks' large ones would fragment the heap.
+    square = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
+    for at in range(0, x.shape[1], step):
+        square[:, at : at + step] = rows(x[:, at : at + step])
+    return square
 
 
 @torch.no_grad()
@@ -135,9 +139,8 @@ def _cuda_arguments(
     peak_delta: str,
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...], Tensor]:
     """What both calls of csrc/dpc_knn.cu take, the results among it, and the workspace."""
-    B, M, D, L = *tokens.shape, num_clusters
-    shape = clusters_shape(tokens, num_clusters)
-    shape = (*shape[:4], k, L)
+    *sizes, clusters = clusters_shape(tokens, num_clusters)
+    shape = (*sizes, k, clusters)
     space = cuda.workspace(native.module().dpc_knn_workspace(*shape), tokens)
     found = _cluster_fake(tokens, num_clusters)
     valid = None if valid is None else valid.contiguous()
@@ -358,8 +361,10 @@ def dpc_knn_merge(
     chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k)
     merging = backends.choose("merge_clusters", backend, tokens.device, tokens, weights)
     if chosen != merging or chosen == backends.PLAIN:
-        options = {"scale": scale, "include_self": include_self, "peak_delta": peak_delta}
-        clusters = dpc_knn(tokens, k, num_clusters, **options, valid=valid, backend=backend)
+        clusters = dpc_knn(
+            tokens, k, num_clusters, scale=scale, include_self=include_self,
+            peak_delta=peak_delta, valid=valid, backend=backend,
+        )  # fmt: skip
         merged = merge_clusters(
             tokens, weights, clusters.assignment, num_clusters, normalize=normalize, backend=backend
         )

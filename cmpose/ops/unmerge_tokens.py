@@ -81,10 +81,10 @@ def _cuda_forward(
     noncausal_index: Tensor,
     assignment: Tensor,
 ) -> Tensor:
+    found = _forward_fake(causal, merged, causal_index, noncausal_index, assignment, "cuda")
     given = (causal, merged, causal_index, noncausal_index, assignment)
-    given = tuple(t.contiguous() for t in given)
-    found = _forward_fake(*given, "cuda")
-    cuda.call("unmerge_tokens", found, *_shape(found, given[4], merged.shape[1]), *given, found)
+    shape = _shape(found, assignment, merged.shape[1])
+    cuda.call("unmerge_tokens", found, *shape, *(t.contiguous() for t in given), found)
     return found
 
 

@@ -13,7 +13,20 @@ from tests.csrc.gate import ARCHS, Report, Row
 SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
 """Bytes of shared memory that a block may have: A100, RTX 4090, H100 and H200, RTX 5090."""
 
-LIMITS: dict[str, int] = {}
+LIMITS = {
+    "dpc_knn.center_tokens": 64,
+    "dpc_knn.distance_pass": 240,
+    "dpc_knn.finish_clip": 128,
+    "dpc_knn.rank_tokens": 40,
+    "merge_clusters.mark_clips": 32,
+    "merge_clusters.merge_backward": 64,
+    "merge_clusters.order_clips": 32,
+    "merge_clusters.sum_kernel": 128,
+    "select_tokens.select_backward": 64,
+    "select_tokens.select_forward": 56,
+    "unmerge_tokens.gather_causal": 72,
+    "unmerge_tokens.unmerge_forward": 56,
+}
 """Kernel → registers a thread that it may need, over all cards; a line without template arguments,
 or with the first ones, stands for all that begin so (``gate.matches``).
 
