@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +48,31 @@ class Row:
     shared: int
 
     @property
-    def function(self) -> str:
-        """``dpc_knn.density_kernel``: file and name alone, for all template arguments."""
-        return self.kernel.partition("<")[0]
+    def name(self) -> str:
+        """Without the file: ``density_kernel<float>``."""
+        return self.kernel.partition(".")[2]
+
+
+def matches(line: str, kernel: str) -> bool:
+    """Whether a line of a table stands for a kernel.
+
+    A line names all template arguments, or the first ones, or none: ``f<float, 8>``, ``f<float>``
+    and ``f`` all stand for ``f<float, 8>``.
+    """
+    if line == kernel or kernel.startswith(f"{line}<"):
+        return True
+    return line.endswith(">") and kernel.startswith(f"{line[:-1]},")
+
+
+def line_for(kernel: str, table: Iterable[str]) -> str | None:
+    """The line of a table that stands for a kernel; of several the one that says most."""
+    return max((line for line in table if matches(line, kernel)), key=len, default=None)
+
+
+def dynamic_of(row: Row, dynamic: dict[str, int]) -> int:
+    """The bytes of dynamic shared memory that a row's kernel is launched with."""
+    line = line_for(row.name, dynamic)
+    return 0 if line is None else dynamic[line]
 
 
 def require_nvcc() -> None:
@@ -139,14 +162,13 @@ def compile_all(plan: build.Plan) -> Report:
     for path, out in zip(plan.kernels, plan.objects, strict=True):
         text = out.with_name(f"{out.name}.log").read_text()
         report.rows.extend(parse(path.stem, text))
-        report.warnings.extend(
-            f"{path.name}: {line}" for line in text.splitlines() if re.search(r"\bwarning\b", line)
-        )
+        warned = (line for line in text.splitlines() if re.search(r"\bwarning(:| #)", line))
+        report.warnings.extend(dict.fromkeys(warned))  # each architecture repeats it
     return report
 
 
 def dynamic_shared_memory(plan: build.Plan) -> dict[str, int]:
-    """Kernel (its name alone) → the bytes of dynamic shared memory that it is launched with.
+    """Kernel (see :func:`matches`) → the most dynamic shared memory it is launched with, in bytes.
 
     The core itself tells, by ``_C.shared_memory()``: the one in which the sources were compiled
     for the CPU if ``CMPOSE_CUDA_ON_CPU`` names it, else the plan's, which loads without a driver.
@@ -171,7 +193,7 @@ def table(rows: list[Row], dynamic: dict[str, int]) -> list[str]:
     titles = ("registers", "spill stores", "spill loads", "stack", "shared", "dynamic shared")
     lines = [f"{'kernel':{width}} card    {'  '.join(titles)}"]
     for row in rows:
-        asked = dynamic.get(row.function.partition(".")[2], 0)
+        asked = dynamic_of(row, dynamic)
         values = (row.registers, row.spill_stores, row.spill_loads, row.stack, row.shared, asked)
         cells = [f"{value:{len(title)}}" for title, value in zip(titles, values, strict=True)]
         lines.append(f"{row.kernel:{width}} sm_{row.arch:<3}  {'  '.join(cells)}")

@@ -27,7 +27,8 @@ LIMITS = {
     "unmerge_tokens.gather_causal": 72,
     "unmerge_tokens.unmerge_forward": 56,
 }
-"""Kernel → registers a thread that it may need, over all template arguments and cards.
+"""Kernel → registers a thread that it may need, over all cards; a line without template arguments,
+or with the first ones, stands for all that begin so (``gate.matches``).
 
 As nvcc 13.0 compiles them; another version's kernels must not spill and must fit the cards.
 """
@@ -51,16 +52,18 @@ def findings(
         rows: the gate's.
         limits: as :data:`LIMITS`.
         stack: as :data:`STACK`.
-        dynamic: function → bytes of dynamic shared memory.
+        dynamic: kernel → bytes of dynamic shared memory.
     """
     found = []
     for row in rows:
-        limit = limits.get(row.function)
-        shared = row.shared + dynamic.get(row.function.partition(".")[2], 0)
-        stack_limit, _ = stack.get(row.function, (0, ""))
+        line = gate.line_for(row.kernel, limits)
+        limit = 255 if line is None else limits[line]
+        shared = row.shared + gate.dynamic_of(row, dynamic)
+        excuse = gate.line_for(row.kernel, stack)
+        stack_limit = 0 if excuse is None else stack[excuse][0]
         checks = {
-            "has no line in LIMITS": limit is None,
-            f"{row.registers} registers > {limit}": limit is not None and row.registers > limit,
+            "has no line in LIMITS": line is None,
+            f"{row.registers} registers > {limit}": row.registers > limit,
             f"spills: {row.spill_stores} bytes stored, {row.spill_loads} loaded": (
                 row.spill_stores + row.spill_loads > 0
             ),
@@ -68,14 +71,14 @@ def findings(
             f"shared memory {shared} > {SHARED[row.arch]} of the card": shared > SHARED[row.arch],
         }
         found += [f"sm_{row.arch} {row.kernel}: {what}" for what, bad in checks.items() if bad]
-    functions = {row.function for row in rows}
-    names = {function.partition(".")[2] for function in functions}
+    kernels = {row.kernel for row in rows}
+    names = {row.name for row in rows}
     for table, lines, known in (
-        ("LIMITS", limits, functions),
-        ("STACK", stack, functions),
+        ("LIMITS", limits, kernels),
+        ("STACK", stack, kernels),
         ("shared_memory()", dynamic, names),
     ):
-        strangers = sorted(lines.keys() - known)
+        strangers = sorted(n for n in lines if not any(gate.matches(n, kernel) for kernel in known))
         found += [f"{table} has {name}, which is no kernel" for name in strangers]
     return found
 
@@ -84,11 +87,13 @@ def loose(rows: list[Row], limits: dict[str, int]) -> list[str]:
     """Limits that stand too far above what any kernel needs."""
     most: dict[str, int] = {}
     for row in rows:
-        most[row.function] = max(most.get(row.function, 0), row.registers)
+        line = gate.line_for(row.kernel, limits)
+        if line is not None:
+            most[line] = max(most.get(line, 0), row.registers)
     return [
-        f"{name}: {limits[name]} registers, {needed} needed at most"
-        for name, needed in most.items()
-        if name in limits and limits[name] > needed + SLACK
+        f"{line}: {limits[line]} registers, {needed} needed at most"
+        for line, needed in most.items()
+        if limits[line] > needed + SLACK
     ]
 
 
@@ -153,7 +158,7 @@ PLANTED_LIMITS = {
 
 def test_planted_kernels_are_refused(planted: Report) -> None:
     found = findings(planted.rows, PLANTED_LIMITS, {}, {})
-    rows = {row.function.partition(".")[2]: row for row in planted.rows}
+    rows = {row.name.partition("<")[0]: row for row in planted.rows}
     spilling, hungry, stack = rows["spilling_kernel"], rows["hungry_kernel"], rows["stack_kernel"]
     assert stack.kernel == "planted.stack_kernel<64>"
     assert spilling.registers <= 64
@@ -173,25 +178,39 @@ def test_planted_kernels_are_refused(planted: Report) -> None:
 
 
 def test_what_is_allowed_passes(planted: Report) -> None:
-    modest = [row for row in planted.rows if row.function == "planted.modest_kernel"]
+    modest = [row for row in planted.rows if row.kernel == "planted.modest_kernel"]
     limits = {"planted.modest_kernel": 32}
     assert modest[0].shared == 4096
     assert findings(modest, limits, {}, {"modest_kernel": 101_376 - 4096}) == []
     assert findings(modest, limits, {}, {"modest_kernel": 101_377 - 4096}) == [
         "sm_89 planted.modest_kernel: shared memory 101377 > 101376 of the card"
     ]
-    stack = [row for row in planted.rows if row.function == "planted.stack_kernel"]
+    stack = [row for row in planted.rows if row.kernel == "planted.stack_kernel<64>"]
     allowed = {"planted.stack_kernel": (256, "planted")}
     assert findings(stack, {"planted.stack_kernel": 64}, allowed, {}) == []
 
 
 def test_lines_of_no_kernel_are_found(planted: Report) -> None:
-    modest = [row for row in planted.rows if row.function == "planted.modest_kernel"]
+    modest = [row for row in planted.rows if row.kernel == "planted.modest_kernel"]
     assert findings(modest, {"planted.gone_kernel": 32}, {"other": (8, "")}, {"old_kernel": 8}) == [
         "sm_89 planted.modest_kernel: has no line in LIMITS",
         "LIMITS has planted.gone_kernel, which is no kernel",
         "STACK has other, which is no kernel",
         "shared_memory() has old_kernel, which is no kernel",
+    ]
+
+
+def test_lines_with_some_template_arguments(planted: Report) -> None:
+    row = replace(planted.rows[0], kernel="a.f<float, 8>", registers=40, shared=0, stack=0)
+    other = replace(row, kernel="a.f<fp16, 8>", registers=90)
+    limits = {"a.f<float>": 40, "a.f": 90, "a.f<float, 80>": 1}
+    dynamic = {"f<float, 8>": 101_376, "f<fp16>": 101_377}
+    assert findings([row, other], limits, {}, dynamic) == [
+        "sm_89 a.f<fp16, 8>: shared memory 101377 > 101376 of the card",
+        "LIMITS has a.f<float, 80>, which is no kernel",
+    ]
+    assert loose([row, other], {"a.f<float>": 57, "a.f": 106}) == [
+        "a.f<float>: 57 registers, 40 needed at most"
     ]
 
 
