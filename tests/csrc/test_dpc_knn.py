@@ -1,0 +1,373 @@
+"""The CUDA kernels of dpc_knn: right up to near-ties of their error bound, for every size.
+
+On a machine without a GPU they run on the CPU (tests/cuda_on_cpu). Below kMatrixTokens = 512 a
+clip's distances are kept, beyond they are computed anew by each pass: both ways are tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmpose import native, ops
+from cmpose.ops.dpc_knn import MATRIX_TOKENS, MAX_NEIGHBORS, MAX_TOKENS, squared_distances
+from cmpose.ops.select_tokens import shared_bytes
+from tests.ops.cases import DEVICE
+from tests.ops.dpc_knn_band import NearTies, assert_clusters_within_band
+
+pytestmark = pytest.mark.skipif(
+    ops.available("dpc_knn", DEVICE)["cuda"] is not None,
+    reason=str(ops.available("dpc_knn", DEVICE)["cuda"]),
+)
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+def random_tokens(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def clustered_tokens(
+    batch: int, size: int, width: int, dtype: torch.dtype, seed: int = 0
+) -> Tensor:
+    """Around as many centres as a seventh of the tokens, as tokens of one body part are."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(batch, size // 7 + 1, width, generator=generator)
+    index = torch.randint(0, size // 7 + 1, (batch, size), generator=generator)
+    around = centres[torch.arange(batch)[:, None], index]
+    return (around + 0.3 * torch.randn(batch, size, width, generator=generator)).to(dtype)
+
+
+def found(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> ops.ClusterResult:
+    """What the kernels give, on the CPU."""
+    valid = options.pop("valid", None)
+    result = ops.dpc_knn(
+        tokens.to(DEVICE),
+        k,
+        num_clusters,
+        valid=None if valid is None else valid.to(DEVICE),
+        backend="cuda",
+        **options,
+    )
+    return ops.ClusterResult(*(t.cpu() for t in result))
+
+
+def check(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> NearTies:
+    return assert_clusters_within_band(
+        found(tokens, k, num_clusters, **options), tokens, k, num_clusters, **options
+    )
+
+
+SIZES = [
+    # M, D, k, L
+    pytest.param(1, 8, 1, 1, marks=pytest.mark.sanitized),
+    (2, 8, 2, 1),
+    (3, 1, 2, 3),
+    pytest.param(13, 17, 5, 4, marks=pytest.mark.sanitized),
+    (63, 64, 16, 9),
+    pytest.param(65, 129, 3, 65, marks=pytest.mark.sanitized),
+    (101, 8, 5, 11),
+    (128, 320, 5, 32),
+    (131, 1280, 5, 32),
+    pytest.param(132, 768, 5, 32, marks=pytest.mark.sanitized),
+    (192, 384, 5, 32),
+    pytest.param(193, 72, 8, 49, marks=pytest.mark.sanitized),
+    (257, 40, 1, 64),
+    (383, 24, 5, 96),
+    (509, 56, 2, 127),
+    (512, 16, 5, 128),
+    pytest.param(513, 48, 5, 128, marks=pytest.mark.sanitized),
+    (577, 96, 16, 64),
+    (769, 33, 3, 500),
+    (1021, 8, 5, 255),
+    (1100, 80, 5, 64),
+]
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(("size", "width", "k", "num_clusters"), SIZES)
+def test_every_size(size: int, width: int, k: int, num_clusters: int, dtype: torch.dtype) -> None:
+    check(clustered_tokens(2 if size < 100 else 1, size, width, dtype), k, num_clusters)
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
+def test_near_ties_are_rare(dtype: torch.dtype) -> None:
+    """What the validator lets pass is little: the bound is not so wide that all would."""
+    ties = check(random_tokens(4, 132, 256, dtype=dtype), 5, 32)
+    assert max(ties.order, ties.centers, ties.assignment) < 0.05 * 4 * 132
+
+
+def test_where_nothing_is_close_the_clusters_are_the_references() -> None:
+    """The validator asserts it of clips that are certain; here all of them are."""
+    tokens = clustered_tokens(6, 24, 96, BF16)
+    assert check(tokens, 4, 5).certain == 6
+    truth = ops.dpc_knn(tokens.double(), 4, 5, backend="reference")
+    result = found(tokens, 4, 5)
+    assert torch.equal(result.centers, truth.centers)
+    assert torch.equal(result.assignment, truth.assignment)
+
+
+OPTIONS = [
+    {"scale": False},
+    {"include_self": False},
+    {"peak_delta": "global_max"},
+    {"scale": False, "include_self": False, "peak_delta": "global_max"},
+]
+BOTH_WAYS = pytest.mark.parametrize("size", [97, 540])
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_options(size: int, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    check(clustered_tokens(1, size, 40, dtype), 5, 17, **options)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("options", [{}, {"include_self": False}], ids=str)
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_valid(size: int, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    valid = torch.rand(2, size, generator=torch.Generator().manual_seed(1)) < 0.6
+    check(clustered_tokens(2, size, 40, dtype), 5, 17, valid=valid, **options)
+
+
+@pytest.mark.sanitized
+@BOTH_WAYS
+@pytest.mark.parametrize("options", [{}, {"include_self": False}], ids=str)
+def test_fewer_valid_tokens_than_neighbours_or_clusters(size: int, options: dict[str, Any]) -> None:
+    tokens = clustered_tokens(4, size, 24, BF16)
+    valid = torch.zeros(4, size, dtype=torch.bool)
+    valid[0, 7] = True
+    valid[1, [3, 90]] = True
+    valid[2, 5:16] = True  # and none in the last clip
+    check(tokens, 5, 17, valid=valid, **options)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
+def test_equal_tokens(size: int, dtype: torch.dtype) -> None:
+    """d² is exactly 0, whatever the tokens: ties go by index, as the reference's."""
+    tokens = random_tokens(1, 1, 50, dtype=dtype).expand(2, size, 50) * 37
+    result = found(tokens, 3, 6)
+    assert (result.log_density == 0).all()
+    assert (result.delta == 0).all()
+    assert result.centers.tolist() == [list(range(6))] * 2
+    assert (result.assignment[:, :6] == torch.arange(6)).all()
+    assert (result.assignment[:, 6:] == 0).all()
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
+def test_duplicates(size: int, dtype: torch.dtype, offset: int) -> None:
+    tokens = clustered_tokens(2, size, 72, torch.float64) + offset
+    generator = torch.Generator().manual_seed(2)
+    copies = torch.randint(0, size, (size // 2,), generator=generator)
+    tokens[:, : size // 2] = tokens[:, copies]
+    check(tokens.to(dtype), 3, 20)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
+def test_ties_of_a_lattice_fall_as_the_references(size: int, dtype: torch.dtype) -> None:
+    """Whole numbers stay whole through centring, products and sums: ties are exact."""
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(-1, 2, (2, size, 6), generator=generator) + 5
+    truth = ops.dpc_knn(tokens.double(), 5, 30, backend="reference")
+    result = found(tokens.to(dtype), 5, 30)
+    assert torch.equal(result.centers, truth.centers)
+    assert torch.equal(result.assignment, truth.assignment)
+    torch.testing.assert_close(result.log_density.double(), truth.log_density, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("offset", [1e2, 1e4])
+def test_an_offset_does_not_cancel(offset: float, dtype: torch.dtype) -> None:
+    """Tokens far from 0 and near each other: |x|² + |y|² − 2xy of them as they are would be lost.
+
+    The tokens are rounded to the dtype first; what is left of them is what must be told apart.
+    """
+    tokens = (clustered_tokens(1, 90, 64, torch.float64) * 8 + offset).to(dtype)
+    check(tokens, 5, 12)
+    x = tokens.float()
+    naive = x.square().sum(-1)[..., None] + x.square().sum(-1)[:, None] - 2 * x @ x.mT
+    exact = squared_distances(tokens.double())
+    lost = (naive - exact).abs().max() / exact.median()
+    if dtype == FP32:  # so much is at stake; 16-bit tokens have too few bits to lose any
+        assert lost > (1e-2 if offset == 1e4 else 1e-6)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_tokens_that_are_no_numbers(size: int, bad: float) -> None:
+    """They count as invalid, in cluster 0; the others cluster as if they were marked so."""
+    tokens = clustered_tokens(3, size, 40, BF16)
+    tokens[0, [0, 50], 3] = bad
+    tokens[1, 20] = bad
+    tokens[2] = bad
+    with ops.without_value_checks():
+        check(tokens, 5, 17)
+        result = found(tokens, 5, 17)
+    assert (result.log_density[0, [0, 50]] == -float("inf")).all()
+    assert result.assignment[1, 20] == 0
+    assert (result.assignment[2] == 0).all()
+    assert result.centers[2].tolist() == list(range(17))
+
+
+@BOTH_WAYS
+def test_squares_beyond_float32(size: int) -> None:
+    """A token whose norm overflows is treated alike; every index is in range."""
+    tokens = clustered_tokens(1, size, 40, FP32)
+    tokens[0, 9] = 3e30
+    with ops.without_value_checks():
+        result = found(tokens, 5, 17)
+    assert result.log_density[0, 9] == -float("inf")
+    assert result.assignment.min() >= 0
+    assert result.assignment.max() < 17
+    others = [i for i in range(size) if i != 9]
+    truth = ops.dpc_knn(tokens[:, others].double(), 5, 17, backend="reference")
+    torch.testing.assert_close(
+        result.log_density[:, others].double(), truth.log_density, rtol=1e-5, atol=0
+    )
+
+
+@BOTH_WAYS
+def test_two_pieces_when_torch_allows_tf32(size: int) -> None:
+    tokens = clustered_tokens(1, size, 64, FP32)
+    before = torch.get_float32_matmul_precision()
+    exact = found(tokens, 5, 17)
+    try:
+        torch.set_float32_matmul_precision("high")
+        result = found(tokens, 5, 17)
+        again = found(tokens, 5, 17)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert_clusters_within_band(result, tokens, 5, 17, pieces="two")
+    assert torch.equal(result.log_density, again.log_density)
+    assert not torch.equal(result.log_density, exact.log_density)
+    with pytest.raises(AssertionError, match="log ρ"):  # it is less exact than without
+        assert_clusters_within_band(result, tokens, 5, 17)
+
+
+@pytest.mark.parametrize("order", ["backward", "5", "11"])
+@BOTH_WAYS
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU orders its threads by itself")
+def test_the_order_of_threads_does_not_matter(
+    size: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, weights = clustered_tokens(1, size, 24, BF16), torch.rand(1, size)
+    clusters, merged = ops.dpc_knn_merge(tokens, weights, 5, 17, backend="cuda")
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+    again, merged_again = ops.dpc_knn_merge(tokens, weights, 5, 17, backend="cuda")
+    for a, b in zip((*clusters, merged), (*again, merged_again), strict=True):
+        assert torch.equal(a, b)
+
+
+# -- with merging ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(("size", "width"), [(97, 40), (97, 520), (97, 37), (540, 24)])
+def test_merging_along_gives_the_bits_of_the_two_calls(
+    size: int, width: int, dtype: torch.dtype
+) -> None:
+    tokens = clustered_tokens(2, size, width, dtype).to(DEVICE).requires_grad_()
+    weights = torch.rand(2, size, device=DEVICE).requires_grad_()
+    ramp = torch.linspace(-1, 1, 2 * 17 * width, device=DEVICE).reshape(2, 17, width).to(dtype)
+    clusters, merged = ops.dpc_knn_merge(tokens, weights, 5, 17, backend="cuda")
+    gradients = torch.autograd.grad(merged, (tokens, weights), ramp)
+    apart = ops.dpc_knn(tokens, 5, 17, backend="cuda")
+    merged_apart = ops.merge_clusters(tokens, weights, apart.assignment, 17, backend="cuda")
+    gradients_apart = torch.autograd.grad(merged_apart, (tokens, weights), ramp)
+    for a, b in zip(
+        (*clusters, merged, *gradients), (*apart, merged_apart, *gradients_apart), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "auto", "cuda"])
+def test_merging_along_on_every_backend(backend: str, normalize: bool) -> None:
+    tokens = clustered_tokens(2, 60, 24, FP32).to(DEVICE).requires_grad_()
+    weights = torch.rand(2, 60, device=DEVICE).requires_grad_()
+    valid = torch.rand(2, 60, device=DEVICE) < 0.8
+    options = {"valid": valid, "include_self": False, "peak_delta": "global_max"}
+    clusters, merged = ops.dpc_knn_merge(
+        tokens, weights, 4, 9, normalize=normalize, backend=backend, **options
+    )
+    apart = ops.dpc_knn(tokens, 4, 9, backend="reference", **options)
+    merged_apart = ops.merge_clusters(
+        tokens, weights, apart.assignment, 9, normalize=normalize, backend="reference"
+    )
+    assert torch.equal(clusters.assignment, apart.assignment)
+    torch.testing.assert_close(merged, merged_apart)
+    for a, b in zip(
+        torch.autograd.grad(merged.square().sum(), (tokens, weights)),
+        torch.autograd.grad(merged_apart.square().sum(), (tokens, weights)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_merging_along_on_two_backends() -> None:
+    tokens, weights = clustered_tokens(1, 40, 16, FP32).to(DEVICE), torch.rand(1, 40).to(DEVICE)
+    expected = ops.dpc_knn_merge(tokens, weights, 3, 5, backend="cuda")
+    with ops.backend(dpc_knn="cuda", merge_clusters="reference"):
+        clusters, merged = ops.dpc_knn_merge(tokens, weights, 3, 5)
+    assert torch.equal(clusters.assignment, expected[0].assignment)
+    torch.testing.assert_close(merged, expected[1])
+
+
+def test_merging_along_checks_its_weights() -> None:
+    with pytest.raises(ValueError, match=r"weights must have shape \[B, M\] with M=6"):
+        ops.dpc_knn_merge(torch.zeros(1, 6, 3), torch.zeros(1, 5), 2, 2)
+    with pytest.raises(TypeError, match=r"weights must be of dtype float32"):
+        ops.dpc_knn_merge(torch.zeros(1, 6, 3), torch.zeros(1, 6).long(), 2, 2)
+
+
+# -- what it takes --------------------------------------------------------------------------------
+
+
+def test_limits_are_those_of_the_sources() -> None:
+    core = native.module()
+    assert core.MAX_NEIGHBORS == MAX_NEIGHBORS
+    assert core.MAX_TOKENS == MAX_TOKENS
+    assert core.MATRIX_TOKENS == MATRIX_TOKENS
+    for keypoints, tokens in ((15, 192), (1, 1), (17, 67), (133, 192)):
+        assert shared_bytes(keypoints, tokens) == core.select_tokens_shared(keypoints, tokens)
+    with pytest.raises(ValueError, match=r"takes 1 to 16 neighbors and up to 65536 tokens, got 17"):
+        core.dpc_knn_workspace(0, 1, 20, 3, 17, 2)
+    with pytest.raises(ValueError, match=r"dtype must be 0 .*, got 3"):
+        core.dpc_knn_workspace(3, 1, 20, 3, 2, 2)
+
+
+def test_workspace_grows_with_the_tokens_alone() -> None:
+    """Beyond 512 tokens it is O(M · D); below, a clip's d² are there too."""
+
+    def size(tokens: int, dtype: int = 2) -> int:
+        return native.module().dpc_knn_workspace(dtype, 1, tokens, 768, 5, 32)
+
+    padding = 8 * 256
+    assert size(512) <= 512 * 768 * 2 + 4 * 512 * 512 + 5 * 512 + padding
+    for tokens in (513, 4096, 65_536):
+        assert size(tokens) <= tokens * (768 * 2 + 17) + padding
+        assert size(tokens, 0) <= tokens * (768 * 6 + 17) + padding
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+def test_it_can_be_captured_in_a_graph() -> None:
+    tokens = clustered_tokens(2, 600, 64, BF16).cuda()
+    weights = torch.rand(2, 600, device="cuda")
+    for size in (132, 600):
+        f, w = tokens[:, :size].contiguous(), weights[:, :size].contiguous()
+        expected = ops.dpc_knn_merge(f, w, 5, 17, backend="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            clusters, merged = ops.dpc_knn_merge(f, w, 5, 17, backend="cuda")
+        graph.replay()
+        assert torch.equal(clusters.assignment, expected[0].assignment)
+        assert torch.equal(merged, expected[1])
