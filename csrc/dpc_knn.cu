@@ -37,59 +37,106 @@ __device__ __forceinline__ bool shifts_exactly(float x, float shift) {
   return to_float(from_float<T>(y)) == y && y + shift == x;
 }
 
-__device__ __forceinline__ void store_pieces(float y, float, uint16_t* to, int64_t piece_size) {
+// Two neighbouring channels, as 16-bit numbers.
+__device__ __forceinline__ void store_pieces(float (&y)[2], float, uint16_t* to,
+                                             int64_t piece_size) {
+#pragma unroll
   for (int p = 0; p < 3; ++p) {  // 8 bits each: all 24 of y
-    const uint16_t piece = float_to_bf16(y);
-    to[p * piece_size] = piece;
-    y -= bf16_to_float(piece);
+    Vector<uint16_t, 2> piece;
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      piece.at[q] = float_to_bf16(y[q]);
+      y[q] -= bf16_to_float(piece.at[q]);
+    }
+    *reinterpret_cast<Vector<uint16_t, 2>*>(to + p * piece_size) = piece;
   }
 }
 template <class T>
-__device__ __forceinline__ void store_pieces(float y, T, uint16_t* to, int64_t) {
-  *to = from_float<T>(y).bits;
+__device__ __forceinline__ void store_pieces(const float (&y)[2], T, uint16_t* to, int64_t) {
+  *reinterpret_cast<Vector<uint16_t, 2>*>(to) = {from_float<T>(y[0]).bits,
+                                                 from_float<T>(y[1]).bits};
 }
 
-// A block shifts 64 channels of a clip. 16-bit tokens are shifted only where none of a channel's
-// rounds: products of the shifted tokens are then as exact as those of the tokens. Where one does
-// round, the channel's spread is as large as its smallest magnitude, and nothing much can cancel.
-template <class T>
+// A block shifts 64 channels of a clip, two neighbouring ones a lane. 16-bit tokens are shifted
+// only where none of a channel's rounds: products of the shifted tokens are then as exact as those
+// of the tokens. Where one does round, the channel's spread is as large as its smallest magnitude,
+// and nothing much can cancel. With KEEPS the clip's channels are read once, into shared memory;
+// else each of the passes over them reads them anew.
+template <class T, bool KEEPS>
 __global__ void __launch_bounds__(kCenterThreads, 2)
     center_tokens(const T* __restrict__ tokens, const bool* __restrict__ valid,
                   uint16_t* __restrict__ pieces, int64_t piece_size, int count, int channels,
                   int depth) {
-  constexpr int kWarps = kCenterThreads / kWarp, kEach = kCenterChannels / kWarp;
+  constexpr int kWarps = kCenterThreads / kWarp;
+  constexpr int kVector = 16 / sizeof(T), kVectors = kCenterChannels / kVector;
   SharedMemory shared;
-  float* const sums = shared.take<float>(4 * kWarps * kCenterChannels);  // of each warp's rows
+  float* const parts = shared.take<float>(4 * kWarps * kCenterChannels);  // of each warp's rows
   float* const shifts = shared.take<float>(kCenterChannels);
   int* const rounds = shared.take<int>(kWarps * kCenterChannels);
+  T* const kept = shared.take<T>(KEEPS ? count * kCenterChannels : 0);
   const int blocks = depth / kCenterChannels;
   const int64_t clip = blockIdx.x / blocks;
   const int first = static_cast<int>(blockIdx.x % blocks) * kCenterChannels;
-  const int lane = lane_id(), warp = warp_id();
-  const T* const from = tokens + clip * count * channels;
-  const auto load = [&](int i, int channel) {
-    return channel < channels ? to_float(from[int64_t{i} * channels + channel]) : 0.0f;
+  const int warp = warp_id(), mine = 2 * lane_id();
+  const T* const from = tokens + clip * count * channels + first;
+  const int inside = min(kCenterChannels, channels - first);
+  if constexpr (KEEPS) {
+    const auto misaligned = reinterpret_cast<uint64_t>(from) | channels * sizeof(T);
+    if (inside == kCenterChannels && misaligned % 16 == 0) {
+      for (int i = threadIdx.x; i < count * kVectors; i += kCenterThreads) {
+        const int64_t row = i / kVectors;
+        const int part = i % kVectors * kVector;
+        cp_async_16(kept + row * kCenterChannels + part, from + row * channels + part, true);
+      }
+      cp_async_commit();
+      cp_async_wait<0>();
+    } else {
+      for (int i = threadIdx.x; i < count * kCenterChannels; i += kCenterThreads) {
+        const int64_t row = i / kCenterChannels;
+        const int c = i % kCenterChannels;
+        kept[i] = c < inside ? from[row * channels + c] : from_float<T>(0.0f);
+      }
+    }
+    __syncthreads();
+  }
+  const auto load = [&](int i, float(&x)[2]) {
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      if constexpr (KEEPS) {
+        x[q] = to_float(kept[i * kCenterChannels + mine + q]);
+      } else {
+        x[q] = mine + q < inside ? to_float(from[int64_t{i} * channels + mine + q]) : 0.0f;
+      }
+    }
   };
 
-  for (int q = 0; q < kEach; ++q) {
-    const int c = lane + kWarp * q;
-    float sum = 0.0f, number = 0.0f, low = INFINITY, high = -INFINITY;
+  {
+    float sum[2] = {}, number[2] = {}, low[2] = {INFINITY, INFINITY};
+    float high[2] = {-INFINITY, -INFINITY};
     for (int i = warp; i < count; i += kWarps) {
-      const float x = load(i, first + c);
-      if (!isfinite(x) || (valid && !valid[clip * count + i])) continue;
-      sum += x;
-      number += 1.0f;
-      low = fminf(low, x);
-      high = fmaxf(high, x);
+      float x[2];
+      load(i, x);
+      const bool counts = !valid || valid[clip * count + i];
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        if (!counts || !isfinite(x[q])) continue;
+        sum[q] += x[q];
+        number[q] += 1.0f;
+        low[q] = fminf(low[q], x[q]);
+        high[q] = fmaxf(high[q], x[q]);
+      }
     }
-    float* const mine = sums + 4 * (warp * kCenterChannels + c);
-    mine[0] = sum, mine[1] = number, mine[2] = low, mine[3] = high;
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      float* const part = parts + 4 * (warp * kCenterChannels + mine + q);
+      part[0] = sum[q], part[1] = number[q], part[2] = low[q], part[3] = high[q];
+    }
   }
   __syncthreads();
   for (int c = threadIdx.x; c < kCenterChannels; c += kCenterThreads) {
     float sum = 0.0f, number = 0.0f, low = INFINITY, high = -INFINITY;
     for (int w = 0; w < kWarps; ++w) {
-      const float* const part = sums + 4 * (w * kCenterChannels + c);
+      const float* const part = parts + 4 * (w * kCenterChannels + c);
       sum += part[0];
       number += part[1];
       low = fminf(low, part[2]);
@@ -99,15 +146,17 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
   }
   __syncthreads();
   if constexpr (!std::is_same<T, float>::value) {
-    for (int q = 0; q < kEach; ++q) {
-      const int c = lane + kWarp * q;
-      bool exact = true;
-      for (int i = warp; i < count; i += kWarps) {
-        const float x = load(i, first + c);
-        exact &= !isfinite(x) || shifts_exactly<T>(x, shifts[c]);
+    bool exact[2] = {true, true};
+    for (int i = warp; i < count; i += kWarps) {
+      float x[2];
+      load(i, x);
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        exact[q] &= !isfinite(x[q]) || shifts_exactly<T>(x[q], shifts[mine + q]);
       }
-      rounds[warp * kCenterChannels + c] = !exact;
     }
+    rounds[warp * kCenterChannels + mine] = !exact[0];
+    rounds[warp * kCenterChannels + mine + 1] = !exact[1];
     __syncthreads();
     for (int c = threadIdx.x; c < kCenterChannels; c += kCenterThreads) {
       for (int w = 0; w < kWarps; ++w) {
@@ -116,12 +165,12 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
     }
     __syncthreads();
   }
-  for (int q = 0; q < kEach; ++q) {
-    const int c = lane + kWarp * q;
-    for (int i = warp; i < count; i += kWarps) {
-      const float y = first + c < channels ? load(i, first + c) - shifts[c] : 0.0f;
-      store_pieces(y, T{}, pieces + (clip * count + i) * depth + first + c, piece_size);
-    }
+  for (int i = warp; i < count; i += kWarps) {
+    float x[2];
+    load(i, x);
+#pragma unroll
+    for (int q = 0; q < 2; ++q) x[q] = mine + q < inside ? x[q] - shifts[mine + q] : 0.0f;
+    store_pieces(x, T{}, pieces + (clip * count + i) * depth + first + mine, piece_size);
   }
 }
 
@@ -211,10 +260,12 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     const uint64_t mine = density_keys[i];
     float square = INFINITY;
     bool earlier = false;
+#pragma unroll 4
     for (int j = lane_id(); j < count; j += kWarp) {
-      if (density_keys[j] <= mine) continue;
-      earlier = true;
-      if (usable[j]) square = fminf(square, row[j]);
+      const float value = row[j];  // whether it counts or not: so that loads overlap
+      const bool before = density_keys[j] > mine;
+      earlier |= before;
+      if (before && usable[j]) square = fminf(square, value);
     }
     square = lowest_of_warp(square);
     if (!__ballot_sync(kAllLanes, earlier)) square = peak_square(pass, clip, i);
@@ -235,10 +286,10 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
   for (int i = threadIdx.x; i < count; i += kFinishThreads) {
     float low = INFINITY;
     int nearest = 0;
+#pragma unroll 8
     for (int c = 0; c < pass.clusters; ++c) {
-      if (!usable[centers[c]]) continue;
       const float square = matrix[int64_t{centers[c]} * count + i];  // symmetric: by rows
-      if (square < low) {
+      if (usable[centers[c]] && square < low) {
         low = square;
         nearest = c;
       }
@@ -269,11 +320,16 @@ unsigned finish_shared(int tokens, int clusters) {
          shared_part<int>(clusters + 1) + shared_part<int>(clusters) + shared_part<bool>(tokens);
 }
 
-constexpr unsigned center_shared() {
+// What center_tokens takes when it keeps `kept` tokens of a type of `bytes` bytes.
+constexpr unsigned center_shared(int kept, int bytes) {
   return shared_part<float>(4 * kCenterThreads / kWarp * kCenterChannels) +
          shared_part<float>(kCenterChannels) +
-         shared_part<int>(kCenterThreads / kWarp * kCenterChannels);
+         shared_part<int>(kCenterThreads / kWarp * kCenterChannels) +
+         shared_part<char>(kept * bytes * kCenterChannels);
 }
+
+// Tokens of 4 bytes that it keeps at most; of 2 bytes twice as many. Two blocks then fit an SM.
+constexpr int kCenterKept = 128;
 
 // -- host -----------------------------------------------------------------------------------------
 
@@ -353,9 +409,12 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
   pass.assignment = assignment;
   with_type(c.dtype, [&](auto number) {
     using T = decltype(number);
-    launch("dpc_knn", center_tokens<T>, c.clips * (pass.depth / kCenterChannels), kCenterThreads,
-           center_shared(), stream, static_cast<const T*>(tokens), valid,
-           const_cast<uint16_t*>(pass.pieces), pass.piece_size, c.tokens, c.channels, pass.depth);
+    const bool keeps = c.tokens * sizeof(T) <= kCenterKept * sizeof(float);
+    launch("dpc_knn", keeps ? center_tokens<T, true> : center_tokens<T, false>,
+           c.clips * (pass.depth / kCenterChannels), kCenterThreads,
+           center_shared(keeps ? c.tokens : 0, sizeof(T)), stream, static_cast<const T*>(tokens),
+           valid, const_cast<uint16_t*>(pass.pieces), pass.piece_size, c.tokens, c.channels,
+           pass.depth);
     if (keeps_matrix(shape)) {
       find_neighbors<T>(pass, c.clips, stream);
       constexpr int kVector = 16 / sizeof(T);
@@ -388,7 +447,7 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
 std::map<std::string, unsigned> dpc_knn_shared() {
   const unsigned most = std::max({Tile<float, 128>::shared_bytes(), Tile<bf16, 128>::shared_bytes(),
                                   Tile<bf16, 192>::shared_bytes()});
-  return {{"center_tokens", center_shared()},
+  return {{"center_tokens", center_shared(kCenterKept, 4)},
           {"distance_pass", most},
           {"rank_tokens", shared_part<uint64_t>(kRankThreads)},
           {"finish_clip", finish_shared(kMatrixTokens, kMatrixTokens)}};
