@@ -25,7 +25,7 @@ else:
 # is imported, so for the whole test process.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-    # The CUDA kernels are compiled for the CPU; a machine without g++ tests the other backends.
+    # The CUDA kernels are compiled for the CPU; without g++ the other backends are tested.
     if cuda_on_cpu.compiler() is not None:
         os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
 
