@@ -378,22 +378,30 @@ DistancePass lay_out(const DpcKnn& shape, Workspace& workspace) {
   return pass;
 }
 
-template <class T, int COLUMNS, Stage STAGE>
-void run_pass(const DistancePass& pass, int64_t clips, int rows_a_block, void* stream) {
-  const int blocks = static_cast<int>(ceil_div(pass.tokens, rows_a_block));
-  launch("dpc_knn", distance_pass<T, COLUMNS, STAGE>, clips * blocks, kTileThreads,
-         Tile<T, COLUMNS>::shared_bytes(), stream, pass, blocks);
+template <class T, int ROWS, int COLUMNS, Stage STAGE>
+void run_pass(const DistancePass& pass, int64_t clips, void* stream) {
+  using Shape = Tile<T, ROWS, COLUMNS>;
+  const int tokens_a_block = STAGE == Stage::kNorms ? Shape::kLines : ROWS;
+  const int blocks = static_cast<int>(ceil_div(pass.tokens, tokens_a_block));
+  launch("dpc_knn", distance_pass<T, ROWS, COLUMNS, STAGE>, clips * blocks, kTileThreads,
+         Shape::shared_bytes(), stream, pass, blocks);
 }
 
-// Columns of a tile: those that leave fewest empty.
+// The rows of a tile beyond kMatrixTokens: many, since each loaded number then serves more
+// products. Float32's three pieces and three sums leave no room for it.
+template <class T>
+constexpr int kStreamRows = std::is_same<T, float>::value ? 64 : 128;
+
+// Of a clip whose d² are kept: small tiles, for many blocks, with the columns that leave fewest
+// empty.
 template <class T>
 void find_neighbors(const DistancePass& pass, int64_t clips, void* stream) {
-  if constexpr (!std::is_same<T, float>::value) {  // whose registers hold no more than 128
+  if constexpr (!std::is_same<T, float>::value) {
     if (ceil_div(pass.tokens, 192) * 192 <= ceil_div(pass.tokens, 128) * 128) {
-      return run_pass<T, 192, Stage::kNeighbors>(pass, clips, kTileRows, stream);
+      return run_pass<T, 64, 192, Stage::kNeighbors>(pass, clips, stream);
     }
   }
-  run_pass<T, 128, Stage::kNeighbors>(pass, clips, kTileRows, stream);
+  run_pass<T, 64, 128, Stage::kNeighbors>(pass, clips, stream);
 }
 
 void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
@@ -429,24 +437,26 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
                                                          : finish(finish_clip<T, 1>, 1);
       return;
     }
-    run_pass<T, 128, Stage::kNorms>(pass, c.clips, Tile<T, 128>::kLines, stream);
-    find_neighbors<T>(pass, c.clips, stream);
+    constexpr int kRows = kStreamRows<T>;
+    run_pass<T, kRows, 128, Stage::kNorms>(pass, c.clips, stream);
+    run_pass<T, kRows, 128, Stage::kNeighbors>(pass, c.clips, stream);
     const int blocks = static_cast<int>(ceil_div(c.tokens, kRankThreads));
     const unsigned bytes = shared_part<uint64_t>(kRankThreads);
     launch("dpc_knn", rank_tokens<false>, c.clips * blocks, kRankThreads, bytes, stream, pass,
            blocks);
-    run_pass<T, 128, Stage::kDelta>(pass, c.clips, kTileRows, stream);
+    run_pass<T, kRows, 128, Stage::kDelta>(pass, c.clips, stream);
     launch("dpc_knn", rank_tokens<true>, c.clips * blocks, kRankThreads, bytes, stream, pass,
            blocks);
-    run_pass<T, 128, Stage::kAssign>(pass, c.clips, kTileRows, stream);
+    run_pass<T, kRows, 128, Stage::kAssign>(pass, c.clips, stream);
   });
 }
 
 }  // namespace
 
 std::map<std::string, unsigned> dpc_knn_shared() {
-  const unsigned most = std::max({Tile<float, 128>::shared_bytes(), Tile<bf16, 128>::shared_bytes(),
-                                  Tile<bf16, 192>::shared_bytes()});
+  const unsigned most =
+      std::max({Tile<float, 64, 128>::shared_bytes(), Tile<bf16, 64, 192>::shared_bytes(),
+                Tile<bf16, 128, 128>::shared_bytes()});
   return {{"center_tokens", center_shared(kCenterKept, 4)},
           {"distance_pass", most},
           {"rank_tokens", shared_part<uint64_t>(kRankThreads)},
