@@ -1,0 +1,415 @@
+"""Measures one case: the op on each backend, and every peer, in one race."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bench import provenance, records, timing
+from bench.cases import (
+    BACKWARD,
+    BF16,
+    BOTH,
+    FORWARD,
+    FP32,
+    Case,
+    OpBench,
+    Peer,
+    differentiable,
+    element_size,
+    floating,
+    total_bytes,
+)
+from bench.peers import check_ran, kernel_names
+from bench.roofline import Rates, floor_seconds
+from cmpose import ops
+
+NOT_RUN = {"status": "not run", "tests": 0, "failed": 0, "command": "--no-gate"}
+
+KERNELS_KEPT = 6
+"""Names of kernels that a record holds of each entrant."""
+
+
+class Lost(RuntimeError):
+    """The card takes no more work in this process: an entrant's kernel has failed on it."""
+
+    def __init__(self, case: Case, entrant: str, message: str) -> None:
+        super().__init__(f"{case}, {entrant}: {message}")
+        self.case, self.entrant, self.message = case, entrant, message
+
+
+class Journal(Protocol):
+    """Told what is about to run and what failed, so that another process can go on."""
+
+    def began(self, case: Case, entrant: str) -> None: ...
+
+    def failures(self, case: Case) -> dict[str, str]: ...
+
+
+class NoJournal:
+    """Keeps nothing."""
+
+    def began(self, case: Case, entrant: str) -> None:
+        pass
+
+    def failures(self, case: Case) -> dict[str, str]:
+        return {}
+
+
+@dataclass
+class Setting:
+    """How much is spent on a case.
+
+    Attributes:
+        full: max-autotune for what can be tuned.
+        turns: of the race.
+        seconds: an entrant in a turn.
+        peers: False leaves the peers out.
+        without: peers left out, with the reason.
+        compiled_dtypes: in which peers that are compiled run.
+    """
+
+    full: bool = False
+    turns: int = 2
+    seconds: float = 0.05
+    peers: bool = True
+    without: dict[str, str] = field(default_factory=dict)
+    compiled_dtypes: tuple[str, ...] = (BF16, FP32)
+
+
+def quick(device: str) -> Setting:
+    """For a first pass; on a CPU the least that runs everything."""
+    return Setting() if device == "cuda" else Setting(turns=1, seconds=0.005)
+
+
+def full() -> Setting:
+    """For the record."""
+    return Setting(full=True, turns=3, seconds=0.3)
+
+
+def message(error: BaseException) -> str:
+    """A failure as a record holds it."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"error: {type(error).__name__}: {text}"[:300]
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+
+def calls_of(
+    function: Callable[..., Any], sets: list[dict[str, Any]], bench: OpBench, direction: str
+) -> list[timing.Call]:
+    """One call an input set, of the direction that is measured."""
+    return [_call(function, arguments, bench, direction) for arguments in sets]
+
+
+def _call(
+    function: Callable[..., Any], arguments: dict[str, Any], bench: OpBench, direction: str
+) -> timing.Call:
+    if direction == FORWARD:
+        return lambda: function(**arguments)
+    inputs = [arguments[name] for name in bench.gradients]
+    outputs = differentiable(function(**arguments))
+    # 1 is what a loss gets from .backward(); other outputs get something to multiply by.
+    upstream = [torch.ones_like(o) if o.ndim == 0 else torch.randn_like(o) for o in outputs]
+    if direction == BACKWARD:
+        return lambda: torch.autograd.grad(
+            outputs, inputs, upstream, retain_graph=True, allow_unused=True
+        )
+    assert direction == BOTH, direction
+    del outputs
+    return lambda: torch.autograd.grad(
+        differentiable(function(**arguments)), inputs, upstream, allow_unused=True
+    )
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def relative_error(found: list[Tensor], exact: list[Tensor]) -> float:
+    """‖found − exact‖ / ‖exact‖ over all tensors together."""
+    difference = sum(float((a.double() - b).square().sum()) for a, b in zip(found, exact, strict=True))
+    size = sum(float(b.square().sum()) for b in exact)
+    return (difference / size) ** 0.5 if size else difference**0.5
+
+
+def outcome(
+    function: Callable[..., Any], arguments: dict[str, Any], bench: OpBench, direction: str
+) -> list[Tensor]:
+    """What the error is taken of: floating results; the gradients too unless only forward."""
+    result = function(**arguments)
+    found = [t.detach() for t in floating(result)]
+    if direction == FORWARD:
+        return found
+    outputs = differentiable(result)
+    inputs = [arguments[name] for name in bench.gradients]
+    upstream = [
+        torch.linspace(-1, 2, o.numel(), dtype=torch.float64, device=o.device)
+        .reshape(o.shape)
+        .to(torch.bfloat16)  # the same numbers in every dtype
+        .to(o.dtype)
+        for o in outputs
+    ]
+    gradients = torch.autograd.grad(outputs, inputs, upstream)
+    return list(gradients) if direction == BACKWARD else [*found, *gradients]
+
+
+def exact_arguments(case: Case, bench: OpBench, device: str) -> tuple[Case, dict[str, Any]]:
+    """A case small enough for float64, and its arguments as they are."""
+    small = Case(case.op, case.direction, bench.exact_shape(case.shape), case.dtype)
+    return small, bench.arguments(small, device, seed=1)
+
+
+def exact_outcome(case: Case, bench: OpBench, arguments: dict[str, Any]) -> list[Tensor]:
+    """The reference's in float64 on the same, already rounded inputs."""
+    double = {
+        name: value.detach().double().requires_grad_(value.requires_grad)
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for name, value in arguments.items()
+    }
+    return outcome(lambda **kw: bench.call(**kw, backend="reference"), double, bench, case.direction)
+
+
+# -- a case ---------------------------------------------------------------------------------------
+
+
+def backends_for(bench: OpBench, device: str, asked: str | None) -> list[str]:
+    """The op's kernels that can run here; without any ``auto``, which is then the reference."""
+    if asked:
+        return [asked]
+    found = [
+        name
+        for name, reason in ops.available(bench.op, device).items()
+        if name != "reference" and reason is None
+    ]
+    return found or ["auto"]
+
+
+def _build(peer: Peer, setting: Setting) -> Callable[..., Any]:
+    return peer.build(setting.full) if peer.tuned else peer.build()
+
+
+def measure(
+    case: Case,
+    bench: OpBench,
+    backends: list[str],
+    rates: Rates,
+    setting: Setting,
+    *,
+    gates: dict[str, dict[str, Any]] | None = None,
+    journal: Journal | None = None,
+    clock: timing.Clock | None = None,
+    origin: dict[str, Any] | None = None,
+) -> list[records.Record]:
+    """One record a backend; peers are measured once, beside all of them.
+
+    Args:
+        case: what is measured.
+        bench: the op's.
+        backends: of ours.
+        rates: the card's, of this run.
+        setting: how much is spent.
+        gates: backend → outcome of the op's tests in this run; without it no speed-up is recorded.
+        journal: what to tell another process.
+        clock: times calls; None is the device's.
+        origin: provenance; None is this process's.
+
+    Raises:
+        Lost: after an entrant whose failure leaves the card unusable.
+    """
+    device = provenance.device()
+    journal = journal or NoJournal()
+    clock = clock or timing.clock_for(device)
+    cache = timing.l2_bytes(device)
+    first = bench.arguments(case, device)
+    one = total_bytes(first)
+    count = timing.input_sets(one, cache, timing.free_bytes(device))
+    sets = [first, *(bench.arguments(case, device, seed) for seed in range(1, count))]
+
+    functions: dict[str, Callable[..., Any]] = {}
+    peers: dict[str, Any] = {}
+    ours = {f"ours:{name}": name for name in backends}
+
+    def lose(entrant: str, error: BaseException) -> None:
+        """Notes a failure; raises Lost if the card is gone with it."""
+        text = message(error)
+        functions.pop(entrant, None)
+        peers[entrant] = text
+        # Whatever the failed call holds through its traceback would count as memory in use.
+        error.__traceback__ = None
+        gc.collect()
+        if device == "cuda":
+            try:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            except Exception:
+                raise Lost(case, entrant, text) from None
+
+    for entrant, name in ours.items():
+        functions[entrant] = lambda name=name, **kw: bench.call(**kw, backend=name)
+    candidates = bench.peers(case.shape) if setting.peers else {}
+    for name, peer in candidates.items():
+        if name in setting.without:
+            peers[name] = f"error: left out: {setting.without[name]}"
+        elif peer.tuned and case.dtype not in setting.compiled_dtypes:
+            peers[name] = f"error: left out: compiled peers run in {setting.compiled_dtypes} only"
+    known = journal.failures(case)
+    peers |= {name: text for name, text in known.items()}
+
+    torch._dynamo.reset()
+    small, exact_inputs = exact_arguments(case, bench, device)
+    exact = exact_outcome(small, bench, exact_inputs)
+    kernels: dict[str, list[str]] = {}
+    walls: dict[str, float] = {}
+    memory: dict[str, int] = {}
+    errors: dict[str, float] = {}
+    for entrant in [*ours, *candidates]:
+        if entrant in peers:
+            functions.pop(entrant, None)
+            continue
+        peer = candidates.get(entrant)
+        try:
+            journal.began(case, entrant)
+            if peer is not None:
+                functions[entrant] = _build(peer, setting)
+            function = functions[entrant]
+            call = _call(function, first, bench, case.direction)
+            call()
+            names = kernel_names(call, device)
+            if peer is not None:
+                check_ran(peer, names, device)
+            kernels[entrant] = [n[:120] for n in names if not n.startswith("Mem")][:KERNELS_KEPT]
+            # What backward needs includes what forward keeps for it.
+            whole = BOTH if case.direction == BACKWARD else case.direction
+            memory[entrant] = timing.peak_bytes(_call(function, first, bench, whole), device)
+            walls[entrant] = timing.wall_microseconds(call, clock, setting.seconds)
+            if peer is None or (peer.checked and not peer.tuned):
+                found = outcome(function, exact_inputs, bench, case.direction)
+                errors[entrant] = relative_error(found, exact)
+            del call
+        except Exception as error:
+            lose(entrant, error)
+
+    def entrant_calls(name: str) -> Callable[[], list[timing.Call]]:
+        return lambda: calls_of(functions[name], sets, bench, case.direction)
+
+    results = timing.race(
+        {name: entrant_calls(name) for name in functions},
+        clock,
+        turns=setting.turns,
+        seconds=setting.seconds,
+        failed=lose,
+        began=lambda name: journal.began(case, name),
+    )
+    for entrant, name in ours.items():
+        if entrant in peers and len(ours) == 1:
+            raise RuntimeError(f"{case} on backend {name}: {peers[entrant]}")
+
+    times = {name: timing.quantiles(samples) for name, (samples, _) in results.items()}
+    timers = {name: timer for name, (_, timer) in results.items()}
+    found_records = []
+    for entrant, name in ours.items():
+        if entrant not in times:
+            continue
+        others = {
+            n: times[n]["p50"] if n in times else peers[n] for n in candidates if n in times or n in peers
+        }
+        ran = [n for n in others if n in times]
+        found_records.append(
+            _record(
+                case,
+                bench,
+                name,
+                us=times[entrant],
+                wall=walls[entrant],
+                timer=timers[entrant],
+                sets=count,
+                cold=timing.is_cold(count, one, cache),
+                peak=memory[entrant],
+                peers=others,
+                peers_wall={n: walls[n] for n in ran},
+                peers_peak={n: memory[n] for n in ran},
+                peers_timer={n: timers[n] for n in ran},
+                error=errors.get(entrant),
+                peers_error={n: errors[n] for n in ran if n in errors},
+                kernels={("ours" if n == entrant else n): kernels[n] for n in [entrant, *ran]},
+                gate=(gates or {}).get(name, NOT_RUN),
+                full=setting.full,
+                rates=rates,
+                origin=origin or provenance.provenance(),
+            )
+        )
+    return found_records
+
+
+def _record(
+    case: Case,
+    bench: OpBench,
+    backend: str,
+    *,
+    us: dict[str, float],
+    wall: float,
+    timer: str,
+    sets: int,
+    cold: bool,
+    peak: int,
+    peers: dict[str, Any],
+    peers_wall: dict[str, float],
+    peers_peak: dict[str, int],
+    peers_timer: dict[str, str],
+    error: float | None,
+    peers_error: dict[str, float],
+    kernels: dict[str, list[str]],
+    gate: dict[str, Any],
+    full: bool,
+    rates: Rates,
+    origin: dict[str, Any],
+) -> records.Record:
+    moved = bench.bytes(case.shape, element_size(case.dtype), case.direction)
+    products = bench.flops(case.shape, case.direction)
+    floor = floor_seconds(moved, products, case.dtype, rates) * 1e6
+    copied = moved / rates.copy_bytes_per_s * 1e6
+    alike = {n: t for n, t in peers.items() if peers_timer.get(n) == timer}
+    best = min(alike, key=alike.__getitem__, default=None)
+    proven = gate["status"] == "passed" and origin["gpu"] is not None
+    record = {
+        "op": case.op,
+        "direction": case.direction,
+        "shape": dict(case.shape),
+        "dtype": case.dtype,
+        "backend": backend,
+        "us": us,
+        "wall_us": wall,
+        "timer": timer,
+        "input_sets": sets,
+        "cold": cold,
+        "peak_bytes": peak,
+        "bytes": moved,
+        "flops": products,
+        "measured_bytes": None,
+        "floor_us": round(floor, 4),
+        "percent_of_floor": round(100 * floor / us["p50"], 2) or 0.01,
+        "percent_of_copy": round(100 * copied / us["p50"], 2) or 0.01,
+        "peers": peers,
+        "peers_wall_us": peers_wall,
+        "peers_peak_bytes": peers_peak,
+        "peers_timer": peers_timer,
+        "best_peer": best,
+        "speedup_vs_best_peer": round(alike[best] / us["p50"], 4) if best and proven else None,
+        "error_vs_fp64": error,
+        "peers_error_vs_fp64": peers_error,
+        "kernels": kernels,
+        "gate": gate,
+        "setting": "full" if full else "quick",
+        "rates": rates.as_dict(),
+        "note": None if origin["gpu"] else provenance.NOT_A_RESULT,
+        "provenance": origin,
+    }
+    records.check_record(record)
+    return record
