@@ -132,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, help="results file that the records are put into")
     made.add_argument("--seconds", type=float, help="starts no case after this time")
     made.add_argument("--no-peers", action="store_true")
+    made.add_argument("--no-compile", action="store_true", help="no peers that are compiled")
     choice = made.add_mutually_exclusive_group()
     choice.add_argument("--gate", action="store_true", help="runs the tests on a CPU too")
     choice.add_argument("--no-gate", action="store_true", help="no tests, and no speed-ups")
@@ -154,8 +155,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     began = time.monotonic()
     origin = provenance.provenance()
-    print(f"{provenance.machine()}, torch {origin['torch']}, triton {origin['triton']}, "
-          f"commit {origin['commit'][:9]}{'+dirty' if origin['dirty'] else ''}")
+    print(
+        f"{provenance.machine()}, torch {origin['torch']}, triton {origin['triton']}, "
+        f"commit {origin['commit'][:9]}{'+dirty' if origin['dirty'] else ''}"
+    )
     if device == "cpu":
         print(provenance.NOT_A_RESULT)
     setting = measure.full() if options.full else measure.quick(device)
@@ -164,6 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
         reason = "minutes of C++ compilation on a CPU; --full measures it"
         setting.without = dict.fromkeys(("compile_tcformer", "flex", "compile_broadcast"), reason)
         setting.compiled_dtypes = (FP32,)
+    if options.no_compile:
+        setting.compiled_dtypes = ()
 
     backends = {op: measure.backends_for(bench_of(op), device, options.backend) for op in names}
     gates: dict[str, dict[str, dict[str, Any]]] = {}
@@ -171,11 +176,15 @@ def main(arguments: list[str] | None = None) -> int:
         gates = gate.run(backends, workers=options.workers)
         for op, found in gates.items():
             for backend, entry in found.items():
-                print(f"gate {op} {backend}: {entry['status']}, {entry['tests']} tests passed, "
-                      f"{entry['failed']} failed")
+                print(
+                    f"gate {op} {backend}: {entry['status']}, {entry['tests']} tests passed, "
+                    f"{entry['failed']} failed"
+                )
     rates = roofline.measure_rates(device)
-    print(f"copy {rates.copy_bytes_per_s / 1e9:,.0f} GB/s, bf16 {rates.bf16_flops_per_s / 1e12:,.2f} "
-          f"TFLOP/s, fp32 {rates.fp32_flops_per_s / 1e12:,.2f} TFLOP/s\n")
+    print(
+        f"copy {rates.copy_bytes_per_s / 1e9:,.0f} GB/s, bf16 {rates.bf16_flops_per_s / 1e12:,.2f} "
+        f"TFLOP/s, fp32 {rates.fp32_flops_per_s / 1e12:,.2f} TFLOP/s\n"
+    )
 
     journal = FileJournal(options.journal)
     clock = timing.clock_for(device)

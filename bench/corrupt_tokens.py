@@ -42,9 +42,7 @@ def plain(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor, seed: Tenso
     return torch.stack([torch.cat((branch, keypoints), dim=2) for branch in branches]) + position
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, T, N, K, D = *(shape[n] for n in "BTNK"), shape["H"] * shape["d"]
 
     def made(*sizes: int) -> Tensor:

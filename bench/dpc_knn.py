@@ -1,8 +1,8 @@
 """dpc_knn: tokens to labels.
 
-No fused GPU kernel for feature tokens is public. The peers are the two ways in which it is written:
-by torch.cdist as in TCFormer (Zeng et al., CVPR 2022), whose density, tie breaking and peak distance
-differ from the op's; and by the Gram matrix, with the op's own rules, which is the faster one.
+No fused GPU kernel for feature tokens is public. The peers are the two ways in which it is
+written: by torch.cdist as in TCFormer (Zeng et al., CVPR 2022), whose density, tie breaking and
+peak distance differ from the op's; and by the Gram matrix, with the op's own rules.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def gram(tokens: Tensor, k: int, num_clusters: int) -> tuple[Tensor, ...]:
     return log_density, delta, centers, labels.scatter(1, centers, own)
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, M, D = (shape[n] for n in "BMD")
     tokens = normal(B, M, D, dtype=dtype, device=device, generator=generator)
     return {"tokens": tokens, "k": shape["k"], "num_clusters": shape["L"]}
@@ -110,8 +108,8 @@ TCFORMER = tuple(
 """Its three stages at 256 × 192 pixels."""
 
 CHAT_UNIVI = tuple(
-    {"B": 8, "M": m, "D": 1024, "k": k, "L": l}
-    for m, k, l in ((256, 5, 64), (576, 5, 64), (64, 3, 32), (32, 3, 16))
+    {"B": 8, "M": m, "D": 1024, "k": k, "L": merged}
+    for m, k, merged in ((256, 5, 64), (576, 5, 64), (64, 3, 32), (32, 3, 16))
 )
 """Its three merges of 256 or 576 image tokens."""
 

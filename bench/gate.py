@@ -1,19 +1,19 @@
 """The gate: an op's tests, run on the card that measures it, before anything is recorded.
 
-A speed-up is recorded only where they passed. One pytest serves all ops and backends of a run; its
-outcome is read from the report that it writes.
+A speed-up is recorded only where they passed. Each op has a pytest process of its own, which serves
+all its backends; the outcome is read from the report that it writes.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +23,29 @@ from cmpose.ops.backends import BACKENDS
 CONTRACT = "tests/ops/test_contract.py"
 
 
-def command(ops: Sequence[str], report: str, workers: int = 1) -> list[str]:
-    """pytest on the contract of some ops and on their own tests."""
-    own = [f"tests/ops/test_{op}.py" for op in ops if (PROJECT / f"tests/ops/test_{op}.py").is_file()]
-    parallel = []
-    if workers > 1 and importlib.util.find_spec("xdist"):
-        parallel = ["-n", str(workers)]
-    wanted = " or ".join(ops)
+def command(op: str, report: str) -> list[str]:
+    """pytest on an op's contract and its own tests."""
+    own = f"tests/ops/test_{op}.py"
+    files = [CONTRACT, own] if (PROJECT / own).is_file() else [CONTRACT]
     return [
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *parallel),
-        *(CONTRACT, *own, "-k", wanted, f"--junitxml={report}"),
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *(*files, "-k", op, f"--junitxml={report}"),
     ]
 
 
-def outcomes(report: str, ops: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-    """(test, ``passed``, ``failed`` or ``skipped``) of each op, from pytest's XML."""
-    found: dict[str, list[tuple[str, str]]] = {op: [] for op in ops}
+def outcomes(report: str, op: str) -> list[tuple[str, str]]:
+    """(test, ``passed``, ``failed`` or ``skipped``) of those that name the op, from the XML."""
+    found = []
     for case in ElementTree.fromstring(report).iter("testcase"):
         name = f"{case.get('classname', '')}::{case.get('name', '')}"
         kinds = {child.tag for child in case}
-        status = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        for op, tests in found.items():
-            if op in name:
-                tests.append((name, status))
+        bad, left_out = kinds & {"failure", "error"}, "skipped" in kinds
+        if op in name:
+            found.append((name, "failed" if bad else "skipped" if left_out else "passed"))
     return found
 
 
-def verdict(
-    tests: Iterable[tuple[str, str]], op: str, backend: str, shown: str
-) -> dict[str, Any]:
+def verdict(tests: Iterable[tuple[str, str]], op: str, backend: str, shown: str) -> dict[str, Any]:
     """The gate of one backend of an op, as a record holds it.
 
     A test of another backend does not count. At least one test must name this backend (``auto``
@@ -78,29 +72,38 @@ def run(
 
     Args:
         wanted: op → its backends that are measured.
-        workers: processes, with pytest-xdist.
-        timeout: seconds, after which every gate is ``not run``.
+        workers: processes at a time.
+        timeout: seconds of an op's tests, after which its gate is ``not run``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        line = command(list(wanted), str(report), workers)
-        shown = " ".join(["python", *line[1:-1]])
-        environment = {**os.environ, "PYTHONPATH": _path()}
-        try:
-            subprocess.run(
-                line, cwd=PROJECT, env=environment, timeout=timeout, capture_output=True, check=False
-            )
-            text = report.read_text() if report.is_file() else "<testsuites/>"
-        except subprocess.TimeoutExpired:
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+
+    def one(op: str) -> dict[str, dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            line = command(op, str(report))
+            shown = " ".join(["python", *line[1:-1]])
             text = "<testsuites/>"
-    found = outcomes(text, wanted)
-    return {
-        op: {name: verdict(found[op], op, name, shown) for name in backends}
-        for op, backends in wanted.items()
-    }
+            try:
+                subprocess.run(
+                    line,
+                    cwd=PROJECT,
+                    env=environment,
+                    timeout=timeout,
+                    capture_output=True,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                text = report.read_text() if report.is_file() else text
+        tests = outcomes(text, op)
+        return {name: verdict(tests, op, name, shown) for name in wanted[op]}
+
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        return dict(zip(wanted, pool.map(one, wanted), strict=True))
 
 
-def _path() -> str:
+def python_path() -> str:
     """The repository's root before what PYTHONPATH holds."""
     given = os.environ.get("PYTHONPATH")
     return f"{PROJECT}{os.pathsep}{given}" if given else str(PROJECT)

@@ -38,9 +38,7 @@ def plain(pred: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
     return (squares * visible).sum() / visible.sum()
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, K, h, w = (shape[n] for n in "BKhw")
     place = uniform(B, K, 2, device=device, generator=generator)
     return {

@@ -114,17 +114,17 @@ def _call(
     if direction == FORWARD:
         return lambda: function(**arguments)
     inputs = [arguments[name] for name in bench.gradients]
-    outputs = differentiable(function(**arguments))
+
+    def run() -> list[Tensor]:
+        return differentiable(function(**arguments))
+
+    outputs = run()
     # 1 is what a loss gets from .backward(); other outputs get something to multiply by.
     upstream = [torch.ones_like(o) if o.ndim == 0 else torch.randn_like(o) for o in outputs]
-    if direction == BACKWARD:
-        return lambda: torch.autograd.grad(
-            outputs, inputs, upstream, retain_graph=True, allow_unused=True
-        )
-    assert direction == BOTH, direction
-    del outputs
+    if direction == BOTH:
+        return lambda: torch.autograd.grad(run(), inputs, upstream, allow_unused=True)
     return lambda: torch.autograd.grad(
-        differentiable(function(**arguments)), inputs, upstream, allow_unused=True
+        outputs, inputs, upstream, retain_graph=True, allow_unused=True
     )
 
 
@@ -133,7 +133,9 @@ def _call(
 
 def relative_error(found: list[Tensor], exact: list[Tensor]) -> float:
     """‖found − exact‖ / ‖exact‖ over all tensors together."""
-    difference = sum(float((a.double() - b).square().sum()) for a, b in zip(found, exact, strict=True))
+    difference = sum(
+        float((a.double() - b).square().sum()) for a, b in zip(found, exact, strict=True)
+    )
     size = sum(float(b.square().sum()) for b in exact)
     return (difference / size) ** 0.5 if size else difference**0.5
 
@@ -173,7 +175,9 @@ def exact_outcome(case: Case, bench: OpBench, arguments: dict[str, Any]) -> list
         else value
         for name, value in arguments.items()
     }
-    return outcome(lambda **kw: bench.call(**kw, backend="reference"), double, bench, case.direction)
+    return outcome(
+        lambda **kw: bench.call(**kw, backend="reference"), double, bench, case.direction
+    )
 
 
 # -- a case ---------------------------------------------------------------------------------------
@@ -318,7 +322,9 @@ def measure(
         if entrant not in times:
             continue
         others = {
-            n: times[n]["p50"] if n in times else peers[n] for n in candidates if n in times or n in peers
+            n: times[n]["p50"] if n in times else peers[n]
+            for n in candidates
+            if n in times or n in peers
         }
         ran = [n for n in others if n in times]
         found_records.append(

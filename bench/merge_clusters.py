@@ -41,9 +41,7 @@ def one_hot(tokens: Tensor, weights: Tensor, assignment: Tensor, num_clusters: i
     return share.to(tokens.dtype) @ tokens
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, M, D, L = (shape[n] for n in "BMDL")
     drawn = uniform(B, M, device=device, generator=generator) * L
     return {

@@ -47,9 +47,7 @@ def eager(function: Function, **options: Any) -> Peer:
 
 def compiled(function: Function, **options: Any) -> Peer:
     """What torch.compile makes of plain PyTorch."""
-    return Peer(
-        lambda full: compile_for(function, full), ran=_COMPILED, tuned=True, **options
-    )
+    return Peer(lambda full: compile_for(function, full), ran=_COMPILED, tuned=True, **options)
 
 
 def eager_and_compiled(function: Function, **options: Any) -> dict[str, Peer]:

@@ -29,9 +29,7 @@ def plain(pred: Tensor, target: Tensor, corrupted: Tensor) -> Tensor:
     return (squares * corrupted).sum() / (corrupted.sum() * pred.shape[-1])
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, T, N, K, D = *(shape[n] for n in "BTNK"), shape["H"] * shape["d"]
 
     def made(slots: int) -> Tensor:

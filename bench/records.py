@@ -206,7 +206,6 @@ _TRAIN_STEP = _fields(
     precision=_one_of("bf16", "fp32"),
     shape=_mapping(_count),
     variants=_mapping(_variant),
-    gate=GATE,
     rates=RATES,
     note=_or_none(_text),
     provenance=PROVENANCE,

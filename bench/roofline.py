@@ -98,7 +98,6 @@ def measure_rates(
     source = torch.empty(copied // 4, dtype=torch.float32, device=device).normal_()
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), clock, samples)
-    del source, target
     rates = {}
     for name, dtype, precision in (
         ("bf16", torch.bfloat16, "highest"),
@@ -110,7 +109,9 @@ def measure_rates(
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(precision)
         try:
-            seconds = _median_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), clock, samples)
+            seconds = _median_seconds(
+                lambda a=a, b=b, out=out: torch.mm(a, b, out=out), clock, samples
+            )
         finally:
             torch.set_float32_matmul_precision(before)
         rates[name] = 2 * side**3 / seconds
@@ -120,7 +121,7 @@ def measure_rates(
 # -- Nsight Compute -------------------------------------------------------------------------------
 
 _UNITS = {"byte": 1, "kbyte": 1e3, "mbyte": 1e6, "gbyte": 1e9}
-_METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
+NCU_METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 
 
 def ncu_bytes(text: str) -> int:
@@ -132,16 +133,18 @@ def ncu_bytes(text: str) -> int:
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
-        raise ValueError("no line of ncu's CSV header (\"ID\",...): run ncu with --csv")
+        raise ValueError('no line of ncu\'s CSV header ("ID",...): run ncu with --csv')
     total, seen = 0.0, set()
     for row in csv.DictReader(io.StringIO("\n".join(lines[start:]))):
-        if row.get("Metric Name") in _METRICS:
+        if row.get("Metric Name") in NCU_METRICS:
             unit = _UNITS[row["Metric Unit"].lower()]
             total += float(row["Metric Value"].replace(",", "")) * unit
             seen.add(row["Metric Name"])
-    missing = [name for name in _METRICS if name not in seen]
+    missing = [name for name in NCU_METRICS if name not in seen]
     if missing:
-        raise ValueError(f"no metric {missing[0]} in ncu's CSV: run it with --metrics {','.join(_METRICS)}")
+        raise ValueError(
+            f"no metric {missing[0]} in ncu's CSV: run it with --metrics {','.join(NCU_METRICS)}"
+        )
     return round(total)
 
 
@@ -210,7 +213,9 @@ def table(rows: list[tuple[str, Prediction]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     from bench import records, targets
 
-    parser = argparse.ArgumentParser(prog="python -m bench.roofline", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.roofline", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--json", type=Path, help="results of a card whose percentages are used")
     parser.add_argument("--ncu", type=Path, help="ncu's CSV of one call")
     parser.add_argument("--op", help="what --ncu is of")
@@ -236,7 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
             percent_of_floor=record["percent_of_floor"] if record else None,
         )
         rows.append((str(case), prediction))
-    print(f"Predictions from the RTX 4090's datasheet; nothing here was measured on one.\n{table(rows)}")
+    print("Predictions from the RTX 4090's datasheet; nothing here was measured on one.")
+    print(table(rows))
 
 
 if __name__ == "__main__":

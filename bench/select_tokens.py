@@ -25,9 +25,7 @@ def plain(logits: Tensor, n: int) -> tuple[Tensor, ...]:
     return scores.to(logits.dtype), importance.to(logits.dtype), causal, noncausal
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, K, N = (shape[n] for n in "BKN")
     logits = normal(B, K, N, dtype=dtype, device=device, generator=generator)
     return {"logits": logits, "n": shape["n"]}

@@ -24,9 +24,7 @@ def _tokens(shape: Shape) -> int:
     return shape["N"] + shape["K"]
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     return attention.make(shape, _tokens(shape))(dtype, device, generator)
 
 

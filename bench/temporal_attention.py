@@ -25,9 +25,7 @@ from bench.peers import compiled
 from cmpose import ops
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     return attention.make(shape, shape["N"])(dtype, device, generator)
 
 

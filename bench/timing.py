@@ -289,9 +289,7 @@ def _peak_of_records(call: Call) -> int:
     kept.clear()
     held = peak = 0
     events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
-    for event in sorted(
-        (e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()
-    ):
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
     return peak

@@ -59,9 +59,7 @@ def call(
     return ops.unmerge_tokens(causal, merged, split, assignment, backend=backend)
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, N, C, L, D = *(shape[n] for n in "BNCL"), shape["H"] * shape["d"]
     order = uniform(B, N, device=device, generator=generator).argsort(1)
     drawn = uniform(B, N - C, device=device, generator=generator) * L

@@ -10,9 +10,7 @@ from bench.peers import eager_and_compiled
 from cmpose import ops
 
 
-def plain(
-    frames: Tensor, matrices: Tensor, size: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
+def plain(frames: Tensor, matrices: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """As one would write it: frames to floats, then grid_sample.
 
     The matrices are taken as affine_grid's, which spares inverting and rescaling them.
@@ -27,9 +25,7 @@ def plain(
     return ((crops - mean) / std).to(dtype).unflatten(0, (B, T))
 
 
-def _make(
-    shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> Arguments:
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
     B, T, h, w = (shape[n] for n in "BThw")
     frames = torch.randint(
         0, 256, (B, T, h, w, 3), dtype=torch.uint8, device=device, generator=generator
