@@ -32,12 +32,20 @@ class FileJournal:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.state: dict[str, Any] = {"running": None, "failed": {}, "done": []}
+        self.state: dict[str, Any] = {"running": None, "died": {}, "failed": {}, "done": []}
         if path is not None and path.is_file():
             self.state = json.loads(path.read_text())
-        running = self.state["running"]
-        if running is not None:  # the process died in it
-            self.fail(*running, "error: the process died while it ran")
+        if self.state["running"] is not None:
+            self._died(*self.state["running"])
+
+    def _died(self, case: str, entrant: str) -> None:
+        """The process before this one did not get past it; once can have been lack of time."""
+        times = self.state["died"].setdefault(case, {})
+        times[entrant] = times.get(entrant, 0) + 1
+        if times[entrant] > 1:
+            self.fail(case, entrant, "error: the process died or was stopped twice while it ran")
+        self.state["running"] = None
+        self._save()
 
     def _save(self) -> None:
         if self.path is not None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from bench import provenance, records, summary
-from bench.stages import Item, State, fingerprint, run_stage, totals
+from bench.stages import Item, State, fingerprint, missing, run_stage, totals
 from bench.targets import TARGETS
 from cmpose import ops
 from cmpose.ops.backends import OPS
@@ -154,7 +154,8 @@ def bench_items(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
         return [Item("targets", bench(*few, part="targets"))]
     effort = "--full" if full else "--quick"
     name = "full" if full else "quick"
-    items = [Item(f"targets, {name}", bench(effort, "--cases", "targets", part=f"targets-{name}"))]
+    targets = bench(effort, "--cases", "targets", part=f"targets-{name}")
+    items = [Item(f"targets, {name}", targets, goes_on=True)]
     items.append(Item("floors", (*PYTEST, "bench/test_floors.py")))
     ncu = shutil.which("ncu")
     if ncu:
@@ -165,7 +166,7 @@ def bench_items(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
             if not t.shape
         ]
     grid = bench(effort, "--cases", "grid", part=f"grid-{name}")
-    return [*items, Item(f"grid, {name}", grid, open_ended=True)]
+    return [*items, Item(f"grid, {name}", grid, open_ended=True, goes_on=True)]
 
 
 def train_items(dry: bool, results: Path) -> list[Item]:
@@ -254,6 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.monotonic()
         print(f"{stage}:", flush=True)
         items = makers[stage]()
+        todo = missing(items, state.outcomes(stage))
         workers = 1 if stage in alone else 4 if stage == "sanitize" else options.workers
         status = run_stage(
             stage,
@@ -274,6 +276,9 @@ def main(arguments: list[str] | None = None) -> int:
         if stage == "sanitize" and not items:
             details += [f"{op}: {ops.available(op)['cuda']}" for op in OPS]
         content = records.load_or_empty(results, card)
+        if not todo and stage in content["runs"]:
+            print(f"{stage}: done before", flush=True)
+            continue
         content["runs"][stage] = {
             "stage": stage,
             "status": status,

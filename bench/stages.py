@@ -43,12 +43,14 @@ class Item:
             ``{seconds}`` the time that it has.
         environment: on top of this process's.
         open_ended: takes what time is left; that it was cut is no shortcoming.
+        goes_on: it keeps a journal: a process that crashed is followed by another.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     open_ended: bool = False
+    goes_on: bool = False
 
 
 def fingerprint() -> str:
@@ -183,8 +185,13 @@ def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, st
         except BaseException:
             _kill(process)
             raise
+    crashed = item.goes_on and status is not None and status < 0
     outcome: Outcome = {
-        "status": "cut" if status in (None, TIME_IS_UP) else "failed" if status else "passed",
+        "status": "cut"
+        if crashed or status in (None, TIME_IS_UP)
+        else "failed"
+        if status
+        else "passed",
         "seconds": round(time.monotonic() - began, 1),
         "counts": {},
         "details": [],
@@ -235,7 +242,10 @@ def run_stage(
         left = seconds - (now() - begin)
         if left < 1:
             return
-        outcome = run_item(item, logs / f"{slug(item.name)}.log", left, environment)
+        log = logs / f"{slug(item.name)}.log"
+        outcome = run_item(item, log, left, environment)
+        while item.goes_on and outcome["status"] == "cut" and seconds - (now() - begin) > 60:
+            outcome = run_item(item, log, seconds - (now() - begin), environment)
         state.note(name, item.name, outcome)
         counts = ", ".join(f"{n} {what}" for what, n in outcome["counts"].items() if n)
         tell(f"  {item.name}: {outcome['status']} in {outcome['seconds']:.0f} s {counts}".rstrip())

@@ -21,7 +21,7 @@ def plain(frames: Tensor, matrices: Tensor, size: tuple[int, int], dtype: torch.
     )
     images = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
     crops = torch.nn.functional.grid_sample(images, grid, align_corners=False)
-    mean, std = crops.new_full((3, 1, 1), 0.45), crops.new_full((3, 1, 1), 0.225)
+    mean, std = (torch.full((3, 1, 1), value, device=frames.device) for value in (0.45, 0.225))
     return ((crops - mean) / std).to(dtype).unflatten(0, (B, T))
 
 
