@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         if str(case) != shown:
             print(case, flush=True)
         try:
-            found = measure.measure(
+            found, faults = measure.measure(
                 case,
                 bench_of(case.op),
                 backends[case.op],
@@ -225,14 +225,13 @@ def main(arguments: list[str] | None = None) -> int:
             # A new process, which knows what not to run again.
             os.execv(sys.executable, [sys.executable, "-m", "bench", *(arguments or sys.argv[1:])])
         except Exception as error:
+            found, faults = [], {"every backend": measure.message(error)}
+        for name, fault in faults.items():
             status = 1
-            journal.fail(str(case), "ours", measure.message(error))
-            print(f"  {measure.message(error)}", flush=True)
-            journal.finish(case)
-            continue
+            print(f"  {name}: {fault}", flush=True)
         for record in found:
             print(f"  {line(record)}", *failures(record), sep="\n", flush=True)
-        if options.json:
+        if options.json and found:
             content = records.load_or_empty(options.json, provenance.machine())
             records.add(content, found)
             records.save(options.json, content)

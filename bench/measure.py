@@ -210,7 +210,7 @@ def measure(
     journal: Journal | None = None,
     clock: timing.Clock | None = None,
     origin: dict[str, Any] | None = None,
-) -> list[records.Record]:
+) -> tuple[list[records.Record], dict[str, str]]:
     """One record a backend; peers are measured once, beside all of them.
 
     Args:
@@ -224,12 +224,45 @@ def measure(
         clock: times calls; None is the device's.
         origin: provenance; None is this process's.
 
+    Returns:
+        The records, and for each backend of ours that failed why.
+
     Raises:
         Lost: after an entrant whose failure leaves the card unusable.
     """
     device = provenance.device()
-    journal = journal or NoJournal()
     clock = clock or timing.clock_for(device)
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    with clock.context():
+        return _measure(
+            case,
+            bench,
+            backends,
+            rates,
+            setting,
+            gates=gates or {},
+            journal=journal or NoJournal(),
+            clock=clock,
+            origin=origin or provenance.provenance(),
+            device=device,
+        )
+
+
+def _measure(
+    case: Case,
+    bench: OpBench,
+    backends: list[str],
+    rates: Rates,
+    setting: Setting,
+    *,
+    gates: dict[str, dict[str, Any]],
+    journal: Journal,
+    clock: timing.Clock,
+    origin: dict[str, Any],
+    device: str,
+) -> tuple[list[records.Record], dict[str, str]]:
     cache = timing.l2_bytes(device)
     first = bench.arguments(case, device)
     one = total_bytes(first)
@@ -311,10 +344,6 @@ def measure(
         failed=lose,
         began=lambda name: journal.began(case, name),
     )
-    for entrant, name in ours.items():
-        if entrant in peers and len(ours) == 1:
-            raise RuntimeError(f"{case} on backend {name}: {peers[entrant]}")
-
     times = {name: timing.quantiles(samples) for name, (samples, _) in results.items()}
     timers = {name: timer for name, (_, timer) in results.items()}
     found_records = []
@@ -345,13 +374,13 @@ def measure(
                 error=errors.get(entrant),
                 peers_error={n: errors[n] for n in ran if n in errors},
                 kernels={("ours" if n == entrant else n): kernels[n] for n in [entrant, *ran]},
-                gate=(gates or {}).get(name, NOT_RUN),
+                gate=gates.get(name, NOT_RUN),
                 full=setting.full,
                 rates=rates,
-                origin=origin or provenance.provenance(),
+                origin=origin,
             )
         )
-    return found_records
+    return found_records, {name: peers[e] for e, name in ours.items() if e in peers}
 
 
 def _record(

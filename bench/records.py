@@ -35,33 +35,33 @@ def _fail(path: str, what: str, value: Any) -> None:
     raise SchemaError(f"{path} must be {what}, got {value!r}")
 
 
-def _text(path: str, value: Any) -> None:
+def text(path: str, value: Any) -> None:
     if not isinstance(value, str) or not value:
         _fail(path, "text", value)
 
 
-def _flag(path: str, value: Any) -> None:
+def flag(path: str, value: Any) -> None:
     if not isinstance(value, bool):
         _fail(path, "true or false", value)
 
 
-def _count(path: str, value: Any) -> None:
+def count(path: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         _fail(path, "a whole number ≥ 0", value)
 
 
-def _positive(path: str, value: Any) -> None:
+def positive(path: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:
         _fail(path, "a finite number > 0", value)
 
 
-def _not_negative(path: str, value: Any) -> None:
+def not_negative(path: str, value: Any) -> None:
     if value != 0:
-        _positive(path, value)
+        positive(path, value)
 
 
-def _one_of(*names: str) -> Check:
+def one_of(*names: str) -> Check:
     def check(path: str, value: Any) -> None:
         if value not in names:
             _fail(path, f"one of {', '.join(names)}", value)
@@ -69,7 +69,7 @@ def _one_of(*names: str) -> Check:
     return check
 
 
-def _or_none(check: Check) -> Check:
+def or_none(check: Check) -> Check:
     def checked(path: str, value: Any) -> None:
         if value is not None:
             check(path, value)
@@ -77,15 +77,15 @@ def _or_none(check: Check) -> Check:
     return checked
 
 
-def _time_or_error(path: str, value: Any) -> None:
+def time_or_error(path: str, value: Any) -> None:
     if isinstance(value, str):
         if not value.startswith("error: ") or len(value) <= len("error: "):
             _fail(path, "microseconds or 'error: <message>'", value)
     else:
-        _positive(path, value)
+        positive(path, value)
 
 
-def _mapping(check: Check) -> Check:
+def mapping(check: Check) -> Check:
     def checked(path: str, value: Any) -> None:
         if not isinstance(value, dict):
             _fail(path, "an object", value)
@@ -105,7 +105,7 @@ def _list(check: Check) -> Check:
     return checked
 
 
-def _fields(**checks: Check) -> Check:
+def fields(**checks: Check) -> Check:
     def checked(path: str, value: Any) -> None:
         if not isinstance(value, dict):
             _fail(path, "an object", value)
@@ -121,111 +121,109 @@ def _fields(**checks: Check) -> Check:
     return checked
 
 
-_QUANTILES = _fields(p20=_positive, p50=_positive, p80=_positive)
+_QUANTILES = fields(p20=positive, p50=positive, p80=positive)
 
-PROVENANCE = _fields(
-    gpu=_or_none(_text),
-    cpu=_text,
-    driver=_or_none(_text),
-    cuda=_or_none(_text),
-    torch=_text,
-    triton=_or_none(_text),
-    python=_text,
-    commit=_text,
-    dirty=_flag,
-    command=_text,
-    utc=_text,
+PROVENANCE = fields(
+    gpu=or_none(text),
+    cpu=text,
+    driver=or_none(text),
+    cuda=or_none(text),
+    torch=text,
+    triton=or_none(text),
+    python=text,
+    commit=text,
+    dirty=flag,
+    command=text,
+    utc=text,
 )
 
-RATES = _fields(
-    copy_bytes_per_s=_positive,
-    bf16_flops_per_s=_positive,
-    fp32_flops_per_s=_positive,
-    tf32_flops_per_s=_positive,
+RATES = fields(
+    copy_bytes_per_s=positive,
+    bf16_flops_per_s=positive,
+    fp32_flops_per_s=positive,
+    tf32_flops_per_s=positive,
 )
 
-GATE = _fields(
-    status=_one_of("passed", "failed", "not run"), tests=_count, failed=_count, command=_text
-)
+GATE = fields(status=one_of("passed", "failed", "not run"), tests=count, failed=count, command=text)
 
-_RECORD = _fields(
-    op=_text,
-    direction=_one_of("forward", "backward", "forward_backward"),
-    shape=_mapping(_count),
-    dtype=_text,
-    backend=_text,
+_RECORD = fields(
+    op=text,
+    direction=one_of("forward", "backward", "forward_backward"),
+    shape=mapping(count),
+    dtype=text,
+    backend=text,
     us=_QUANTILES,
-    wall_us=_positive,
-    timer=_one_of("graph", "events", "host"),
-    input_sets=_count,
-    cold=_flag,
-    peak_bytes=_count,
-    bytes=_count,
-    flops=_count,
-    measured_bytes=_or_none(_count),
-    floor_us=_positive,
-    percent_of_floor=_positive,
-    percent_of_copy=_positive,
-    peers=_mapping(_time_or_error),
-    peers_wall_us=_mapping(_positive),
-    peers_peak_bytes=_mapping(_count),
-    peers_timer=_mapping(_one_of("graph", "events", "host")),
-    best_peer=_or_none(_text),
-    speedup_vs_best_peer=_or_none(_positive),
-    error_vs_fp64=_or_none(_not_negative),
-    peers_error_vs_fp64=_mapping(_not_negative),
-    kernels=_mapping(_list(_text)),
+    wall_us=positive,
+    timer=one_of("graph", "events", "host"),
+    input_sets=count,
+    cold=flag,
+    peak_bytes=count,
+    bytes=count,
+    flops=count,
+    measured_bytes=or_none(count),
+    floor_us=positive,
+    percent_of_floor=positive,
+    percent_of_copy=positive,
+    peers=mapping(time_or_error),
+    peers_wall_us=mapping(positive),
+    peers_peak_bytes=mapping(count),
+    peers_timer=mapping(one_of("graph", "events", "host")),
+    best_peer=or_none(text),
+    speedup_vs_best_peer=or_none(positive),
+    error_vs_fp64=or_none(not_negative),
+    peers_error_vs_fp64=mapping(not_negative),
+    kernels=mapping(_list(text)),
     gate=GATE,
-    setting=_one_of("quick", "full"),
+    setting=one_of("quick", "full"),
     rates=RATES,
-    note=_or_none(_text),
+    note=or_none(text),
     provenance=PROVENANCE,
 )
 
-_VARIANT = _fields(
-    clips_per_s=_positive,
+_VARIANT = fields(
+    clips_per_s=positive,
     ms=_QUANTILES,
-    peak_bytes=_count,
-    model_flops_per_clip=_count,
-    mfu=_or_none(_positive),
-    loss=_or_none(_positive),
-    parts_ms=_mapping(_not_negative),
+    peak_bytes=count,
+    model_flops_per_clip=count,
+    mfu=or_none(positive),
+    loss=or_none(positive),
+    parts_ms=mapping(not_negative),
 )
 
 
 def _variant(path: str, value: Any) -> None:
     if isinstance(value, str):
-        _time_or_error(path, value)
+        time_or_error(path, value)
     else:
         _VARIANT(path, value)
 
 
-_TRAIN_STEP = _fields(
-    backbone=_text,
-    batch=_count,
-    precision=_one_of("bf16", "fp32"),
-    shape=_mapping(_count),
-    variants=_mapping(_variant),
+_TRAIN_STEP = fields(
+    backbone=text,
+    batch=count,
+    precision=one_of("bf16", "fp32"),
+    shape=mapping(count),
+    variants=mapping(_variant),
     rates=RATES,
-    note=_or_none(_text),
+    note=or_none(text),
     provenance=PROVENANCE,
 )
 
-_RUN = _fields(
-    stage=_text,
-    status=_one_of("passed", "failed", "cut"),
-    seconds=_not_negative,
-    counts=_mapping(_count),
-    details=_list(_text),
+_RUN = fields(
+    stage=text,
+    status=one_of("passed", "failed", "cut"),
+    seconds=not_negative,
+    counts=mapping(count),
+    details=_list(text),
     provenance=PROVENANCE,
 )
 
-_FILE = _fields(
-    schema=_count,
-    card=_text,
+_FILE = fields(
+    schema=count,
+    card=text,
     records=_list(_RECORD),
     train_step=_list(_TRAIN_STEP),
-    runs=_mapping(_RUN),
+    runs=mapping(_RUN),
 )
 
 

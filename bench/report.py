@@ -297,16 +297,18 @@ def blocks(cards: list[Card], drawn: dict[str, bytes]) -> dict[str, str]:
 
 def problems(page: Path, images: Path, cards: list[Card]) -> list[str]:
     """What on the page or among its charts is stale or was edited."""
-    drawn = {name: content for card in cards for name, content in charts.draw(card).items()}
+    drawn: dict[str, bytes] = {}
     found = []
-    text = page.read_text()
-    if rendered(text, blocks(cards, drawn)) != text:
-        found.append(f"{page.name}: a generated part is stale or was edited")
     for card in cards:
-        for name, content in charts.draw(card).items():
+        own = charts.draw(card)
+        drawn |= own
+        for name, content in own.items():
             kind = next(kind for kind in charts.CHARTS if name.endswith(f"-{kind}.svg"))
             why = charts.stale(images / name, kind, card, content)
             found += [why] if why else []
+    text = page.read_text()
+    if rendered(text, blocks(cards, drawn)) != text:
+        found.append(f"{page.name}: a generated part is stale or was edited")
     extra = {path.name for path in images.glob("*.svg")} - set(drawn) if images.is_dir() else set()
     return found + [f"{name} belongs to no records" for name in sorted(extra)]
 

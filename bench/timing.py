@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,6 +45,8 @@ class Pass(NamedTuple):
 class Clock(Protocol):
     """Prepares passes and times them."""
 
+    def context(self) -> AbstractContextManager[Any]: ...
+
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass: ...
 
     def seconds(self, ready: Pass) -> float: ...
@@ -65,6 +67,9 @@ class HostClock:
 
     def __init__(self, counter: Callable[[], float] = time.perf_counter) -> None:
         self.counter = counter
+
+    def context(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
         calls = setup()
@@ -94,9 +99,13 @@ class CudaClock:
         self.cuda = cuda
         self.stream = cuda.Stream()
 
+    def context(self) -> AbstractContextManager[Any]:
+        """Everything that is timed is made in it: a backward pass runs on its forward's stream, and
+        meets the stream on which its inputs were first used."""
+        return self.cuda.stream(self.stream)
+
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
         cuda = self.cuda
-        # Backward passes run on the stream of their forward: everything is on this one.
         self.stream.wait_stream(cuda.current_stream())
         with cuda.stream(self.stream):
             calls = setup()
