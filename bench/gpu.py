@@ -117,7 +117,7 @@ def sanitize_items(dry: bool) -> list[Item]:
     tool = shutil.which("compute-sanitizer")
     found = []
     for op in OPS:
-        if ops.available(op)["cuda"] is not None:
+        if ops.available(op, provenance.device())["cuda"] is not None:
             continue
         for check in ("memcheck", "racecheck"):
             if tool is None:
@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
         made.error(str(error))
     if options.dry:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif not torch.cuda.is_available():
+    elif provenance.device() == "cpu":
         print("bench.gpu: torch sees no GPU; --dry rehearses every stage on the CPU")
         return 1
     if importlib.util.find_spec("pytest") is None:
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
         if stage == "tests" and not options.dry:
             details += [f"{file}: left out: {why}" for file, why in LEFT_OUT.items()]
         if stage == "sanitize" and not items:
-            details += [f"{op}: {ops.available(op)['cuda']}" for op in OPS]
+            details += [f"{op}: {ops.available(op, provenance.device())['cuda']}" for op in OPS]
         content = records.load_or_empty(results, card)
         if not todo and stage in content["runs"]:
             print(f"{stage}: done before", flush=True)

@@ -105,7 +105,8 @@ def flex_peer(arrange: Arrange, restore: Callable[[Tensor], Tensor]) -> Peer:
 
         return call
 
-    ran = {"cuda": r"flex_attention", "cpu": r"flex_attention|Compiled"}
+    # A template of Inductor; its name holds the operator's in some versions only.
+    ran = {"cuda": r"flex_attention|triton_tem", "cpu": r"flex_attention|Compiled"}
     return Peer(build, ran=ran, tuned=True)
 
 

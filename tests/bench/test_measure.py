@@ -265,6 +265,33 @@ def test_a_process_that_loses_the_card_is_followed_by_another(
     assert known == {"sdpa_flash": "error: RuntimeError: illegal memory access"}
 
 
+def test_a_lost_card_without_a_journal_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, case = program.FileJournal(None), Case("dpc_knn", FORWARD, {"B": 1}, BF16)
+    journal.keep_gates({"dpc_knn": {"cuda": PASSED}})
+    journal.fail(str(case), "compile", "error: lost")
+    line = journal.command(["dpc_knn"])
+    assert line[1:4] == ["-m", "bench", "dpc_knn"]
+    path = Path(line[line.index("--journal") + 1])
+    try:
+        following = program.FileJournal(path)
+        assert following.failures(case) == {"compile": "error: lost"}
+        assert following.gates() == {"dpc_knn": {"cuda": PASSED}}  # the same process goes on
+        assert following.command(["dpc_knn"]) == line[:4]
+        monkeypatch.setattr(program.os, "getpid", lambda: -1)
+        assert program.FileJournal(path).gates() == {}  # another run has its own gate
+    finally:
+        path.unlink()
+
+
+def test_a_backend_whose_limits_a_case_exceeds_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fault, status in (("error: BackendUnavailable: 17 frames", 0), ("error: RuntimeError", 1)):
+        monkeypatch.setattr(measure, "measure", lambda *a, fault=fault, **k: ([], {"cuda": fault}))
+        assert program.main(["unmerge_tokens", "--quick"]) == status
+        assert fault in capsys.readouterr().out
+
+
 def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path: Path) -> None:
     """Once, it may have been stopped for lack of time."""
     path, case = tmp_path / "journal.json", Case("dpc_knn", FORWARD, {"B": 1}, BF16)
