@@ -206,8 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.gate or (device == "cuda" and not options.no_gate):
         gates = journal.gates() or gate.run(backends, workers=options.workers)
         journal.keep_gates(gates)
-        for op, found in gates.items():
-            for backend, entry in found.items():
+        for op, per_backend in gates.items():
+            for backend, entry in per_backend.items():
                 print(
                     f"gate {op} {backend}: {entry['status']}, {entry['tests']} tests passed, "
                     f"{entry['failed']} failed"

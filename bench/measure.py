@@ -310,23 +310,23 @@ def _measure(
         if entrant in peers:
             functions.pop(entrant, None)
             continue
-        peer = candidates.get(entrant)
+        rival = candidates.get(entrant)
         try:
             journal.began(case, entrant)
-            if peer is not None:
-                functions[entrant] = _build(peer, setting)
+            if rival is not None:
+                functions[entrant] = _build(rival, setting)
             function = functions[entrant]
             call = _call(function, first, bench, case.direction)
             call()
             names = kernel_names(call, device)
-            if peer is not None:
-                check_ran(peer, names, device)
+            if rival is not None:
+                check_ran(rival, names, device)
             kernels[entrant] = [n[:120] for n in names if not n.startswith("Mem")][:KERNELS_KEPT]
             # What backward needs includes what forward keeps for it.
             whole = BOTH if case.direction == BACKWARD else case.direction
             memory[entrant] = timing.peak_bytes(_call(function, first, bench, whole), device)
             walls[entrant] = timing.wall_microseconds(call, clock, setting.seconds)
-            if peer is None or (peer.checked and not peer.tuned):
+            if rival is None or (rival.checked and not rival.tuned):
                 found = outcome(function, exact_inputs, bench, case.direction)
                 errors[entrant] = relative_error(found, exact)
             del call

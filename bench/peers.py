@@ -35,7 +35,7 @@ def compile_for(function: Function, full: bool) -> Function:
         full: ``max-autotune`` (without its own CUDA graphs: the clock has one); else the default.
     """
     # The backward pass is timed on a graph that is kept.
-    torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+    torch._functorch.config.donated_buffer = False
     mode = "max-autotune-no-cudagraphs" if full else "default"
     return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
 

@@ -116,7 +116,7 @@ def _cell(record: dict[str, Any] | None, ratios: dict[str, float]) -> tuple[str,
 
 def targets(cards: list[Card]) -> str:
     """Target and measurement of every hot spot."""
-    measured = [card for card in cards if card["records"]] or [None]
+    measured: list[Card | None] = [card for card in cards if card["records"]] or [None]
     head = ["hot spot", "target on H200 / RTX 4090, µs", "over the peers"]
     for card in measured:
         name = card["card"] if card else "measured"

@@ -21,6 +21,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,7 @@ def measure_rates(
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(precision)
         try:
-            seconds = _median_seconds(
-                lambda a=a, b=b, out=out: torch.mm(a, b, out=out), clock, samples
-            )
+            seconds = _median_seconds(partial(torch.mm, a, b, out=out), clock, samples)
         finally:
             torch.set_float32_matmul_precision(before)
         rates[name] = 2 * side**3 / seconds

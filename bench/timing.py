@@ -297,7 +297,7 @@ def _peak_of_records(call: Call) -> int:
     profiled = profile(lambda: kept.append(call()), "cpu", profile_memory=True)
     kept.clear()
     held = peak = 0
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events: list[Any] = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)

@@ -25,7 +25,7 @@ from bench.model_flops import step_flops
 from bench.roofline import Rates, measure_rates
 from bench.train_parts import Recorder, cuda_recorder
 from cmpose import ops
-from cmpose.config import ModelConfig, TrainConfig
+from cmpose.config import Backend, ModelConfig, TrainConfig
 from cmpose.engine.schedule import parameter_groups
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
@@ -58,7 +58,7 @@ DATASHEET = {"H200": 989e12, "H100": 989e12, "4090": 165.2e12}
 """Dense bfloat16 operations a second with float32 accumulation, by what a card's name holds."""
 
 
-def model_config(backbone: str, backend: str) -> ModelConfig:
+def model_config(backbone: str, backend: Backend) -> ModelConfig:
     """As the recipes have it; ``tiny`` on small crops with fewer tokens, for a CPU."""
     if backbone == "tiny":
         return ModelConfig(
@@ -240,15 +240,16 @@ def timed(run: Callable[[], None], device: str, samples: int, together: int) -> 
 def parts(step: Step, recorder: Recorder) -> dict[str, float]:
     """Seconds of each part of one eager step; the step's model is not to be used afterwards."""
     model, wrap = step.model, recorder.wrap
-    for name, module in (
-        ("backbone", model.backbone),
-        ("criss-cross", model.coarse.criss_cross),
-        ("fusion", model.coarse.fusion),
-        ("head", model.head),
-        ("selection, clustering, merge", model.fine),
-    ):
-        if module is not None:
-            module.forward = wrap(name, module.forward)  # type: ignore[method-assign]
+    modules: dict[str, nn.Module | None] = {
+        "backbone": model.backbone,
+        "criss-cross": model.coarse.criss_cross,
+        "fusion": model.coarse.fusion,
+        "head": model.head,
+        "selection, clustering, merge": model.fine,
+    }
+    for name, part in modules.items():
+        if part is not None:
+            part.forward = wrap(name, part.forward)
     model.coarse._branches = wrap("corruption", model.coarse._branches)  # type: ignore[method-assign]
     for module in model.coarse.criss_cross.modules():
         if isinstance(module, Attention):
