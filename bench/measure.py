@@ -25,11 +25,14 @@ from bench.cases import (
     floating,
     total_bytes,
 )
-from bench.peers import check_ran, kernel_names
+from bench.peers import WrongResult, check_ran, kernel_names
 from bench.roofline import Rates, floor_seconds
 from cmpose import ops
 
 NOT_RUN = {"status": "not run", "tests": 0, "failed": 0, "command": "--no-gate"}
+
+WRONG = 0.1
+"""A relative error from which on a result is no result; bfloat16's is a hundredth of it."""
 
 KERNELS_KEPT = 6
 """Names of kernels that a record holds of each entrant."""
@@ -306,30 +309,35 @@ def _measure(
     walls: dict[str, float] = {}
     memory: dict[str, int] = {}
     errors: dict[str, float] = {}
+
+    def inspect(entrant: str, rival: Peer | None) -> None:
+        """What is found out of an entrant before the race; its memory is free afterwards."""
+        if rival is not None:
+            functions[entrant] = _build(rival, setting)
+        function = functions[entrant]
+        call = _call(function, first, bench, case.direction)
+        call()
+        names = kernel_names(call, device)
+        if rival is not None:
+            check_ran(rival, names, device)
+        kernels[entrant] = [n[:120] for n in names if not n.startswith("Mem")][:KERNELS_KEPT]
+        # What backward needs includes what forward keeps for it.
+        whole = BOTH if case.direction == BACKWARD else case.direction
+        memory[entrant] = timing.peak_bytes(_call(function, first, bench, whole), device)
+        walls[entrant] = timing.wall_microseconds(call, clock, setting.seconds)
+        if rival is None or (rival.checked and not rival.tuned):
+            found = outcome(function, exact_inputs, bench, case.direction)
+            errors[entrant] = relative_error(found, exact)
+            if not errors[entrant] < WRONG:
+                raise WrongResult(f"its result is off by {errors[entrant]:.3g} of the exact one")
+
     for entrant in [*ours, *candidates]:
         if entrant in peers:
             functions.pop(entrant, None)
             continue
-        rival = candidates.get(entrant)
         try:
             journal.began(case, entrant)
-            if rival is not None:
-                functions[entrant] = _build(rival, setting)
-            function = functions[entrant]
-            call = _call(function, first, bench, case.direction)
-            call()
-            names = kernel_names(call, device)
-            if rival is not None:
-                check_ran(rival, names, device)
-            kernels[entrant] = [n[:120] for n in names if not n.startswith("Mem")][:KERNELS_KEPT]
-            # What backward needs includes what forward keeps for it.
-            whole = BOTH if case.direction == BACKWARD else case.direction
-            memory[entrant] = timing.peak_bytes(_call(function, first, bench, whole), device)
-            walls[entrant] = timing.wall_microseconds(call, clock, setting.seconds)
-            if rival is None or (rival.checked and not rival.tuned):
-                found = outcome(function, exact_inputs, bench, case.direction)
-                errors[entrant] = relative_error(found, exact)
-            del call
+            inspect(entrant, candidates.get(entrant))
         except Exception as error:
             lose(entrant, error)
 

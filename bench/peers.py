@@ -18,13 +18,18 @@ from bench.cases import Peer
 Function = Callable[..., Any]
 
 
+class WrongResult(RuntimeError):
+    """A peer computes something else than the op."""
+
+
 class NotWhatRan(RuntimeError):
     """The profiler saw none of the kernels that the peer asked for."""
 
 
 # -- torch.compile --------------------------------------------------------------------------------
 
-_COMPILED = {"cuda": r"triton_", "cpu": r"Compiled"}
+# Where Inductor recognises attention it calls one of SDPA's kernels.
+_COMPILED = {"cuda": r"triton_|flash_(fwd|bwd)|fmha_cutlass|cudnn", "cpu": r"Compiled"}
 
 
 def compile_for(function: Function, full: bool) -> Function:

@@ -107,7 +107,7 @@ def test_a_process_over_its_time_is_ended_with_its_children(tmp_path: Path) -> N
     pid = tmp_path / "pid"
     code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); "
     code += f"open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
-    status, found = stage(tmp_path, Item("slow", python(code)), seconds=3.0)
+    status, found = stage(tmp_path, Item("slow", python(code)), seconds=1.5)
     assert (status, found["slow"]["status"]) == ("cut", "cut")
     child = Path(f"/proc/{pid.read_text()}/stat")
     for _ in range(50):

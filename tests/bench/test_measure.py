@@ -120,6 +120,20 @@ def test_a_peer_that_fails_is_recorded_with_its_message() -> None:
     assert set(found["peers_timer"]) == {"eager"}
 
 
+def test_a_peer_that_computes_something_else_is_a_failure() -> None:
+    def other(**arguments: Any) -> Any:
+        return 1.2 * bench_of("reconstruction_loss").peers({})["eager"].build()(**arguments)
+
+    def nothing(**arguments: Any) -> Any:
+        return float("nan") * other(**arguments)
+
+    bench = plain_bench(other=Peer(lambda: other), nothing=Peer(lambda: nothing))
+    [found] = measured(bench, case_of(bench, FORWARD))
+    said = "error: WrongResult: its result is off by"
+    assert found["peers"]["other"].startswith(f"{said} 0.2 of the exact one")
+    assert found["peers"]["nothing"].startswith(f"{said} nan")
+
+
 def test_a_peer_known_to_fail_is_not_run_again() -> None:
     bench = plain_bench(broken=Peer(lambda: pytest.fail("it ran")))
     case = case_of(bench, FORWARD)
