@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import cases, dpc_knn
+from bench.accuracy import outcome, relative_error
 from bench.cases import BACKWARD, BF16, BOTH, FORWARD, FP32, OpBench, total_bytes
-from bench.measure import outcome, relative_error
 from bench.targets import TARGETS, bench_of
 from cmpose.ops.backends import OPS
 from cmpose.ops.spatial_attention import spatial_attention_backward_reference

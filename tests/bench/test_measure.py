@@ -13,11 +13,13 @@ import torch
 
 from bench import __main__ as program
 from bench import measure, provenance, records, timing
-from bench.cases import BACKWARD, BF16, BOTH, FORWARD, FP32, Case, Peer
+from bench.accuracy import relative_error
+from bench.cases import BACKWARD, BF16, BOTH, FORWARD, FP32, Case, OpBench, Peer
 from bench.measure import Setting
 from bench.roofline import Rates
 from bench.targets import TARGETS, bench_of
 from cmpose.ops.backends import OPS
+from tests.bench.fake_cuda import FakeCuda
 from tests.bench.samples import ORIGIN, PASSED, RATES
 
 LEAST = Setting(turns=2, seconds=0.0)
@@ -155,18 +157,30 @@ def test_ours_failing_is_an_error() -> None:
     assert faults == {"auto": "error: RuntimeError: an illegal memory access was encountered"}
 
 
-def test_a_card_that_is_lost_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pretended_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases go the way of a card, with tensors on the CPU."""
+    original = OpBench.arguments
+
+    def arguments(self: Any, case: Case, device: str, seed: int = 0) -> Any:
+        return original(self, case, "cpu", seed)
+
+    monkeypatch.setattr(OpBench, "arguments", arguments)
+    monkeypatch.setattr(provenance, "device", lambda: "cuda")
+    monkeypatch.setattr(timing, "l2_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(timing, "peak_bytes", lambda call, device: 1)
+    monkeypatch.setattr(timing, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(measure, "kernel_names", lambda call, device: ["Memset", "some_kernel"])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+
+def test_a_card_that_is_lost_is_told_at_once(
+    pretended_card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a card a failure is followed by a synchronisation; if that fails too, it is lost."""
     bench = plain_bench(broken=Peer(lambda: broken))
     case = case_of(bench, FORWARD)
-    devices = iter(["cuda"])
-    monkeypatch.setattr(provenance, "device", lambda: next(devices, "cuda"))
-    monkeypatch.setattr(type(bench), "arguments", _on_cpu(type(bench).arguments))
-    monkeypatch.setattr(timing, "l2_bytes", lambda device: 0)
-    monkeypatch.setattr(timing, "peak_bytes", lambda call, device: 1)
-    monkeypatch.setattr(timing, "free_bytes", lambda device: 1 << 30)
-    monkeypatch.setattr(measure, "kernel_names", lambda call, device: ["kernel"])
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
     def lost() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -178,8 +192,41 @@ def test_a_card_that_is_lost_is_told_at_once(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.message.startswith("error: RuntimeError: an illegal memory access")
 
 
-def _on_cpu(original: Any) -> Any:
-    return lambda self, case, device, seed=0: original(self, case, "cpu", seed)
+@pytest.mark.parametrize("direction", [FORWARD, BOTH])
+def test_on_a_card_cases_are_graphs_over_many_input_sets(
+    pretended_card: None, direction: str
+) -> None:
+    """By CUDA's calls as far as a CPU can be asked: a peer that cannot be captured included."""
+    cuda = FakeCuda(capturable=True)
+    bench = plain_bench()
+    own = bench.peers({})["eager"].build()
+
+    def synchronising(**arguments: Any) -> Any:
+        if cuda.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        cuda.work()
+        return own(**arguments)
+
+    bench = replace(
+        bench, peers=lambda shape: {"eager": Peer(lambda: own), "slow": Peer(lambda: synchronising)}
+    )
+    [found] = measured(
+        bench,
+        case_of(bench, direction),
+        clock=timing.CudaClock(cuda),
+        gates={"auto": PASSED},
+        origin=ORIGIN,
+    )
+    assert found["timer"] == "graph"
+    assert found["input_sets"] == timing.MOST_SETS  # small inputs
+    # A replay takes 3 ms here, whatever is in it; a call behind the delay 1 ms.
+    assert found["us"]["p50"] == pytest.approx(3000 / timing.MOST_SETS, rel=1e-3)
+    assert found["peers_timer"] == {"eager": "graph", "slow": "events"}
+    assert found["peers"]["slow"] == pytest.approx(1000.0)
+    assert (found["best_peer"], found["speedup_vs_best_peer"]) == ("eager", 1.0)
+    assert found["kernels"]["ours"] == ["some_kernel"]
+    assert {"sleep", "replay"} <= set(cuda.log)
+    assert not any(entry.endswith("on default") for entry in cuda.log)
 
 
 def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
@@ -206,7 +253,7 @@ def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
 def test_relative_error_is_of_all_tensors() -> None:
     exact = [torch.tensor([3.0, 0.0]).double(), torch.tensor([4.0]).double()]
     found = [torch.tensor([3.0, 0.5]), torch.tensor([4.0])]
-    assert measure.relative_error(found, exact) == pytest.approx(0.1)
+    assert relative_error(found, exact) == pytest.approx(0.1)
 
 
 def test_low_precision_shows_in_the_error() -> None:
