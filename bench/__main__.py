@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench import gate, measure, provenance, records, roofline, timing
-from bench.cases import FP32, Case
+from bench.cases import Case
 from bench.targets import TARGETS, bench_of
 from cmpose.ops.backends import BACKENDS, OPS
 
@@ -193,12 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(provenance.NOT_A_RESULT)
     setting = measure.full() if options.full else measure.quick(device)
     setting.peers = not options.no_peers
-    if device == "cpu" and not options.full:
-        reason = "minutes of C++ compilation on a CPU; --full measures it"
-        setting.without = dict.fromkeys(("compile_tcformer", "flex", "compile_broadcast"), reason)
-        setting.compiled_dtypes = (FP32,)
     if options.no_compile:
-        setting.compiled_dtypes = ()
+        setting.left_out = lambda case, name, peer: "--no-compile" if peer.tuned else None
 
     backends = {op: measure.backends_for(bench_of(op), device, options.backend) for op in names}
     journal = FileJournal(options.journal)

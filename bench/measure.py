@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,6 @@ from bench import provenance, records, timing
 from bench.accuracy import WRONG, exact_arguments, exact_outcome, outcome, relative_error
 from bench.cases import (
     BACKWARD,
-    BF16,
     BOTH,
     FORWARD,
     FP32,
@@ -70,21 +69,28 @@ class Setting:
         turns: of the race.
         seconds: an entrant in a turn.
         peers: False leaves the peers out.
-        without: peers left out, with the reason.
-        compiled_dtypes: in which peers that are compiled run.
+        left_out: (case, peer's name, peer) → why it is not measured, or None.
     """
 
     full: bool = False
     turns: int = 2
     seconds: float = 0.05
     peers: bool = True
-    without: dict[str, str] = field(default_factory=dict)
-    compiled_dtypes: tuple[str, ...] = (BF16, FP32)
+    left_out: Callable[[Case, str, Peer], str | None] = lambda case, name, peer: None
+
+
+def _slow_on_a_cpu(case: Case, name: str, peer: Peer) -> str | None:
+    """C++ compilation takes seconds a graph: ``compile`` is run once an op."""
+    if peer.tuned and (name != "compile" or (case.direction, case.dtype) != (FORWARD, FP32)):
+        return "on a CPU, where compiling takes long, --full measures it"
+    return None
 
 
 def quick(device: str) -> Setting:
     """For a first pass; on a CPU the least that runs everything."""
-    return Setting() if device == "cuda" else Setting(turns=1, seconds=0.005)
+    if device == "cuda":
+        return Setting()
+    return Setting(turns=1, seconds=0.005, left_out=_slow_on_a_cpu)
 
 
 def full() -> Setting:
@@ -240,10 +246,9 @@ def _measure(
         functions[entrant] = lambda name=name, **kw: bench.call(**kw, backend=name)
     candidates = bench.peers(case.shape) if setting.peers else {}
     for name, peer in candidates.items():
-        if name in setting.without:
-            peers[name] = f"error: left out: {setting.without[name]}"
-        elif peer.tuned and case.dtype not in setting.compiled_dtypes:
-            peers[name] = f"error: left out: compiled peers run in {setting.compiled_dtypes} only"
+        reason = setting.left_out(case, name, peer)
+        if reason is not None:
+            peers[name] = f"error: left out: {reason}"
     known = journal.failures(case)
     peers |= {name: text for name, text in known.items()}
 

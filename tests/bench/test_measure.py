@@ -145,6 +145,24 @@ def test_a_peer_known_to_fail_is_not_run_again() -> None:
     assert found["peers"]["broken"] == "error: the process died"
 
 
+def test_on_a_cpu_quick_compiles_once_an_op() -> None:
+    setting = measure.quick("cpu")
+    kept = [
+        (case, name)
+        for op in OPS
+        for case in bench_of(op).cases(small=True)
+        for name, peer in bench_of(op).peers(case.shape).items()
+        if peer.tuned and setting.left_out(case, name, peer) is None
+    ]
+    assert [case.op for case, _ in kept] == list(OPS)
+    assert {name for _, name in kept} == {"compile"}
+    bench = plain_bench(compile=bench_of("reconstruction_loss").peers({})["compile"])
+    found, _ = measure.measure(
+        case_of(bench, BOTH), bench, ["auto"], Rates(**RATES), setting, clock=Steady(), origin=CPU
+    )
+    assert found[0]["peers"]["compile"].startswith("error: left out: on a CPU")
+
+
 def test_ours_failing_is_an_error() -> None:
     bench = plain_bench()
 
