@@ -94,6 +94,9 @@ def _against(
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name,
                   linewidth=2.2 if ours else 1.0)  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel=size, ylabel="µs", title=f"{title}, {card}")
+    sizes = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xticks(sizes, [f"{x:,}" for x in sizes], minor=False)
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize=7)
     return figure
 

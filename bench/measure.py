@@ -138,9 +138,14 @@ def _call(
 
 
 def backends_for(bench: OpBench, device: str, asked: str | None) -> list[str]:
-    """The op's kernels that can run here; without any ``auto``, which is then the reference."""
+    """The op's kernels that can run on a card; without any ``auto``, which is then the reference.
+
+    On a CPU kernels run in an interpreter or an emulation, if at all, whose time says nothing.
+    """
     if asked:
         return [asked]
+    if device == "cpu":
+        return ["auto"]
     found = [
         name
         for name, reason in ops.available(bench.op, device).items()

@@ -54,6 +54,13 @@ def test_nothing_that_passed_is_no_pass() -> None:
     assert verdict("cuda", op="merge_clusters")["status"] == "failed"
 
 
+def test_auto_answers_for_the_reference() -> None:
+    assert verdict("auto") == verdict("reference")
+    for name in ("test_bitwise_repeat[dpc_knn-auto]", "test_bitwise_repeat[dpc_knn-reference]"):
+        assert verdict("auto", (name, "failure"))["status"] == "failed"
+    assert verdict("reference", ("test_bitwise_repeat[dpc_knn-auto]", "failure"))["failed"] == 0
+
+
 def test_it_runs_the_contract_of_the_op() -> None:
     """For real, on one op."""
     found = gate.run({"unmerge_tokens": ["reference", "cuda"]})["unmerge_tokens"]
