@@ -11,6 +11,7 @@ the next call of the same command, as long as the sources are the same. Logs and
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 from bench import provenance, records, summary
-from bench.stages import Item, State, fingerprint, missing, run_stage, totals
+from bench.stages import Item, Outcome, State, fingerprint, missing, run_stage, totals
 from bench.targets import TARGETS
 from cmpose import ops
 from cmpose.ops.backends import OPS
@@ -215,6 +216,15 @@ def stages_of(text: str) -> list[str]:
     return [name for name in STAGES if name in asked or name == "build"]
 
 
+def _details(outcomes: dict[str, Outcome], passed: bool) -> list[str]:
+    return [
+        f"{name}: {text}"
+        for name, outcome in outcomes.items()
+        if (outcome["status"] == "passed") == passed
+        for text in outcome["details"]
+    ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     made = parser()
     options = made.parse_args(arguments)
@@ -254,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
             state.forget(stage)
         began = time.monotonic()
         print(f"{stage}:", flush=True)
+        importlib.invalidate_caches()  # the core may just have been built
         items = makers[stage]()
         todo = missing(items, state.outcomes(stage))
         workers = 1 if stage in alone else 4 if stage == "sanitize" else options.workers
@@ -269,12 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
         held = state.outcomes(stage)
         outcomes = {item.name: held[item.name] for item in items if item.name in held}
         # What did not pass comes first.
-        order = sorted(outcomes, key=lambda name: outcomes[name]["status"] == "passed")
-        details = [f"{name}: {text}" for name in order for text in outcomes[name]["details"]]
+        details = _details(outcomes, passed=False)
         if stage == "tests" and not options.dry:
             details += [f"{file}: left out: {why}" for file, why in LEFT_OUT.items()]
         if stage == "sanitize" and not items:
             details += [f"{op}: {ops.available(op, provenance.device())['cuda']}" for op in OPS]
+        details += _details(outcomes, passed=True)
         content = records.load_or_empty(results, card)
         if not todo and stage in content["runs"]:
             print(f"{stage}: done before", flush=True)

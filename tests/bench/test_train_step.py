@@ -31,8 +31,7 @@ def tiny(**fields: object) -> ModelConfig:
         {},
         {"stem": "patch"},
         {"num_frames": 1, "criss_cross_depth": 2},
-        {"mask_task": False},
-        {"fine": "off"},
+        {"mask_task": False, "fine": "off"},
     ],
     ids=str,
 )
