@@ -24,10 +24,13 @@ from bench.gate import python_path
 from bench.provenance import PROJECT, machine, slug, version
 
 Outcome = dict[str, Any]
-"""``status`` (passed, failed, cut), ``seconds``, ``counts`` and ``details``."""
+"""``status`` (passed, failed, not run, cut), ``seconds``, ``counts`` and ``details``."""
 
 TIME_IS_UP = 3
 """Exit status of a command that stopped by itself and goes on when it is called again."""
+
+NO_TESTS = 5
+"""Exit status of pytest when no test was selected."""
 
 SOURCES = ("cmpose", "kernels", "csrc", "configs", "tests", "bench", "setup.py", "pyproject.toml")
 SUFFIXES = (".py", ".cu", ".cuh", ".cpp", ".h", ".yaml", ".toml")
@@ -156,7 +159,8 @@ def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, st
     """Runs one process, its output to ``log``.
 
     Returns:
-        ``cut`` when time ran out, else ``passed`` or ``failed``.
+        ``cut`` when time ran out, ``not run`` when absent packages let no test run, else ``passed``
+        or ``failed``.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     report = log.with_suffix(".xml")
@@ -199,11 +203,13 @@ def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, st
     if outcome["status"] != "cut" and report.is_file():
         counts, details = pytest_outcome(report.read_text())
         outcome["counts"], outcome["details"] = counts, details
-        nothing = status == 5  # pytest: no test was selected
-        outcome["status"] = "failed" if counts["failed"] or (status not in (0, 1, 5)) else "passed"
-        if status == 1 and not counts["failed"] and not counts["not run"]:
-            outcome["status"] = "failed"
-        if nothing:
+        # pytest's 1 and 2 (files that cannot be collected) are faults unless packages are absent.
+        excused = status in (1, 2) and counts["not run"] and not counts["failed"]
+        good = not counts["failed"] and (excused or status in (0, NO_TESTS))
+        outcome["status"] = "passed" if good else "failed"
+        if good and counts["not run"] and not counts["passed"]:
+            outcome["status"] = "not run"
+        if status == NO_TESTS:
             outcome["details"].append("no test was selected")
     if outcome["status"] == "failed" and not outcome["details"]:
         outcome["details"] = log.read_text(errors="replace").splitlines()[-3:]

@@ -198,6 +198,29 @@ def test_real_pytest_runs_are_told_apart(tmp_path: Path) -> None:
     assert found["none"]["details"] == ["no test was selected"]
 
 
+def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(stages, "DECLARED", ("surely_absent",))
+    command = (*gpu.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path))
+    for name, code in (
+        ("declared", "import surely_absent\ndef test_a(): pass\n"),
+        ("unknown", "import another_absent\ndef test_a(): pass\n"),
+        ("partly", "def test_a(): pass\ndef test_b(): import surely_absent\n"),
+        ("broken", "def test_a(): assert 0\ndef test_b(): import surely_absent\n"),
+    ):
+        (tmp_path / f"test_{name}.py").write_text(code)
+    items = [Item(f.stem, (*command, str(f))) for f in tmp_path.glob("test_*.py")]
+    status, found = stage(tmp_path, *items)
+    assert status == "failed"
+    assert {name: o["status"] for name, o in found.items()} == {
+        "test_declared": "not run",
+        "test_unknown": "failed",
+        "test_partly": "passed",
+        "test_broken": "failed",
+    }
+    assert "not run: needs surely_absent" in found["test_declared"]["details"][0]
+    assert stages.totals(found)["not run"] == 3
+
+
 # -- what a card's run is made of -----------------------------------------------------------------
 
 
@@ -211,7 +234,7 @@ def test_every_test_file_is_run_once() -> None:
         assert any(item.command[-1] == op for item in items)
 
 
-def test_cuda_ops_are_sanitized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": "no kernel"})
     assert gpu.sanitize_items(dry=False) == []
     monkeypatch.setattr(
@@ -224,11 +247,10 @@ def test_cuda_ops_are_sanitized(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("dpc_knn-cuda and (" in part for part in memcheck.command)
     assert memcheck.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
-    assert stages.run_item(gpu.sanitize_items(dry=False)[0], _log(), 60.0, {})["status"] == "failed"
-
-
-def _log() -> Path:
-    return PROJECT / "build" / "gpu-test" / "log"
+    without_tool = gpu.sanitize_items(dry=False)[0]
+    found = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
+    assert found["status"] == "failed"
+    assert "compute-sanitizer is not on PATH" in found["details"][-1]
 
 
 def test_stages_are_ordered_and_built_first() -> None:
