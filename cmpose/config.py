@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+if TYPE_CHECKING:  # a model is built from these classes without the parser's packages
+    from jsonargparse import ArgumentParser, Namespace
 
 Backend = Literal["auto", "reference", "triton", "cuda"]
 
@@ -272,6 +272,8 @@ def from_dict(values: dict) -> Config:
     Raises:
         ValueError: naming an unknown field or a value of the wrong type.
     """
+    from jsonargparse import ArgumentError, ArgumentParser
+
     unknown = [key for key in values if key not in SECTIONS]
     if unknown:
         raise ValueError(
@@ -287,6 +289,8 @@ def from_dict(values: dict) -> Config:
 
 def load(path: str | Path, **overrides: object) -> Config:
     """Reads a YAML recipe; ``overrides`` such as ``{"train.epochs": 3}`` come on top."""
+    import yaml
+
     values = yaml.safe_load(Path(path).read_text())
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a YAML mapping with {', '.join(SECTIONS)}")
