@@ -25,7 +25,7 @@ import torch
 from bench import provenance, records, summary
 from bench.stages import Item, Outcome, State, fingerprint, missing, run_stage, totals
 from bench.targets import TARGETS
-from cmpose import ops
+from cmpose import native, ops
 from cmpose.ops.backends import OPS
 
 STAGES = ("build", "tests", "sanitize", "bench", "train")
@@ -111,33 +111,28 @@ def test_items(dry: bool) -> list[Item]:
 
 
 def sanitize_items(dry: bool) -> list[Item]:
-    """memcheck and racecheck over the contract of every op that has a CUDA C++ kernel here."""
+    """memcheck and racecheck over the tests of every op that has a CUDA C++ kernel here."""
     if dry:
         command = (*PYTEST, CONTRACT, "-k", "merge_clusters-reference and (bitwise or empty)")
         return [Item("no tool: merge_clusters reference", command)]
     tool = shutil.which("compute-sanitizer")
+    kernels = [op for op in OPS if ops.available(op, provenance.device())["cuda"] is None]
+    parts = [(op, (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})")) for op in kernels]
+    if kernels:
+        parts.append(("tests/csrc", ("tests/csrc", "-m", "sanitized")))
     found = []
-    for op in OPS:
-        if ops.available(op, provenance.device())["cuda"] is not None:
-            continue
+    for name, chosen in parts:
         for check in ("memcheck", "racecheck"):
+            command: tuple[str, ...] = (*PYTEST, *chosen)
             if tool is None:
                 say = "print('compute-sanitizer is not on PATH'); raise SystemExit(1)"
-                found.append(Item(f"{check} {op}", (sys.executable, "-c", say)))
-                continue
-            found.append(
-                Item(
-                    f"{check} {op}",
-                    (
-                        *(tool, "--tool", check, "--error-exitcode", "99"),
-                        *("--target-processes", "all"),
-                        *PYTEST,
-                        *(CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})"),
-                    ),
-                    # Without the cache an access behind a tensor is one behind an allocation.
-                    {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-                )
-            )
+                command = (sys.executable, "-c", say)
+            else:
+                options = ("--tool", check, "--error-exitcode", "99", "--target-processes", "all")
+                command = (tool, *options, *command)
+            # Without the cache an access behind a tensor is one behind an allocation.
+            item = Item(f"{check} {name}", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+            found.append(item)
     return found
 
 
@@ -258,13 +253,16 @@ def main(arguments: list[str] | None = None) -> int:
         "train": lambda: train_items(options.dry, results),
     }
     alone = ("build", "bench", "train")  # what is timed has the machine for itself
-    environment = {"OMP_NUM_THREADS": "1"} if options.dry else {"OMP_NUM_THREADS": "2"}
+    environment = {"OMP_NUM_THREADS": "1"}
+    if not options.dry:  # where the CUDA kernels' tests must not skip
+        environment = {"OMP_NUM_THREADS": "2", "CMPOSE_REQUIRE_CUDA_OPS": "1"}
     for stage in stages:
         if options.again:
             state.forget(stage)
         began = time.monotonic()
         print(f"{stage}:", flush=True)
         importlib.invalidate_caches()  # the core may just have been built
+        native.forget()
         items = makers[stage]()
         todo = missing(items, state.outcomes(stage))
         workers = 1 if stage in alone else 4 if stage == "sanitize" else options.workers

@@ -24,7 +24,7 @@ struct DistancePass {
   float unit;  // squared distances are divided by it
   bool include_self, global_max;
   const bool* valid;  // [B, M], the caller's, or null
-  bool* usable;       // [B, M]: valid, with a finite norm
+  bool* usable;       // [B, M]: valid, with a sound norm
   float* norms;       // [B, M], or null: computed along with the products
   float* matrix;      // [B, M, M] of d², or null: not kept
   float* farthest;    // [B, M]: the largest d² to a usable token
@@ -41,6 +41,7 @@ enum class Stage { kNorms, kNeighbors, kDelta, kAssign };
 // How a tile lies in shared memory. Tokens of T = float come in three bfloat16 pieces.
 template <class T, int ROWS, int COLUMNS>
 struct Tile {
+  static_assert(ROWS % 32 == 0 && COLUMNS % ROWS == 0, "a block's rows lie in one tile's columns");
   static constexpr bool kSplit = std::is_same<T, float>::value;
   static constexpr bool kBF16 = !std::is_same<T, fp16>::value;
   static constexpr int kPieces = kSplit ? 3 : 1;
@@ -49,7 +50,7 @@ struct Tile {
   static constexpr int kLines = ROWS + COLUMNS;
   static constexpr int kSlab = kPieces * kLines * kPitch;  // 16-bit numbers
   static constexpr int kDistancePitch = COLUMNS + 8;
-  static constexpr int kGroups = kLines / 16;
+  static constexpr int kGroups = COLUMNS / 16;
 
   static constexpr unsigned shared_bytes() {
     const unsigned slabs = shared_part<uint16_t>(2 * kSlab);
@@ -131,6 +132,9 @@ __device__ __forceinline__ void load_slab(const DistancePass& pass,
   }
 }
 
+// Whether a squared norm is one that distances can be formed of: no NaN, and no sum overflows.
+__device__ __forceinline__ bool is_sound(float norm) { return norm <= 0x1p125f; }
+
 // 16 lines as the left factor: rows of 16 channels.
 template <class Shape>
 __device__ __forceinline__ void load_left(uint32_t (&a)[Shape::kPieces][4], const uint16_t* slab,
@@ -156,7 +160,7 @@ __device__ __forceinline__ void load_right(uint32_t (&b)[Shape::kPieces][4], con
   }
 }
 
-// Fills tile.distances: d² of the tile's rows and columns (infinite where a norm is not finite), or
+// Fills tile.distances: d² of the tile's rows and columns (infinite where a norm is not sound), or
 // with kNorms only tile.norms.
 template <class T, int ROWS, int COLUMNS, Stage STAGE>
 __device__ __forceinline__ void compute_tile(const DistancePass& pass,
@@ -205,11 +209,11 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
         if (!with_norms) continue;
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn) {
-          const int group = warp + 8 * turn;
-          if (group >= Shape::kGroups) continue;
+          const int line = ROWS + (warp + 8 * turn) * 16;
+          if (line >= Shape::kLines || tile.ids[line] < 0) continue;
           uint32_t a[Shape::kPieces][4];
-          load_left<Shape>(a, slab, group * 16, channel, pieces);
-          load_right<Shape>(b, slab, group * 16, channel, pieces);
+          load_left<Shape>(a, slab, line, channel, pieces);
+          load_right<Shape>(b, slab, line, channel, pieces);
           multiply<Shape>(diagonal[turn][0], a, b, 0, pieces);
           multiply<Shape>(diagonal[turn][1], a, b, 1, pieces);
         }
@@ -222,19 +226,26 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
     const int i = lane / 4, odd = i % 2;
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      const int group = warp + 8 * turn;
-      if (group >= Shape::kGroups) continue;
+      const int line = ROWS + (warp + 8 * turn) * 16;
+      if (line >= Shape::kLines) continue;
       const auto& low = diagonal[turn][0];
       const auto& high = diagonal[turn][1];
-      tile.norms[group * 16 + i] = odd ? low.total(1) : low.total(0);  // no array in registers
-      tile.norms[group * 16 + 8 + i] = odd ? high.total(3) : high.total(2);  // has an index
+      tile.norms[line + i] = odd ? low.total(1) : low.total(0);        // an array in registers
+      tile.norms[line + 8 + i] = odd ? high.total(3) : high.total(2);  // has no index
     }
   }
   __syncthreads();
+  if (!kNorms && with_norms && tile.column <= tile.row && tile.row < tile.column + COLUMNS) {
+    // The block's rows are among these columns, in the first of its tiles; they stay for the rest.
+    for (int r = threadIdx.x; r < ROWS; r += kTileThreads) {
+      tile.norms[r] = tile.norms[ROWS + tile.row - tile.column + r];
+    }
+    __syncthreads();
+  }
   if constexpr (STAGE == Stage::kNeighbors) {
     for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
       const int id = tile.ids[line];
-      tile.usable[line] = id >= 0 && isfinite(tile.norms[line]) &&
+      tile.usable[line] = id >= 0 && is_sound(tile.norms[line]) &&
                           (!pass.valid || pass.valid[tile.clip * pass.tokens + id]);
     }
   }
@@ -250,7 +261,7 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
           const float x = tile.norms[r], y = tile.norms[ROWS + c];
           float square = fmaxf((x + y) - 2.0f * sums[high][t].total(i), 0.0f);
           if (tile.ids[r] == tile.ids[ROWS + c]) square = 0.0f;
-          if (!(isfinite(x) && isfinite(y))) square = INFINITY;
+          if (!(is_sound(x) && is_sound(y))) square = INFINITY;
           tile.distances[r * Shape::kDistancePitch + c] = square;
         }
       }
@@ -286,7 +297,7 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
     low = fminf(low, values[q]);
   }
   if (!tile.usable[r]) return;
-  far = warp_max(far);
+  far = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(far)));
   if (lane == 0) tile.farthest[r] = fmaxf(tile.farthest[r], far);
   float* const best = tile.best + r * kMaxNeighbors;
   if (lowest_of_warp(low) >= best[k - 1]) return;
@@ -379,7 +390,8 @@ __device__ __forceinline__ float peak_square(const DistancePass& pass, int64_t c
 
 // One pass of a stage: a block goes through all tiles of its rows.
 template <class T, int ROWS, int COLUMNS, Stage STAGE>
-__global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass, int row_blocks) {
+__global__ void __launch_bounds__(kTileThreads, 1)
+    distance_pass(DistancePass pass, int row_blocks) {
   using Shape = Tile<T, ROWS, COLUMNS>;
   SharedMemory shared;
   TileView<T, ROWS, COLUMNS> tile;
@@ -398,8 +410,8 @@ __global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass,
 
   if constexpr (STAGE == Stage::kNorms) {
     for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
-      const int token = block * Shape::kLines + line;
-      tile.ids[line] = token < pass.tokens ? token : -1;
+      const int token = block * COLUMNS + line - ROWS;
+      tile.ids[line] = line >= ROWS && token < pass.tokens ? token : -1;
     }
     __syncthreads();
     compute_tile<T, ROWS, COLUMNS, STAGE>(pass, tile);
@@ -417,7 +429,11 @@ __global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass,
       tile.farthest[r] = 0.0f;
       tile.nearest[r] = 0;
     }
-    for (tile.column = 0; tile.column < tile.columns; tile.column += COLUMNS) {
+    // The tile in which the rows are columns too comes first: it has their norms.
+    const int tiles = (tile.columns + COLUMNS - 1) / COLUMNS;
+    const int own = STAGE == Stage::kNeighbors ? tile.row / COLUMNS : 0;
+    for (int t = 0; t < tiles; ++t) {
+      tile.column = (own + t) % tiles * COLUMNS;
       for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
         const bool is_row = line < ROWS;
         const int place = is_row ? tile.row + line : tile.column + line - ROWS;

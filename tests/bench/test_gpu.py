@@ -241,7 +241,9 @@ def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ops, "available", lambda op, device: {"cuda": None if op == "dpc_knn" else "no kernel"}
     )
     monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
-    memcheck, racecheck = gpu.sanitize_items(dry=False)
+    memcheck, racecheck, *own = gpu.sanitize_items(dry=False)
+    assert [item.name for item in own] == ["memcheck tests/csrc", "racecheck tests/csrc"]
+    assert all(item.command[-3:] == ("tests/csrc", "-m", "sanitized") for item in own)
     assert memcheck.command[:3] == ("/bin/compute-sanitizer", "--tool", "memcheck")
     assert racecheck.command[2] == "racecheck"
     assert any("dpc_knn-cuda and (" in part for part in memcheck.command)

@@ -19,7 +19,7 @@ LIMITS = {
     "dpc_knn.finish_clip": 128,
     "dpc_knn.rank_tokens": 40,
     "merge_clusters.mark_clips": 32,
-    "merge_clusters.merge_backward": 64,
+    "merge_clusters.merge_backward": 80,
     "merge_clusters.order_clips": 32,
     "merge_clusters.sum_kernel": 128,
     "select_tokens.select_backward": 64,

@@ -64,7 +64,9 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
 
     path = compiler()
     if path is None:
-        raise RuntimeError("there is no g++, or Python.h, to compile the CUDA sources for the CPU with")
+        raise RuntimeError(
+            "there is no g++, or Python.h, to compile the CUDA sources for the CPU with"
+        )
     facts = {
         "CMPOSE_VERSION": __version__,
         "CMPOSE_CUDA_ARCHS_BUILT": "",
