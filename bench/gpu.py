@@ -113,11 +113,13 @@ def test_items(dry: bool) -> list[Item]:
 def sanitize_items(dry: bool) -> list[Item]:
     """memcheck and racecheck over the tests of every op that has a CUDA C++ kernel here."""
     if dry:
-        command = (*PYTEST, CONTRACT, "-k", "merge_clusters-reference and (bitwise or empty)")
-        return [Item("no tool: merge_clusters reference", command)]
+        rehearsed = (*PYTEST, CONTRACT, "-k", "merge_clusters-reference and (bitwise or empty)")
+        return [Item("no tool: merge_clusters reference", rehearsed)]
     tool = shutil.which("compute-sanitizer")
     kernels = [op for op in OPS if ops.available(op, provenance.device())["cuda"] is None]
-    parts = [(op, (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})")) for op in kernels]
+    parts: list[tuple[str, tuple[str, ...]]] = [
+        (op, (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})")) for op in kernels
+    ]
     if kernels:
         parts.append(("tests/csrc", ("tests/csrc", "-m", "sanitized")))
     found = []
@@ -128,8 +130,8 @@ def sanitize_items(dry: bool) -> list[Item]:
                 say = "print('compute-sanitizer is not on PATH'); raise SystemExit(1)"
                 command = (sys.executable, "-c", say)
             else:
-                options = ("--tool", check, "--error-exitcode", "99", "--target-processes", "all")
-                command = (tool, *options, *command)
+                checked = ("--tool", check, "--error-exitcode", "99", "--target-processes", "all")
+                command = (tool, *checked, *command)
             # Without the cache an access behind a tensor is one behind an allocation.
             item = Item(f"{check} {name}", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
             found.append(item)
