@@ -24,6 +24,22 @@ MAX_WIDTH = 1 << 20
 _MULTIPLE = 16  # of a strip's sides: kernels are compiled for divisible sizes once
 
 
+class Tile(NamedTuple):
+    """Pixels of a picture, uint8 [h, w, 3], and where their first one lies in it.
+
+    Attributes:
+        pixels: RGB or BGR.
+        left: column of the picture.
+        top: row of the picture.
+        rgb: the order of the channels.
+    """
+
+    pixels: np.ndarray
+    left: int = 0
+    top: int = 0
+    rgb: bool = False
+
+
 class Window(NamedTuple):
     """The part of a picture that a crop is sampled from; pixels, ``right`` and ``bottom`` past it.
 
@@ -41,19 +57,26 @@ class Window(NamedTuple):
         """(rows, columns)."""
         return self.bottom - self.top, self.right - self.left
 
-    def take(self, picture: np.ndarray) -> np.ndarray:
-        """The cut-out, RGB [rows, columns, 3], of a BGR picture [h, w, 3]."""
+    def take(self, tile: Tile) -> np.ndarray:
+        """The cut-out, RGB [rows, columns, 3], of a tile that holds all of it in the picture."""
         taken = np.zeros((*self.shape, 3), np.uint8)
-        left, right = max(self.left, 0), min(self.right, picture.shape[1])
+        left, right = max(self.left, tile.left), min(self.right, tile.left + tile.pixels.shape[1])
         if left < right:
-            part = cv2.cvtColor(picture[self.top : self.bottom, left:right], cv2.COLOR_BGR2RGB)
+            rows = slice(self.top - tile.top, self.bottom - tile.top)
+            part = tile.pixels[rows, left - tile.left : right - tile.left]
+            part = part if tile.rgb else cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
             taken[:, left - self.left : right - self.left] = part
         return taken
 
     def matrix(self, matrix: np.ndarray) -> np.ndarray:
         """Cut-out → crop, float64 [2, 3], of ``matrix``, picture → crop."""
-        origin = apply_matrix(matrix, np.array([self.left, self.top]))
-        return np.concatenate([matrix[:, :2], origin[:, None]], axis=1)
+        return moved_matrix(matrix, self.left, self.top)
+
+
+def moved_matrix(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
+    """``matrix``, picture → crop, for the part of the picture that begins at (left, top)."""
+    origin = apply_matrix(matrix, np.array([left, top]))
+    return np.concatenate([matrix[:, :2], origin[:, None]], axis=1)
 
 
 def sampled_window(
