@@ -168,6 +168,8 @@ class DataConfig:
         cache_format: of its pixels: ``raw`` as decoded, or ``jpeg``, smaller, slower and no
             longer exactly the frames'.
         cache_quality: of ``jpeg``, 1 to 100.
+        cache_detail: 0 keeps the frames' own pixels. Above, people larger than this × the crop
+            are stored shrunk by a whole factor, not below this × the crop.
         augment: training-time augmentation, see ``AugmentConfig``.
     """
 
@@ -192,6 +194,7 @@ class DataConfig:
     cache: str = ""
     cache_format: Literal["raw", "jpeg"] = "raw"
     cache_quality: int = 95
+    cache_detail: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

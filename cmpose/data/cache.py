@@ -83,6 +83,7 @@ def describe(
         "largest scale of data.augment": scale,
         "largest rotation of data.augment": rotation,
         "half bodies of more joints than": data.augment.half_body_min_joints if halves else None,
+        "data.cache_detail": max(data.cache_detail, 0.0),
         "data.cache_format": data.cache_format,
         "data.cache_quality": data.cache_quality if data.cache_format == "jpeg" else None,
     }
@@ -109,15 +110,15 @@ class Plan(NamedTuple):
         digest: of the source.
         files: the frames, relative to the root.
         sizes: (width, height) of each frame.
-        tiles: (frame's place in ``files``, left, top, right, bottom) of each tile, in the order
-            in which they are stored.
+        tiles: (frame's place in ``files``, the factor that the frame is shrunk by, left, top,
+            right, bottom in the shrunk frame) of each tile, in the order in which they are stored.
     """
 
     settings: dict[str, Any]
     digest: str
     files: list[str]
     sizes: list[tuple[int, int]]
-    tiles: list[tuple[int, int, int, int, int]]
+    tiles: list[tuple[int, int, int, int, int, int]]
 
     def dump(self) -> bytes:
         """As ``plan.json``."""
@@ -263,9 +264,12 @@ class TileCache:
 
     @property
     def stored(self) -> str:
-        """How pixels are stored: ``raw``, which is as in the frames, or ``jpeg`` and quality."""
-        quality = self.plan.settings["data.cache_quality"]
-        return self._format if quality is None else f"{self._format} {quality}"
+        """How pixels differ from the frames': empty if they do not."""
+        settings = self.plan.settings
+        quality, detail = settings["data.cache_quality"], settings["data.cache_detail"]
+        texts = [] if quality is None else [f"as JPEG of quality {quality}"]
+        texts += [f"shrunk to data.cache_detail={detail}"] if detail else []
+        return ", ".join(texts)
 
     def _bytes(self, place: int) -> memoryview | bytes:
         if not self.rows["bytes"][place]:
@@ -276,13 +280,14 @@ class TileCache:
         offset, size = int(self.rows["offset"][place]), int(self.rows["bytes"][place])
         return self._map[offset : offset + size]
 
-    def tile(self, file: str, window: Window, picture_size: tuple[int, int]) -> Tile:
+    def tile(self, file: str, factor: int, window: Window, width: int) -> Tile:
         """The stored tile that holds a window of a frame, as far as the window is in the picture.
 
         Args:
             file: path of the frame.
-            window: what is going to be sampled.
-            picture_size: (width, height) of the frame.
+            factor: that the frame is shrunk by.
+            window: what is going to be sampled of the shrunk frame.
+            width: of the shrunk frame.
 
         Raises:
             FrameError: the frame could not be read when the cache was made.
@@ -290,14 +295,15 @@ class TileCache:
                 does not decode.
         """
         name = relative_name(file, self.root)
-        left, right = max(window.left, 0), min(window.right, picture_size[0])
+        left, right = max(window.left, 0), min(window.right, width)
         if left >= right:  # nothing of the picture shows
             left, right = 0, 0
         for place in self._places.get(name, ()):
-            _, *sides = self.plan.tiles[place]
+            _, shrunk, *sides = self.plan.tiles[place]
             tile = Window(*sides)
             if right and not (
-                tile.left <= left
+                shrunk == factor
+                and tile.left <= left
                 and right <= tile.right
                 and tile.top <= window.top
                 and window.bottom <= tile.bottom
@@ -307,8 +313,9 @@ class TileCache:
                 raise FrameError(f"{file}: could not be read when the cache was made")
             return self._decode(place, tile)
         raise CacheError(
-            f"{self.folder}: no tile of {name} holds the pixels {tuple(window)} (left, top, right, "
-            "bottom) that a crop is sampled from: run cmpose cache --overwrite"
+            f"{self.folder}: no tile of {name} (shrunk {factor} times) holds the pixels "
+            f"{tuple(window)} (left, top, right, bottom) that a crop is sampled from: run cmpose "
+            "cache --overwrite"
         )
 
     def _decode(self, place: int, tile: Window) -> Tile:
@@ -320,18 +327,18 @@ class TileCache:
             data = np.frombuffer(self._bytes(place), np.uint8)
             decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
             if decoded is None or decoded.shape[:2] != tile.shape:
-                raise self._damaged(TILES, f"tile {place} does not decode; see cmpose cache --verify")
+                raise self._damaged(TILES, f"tile {place} does not decode")
             return decoded
 
         return Tile(self._decoded.read(str(place), decode), tile.left, tile.top, rgb=False)
 
     def verify(self) -> Iterator[str]:
         """Compares every tile with its checksum; yields an empty text, or what is wrong with it."""
-        for place, (file, *sides) in enumerate(self.plan.tiles):
+        for place, (file, *_) in enumerate(self.plan.tiles):
             row = self.rows[place]
             wrong = zlib.crc32(self._bytes(place)) != row["tile_crc"]
             yield (
-                f"tile {place} ({self.plan.files[file]}, {sides}; bytes {row['offset']} to "
+                f"tile {place} ({self.plan.files[file]}; bytes {row['offset']} to "
                 f"{row['offset'] + row['bytes']} of {TILES}) does not match its checksum"
                 if wrong
                 else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -39,7 +40,7 @@ from cmpose.data.cache import (
     whole_rows,
 )
 from cmpose.data.clips import ClipDataset, worker_init
-from cmpose.data.cutouts import Tile, Window
+from cmpose.data.cutouts import Window, shrink
 from cmpose.data.frames import FrameError, check_size, read_picture
 from cmpose.data.tiles import CacheFormat, plan
 
@@ -89,9 +90,9 @@ class _Frames(Dataset[_Frame]):
 
     def __init__(self, root: Path, made: Plan, first: int) -> None:
         self.root, self.plan = root, made
-        self.windows: dict[int, list[Window]] = {}
-        for place, *sides in made.tiles[first:]:
-            self.windows.setdefault(place, []).append(Window(*sides))
+        self.windows: dict[int, list[tuple[int, Window]]] = {}
+        for place, factor, *sides in made.tiles[first:]:
+            self.windows.setdefault(place, []).append((factor, Window(*sides)))
         self.places = list(self.windows)
 
     def __len__(self) -> int:
@@ -108,14 +109,13 @@ class _Frames(Dataset[_Frame]):
             check_size(str(file), picture, self.plan.sizes[place], "the annotation")
         except (FrameError, OSError) as error:
             return _Frame(stat, [(b"", 0)], str(error))
-        tiles = [self._encode(window, picture) for window in windows]
+        tiles = [self._encode(shrink(picture, window, factor)) for factor, window in windows]
         return _Frame(stat, [(data, zlib.crc32(data)) for data in tiles])
 
-    def _encode(self, window: Window, picture: np.ndarray) -> bytes:
+    def _encode(self, part: np.ndarray) -> bytes:
         settings = self.plan.settings
         if settings["data.cache_format"] == "raw":
-            return window.take(Tile(picture)).tobytes()
-        part = picture[window.top : window.bottom, window.left : window.right]
+            return cv2.cvtColor(part, cv2.COLOR_BGR2RGB).tobytes()
         quality = [cv2.IMWRITE_JPEG_QUALITY, settings["data.cache_quality"]]
         return cv2.imencode(".jpg", part, quality)[1].tobytes()
 
@@ -131,7 +131,7 @@ def _make_plan(clips: ClipDataset) -> Plan:
         source.digest,
         [relative_name(frame.file, clips.root) for frame in frames],
         [frame.picture_size for frame in frames],
-        [(place, *w) for place, frame in enumerate(frames) for w in frame.windows],
+        [(i, factor, *w) for i, frame in enumerate(frames) for factor, w in frame.windows],
     )
 
 
@@ -154,13 +154,16 @@ def build(
         progress: shows a progress bar.
 
     Raises:
+        ValueError: ``data.cache_quality`` or ``data.cache_detail`` is out of range.
         CacheError: another run is writing there, or what is there is of other clips or settings.
         FrameError: an unreadable frame, with ``data.on_error = raise``.
         OSError: the disk is full, and the like; what was written is kept.
     """
-    quality = clips.data.cache_quality
+    quality, detail = clips.data.cache_quality, clips.data.cache_detail
     if not 1 <= quality <= 100:
         raise ValueError(f"data.cache_quality: expected 1 to 100, got {quality}")
+    if not 0 <= detail < math.inf:
+        raise ValueError(f"data.cache_detail: expected a number from 0 on, got {detail}")
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -196,7 +199,7 @@ def build(
     )
 
 
-def _as_it_is(frame: _Frame) -> _Frame:
+def _as_it_is(frame: Any) -> Any:
     return frame
 
 
@@ -270,7 +273,7 @@ def _check_space(folder: Path, made: Plan, done: int, written: int) -> None:
     """Raw tiles have a size that is known: what cannot fit is not begun."""
     if made.settings["data.cache_format"] != "raw":
         return
-    needed = sum(3 * (r - x) * (b - y) for _, x, y, r, b in made.tiles[done:])
+    needed = sum(3 * (r - x) * (b - y) for _, _, x, y, r, b in made.tiles[done:])
     state = os.statvfs(folder)
     # What lies behind the last whole tile is about to be cut off.
     tiles = folder / TILES

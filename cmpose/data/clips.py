@@ -17,7 +17,14 @@ from torch.utils.data import Dataset
 
 from cmpose.config import DataConfig
 from cmpose.data.cache import open_cache
-from cmpose.data.cutouts import Tile, Window, moved_matrix, sampled_window
+from cmpose.data.cutouts import (
+    Tile,
+    Window,
+    moved_matrix,
+    sampled_window,
+    shrunk_matrix,
+    shrunk_size,
+)
 from cmpose.data.detections import Detections, load_detections
 from cmpose.data.frames import (
     FrameError,
@@ -30,6 +37,7 @@ from cmpose.data.frames import (
 )
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import NUM_JOINTS
+from cmpose.data.tiles import shrink_factor
 from cmpose.data.transforms import (
     Augmentation,
     clean_box,
@@ -215,9 +223,9 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def pixels(self) -> str:
-        """What crops are made of: ``frames`` (or their like from a raw cache), or a lossy cache."""
-        stored = "raw" if self._tiles is None else self._tiles.stored
-        return "frames" if stored == "raw" else stored
+        """What crops are made of: ``frames``, also from a cache that holds them as they are."""
+        stored = "" if self._tiles is None else self._tiles.stored
+        return f"frames {stored}" if stored else "frames"
 
     def report(self) -> str:
         """Clips, box source, what was left out and what was repeated, with counts."""
@@ -385,7 +393,12 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         self, record: ClipRecord, matrix: np.ndarray, *, black: bool = False
     ) -> dict[str, torch.Tensor]:
         """The crops, or what they are sampled from; ``black`` ones without reading a picture."""
-        window = sampled_window(matrix, self.image_size, record.picture_size)
+        factor = 1
+        if self._tiles is not None:
+            factor = shrink_factor(record, self.image_size, self.data)
+            matrix = shrunk_matrix(matrix, factor)
+        picture_size = shrunk_size(record.picture_size, factor)
+        window = sampled_window(matrix, self.image_size, picture_size)
         cut = self.data.warp == "device"
         shape = window.shape if cut else self.image_size
         pixels = np.zeros((self.num_frames, *shape, 3), np.uint8)
@@ -393,7 +406,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             if file in record.files[:place]:
                 pixels[place] = pixels[record.files.index(file)]
                 continue
-            tile = self._tile(file, record, window)
+            tile = self._tile(file, record, factor, window)
             if cut:
                 pixels[place] = window.take(tile)
                 continue
@@ -406,10 +419,11 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             "frames_matrix": torch.from_numpy(window.matrix(matrix)),
         }
 
-    def _tile(self, file: str, record: ClipRecord, window: Window) -> Tile:
-        """Pixels of a frame that hold the window."""
+    def _tile(self, file: str, record: ClipRecord, factor: int, window: Window) -> Tile:
+        """Pixels of a frame, shrunk by ``factor`` in a cache, that hold the window."""
         if self._tiles is not None:
-            return self._tiles.tile(file, window, record.picture_size)
+            width, _ = shrunk_size(record.picture_size, factor)
+            return self._tiles.tile(file, factor, window, width)
         picture = self._pictures.read(file)
         check_size(file, picture, record.picture_size, record.sequence.source)
         return Tile(picture)

@@ -25,7 +25,7 @@ _MULTIPLE = 16  # of a strip's sides: kernels are compiled for divisible sizes o
 
 
 class Tile(NamedTuple):
-    """Pixels of a picture, uint8 [h, w, 3], and where their first one lies in it.
+    """Pixels of a (shrunk) picture, uint8 [h, w, 3], and where their first one lies in it.
 
     Attributes:
         pixels: RGB or BGR.
@@ -71,6 +71,31 @@ class Window(NamedTuple):
     def matrix(self, matrix: np.ndarray) -> np.ndarray:
         """Cut-out → crop, float64 [2, 3], of ``matrix``, picture → crop."""
         return moved_matrix(matrix, self.left, self.top)
+
+
+def shrunk_size(picture_size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """(width, height) of a picture shrunk by a whole factor; the last pixels may stand for less."""
+    return -(-picture_size[0] // factor), -(-picture_size[1] // factor)
+
+
+def shrunk_matrix(matrix: np.ndarray, factor: int) -> np.ndarray:
+    """``matrix``, picture → crop, for the picture shrunk by a whole factor."""
+    # x = factor · (x' + 1/2) − 1/2
+    origin = apply_matrix(matrix, np.full(2, (factor - 1) / 2))
+    return np.concatenate([matrix[:, :2] * factor, origin[:, None]], axis=1)
+
+
+def shrink(picture: np.ndarray, window: Window, factor: int) -> np.ndarray:
+    """``window`` of the shrunk picture: means of factor × factor pixels; [h, w, 3] of a picture."""
+    part = picture[
+        window.top * factor : window.bottom * factor, window.left * factor : window.right * factor
+    ]
+    if factor == 1:
+        return part
+    height, width = window.shape
+    below, right = height * factor - part.shape[0], width * factor - part.shape[1]
+    part = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def moved_matrix(matrix: np.ndarray, left: int, top: int) -> np.ndarray:

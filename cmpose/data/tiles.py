@@ -3,6 +3,9 @@
 A clip's frames all go through one matrix, so a frame is sampled around the box of every key frame
 that it serves: those of consecutive clips nearly coincide, and people who stand together overlap.
 Each frame is therefore cut into few *tiles* that hold all of it, whoever it is for.
+
+With ``data.cache_detail`` people who are much larger than the crop are kept in a picture shrunk by
+a whole factor, one and the same for all frames of a clip. Windows and tiles are in its pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from cmpose.config import AugmentConfig, DataConfig
-from cmpose.data.cutouts import Window
+from cmpose.data.cutouts import Window, shrunk_size
 from cmpose.data.transforms import Region, crop_region, half_body_region
 
 if TYPE_CHECKING:
@@ -27,11 +30,11 @@ decides nothing."""
 
 
 class FrameTiles(NamedTuple):
-    """A frame, the size that it must have, and its tiles."""
+    """A frame, the (width, height) that it must have, and its tiles as (factor, window)."""
 
     file: str
     picture_size: tuple[int, int]
-    windows: tuple[Window, ...]
+    windows: tuple[tuple[int, Window], ...]
 
 
 def _reach(along: float, across: float, degrees: float) -> float:
@@ -60,10 +63,20 @@ def _window(regions: Iterable[Region], scale: float, rotation: float, size: tupl
     return Window(left, top, max(min(right, size[0]), left + 1), max(min(bottom, size[1]), top + 1))
 
 
+def shrink_factor(record: ClipRecord, image_size: tuple[int, int], data: DataConfig) -> int:
+    """By how much the pictures of a clip are shrunk in a cache; 1 keeps them as they are."""
+    if data.cache_detail <= 0:
+        return 1
+    region = crop_region(record.box, image_size, data.box_enlarge)
+    return max(1, int(region.size[1] / (data.cache_detail * image_size[0])))
+
+
 def clip_window(
     record: ClipRecord, image_size: tuple[int, int], data: DataConfig, *, train: bool
 ) -> Window:
     """The part of its frames that a clip can sample under any augmentation, cut at the borders.
+
+    In pixels of the picture that ``shrink_factor`` makes.
 
     Args:
         record: the clip.
@@ -72,13 +85,19 @@ def clip_window(
         train: whether clips are augmented.
     """
     regions = [crop_region(record.box, image_size, data.box_enlarge)]
+    factor = shrink_factor(record, image_size, data)
+    size = shrunk_size(record.picture_size, factor)
     if not (train and data.augment.enabled and record.person is not None):
-        return _window(regions, 1.0, 0.0, record.picture_size)
+        return _window([_shrunk(region, factor) for region in regions], 1.0, 0.0, size)
     joints = record.person.keypoints
     if data.augment.half_body > 0 and record.person.num_visible > data.augment.half_body_min_joints:
         halves = (half_body_region(joints, image_size, upper=upper) for upper in (True, False))
         regions += [half for half in halves if half is not None]
-    return _window(regions, *strongest(data.augment), record.picture_size)
+    return _window([_shrunk(r, factor) for r in regions], *strongest(data.augment), size)
+
+
+def _shrunk(region: Region, factor: int) -> Region:
+    return Region((region.center + 0.5) / factor - 0.5, region.size / factor)
 
 
 def _area(window: Window) -> int:
@@ -130,14 +149,23 @@ def plan(
     format: CacheFormat,
 ) -> list[FrameTiles]:
     """Every frame of the clips once, in order of path, with the tiles that it is cut into."""
-    windows: dict[str, list[Window]] = {}
+    windows: dict[str, dict[int, list[Window]]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for record in records:
         window = clip_window(record, image_size, data, train=train)
+        factor = shrink_factor(record, image_size, data)
         for file in record.files:
-            windows.setdefault(file, []).append(window)
+            windows.setdefault(file, {}).setdefault(factor, []).append(window)
             sizes[file] = record.picture_size
     return [
-        FrameTiles(file, sizes[file], merge(windows[file], sizes[file], format))
+        FrameTiles(
+            file,
+            sizes[file],
+            tuple(
+                (factor, tile)
+                for factor, kept in sorted(windows[file].items())
+                for tile in merge(kept, shrunk_size(sizes[file], factor), format)
+            ),
+        )
         for file in sorted(windows)
     ]
