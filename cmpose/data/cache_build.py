@@ -250,9 +250,6 @@ def _begin(clips: ClipDataset, folder: Path) -> tuple[Plan, np.ndarray, int]:
     size = tiles.stat().st_size if tiles.exists() else 0
     ends = (rows["offset"] + rows["bytes"])[:done]
     done = int(np.searchsorted(ends, size, side="right"))  # no row without its tile
-    # Frames are written as a whole, or again as a whole.
-    while 0 < done < len(rows) and made.tiles[done][0] == made.tiles[done - 1][0]:
-        done -= 1
     check_frames(folder, made, rows[:done], clips.root)
     if done < len(rows) or not (folder / COMPLETE).exists():
         (folder / COMPLETE).unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def record(rng: np.random.Generator, files: tuple[str, ...] = ("a",)) -> ClipRec
     "augment",
     [
         AugmentConfig(),
-        AugmentConfig(sampling="dcpose", half_body=1.0),
+        AugmentConfig(sampling="dcpose", rotation=15.0, half_body=1.0),
         AugmentConfig(rotation=180.0, half_body=1.0, half_body_min_joints=3),
         AugmentConfig(enabled=False),
     ],
