@@ -98,8 +98,8 @@ def describe(
 
 
 def relative_name(file: str, root: Path) -> str:
-    """A frame's path below the data set's folder, with forward slashes."""
-    return Path(file).relative_to(root).as_posix()
+    """A frame's path below the data set's folder; one that lies elsewhere keeps its own."""
+    return file.removeprefix(f"{root}{os.sep}")
 
 
 class Plan(NamedTuple):

@@ -31,6 +31,7 @@ from cmpose.data.cache import (
     TILES,
     CacheError,
     Plan,
+    Source,
     check_frames,
     check_source,
     describe,
@@ -120,10 +121,15 @@ class _Frames(Dataset[_Frame]):
         return cv2.imencode(".jpg", part, quality)[1].tobytes()
 
 
-def _make_plan(clips: ClipDataset) -> Plan:
-    source = describe(
+def source_of(clips: ClipDataset) -> Source:
+    """What a cache of these clips is made from."""
+    return describe(
         clips.records, clips.root, clips.image_size, clips.num_frames, clips.data, train=clips.train
     )
+
+
+def _make_plan(clips: ClipDataset) -> Plan:
+    source = source_of(clips)
     format: CacheFormat = clips.data.cache_format
     frames = plan(clips.records, clips.image_size, clips.data, train=clips.train, format=format)
     return Plan(
@@ -226,18 +232,7 @@ def _begin(clips: ClipDataset, folder: Path) -> tuple[Plan, np.ndarray, int]:
     """The plan, the index's rows, and how many tiles are there; the rest of the files is cut."""
     if (folder / PLAN).exists():
         made, _ = read_plan(folder)
-        check_source(
-            folder,
-            made,
-            describe(
-                clips.records,
-                clips.root,
-                clips.image_size,
-                clips.num_frames,
-                clips.data,
-                train=clips.train,
-            ),
-        )
+        check_source(folder, made, source_of(clips))
     else:
         made = _make_plan(clips)
         _write_durably(folder / PLAN, made.dump())

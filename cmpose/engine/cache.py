@@ -8,8 +8,8 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from cmpose.config import Config
-from cmpose.data.cache import CacheError, TileCache, describe, store_folder
-from cmpose.data.cache_build import BuildSummary, build
+from cmpose.data.cache import CacheError, TileCache, store_folder
+from cmpose.data.cache_build import BuildSummary, build, source_of
 from cmpose.data.clips import ClipDataset
 from cmpose.engine.evaluate import open_clips
 
@@ -66,15 +66,7 @@ def verify(config: Config, splits: Iterable[str], *, progress: bool = True) -> N
     for split in splits:
         clips = _clips(config, split)
         folder = store_folder(config.data.cache, train=split == "train")
-        source = describe(
-            clips.records,
-            clips.root,
-            clips.image_size,
-            clips.num_frames,
-            clips.data,
-            train=clips.train,
-        )
-        store = TileCache(folder, source)
+        store = TileCache(folder, source_of(clips))
         found = tqdm(
             store.verify(),
             total=len(store.rows),
