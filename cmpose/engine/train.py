@@ -54,6 +54,10 @@ _FREE_FIELDS = (
     "data.num_workers",
     "data.frame_cache_mb",
     "data.warp",  # what it comes to is compared: auto depends on the device
+    "data.cache",  # likewise: a raw cache holds the frames' own pixels
+    "data.cache_format",
+    "data.cache_quality",
+    "data.cache_detail",
     "train.device",
     "train.log_every",
     "train.pictures_every",
@@ -174,6 +178,7 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "warp": self.clips.data.warp,
+            "pixels": self.clips.pixels,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         } | extra
@@ -213,6 +218,12 @@ class _Run:
             raise ValueError(
                 f"cannot resume {folder}: its crops were made on the {before}, this run would make "
                 f"them on the {now}, which rounds pixels otherwise; set data.warp={before}"
+            )
+        source = state.get("pixels", "frames")
+        if source != self.clips.pixels:
+            raise ValueError(
+                f"cannot resume {folder}: its crops were made from {source}, this run would make "
+                f"them from {self.clips.pixels}; set data.cache and its fields as they were"
             )
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
