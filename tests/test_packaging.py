@@ -215,7 +215,7 @@ def test_the_core_is_in_the_wheel(with_core: Path) -> None:
     names = zipfile.ZipFile(with_core).namelist()
     [core] = [name for name in names if name.startswith("cmpose/_C")]
     assert core.endswith(".so")
-    assert not [n for n in names if n.endswith((".cu", ".cuh", ".cpp", ".h", "build.py", ".o"))]
+    assert not [n for n in names if n.endswith((".cu", ".cuh", ".cpp", ".h", "/build.py", ".o"))]
 
 
 def test_what_the_core_links_to(unpacked: Path) -> None:

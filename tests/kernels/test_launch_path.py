@@ -37,7 +37,9 @@ SOURCES = {
 }
 
 ALLOWED = {
+    ("cmpose/ops/merge_clusters.py", "merge_clusters_backward_reference"): "assignment is int64",
     ("cmpose/ops/unmerge_tokens.py", "unmerge_tokens_reference"): "assignment is int64, no mask",
+    ("cmpose/ops/unmerge_tokens.py", "unmerge_tokens_backward_reference"): "indices are int64",
 }
 """Functions that may look as if they read, and why they do not. What ``checks.readable`` guards
 needs no line here: it is false on a card and in torch.compile."""
