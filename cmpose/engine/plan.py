@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from cmpose.config import Config, ModelConfig
 from cmpose.engine.evaluate import compute_dtype
+from cmpose.engine.schedule import check_batch
 from cmpose.engine.step import LossModule
 from cmpose.models.cmpose import CMPose
 from cmpose.models.vit import PATCH, VIT_SIZES
@@ -224,14 +225,15 @@ def _parts_of(core: CMPose, live: LiveBytes, held: dict[str, int]) -> list[Any]:
     return handles
 
 
-def plan_step(config: Config, processes: int = 1) -> Plan:
-    """The plan of a recipe's eager step on each of so many cards; takes seconds, needs no card.
+def plan_step(config: Config) -> Plan:
+    """The plan of a recipe's eager step on one card; takes seconds, needs no card.
 
     Raises:
-        ValueError: for a model that cannot be built.
+        ValueError: for a model that cannot be built, or a batch that cannot be cut.
     """
     model, train = config.model, config.train
-    micro_batch = train.batch_size // (train.accumulate * processes)
+    check_batch(train, 1)
+    micro_batch = train.batch_size // train.accumulate
     dtype = compute_dtype(train.precision)
     with torch.device("meta"):
         core = CMPose(model)
@@ -355,7 +357,10 @@ def report(config: Config) -> str:
         over = _fitting(config, SMALL_CARD)
         lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): does not fit; {over}")
     flops = training_flops(model)
-    lines += ["", f"speed, predicted from datasheets ({flops / 1e9:.0f} GFLOP a clip)"]
+    lines += [
+        "",
+        f"speed, predicted from datasheets ({flops / 1e9:.0f} GFLOP a clip, recomputed ones too)",
+    ]
     for card in CARDS:
         bound, eager = (train.batch_size / seconds for seconds in plan.seconds(card))
         lines.append(

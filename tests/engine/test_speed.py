@@ -11,6 +11,7 @@ import re
 import signal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -121,6 +122,27 @@ def test_a_captured_run_learns_the_same_bit_for_bit(rendered, tmp_path, captures
             k: v for k, v in b.items() if k not in free
         }
     assert all(torch.equal(captured[key], w[key]) for key in w)
+
+
+def test_bfloat16_stays_within_what_another_seed_changes(rendered, tmp_path):
+    """The same loss curve: closer to float32's than two seeds' curves are to each other."""
+    fields = {"train.epochs": 3}
+    runs = {
+        "float32": {},
+        "seed": {"train.seed": 1},
+        "bfloat16": {"train.precision": "bf16"},
+    }
+    curve = {}
+    for name, more in runs.items():
+        curve[name] = [
+            line["loss"] for line in trained(rendered, tmp_path / name, **fields | more)[1]
+        ]
+    exact = np.array(curve["float32"])
+    assert len(exact) >= 12
+    noise = np.abs(np.array(curve["seed"]) - exact).mean()
+    rounding = np.abs(np.array(curve["bfloat16"]) - exact).mean()
+    assert 0 < rounding < 0.5 * noise
+    assert exact[-4:].mean() < exact[:4].mean(), "it learns"
 
 
 def test_a_captured_run_resumes_exactly(rendered, tmp_path, captures, monkeypatch):
