@@ -17,10 +17,10 @@ endif
 CSRC := $(if $(filter 0,$(BUILD_CUDA)),,$(wildcard csrc/*.*))
 STAMP := $(VENV)/.installed$(if $(CSRC),-cuda)
 
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test lint format clean gpu performance-docs
 
 help:
-	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | clean"
+	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | clean | gpu | performance-docs"
 
 venv: $(STAMP)
 
@@ -41,11 +41,21 @@ demo: $(STAMP)
 LEARNING := tests/engine/test_learning.py
 test: $(STAMP)
 ifeq ($(strip $(PYTEST_ARGS)),)
-	$(BIN)/python -m pytest $(LEARNING)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore $(LEARNING)
+	$(BIN)/python -m pytest -p no:benchmark $(LEARNING)
+	$(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore $(LEARNING)
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
+
+# Everything that needs a GPU, with $(PYTHON) as it is: nothing is installed, cmpose is imported from
+# here. A run that was cut goes on when it is called again.
+STAGES ?= build tests sanitize bench train
+gpu:
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m bench.gpu --stages "$(STAGES)" $(GPU_ARGS)
+
+# Tables and charts of docs/performance.md, from bench/results/.
+performance-docs: $(STAMP)
+	$(BIN)/python -m bench.report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

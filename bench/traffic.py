@@ -10,6 +10,7 @@ needs once and writes each output once. Shapes are the reference shape of docs/p
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,20 +20,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench import corrupt_tokens, heatmap_loss, reconstruction_loss, warp_clips
+from bench.cases import BACKWARD, BRANCHES, FORWARD, PERCENT, total_bytes
 from cmpose import ops
 
 B, T, N, K, D, H = 32, 3, 192, 15, 768, 12
-S, BRANCHES, HEATMAP = N + K, 3, (64, 48)
-RATIO = 0.45
-BF16, FP32, UINT8 = 2, 4, 1
-
-
-def size_in_memory(tensor: Tensor) -> int:
-    """Bytes, an expanded dimension counted once."""
-    elements = 1
-    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        elements *= length if stride or not length else 1
-    return elements * tensor.element_size()
+S, HEATMAP = N + K, (64, 48)
+BF16 = 2
+"""Bytes."""
 
 
 class Traffic(TorchDispatchMode):
@@ -49,7 +44,7 @@ class Traffic(TorchDispatchMode):
         if not is_view and func is not torch.ops.aten.detach.default:
             inputs = {id(t): t for t in pytree.tree_leaves((args, kwargs)) if _is_tensor(t)}
             outputs = [t for t in pytree.tree_leaves(result) if _is_tensor(t)]
-            moved = sum(map(size_in_memory, [*inputs.values(), *outputs]))
+            moved = total_bytes([*inputs.values(), *outputs])
             self.bytes += moved
             self.calls += moved > 0
         return result
@@ -81,67 +76,40 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = False) 
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=grad)
 
 
-def _plain_corruption(
-    tokens: Tensor, keypoint_tokens: Tensor, position: Tensor, seed: Tensor
-) -> Tensor:
-    """As one would write it, with torch's generator; Philox addressed by token costs more."""
-    masked, noised = (
-        (torch.rand(B, T * N, device=tokens.device).argsort(1) < round(RATIO * T * N)).view(B, T, N)
-        for _ in range(2)
-    )
-    noise = torch.randn_like(tokens)
-    branches = (
-        tokens,
-        tokens.masked_fill(masked[..., None], 0.0),
-        torch.where(noised[..., None], tokens + noise, tokens),
-    )
-    keypoints = keypoint_tokens.expand(B, T, K, D)
-    return torch.stack([torch.cat((branch, keypoints), dim=2) for branch in branches]) + position
+def _warp(frames: Tensor, matrices: Tensor) -> Tensor:
+    return warp_clips.plain(frames, matrices, (256, 192), torch.bfloat16)
 
 
-def _plain_warp(frames: Tensor, matrices: Tensor) -> Tensor:
-    """As one would write it: frames to floats, then grid_sample; the matrices as they need be."""
-    grid = torch.nn.functional.affine_grid(
-        matrices.repeat_interleave(T, 0), [B * T, 3, 256, 192], align_corners=False
-    )
-    images = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-    crops = torch.nn.functional.grid_sample(images, grid, align_corners=False)
-    mean, std = (torch.empty(3, 1, 1, device=frames.device) for _ in range(2))
-    return ((crops - mean) / std).to(torch.bfloat16)
+_SHAPE = {"B": B, "T": T, "N": N, "K": K, "H": H, "d": D // H, "p": PERCENT}
+_HEATMAPS = {"B": B, "K": K, "h": HEATMAP[0], "w": HEATMAP[1]}
 
 
-def _attention(op: str, tokens: int, saved: int) -> Case:
-    one = BRANCHES * B * T * tokens * D * BF16
-    return Case(
-        op,
-        getattr(ops, op),
-        {"qkv": _meta(BRANCHES * B, T, tokens, 3, H, D // H, grad=True)},
-        4 * one + saved,  # q, k, v → out
-        7 * one + saved,  # q, k, v, d out → d q, d k, d v
-    )
+def _attention(op: str, tokens: int) -> Case:
+    bench = importlib.import_module(f"bench.{op}").BENCH
+    forward, backward = (bench.bytes(_SHAPE, BF16, way) for way in (FORWARD, BACKWARD))
+    qkv = _meta(BRANCHES * B, T, tokens, 3, H, D // H, grad=True)
+    return Case(op, getattr(ops, op), {"qkv": qkv}, forward, backward)
 
 
 def cases() -> list[Case]:
-    """The ops that have kernels."""
-    patches, slots, position = B * T * N * D * BF16, B * T * S * D * BF16, T * S * D * BF16
-    rows, flags = round(RATIO * T * N) * B, B * T * N * UINT8
-    heatmaps = B * K * HEATMAP[0] * HEATMAP[1] * BF16
-    crops = B * T * 3 * 256 * 192
+    """The ops that have kernels; what the fused op moves is said by its own bench file."""
+    loss = reconstruction_loss.moved(_SHAPE, BF16)
+    heatmaps = heatmap_loss.moved(_HEATMAPS, BF16)
+    crop = {"B": B, "T": T, "crop_h": 256, "crop_w": 192}
     return [
-        # The log-sum-exp of each row and head is written, and read again.
-        _attention("spatial_attention", S, BRANCHES * B * T * S * H * FP32),
-        _attention("temporal_attention", N, 0),
+        _attention("spatial_attention", S),
+        _attention("temporal_attention", N),
         Case(
             "corrupt_tokens",
-            _plain_corruption,
+            corrupt_tokens.plain,
             {
                 "tokens": _meta(B, T, N, D, grad=True),
                 "keypoint_tokens": _meta(K, D, grad=True),
                 "position": _meta(T, S, D, grad=True),
                 "seed": _meta(1, dtype=torch.int64),
             },
-            patches + K * D * BF16 + position + BRANCHES * slots + 2 * flags,
-            BRANCHES * slots + flags + patches + K * D * BF16 + position,
+            corrupt_tokens.BENCH.bytes(_SHAPE, BF16, FORWARD),
+            corrupt_tokens.BENCH.bytes(_SHAPE, BF16, BACKWARD),
         ),
         Case(
             "reconstruction_loss",
@@ -151,8 +119,8 @@ def cases() -> list[Case]:
                 "target": _meta(B, T, N, D),
                 "corrupted": _meta(B, T, N, dtype=torch.bool),
             },
-            2 * rows * D * BF16 + flags + patches,  # the gradient is written in the forward pass
-            2 * rows * D * BF16 + flags,  # nothing if the upstream gradient is 1
+            loss["with gradient"],
+            loss["scaled"],  # nothing if the upstream gradient is 1
         ),
         Case(
             "heatmap_loss",
@@ -162,17 +130,17 @@ def cases() -> list[Case]:
                 "keypoints": _meta(B, K, 2, dtype=torch.float32),
                 "visible": _meta(B, K, dtype=torch.float32),
             },
-            2 * heatmaps,
-            2 * heatmaps,  # nothing if the upstream gradient is 1
+            heatmaps,
+            heatmaps,  # nothing if the upstream gradient is 1
         ),
         Case(
             "warp_clips",
-            _plain_warp,
+            _warp,
             {
                 "frames": _meta(B, T, 720, 1280, 3, dtype=torch.uint8),
                 "matrices": _meta(B, 2, 3, dtype=torch.float32),
             },
-            crops * UINT8 + crops * BF16,  # at scale 1: a source pixel for each of the crop's
+            warp_clips.moved(crop, BF16),
             0,
         ),
     ]

@@ -42,6 +42,33 @@ def _run_train(args: Namespace) -> None:
     train(config.from_namespace(args), args.output, resume=args.resume)
 
 
+def _cache(subparser: ArgumentParser) -> None:
+    config.add_fields(subparser)
+    subparser.add_argument(
+        "--split",
+        type=Literal["train", "val", "both"],
+        default="train",
+        help="of training clips, evaluation clips, or both",
+    )
+    subparser.add_argument(
+        "--verify", action="store_true", help="compare a finished cache with its checksums"
+    )
+    subparser.add_argument(
+        "--overwrite", action="store_true", help="throw away what is there and make it anew"
+    )
+
+
+def _run_cache(args: Namespace) -> None:
+    from cmpose.engine.cache import cache, verify
+
+    recipe = config.from_namespace(args)
+    splits = ("train", "val") if args.split == "both" else (args.split,)
+    if args.verify:
+        verify(recipe, splits)
+    else:
+        cache(recipe, splits, overwrite=args.overwrite)
+
+
 def _evaluate(subparser: ArgumentParser) -> None:
     config.add_fields(subparser)
     subparser.add_argument(
@@ -174,6 +201,7 @@ def _run_doctor(args: Namespace) -> None:
 
 _COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None], str]] = {
     "train": (_train, _run_train, "train a model by a recipe"),
+    "cache": (_cache, _run_cache, "cut people out of the frames once, for training to read"),
     "evaluate": (_evaluate, _run_evaluate, "official PoseTrack AP of a checkpoint"),
     "predict": (_predict, _run_predict, "poses of the people in a video"),
     "render": (_render, _run_render, "make a data set of rendered people"),

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+if TYPE_CHECKING:  # a model is built from these classes without the parser's packages
+    from jsonargparse import ArgumentParser, Namespace
 
 Backend = Literal["auto", "reference", "triton", "cuda"]
 
@@ -163,6 +163,13 @@ class DataConfig:
         frame_cache_mb: decoded frames that each loader process keeps, in MB.
         warp: where crops are made: on the ``host`` by OpenCV, in whole grey levels, or on the
             ``device``, from cut-outs of the frames; ``auto`` is the device if that is a GPU.
+        cache: folder that ``cmpose cache`` has filled, which clips are then made from in place of
+            the frames; empty reads the frames. See ``docs/data.md``.
+        cache_format: of its pixels: ``raw`` as decoded, or ``jpeg``, smaller, slower and no
+            longer exactly the frames'.
+        cache_quality: of ``jpeg``, 1 to 100.
+        cache_detail: 0 keeps the frames' own pixels. Above, people larger than this × the crop
+            are stored shrunk by a whole factor, not below this × the crop.
         augment: training-time augmentation, see ``AugmentConfig``.
     """
 
@@ -184,6 +191,10 @@ class DataConfig:
     num_workers: int = 2
     frame_cache_mb: int = 64
     warp: Literal["auto", "host", "device"] = "auto"
+    cache: str = ""
+    cache_format: Literal["raw", "jpeg"] = "raw"
+    cache_quality: int = 95
+    cache_detail: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -276,6 +287,8 @@ def from_dict(values: dict) -> Config:
     Raises:
         ValueError: naming an unknown field or a value of the wrong type.
     """
+    from jsonargparse import ArgumentError, ArgumentParser
+
     unknown = [key for key in values if key not in SECTIONS]
     if unknown:
         raise ValueError(
@@ -291,6 +304,8 @@ def from_dict(values: dict) -> Config:
 
 def load(path: str | Path, **overrides: object) -> Config:
     """Reads a YAML recipe; ``overrides`` such as ``{"train.epochs": 3}`` come on top."""
+    import yaml
+
     values = yaml.safe_load(Path(path).read_text())
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a YAML mapping with {', '.join(SECTIONS)}")

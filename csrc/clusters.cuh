@@ -24,6 +24,30 @@ __device__ __forceinline__ void store_number(void* numbers, Dtype dtype, int64_t
   }
 }
 
+// V neighbouring floats, 16 bytes at a time if there are that many.
+template <int V>
+__device__ __forceinline__ void store_floats(float* to, const float (&values)[V]) {
+  constexpr int kStep = V < 4 ? 1 : 4;
+#pragma unroll
+  for (int v = 0; v < V; v += kStep) {
+    Vector<float, kStep> part;
+#pragma unroll
+    for (int u = 0; u < kStep; ++u) part.at[u] = values[v + u];
+    *reinterpret_cast<Vector<float, kStep>*>(to + v) = part;
+  }
+}
+
+template <int V>
+__device__ __forceinline__ void load_floats(const float* from, float (&values)[V]) {
+  constexpr int kStep = V < 4 ? 1 : 4;
+#pragma unroll
+  for (int v = 0; v < V; v += kStep) {
+    const auto part = *reinterpret_cast<const Vector<float, kStep>*>(from + v);
+#pragma unroll
+    for (int u = 0; u < kStep; ++u) values[v + u] = part.at[u];
+  }
+}
+
 // What is summed: Σ w_j f_j over a cluster, divided by Σ w_j when `normalize`.
 struct ClusterSums {
   const void* weights;  // [B, M] or null: 1
@@ -91,7 +115,10 @@ __device__ __forceinline__ void sum_cluster(const T* f, const ClusterSums& what,
       int64_t source = j;
       if (what.index) {
         source = what.index[place];
-        if (source < 0 || source >= what.rows) continue;  // undefined, but never out of bounds
+        if (source < 0 || source >= what.rows) {  // undefined, but never out of bounds
+          row[u] = {};
+          continue;
+        }
       }
       weight[u] = what.weights ? load_number(what.weights, what.weight_dtype, place) : 1.0f;
       if (inside) {
@@ -110,26 +137,28 @@ __device__ __forceinline__ void sum_cluster(const T* f, const ClusterSums& what,
   if (total_out && lane_id() == 0) *total_out = total;
   if (!inside) return;
   Vector<T, V> result;
-  Vector<float, V> precise;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     if (what.normalize) sum[v] = total == 0.0f ? 0.0f : sum[v] / total;
-    precise.at[v] = sum[v];
     result.at[v] = from_float<T>(sum[v]);
   }
   *reinterpret_cast<Vector<T, V>*>(out + static_cast<int64_t>(c) * channels + channel) = result;
   if (exact) {
-    float* const to = exact + static_cast<int64_t>(c) * channels + channel;
-#pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = precise.at[v];
+    store_floats<V>(exact + static_cast<int64_t>(c) * channels + channel, sum);
   }
 }
 
-// How many numbers of `T` a lane takes at once: 16 bytes, or one where rows are no multiples of it.
-template <class T>
-bool whole_vectors(int channels, const void* a, const void* b) {
-  const auto both = reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b);
-  return channels * sizeof(T) % 16 == 0 && both % 16 == 0;
+// Whether a lane can take 16 bytes of numbers of type T at once: rows and pointers are multiples.
+template <class T, class... P>
+bool whole_vectors(int channels, P... pointers) {
+  uint64_t all = channels * sizeof(T);
+  ((all |= reinterpret_cast<uint64_t>(pointers)), ...);
+  return all % 16 == 0;
+}
+
+// Blocks that share a clip's channels, at 32 · `vector` channels each.
+inline int slices_of(int channels, int vector) {
+  return static_cast<int>(ceil_div(channels > 0 ? channels : 1, kWarp * vector));
 }
 
 // Launches the sums of all clips: merge_clusters' results, in merge_clusters.cu.

@@ -260,12 +260,21 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     const uint64_t mine = density_keys[i];
     float square = INFINITY;
     bool earlier = false;
-#pragma unroll 4
-    for (int j = lane_id(); j < count; j += kWarp) {
-      const float value = row[j];  // whether it counts or not: so that loads overlap
-      const bool before = density_keys[j] > mine;
-      earlier |= before;
-      if (before && usable[j]) square = fminf(square, value);
+    for (int from = lane_id(); from < count; from += 4 * kWarp) {
+      float values[4];
+      // No load waits for another one, or for whether it counts: hence & below, not &&.
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {
+        const int j = from + u * kWarp;
+        values[u] = j < count ? row[j] : INFINITY;
+      }
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {
+        const int j = min(from + u * kWarp, count - 1);
+        const bool before = (from + u * kWarp < count) & (density_keys[j] > mine);
+        earlier |= before;
+        square = fminf(square, before & usable[j] ? values[u] : INFINITY);
+      }
     }
     square = lowest_of_warp(square);
     if (!__ballot_sync(kAllLanes, earlier)) square = peak_square(pass, clip, i);
@@ -336,7 +345,8 @@ constexpr int kCenterKept = 128;
 bool keeps_matrix(const DpcKnn& shape) { return shape.clusters.tokens <= kMatrixTokens; }
 
 int depth_of(const DpcKnn& shape) {
-  return static_cast<int>(ceil_div(shape.clusters.channels, kDepthMultiple)) * kDepthMultiple;
+  const int64_t channels = std::max(shape.clusters.channels, 1);
+  return static_cast<int>(ceil_div(channels, kDepthMultiple)) * kDepthMultiple;
 }
 
 // Hands out 256-byte aligned parts of the workspace; from null, to learn its size.
@@ -359,7 +369,7 @@ DistancePass lay_out(const DpcKnn& shape, Workspace& workspace) {
   pass.depth = depth_of(shape);
   pass.neighbors = shape.neighbors;
   pass.clusters = c.clusters;
-  pass.unit = shape.scale ? static_cast<float>(c.channels) : 1.0f;
+  pass.unit = shape.scale ? static_cast<float>(std::max(c.channels, 1)) : 1.0f;
   pass.include_self = shape.include_self;
   pass.global_max = shape.global_max;
   pass.piece_size = all * pass.depth;
@@ -378,22 +388,30 @@ DistancePass lay_out(const DpcKnn& shape, Workspace& workspace) {
   return pass;
 }
 
-template <class T, int COLUMNS, Stage STAGE>
-void run_pass(const DistancePass& pass, int64_t clips, int rows_a_block, void* stream) {
-  const int blocks = static_cast<int>(ceil_div(pass.tokens, rows_a_block));
-  launch("dpc_knn", distance_pass<T, COLUMNS, STAGE>, clips * blocks, kTileThreads,
-         Tile<T, COLUMNS>::shared_bytes(), stream, pass, blocks);
+template <class T, int ROWS, int COLUMNS, Stage STAGE>
+void run_pass(const DistancePass& pass, int64_t clips, void* stream) {
+  using Shape = Tile<T, ROWS, COLUMNS>;
+  const int tokens_a_block = STAGE == Stage::kNorms ? COLUMNS : ROWS;
+  const int blocks = static_cast<int>(ceil_div(pass.tokens, tokens_a_block));
+  launch("dpc_knn", distance_pass<T, ROWS, COLUMNS, STAGE>, clips * blocks, kTileThreads,
+         Shape::shared_bytes(), stream, pass, blocks);
 }
 
-// Columns of a tile: those that leave fewest empty.
+// The rows of a tile beyond kMatrixTokens: many, since each loaded number then serves more
+// products. Float32's three pieces and three sums leave no room for it.
+template <class T>
+constexpr int kStreamRows = std::is_same<T, float>::value ? 64 : 128;
+
+// Of a clip whose d² are kept: small tiles, for many blocks, with the columns that leave fewest
+// empty.
 template <class T>
 void find_neighbors(const DistancePass& pass, int64_t clips, void* stream) {
-  if constexpr (!std::is_same<T, float>::value) {  // whose registers hold no more than 128
+  if constexpr (!std::is_same<T, float>::value) {
     if (ceil_div(pass.tokens, 192) * 192 <= ceil_div(pass.tokens, 128) * 128) {
-      return run_pass<T, 192, Stage::kNeighbors>(pass, clips, kTileRows, stream);
+      return run_pass<T, 64, 192, Stage::kNeighbors>(pass, clips, stream);
     }
   }
-  run_pass<T, 128, Stage::kNeighbors>(pass, clips, kTileRows, stream);
+  run_pass<T, 64, 128, Stage::kNeighbors>(pass, clips, stream);
 }
 
 void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
@@ -420,33 +438,35 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
       constexpr int kVector = 16 / sizeof(T);
       const unsigned bytes = finish_shared(c.tokens, c.clusters);
       const auto finish = [&](auto kernel, int vector) {
-        const int slices =
-            merge.what.weights ? static_cast<int>(ceil_div(c.channels, kWarp * vector)) : 1;
+        const int slices = merge.what.weights ? slices_of(c.channels, vector) : 1;
         launch("dpc_knn", kernel, c.clips * slices, kFinishThreads, bytes, stream, pass, merge,
                slices);
       };
-      whole_vectors<T>(c.channels, tokens, merge.merged) ? finish(finish_clip<T, kVector>, kVector)
-                                                         : finish(finish_clip<T, 1>, 1);
+      whole_vectors<T>(c.channels, tokens, merge.merged, merge.exact)
+          ? finish(finish_clip<T, kVector>, kVector)
+          : finish(finish_clip<T, 1>, 1);
       return;
     }
-    run_pass<T, 128, Stage::kNorms>(pass, c.clips, Tile<T, 128>::kLines, stream);
-    find_neighbors<T>(pass, c.clips, stream);
+    constexpr int kRows = kStreamRows<T>;
+    run_pass<T, kRows, 128, Stage::kNorms>(pass, c.clips, stream);
+    run_pass<T, kRows, 128, Stage::kNeighbors>(pass, c.clips, stream);
     const int blocks = static_cast<int>(ceil_div(c.tokens, kRankThreads));
     const unsigned bytes = shared_part<uint64_t>(kRankThreads);
     launch("dpc_knn", rank_tokens<false>, c.clips * blocks, kRankThreads, bytes, stream, pass,
            blocks);
-    run_pass<T, 128, Stage::kDelta>(pass, c.clips, kTileRows, stream);
+    run_pass<T, kRows, 128, Stage::kDelta>(pass, c.clips, stream);
     launch("dpc_knn", rank_tokens<true>, c.clips * blocks, kRankThreads, bytes, stream, pass,
            blocks);
-    run_pass<T, 128, Stage::kAssign>(pass, c.clips, kTileRows, stream);
+    run_pass<T, kRows, 128, Stage::kAssign>(pass, c.clips, stream);
   });
 }
 
 }  // namespace
 
 std::map<std::string, unsigned> dpc_knn_shared() {
-  const unsigned most = std::max({Tile<float, 128>::shared_bytes(), Tile<bf16, 128>::shared_bytes(),
-                                  Tile<bf16, 192>::shared_bytes()});
+  const unsigned most =
+      std::max({Tile<float, 64, 128>::shared_bytes(), Tile<bf16, 64, 192>::shared_bytes(),
+                Tile<bf16, 128, 128>::shared_bytes()});
   return {{"center_tokens", center_shared(kCenterKept, 4)},
           {"distance_pass", most},
           {"rank_tokens", shared_part<uint64_t>(kRankThreads)},

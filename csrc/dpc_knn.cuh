@@ -12,8 +12,7 @@
 
 namespace cmpose {
 
-constexpr int kTileThreads = 256;  // 8 warps: 4 of 16 rows each, times 2 halves of the columns
-constexpr int kTileRows = 64;
+constexpr int kTileThreads = 256;   // 8 warps: 2 halves of the rows times 4 quarters of the columns
 constexpr int kDepthMultiple = 64;  // channels are filled up with zeros to a multiple of this
 
 // What the passes over the tiles read and write; B clips of M tokens.
@@ -25,7 +24,7 @@ struct DistancePass {
   float unit;  // squared distances are divided by it
   bool include_self, global_max;
   const bool* valid;  // [B, M], the caller's, or null
-  bool* usable;       // [B, M]: valid, with a finite norm
+  bool* usable;       // [B, M]: valid, with a sound norm
   float* norms;       // [B, M], or null: computed along with the products
   float* matrix;      // [B, M, M] of d², or null: not kept
   float* farthest;    // [B, M]: the largest d² to a usable token
@@ -40,24 +39,25 @@ struct DistancePass {
 enum class Stage { kNorms, kNeighbors, kDelta, kAssign };
 
 // How a tile lies in shared memory. Tokens of T = float come in three bfloat16 pieces.
-template <class T, int COLUMNS>
+template <class T, int ROWS, int COLUMNS>
 struct Tile {
+  static_assert(ROWS % 32 == 0 && COLUMNS % ROWS == 0, "a block's rows lie in one tile's columns");
   static constexpr bool kSplit = std::is_same<T, float>::value;
   static constexpr bool kBF16 = !std::is_same<T, fp16>::value;
   static constexpr int kPieces = kSplit ? 3 : 1;
   static constexpr int kDepth = kSplit ? 32 : 64;  // channels of a slab
   static constexpr int kPitch = kDepth + 8;        // rows start 16 bytes apart modulo 128
-  static constexpr int kLines = kTileRows + COLUMNS;
+  static constexpr int kLines = ROWS + COLUMNS;
   static constexpr int kSlab = kPieces * kLines * kPitch;  // 16-bit numbers
   static constexpr int kDistancePitch = COLUMNS + 8;
-  static constexpr int kGroups = kLines / 16;
+  static constexpr int kGroups = COLUMNS / 16;
 
   static constexpr unsigned shared_bytes() {
     const unsigned slabs = shared_part<uint16_t>(2 * kSlab);
-    const unsigned distances = shared_part<float>(kTileRows * kDistancePitch);
+    const unsigned distances = shared_part<float>(ROWS * kDistancePitch);
     return shared_part<int>(kLines) + shared_part<float>(kLines) + shared_part<bool>(kLines) +
-           shared_part<float>(kTileRows * kMaxNeighbors) + shared_part<float>(kTileRows) +
-           shared_part<int>(kTileRows) + (slabs > distances ? slabs : distances);
+           shared_part<float>(ROWS * kMaxNeighbors) + shared_part<float>(ROWS) +
+           shared_part<int>(ROWS) + (slabs > distances ? slabs : distances);
   }
 };
 
@@ -93,9 +93,9 @@ __device__ __forceinline__ void multiply(Sums<Shape::kSplit>& sums,
 }
 
 // The block's view of a tile while it works on it.
-template <class T, int COLUMNS>
+template <class T, int ROWS, int COLUMNS>
 struct TileView {
-  using Shape = Tile<T, COLUMNS>;
+  using Shape = Tile<T, ROWS, COLUMNS>;
   int* ids;          // [lines]: the token of each row and column, or −1
   float* norms;      // [lines]
   bool* usable;      // [lines]
@@ -113,10 +113,10 @@ struct TileView {
 };
 
 // cp.async of one slab of the tile's lines.
-template <class T, int COLUMNS>
+template <class T, int ROWS, int COLUMNS>
 __device__ __forceinline__ void load_slab(const DistancePass& pass,
-                                          const TileView<T, COLUMNS>& tile, int slab) {
-  using Shape = Tile<T, COLUMNS>;
+                                          const TileView<T, ROWS, COLUMNS>& tile, int slab) {
+  using Shape = Tile<T, ROWS, COLUMNS>;
   constexpr int kChunks = Shape::kDepth / 8;  // of 16 bytes a line
   uint16_t* const to = tile.slabs + slab % 2 * Shape::kSlab;
   const uint16_t* const from =
@@ -131,6 +131,9 @@ __device__ __forceinline__ void load_slab(const DistancePass& pass,
                 id >= 0);
   }
 }
+
+// Whether a squared norm is one that distances can be formed of: no NaN, and no sum overflows.
+__device__ __forceinline__ bool is_sound(float norm) { return norm <= 0x1p125f; }
 
 // 16 lines as the left factor: rows of 16 channels.
 template <class Shape>
@@ -157,20 +160,21 @@ __device__ __forceinline__ void load_right(uint32_t (&b)[Shape::kPieces][4], con
   }
 }
 
-// Fills tile.distances: d² of the tile's rows and columns (infinite where a norm is not finite), or
+// Fills tile.distances: d² of the tile's rows and columns (infinite where a norm is not sound), or
 // with kNorms only tile.norms.
-template <class T, int COLUMNS, Stage STAGE>
+template <class T, int ROWS, int COLUMNS, Stage STAGE>
 __device__ __forceinline__ void compute_tile(const DistancePass& pass,
-                                             const TileView<T, COLUMNS>& tile) {
-  using Shape = Tile<T, COLUMNS>;
-  constexpr int kTiles = COLUMNS / 16;  // of 8 columns, a warp
+                                             const TileView<T, ROWS, COLUMNS>& tile) {
+  using Shape = Tile<T, ROWS, COLUMNS>;
+  constexpr int kHigh = ROWS / 32, kPairs = COLUMNS / 64;  // 16 rows, and 16 columns, of a warp
   constexpr int kTurns = (Shape::kGroups + 7) / 8;
   const int lane = lane_id(), warp = warp_id();
-  const int my_row = warp % 4 * 16, my_column = kTileRows + warp / 4 * (COLUMNS / 2);
+  const int my_row = warp % 2 * (ROWS / 2), my_column = ROWS + warp / 2 * (COLUMNS / 4);
   const int pieces = pass.piece_count;
   constexpr bool kMayNeedNorms = STAGE == Stage::kNorms || STAGE == Stage::kNeighbors;
   const bool with_norms = STAGE == Stage::kNorms || (kMayNeedNorms && !pass.norms);
-  Sums<Shape::kSplit> sums[STAGE == Stage::kNorms ? 1 : kTiles];
+  constexpr bool kNorms = STAGE == Stage::kNorms;
+  Sums<Shape::kSplit> sums[kNorms ? 1 : kHigh][kNorms ? 1 : 2 * kPairs];
   Sums<Shape::kSplit> diagonal[kTurns][2];
 
   const int slabs = pass.depth / Shape::kDepth;
@@ -184,24 +188,32 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
     const uint16_t* const slab = tile.slabs + s % 2 * Shape::kSlab;
 #pragma unroll
     for (int channel = 0; channel < Shape::kDepth; channel += 16) {
-      uint32_t a[Shape::kPieces][4], b[Shape::kPieces][4];
-      if constexpr (STAGE != Stage::kNorms) {
-        load_left<Shape>(a, slab, my_row, channel, pieces);
+      uint32_t b[Shape::kPieces][4];
+      if constexpr (!kNorms) {
+        uint32_t a[kHigh][Shape::kPieces][4];
 #pragma unroll
-        for (int pair = 0; pair < kTiles / 2; ++pair) {
+        for (int high = 0; high < kHigh; ++high) {
+          load_left<Shape>(a[high], slab, my_row + high * 16, channel, pieces);
+        }
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair) {
           load_right<Shape>(b, slab, my_column + pair * 16, channel, pieces);
-          multiply<Shape>(sums[2 * pair], a, b, 0, pieces);
-          multiply<Shape>(sums[2 * pair + 1], a, b, 1, pieces);
+#pragma unroll
+          for (int high = 0; high < kHigh; ++high) {
+            multiply<Shape>(sums[high][2 * pair], a[high], b, 0, pieces);
+            multiply<Shape>(sums[high][2 * pair + 1], a[high], b, 1, pieces);
+          }
         }
       }
       if constexpr (kMayNeedNorms) {
         if (!with_norms) continue;
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn) {
-          const int group = warp + 8 * turn;
-          if (group >= Shape::kGroups) continue;
-          load_left<Shape>(a, slab, group * 16, channel, pieces);
-          load_right<Shape>(b, slab, group * 16, channel, pieces);
+          const int line = ROWS + (warp + 8 * turn) * 16;
+          if (line >= Shape::kLines || tile.ids[line] < 0) continue;
+          uint32_t a[Shape::kPieces][4];
+          load_left<Shape>(a, slab, line, channel, pieces);
+          load_right<Shape>(b, slab, line, channel, pieces);
           multiply<Shape>(diagonal[turn][0], a, b, 0, pieces);
           multiply<Shape>(diagonal[turn][1], a, b, 1, pieces);
         }
@@ -214,34 +226,44 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
     const int i = lane / 4, odd = i % 2;
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      const int group = warp + 8 * turn;
-      if (group >= Shape::kGroups) continue;
+      const int line = ROWS + (warp + 8 * turn) * 16;
+      if (line >= Shape::kLines) continue;
       const auto& low = diagonal[turn][0];
       const auto& high = diagonal[turn][1];
-      tile.norms[group * 16 + i] = odd ? low.total(1) : low.total(0);  // no array in registers
-      tile.norms[group * 16 + 8 + i] = odd ? high.total(3) : high.total(2);  // has an index
+      tile.norms[line + i] = odd ? low.total(1) : low.total(0);        // an array in registers
+      tile.norms[line + 8 + i] = odd ? high.total(3) : high.total(2);  // has no index
     }
   }
   __syncthreads();
+  if (!kNorms && with_norms && tile.column <= tile.row && tile.row < tile.column + COLUMNS) {
+    // The block's rows are among these columns, in the first of its tiles; they stay for the rest.
+    for (int r = threadIdx.x; r < ROWS; r += kTileThreads) {
+      tile.norms[r] = tile.norms[ROWS + tile.row - tile.column + r];
+    }
+    __syncthreads();
+  }
   if constexpr (STAGE == Stage::kNeighbors) {
     for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
       const int id = tile.ids[line];
-      tile.usable[line] = id >= 0 && isfinite(tile.norms[line]) &&
+      tile.usable[line] = id >= 0 && is_sound(tile.norms[line]) &&
                           (!pass.valid || pass.valid[tile.clip * pass.tokens + id]);
     }
   }
-  if constexpr (STAGE != Stage::kNorms) {
+  if constexpr (!kNorms) {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int high = 0; high < kHigh; ++high) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = my_row + lane / 4 + i / 2 * 8;
-        const int c = my_column - kTileRows + t * 8 + lane % 4 * 2 + i % 2;
-        const float x = tile.norms[r], y = tile.norms[kTileRows + c];
-        float square = fmaxf((x + y) - 2.0f * sums[t].total(i), 0.0f);
-        if (tile.ids[r] == tile.ids[kTileRows + c]) square = 0.0f;
-        if (!(isfinite(x) && isfinite(y))) square = INFINITY;
-        tile.distances[r * Shape::kDistancePitch + c] = square;
+      for (int t = 0; t < 2 * kPairs; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int r = my_row + high * 16 + lane / 4 + i / 2 * 8;
+          const int c = my_column - ROWS + t * 8 + lane % 4 * 2 + i % 2;
+          const float x = tile.norms[r], y = tile.norms[ROWS + c];
+          float square = fmaxf((x + y) - 2.0f * sums[high][t].total(i), 0.0f);
+          if (tile.ids[r] == tile.ids[ROWS + c]) square = 0.0f;
+          if (!(is_sound(x) && is_sound(y))) square = INFINITY;
+          tile.distances[r * Shape::kDistancePitch + c] = square;
+        }
       }
     }
     __syncthreads();
@@ -254,9 +276,9 @@ __device__ __forceinline__ float lowest_of_warp(float value) {
 }
 
 // Row r: keeps the k smallest distances seen, the largest, and the matrix's row.
-template <class T, int COLUMNS>
+template <class T, int ROWS, int COLUMNS>
 __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
-                                               const TileView<T, COLUMNS>& tile, int r) {
+                                               const TileView<T, ROWS, COLUMNS>& tile, int r) {
   constexpr int kEach = COLUMNS / kWarp;
   const int lane = lane_id(), i = tile.row + r, k = pass.neighbors;
   float values[kEach];
@@ -269,13 +291,13 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
     if (there && pass.matrix) {
       pass.matrix[(tile.clip * pass.tokens + i) * pass.tokens + j] = value;
     }
-    const bool usable = there && tile.usable[kTileRows + c];
+    const bool usable = there && tile.usable[ROWS + c];
     if (usable) far = fmaxf(far, value);
     values[q] = usable && (pass.include_self || j != i) ? value : INFINITY;
     low = fminf(low, values[q]);
   }
   if (!tile.usable[r]) return;
-  far = warp_max(far);
+  far = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(far)));
   if (lane == 0) tile.farthest[r] = fmaxf(tile.farthest[r], far);
   float* const best = tile.best + r * kMaxNeighbors;
   if (lowest_of_warp(low) >= best[k - 1]) return;
@@ -303,13 +325,13 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
 }
 
 // Row r, in the order of density: the smallest distance to a token before it.
-template <class T, int COLUMNS>
-__device__ __forceinline__ void keep_earlier(const TileView<T, COLUMNS>& tile, int r) {
+template <class T, int ROWS, int COLUMNS>
+__device__ __forceinline__ void keep_earlier(const TileView<T, ROWS, COLUMNS>& tile, int r) {
   float low = INFINITY;
 #pragma unroll
   for (int q = 0; q < COLUMNS / kWarp; ++q) {
     const int c = lane_id() + kWarp * q;
-    if (tile.column + c < tile.row + r && tile.usable[kTileRows + c]) {
+    if (tile.column + c < tile.row + r && tile.usable[ROWS + c]) {
       low = fminf(low, tile.distance(r, c));
     }
   }
@@ -319,14 +341,14 @@ __device__ __forceinline__ void keep_earlier(const TileView<T, COLUMNS>& tile, i
 }
 
 // Row r: the nearest centre, of equally near ones the first.
-template <class T, int COLUMNS>
-__device__ __forceinline__ void keep_nearest(const TileView<T, COLUMNS>& tile, int r) {
+template <class T, int ROWS, int COLUMNS>
+__device__ __forceinline__ void keep_nearest(const TileView<T, ROWS, COLUMNS>& tile, int r) {
   float low = INFINITY;
   int at = 0;
 #pragma unroll
   for (int q = 0; q < COLUMNS / kWarp; ++q) {
     const int c = lane_id() + kWarp * q;
-    if (tile.column + c >= tile.columns || !tile.usable[kTileRows + c]) continue;
+    if (tile.column + c >= tile.columns || !tile.usable[ROWS + c]) continue;
     const float value = tile.distance(r, c);
     if (value < low) {
       low = value;
@@ -366,18 +388,19 @@ __device__ __forceinline__ float peak_square(const DistancePass& pass, int64_t c
   return warp_max(far);
 }
 
-// One pass of a stage: a block goes through all tiles of 64 rows.
-template <class T, int COLUMNS, Stage STAGE>
-__global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass, int row_blocks) {
-  using Shape = Tile<T, COLUMNS>;
+// One pass of a stage: a block goes through all tiles of its rows.
+template <class T, int ROWS, int COLUMNS, Stage STAGE>
+__global__ void __launch_bounds__(kTileThreads, 1)
+    distance_pass(DistancePass pass, int row_blocks) {
+  using Shape = Tile<T, ROWS, COLUMNS>;
   SharedMemory shared;
-  TileView<T, COLUMNS> tile;
+  TileView<T, ROWS, COLUMNS> tile;
   tile.ids = shared.take<int>(Shape::kLines);
   tile.norms = shared.take<float>(Shape::kLines);
   tile.usable = shared.take<bool>(Shape::kLines);
-  tile.best = shared.take<float>(kTileRows * kMaxNeighbors);
-  tile.farthest = shared.take<float>(kTileRows);
-  tile.nearest = shared.take<int>(kTileRows);
+  tile.best = shared.take<float>(ROWS * kMaxNeighbors);
+  tile.farthest = shared.take<float>(ROWS);
+  tile.nearest = shared.take<int>(ROWS);
   tile.slabs = shared.take<uint16_t>(2 * Shape::kSlab);
   tile.distances = reinterpret_cast<float*>(tile.slabs);
   tile.clip = blockIdx.x / row_blocks;
@@ -387,29 +410,33 @@ __global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass,
 
   if constexpr (STAGE == Stage::kNorms) {
     for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
-      const int token = block * Shape::kLines + line;
-      tile.ids[line] = token < pass.tokens ? token : -1;
+      const int token = block * COLUMNS + line - ROWS;
+      tile.ids[line] = line >= ROWS && token < pass.tokens ? token : -1;
     }
     __syncthreads();
-    compute_tile<T, COLUMNS, STAGE>(pass, tile);
+    compute_tile<T, ROWS, COLUMNS, STAGE>(pass, tile);
     for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
       if (tile.ids[line] >= 0) pass.norms[base + tile.ids[line]] = tile.norms[line];
     }
   } else {
-    tile.row = block * kTileRows;
+    tile.row = block * ROWS;
     tile.columns = STAGE == Stage::kAssign ? pass.clusters : pass.tokens;
-    if (STAGE == Stage::kDelta) tile.columns = min(pass.tokens, tile.row + kTileRows);
-    for (int i = threadIdx.x; i < kTileRows * kMaxNeighbors; i += kTileThreads) {
+    if (STAGE == Stage::kDelta) tile.columns = min(pass.tokens, tile.row + ROWS);
+    for (int i = threadIdx.x; i < ROWS * kMaxNeighbors; i += kTileThreads) {
       tile.best[i] = INFINITY;
     }
-    for (int r = threadIdx.x; r < kTileRows; r += kTileThreads) {
+    for (int r = threadIdx.x; r < ROWS; r += kTileThreads) {
       tile.farthest[r] = 0.0f;
       tile.nearest[r] = 0;
     }
-    for (tile.column = 0; tile.column < tile.columns; tile.column += COLUMNS) {
+    // The tile in which the rows are columns too comes first: it has their norms.
+    const int tiles = (tile.columns + COLUMNS - 1) / COLUMNS;
+    const int own = STAGE == Stage::kNeighbors ? tile.row / COLUMNS : 0;
+    for (int t = 0; t < tiles; ++t) {
+      tile.column = (own + t) % tiles * COLUMNS;
       for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
-        const bool is_row = line < kTileRows;
-        const int place = is_row ? tile.row + line : tile.column + line - kTileRows;
+        const bool is_row = line < ROWS;
+        const int place = is_row ? tile.row + line : tile.column + line - ROWS;
         int id = -1;
         if (place < (is_row ? pass.tokens : tile.columns)) {
           id = place;
@@ -423,17 +450,15 @@ __global__ void __launch_bounds__(kTileThreads) distance_pass(DistancePass pass,
         if (STAGE != Stage::kNeighbors) tile.usable[line] = id >= 0 && pass.usable[base + id];
       }
       __syncthreads();
-      compute_tile<T, COLUMNS, STAGE>(pass, tile);
-      for (int r = warp_id(); r < kTileRows && tile.row + r < pass.tokens;
-           r += kTileThreads / kWarp) {
+      compute_tile<T, ROWS, COLUMNS, STAGE>(pass, tile);
+      for (int r = warp_id(); r < ROWS && tile.row + r < pass.tokens; r += kTileThreads / kWarp) {
         if constexpr (STAGE == Stage::kNeighbors) keep_neighbors(pass, tile, r);
         if constexpr (STAGE == Stage::kDelta) keep_earlier(tile, r);
         if constexpr (STAGE == Stage::kAssign) keep_nearest(tile, r);
       }
       __syncthreads();
     }
-    for (int r = warp_id(); r < kTileRows && tile.row + r < pass.tokens;
-         r += kTileThreads / kWarp) {
+    for (int r = warp_id(); r < ROWS && tile.row + r < pass.tokens; r += kTileThreads / kWarp) {
       const int place = tile.row + r;
       const float* const best = tile.best + r * kMaxNeighbors;
       const bool usable = tile.usable[r];

@@ -112,24 +112,21 @@ __global__ void __launch_bounds__(kCountThreads)
   const float factor = passes ? load_number(what.weights, what.weight_dtype, row) / divisor : 0.0f;
   float dot = 0.0f;
   for (int channel = lane_id() * V; channel < channels; channel += kWarp * V) {
-    Vector<T, V> gradient, out;
-    if (passes) {
+    Vector<T, V> gradient = {}, token = {}, out;
+    float middle[V] = {};
+    if (passes) {  // every load before the first use
       gradient = *reinterpret_cast<const Vector<T, V>*>(d_merged + cluster * channels + channel);
+      if (d_weights) {
+        token = *reinterpret_cast<const Vector<T, V>*>(tokens + row * channels + channel);
+        if (what.normalize) load_floats<V>(exact + cluster * channels + channel, middle);
+      }
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      out.at[v] = from_float<T>(passes ? factor * to_float(gradient.at[v]) : 0.0f);
+      out.at[v] = from_float<T>(factor * to_float(gradient.at[v]));
+      dot += to_float(gradient.at[v]) * (to_float(token.at[v]) - middle[v]);
     }
     if (d_tokens) *reinterpret_cast<Vector<T, V>*>(d_tokens + row * channels + channel) = out;
-    if (!d_weights || !passes) continue;
-    const Vector<T, V> token =
-        *reinterpret_cast<const Vector<T, V>*>(tokens + row * channels + channel);
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      float value = to_float(token.at[v]);
-      if (what.normalize) value -= exact[cluster * channels + channel + v];
-      dot += to_float(gradient.at[v]) * value;
-    }
   }
   if (!d_weights) return;
   dot = warp_sum(dot);
@@ -167,14 +164,14 @@ void sum_clusters(const char* name, const Clusters& shape, const ClusterSums& wh
   with_type(shape.dtype, [&](auto number) {
     using T = decltype(number);
     const auto go = [&](auto kernel, int vector, unsigned bytes) {
-      const int slices = static_cast<int>(ceil_div(shape.channels, kWarp * vector));
+      const int slices = slices_of(shape.channels, vector);
       launch(name, kernel, shape.clips * slices, kThreads, bytes, stream,
              static_cast<const T*>(tokens), what, assignment, static_cast<T*>(merged), total, exact,
              members, starts, shape.tokens, shape.channels, shape.clusters, slices);
     };
     constexpr int kVector = 16 / sizeof(T);
     const unsigned bytes = shared_bytes(shape.tokens, shape.clusters);
-    const bool whole = whole_vectors<T>(shape.channels, tokens, merged);
+    const bool whole = whole_vectors<T>(shape.channels, tokens, merged, exact);
     if (shared) {
       whole ? go(sum_kernel<T, kVector, true>, kVector, bytes)
             : go(sum_kernel<T, 1, true>, 1, bytes);
@@ -207,8 +204,7 @@ void merge_clusters_backward(const Clusters& shape, Dtype weight_dtype, bool nor
              shape.tokens, shape.channels, shape.clusters);
     };
     constexpr int kVector = 16 / sizeof(T);
-    const bool whole = whole_vectors<T>(shape.channels, tokens, d_merged) &&
-                       whole_vectors<T>(shape.channels, d_tokens, nullptr);
+    const bool whole = whole_vectors<T>(shape.channels, tokens, d_merged, d_tokens, exact);
     whole ? go(merge_backward<T, kVector>) : go(merge_backward<T, 1>);
   });
 }

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmpose.data.rendered import render_dataset
 from cmpose.ops.backends import OPS
 from tests import cuda_on_cpu
 
@@ -25,7 +24,7 @@ else:
 # is imported, so for the whole test process.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-    # The CUDA kernels are compiled for the CPU; a machine without g++ tests the other backends.
+    # The CUDA kernels are compiled for the CPU; without g++ the other backends are tested.
     if cuda_on_cpu.compiler() is not None:
         os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
 
@@ -33,6 +32,8 @@ if not torch.cuda.is_available():
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory) -> Path:
     """A rendered data set: 2 training and 1 held-out sequence of 4 small frames."""
+    from cmpose.data.rendered import render_dataset  # OpenCV, which ops and kernels do without
+
     root = tmp_path_factory.mktemp("rendered") / "data"
     for split, videos in (("train", 2), ("val", 1)):
         render_dataset(

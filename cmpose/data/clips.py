@@ -16,18 +16,28 @@ import torch
 from torch.utils.data import Dataset
 
 from cmpose.config import DataConfig
-from cmpose.data.cutouts import sampled_window
+from cmpose.data.cache import open_cache
+from cmpose.data.cutouts import (
+    Tile,
+    Window,
+    moved_matrix,
+    sampled_window,
+    shrunk_matrix,
+    shrunk_size,
+)
 from cmpose.data.detections import Detections, load_detections
 from cmpose.data.frames import (
     FrameError,
     FrameFolder,
     PictureCache,
+    check_size,
     neighbor_name,
     picture_size,
     support_frames,
 )
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import NUM_JOINTS
+from cmpose.data.tiles import shrink_factor
 from cmpose.data.transforms import (
     Augmentation,
     clean_box,
@@ -80,6 +90,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     is in place of ``clip``: ``frames`` uint8 [T, h, w, 3] RGB, the part of the frames that the
     crop is sampled from, and ``frames_matrix`` float64 [2, 3] frames → crop. Sizes differ from
     item to item; ``cmpose.data.cutouts.collate`` makes batches of either kind.
+    With ``data.cache`` pixels come from there, and frames are not read.
 
     An item depends on (seed, epoch, index) only, not on the worker, the process or what was
     loaded before. With ``data.on_error = skip`` a clip with an unreadable frame is replaced by the
@@ -104,6 +115,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         notes: reason → number of clips that were kept although a support frame is not on disk.
 
     Raises:
+        CacheError: ``data.cache`` is not the finished cache of these clips.
         FrameError: a frame that must be there is not, unless ``data.on_error`` is ``skip``.
         ValueError: an argument out of range, or nothing to train on or to evaluate.
     """
@@ -160,7 +172,21 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                 f"no clip to {'train on' if train else 'evaluate'} in {len(sequences)} sequences; "
                 f"left out: {_listing(self._skipped)}"
             )
-        self._cache = PictureCache(cache_bytes)
+        self._pictures = PictureCache(cache_bytes)
+        self._tiles = (
+            open_cache(
+                data.cache,
+                self.records,
+                self.root,
+                image_size,
+                num_frames,
+                data,
+                train=train,
+                keep_bytes=cache_bytes,
+            )
+            if data.cache
+            else None
+        )
         # In shared memory, so that workers that outlive an epoch see set_epoch, and what they
         # find unreadable is counted here.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -195,9 +221,17 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         unreadable = int(self._unreadable.sum())
         return self._skipped + Counter({"frame unreadable": unreadable})
 
+    @property
+    def pixels(self) -> str:
+        """What crops are made of: ``frames``, also from a cache that holds them as they are."""
+        stored = "" if self._tiles is None else self._tiles.stored
+        return f"frames {stored}" if stored else "frames"
+
     def report(self) -> str:
         """Clips, box source, what was left out and what was repeated, with counts."""
         text = f"{len(self)} clips, boxes: {self.box_source}"
+        if self.data.cache:
+            text += f"; pixels: {'frames' if self._tiles is None else self._tiles.folder}"
         if self.skipped:
             text += f"; left out: {_listing(self.skipped)}"
         if self.notes:
@@ -359,39 +393,40 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         self, record: ClipRecord, matrix: np.ndarray, *, black: bool = False
     ) -> dict[str, torch.Tensor]:
         """The crops, or what they are sampled from; ``black`` ones without reading a picture."""
-        window = None
-        shape = self.image_size
-        if self.data.warp == "device":
-            window = sampled_window(matrix, self.image_size, record.picture_size)
-            shape = window.shape
+        factor = 1
+        if self._tiles is not None:
+            factor = shrink_factor(record, self.image_size, self.data)
+            matrix = shrunk_matrix(matrix, factor)
+        picture_size = shrunk_size(record.picture_size, factor)
+        window = sampled_window(matrix, self.image_size, picture_size)
+        cut = self.data.warp == "device"
+        shape = window.shape if cut else self.image_size
         pixels = np.zeros((self.num_frames, *shape, 3), np.uint8)
         for place, file in enumerate(() if black else record.files):
             if file in record.files[:place]:
                 pixels[place] = pixels[record.files.index(file)]
                 continue
-            picture = self._picture(file, record)
-            if window is None:
-                crop = warp(picture, matrix, self.image_size)
-                pixels[place] = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
-            else:
-                pixels[place] = window.take(picture)
-        if window is None:
+            tile = self._tile(file, record, factor, window)
+            if cut:
+                pixels[place] = window.take(tile)
+                continue
+            crop = warp(tile.pixels, moved_matrix(matrix, tile.left, tile.top), self.image_size)
+            pixels[place] = crop if tile.rgb else cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
+        if not cut:
             return {"clip": torch.from_numpy(pixels)}
         return {
             "frames": torch.from_numpy(pixels),
             "frames_matrix": torch.from_numpy(window.matrix(matrix)),
         }
 
-    def _picture(self, file: str, record: ClipRecord) -> np.ndarray:
-        picture = self._cache.read(file)
-        size = (picture.shape[1], picture.shape[0])
-        if size != record.picture_size:
-            expected = "×".join(map(str, record.picture_size))
-            raise FrameError(
-                f"{file}: is {size[0]}×{size[1]} pixels, but {record.sequence.source} or the "
-                f"sequence's other frames say {expected}; the boxes would not fit it"
-            )
-        return picture
+    def _tile(self, file: str, record: ClipRecord, factor: int, window: Window) -> Tile:
+        """Pixels of a frame, shrunk by ``factor`` in a cache, that hold the window."""
+        if self._tiles is not None:
+            width, _ = shrunk_size(record.picture_size, factor)
+            return self._tiles.tile(file, factor, window, width)
+        picture = self._pictures.read(file)
+        check_size(file, picture, record.picture_size, record.sequence.source)
+        return Tile(picture)
 
     def _black(self, index: int, epoch: int) -> dict[str, torch.Tensor]:
         record = self.records[index]

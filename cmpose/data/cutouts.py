@@ -24,6 +24,22 @@ MAX_WIDTH = 1 << 20
 _MULTIPLE = 16  # of a strip's sides: kernels are compiled for divisible sizes once
 
 
+class Tile(NamedTuple):
+    """Pixels of a (shrunk) picture, uint8 [h, w, 3], and where their first one lies in it.
+
+    Attributes:
+        pixels: RGB or BGR.
+        left: column of the picture.
+        top: row of the picture.
+        rgb: the order of the channels.
+    """
+
+    pixels: np.ndarray
+    left: int = 0
+    top: int = 0
+    rgb: bool = False
+
+
 class Window(NamedTuple):
     """The part of a picture that a crop is sampled from; pixels, ``right`` and ``bottom`` past it.
 
@@ -41,19 +57,51 @@ class Window(NamedTuple):
         """(rows, columns)."""
         return self.bottom - self.top, self.right - self.left
 
-    def take(self, picture: np.ndarray) -> np.ndarray:
-        """The cut-out, RGB [rows, columns, 3], of a BGR picture [h, w, 3]."""
+    def take(self, tile: Tile) -> np.ndarray:
+        """The cut-out, RGB [rows, columns, 3], of a tile that holds all of it in the picture."""
         taken = np.zeros((*self.shape, 3), np.uint8)
-        left, right = max(self.left, 0), min(self.right, picture.shape[1])
+        left, right = max(self.left, tile.left), min(self.right, tile.left + tile.pixels.shape[1])
         if left < right:
-            part = cv2.cvtColor(picture[self.top : self.bottom, left:right], cv2.COLOR_BGR2RGB)
+            rows = slice(self.top - tile.top, self.bottom - tile.top)
+            part = tile.pixels[rows, left - tile.left : right - tile.left]
+            part = part if tile.rgb else cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
             taken[:, left - self.left : right - self.left] = part
         return taken
 
     def matrix(self, matrix: np.ndarray) -> np.ndarray:
         """Cut-out → crop, float64 [2, 3], of ``matrix``, picture → crop."""
-        origin = apply_matrix(matrix, np.array([self.left, self.top]))
-        return np.concatenate([matrix[:, :2], origin[:, None]], axis=1)
+        return moved_matrix(matrix, self.left, self.top)
+
+
+def shrunk_size(picture_size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """(width, height) of a picture shrunk by a whole factor; the last pixels may stand for less."""
+    return -(-picture_size[0] // factor), -(-picture_size[1] // factor)
+
+
+def shrunk_matrix(matrix: np.ndarray, factor: int) -> np.ndarray:
+    """``matrix``, picture → crop, for the picture shrunk by a whole factor."""
+    # x = factor · (x' + 1/2) − 1/2
+    origin = apply_matrix(matrix, np.full(2, (factor - 1) / 2))
+    return np.concatenate([matrix[:, :2] * factor, origin[:, None]], axis=1)
+
+
+def shrink(picture: np.ndarray, window: Window, factor: int) -> np.ndarray:
+    """``window`` of the shrunk picture: means of factor × factor pixels; [h, w, 3] of a picture."""
+    part = picture[
+        window.top * factor : window.bottom * factor, window.left * factor : window.right * factor
+    ]
+    if factor == 1:
+        return part
+    height, width = window.shape
+    below, right = height * factor - part.shape[0], width * factor - part.shape[1]
+    part = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def moved_matrix(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
+    """``matrix``, picture → crop, for the part of the picture that begins at (left, top)."""
+    origin = apply_matrix(matrix, np.array([left, top]))
+    return np.concatenate([matrix[:, :2], origin[:, None]], axis=1)
 
 
 def sampled_window(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,23 +185,41 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     return image
 
 
+def check_size(file: str, picture: np.ndarray, size: tuple[int, int], source: str) -> None:
+    """Raises FrameError unless a picture [h, w, 3] has the (width, height) that boxes are for."""
+    height, width = picture.shape[:2]
+    if (width, height) != tuple(size):
+        raise FrameError(
+            f"{file}: is {width}×{height} pixels, but {source} or the sequence's other frames say "
+            f"{size[0]}×{size[1]}; the boxes would not fit it"
+        )
+
+
 class PictureCache:
     """The last decoded pictures of this process, up to a number of bytes.
 
-    Neighbouring clips of an evaluation share frames, and a small data set fits whole.
+    People of one frame and neighbouring clips share frames, so clips in order (an evaluation)
+    decode each frame once. Clips in random order (training) come back to a frame too late to find
+    it, unless a data set fits whole: ``docs/data.md`` has the numbers.
+
+    Attributes:
+        limit: bytes kept; the newest picture is kept in any case.
+        decoded: pictures that were decoded so far.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.decoded = 0
         self._bytes = 0
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
 
-    def read(self, path: str) -> np.ndarray:
-        """As :func:`read_picture`; the array must not be written to."""
+    def read(self, path: str, decode: Callable[[str], np.ndarray] | None = None) -> np.ndarray:
+        """``decode(path)``, by default :func:`read_picture`; the array must not be written to."""
         if path in self._pictures:
             self._pictures.move_to_end(path)
             return self._pictures[path]
-        image = read_picture(path)
+        image = (decode or read_picture)(path)
+        self.decoded += 1
         self._pictures[path] = image
         self._bytes += image.nbytes
         while self._bytes > self.limit and len(self._pictures) > 1:

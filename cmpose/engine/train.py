@@ -66,6 +66,10 @@ _FREE_FIELDS = (
     "data.frame_cache_mb",
     "data.warp",  # what it comes to is compared: auto depends on the device
     "model.checkpoint_activations",
+    "data.cache",  # likewise: a raw cache holds the frames' own pixels
+    "data.cache_format",
+    "data.cache_quality",
+    "data.cache_detail",
     "train.device",
     "train.log_every",
     "train.pictures_every",
@@ -205,6 +209,7 @@ class _Run:
             "seconds": self.seconds,
             "warp": self.clips.data.warp,
             "optimizer": optimizer_state(self.optimizer),
+            "pixels": self.clips.pixels,
             "scaler": self.scaler.state_dict(),
         } | extra
         path = self.checkpoints / (name or checkpoint.name_of(self.step))
@@ -243,6 +248,12 @@ class _Run:
             raise ValueError(
                 f"cannot resume {folder}: its crops were made on the {before}, this run would make "
                 f"them on the {now}, which rounds pixels otherwise; set data.warp={before}"
+            )
+        source = state.get("pixels", "frames")
+        if source != self.clips.pixels:
+            raise ValueError(
+                f"cannot resume {folder}: its crops were made from {source}, this run would make "
+                f"them from {self.clips.pixels}; set data.cache and its fields as they were"
             )
         self.optimizer.load_state_dict(state["optimizer"])
         prepare_groups(self.optimizer, self.world.device, self.config.train.speed == "graph")

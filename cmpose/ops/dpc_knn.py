@@ -145,7 +145,7 @@ def _cuda_arguments(
     found = _cluster_fake(tokens, num_clusters)
     valid = None if valid is None else valid.contiguous()
     # Read here, at every call, and not where torch.compile would make it a constant.
-    tf32 = tokens.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     options = scale, include_self, peak_delta == "global_max", tf32
     return (*shape, *options, tokens, valid, *found), found, space
 

@@ -173,12 +173,14 @@ def select_tokens(
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, n < 1, n·K > N, an unknown importance; on the CPU also NaN in
-            logits. Elsewhere the split of a clip with NaN is some split.
+        ValueError: a wrong shape, no keypoint, n < 1, n·K > N, an unknown importance; on the CPU
+            also NaN in logits. Elsewhere the split of a clip with NaN is some split.
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}
     checks.tensor("logits", logits, "B K N", sizes)
+    if sizes["K"] < 1:
+        raise ValueError(f"logits must have at least one keypoint, got {list(logits.shape)}")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     if n * sizes["K"] > sizes["N"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench import traffic
+from bench.cases import size_in_memory
 from cmpose.ops.backends import OPS
 from tests.shared_data import PROJECT
 
@@ -21,8 +22,8 @@ def test_reads_inputs_and_writes_outputs_once() -> None:
 
 def test_an_expanded_dimension_counts_once() -> None:
     row = torch.empty(1, 8, device="meta").expand(16, 8)
-    assert traffic.size_in_memory(row) == 8 * 4
-    assert traffic.size_in_memory(torch.empty(0, 3, device="meta")) == 0
+    assert size_in_memory(row) == 8 * 4
+    assert size_in_memory(torch.empty(0, 3, device="meta")) == 0
     with traffic.Traffic() as counted:
         row * 2
     assert counted.bytes == 4 * (8 + 16 * 8)

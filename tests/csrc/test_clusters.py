@@ -241,9 +241,18 @@ def test_select_tokens_with_one_gradient(which: str) -> None:
     torch.testing.assert_close(found[1], found[2])
 
 
+def test_no_channels() -> None:
+    tokens, weights, assignment = made(2, 20, 0, 3)
+    tokens.requires_grad_()
+    weights.requires_grad_()
+    merged = ops.merge_clusters(tokens, weights, assignment, 3, backend="cuda")
+    assert merged.shape == (2, 3, 0)
+    assert (torch.autograd.grad(merged.sum(), weights)[0] == 0).all()
+
+
 def test_select_tokens_with_nan() -> None:
     """Some split: every index once, in ascending order."""
-    logits = torch.randn(2, 5, 30, device=DEVICE)
+    logits = torch.randn(2, 5, 30, generator=torch.Generator().manual_seed(9)).to(DEVICE)
     logits[0, 2, 7] = float("nan")
     logits[1] = float("nan")
     with ops.without_value_checks():

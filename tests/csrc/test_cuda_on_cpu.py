@@ -37,15 +37,26 @@ def planted() -> ModuleType:
 
 
 def run(planted: ModuleType, name: str, fault: int = 0) -> torch.Tensor:
-    values = torch.arange(68.0)
+    values = torch.arange(80.0)
     out = torch.full((64,), -1.0)
     planted.planted(name, values.data_ptr(), out.data_ptr(), fault)
     return out
 
 
+def ring() -> torch.Tensor:
+    """What copy_ring gives."""
+    i = torch.arange(64.0)
+    return 4 * ((i + 1) % 64) + 4 * (0 + 1 + 2 + 3)
+
+
+@pytest.mark.parametrize("copies", ["late", "early"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_without_a_fault(planted: ModuleType, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_fault(
+    planted: ModuleType, order: str, copies: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+    monkeypatch.setenv("CUDA_ON_CPU_COPIES", copies)
+    assert torch.equal(run(planted, "copy_ring"), ring())
     i = torch.arange(64.0)
     assert torch.equal(run(planted, "rotate"), i.roll(-1))
     assert torch.equal(run(planted, "reverse_twice"), i.flip(0))
@@ -109,6 +120,19 @@ def test_a_copy_that_is_not_waited_for(planted: ModuleType) -> None:
     assert run(planted, "copy", planted.MISSING_WAIT).isnan().all()
 
 
+@pytest.mark.parametrize("order", ["forward", "7"])
+def test_a_buffer_that_a_copy_refills_too_early(
+    planted: ModuleType, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies that arrive late hide it; those that arrive at once overwrite what is still read.
+
+    (Not backward: there the threads that copy come last.)
+    """
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+    monkeypatch.setenv("CUDA_ON_CPU_COPIES", "early")
+    assert not torch.equal(run(planted, "copy_ring", planted.MISSING_RING_BARRIER), ring())
+
+
 # -- with sanitizers, which end the process -------------------------------------------------------
 
 SANITIZED = """
@@ -117,7 +141,7 @@ import torch
 spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
 planted = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(planted)
-values, out = torch.arange(68.0), torch.zeros(64)
+values, out = torch.arange(80.0), torch.zeros(64)
 fault = getattr(planted, sys.argv[2]) if sys.argv[2] != "NONE" else 0
 planted.planted("out_of_bounds", values.data_ptr(), out.data_ptr(), fault)
 print("ended", out.sum().item())

@@ -15,11 +15,11 @@ SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
 
 LIMITS = {
     "dpc_knn.center_tokens": 64,
-    "dpc_knn.distance_pass": 240,
+    "dpc_knn.distance_pass": 250,
     "dpc_knn.finish_clip": 128,
     "dpc_knn.rank_tokens": 40,
     "merge_clusters.mark_clips": 32,
-    "merge_clusters.merge_backward": 64,
+    "merge_clusters.merge_backward": 80,
     "merge_clusters.order_clips": 32,
     "merge_clusters.sum_kernel": 128,
     "select_tokens.select_backward": 64,

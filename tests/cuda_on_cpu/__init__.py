@@ -43,8 +43,9 @@ SANITIZERS = (
 
 
 def compiler() -> str | None:
-    """The C++ compiler, if there is one."""
-    return shutil.which("g++")
+    """The C++ compiler, if there is one and Python's headers are there too."""
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return shutil.which("g++") if headers.is_file() else None
 
 
 def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, ...] = ()) -> Path:
@@ -63,7 +64,9 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
 
     path = compiler()
     if path is None:
-        raise RuntimeError("there is no g++ to compile the CUDA sources for the CPU with")
+        raise RuntimeError(
+            "there is no g++, or Python.h, to compile the CUDA sources for the CPU with"
+        )
     facts = {
         "CMPOSE_VERSION": __version__,
         "CMPOSE_CUDA_ARCHS_BUILT": "",

@@ -15,8 +15,8 @@
 //
 // What is not modelled: memory ordering between blocks, that threads run at once, bank conflicts,
 // registers, launch limits other than shared memory, float contraction (a*b+c may be fused on a
-// GPU), and the exact rounding of tensor cores: products here are exact and each 16-deep step is
-// truncated, as measured on NVIDIA's; the order inside a step is not documented.
+// GPU), and the exact rounding of tensor cores: products here are exact and sums truncated every 8
+// channels; what they do inside a step is not documented.
 #pragma once
 
 #include <cmath>

@@ -27,7 +27,7 @@ inline uint16_t float_to_bf16(float value) {
 }
 
 // c += a · b for one warp: a 16×16 by rows, b 16×8 by columns, in the register layout of PTX's
-// mma.m16n8k16. Exact products and sum, then truncated to float32.
+// mma.m16n8k16. Exact products and sums, truncated to float32 every 8 of the 16.
 template <bool BF16>
 void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                  int line = __builtin_LINE()) {
@@ -40,15 +40,18 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
   const int lane = cuda_on_cpu::lane(), group = lane / 4, pair = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const int high = i / 2, column = 2 * pair + i % 2;  // row group or group + 8
-    double sum = c[i];
-    for (int k = 0; k < 16; ++k) {
-      const uint32_t left = slots[4 * group + k % 8 / 2][high + 2 * (k / 8)];
-      const uint32_t right = slots[4 * column + k % 8 / 2][4 + k / 8];
-      sum += static_cast<double>(value(left, k % 2)) * value(right, k % 2);
+    float result = c[i];
+    for (int step = 0; step < 2; ++step) {
+      double sum = result;
+      for (int k = 8 * step; k < 8 * step + 8; ++k) {
+        const uint32_t left = slots[4 * group + k % 8 / 2][high + 2 * step];
+        const uint32_t right = slots[4 * column + k % 8 / 2][4 + step];
+        sum += static_cast<double>(value(left, k % 2)) * value(right, k % 2);
+      }
+      result = static_cast<float>(sum);
+      if (std::isfinite(result) && std::fabs(result) > std::fabs(sum))
+        result = std::nextafterf(result, 0.0f);
     }
-    float result = static_cast<float>(sum);
-    if (std::isfinite(result) && std::fabs(result) > std::fabs(sum))
-      result = std::nextafterf(result, 0.0f);
     c[i] = result;
   }
 }
@@ -67,7 +70,8 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, int line = __builtin_
   }
 }
 
-// 16 bytes from global to shared memory, zeros unless `present`; there after cp_async_wait.
+// 16 bytes from global to shared memory, zeros unless `present`; they arrive at cp_async_wait, or
+// at once: CUDA_ON_CPU_COPIES.
 inline void cp_async_16(void* shared, const void* global, bool present) {
   if (reinterpret_cast<uint64_t>(shared) % 16)
     cuda_on_cpu::fail("cp.async to an unaligned address");

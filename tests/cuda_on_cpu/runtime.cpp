@@ -274,8 +274,25 @@ const uint32_t (*collective(unsigned mask, const uint32_t* words, int count,
   return warp.slots[turn];
 }
 
+namespace {
+bool early_copies = false;
+
+void make(const Copy& copy) {
+  if (copy.from) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  } else {
+    std::memset(copy.to, 0, copy.bytes);
+  }
+}
+}  // namespace
+
 void copy_later(void* to, const void* from, int bytes) {
-  self->copies.push_back({to, from, bytes, self->groups});
+  const Copy copy{to, from, bytes, self->groups};
+  if (early_copies) {
+    make(copy);
+  } else {
+    self->copies.push_back(copy);
+  }
 }
 
 void commit_copies() { ++self->groups; }
@@ -285,10 +302,8 @@ void wait_for_copies(int groups_in_flight) {
   for (const Copy& copy : self->copies) {
     if (copy.group >= self->groups - groups_in_flight) {
       left.push_back(copy);
-    } else if (copy.from) {
-      std::memcpy(copy.to, copy.from, copy.bytes);
     } else {
-      std::memset(copy.to, 0, copy.bytes);
+      make(copy);
     }
   }
   self->copies = std::move(left);
@@ -339,6 +354,8 @@ int run(dim3 grid, dim3 block, unsigned shared_bytes, unsigned allowed_bytes,
   } else if (name != "forward") {
     shuffle.reset(new std::mt19937(static_cast<unsigned>(std::stoul(name))));
   }
+  const char* copies = std::getenv("CUDA_ON_CPU_COPIES");
+  early_copies = copies && std::string(copies) == "early";
 #if WITH_ASAN
   __asan_unpoison_memory_region(cmpose_shared, kSharedLimit);
   __asan_poison_memory_region(cmpose_shared + shared_bytes, kSharedLimit - shared_bytes);

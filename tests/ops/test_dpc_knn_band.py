@@ -167,7 +167,7 @@ def subtracted(tokens: Tensor) -> Tensor:
 
 
 def simulated_squares(tokens: Tensor, pieces: str = "exact") -> Tensor:
-    """d² as tensor cores give it: exact products, 16 channels a step, sums truncated to float32."""
+    """d² as tensor cores give it: exact products, 8 channels a step, sums truncated to float32."""
     rest = tokens.float() - subtracted(tokens)
     split = []
     for _ in range(3):
@@ -180,8 +180,8 @@ def simulated_squares(tokens: Tensor, pieces: str = "exact") -> Tensor:
     elif pieces == "two":
         third = third * 0
     main, left, right = (torch.zeros(len(tokens), len(tokens)).double() for _ in range(3))
-    for at in range(0, tokens.shape[1], 16):
-        a, b, c = (part[:, at : at + 16] for part in (first, second, third))
+    for at in range(0, tokens.shape[1], 8):
+        a, b, c = (part[:, at : at + 8] for part in (first, second, third))
         main = truncated(main + a @ a.T)
         if tokens.dtype == torch.float32 and pieces == "exact":
             main = truncated(main + b @ b.T)
@@ -229,15 +229,15 @@ def test_the_bound_is_the_formula() -> None:
     assert torch.equal(centred_norms(x, usable), x.double().norm(dim=-1))
     square = (10**0.5 + 6) ** 2
     for dtype, pieces, factor in (
-        (torch.float32, "exact", U * (8 + 8)),
-        (torch.float32, "two", U * (4 + 8) + 2**-15),
-        (torch.bfloat16, "exact", U * (4 + 8)),
-        (torch.float16, "two", U * (4 + 8)),
+        (torch.float32, "exact", U * (16 + 8)),
+        (torch.float32, "two", U * (8 + 8) + 2**-15),
+        (torch.bfloat16, "exact", U * (8 + 8)),
+        (torch.float16, "two", U * (8 + 8)),
     ):
         error = square_error(x.to(dtype), usable, pieces)
         assert math.isclose(error[0, 2], factor * square, rel_tol=1e-12)
     wide = torch.cat((x, x.new_zeros(4, 63)), dim=1).bfloat16()  # 65 channels are 128
-    assert math.isclose(square_error(wide, usable)[0, 2], U * (8 + 8) * square, rel_tol=1e-12)
+    assert math.isclose(square_error(wide, usable)[0, 2], U * (16 + 8) * square, rel_tol=1e-12)
 
 
 def test_what_is_subtracted() -> None:

@@ -122,6 +122,10 @@ def test_errors() -> None:
         ops.select_tokens(logits, 1, importance="sum")
     with pytest.raises(ValueError, match=r"logits must have shape \[B, K, N\]"):
         ops.select_tokens(logits[0], 1)
+    with pytest.raises(
+        ValueError, match=r"logits must have at least one keypoint, got \[2, 0, 7\]"
+    ):
+        ops.select_tokens(logits[:, :0], 1)
     logits[0, 0, 0] = math.nan
     with pytest.raises(ValueError, match=r"logits must not be NaN"):
         ops.select_tokens(logits, 1)

@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("UNEQUAL_MASKS") = static_cast<int>(cmpose::kUnequalMasks);
   m.attr("SOURCE_OUTSIDE_MASK") = static_cast<int>(cmpose::kSourceOutsideMask);
   m.attr("MISSING_WAIT") = static_cast<int>(cmpose::kMissingWait);
+  m.attr("MISSING_RING_BARRIER") = static_cast<int>(cmpose::kMissingRingBarrier);
   m.attr("UNALIGNED_COPY") = static_cast<int>(cmpose::kUnalignedCopy);
   m.attr("GLOBAL_OUT_OF_BOUNDS") = static_cast<int>(cmpose::kGlobalOutOfBounds);
   m.attr("SHARED_OUT_OF_BOUNDS") = static_cast<int>(cmpose::kSharedOutOfBounds);

@@ -76,6 +76,29 @@ __global__ void copy(const float* in, float* out, int fault) {
   out[i] = values[i];
 }
 
+// out[i] = Σ_t in[4 t + (i + 1) % 64] for four turns t, each copied while the one before is read.
+__global__ void copy_ring(const float* in, float* out, int fault) {
+  SharedMemory shared;
+  float* const values = shared.take<float>(2 * kThreads);
+  const int i = threadIdx.x;
+  const auto load = [&](int turn) {
+    if (i < 16 && turn < 4) {
+      cp_async_16(values + turn % 2 * kThreads + 4 * i, in + 4 * turn + 4 * i, true);
+    }
+    cp_async_commit();
+  };
+  float sum = 0.0f;
+  load(0);
+  for (int turn = 0; turn < 4; ++turn) {
+    load(turn + 1);
+    cp_async_wait<1>();
+    __syncthreads();
+    sum += values[turn % 2 * kThreads + (i + 1) % kThreads];
+    if (fault != kMissingRingBarrier) __syncthreads();
+  }
+  out[i] = sum;
+}
+
 __global__ void out_of_bounds(float* out, int fault) {
   SharedMemory shared;
   float* const values = shared.take<float>(kThreads);
@@ -87,7 +110,8 @@ __global__ void out_of_bounds(float* out, int fault) {
 }  // namespace
 
 void planted(const std::string& name, const float* in, float* out, int fault) {
-  const unsigned bytes = fault == kTooMuchShared ? 101380 : shared_part<float>(kThreads);
+  unsigned bytes = shared_part<float>(name == "copy_ring" ? 2 * kThreads : kThreads);
+  if (fault == kTooMuchShared) bytes = 101380;
   const auto go = [&](auto kernel, auto... arguments) {
     launch("planted", kernel, 1, name == "shuffle" ? 32 : kThreads, bytes, nullptr, arguments...);
   };
@@ -96,6 +120,7 @@ void planted(const std::string& name, const float* in, float* out, int fault) {
   if (name == "divergent_barrier") go(divergent_barrier, out, fault);
   if (name == "shuffle") go(shuffle, in, out, fault);
   if (name == "copy") go(copy, in, out, fault);
+  if (name == "copy_ring") go(copy_ring, in, out, fault);
   if (name == "out_of_bounds") go(out_of_bounds, out, fault);
 }
 

@@ -19,6 +19,7 @@ enum Fault {
   kUnequalMasks,
   kSourceOutsideMask,
   kMissingWait,
+  kMissingRingBarrier,
   kUnalignedCopy,
   kGlobalOutOfBounds,
   kSharedOutOfBounds,

@@ -1,0 +1,170 @@
+"""Charts of a card's records: roofline, speed-ups, time against M and T."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.cases import BF16, FORWARD
+from bench.provenance import slug
+from bench.targets import TARGETS, best_record
+
+Records = list[dict[str, Any]]
+WIN, LOSS = "#2c7a51", "#b3402e"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "cmpose"  # the same records give the same file
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _target_records(records: Records) -> list[tuple[str, dict[str, Any]]]:
+    found = [(t.label, best_record(records, t.case)) for t in TARGETS]
+    return [(label, record) for label, record in found if record is not None]
+
+
+def roofline(card: str, records: Records) -> Any:
+    """Reached rate against operations a byte, under the roof that was measured in the same run."""
+    rows = [(label, r) for label, r in _target_records(records) if r["flops"]]
+    if not rows:
+        return None
+    figure, axes = _figure(7.5, 4.5)
+    rates = rows[-1][1]["rates"]
+    knee = rates["bf16_flops_per_s"] / rates["copy_bytes_per_s"]
+    spots = [0.5, knee, 4 * knee]
+    roof = [min(x * rates["copy_bytes_per_s"], rates["bf16_flops_per_s"]) / 1e12 for x in spots]
+    axes.plot(spots, roof, color="#444444", label="copy and bf16 matrix rate, measured in the run")
+    for label, record in rows:
+        x = record["flops"] / record["bytes"]
+        y = record["flops"] / record["us"]["p50"] / 1e6
+        axes.scatter([x], [y], s=28)
+        axes.annotate(label, (x, y), textcoords="offset points", xytext=(5, -9), fontsize=7)
+    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TFLOP/s", title=card)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def speedups(card: str, records: Records) -> Any:
+    """Against the fastest peer of each target's case; what is slower than a peer is red."""
+    rows = [(label, r) for label, r in _target_records(records) if r["speedup_vs_best_peer"]]
+    if not rows:
+        return None
+    figure, axes = _figure(7.5, 0.8 + 0.36 * len(rows))
+    names = [f"{label}\n(against {r['best_peer']})" for label, r in rows]
+    values = [r["speedup_vs_best_peer"] for _, r in rows]
+    bars = axes.barh(names, values, color=[WIN if v >= 1 else LOSS for v in values])
+    axes.bar_label(bars, [f"{v:.2f}×" for v in values], padding=3, fontsize=7)
+    axes.axvline(1.0, color="#444444", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set(xlabel="times faster than the fastest peer that ran", title=card)
+    return figure
+
+
+def _against(
+    card: str, records: Records, op: str, size: str, title: str, keep: Callable[[Any], bool]
+) -> Any:
+    """Median time of one op and of its peers against one size, other sizes being the reference."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        if (record["op"], record["direction"], record["dtype"]) != (op, FORWARD, BF16):
+            continue
+        if not keep(record["shape"]):
+            continue
+        entrants = {f"cmpose {record['backend']}": record["us"]["p50"], **record["peers"]}
+        for name, time in entrants.items():
+            if not isinstance(time, str):
+                lines.setdefault(name, []).append((record["shape"][size], time))
+    if not any(len({x for x, _ in points}) > 1 for points in lines.values()):
+        return None
+    figure, axes = _figure(7.5, 4.5)
+    for name, points in lines.items():
+        points = sorted(set(points))
+        ours = name.startswith("cmpose")
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name,
+                  linewidth=2.2 if ours else 1.0)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel=size, ylabel="µs", title=f"{title}, {card}")
+    sizes = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xticks(sizes, [f"{x:,}" for x in sizes], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def against_tokens(card: str, records: Records) -> Any:
+    """dpc_knn at 32 clips of 768 channels."""
+
+    def keep(shape: dict[str, int]) -> bool:
+        return shape["B"] == 32 and shape["D"] == 768
+
+    return _against(card, records, "dpc_knn", "M", "dpc_knn, B = 32, D = 768, bf16", keep)
+
+
+def against_frames(card: str, records: Records) -> Any:
+    """temporal_attention at the reference shape."""
+
+    def keep(shape: dict[str, int]) -> bool:
+        return (shape["B"], shape["H"], shape["d"]) == (32, 12, 64)
+
+    title = "temporal_attention forward, B = 32, bf16"
+    return _against(card, records, "temporal_attention", "T", title, keep)
+
+
+CHARTS: dict[str, Callable[[str, Records], Any]] = {
+    "roofline": roofline,
+    "speedups": speedups,
+    "time-against-M": against_tokens,
+    "time-against-T": against_frames,
+}
+
+
+def digest(name: str, content: dict[str, Any]) -> str:
+    """Of what a chart shows, so that a stale one can be told whatever drew it."""
+    shown = json.dumps([name, content["card"], content["records"]], sort_keys=True)
+    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+
+
+def note(name: str, content: dict[str, Any]) -> str:
+    """What a chart's file says of itself."""
+    import matplotlib
+
+    return f"cmpose {name} of {digest(name, content)}, drawn by matplotlib {matplotlib.__version__}"
+
+
+def draw(content: dict[str, Any]) -> dict[str, bytes]:
+    """A card's charts, as SVG by file name; those that its records suffice for."""
+    found = {}
+    for name, make in CHARTS.items():
+        figure = make(content["card"], content["records"])
+        if figure is None:
+            continue
+        file = io.BytesIO()
+        metadata = {"Date": None, "Description": note(name, content)}
+        figure.savefig(file, format="svg", metadata=metadata)
+        lines = file.getvalue().decode().splitlines()
+        text = "\n".join(line.rstrip() for line in lines) + "\n"
+        found[f"{slug(content['card'])}-{name}.svg"] = text.encode()
+    return found
+
+
+def stale(path: Path, name: str, content: dict[str, Any], drawn: bytes) -> str | None:
+    """Why a chart's file is not what the records give, or None."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    held = path.read_bytes()
+    if digest(name, content).encode() not in held:
+        return f"{path.name} shows other records"
+    # Another matplotlib draws other bytes; by the same one they must be the same.
+    if note(name, content).encode() in held and held != drawn:
+        return f"{path.name} is not what matplotlib drew"
+    return None

@@ -1,0 +1,86 @@
+"""corrupt_tokens: clean, masked and noised copies of the tokens, with keypoint tokens behind."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.cases import (
+    BACKWARD,
+    BRANCHES,
+    FORWARD,
+    PERCENT,
+    REFERENCE,
+    Arguments,
+    OpBench,
+    Peer,
+    Shape,
+    grid,
+    model_axes,
+    normal,
+)
+from bench.peers import eager_and_compiled
+from cmpose import ops
+
+RATIO = PERCENT / 100
+
+
+def plain(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor, seed: Tensor) -> Tensor:
+    """As one would write it, with torch's generator; Philox addressed by token costs more."""
+    B, T, N, D = tokens.shape
+    masked, noised = (
+        (torch.rand(B, T * N, device=tokens.device).argsort(1) < round(RATIO * T * N)).view(B, T, N)
+        for _ in range(2)
+    )
+    noise = torch.randn_like(tokens)
+    branches = (
+        tokens,
+        tokens.masked_fill(masked[..., None], 0.0),
+        torch.where(noised[..., None], tokens + noise, tokens),
+    )
+    keypoints = keypoint_tokens.expand(B, T, -1, D)
+    return torch.stack([torch.cat((branch, keypoints), dim=2) for branch in branches]) + position
+
+
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+    B, T, N, K, D = *(shape[n] for n in "BTNK"), shape["H"] * shape["d"]
+
+    def made(*sizes: int) -> Tensor:
+        return normal(*sizes, dtype=dtype, device=device, generator=generator)
+
+    return {
+        "tokens": made(B, T, N, D),
+        "keypoint_tokens": made(K, D),
+        "position": made(T, N + K, D),
+        "seed": torch.ones(1, dtype=torch.int64, device=device),
+    }
+
+
+def _bytes(shape: Shape, element: int, direction: str) -> int:
+    B, T, N, K, D = *(shape[n] for n in "BTNK"), shape["H"] * shape["d"]
+    flags = B * T * N
+    patches, slots = flags * D * element, B * T * (N + K) * D * element
+    learnt = (K + T * (N + K)) * D * element
+    if direction == BACKWARD:
+        return BRANCHES * slots + flags + patches + learnt
+    return patches + learnt + BRANCHES * slots + 2 * flags
+
+
+def _peers(shape: Shape) -> dict[str, Peer]:
+    return eager_and_compiled(plain, checked=False)  # its numbers are others
+
+
+BENCH = OpBench(
+    op="corrupt_tokens",
+    directions=(FORWARD, BACKWARD),
+    shapes=lambda: grid(REFERENCE, model_axes()),
+    small={"B": 2, "T": 2, "N": 12, "K": 3, "H": 2, "d": 16},
+    make=_make,
+    call=lambda backend, **kw: ops.corrupt_tokens(
+        **kw, mask_ratio=RATIO, noise_ratio=RATIO, backend=backend
+    ),
+    bytes=_bytes,
+    flops=lambda shape, direction: 0,
+    peers=_peers,
+    gradients=("tokens", "keypoint_tokens", "position"),
+)

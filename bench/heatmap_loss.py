@@ -1,0 +1,74 @@
+"""heatmap_loss: squared error against Gaussian heatmaps that the peers have to build."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.cases import (
+    BATCHES,
+    BOTH,
+    FORWARD,
+    Arguments,
+    OpBench,
+    Peer,
+    Shape,
+    grid,
+    normal,
+    uniform,
+)
+from bench.peers import eager_and_compiled
+from cmpose import ops
+
+SIGMA = 2.0
+
+
+def plain(pred: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
+    """Targets from their two axes, then the weighted squared error, in float32."""
+    height, width = pred.shape[-2:]
+
+    def profile(centre: Tensor, length: int) -> Tensor:
+        offset = torch.arange(length, device=pred.device, dtype=torch.float32) - centre[..., None]
+        inside = offset.abs() <= 3 * SIGMA
+        return torch.exp(offset.square() * (-0.5 / SIGMA**2)) * inside
+
+    columns, rows = profile(keypoints[..., 0], width), profile(keypoints[..., 1], height)
+    target = rows[..., :, None] * columns[..., None, :]
+    squares = (pred.float() - target).square().sum(dim=(-2, -1))
+    return (squares * visible).sum() / visible.sum()
+
+
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+    B, K, h, w = (shape[n] for n in "BKhw")
+    place = uniform(B, K, 2, device=device, generator=generator)
+    return {
+        "pred": normal(B, K, h, w, dtype=dtype, device=device, generator=generator),
+        "keypoints": place * torch.tensor([w, h], dtype=torch.float32, device=device),
+        "visible": (uniform(B, K, device=device, generator=generator) < 0.8).float(),
+    }
+
+
+def moved(shape: Shape, element: int) -> int:
+    """Heatmaps read, their gradient written; joints are a few kilobytes beside them."""
+    B, K, h, w = (shape[n] for n in "BKhw")
+    return 2 * B * K * h * w * element
+
+
+def _peers(shape: Shape) -> dict[str, Peer]:
+    return eager_and_compiled(plain)
+
+
+_REFERENCE = {"B": 32, "K": 15, "h": 64, "w": 48}
+
+BENCH = OpBench(
+    op="heatmap_loss",
+    directions=(BOTH, FORWARD),
+    shapes=lambda: grid(_REFERENCE, [[{"B": b} for b in BATCHES], [{}, {"h": 96, "w": 72}]]),
+    small={"B": 2, "K": 3, "h": 16, "w": 12},
+    make=_make,
+    call=lambda backend, **kw: ops.heatmap_loss(**kw, sigma=SIGMA, backend=backend),
+    bytes=lambda shape, element, direction: moved(shape, element),
+    flops=lambda shape, direction: 0,
+    peers=_peers,
+    gradients=("pred",),
+)

@@ -1,0 +1,274 @@
+"""Runs items of a stage as processes, and keeps what came out, so that a cut run can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import records
+from bench.gate import python_path
+from bench.provenance import PROJECT, machine, slug, version
+
+Outcome = dict[str, Any]
+"""``status`` (passed, failed, not run, cut), ``seconds``, ``counts`` and ``details``."""
+
+TIME_IS_UP = 3
+"""Exit status of a command that stopped by itself and goes on when it is called again."""
+
+NO_TESTS = 5
+"""Exit status of pytest when no test was selected."""
+
+SOURCES = ("cmpose", "kernels", "csrc", "configs", "tests", "bench", "setup.py", "pyproject.toml")
+SUFFIXES = (".py", ".cu", ".cuh", ".cpp", ".h", ".yaml", ".toml")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One process of a stage.
+
+    Attributes:
+        name: unique in its stage.
+        command: its argument vector; ``{report}`` in it becomes a file for pytest's XML, and
+            ``{seconds}`` the time that it has.
+        environment: on top of this process's.
+        open_ended: takes what time is left; that it was cut is no shortcoming.
+        goes_on: it keeps a journal: a process that crashed is followed by another.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    open_ended: bool = False
+    goes_on: bool = False
+
+
+def fingerprint() -> str:
+    """Of the sources, of torch and of the card: results of others are not gone on with."""
+    digest = hashlib.sha256(f"{machine()} {version('torch')} {version('triton')}".encode())
+    for name in SOURCES:
+        place = PROJECT / name
+        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        for path in files:
+            if path.suffix in SUFFIXES and path.is_file():
+                digest.update(str(path.relative_to(PROJECT)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class State:
+    """What is done, in ``state.json``; another fingerprint's is put aside.
+
+    Args:
+        folder: of the state and the logs.
+        mark: of the sources; see :func:`fingerprint`.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self.folder, self.path = folder, folder / "state.json"
+        self.lock = threading.Lock()
+        self.content: dict[str, Any] = {"fingerprint": mark, "stages": {}}
+        if self.path.is_file():
+            held = json.loads(self.path.read_text())
+            if held["fingerprint"] == mark:
+                self.content = held
+            else:
+                os.replace(self.path, folder / f"state-{held['fingerprint']}.json")
+                for journal in folder.glob("journal-*.json"):
+                    journal.unlink()
+
+    def outcomes(self, stage: str) -> dict[str, Outcome]:
+        return self.content["stages"].setdefault(stage, {})
+
+    def note(self, stage: str, item: str, outcome: Outcome) -> None:
+        with self.lock:
+            self.outcomes(stage)[item] = outcome
+            records.write_json(self.path, self.content)
+
+    def forget(self, stage: str) -> None:
+        self.content["stages"].pop(stage, None)
+        for journal in self.folder.glob(f"journal-{stage}*.json"):
+            journal.unlink()
+
+
+def missing(items: Sequence[Item], done: Mapping[str, Outcome]) -> list[Item]:
+    """Those that have not run to their end."""
+    return [i for i in items if done.get(i.name, {}).get("status", "cut") == "cut"]
+
+
+# -- outcomes -------------------------------------------------------------------------------------
+
+DECLARED = ("cv2", "jsonargparse", "matplotlib", "safetensors", "shapely", "tensorboard", "tqdm",
+            "yaml", "expecttest", "pytest_benchmark", "numpy")  # fmt: skip
+"""Packages of pyproject.toml that a bare machine may lack."""
+
+
+def absent_package(text: str) -> str | None:
+    """The declared package that a test failed for, if this machine really lacks it."""
+    for name in re.findall(r"No module named '([\w]+)", text):
+        if name in DECLARED and importlib.util.find_spec(name) is None:
+            return name
+    return None
+
+
+def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
+    """Counts and the tests that failed, from pytest's XML.
+
+    A test that cannot run because a declared package is not on the machine is ``not run``, which
+    is neither passed nor failed.
+    """
+    counts = {"passed": 0, "failed": 0, "skipped": 0, "not run": 0}
+    details: list[str] = []
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        name = f"{case.get('classname', '')}::{case.get('name', '')}"
+        bad = [c for c in case if c.tag in ("failure", "error")]
+        if bad:
+            text = " ".join(f"{c.get('message', '')} {c.text or ''}" for c in bad)
+            package = absent_package(text)
+            counts["not run" if package else "failed"] += 1
+            reason = f"not run: needs {package}" if package else " ".join(text.split())[:200]
+            details.append(f"{name}: {reason}")
+        elif any(c.tag == "skipped" for c in case):
+            counts["skipped"] += 1
+        else:
+            counts["passed"] += 1
+    return counts, details
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """The process and those it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, str]) -> Outcome:
+    """Runs one process, its output to ``log``.
+
+    Returns:
+        ``cut`` when time ran out, ``not run`` when absent packages let no test run, else ``passed``
+        or ``failed``.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    report = log.with_suffix(".xml")
+    report.unlink(missing_ok=True)
+    own = max(1, int(seconds - min(30.0, seconds / 4)))  # the command's own limit comes first
+    command = [
+        p.replace("{report}", str(report)).replace("{seconds}", str(own)) for p in item.command
+    ]
+    began = time.monotonic()
+    with log.open("w") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, "PYTHONPATH": python_path(), **environment, **item.environment},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status: int | None = process.wait(timeout=max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            status = None
+        except BaseException:
+            _kill(process)
+            raise
+    crashed = item.goes_on and status is not None and status < 0
+    outcome: Outcome = {
+        "status": "cut"
+        if crashed or status in (None, TIME_IS_UP)
+        else "failed"
+        if status
+        else "passed",
+        "seconds": round(time.monotonic() - began, 1),
+        "counts": {},
+        "details": [],
+    }
+    if outcome["status"] != "cut" and report.is_file():
+        counts, details = pytest_outcome(report.read_text())
+        outcome["counts"], outcome["details"] = counts, details
+        # pytest's 1 and 2 (files that cannot be collected) are faults unless packages are absent.
+        excused = status in (1, 2) and counts["not run"] and not counts["failed"]
+        good = not counts["failed"] and (excused or status in (0, NO_TESTS))
+        outcome["status"] = "passed" if good else "failed"
+        if good and counts["not run"] and not counts["passed"]:
+            outcome["status"] = "not run"
+        if status == NO_TESTS:
+            outcome["details"].append("no test was selected")
+    if outcome["status"] == "failed" and not outcome["details"]:
+        outcome["details"] = log.read_text(errors="replace").splitlines()[-3:]
+    return outcome
+
+
+def run_stage(
+    name: str,
+    items: Sequence[Item],
+    state: State,
+    *,
+    seconds: float,
+    workers: int,
+    environment: Mapping[str, str],
+    tell: Callable[[str], None] = print,
+    now: Callable[[], float] = time.monotonic,
+) -> str:
+    """Runs what is missing of a stage, each outcome saved as it comes.
+
+    Args:
+        name: the stage's.
+        items: all of it.
+        state: what is done.
+        seconds: that the stage may take; what does not fit is left for the next call.
+        workers: processes at a time.
+        environment: of all of them.
+        tell: shows a line.
+        now: a clock.
+
+    Returns:
+        ``passed``, ``failed`` or ``cut``.
+    """
+    begin, logs = now(), state.folder / "logs" / name
+
+    def one(item: Item) -> None:
+        left = seconds - (now() - begin)
+        if left < 1:
+            return
+        log = logs / f"{slug(item.name)}.log"
+        outcome = run_item(item, log, left, environment)
+        while item.goes_on and outcome["status"] == "cut" and seconds - (now() - begin) > 60:
+            outcome = run_item(item, log, seconds - (now() - begin), environment)
+        state.note(name, item.name, outcome)
+        counts = ", ".join(f"{n} {what}" for what, n in outcome["counts"].items() if n)
+        tell(f"  {item.name}: {outcome['status']} in {outcome['seconds']:.0f} s {counts}".rstrip())
+
+    todo = missing(items, state.outcomes(name))
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        list(pool.map(one, todo))
+    done = state.outcomes(name)
+    if any(done.get(i.name, {}).get("status") == "failed" for i in items):
+        return "failed"
+    return "cut" if missing([i for i in items if not i.open_ended], done) else "passed"
+
+
+def totals(outcomes: Mapping[str, Outcome]) -> dict[str, int]:
+    """Counts of all items together."""
+    found: dict[str, int] = {}
+    for outcome in outcomes.values():
+        for what, count in outcome["counts"].items():
+            found[what] = found.get(what, 0) + count
+    return found

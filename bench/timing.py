@@ -1,0 +1,304 @@
+"""Times calls: on a card by CUDA events around CUDA graphs, on a CPU by the host's clock.
+
+What is timed is one pass over several input sets, so many that together they do not fit the L2
+cache; a time is that of a pass over its calls. A CUDA graph holds the whole pass, so that no launch
+and no host is in it. What cannot be captured runs behind a delay long enough for the host to get
+ahead (``events``); such a time is shown but not compared with one of a graph. Every entrant is
+timed in several turns whose order rotates, so that a clock that drifts favours none.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+Call = Callable[[], Any]
+
+COLD = 3
+"""Input sets together are this many times the L2 cache."""
+MOST_SETS = 64
+
+
+class Pass(NamedTuple):
+    """One pass over the input sets, ready to be timed.
+
+    Attributes:
+        run: does it.
+        calls: how many calls it has.
+        timer: ``graph``, ``events`` or ``host``.
+        keep: what must live as long.
+    """
+
+    run: Call
+    calls: int
+    timer: str
+    keep: Any = None
+
+
+class Clock(Protocol):
+    """Prepares passes and times them."""
+
+    def context(self) -> AbstractContextManager[Any]: ...
+
+    def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass: ...
+
+    def seconds(self, ready: Pass) -> float: ...
+
+    def now(self) -> float: ...
+
+
+def _one_after_another(calls: Sequence[Call]) -> Call:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+class HostClock:
+    """perf_counter, for a CPU."""
+
+    def __init__(self, counter: Callable[[], float] = time.perf_counter) -> None:
+        self.counter = counter
+
+    def context(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
+        calls = setup()
+        run = _one_after_another(calls)
+        run()
+        return Pass(run, len(calls), "host")
+
+    def seconds(self, ready: Pass) -> float:
+        start = self.counter()
+        ready.run()
+        return self.counter() - start
+
+    def now(self) -> float:
+        return self.counter()
+
+
+class CudaClock:
+    """CUDA events.
+
+    Args:
+        cuda: what of torch is used; tests give a fake.
+    """
+
+    warm_ups = 3
+
+    def __init__(self, cuda: Any = torch.cuda) -> None:
+        self.cuda = cuda
+        self.stream = cuda.Stream()
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Everything that is timed is made in it: a backward pass runs on its forward's stream, and
+        meets the stream on which its inputs were first used."""
+        return self.cuda.stream(self.stream)
+
+    def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
+        cuda = self.cuda
+        self.stream.wait_stream(cuda.current_stream())
+        with cuda.stream(self.stream):
+            calls = setup()
+            for _ in range(self.warm_ups):
+                for call in calls:
+                    call()
+        cuda.synchronize()
+        graph = cuda.CUDAGraph()
+        try:
+            with cuda.graph(graph, stream=self.stream):
+                kept = [call() for call in calls]
+        except Exception as error:
+            cuda.synchronize()  # raises if the card is lost
+            return Pass(_one_after_another(calls), len(calls), "events", str(error))
+        graph.replay()
+        cuda.synchronize()
+        return Pass(graph.replay, len(calls), "graph", (graph, kept))
+
+    def seconds(self, ready: Pass) -> float:
+        cuda = self.cuda
+        start, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        with cuda.stream(self.stream):
+            if ready.timer == "events":
+                # About 20 µs a call at 2 GHz: the host enqueues the pass while the card waits.
+                cuda._sleep(100_000 + 40_000 * ready.calls)
+            start.record()
+            ready.run()
+            end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    def now(self) -> float:
+        self.cuda.synchronize()
+        return time.perf_counter()
+
+
+def clock_for(device: str) -> Clock:
+    return CudaClock() if device == "cuda" else HostClock()
+
+
+def input_sets(bytes_of_one: int, l2_bytes: int, free_bytes: int) -> int:
+    """How many input sets to rotate, so that a call finds none of its inputs in the L2 cache.
+
+    Args:
+        bytes_of_one: of one set's inputs.
+        l2_bytes: of the cache; 0 on a CPU.
+        free_bytes: of memory; at most a quarter is filled.
+    """
+    if not l2_bytes or not bytes_of_one:
+        return 1
+    wanted = math.ceil(COLD * l2_bytes / bytes_of_one)
+    room = max(1, free_bytes // (4 * bytes_of_one))
+    return max(1, min(wanted, room, MOST_SETS))
+
+
+def is_cold(sets: int, bytes_of_one: int, l2_bytes: int) -> bool:
+    """Whether the input sets together are at least twice the cache."""
+    return bool(l2_bytes) and sets * bytes_of_one >= 2 * l2_bytes
+
+
+def l2_bytes(device: str) -> int:
+    if device != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+
+def free_bytes(device: str) -> int:
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else 1 << 30
+
+
+def rotated(names: Sequence[str], turn: int) -> list[str]:
+    """The order of a turn: started one further each time, and every other time backwards."""
+    names = list(names)
+    if not names:
+        return names
+    start = turn % len(names)
+    order = names[start:] + names[:start]
+    return order[::-1] if turn % 2 else order
+
+
+def race(
+    entrants: Mapping[str, Callable[[], list[Call]]],
+    clock: Clock,
+    *,
+    turns: int,
+    seconds: float,
+    least: int = 5,
+    most: int = 200,
+    failed: Callable[[str, Exception], None],
+    began: Callable[[str], None] = lambda name: None,
+) -> dict[str, tuple[list[float], str]]:
+    """Seconds a call, of every entrant: its samples, and by which timer.
+
+    Only one entrant is in memory at a time: it is set up anew in every turn.
+
+    Args:
+        entrants: name → () → its calls, one an input set.
+        clock: times them.
+        turns: how often each comes, in an order that rotates.
+        seconds: spent on an entrant in a turn, at most; and at least ``least`` samples.
+        least, most: samples in a turn.
+        failed: told of an entrant that raised, which is then left out.
+        began: told of an entrant before it is set up.
+    """
+    found: dict[str, tuple[list[float], str]] = {}
+    out: set[str] = set()
+    for turn in range(turns):
+        for name in rotated(list(entrants), turn):
+            if name in out:
+                continue
+            try:
+                began(name)
+                ready = clock.prepare(entrants[name])
+                samples, timer = found.setdefault(name, ([], ready.timer))
+                start, taken = clock.now(), 0
+                while taken < least or (taken < most and clock.now() - start < seconds):
+                    samples.append(clock.seconds(ready) / ready.calls)
+                    taken += 1
+                if timer != ready.timer:
+                    raise RuntimeError(f"was timed by {timer}, then by {ready.timer}")
+            except Exception as error:
+                out.add(name)
+                found.pop(name, None)
+                failed(name, error)
+            ready = None  # type: ignore[assignment]  # frees its graph before the next
+    return found
+
+
+def quantiles(samples: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80 in microseconds of samples in seconds."""
+    values = torch.tensor(samples, dtype=torch.float64) * 1e6
+    q = torch.quantile(values, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return {name: round(float(v), 3) for name, v in zip(("p20", "p50", "p80"), q, strict=True)}
+
+
+def wall_microseconds(call: Call, clock: Clock, seconds: float = 0.1) -> float:
+    """One call as a program sees it, host included: the median of single synchronised calls."""
+    samples: list[float] = []
+    begin = clock.now()
+    while len(samples) < 5 or (len(samples) < 200 and clock.now() - begin < seconds):
+        start = clock.now()
+        call()
+        samples.append(clock.now() - start)
+    return quantiles(samples)["p50"]
+
+
+def peak_bytes(call: Call, device: str) -> int:
+    """The most memory that a call holds at once beside what was there before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = call()
+        torch.cuda.synchronize()
+        del kept
+        return max(0, torch.cuda.max_memory_allocated() - before)
+    return _peak_of_records(call)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Some builds of the profiler write lines to the terminal whenever it starts and stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def profile(call: Call, device: str, **options: Any) -> torch.profiler.profile:
+    """``call`` under torch's profiler, with the card's activity on a card."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with _quiet(), torch.profiler.profile(activities=activities, **options) as profiled:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return profiled
+
+
+def _peak_of_records(call: Call) -> int:
+    """On a CPU: the highest running sum of what the profiler notes of torch's allocator."""
+    kept: list[Any] = []
+    profiled = profile(lambda: kept.append(call()), "cpu", profile_memory=True)
+    kept.clear()
+    held = peak = 0
+    events: list[Any] = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

@@ -1,0 +1,107 @@
+"""unmerge_tokens: causal and merged tokens back into their cells."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.cases import (
+    BATCHES,
+    BOTH,
+    FORWARD,
+    HEADS,
+    Arguments,
+    OpBench,
+    Peer,
+    Shape,
+    grid,
+    normal,
+    uniform,
+)
+from bench.peers import eager_and_compiled
+from cmpose import ops
+
+
+class Split(NamedTuple):
+    """The least a selection is."""
+
+    causal: Tensor
+    noncausal: Tensor
+
+
+def plain(
+    causal: Tensor,
+    merged: Tensor,
+    causal_index: Tensor,
+    noncausal_index: Tensor,
+    assignment: Tensor,
+) -> Tensor:
+    """A gather of the merged tokens, then one scatter into the grid."""
+    width = causal.shape[-1]
+    others = merged.gather(1, assignment[..., None].expand(-1, -1, width))
+    values = torch.cat((causal, others), 1)
+    index = torch.cat((causal_index, noncausal_index), 1)[..., None].expand(-1, -1, width)
+    return torch.empty_like(values).scatter(1, index, values)
+
+
+def call(
+    causal: Tensor,
+    merged: Tensor,
+    causal_index: Tensor,
+    noncausal_index: Tensor,
+    assignment: Tensor,
+    backend: str,
+) -> Tensor:
+    """The op, its indices as arguments of their own."""
+    split = Split(causal_index, noncausal_index)
+    return ops.unmerge_tokens(causal, merged, split, assignment, backend=backend)
+
+
+def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+    B, N, C, L, D = *(shape[n] for n in "BNCL"), shape["H"] * shape["d"]
+    order = uniform(B, N, device=device, generator=generator).argsort(1)
+    drawn = uniform(B, N - C, device=device, generator=generator) * L
+    return {
+        "causal": normal(B, C, D, dtype=dtype, device=device, generator=generator),
+        "merged": normal(B, L, D, dtype=dtype, device=device, generator=generator),
+        "causal_index": order[:, :C].sort(1).values,
+        "noncausal_index": order[:, C:].sort(1).values,
+        "assignment": drawn.long().clamp(max=L - 1),
+    }
+
+
+def _bytes(shape: Shape, element: int, direction: str) -> int:
+    """Tokens, indices → grid; backward the grid's gradient and indices → both gradients."""
+    B, N, C, L, D = *(shape[n] for n in "BNCL"), shape["H"] * shape["d"]
+    indices, tokens, cells = 8 * (N + N - C), (C + L) * D * element, N * D * element
+    one = tokens + indices + cells
+    return B * one * (2 if direction == BOTH else 1)
+
+
+def _peers(shape: Shape) -> dict[str, Peer]:
+    return eager_and_compiled(plain)
+
+
+_REFERENCE = {"B": 32, "N": 192, "C": 60, "L": 32, "H": 12, "d": 64}
+
+BENCH = OpBench(
+    op="unmerge_tokens",
+    directions=(FORWARD, BOTH),
+    shapes=lambda: grid(
+        _REFERENCE,
+        [
+            [{"B": b} for b in BATCHES],
+            [{"H": h, "d": d} for h, d in HEADS],
+            [{}, {"N": 432, "C": 60, "L": 32}],
+        ],
+    ),
+    small={"B": 2, "N": 16, "C": 6, "L": 3, "H": 2, "d": 16},
+    make=_make,
+    call=call,
+    bytes=_bytes,
+    flops=lambda shape, direction: 0,
+    peers=_peers,
+    gradients=("causal", "merged"),
+)

@@ -1,0 +1,18 @@
+"""The benchmarks' tests run on the CPU, on a machine with a GPU too: nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bench import provenance
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_gpu() -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that tests start
+    patch.setattr(provenance, "device", lambda: "cpu")
+    yield
+    patch.undo()

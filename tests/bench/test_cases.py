@@ -1,0 +1,224 @@
+"""Every op is measured; grids are the issue's; formulas are what tensors and products count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import cases, dpc_knn
+from bench.accuracy import outcome, relative_error
+from bench.cases import BACKWARD, BF16, BOTH, FORWARD, FP32, OpBench, total_bytes
+from bench.targets import TARGETS, bench_of
+from cmpose.ops.backends import OPS
+from cmpose.ops.spatial_attention import spatial_attention_backward_reference
+from cmpose.ops.temporal_attention import temporal_attention_backward_reference
+
+every_op = pytest.mark.parametrize("op", OPS)
+
+
+def small(op: str, dtype: str = FP32, direction: str = FORWARD) -> tuple[OpBench, Any, Any]:
+    bench = bench_of(op)
+    case = cases.Case(op, direction, bench.small, dtype)
+    return bench, case, bench.arguments(case, "cpu")
+
+
+@every_op
+def test_an_op_has_a_bench_of_its_name(op: str) -> None:
+    bench = bench_of(op)
+    assert bench.op == op
+    shapes = bench.shapes()
+    assert len({tuple(s.items()) for s in shapes}) == len(shapes)
+    assert all(set(s) == set(bench.small) for s in shapes)
+    assert set(bench.dtypes) == {BF16, FP32}
+    directions = set(bench.directions)
+    assert FORWARD in directions
+    assert bool(directions & {BACKWARD, BOTH}) == bool(bench.gradients)
+    assert {"eager", "compile"} <= set(bench.peers(bench.small))
+
+
+def test_an_unknown_op_is_named() -> None:
+    with pytest.raises(ValueError, match=r"op must be one of .*, got 'attention'"):
+        bench_of("attention")
+
+
+@pytest.mark.parametrize("op", ["spatial_attention", "temporal_attention", "corrupt_tokens"])
+def test_the_model_grid(op: str) -> None:
+    shapes = bench_of(op).shapes()
+    assert {s["B"] for s in shapes} == {16, 32, 64}
+    assert {s["T"] for s in shapes} == {2, 3, 8, 16}
+    assert {(s["H"], s["d"]) for s in shapes} == {(12, 64), (16, 64), (16, 80)}
+    assert len(shapes) == 3 * 4 * 3
+    assert shapes[0] == cases.REFERENCE
+
+
+@pytest.mark.parametrize("op", ["dpc_knn", "merge_clusters"])
+def test_the_token_grid_and_published_shapes(op: str) -> None:
+    shapes = bench_of(op).shapes()
+    assert {64, 132, 192, 576, 1024, 4096, 16384, 65536} <= {s["M"] for s in shapes}
+    assert {16, 32, 64} <= {s["B"] for s in shapes}
+    published = {(3072, 128, 768), (768, 320, 192), (192, 512, 48)}  # TCFormer
+    published |= {(256, 1024, 64), (576, 1024, 64), (64, 1024, 32), (32, 1024, 16)}  # Chat-UniVi
+    assert published <= {(s["M"], s["D"], s["L"]) for s in shapes}
+    assert all(s["L"] <= s["M"] for s in shapes)
+
+
+def test_sdpa_and_flex_are_peers_of_attention() -> None:
+    for op in ("spatial_attention", "temporal_attention"):
+        peers = set(bench_of(op).peers(cases.REFERENCE))
+        sdpa = {"sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"}
+        assert sdpa | {"flex", "eager", "compile"} <= peers
+    assert "tcformer" in dpc_knn.BENCH.peers({})
+    assert "index_add" in bench_of("merge_clusters").peers({})
+
+
+# -- bytes against the tensors of a real call -----------------------------------------------------
+
+
+def _rows(made: Any) -> int:
+    return int(made["corrupted"].sum())
+
+
+def counted(op: str, direction: str, dtype: str) -> int:
+    """Bytes of what the op is given and gives, of a real call at the small shape."""
+    bench, _, made = small(op, dtype, direction)
+    result = bench.call(**made, backend="auto")
+    needed = {name: value for name, value in made.items() if name != "seed"}
+    given, written = total_bytes(needed), total_bytes(result)
+    gradients = sum(total_bytes(made[name]) for name in bench.gradients)
+    element = cases.element_size(dtype)
+    if "attention" in op:
+        kept = 0 if op == "temporal_attention" else 4 * result[..., 0].numel()
+        return given + written + (gradients if direction == BACKWARD else 0) + kept
+    if op == "corrupt_tokens":
+        flags = result.masked.numel()
+        return (
+            given + written if direction == FORWARD else total_bytes(result.x) + flags + gradients
+        )
+    if op == "reconstruction_loss":
+        gradient = made["target"].numel() * element  # pred's own values, without keypoints
+        return (
+            2 * _rows(made) * made["pred"].shape[-1] * element
+            + made["corrupted"].numel()
+            + gradient
+        )
+    if op == "heatmap_loss":
+        return 2 * total_bytes(made["pred"])
+    if op == "warp_clips":
+        return result.numel() + written
+    if direction == BOTH:
+        forward = given + written
+        if op == "select_tokens":
+            scores, importance = result[:2]
+            return forward + total_bytes([scores, scores, importance]) + gradients
+        return forward + given + written + gradients if op == "merge_clusters" else 2 * forward
+    return given + written + (gradients if direction == BACKWARD else 0)
+
+
+RUNS = [(op, direction) for op in OPS for direction in bench_of(op).directions]
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize(("op", "direction"), RUNS, ids=[f"{o}-{d}" for o, d in RUNS])
+def test_bytes_are_those_of_the_tensors(op: str, direction: str, dtype: str) -> None:
+    bench = bench_of(op)
+    formula = bench.bytes(bench.small, cases.element_size(dtype), direction)
+    assert formula == counted(op, direction, dtype)
+
+
+# -- operations against a counter -----------------------------------------------------------------
+
+
+def operations(function: Any, *arguments: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("op", "backward"),
+    [
+        ("spatial_attention", spatial_attention_backward_reference),
+        ("temporal_attention", temporal_attention_backward_reference),
+    ],
+)
+def test_attention_operations_are_counted(op: str, backward: Any) -> None:
+    bench, case, made = small(op)
+    qkv = made["qkv"].detach()
+    forward = operations(lambda: bench.call(qkv, backend="reference"))
+    assert bench.flops(case.shape, FORWARD) == forward > 0
+    grad = torch.ones_like(qkv[:, :, :, 0]).contiguous()
+    assert bench.flops(case.shape, BACKWARD) == operations(backward, grad, qkv)
+
+
+def test_clustering_operations_are_those_of_one_gram_matrix() -> None:
+    bench, case, made = small("dpc_knn")
+    counted = operations(lambda: dpc_knn.gram(**made))
+    assert bench.flops(case.shape, FORWARD) == counted > 0
+
+
+@every_op
+def test_ops_without_products_have_no_operations(op: str) -> None:
+    bench = bench_of(op)
+    if not ("attention" in op or op == "dpc_knn"):
+        assert all(bench.flops(bench.small, d) == 0 for d in bench.directions)
+
+
+# -- peers compute the op -------------------------------------------------------------------------
+
+CHECKED = [
+    (op, name)
+    for op in OPS
+    for name, peer in bench_of(op).peers(bench_of(op).small).items()
+    if peer.checked and not peer.tuned and not name.startswith("sdpa")
+]
+
+
+@pytest.mark.parametrize(("op", "name"), CHECKED, ids=[f"{o}-{n}" for o, n in CHECKED])
+def test_peers_compute_what_the_op_does(op: str, name: str) -> None:
+    """In float32: the same values and gradients, up to rounding."""
+    bench, case, made = small(op, FP32, bench_of(op).directions[0])
+    function = bench.peers(case.shape)[name].build()
+    found = outcome(function, made, bench, case.direction)
+    again = bench.arguments(case, "cpu")
+    exact = outcome(
+        lambda **kw: bench.call(**kw, backend="reference"), again, bench, case.direction
+    )
+    assert relative_error(found, [t.double() for t in exact]) < 1e-5
+
+
+def test_compiled_formulations_of_attention_compute_it() -> None:
+    from bench.temporal_attention import broadcast_formulation
+
+    bench, _, made = small("temporal_attention")
+    expected = bench.call(**made, backend="reference")
+    torch.testing.assert_close(broadcast_formulation(**made), expected)
+
+
+def test_tcformer_clusters_as_published() -> None:
+    """By hand: two groups on a line; a centre is in its own cluster."""
+    line = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0])[None, :, None].repeat(1, 1, 4)
+    density, delta, centers, labels = dpc_knn.tcformer(line, 2, 2)
+    # Over √D: ‖·‖ of 4 equal channels is twice the step, and √4 takes it back.
+    torch.testing.assert_close(density, torch.exp(torch.full((1, 5), -0.5)), rtol=0, atol=2e-6)
+    assert float(delta.max()) == pytest.approx(11.0)  # the peak's: the clip's largest distance
+    assert {int(c) // 3 for c in centers[0]} == {0, 1}
+    assert len(set(labels[0, :3].tolist())) == len(set(labels[0, 3:].tolist())) == 1
+    for cluster, center in enumerate(centers[0]):
+        assert labels[0, center] == cluster
+
+
+# -- targets --------------------------------------------------------------------------------------
+
+
+def test_targets_are_the_designs() -> None:
+    reference = {"B": 32, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64}
+    for target in TARGETS:
+        assert target.case.dtype == BF16
+        assert target.case.direction in target.bench.directions
+        assert target.case.shape in [*target.bench.shapes(), {**reference, "p": 30}]
+    floors = {t.label: t for t in TARGETS}
+    assert floors["spatial attention backward"].h200_us == 270
+    assert floors["DPC-kNN, M = 4096"].case.shape["M"] == 4096

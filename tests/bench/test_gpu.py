@@ -1,0 +1,327 @@
+"""``make gpu`` rehearsed on the CPU, cut and continued; and the parts of it by themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import gpu, records, stages, summary
+from bench.provenance import NOT_A_RESULT, PROJECT, machine
+from bench.stages import Item, State, run_stage
+from cmpose import ops
+from cmpose.ops.backends import OPS
+from tests.bench.samples import content, record, step
+
+# -- the rehearsal --------------------------------------------------------------------------------
+
+
+def rehearse(
+    work: Path, *arguments: str, stages: str = "build tests sanitize bench train"
+) -> subprocess.CompletedProcess[str]:
+    """``make gpu`` in dry mode, as one types it."""
+    command = ["make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}"]
+    command += [f"STAGES={stages}"]
+    command += [f"GPU_ARGS=--dry --work {work} {' '.join(arguments)}"]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One whose processes were ended before they were done, then run to its end."""
+    work = tmp_path_factory.mktemp("gpu")
+    cut = rehearse(work, "--stage-seconds 1.2", stages="tests train")
+    assert cut.returncode == 2, cut.stdout + cut.stderr  # make's status; the program's is 3
+    state = json.loads((work / "state.json").read_text())
+    cut_runs = records.load(work / "results.json")["runs"]
+    assert {name: run["status"] for name, run in cut_runs.items()} == {
+        "build": "passed",
+        "tests": "cut",
+        "train": "cut",
+    }
+    ends = {name: {o["status"] for o in of.values()} for name, of in state["stages"].items()}
+    assert ends == {"build": {"passed"}, "tests": {"cut"}, "train": {"cut"}}
+    copied = work / "copied"
+    whole = rehearse(work, f"--copy-to {copied}")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert {p.name for p in copied.iterdir()} == {"results.json", "state.json", "summary.txt"}
+    return work, whole.stdout
+
+
+def test_every_stage_passes(rehearsal: tuple[Path, str]) -> None:
+    work, _ = rehearsal
+    found = records.load(work / "results.json")
+    assert set(found["runs"]) == set(gpu.STAGES)
+    assert {run["status"] for run in found["runs"].values()} == {"passed"}
+    assert found["runs"]["tests"]["counts"]["passed"] > 10
+    assert found["runs"]["sanitize"]["counts"]["passed"] > 0
+    assert {r["op"] for r in found["records"]} == {"unmerge_tokens"}
+    [trained] = found["train_step"]
+    assert set(trained["variants"]) == {"eager reference", "ours"}
+    losses = [v["loss"] for v in trained["variants"].values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_summary_comes_last(rehearsal: tuple[Path, str]) -> None:
+    work, printed = rehearsal
+    page = (work / "summary.txt").read_text()
+    assert printed.endswith(page)
+    assert len(page.splitlines()) < 60
+    assert NOT_A_RESULT in page
+    for stage in gpu.STAGES:
+        assert f"\n{stage:9} passed" in page
+
+
+def test_what_is_done_is_not_done_again(rehearsal: tuple[Path, str]) -> None:
+    work, _ = rehearsal
+    before = records.load(work / "results.json")
+    start = time.monotonic()
+    again = rehearse(work)
+    assert again.returncode == 0
+    assert again.stdout.count("done before") == len(gpu.STAGES)
+    assert records.load(work / "results.json") == before
+    assert time.monotonic() - start < 30
+
+
+# -- stages by themselves -------------------------------------------------------------------------
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def stage(tmp_path: Path, *items: Item, seconds: float = 60.0, **options: Any) -> tuple[str, Any]:
+    state = State(tmp_path, "mark")
+    values = {"workers": 2, "environment": {}, "tell": lambda text: None} | options
+    status = run_stage("s", items, state, seconds=seconds, **values)
+    return status, State(tmp_path, "mark").outcomes("s")
+
+
+def test_failures_are_kept_with_what_was_printed(tmp_path: Path) -> None:
+    bad = Item("bad", python("print('the reason'); raise SystemExit(4)"))
+    status, found = stage(tmp_path, Item("good", python("")), bad)
+    assert status == "failed"
+    assert found["good"]["status"] == "passed"
+    assert found["bad"]["details"] == ["$ " + " ".join(bad.command), "the reason"]
+
+
+def test_a_process_over_its_time_is_ended_with_its_children(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); "
+    code += f"open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
+    status, found = stage(tmp_path, Item("slow", python(code)), seconds=1.5)
+    assert (status, found["slow"]["status"]) == ("cut", "cut")
+    child = Path(f"/proc/{pid.read_text()}/stat")
+    for _ in range(50):
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the process that it had started still runs")
+
+
+def test_a_cut_stage_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    items = [Item(n, python(f"open({str(log)!r}, 'a').write('{n}')")) for n in "ab"]
+    waiting = Item(
+        "c", python(f"import os; raise SystemExit(0 if os.path.exists({str(log)!r} + 'c') else 3)")
+    )
+    assert stage(tmp_path, *items, waiting, workers=1)[0] == "cut"
+    (tmp_path / "logc").touch()
+    status, found = stage(tmp_path, *items, waiting, workers=1)
+    assert (status, log.read_text()) == ("passed", "ab")
+    assert set(found) == {"a", "b", "c"}
+
+
+def test_what_takes_the_rest_of_the_time_may_be_cut(tmp_path: Path) -> None:
+    grid = Item("grid", python("raise SystemExit(3)"), open_ended=True)
+    assert stage(tmp_path, grid)[0] == "passed"
+
+
+def test_a_crash_of_what_keeps_a_journal_is_followed(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = f"import os; p = {str(mark)!r}; first = not os.path.exists(p); open(p, 'w').close(); "
+    code += "os.abort() if first else None"
+    status, found = stage(tmp_path, Item("x", python(code), goes_on=True), seconds=100.0)
+    assert (status, found["x"]["status"]) == ("passed", "passed")
+    mark.unlink()
+    other = tmp_path / "other"
+    assert stage(other, Item("x", python(code)), seconds=100.0)[0] == "failed"
+
+
+def test_other_sources_begin_anew(tmp_path: Path) -> None:
+    State(tmp_path, "old").note(
+        "tests", "a", {"status": "passed", "seconds": 1, "counts": {}, "details": []}
+    )
+    (tmp_path / "journal-bench.json").write_text("{}")
+    assert State(tmp_path, "new").outcomes("tests") == {}
+    assert not (tmp_path / "journal-bench.json").exists()
+    assert (tmp_path / "state-old.json").is_file()
+    assert stages.fingerprint() == stages.fingerprint()
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname='t.a' name='test_good'/>
+<testcase classname='t.a' name='test_skipped'><skipped message='no GPU'/></testcase>
+<testcase classname='t.a' name='test_bad'><failure message='assert 1 == 2'>text</failure></testcase>
+<testcase classname='t.b' name=''><error message='collection failure'>ModuleNotFoundError: No module
+named 'jsonargparse'</error></testcase>
+</testsuite></testsuites>""".replace("No module\nnamed", "No module named")
+
+
+def test_outcomes_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, details = stages.pytest_outcome(REPORT)
+    assert counts == {"passed": 1, "failed": 2, "skipped": 1, "not run": 0}  # it is installed here
+    assert details[0].startswith("t.a::test_bad: assert 1 == 2")
+    monkeypatch.setattr(stages.importlib.util, "find_spec", lambda name: None)
+    counts, details = stages.pytest_outcome(REPORT)
+    assert counts == {"passed": 1, "failed": 1, "skipped": 1, "not run": 1}
+    assert details[1] == "t.b::: not run: needs jsonargparse"
+    own = REPORT.replace("jsonargparse", "cmpose.kernels")
+    assert stages.pytest_outcome(own)[0]["failed"] == 2  # ours is no package that may be absent
+
+
+def test_real_pytest_runs_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "test_x.py"
+    file.write_text("def test_a(): pass\ndef test_b(): assert 0\n")
+    command = (*gpu.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path), str(file))
+    none = Item("none", (*command, "-k", "nothing"))
+    good = Item("good", (*command, "-k", "test_a"))
+    status, found = stage(tmp_path, Item("bad", command), good, none)
+    assert status == "failed"
+    assert found["bad"]["counts"] == {"passed": 1, "failed": 1, "skipped": 0, "not run": 0}
+    assert found["good"]["status"] == "passed"
+    assert found["none"]["details"] == ["no test was selected"]
+
+
+def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(stages, "DECLARED", ("surely_absent",))
+    command = (*gpu.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path))
+    for name, code in (
+        ("declared", "import surely_absent\ndef test_a(): pass\n"),
+        ("unknown", "import another_absent\ndef test_a(): pass\n"),
+        ("partly", "def test_a(): pass\ndef test_b(): import surely_absent\n"),
+        ("broken", "def test_a(): assert 0\ndef test_b(): import surely_absent\n"),
+    ):
+        (tmp_path / f"test_{name}.py").write_text(code)
+    items = [Item(f.stem, (*command, str(f))) for f in tmp_path.glob("test_*.py")]
+    status, found = stage(tmp_path, *items)
+    assert status == "failed"
+    assert {name: o["status"] for name, o in found.items()} == {
+        "test_declared": "not run",
+        "test_unknown": "failed",
+        "test_partly": "passed",
+        "test_broken": "failed",
+    }
+    assert "not run: needs surely_absent" in found["test_declared"]["details"][0]
+    assert stages.totals(found)["not run"] == 3
+
+
+# -- what a card's run is made of -----------------------------------------------------------------
+
+
+def test_every_test_file_is_run_once() -> None:
+    items = gpu.test_items(dry=False)
+    files = {str(p.relative_to(PROJECT)) for p in (PROJECT / "tests").rglob("test_*.py")}
+    named = {part for item in items for part in item.command if part.startswith("tests/")}
+    assert named | set(gpu.LEFT_OUT) == files
+    assert len({i.name for i in items}) == len(items)
+    for op in OPS:
+        assert any(item.command[-1] == op for item in items)
+
+
+def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": "no kernel"})
+    assert gpu.sanitize_items(dry=False) == []
+    monkeypatch.setattr(
+        ops, "available", lambda op, device: {"cuda": None if op == "dpc_knn" else "no kernel"}
+    )
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
+    memcheck, racecheck, *own = gpu.sanitize_items(dry=False)
+    assert [item.name for item in own] == ["memcheck tests/csrc", "racecheck tests/csrc"]
+    assert all(item.command[-3:] == ("tests/csrc", "-m", "sanitized") for item in own)
+    assert memcheck.command[:3] == ("/bin/compute-sanitizer", "--tool", "memcheck")
+    assert racecheck.command[2] == "racecheck"
+    assert any("dpc_knn-cuda and (" in part for part in memcheck.command)
+    assert memcheck.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    without_tool = gpu.sanitize_items(dry=False)[0]
+    found = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
+    assert found["status"] == "failed"
+    assert "compute-sanitizer is not on PATH" in found["details"][-1]
+
+
+def test_stages_are_ordered_and_built_first() -> None:
+    assert gpu.stages_of("train tests") == ["build", "tests", "train"]
+    assert gpu.stages_of("build,bench") == ["build", "bench"]
+    with pytest.raises(ValueError, match="no stage 'test'; there are build tests"):
+        gpu.stages_of("test")
+
+
+def test_targets_are_measured_before_the_grid(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
+    items = gpu.bench_items(False, False, tmp_path / "r.json", tmp_path)
+    assert items[0].name == "targets, quick"
+    assert items[1].command[-1] == "bench/test_floors.py"
+    assert items[-1].open_ended
+    assert "grid" in items[-1].command
+    assert sum("bench.counted" in i.command for i in items) > 5
+    assert "--full" in gpu.bench_items(False, True, tmp_path / "r.json", tmp_path)[0].command
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 1
+    assert "torch sees no GPU; --dry rehearses" in capsys.readouterr().out
+
+
+def test_the_summary_of_a_card() -> None:
+    card = content(record(), steps=(step(),))
+    page = summary.page(card, ["bench"], dry=False)
+    assert "not yet measured" in page
+    [line] = [x for x in page.splitlines() if x.startswith("temporal attention forward")]
+    assert line.split()[-3:] == ["compile", "300.0", "3.00×"]
+    assert "ours                                  700.0 clips/s,  20.00 GB, MFU 46.0 %" in page
+    slow = content(record(peers={"compile": 110.0}, peers_timer={"compile": "graph"},
+                          speedup_vs_best_peer=1.1))  # fmt: skip
+    assert "short of: compile 1.10× of 1.3×" in summary.page(slow, ["bench"], dry=False)
+    assert machine() not in page
+
+
+# -- a machine on which nothing is installed ------------------------------------------------------
+
+
+ABSENT = ("jsonargparse", "cv2", "tqdm", "shapely", "yaml", "safetensors", "matplotlib",
+          "tensorboard", "xdist", "pytest_benchmark", "pytest_timeout")  # fmt: skip
+
+
+def test_a_checkout_serves_uninstalled(tmp_path: Path) -> None:
+    """torch, triton and pytest from outside, nothing else; cmpose, its tests, bench from here."""
+    (tmp_path / "bare.py").write_text(
+        f"""
+import sys
+sys.modules.update(dict.fromkeys({ABSENT!r}))  # importing one of them fails
+import cmpose.kernels.launch, cmpose.configs, bench.train_step, bench.gpu
+assert cmpose.__file__ == {str(PROJECT / "cmpose" / "__init__.py")!r}
+assert cmpose.kernels.__file__ == {str(PROJECT / "kernels" / "__init__.py")!r}
+import pytest
+raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/ops/test_merge_clusters.py"]))
+"""
+    )
+    packages = next(p for p in sys.path if p.endswith("site-packages"))
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{packages}"}
+    done = subprocess.run(
+        # -S: no .pth files, so no editable install; no entry points, so no plugins of pytest.
+        [sys.executable, "-S", str(tmp_path / "bare.py")],
+        cwd=PROJECT,
+        env=environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

@@ -1,0 +1,387 @@
+"""One case: errors, failing peers, the record; what is done when a card is lost."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import __main__ as program
+from bench import measure, provenance, records, timing
+from bench.accuracy import relative_error
+from bench.cases import BACKWARD, BF16, BOTH, FORWARD, FP32, Case, OpBench, Peer
+from bench.measure import Setting
+from bench.roofline import Rates
+from bench.targets import TARGETS, bench_of
+from cmpose.ops.backends import OPS
+from tests.bench.fake_cuda import FakeCuda
+from tests.bench.samples import ORIGIN, PASSED, RATES
+
+LEAST = Setting(turns=2, seconds=0.0)
+CPU = ORIGIN | {"gpu": None}
+
+
+class Steady:
+    """Every call takes a tenth of a millisecond, and so does a look at the clock."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def context(self) -> Any:
+        return nullcontext()
+
+    def prepare(self, setup: Any) -> timing.Pass:
+        calls = setup()
+        for call in calls:
+            call()
+        return timing.Pass(lambda: None, len(calls), "graph")
+
+    def seconds(self, ready: timing.Pass) -> float:
+        return 1e-4 * ready.calls
+
+    def now(self) -> float:
+        self.time += 1e-4
+        return self.time
+
+
+def plain_bench(**peers: Peer) -> Any:
+    bench = bench_of("reconstruction_loss")
+    own = bench.peers(bench.small)["eager"]
+    return replace(bench, peers=lambda shape: {"eager": own, **peers})
+
+
+def case_of(bench: Any, direction: str, dtype: str = FP32) -> Case:
+    return Case(bench.op, direction, bench.small, dtype)
+
+
+def tried(bench: Any, case: Case, **options: Any) -> tuple[list[records.Record], dict[str, str]]:
+    values: dict[str, Any] = {"clock": Steady(), "origin": dict(CPU)} | options
+    return measure.measure(case, bench, ["auto"], Rates(**RATES), LEAST, **values)
+
+
+def measured(bench: Any, case: Case, **options: Any) -> list[records.Record]:
+    found, faults = tried(bench, case, **options)
+    assert faults == {}
+    return found
+
+
+def test_a_record_is_whole_and_says_where_it_is_from() -> None:
+    bench = plain_bench()
+    [found] = measured(bench, case_of(bench, BOTH))
+    assert found["us"] == {"p20": 100.0, "p50": 100.0, "p80": 100.0}
+    assert found["peers"] == {"eager": 100.0}
+    assert found["best_peer"] == "eager"
+    assert found["error_vs_fp64"] < 1e-6
+    assert found["peers_error_vs_fp64"]["eager"] < 1e-6
+    assert found["bytes"] == bench.bytes(bench.small, 4, BOTH)
+    assert found["floor_us"] == pytest.approx(found["bytes"] / 4e6, abs=1e-4)
+    assert found["peak_bytes"] > 0
+    assert found["wall_us"] == pytest.approx(100.0)
+    assert any("cmpose::" in name for name in found["kernels"]["ours"])
+    assert found["note"] == provenance.NOT_A_RESULT
+    assert found["speedup_vs_best_peer"] is None
+
+
+@pytest.mark.parametrize(
+    ("gates", "gpu", "speedup"),
+    [
+        ({"auto": PASSED}, "Card", 1.0),
+        ({"auto": PASSED}, None, None),
+        ({"auto": PASSED | {"status": "failed", "failed": 1}}, "Card", None),
+        ({"cuda": PASSED}, "Card", None),  # another backend's
+        (None, "Card", None),
+    ],
+)
+def test_a_speed_up_needs_passed_tests_and_a_card(gates: Any, gpu: Any, speedup: Any) -> None:
+    bench = plain_bench()
+    [found] = measured(bench, case_of(bench, FORWARD), gates=gates, origin=ORIGIN | {"gpu": gpu})
+    assert found["speedup_vs_best_peer"] == speedup
+
+
+def broken(**arguments: Any) -> Any:
+    raise RuntimeError("an illegal\n memory access was encountered")
+
+
+def test_a_peer_that_fails_is_recorded_with_its_message() -> None:
+    bench = plain_bench(
+        broken=Peer(lambda: broken),
+        liar=Peer(lambda: bench_of("reconstruction_loss").peers({})["eager"].build(),
+                  ran={"cpu": "flash"}),
+    )  # fmt: skip
+    [found] = measured(bench, case_of(bench, FORWARD))
+    assert (
+        found["peers"]["broken"] == "error: RuntimeError: an illegal memory access was encountered"
+    )
+    assert found["peers"]["liar"].startswith("error: NotWhatRan: no kernel matches 'flash'")
+    assert found["peers"]["eager"] == 100.0
+    assert set(found["peers_timer"]) == {"eager"}
+
+
+def test_a_peer_that_computes_something_else_is_a_failure() -> None:
+    def other(**arguments: Any) -> Any:
+        return 1.2 * bench_of("reconstruction_loss").peers({})["eager"].build()(**arguments)
+
+    def nothing(**arguments: Any) -> Any:
+        return float("nan") * other(**arguments)
+
+    bench = plain_bench(other=Peer(lambda: other), nothing=Peer(lambda: nothing))
+    [found] = measured(bench, case_of(bench, FORWARD))
+    said = "error: WrongResult: its result is off by"
+    assert found["peers"]["other"].startswith(f"{said} 0.2 of the exact one")
+    assert found["peers"]["nothing"].startswith(f"{said} nan")
+
+
+def test_a_peer_known_to_fail_is_not_run_again() -> None:
+    bench = plain_bench(broken=Peer(lambda: pytest.fail("it ran")))
+    case = case_of(bench, FORWARD)
+    journal = program.FileJournal(None)
+    journal.fail(str(case), "broken", "error: the process died")
+    [found] = measured(bench, case, journal=journal)
+    assert found["peers"]["broken"] == "error: the process died"
+
+
+def test_on_a_cpu_quick_compiles_once_an_op() -> None:
+    setting = measure.quick("cpu")
+    kept = [
+        (case, name)
+        for op in OPS
+        for case in bench_of(op).cases(small=True)
+        for name, peer in bench_of(op).peers(case.shape).items()
+        if peer.tuned and setting.left_out(case, name, peer) is None
+    ]
+    assert [case.op for case, _ in kept] == list(OPS)
+    assert {name for _, name in kept} == {"compile"}
+    bench = plain_bench(compile=bench_of("reconstruction_loss").peers({})["compile"])
+    found, _ = measure.measure(
+        case_of(bench, BOTH), bench, ["auto"], Rates(**RATES), setting, clock=Steady(), origin=CPU
+    )
+    assert found[0]["peers"]["compile"].startswith("error: left out: on a CPU")
+
+
+def test_ours_failing_is_an_error() -> None:
+    bench = plain_bench()
+
+    def call(backend: str, **arguments: Any) -> Any:
+        return broken() if backend == "auto" else bench.call(**arguments, backend=backend)
+
+    broken_bench = replace(bench, call=call)
+    found, faults = tried(broken_bench, case_of(bench, FORWARD))
+    assert found == []
+    assert faults == {"auto": "error: RuntimeError: an illegal memory access was encountered"}
+
+
+@pytest.fixture
+def pretended_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases go the way of a card, with tensors on the CPU."""
+    original = OpBench.arguments
+
+    def arguments(self: Any, case: Case, device: str, seed: int = 0) -> Any:
+        return original(self, case, "cpu", seed)
+
+    monkeypatch.setattr(OpBench, "arguments", arguments)
+    monkeypatch.setattr(provenance, "device", lambda: "cuda")
+    monkeypatch.setattr(timing, "l2_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(timing, "peak_bytes", lambda call, device: 1)
+    monkeypatch.setattr(timing, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(measure, "kernel_names", lambda call, device: ["Memset", "some_kernel"])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+
+def test_a_card_that_is_lost_is_told_at_once(
+    pretended_card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card a failure is followed by a synchronisation; if that fails too, it is lost."""
+    bench = plain_bench(broken=Peer(lambda: broken))
+    case = case_of(bench, FORWARD)
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(measure.Lost) as caught:
+        measured(bench, case)
+    assert (caught.value.case, caught.value.entrant) == (case, "broken")
+    assert caught.value.message.startswith("error: RuntimeError: an illegal memory access")
+
+
+@pytest.mark.parametrize("direction", [FORWARD, BOTH])
+def test_on_a_card_cases_are_graphs_over_many_input_sets(
+    pretended_card: None, direction: str
+) -> None:
+    """By CUDA's calls as far as a CPU can be asked: a peer that cannot be captured included."""
+    cuda = FakeCuda(capturable=True)
+    bench = plain_bench()
+    own = bench.peers({})["eager"].build()
+
+    def synchronising(**arguments: Any) -> Any:
+        if cuda.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        cuda.work()
+        return own(**arguments)
+
+    bench = replace(
+        bench, peers=lambda shape: {"eager": Peer(lambda: own), "slow": Peer(lambda: synchronising)}
+    )
+    [found] = measured(
+        bench,
+        case_of(bench, direction),
+        clock=timing.CudaClock(cuda),
+        gates={"auto": PASSED},
+        origin=ORIGIN,
+    )
+    assert found["timer"] == "graph"
+    assert found["input_sets"] == timing.MOST_SETS  # small inputs
+    # A replay takes 3 ms here, whatever is in it; a call behind the delay 1 ms.
+    assert found["us"]["p50"] == pytest.approx(3000 / timing.MOST_SETS, rel=1e-3)
+    assert found["peers_timer"] == {"eager": "graph", "slow": "events"}
+    assert found["peers"]["slow"] == pytest.approx(1000.0)
+    assert (found["best_peer"], found["speedup_vs_best_peer"]) == ("eager", 1.0)
+    assert found["kernels"]["ours"] == ["some_kernel"]
+    assert {"sleep", "replay"} <= set(cuda.log)
+    assert not any(entry.endswith("on default") for entry in cuda.log)
+
+
+def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
+    bench = bench_of("unmerge_tokens")
+    made = bench.arguments(Case("unmerge_tokens", FORWARD, bench.small, FP32), "cpu")
+    calls: list[int] = []
+
+    def function(**arguments: Any) -> Any:
+        calls.append(1)
+        return bench.call(**arguments, backend="auto")
+
+    [backward] = measure.calls_of(function, [made], bench, BACKWARD)
+    forwards = len(calls)
+    first, second = backward(), backward()
+    assert len(calls) == forwards
+    assert [g.shape for g in first] == [made[n].shape for n in bench.gradients]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    [both] = measure.calls_of(function, [made], bench, BOTH)
+    forwards = len(calls)
+    both()
+    assert len(calls) == forwards + 1
+
+
+def test_relative_error_is_of_all_tensors() -> None:
+    exact = [torch.tensor([3.0, 0.0]).double(), torch.tensor([4.0]).double()]
+    found = [torch.tensor([3.0, 0.5]), torch.tensor([4.0])]
+    assert relative_error(found, exact) == pytest.approx(0.1)
+
+
+def test_low_precision_shows_in_the_error() -> None:
+    bench = bench_of("spatial_attention")
+    [found] = measured(replace(bench, peers=lambda shape: {}), case_of(bench, BACKWARD, BF16))
+    assert 1e-4 < found["error_vs_fp64"] < 3e-2
+
+
+# -- the program ----------------------------------------------------------------------------------
+
+
+def test_targets_come_first_and_every_op_early() -> None:
+    cases = program.wanted_cases(list(OPS), small=False, only="all")
+    assert cases[: len(TARGETS)] == [t.case for t in TARGETS]
+    assert {c.op for c in cases[: len(TARGETS) + 8]} == set(OPS)
+    assert len(set(map(str, cases))) == len(cases)
+    targets = program.wanted_cases(list(OPS), small=False, only="targets")
+    assert [*targets, *program.wanted_cases(list(OPS), small=False, only="grid")] == cases
+    assert {c.op for c in program.wanted_cases(["dpc_knn"], small=False, only="all")} == {"dpc_knn"}
+
+
+def test_the_command_writes_records_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, journal = tmp_path / "r.json", tmp_path / "journal.json"
+    command = ["unmerge_tokens", "--quick", "--no-compile"]
+    command += ["--json", str(results), "--journal", str(journal)]
+    assert program.main(command) == 0
+    printed = capsys.readouterr().out
+    assert provenance.NOT_A_RESULT in printed
+    held = records.load(results)["records"]
+    assert len(held) == 4
+    assert all(r["note"] == provenance.NOT_A_RESULT for r in held)
+    assert program.main(command) == 0
+    assert "µs" not in capsys.readouterr().out  # nothing is measured twice
+    state = json.loads(journal.read_text())
+    assert state["running"] is None
+    assert len(state["done"]) == 4
+
+
+def test_time_that_is_up_leaves_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["unmerge_tokens", "--quick", "--no-peers", "--seconds", "1e-9"]
+    assert program.main(command) == 3
+    assert "time is up" in capsys.readouterr().out
+
+
+def test_a_process_that_loses_the_card_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(case: Case, *arguments: Any, **options: Any) -> Any:
+        raise measure.Lost(case, "sdpa_flash", "error: RuntimeError: illegal memory access")
+
+    class Executed(Exception):
+        pass
+
+    def execute(path: str, arguments: list[str]) -> None:
+        raise Executed(arguments)
+
+    monkeypatch.setattr(measure, "measure", lose)
+    monkeypatch.setattr(program.os, "execv", execute)
+    journal = tmp_path / "journal.json"
+    command = ["unmerge_tokens", "--quick", "--journal", str(journal)]
+    with pytest.raises(Executed) as caught:
+        program.main(command)
+    assert caught.value.args[0][1:] == ["-m", "bench", *command]
+    case = program.wanted_cases(["unmerge_tokens"], small=True, only="targets")[0]
+    known = program.FileJournal(journal).failures(case)
+    assert known == {"sdpa_flash": "error: RuntimeError: illegal memory access"}
+
+
+def test_a_lost_card_without_a_journal_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, case = program.FileJournal(None), Case("dpc_knn", FORWARD, {"B": 1}, BF16)
+    journal.keep_gates({"dpc_knn": {"cuda": PASSED}})
+    journal.fail(str(case), "compile", "error: lost")
+    line = journal.command(["dpc_knn"])
+    assert line[1:4] == ["-m", "bench", "dpc_knn"]
+    path = Path(line[line.index("--journal") + 1])
+    try:
+        following = program.FileJournal(path)
+        assert following.failures(case) == {"compile": "error: lost"}
+        assert following.gates() == {"dpc_knn": {"cuda": PASSED}}  # the same process goes on
+        assert following.command(["dpc_knn"]) == line[:4]
+        monkeypatch.setattr(program.os, "getpid", lambda: -1)
+        assert program.FileJournal(path).gates() == {}  # another run has its own gate
+    finally:
+        path.unlink()
+
+
+def test_a_backend_whose_limits_a_case_exceeds_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fault, status in (("error: BackendUnavailable: 17 frames", 0), ("error: RuntimeError", 1)):
+        monkeypatch.setattr(measure, "measure", lambda *a, fault=fault, **k: ([], {"cuda": fault}))
+        assert program.main(["unmerge_tokens", "--quick"]) == status
+        assert fault in capsys.readouterr().out
+
+
+def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path: Path) -> None:
+    """Once, it may have been stopped for lack of time."""
+    path, case = tmp_path / "journal.json", Case("dpc_knn", FORWARD, {"B": 1}, BF16)
+    program.FileJournal(path).began(case, "compile")
+    second = program.FileJournal(path)
+    assert second.failures(case) == {}
+    second.began(case, "compile")
+    assert program.FileJournal(path).failures(case) == {
+        "compile": "error: the process died or was stopped twice while it ran"
+    }
+
+
+def test_one_call_for_a_profiler() -> None:
+    assert program.main(["merge_clusters", "--once", "backward"]) == 0

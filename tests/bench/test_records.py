@@ -1,0 +1,116 @@
+"""The schema names what is wrong; a speed-up stands only where it may; files are written whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import records
+from tests.bench.samples import CARD, PASSED, content, record, step
+
+
+def test_a_whole_record_passes() -> None:
+    records.check_record(record())
+    records.check_file(content(record(), steps=(step(),)))
+
+
+@pytest.mark.parametrize("name", list(record()))
+def test_every_field_is_needed_and_typed(name: str) -> None:
+    lacking = record()
+    del lacking[name]
+    with pytest.raises(records.SchemaError, match=rf"^record\.{name} is missing"):
+        records.check_record(lacking)
+    with pytest.raises(records.SchemaError, match=rf"^record\.{name}\b"):
+        records.check_record(record(**{name: object()}))
+
+
+@pytest.mark.parametrize("part", ["us", "gate", "rates", "provenance"])
+def test_fields_inside_are_named_too(part: str) -> None:
+    for name in record()[part]:
+        broken = record()
+        broken[part][name] = object()
+        with pytest.raises(records.SchemaError, match=rf"^record\.{part}\.{name} must be"):
+            records.check_record(broken)
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(records.SchemaError, match=r"^record\.speed is no field"):
+        records.check_record(record(speed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"us": {"p20": 3.0, "p50": 2.0, "p80": 4.0}}, r"record\.us must be ascending"),
+        ({"us": {"p20": 1.0, "p50": float("nan"), "p80": 4.0}}, r"record\.us\.p50 must be a fin"),
+        ({"best_peer": "eager"}, r"record\.best_peer must be 'compile'"),
+        ({"best_peer": None}, r"record\.best_peer must be 'compile'"),
+        ({"peers_timer": {"eager": "graph"}}, r"record\.peers_timer must be of the peers"),
+        ({"peers": {"eager": "broken"}}, r"record\.peers\.eager must be microseconds or 'error"),
+        ({"speedup_vs_best_peer": 3.5}, r"must be best peer over p50"),
+        ({"gate": PASSED | {"status": "failed", "failed": 1}}, "null unless the op's tests passed"),
+        ({"gate": PASSED | {"status": "not run", "tests": 0}}, "null unless the op's tests passed"),
+        ({"gate": PASSED | {"tests": 0}}, "null unless the op's tests passed"),
+        ({"provenance": record()["provenance"] | {"gpu": None}}, "null without a GPU"),
+    ],
+)
+def test_what_a_record_must_not_say(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(records.SchemaError, match=message):
+        records.check_record(record(**changes))
+
+
+def test_a_peer_that_was_timed_otherwise_is_not_compared() -> None:
+    """A time with launch gaps says nothing beside one of a graph."""
+    found = record(peers_timer={"eager": "graph", "compile": "events"}, best_peer="eager",
+                   speedup_vs_best_peer=9.0)  # fmt: skip
+    records.check_record(found)
+
+
+def test_newer_records_replace_older_ones_of_the_same_case(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    held = content(record())
+    records.add(held, [record(wall_us=1.0), record(backend="cuda")], [step()])
+    records.save(path, held)
+    found = records.load(path)
+    assert [(r["backend"], r["wall_us"]) for r in found["records"]] == [
+        ("triton", 1.0),
+        ("cuda", 130.0),
+    ]
+    assert len(found["train_step"]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["card.json"]  # nothing left beside it
+
+
+def test_a_broken_file_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    records.save(path, content(record()))
+    before = path.read_text()
+    broken = content(record())
+    broken["records"][0]["bytes"] = -1
+    with pytest.raises(records.SchemaError, match=r"^card\.json\.records\[0\]\.bytes must be"):
+        records.save(path, broken)
+    assert path.read_text() == before
+    path.write_text("{")
+    with pytest.raises(records.SchemaError, match=r"^card\.json is not JSON"):
+        records.load(path)
+
+
+def test_another_cards_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    records.save(path, content(record()))
+    assert records.load_or_empty(path, CARD)["records"]
+    with pytest.raises(records.SchemaError, match="this machine's is 'Other'"):
+        records.load_or_empty(path, "Other")
+    mixed = content(record())
+    mixed["card"] = "Other"
+    with pytest.raises(records.SchemaError, match="must be of Other"):
+        records.check_file(mixed)
+
+
+def test_what_is_committed_is_as_it_should_be() -> None:
+    for path in sorted(records.RESULTS.glob("*.json")):
+        found = records.load(path)
+        assert path == records.path_of(found["card"])
+        assert json.loads(path.read_text()) == found

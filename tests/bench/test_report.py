@@ -1,0 +1,193 @@
+"""docs/performance.md is what the records say, and nothing else; charts likewise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import charts, report
+from bench.targets import TARGETS
+from tests.bench.samples import CARD, ORIGIN, PASSED, content, record, step
+
+
+def test_the_page_is_up_to_date() -> None:
+    """``make performance-docs`` renews it; its generated parts are not edited by hand."""
+    assert report.problems(report.PAGE, report.IMAGES, report.gpu_cards()) == []
+
+
+def test_what_is_not_measured_says_so_beside_its_target() -> None:
+    rows = report.targets([]).splitlines()[2:]
+    assert len(rows) == len(TARGETS) + 1
+    for row in rows:
+        assert row.count(report.NOT_YET) == 2
+        assert "≥" in row
+    assert "No kernel has been timed yet" in report.status([])
+    assert report.NOT_YET in report.results([]) + report.train_step([])
+    assert "– |" in report.predictions([])
+
+
+def target_row(card: Any) -> str:
+    label = TARGETS[2].label
+    [row] = [x for x in report.targets([card]).splitlines() if x.startswith(f"| {label} |")]
+    return row
+
+
+def test_a_record_stands_beside_its_target() -> None:
+    row = target_row(content(record()))
+    assert "| 100.0 (85 % of floor) |" in row
+    assert "3.00× compile; no sdpa_flash ran alike |" in row
+
+
+def test_losses_and_shortfalls_are_shown() -> None:
+    slow = record(peers={"eager": 900.0, "compile": 120.0}, speedup_vs_best_peer=1.2)
+    assert "1.20× compile, short" in target_row(content(slow))
+    lost = record(peers={"eager": 900.0, "compile": 80.0}, speedup_vs_best_peer=0.8)
+    assert "0.80× compile, a loss" in target_row(content(lost))
+    assert "0.80× compile" in report.results([content(lost)])
+
+
+def test_without_passed_tests_there_is_no_ratio() -> None:
+    failed = PASSED | {"status": "failed", "failed": 2}
+    row = target_row(content(record(gate=failed, speedup_vs_best_peer=None)))
+    assert "not recorded: tests failed" in row
+    assert "×" not in row.split("|")[5]
+
+
+def test_a_failed_peer_is_on_the_page() -> None:
+    found = report.results([content(record())])
+    assert "sdpa_flash: error: RuntimeError: no" in found
+    assert "<summary>temporal_attention: 1 records</summary>" in found
+    assert "`dpc_knn`: not yet measured." in found
+    assert "torch 2.13.0, triton 3.7.1" in report.status([content(record())])
+
+
+def run(status: str, commit: str = ORIGIN["commit"]) -> dict[str, Any]:
+    origin = ORIGIN | {"commit": commit}
+    return {"stage": "tests", "status": status, "seconds": 1.0, "counts": {}, "details": [],
+            "provenance": origin}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("runs", "shown"),
+    [
+        ({"tests": run("passed")}, "3.50× eager reference"),
+        ({"tests": run("failed")}, "no passed tests of the same commit"),
+        ({"tests": run("passed", "another")}, "no passed tests of the same commit"),
+        ({}, "no passed tests of the same commit"),
+    ],
+)
+def test_the_train_steps_ratio_needs_passed_tests(runs: Any, shown: str) -> None:
+    card = content(record(), steps=(step(),)) | {"runs": runs}
+    last = report.targets([card]).splitlines()[-1]
+    assert "700 clips/s (ours)" in last
+    assert shown in last
+
+
+def test_the_train_steps_parts_and_failures_are_shown() -> None:
+    found = report.train_step([content(steps=(step(),))])
+    assert "| compiled reference | error: RuntimeError: no |" in found
+    assert "| backbone | 159.00 | 45.00 |" in found
+
+
+PAGE = "# Page\nby hand\n<!-- generated: a -->\nold\n<!-- end: a -->\nmore by hand\n"
+
+
+def test_only_generated_parts_change() -> None:
+    found = report.rendered(PAGE, {"a": "new"})
+    assert found == PAGE.replace("old", "\nnew\n")
+    assert report.rendered(found, {"a": "new"}) == found
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (PAGE.replace("<!-- end: a -->", ""), "must have"),
+        (PAGE.replace("generated: a", "generated: b"), "no part is called 'b'"),
+        (PAGE + PAGE, "once each"),
+        ("by hand", "must have"),
+        ("<!-- end: a -->\n<!-- generated: a -->\n", "stands before"),
+    ],
+)
+def test_broken_markers_are_errors(page: str, message: str) -> None:
+    with pytest.raises(report.PageError, match=message):
+        report.rendered(page, {"a": "new"})
+
+
+def cards() -> list[Any]:
+    """Enough for every chart."""
+    spatial, dpc = TARGETS[0].case, TARGETS[6].case
+    many = [
+        record(),
+        record(shape={**record()["shape"], "T": 8}),
+        record(op="spatial_attention", shape=spatial.shape, flops=38_000_000_000),
+        record(op="dpc_knn", shape=dpc.shape),
+        record(op="dpc_knn", shape={**dpc.shape, "M": 1024, "L": 256}),
+    ]
+    return [content(*many)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "performance.md").write_text(report.PAGE.read_text())
+    report.write(folder / "performance.md", folder / "images", cards())
+    return folder
+
+
+@pytest.fixture
+def page(written: Path, tmp_path: Path) -> tuple[Path, Path]:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "performance.md", tmp_path / "images"
+
+
+def test_charts_are_drawn_and_repeat(page: tuple[Path, Path]) -> None:
+    path, images = page
+    names = {p.name for p in images.iterdir()}
+    assert names == {f"test-card-9000-{kind}.svg" for kind in charts.CHARTS}
+    assert all(f"images/performance/{name}" in path.read_text() for name in names)
+    assert report.problems(path, images, cards()) == []
+
+
+def test_an_edited_page_is_found(page: tuple[Path, Path]) -> None:
+    path, images = page
+    path.write_text(path.read_text().replace("100.0 (85 % of floor)", "10.0 (99 % of floor)"))
+    assert report.problems(path, images, cards()) == [
+        "performance.md: a generated part is stale or was edited"
+    ]
+
+
+def test_prose_may_be_edited(page: tuple[Path, Path]) -> None:
+    path, images = page
+    path.write_text(path.read_text() + "\nMore by hand.\n")
+    assert report.problems(path, images, cards()) == []
+
+
+def test_stale_and_edited_charts_are_found(page: tuple[Path, Path]) -> None:
+    path, images = page
+    first, second, third, fourth = sorted(images.iterdir())
+    first.unlink()
+    second.write_text(second.read_text().replace("</svg>", "<!-- better --></svg>"))
+    (images / "test-card-9000-other.svg").write_text("")
+    found = report.problems(path, images, cards())
+    assert f"{first.name} is missing" in found
+    assert f"{second.name} is not what matplotlib drew" in found
+    assert "test-card-9000-other.svg belongs to no records" in found
+    newer = cards()
+    newer[0]["records"][0]["wall_us"] = 1.0
+    assert f"{third.name} shows other records" in report.problems(path, images, newer)
+    assert fourth.is_file()
+
+
+def test_a_cpus_records_are_no_results(tmp_path: Path) -> None:
+    from bench import records
+
+    origin = ORIGIN | {"gpu": None, "cpu": CARD}
+    records.save(
+        tmp_path / "cpu.json", content(record(provenance=origin, speedup_vs_best_peer=None))
+    )
+    assert report.gpu_cards(tmp_path) == []
+    records.save(tmp_path / "card.json", content(record()))
+    assert [c["card"] for c in report.gpu_cards(tmp_path)] == [CARD]
