@@ -20,11 +20,23 @@ _TOLD = (ValueError, OSError, RuntimeError)
 
 def _train(subparser: ArgumentParser) -> None:
     config.add_fields(subparser)
-    subparser.add_argument("--output", required=True, help="the run's folder")
+    subparser.add_argument("--output", default="", help="the run's folder; needed to train")
     subparser.add_argument("--resume", action="store_true", help="go on from its last checkpoint")
+    subparser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the memory and the clips/s that the recipe is predicted to need",
+    )
 
 
 def _run_train(args: Namespace) -> None:
+    if args.dry_run:
+        from cmpose.engine.plan import report
+
+        print(report(config.from_namespace(args)))
+        return
+    if not args.output:
+        raise ValueError("--output is not given: name the run's folder")
     from cmpose.engine.train import train
 
     train(config.from_namespace(args), args.output, resume=args.resume)

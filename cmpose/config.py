@@ -215,7 +215,10 @@ class TrainConfig:
         step_factor: what it is multiplied by.
         warmup_steps: linear warm-up of the ``steps`` schedule.
         clip_norm: gradient norm limit; 0 is off.
-        precision: ``bf16`` and ``fp16`` run the model under autocast; fp32 weights in any case.
+        precision: what the model computes in; its weights, their gradients and the optimiser's
+            state are fp32 in any case.
+        speed: ``eager`` runs the step operator by operator, ``compile`` the model and its losses
+            through ``torch.compile``, ``graph`` replays the whole compiled step as a CUDA graph.
         seed: of weights, order, augmentation and corruption.
         device: ``auto`` takes a GPU when there is one.
         log_every: steps between log lines.
@@ -237,6 +240,7 @@ class TrainConfig:
     warmup_steps: int = 500
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    speed: Literal["eager", "compile", "graph"] = "eager"
     seed: int = 0
     device: str = "auto"
     log_every: int = 10

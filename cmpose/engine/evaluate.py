@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,13 +31,9 @@ from cmpose.models.vit import PATCH
 _CPU = torch.device("cpu")
 
 
-def _dtype(precision: str) -> torch.dtype:
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype of the clips, and with it of the whole model (``cmpose/models/layers.py``)."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision as the recipe says; nothing for fp32."""
-    return torch.autocast(device.type, dtype=_dtype(precision), enabled=precision != "fp32")
 
 
 def warp_place(data: DataConfig, device: torch.device) -> Literal["host", "device"]:
@@ -101,12 +96,12 @@ def clip_images(
         pixels: from ``move_pixels``.
         config: the recipe.
         part: of the batch's clips.
-        dtype: of the result; None is what the first layer casts to.
+        dtype: of the result, and of what the model computes from it; None is the recipe's.
 
     Returns:
         [B, T, 3, H, W].
     """
-    dtype = dtype or _dtype(config.train.precision)
+    dtype = dtype or compute_dtype(config.train.precision)
     if "clip" in pixels:
         return normalize_clips(pixels["clip"][part], dtype)
     matrices = pixels["frames_matrix"][part]
@@ -194,9 +189,8 @@ def predict_clips(
     hits = torch.zeros(2, dtype=torch.float64)
     count_hits = clips.box_source == GROUND_TRUTH and config.model.fine != "off"
     for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not progress):
-        with autocast(place.device, config.train.precision):
-            images = clip_images(move_pixels(batch, place.device), config)
-            output = predict_heatmaps(model, images, config.data)
+        images = clip_images(move_pixels(batch, place.device), config)
+        output = predict_heatmaps(model, images, config.data)
         if count_hits:
             n, size = config.model.tokens_per_keypoint, config.model.image_size
             hits += causal_hits(output, batch, n, size)

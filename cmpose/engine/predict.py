@@ -25,7 +25,7 @@ from cmpose.data.transforms import apply_matrix, clean_box, crop_matrix, crop_re
 from cmpose.engine import checkpoint
 from cmpose.engine.detect import BoxTracker, Detection, detect_people, load_video_detections
 from cmpose.engine.distributed import pick_device
-from cmpose.engine.evaluate import autocast, predict_heatmaps
+from cmpose.engine.evaluate import compute_dtype, predict_heatmaps
 from cmpose.engine.runlog import write_metrics
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.evaluation.predictions import predicted_sequences
@@ -154,9 +154,9 @@ class Predictor:
         frames = torch.from_numpy(np.stack([shot.picture[..., ::-1] for shot in window]))
         frames = frames.to(self.device).expand(len(boxes), *frames.shape)
         on_device = torch.from_numpy(matrices).to(self.device, torch.float32)
-        clips = ops.warp_clips(frames, on_device, size, backend=c.model.backend)
-        with autocast(self.device, c.train.precision):
-            output = predict_heatmaps(self.model, clips, c.data)
+        dtype = compute_dtype(c.train.precision)
+        clips = ops.warp_clips(frames, on_device, size, dtype=dtype, backend=c.model.backend)
+        output = predict_heatmaps(self.model, clips, c.data)
         xy, scores = decode_heatmaps(
             output.heatmaps.float().cpu(), c.data.decode, sigma=c.model.sigma
         )

@@ -6,7 +6,9 @@ import json
 import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cmpose import config as configuration
-from cmpose import ops
 from cmpose.config import Config
 from cmpose.data.clips import worker_init
 from cmpose.data.cutouts import collate
@@ -25,13 +26,13 @@ from cmpose.data.transforms import heatmap_targets
 from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, synchronize_batch_norms, world
 from cmpose.engine.evaluate import (
-    autocast,
     clip_images,
     evaluate_model,
     key_crops,
     move_pixels,
     open_clips,
 )
+from cmpose.engine.plan import out_of_memory
 from cmpose.engine.runlog import RunLog, write_metrics
 from cmpose.engine.schedule import (
     StepBatches,
@@ -41,19 +42,30 @@ from cmpose.engine.schedule import (
     seed_of,
     steps_per_epoch,
 )
+from cmpose.engine.step import (
+    LOSS_TERMS,
+    CapturedStep,
+    FiniteWatch,
+    LossModule,
+    StepOutput,
+    TrainingStep,
+    capture_on,
+    check_speed,
+    optimizer_state,
+    prepare_groups,
+    set_rates,
+)
 from cmpose.evaluation.decode import decode_heatmaps, to_crop
-from cmpose.models.cmpose import CMPose, CMPoseOutput
-from cmpose.models.losses import cmpose_loss
+from cmpose.models.cmpose import CMPose
 from cmpose.models.pretrained import load_pretrained
 from cmpose.viz.draw import montage
-
-LOSS_TERMS = ("loss", "pose", "mask", "noise", "selection")
 
 # Fields that may differ when a run is resumed: they do not change what is learnt.
 _FREE_FIELDS = (
     "data.num_workers",
     "data.frame_cache_mb",
     "data.warp",  # what it comes to is compared: auto depends on the device
+    "model.checkpoint_activations",
     "data.cache",  # likewise: a raw cache holds the frames' own pixels
     "data.cache_format",
     "data.cache_quality",
@@ -69,6 +81,10 @@ _FREE_FIELDS = (
 
 class NonFiniteLoss(RuntimeError):
     """The loss or the gradient is NaN or infinite; the message names step, terms and state."""
+
+
+class OutOfMemory(RuntimeError):
+    """The card's memory is too small; the message names the fields that need less."""
 
 
 class Interrupted(RuntimeError):
@@ -123,6 +139,7 @@ def train(
         ValueError: for a recipe that cannot work.
         FileExistsError: if ``output`` holds a run and ``resume`` is False.
         NonFiniteLoss: when the loss or gradient is not finite; the state is saved first.
+        OutOfMemory: when the card's memory does not hold a step.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     with ExitStack() as stack:
@@ -136,6 +153,7 @@ class _Run:
         self, config: Config, output: Path, place: World, progress: bool, stop: threading.Event
     ) -> None:
         check_batch(config.train, place.size)
+        check_speed(config.train, place)
         if config.train.epochs < 1:
             raise ValueError(f"train.epochs={config.train.epochs}: must be at least 1")
         self.config, self.output, self.world, self.stop = config, output, place, stop
@@ -150,11 +168,13 @@ class _Run:
             if place.main:
                 print(report)
         self.core = model.to(place.device)
-        self.model: nn.Module = self.core
         if place.size > 1:
             self.core = synchronize_batch_norms(self.core, place.device)  # type: ignore[assignment]
+        speed = config.train.speed
+        self.model: nn.Module = LossModule(self.core, compiled=speed != "eager")
+        if place.size > 1:
             self.model = DistributedDataParallel(
-                self.core,
+                self.model,
                 device_ids=[place.device.index] if place.device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
@@ -168,6 +188,16 @@ class _Run:
         self.scaler = torch.amp.GradScaler(
             place.device.type, enabled=config.train.precision == "fp16"
         )
+        prepare_groups(self.optimizer, place.device, speed == "graph")
+        self.watch = FiniteWatch(place.device)
+        parts = self.model, self.core, self.optimizer, self.scaler, self.watch
+        self._train_on: Callable[[dict[str, Tensor]], StepOutput]
+        self._train_on = TrainingStep(*parts, config, place)
+        if speed == "graph":
+            self._train_on = CapturedStep(self._train_on, capture_on(place.device))
+        # A failed step is found some steps later. With loss scaling it is not held: look at each.
+        self.look_every = 1 if self.scaler.is_enabled() else config.train.log_every
+        self.unseen: deque[tuple[int, list[int]]] = deque()
         self.step = 0
         self.seconds = 0.0
 
@@ -178,8 +208,8 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "warp": self.clips.data.warp,
+            "optimizer": optimizer_state(self.optimizer),
             "pixels": self.clips.pixels,
-            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         } | extra
         path = self.checkpoints / (name or checkpoint.name_of(self.step))
@@ -226,6 +256,7 @@ class _Run:
                 f"them from {self.clips.pixels}; set data.cache and its fields as they were"
             )
         self.optimizer.load_state_dict(state["optimizer"])
+        prepare_groups(self.optimizer, self.world.device, self.config.train.speed == "graph")
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
         if self.world.main:
@@ -233,73 +264,57 @@ class _Run:
 
     # -- a step -----------------------------------------------------------------------------
 
-    def _step(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, CMPoseOutput]:
-        """One optimiser step; returns the global loss terms, the gradient norm, an output."""
+    def _step(self, batch: dict[str, Tensor]) -> StepOutput:
+        """One optimiser step; the host reads nothing of it."""
         train, device = self.config.train, self.world.device
-        seed = torch.tensor([seed_of(train.seed, self.step)], dtype=torch.int64, device=device)
-        torch.manual_seed(seed_of(train.seed, self.step, 1 + self.world.rank))  # drop path
-        pixels = move_pixels(batch, device)
         centers, weight = heatmap_targets(
-            batch["keypoints"].to(device),
-            batch["visible"].to(device),
+            batch["keypoints"].to(device, non_blocking=True),
+            batch["visible"].to(device, non_blocking=True),
             image_size=self.config.model.image_size,
             heatmap_size=self.core.heatmap_size,
             sigma=self.config.model.sigma,
             unannotated=self.config.data.unannotated,
             udp=self.config.data.udp,
         )
-        parts = train.accumulate * self.world.size
-        joints = self.world.sum(weight.sum()).clamp(min=1.0) / parts
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.per_epoch, train) * group["scale"]
+        set_rates(self.optimizer, learning_rate(self.step, self.per_epoch, train))
+        self.unseen.append((self.step, batch["index"].tolist()))
+        return self._train_on(
+            {
+                "images": clip_images(move_pixels(batch, device), self.config),
+                "centers": centers,
+                "weight": weight,
+                # Filled, not copied: a copy from pageable memory would wait.
+                "seed": torch.full((1,), seed_of(train.seed, self.step), device=device),
+                "step": torch.full((), self.step, device=device),
+            }
+        )
 
-        count = len(batch["index"])
-        size = count // train.accumulate
-        first = self.world.rank * count
-        terms = torch.zeros(len(LOSS_TERMS), device=device)
-        for part in range(train.accumulate):
-            window = slice(part * size, (part + 1) * size)
-            last = part == train.accumulate - 1
-            wait = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if wait else nullcontext():  # type: ignore[operator]
-                # NaN is for _check_finite to report, not for the first op that meets it.
-                with autocast(device, train.precision), ops.without_value_checks():
-                    images = clip_images(pixels, self.config, window)
-                    output = self.model(images, seed, first + window.start)
-                losses = cmpose_loss(
-                    output, centers[window], weight[window], self.config.model, joints=joints
-                )
-                self.scaler.scale(losses.total / train.accumulate).backward()
-            terms += torch.stack([term.detach() for term in losses])
-        # The pose term is already a share of the global sum; every term is a mean over parts.
-        asked = torch.tensor([float(self.stop.is_set())], device=device)
-        shared = self.world.sum(torch.cat([terms / parts, asked]))
-        if shared[-1] > 0:
-            self.stop.set()
-        terms = shared[:-1]
-        self.scaler.unscale_(self.optimizer)
-        limit = train.clip_norm if train.clip_norm > 0 else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.core.parameters(), limit)
-        self._check_finite(terms, norm, batch["index"])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return terms, norm, output
-
-    def _check_finite(self, terms: Tensor, norm: Tensor, index: Tensor) -> None:
-        # With loss scaling an infinite gradient is normal: the scaler skips that step.
-        checked = terms if self.scaler.is_enabled() else torch.cat([terms, norm.detach()[None]])
-        if bool(torch.isfinite(checked).all()):
+    def _look(self) -> None:
+        """Raises if a step since the last look was not finite; the weights are as before it."""
+        failed = self.watch.read()
+        seen, self.unseen = self.unseen, deque()
+        if failed is None:
             return
-        indices = [i for part in self.world.gather(index.tolist()) for i in part]
-        path = self._save(f"nonfinite-{checkpoint.name_of(self.step)}", clips=indices)
-        values = dict(zip(LOSS_TERMS, terms.tolist(), strict=True))
+        step, values, norm = failed
+        # The state before the failed step, which the halted optimiser has kept.
+        self.step = step
+        mine = dict(seen)[step]
+        indices = [i for part in self.world.gather(mine) for i in part]
+        path = self._save(f"nonfinite-{checkpoint.name_of(step)}", clips=indices)
         listed = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         raise NonFiniteLoss(
-            f"step {self.step}: not finite ({listed}, gradient norm {float(norm):.6g}); the state "
+            f"step {step}: not finite ({listed}, gradient norm {norm:.6g}); the state "
             f"before this step and the indices of its clips are in {path}. Lower train.lr, set "
             "train.clip_norm, or train.precision=fp32; then resume from the last checkpoint"
         )
+
+    def _share_stop(self) -> None:
+        """Every process stops after the same step."""
+        if self.world.size == 1:
+            return
+        asked = torch.tensor(float(self.stop.is_set()), device=self.world.device)
+        if self.world.sum(asked) > 0:
+            self.stop.set()
 
     # -- the run ----------------------------------------------------------------------------
 
@@ -330,20 +345,27 @@ class _Run:
         try:
             mark, recent = time.perf_counter(), []
             for batch in loader:
-                terms, norm, output = self._step(batch)
+                try:
+                    output = self._step(batch)
+                except torch.OutOfMemoryError as error:
+                    raise OutOfMemory(out_of_memory(self.config, error)) from error
                 self.step += 1
-                recent.append(terms)
+                self._share_stop()
+                stopped = self.stop.is_set() and self.step < total
+                save_due = self.step % save_every == 0 or self.step == total or stopped
+                if save_due or self.step % self.look_every == 0:
+                    self._look()
+                recent.append(output.terms)
                 now = time.perf_counter()
                 self.seconds, mark, elapsed = self.seconds + now - mark, now, elapsed + now - mark
                 if self.step % train.log_every == 0 or self.step == total:
                     speed = len(recent) * train.batch_size / elapsed
-                    self._report(log, bar, torch.stack(recent).mean(0), norm, speed)
+                    self._report(log, bar, torch.stack(recent).mean(0), output.norm, speed)
                     recent, elapsed = [], 0.0
                 if log and train.pictures_every and self.step % train.pictures_every == 0:
-                    log.picture("train/poses", self.step, self._picture(batch, output))
+                    log.picture("train/poses", self.step, self._picture(batch, output.heatmaps))
                 bar.update()
-                stopped = self.stop.is_set() and self.step < total
-                if self.step % save_every == 0 or self.step == total or stopped:
+                if save_due:
                     path = self._save()
                     if stopped:
                         raise Interrupted(
@@ -380,10 +402,10 @@ class _Run:
             },
         )
 
-    def _picture(self, batch: dict[str, Tensor], output: CMPoseOutput):
-        """Key frames of the first clips with predicted and true poses."""
-        shown = min(8, len(output.heatmaps))
-        heatmaps = output.heatmaps[-shown:].detach().float().cpu()
+    def _picture(self, batch: dict[str, Tensor], heatmaps: Tensor):
+        """Key frames of the last clips with predicted and true poses."""
+        shown = min(8, len(heatmaps))
+        heatmaps = heatmaps[-shown:].float().cpu()
         xy, scores = decode_heatmaps(
             heatmaps, self.config.data.decode, sigma=self.config.model.sigma
         )

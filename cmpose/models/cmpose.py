@@ -75,8 +75,9 @@ class CMPose(nn.Module):
 
     ``model(clips)`` with clips [B, T, 3, H, W] (normalised RGB) predicts the key frame's heatmaps.
     ``model(clips, seed)`` also runs the masked and the noised branch; ``seed`` is one int64 that
-    decides what is corrupted, ``first_clip`` the global index of the first clip, so that the
-    processes of a distributed run draw what a single one would.
+    decides what is corrupted and, in training mode, which residual branches drop path leaves out;
+    ``first_clip`` is the global index of the first clip, so that the processes of a distributed
+    run draw what a single one would. The clips' dtype is the computation's (models/layers.py).
 
     Raises:
         ValueError: for a configuration that cannot work (``check_config``) or clips of another
@@ -110,7 +111,10 @@ class CMPose(nn.Module):
                 f"{self.config.image_size[0]}, {self.config.image_size[1]}]"
             )
         B, T = clips.shape[:2]
-        features = self.backbone(clips.flatten(0, 1))
+        kept = None
+        if seed is not None and self.training:
+            kept = self.backbone.draw_kept(seed, first_clip, B, T)
+        features = self.backbone(clips.flatten(0, 1), kept)
         coarse = self.coarse(features.view(B, T, *features.shape[1:]), seed, first_clip)
         fine = self.fine(coarse.tokens, coarse.keypoint_tokens) if self.fine is not None else None
         if isinstance(self.head, DeconvHead):

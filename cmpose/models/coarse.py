@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models.criss_cross import CrissCross
+from cmpose.models.layers import Linear
 
 
 class Reconstruction(NamedTuple):
@@ -43,7 +44,7 @@ class TemporalFusion(nn.Module):
         super().__init__()
         self.width = width
         self.num_frames = num_frames
-        self.linear = nn.Linear(num_frames * width, width)
+        self.linear = Linear(num_frames * width, width)
 
     def reset(self) -> None:
         """Starts as the identity on the key frame."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cmpose import ops
 from cmpose.config import ModelConfig
+from cmpose.models.layers import LayerNorm, Linear
 from cmpose.ops import ClusterResult, SelectedTokens
 
 
@@ -49,10 +50,10 @@ class FineTokenEnhancement(nn.Module):
     def __init__(self, width: int, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.norm_keypoints = nn.LayerNorm(width, eps=1e-6)
-        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
+        self.norm_keypoints = LayerNorm(width, eps=1e-6)
+        self.norm_tokens = LayerNorm(width, eps=1e-6)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
 
     def forward(self, tokens: Tensor, keypoint_tokens: Tensor) -> FineOutput:
         """tokens [B, N, D], keypoint_tokens [B, K, D]."""

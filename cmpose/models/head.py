@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cmpose.config import ModelConfig
+from cmpose.models.layers import Conv2d, ConvTranspose2d, LayerNorm, Linear, MultiheadAttention
 from cmpose.models.vit import MLP, NORM_EPS
 
 STRIDE = 4
@@ -21,12 +22,12 @@ class DeconvHead(nn.Module):
         layers: list[nn.Module] = []
         for in_channels in (width, channels):
             layers += [
-                nn.ConvTranspose2d(in_channels, channels, 4, stride=2, padding=1, bias=False),
+                ConvTranspose2d(in_channels, channels, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             ]
         self.deconv_layers = nn.Sequential(*layers)
-        self.final_layer = nn.Conv2d(channels, config.num_keypoints, 1)
+        self.final_layer = Conv2d(channels, config.num_keypoints, 1)
 
     def reset(self) -> None:
         """ViTPose's start: normal weights of standard deviation 0.001."""
@@ -51,13 +52,13 @@ class TokenHead(nn.Module):
     def __init__(self, width: int, heads: int, grid: tuple[int, int], config: ModelConfig) -> None:
         super().__init__()
         self.heatmap_size = (grid[0] * 16 // STRIDE, grid[1] * 16 // STRIDE)
-        self.norm_queries = nn.LayerNorm(width, eps=NORM_EPS)
-        self.norm_tokens = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_queries = LayerNorm(width, eps=NORM_EPS)
+        self.norm_tokens = LayerNorm(width, eps=NORM_EPS)
+        self.attention = MultiheadAttention(width, heads, batch_first=True)
+        self.norm_mlp = LayerNorm(width, eps=NORM_EPS)
         self.mlp = MLP(width, int(width * config.mlp_ratio))
-        self.norm_out = nn.LayerNorm(width, eps=NORM_EPS)
-        self.out = nn.Linear(width, self.heatmap_size[0] * self.heatmap_size[1])
+        self.norm_out = LayerNorm(width, eps=NORM_EPS)
+        self.out = Linear(width, self.heatmap_size[0] * self.heatmap_size[1])
 
     def reset(self) -> None:
         """Starts at nearly empty heatmaps, as the deconvolution head does."""
@@ -66,7 +67,6 @@ class TokenHead(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         keys = self.norm_tokens(tokens)
-        attended, _ = self.attention(self.norm_queries(queries), keys, keys, need_weights=False)
-        queries = queries + attended
+        queries = queries + self.attention(self.norm_queries(queries), keys, keys)
         queries = queries + self.mlp(self.norm_mlp(queries))
         return self.out(self.norm_out(queries)).unflatten(-1, self.heatmap_size)

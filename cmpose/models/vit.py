@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cmpose import ops
 from cmpose.config import ModelConfig
+from cmpose.models.layers import Conv2d, LayerNorm, Linear
+from cmpose.ops import philox
 
 PATCH = 16
 """Side of a patch in pixels."""
@@ -43,18 +46,21 @@ VIT_SIZES = {
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples with probability ``rate``."""
+    """Stochastic depth: leaves a residual branch out for whole samples.
+
+    ``kept`` [batch] bool says for which it stays, drawn with probability 1 − ``rate``
+    (:meth:`VisionTransformer.draw_kept`); what stays is divided by that. None keeps all.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
+    def forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        if kept is None or self.rate == 0.0:
             return x
-        keep = 1.0 - self.rate
         shape = (x.shape[0],) + (1,) * (x.dim() - 1)
-        return x * (torch.rand(shape, device=x.device) < keep).to(x.dtype) / keep
+        return x * kept.view(shape).to(x.dtype) / (1.0 - self.rate)
 
 
 class Attention(nn.Module):
@@ -79,13 +85,16 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.attend = attend
         self.backend = backend
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, T, S, D = x.shape
-        qkv = self.qkv(x).view(B, T, S, 3, self.num_heads, D // self.num_heads)
-        return self.proj(self.attend(qkv, backend=self.backend).flatten(-2))
+        return self.attend_projected(self.qkv(x))
+
+    def attend_projected(self, qkv: Tensor) -> Tensor:
+        """From the projection on: qkv [B, T, S, 3·D], of any strides, to [B, T, S, D]."""
+        packed = qkv.unflatten(-1, (3, self.num_heads, -1))
+        return self.proj(self.attend(packed, backend=self.backend).flatten(-2))
 
 
 class MLP(nn.Module):
@@ -93,15 +102,18 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + Attention(norm(x)), then x + MLP(norm(x))."""
+    """Pre-norm transformer block: x + Attention(norm(x)), then x + MLP(norm(x)).
+
+    ``kept`` [2, batch] says for which samples the two residual branches stay, None for all.
+    """
 
     def __init__(
         self,
@@ -113,22 +125,35 @@ class Block(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, num_heads, attend, backend)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = LayerNorm(width, eps=NORM_EPS)
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        attention, mlp = (None, None) if kept is None else kept.unbind(0)
+        x = x + self.drop_path(self.attn(self.norm1(x)), attention)
+        return self.feed_forward(x, mlp)
+
+    def forward_projected(self, x: Tensor, qkv: Tensor) -> Tensor:
+        """The block's output when ``qkv`` [B, T, S, 3·D], of its norm and projection, is there."""
+        return self.feed_forward(x + self.attn.attend_projected(qkv), None)
+
+    def feed_forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """The block's second half: x + MLP(norm(x))."""
+        return x + self.drop_path(self.mlp(self.norm2(x)), kept)
 
 
-def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
-    """``block(x)``; with ``recompute`` its activations are rebuilt in the backward pass."""
+def run(part: Callable[..., Any], recompute: bool, *arguments: Any) -> Any:
+    """``part(*arguments)``; with ``recompute`` its activations are rebuilt in the backward pass.
+
+    Nothing in the model draws from torch's generators, so there is no state of theirs to keep,
+    which a CUDA graph would not allow.
+    """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x, use_reentrant=False)
-    return block(x)
+        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return part(*arguments)
 
 
 class PatchEmbed(nn.Module):
@@ -136,7 +161,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=PATCH, stride=PATCH, padding=2)
+        self.proj = Conv2d(3, width, kernel_size=PATCH, stride=PATCH, padding=2)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)
@@ -154,13 +179,13 @@ class ConvStem(nn.Module):
         channels = 3
         for out in (width // 8, width // 4, width // 2, width):
             layers += [
-                nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
+                Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(out),
                 nn.ReLU(inplace=True),
             ]
             channels = out
         self.layers = nn.Sequential(*layers)
-        self.proj = nn.Conv2d(width, width, 1)
+        self.proj = Conv2d(width, width, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(self.layers(images)).flatten(2).transpose(1, 2)
@@ -189,6 +214,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = ConvStem(self.width) if conv else PatchEmbed(self.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, self.width))
         drop_path = size.drop_path if config.drop_path < 0 else config.drop_path
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(
                 self.width,
@@ -196,21 +222,48 @@ class VisionTransformer(nn.Module):
                 config.mlp_ratio,
                 ops.spatial_attention,
                 config.backend,
-                drop_path * i / max(depth - 1, 1),
+                rate,
             )
-            for i in range(depth)
+            for rate in rates
         )
-        self.last_norm = nn.LayerNorm(self.width, eps=NORM_EPS)
+        self.last_norm = LayerNorm(self.width, eps=NORM_EPS)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        # A branch stays where a random 32-bit word is below it; made here, not copied to the
+        # device at every step. No part of the state: the rates are the configuration's.
+        self.drops = any(rates)
+        below = [round((1.0 - rate) * 2.0**32) for rate in rates]
+        self.keep_below = nn.Buffer(torch.tensor(below), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def draw_kept(self, seed: Tensor, first_clip: int, clips: int, frames: int) -> Tensor | None:
+        """Which residual branches stay for which frames: [depth, 2, clips · frames] bool.
+
+        A function of (seed, clip, block, branch, frame), as all that is random: the same for any
+        division of the batch, on any device, compiled or captured. None when nothing is dropped.
+
+        Args:
+            seed: int64, one element.
+            first_clip: global index of the first clip.
+            clips: B.
+            frames: T.
+        """
+        if not self.drops:
+            return None
+        depth = len(self.blocks)
+        clip = first_clip + torch.arange(clips, device=seed.device)
+        words = philox.words_of_clips(seed, clip, philox.TAG_DROP_PATH, depth * 2 * frames)
+        words = words.view(clips, depth, 2, frames).permute(1, 2, 0, 3).flatten(2)
+        return words < self.keep_below[:, None, None]
+
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """images [B, 3, H, W]; ``kept`` as from :meth:`draw_kept`, None drops nothing."""
         if tuple(images.shape[-2:]) != tuple(self.image_size):
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} (height, width), but model.image_size is "
                 f"{tuple(self.image_size)}; crop to it or change model.image_size"
             )
-        x = self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        position = self.pos_embed.to(images.dtype)
+        x = self.patch_embed(images) + position[:, 1:] + position[:, :1]
         x = x.unsqueeze(1)  # the attention op's frame axis
-        for block in self.blocks:
-            x = run_block(block, x, self.recompute)
+        for index, block in enumerate(self.blocks):
+            x = run(block, self.recompute, x, None if kept is None else kept[index])
         return self.last_norm(x.squeeze(1))

@@ -159,7 +159,7 @@ def _backward_fake(
 _forward = library.register(
     "corrupt_tokens(Tensor tokens, Tensor keypoint_tokens, Tensor? position, Tensor seed, "
     "float mask_ratio, float noise_ratio, float noise_std, str selection, bool position_after, "
-    "int first_clip, str backend) -> (Tensor, Tensor, Tensor)",
+    "SymInt first_clip, str backend) -> (Tensor, Tensor, Tensor)",
     _forward_fake,
     reference=corrupt_tokens_reference,
     triton=library.triton_kernel("corrupt_tokens", "forward"),

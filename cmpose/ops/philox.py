@@ -10,12 +10,13 @@ held in int64 tensors, in 0 .. 2³²−1. A kernel must reproduce the words bit 
 | c0 | what is drawn for the token: see below |
 | c1 | the token t·N + n, or a block of 128 permuted indices |
 | c2 | the clip's global index: first_clip + b |
-| c3 | the purpose: ``TAG_MASK`` = 0, ``TAG_NOISE`` = 1, ``TAG_GAUSSIAN`` = 2 |
+| c3 | the purpose: ``TAG_MASK`` 0, ``TAG_NOISE`` 1, ``TAG_GAUSSIAN`` 2, ``TAG_DROP_PATH`` 3 |
 
 - ``exact`` selection, round r of 12 (c3 = TAG_MASK or TAG_NOISE): the round's key is
   word r mod 4 at c0 = 12 + ⌊r/4⌋, c1 = 0, scaled to 0 .. n−1 as (word · n) >> 32; the swap bit of
   index i is bit i mod 32 of word ⌊i/32⌋ mod 4 at c0 = r, c1 = ⌊i/128⌋.
 - ``bernoulli`` selection: word 0 at c0 = 16, c1 = token; selected when word < round(p · 2³²).
+- Drop path (c3 = TAG_DROP_PATH): word 0 at c0 = 16, c1 = (2 · block + branch) · T + frame.
 - Gaussian noise (c3 = TAG_GAUSSIAN): channels 4e .. 4e+3 of a token are the four normals of the
   words at c0 = e, c1 = token (:func:`normals`).
 """
@@ -27,7 +28,7 @@ import math
 import torch
 from torch import Tensor
 
-TAG_MASK, TAG_NOISE, TAG_GAUSSIAN = 0, 1, 2
+TAG_MASK, TAG_NOISE, TAG_GAUSSIAN, TAG_DROP_PATH = 0, 1, 2, 3
 PERMUTATION_ROUNDS = 12
 KEY_OFFSET = PERMUTATION_ROUNDS  # c0 of the first four round keys
 BERNOULLI_OFFSET = 16
@@ -114,11 +115,15 @@ def exact_subsets(seed: Tensor, clips: Tensor, tags: Tensor, n: int) -> Tensor:
 
 def bernoulli_subsets(seed: Tensor, clips: Tensor, tag: int, n: int, probability: float) -> Tensor:
     """[B, n] bool: each index of each clip with ``probability``, independently."""
+    return words_of_clips(seed, clips, tag, n) < round(probability * 2.0**32)
+
+
+def words_of_clips(seed: Tensor, clips: Tensor, tag: int, n: int) -> Tensor:
+    """[B, n] int64: a word in 0 .. 2³²−1 for each index of each clip [B]."""
     tokens = torch.arange(n, device=seed.device)
     offset = torch.full((), BERNOULLI_OFFSET, device=seed.device)
     purpose = torch.full((), tag, device=seed.device)
-    word = philox4x32((offset, tokens, clips[:, None], purpose), seed)[0]
-    return word < round(probability * 2.0**32)
+    return philox4x32((offset, tokens, clips[:, None], purpose), seed)[0]
 
 
 def gaussian_rows(seed: Tensor, clips: Tensor, tokens: Tensor, width: int) -> Tensor:

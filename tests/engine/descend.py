@@ -19,7 +19,8 @@ class Descend(torch.optim.SGD):
     """SGD that takes AdamW's arguments."""
 
     def __init__(self, groups, lr, fused) -> None:
-        super().__init__([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
+        groups = [{**group, "weight_decay": 0.0} for group in groups]
+        super().__init__(groups, lr=lr, fused=fused)
 
 
 class Run(engine._Run):

@@ -160,10 +160,55 @@ def test_patch_embedding_is_the_strided_convolution_with_padding_2():
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     from cmpose.models.vit import DropPath
 
-    drop = DropPath(0.25).train()
-    torch.manual_seed(0)
-    kept = drop(torch.ones(4000, 3))
-    assert torch.equal(kept.unique(), torch.tensor([0.0, 1 / 0.75]))
-    assert (kept == kept[:, :1]).all()
-    assert kept.mean() == pytest.approx(1.0, abs=0.05)
-    assert torch.equal(drop.eval()(torch.ones(2, 3)), torch.ones(2, 3))
+    backbone = build(depth=3, drop_path=0.5).backbone  # rates 0, 0.25, 0.5
+    drawn = backbone.draw_kept(seed_tensor(), 0, 1000, 3)
+    assert drawn.shape == (3, 2, 3000)
+    assert drawn[0].all()
+    for block, rate in ((1, 0.25), (2, 0.5)):
+        for branch in range(2):
+            assert drawn[block, branch].float().mean() == pytest.approx(1 - rate, abs=0.04)
+    assert not torch.equal(drawn[2, 0], drawn[2, 1])
+    assert not torch.equal(drawn, backbone.draw_kept(seed_tensor(8), 0, 1000, 3))
+    second_half = backbone.draw_kept(seed_tensor(), 500, 500, 3)
+    assert torch.equal(second_half, drawn[:, :, 1500:])
+    drop, kept = DropPath(0.25), drawn[1, 0]
+    dropped = drop(torch.ones(3000, 3), kept)
+    assert torch.equal(dropped.unique(), torch.tensor([0.0, 1 / 0.75]))
+    assert torch.equal(dropped > 0, kept[:, None].expand(-1, 3))
+    assert torch.equal(drop(torch.ones(2, 3), None), torch.ones(2, 3))
+
+
+def test_drop_path_acts_in_training_with_a_seed_only():
+    model = build(depth=3, drop_path=0.9, stem="patch")
+    x = clips(2, model.config)
+    with torch.no_grad():
+        trained = model(x, seed_tensor()).coarse.features
+        assert not torch.equal(trained, model(x, seed_tensor(8)).coarse.features)
+        assert torch.equal(trained, model(x, seed_tensor()).coarse.features)
+        half = model(x[1:], seed_tensor(), 1).coarse.features
+        torch.testing.assert_close(trained[1:], half, rtol=1e-4, atol=1e-5)
+        plain = model(x).coarse.features
+        assert not torch.equal(trained, plain)
+        model.eval()
+        assert torch.equal(model(x, seed_tensor()).coarse.features, model(x).coarse.features)
+
+
+def test_the_clips_dtype_is_the_computations_and_weights_stay_float32():
+    """bfloat16 differs from float32 by its rounding only; no product or norm is promoted."""
+    for head in ("deconv", "token"):
+        model = build(head=head, fine="off", drop_path=0.2, depth=2)
+        config = model.config
+        x = clips(2, config)
+        centers, weight = torch.full((2, 2, 2), 5.0), torch.ones(2, 2)
+        gradients = []
+        for dtype in (torch.float32, torch.bfloat16):
+            model.zero_grad()
+            output = model(x.to(dtype), seed_tensor())
+            assert output.heatmaps.dtype == output.coarse.features.dtype == dtype
+            assert output.coarse.mask.prediction.dtype == dtype
+            cmpose_loss(output, centers, weight, config).total.backward()
+            gradients.append({n: p.grad for n, p in model.named_parameters()})
+        wide, narrow = gradients
+        assert {g.dtype for g in narrow.values()} == {torch.float32}
+        for name in ("coarse.fusion.linear.weight", "backbone.blocks.0.mlp.fc1.weight"):
+            assert (narrow[name] - wide[name]).norm() < 0.05 * wide[name].norm(), name
