@@ -135,7 +135,7 @@ class Bench:
         self.sequences, self.root, self.folder = sequences, root, folder
         self.built: dict[str, BuildSummary] = {}
 
-    def clips(self, name: str, warp: str, kept_mb: int = 0) -> ClipDataset:
+    def clips(self, name: str, warp: Any, kept_mb: int = 0) -> ClipDataset:
         data = replace(DataConfig(), warp=warp, **STORES[name])
         if name != "frames":
             folder = self.folder / name.replace(", ", "-").replace(" ", "-")

@@ -1,6 +1,6 @@
 """The training step: ``python -m bench.train_step [--backbone base] [--variant V] [--json FILE]``.
 
-Crops are warped on the device, the model runs under autocast as ``cmpose train`` runs it, AdamW is
+Crops are warped on the device, the model runs in their dtype as ``cmpose train`` runs it, AdamW is
 fused. The references' attention is torch's scaled_dot_product_attention, everything else of theirs
 is the ops' reference.
 """
@@ -110,7 +110,7 @@ class Step:
         config: of the model.
         batch: clips.
         device: ``cuda`` or ``cpu``.
-        precision: ``bf16`` (autocast) or ``fp32``.
+        precision: ``bf16`` (float32 weights are cast where they are used) or ``fp32``.
         reference: attention by torch.
         capturable: the optimiser's state lives on the device, for CUDA graphs.
     """
@@ -162,9 +162,7 @@ class Step:
         )
 
     def _loss(self, images: Tensor, seed: Tensor, centers: Tensor, weight: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.model(images, seed)
-        return self.losses(output, centers, weight)
+        return self.losses(self.model(images, seed), centers, weight)
 
     def losses(self, output: Any, centers: Tensor, weight: Tensor) -> Tensor:
         return cmpose_loss(output, centers, weight, self.config).total
