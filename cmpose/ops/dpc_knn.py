@@ -6,6 +6,7 @@ tokens; on log densities, because exp(−mean d²) is 0 in float32 from a few hu
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -157,26 +158,23 @@ def _cuda_forward(tokens: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return found
 
 
-def _cuda_forward_merge(
-    tokens: Tensor,
-    weights: Tensor,
-    valid: Tensor | None,
-    k: int,
-    num_clusters: int,
-    scale: bool,
-    include_self: bool,
-    peak_delta: str,
-    normalize: bool,
-    want_gradient: bool,
+def _in_two_calls(
+    forward: Any, backend: str, tokens: Tensor, weights: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    options = valid, k, num_clusters, scale, include_self, peak_delta
+    """dpc_knn_merge's results from ``forward`` and the merge of ``backend``."""
+    *options, normalize, want_gradient = arguments
+    found = forward(tokens, *options)
+    merge = weights, found[3], found[2].shape[1], normalize, want_gradient
+    return *found, *merge_parts(tokens, *merge, backend)
+
+
+def _cuda_forward_merge(tokens: Tensor, weights: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     if tokens.shape[1] > MATRIX_TOKENS:
-        found = _cuda_forward(tokens, *options)
-        merge = weights, found[3], num_clusters, normalize, want_gradient
-        return *found, *merge_parts(tokens, *merge, "cuda")
+        return _in_two_calls(_cuda_forward, "cuda", tokens, weights, *arguments)
+    *options, normalize, want_gradient = arguments
     tokens, weights = tokens.contiguous(), weights.contiguous()
     given, found, space = _cuda_arguments(tokens, *options)
-    merged, total, exact = merged_fake(tokens, weights, num_clusters, want_gradient)
+    merged, total, exact = merged_fake(tokens, weights, found[2].shape[1], want_gradient)
     cuda.call(
         "dpc_knn_merge", tokens, *given, cuda.DTYPES[weights.dtype], normalize, weights, merged,
         total, exact if exact.numel() else None, space,
@@ -212,24 +210,6 @@ def _reference_forward(
     return tuple(found)
 
 
-def _reference_forward_merge(
-    tokens: Tensor,
-    weights: Tensor,
-    valid: Tensor | None,
-    k: int,
-    num_clusters: int,
-    scale: bool,
-    include_self: bool,
-    peak_delta: str,
-    normalize: bool,
-    want_gradient: bool,
-) -> tuple[Tensor, ...]:
-    options = scale, include_self, peak_delta
-    found = _reference_forward(tokens, valid, k, num_clusters, *options)
-    merge = weights, found[3], num_clusters, normalize, want_gradient
-    return *found, *merge_parts(tokens, *merge, "reference")
-
-
 _forward = library.register(
     "dpc_knn(Tensor tokens, Tensor? valid, int k, int num_clusters, bool scale, "
     "bool include_self, str peak_delta, str backend) "
@@ -246,7 +226,7 @@ _forward_merge = library.register(
         *_cluster_fake(tokens, num_clusters),
         *merged_fake(tokens, weights, num_clusters, options[-2]),
     ),
-    reference=_reference_forward_merge,
+    reference=partial(_in_two_calls, _reference_forward, "reference"),
     cuda=_cuda_forward_merge,
 )
 
