@@ -37,12 +37,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 demo: $(STAMP)
 	$(BIN)/python -m cmpose demo --output $(DEMO_DIR)
 
-# Training takes every core, so it runs alone; the other tests share them.
-LEARNING := tests/engine/test_learning.py
 test: $(STAMP)
 ifeq ($(strip $(PYTEST_ARGS)),)
-	$(BIN)/python -m pytest -p no:benchmark $(LEARNING)
-	$(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore $(LEARNING)
+	$(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif

@@ -42,7 +42,8 @@ LEFT_OUT = {
 
 LONGEST = (
     "tests/kernels/test_gate.py",
-    "tests/engine/test_learning.py",
+    "tests/engine/test_demo.py",
+    "tests/engine/test_real_people.py",
     "tests/engine/test_train.py",
 )
 SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"

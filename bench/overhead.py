@@ -59,6 +59,32 @@ def _frames() -> Arguments:
     return {"frames": frames, "matrices": matrices, "size": (2, 2)}
 
 
+def _logits() -> Arguments:
+    return {"logits": torch.randn(1, 1, 4, requires_grad=True), "n": 1}
+
+
+def _tokens() -> Arguments:
+    return {"tokens": torch.randn(1, 4, 4), "k": 1, "num_clusters": 2}
+
+
+def _members() -> Arguments:
+    return {
+        "tokens": torch.randn(1, 4, 4, requires_grad=True),
+        "weights": torch.rand(1, 4, requires_grad=True),
+        "assignment": torch.tensor([[0, 1, 1, 0]]),
+        "num_clusters": 2,
+    }
+
+
+def _cells() -> Arguments:
+    return {
+        "causal": torch.randn(1, 1, 4, requires_grad=True),
+        "merged": torch.randn(1, 2, 4, requires_grad=True),
+        "selection": ops.select_tokens(torch.randn(1, 1, 4), 1),
+        "assignment": torch.tensor([[0, 1, 1]]),
+    }
+
+
 CASES: dict[str, Callable[[], Arguments]] = {
     "spatial_attention": _attention,
     "temporal_attention": _attention,
@@ -66,6 +92,10 @@ CASES: dict[str, Callable[[], Arguments]] = {
     "reconstruction_loss": _reconstruction,
     "heatmap_loss": _heatmaps,
     "warp_clips": _frames,
+    "select_tokens": _logits,
+    "dpc_knn": _tokens,
+    "merge_clusters": _members,
+    "unmerge_tokens": _cells,
 }
 
 
