@@ -165,13 +165,22 @@ def _score(subparser: ArgumentParser) -> None:
         default="name",
         help="how frames are matched within a file: by name and id, or by their order",
     )
+    subparser.add_argument(
+        "--reference",
+        type=Literal["auto", "head", "box"],
+        default="auto",
+        help="measure distances in head boxes (PoseTrack's AP) or in the people's boxes",
+    )
 
 
 def _run_score(args: Namespace) -> None:
     from cmpose.engine.checkpoint import write_text
     from cmpose.evaluation.posetrack_ap import score_folders
 
-    result = score_folders(args.ground_truth, args.predictions, match=args.match)
+    reference = None if args.reference == "auto" else args.reference
+    result = score_folders(
+        args.ground_truth, args.predictions, match=args.match, reference=reference
+    )
     print(result.table())
     if args.json:
         write_text(Path(args.json), json.dumps(result.to_json(), indent=1) + "\n")

@@ -18,6 +18,7 @@ from cmpose.config import Config, DataConfig, ModelConfig, TrainConfig
 from cmpose.data.clips import GROUND_TRUTH, ClipDataset, ClipRecord, worker_init
 from cmpose.data.cutouts import collate
 from cmpose.data.posetrack import listed, load_annotations, validate, write_posetrack18
+from cmpose.data.skeleton import POSETRACK
 from cmpose.data.transforms import normalize_clips
 from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, world
@@ -235,7 +236,11 @@ def predict_clips(
 def score_predictions(
     config: Config, clips: ClipDataset, poses: list[Pose], folder: Path
 ) -> APResult:
-    """Writes predictions into ``folder`` and scores them with the official AP."""
+    """Writes predictions into ``folder`` and scores them.
+
+    With the official AP; for keypoints that are not PoseTrack's, or where no person has a head
+    box, with distances in boxes, and under that name.
+    """
     if not poses:
         raise ValueError(
             f"no pose to score: the frames of all {len(clips)} clips are unreadable "
@@ -254,7 +259,9 @@ def score_predictions(
         truth = folder.with_name("ground_truth")
         for sequence in clips.sequences:
             write_posetrack18(truth / f"{sequence.file_stem}.json", sequence)
-    return score_folders(truth, folder)
+    people = (p for s in clips.sequences for frame in s.frames for p in frame.people)
+    heads = clips.skeleton == POSETRACK and any(p.head_box is not None for p in people)
+    return score_folders(truth, folder, reference="head" if heads else "box")
 
 
 def evaluate_model(
