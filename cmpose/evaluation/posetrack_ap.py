@@ -141,15 +141,17 @@ class APResult:
             columns = dict(zip(self.skeleton.keypoints, self.ap, strict=True)) | columns
         header = " ".join(f"{name:>8}" for name in columns)
         values = " ".join(f"{value:{max(8, len(name))}.2f}" for name, value in columns.items())
-        official = (
-            f"Mean is over the 15 joints (official); the mean of the 7 columns is "
-            f"{self.seven_column_mean:.2f}"
-        )
+        mean = f"Mean is over the {len(self.ap)} keypoints"
+        if self.reference == "head":
+            mean = (
+                f"Mean is over the 15 joints (official); the mean of the 7 columns is "
+                f"{self.seven_column_mean:.2f}"
+            )
         lines = [
             f"{self.metric} (boxes: {box_source or 'not stated'})",
             header,
             values,
-            official if self.reference == "head" else f"Mean is over the {len(self.ap)} keypoints",
+            mean,
             f"scored {_count(self.num_files, 'file')}, {_count(self.num_frames, 'frame')} with "
             f"people of {self.num_frames_total}, {self.num_people} annotated and "
             f"{self.num_predictions} predicted people",
