@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from cmpose import _version, config
+from cmpose.data.convert_options import ConvertOptions
 from cmpose.data.rendered_plan import Difficulty
 
 # Failures whose message says all: shown without a traceback. Anything else is a bug and shows one.
@@ -155,6 +157,35 @@ def _run_render(args: Namespace) -> None:
     print(summary)
 
 
+def _frames(subparser: ArgumentParser) -> None:
+    subparser.add_argument("video", help="any file that OpenCV reads")
+    subparser.add_argument("folder", help="gets 000000.jpg and so on")
+    subparser.add_argument("--every", type=int, default=1, help="keep every n-th frame")
+    subparser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100")
+
+
+def _run_frames(args: Namespace) -> None:
+    from cmpose.engine.frames import extract_frames
+
+    print(extract_frames(args.video, args.folder, every=args.every, quality=args.quality))
+
+
+def _convert(subparser: ArgumentParser) -> None:
+    subparser.add_argument("source", help="COCO keypoints (JSON), PoseTrack17 annolist, or CSV")
+    subparser.add_argument("out", help="the data set's folder")
+    subparser.add_argument("--images", required=True, help="folder that file names start from")
+    subparser.add_class_arguments(ConvertOptions)
+
+
+def _run_convert(args: Namespace) -> None:
+    from cmpose.data.convert import convert
+
+    names = [each.name for each in fields(ConvertOptions)]
+    options = ConvertOptions(**{name: args[name] for name in names})
+    report = convert(args.source, args.out, args.images, options)
+    print(report.text(), end="")
+
+
 def _score(subparser: ArgumentParser) -> None:
     subparser.add_argument("ground_truth", help="folder with one annotation file a sequence")
     subparser.add_argument("predictions", help="folder with files of the same names")
@@ -165,13 +196,22 @@ def _score(subparser: ArgumentParser) -> None:
         default="name",
         help="how frames are matched within a file: by name and id, or by their order",
     )
+    subparser.add_argument(
+        "--reference",
+        type=Literal["auto", "head", "box"],
+        default="auto",
+        help="measure distances in head boxes (PoseTrack's AP) or in the people's boxes",
+    )
 
 
 def _run_score(args: Namespace) -> None:
     from cmpose.engine.checkpoint import write_text
     from cmpose.evaluation.posetrack_ap import score_folders
 
-    result = score_folders(args.ground_truth, args.predictions, match=args.match)
+    reference = None if args.reference == "auto" else args.reference
+    result = score_folders(
+        args.ground_truth, args.predictions, match=args.match, reference=reference
+    )
     print(result.table())
     if args.json:
         write_text(Path(args.json), json.dumps(result.to_json(), indent=1) + "\n")
@@ -205,6 +245,8 @@ _COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace
     "evaluate": (_evaluate, _run_evaluate, "official PoseTrack AP of a checkpoint"),
     "predict": (_predict, _run_predict, "poses of the people in a video"),
     "render": (_render, _run_render, "make a data set of rendered people"),
+    "frames": (_frames, _run_frames, "a video's frames as JPEGs, to be labelled"),
+    "convert": (_convert, _run_convert, "make a data set of annotations of your own"),
     "score": (_score, _run_score, "official PoseTrack AP of prediction files"),
     "demo": (_demo, _run_demo, "render, train, evaluate and predict, small"),
     "doctor": (_doctor, _run_doctor, "versions, device, and which backend runs each op"),

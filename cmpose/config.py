@@ -24,7 +24,8 @@ class ModelConfig:
         backbone: ViT size. ``tiny`` is for CPUs and is trained from scratch.
         image_size: (height, width) of a person crop in pixels; each a multiple of 16.
         num_frames: T = 2ω+1, odd, ≥ 1; the key frame is the middle one.
-        num_keypoints: K, joints predicted.
+        num_keypoints: K, joints predicted; it must be the annotations' number. 0 takes theirs
+            when training starts.
         depth: override of the backbone's number of blocks; 0 keeps it.
         stem: ``patch`` is ViTPose's 16×16 convolution, ``conv`` four stride-2 3×3 convolutions
             with batch norm; ``auto`` takes ``conv`` for tiny and ``patch`` otherwise.

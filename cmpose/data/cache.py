@@ -24,6 +24,7 @@ import numpy as np
 from cmpose.config import DataConfig
 from cmpose.data.cutouts import Tile, Window
 from cmpose.data.frames import FrameError, PictureCache
+from cmpose.data.skeleton import POSETRACK
 from cmpose.data.tiles import strongest
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ def describe(
         digest.update(record.box.tobytes())
         if halves and record.person is not None:
             digest.update(record.person.keypoints.tobytes())
+            skeleton = record.sequence.skeleton
+            if skeleton != POSETRACK:
+                digest.update(repr((skeleton.upper_body, skeleton.lower_body)).encode())
     return Source(root, settings, digest.hexdigest())
 
 

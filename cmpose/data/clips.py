@@ -36,7 +36,7 @@ from cmpose.data.frames import (
     support_frames,
 )
 from cmpose.data.sequence import Frame, Person, Sequence
-from cmpose.data.skeleton import NUM_JOINTS
+from cmpose.data.skeleton import POSETRACK
 from cmpose.data.tiles import shrink_factor
 from cmpose.data.transforms import (
     Augmentation,
@@ -84,7 +84,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     boxes: the same people; with detections: every box, in every frame that has boxes.
 
     The item is a dict of tensors: ``clip`` uint8 [T, H, W, 3] RGB crops; ``keypoints`` float32
-    [15, 2] crop pixels; ``visible`` float32 [15], 1 where annotated and inside the crop;
+    [K, 2] crop pixels; ``visible`` float32 [K], 1 where annotated and inside the crop;
     ``matrix`` float64 [2, 3] image → crop; ``index`` int64, which record it is; ``valid`` bool.
     With ``data.warp = device`` (``auto`` is for the engine to settle, here it is the host) there
     is in place of ``clip``: ``frames`` uint8 [T, h, w, 3] RGB, the part of the frames that the
@@ -110,6 +110,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     Attributes:
         sequences: the annotations.
+        skeleton: theirs, with K keypoints.
         records: what the items are made of.
         box_source: ``ground truth`` or the detection file's name.
         notes: reason → number of clips that were kept although a support frame is not on disk.
@@ -149,6 +150,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                 on_error=data.on_error,
             )
         self.sequences = list(sequences)
+        self.skeleton = self.sequences[0].skeleton if self.sequences else POSETRACK
         self.root = Path(root)
         self.image_size = image_size
         self.num_frames = num_frames
@@ -203,8 +205,8 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         """What the crops without augmentation hold, without reading a picture.
 
         Returns:
-            matrices [R, 2, 3] image → crop, keypoints [R, 15, 2] in crop pixels and visibility
-            [R, 15], float64.
+            matrices [R, 2, 3] image → crop, keypoints [R, K, 2] in crop pixels and visibility
+            [R, K], float64.
         """
         matrices, points, visible = [], [], []
         for record in self.records:
@@ -366,7 +368,9 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     def _item(self, index: int, epoch: int) -> dict[str, torch.Tensor]:
         record = self.records[index]
         matrix, flip = self._matrix(record, index, epoch)
-        points, visible = transform_joints(_joints(record), matrix, self.image_size, flip=flip)
+        points, visible = transform_joints(
+            _joints(record), matrix, self.image_size, flip=flip, skeleton=self.skeleton
+        )
         return self._pixels(record, matrix) | {
             "keypoints": torch.from_numpy(points.astype(np.float32)),
             "visible": torch.from_numpy(visible.astype(np.float32)),
@@ -386,6 +390,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
                 self.image_size,
                 self.data.augment,
                 np.random.default_rng(np.random.SeedSequence(entropy)),
+                self.skeleton,
             )
         return clip_matrix(augmentation, self.image_size, udp=self.data.udp), augmentation.flip
 
@@ -432,8 +437,8 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         record = self.records[index]
         matrix, _ = self._matrix(record, index, epoch)
         return self._pixels(record, matrix, black=True) | {
-            "keypoints": torch.zeros(NUM_JOINTS, 2),
-            "visible": torch.zeros(NUM_JOINTS),
+            "keypoints": torch.zeros(len(self.skeleton), 2),
+            "visible": torch.zeros(len(self.skeleton)),
             "matrix": torch.from_numpy(matrix),
             "index": torch.tensor(index),
             "valid": torch.tensor(False),
@@ -441,7 +446,9 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 def _joints(record: ClipRecord) -> np.ndarray:
-    return np.zeros((NUM_JOINTS, 3)) if record.person is None else record.person.keypoints
+    if record.person is None:
+        return np.zeros((len(record.sequence.skeleton), 3))
+    return record.person.keypoints
 
 
 def _listing(counts: Counter[str]) -> str:

@@ -16,6 +16,7 @@ from cmpose.data.detections import Detection, Detections, load_detections
 from cmpose.data.posetrack17 import read_annolist
 from cmpose.data.posetrack18 import posetrack18_image_id, read_coco, write_posetrack18
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence, read_json, short
+from cmpose.data.skeleton import Skeleton
 
 __all__ = [
     "AnnotationError",
@@ -25,6 +26,7 @@ __all__ = [
     "Person",
     "Sequence",
     "describe",
+    "listed",
     "load_annotations",
     "load_detections",
     "posetrack18_image_id",
@@ -84,7 +86,20 @@ def load_annotations(
                 f"{stems[sequence.file_stem]}; give each sequence once"
             )
         stems[sequence.file_stem] = sequence.source
+        first = sequences[0]
+        if sequence.skeleton != first.skeleton:
+            raise AnnotationError(
+                f"{sequence.source}: categories[*].keypoints: {listed(sequence.skeleton)}, but "
+                f"{first.source} has {listed(first.skeleton)}; a data set has one skeleton (names, "
+                "limbs, flip_pairs, halves)"
+            )
     return sequences
+
+
+def listed(skeleton: Skeleton) -> str:
+    """A skeleton for messages: how many keypoints, and their first names."""
+    names = ", ".join(skeleton.keypoints[:4]) + (", ..." if len(skeleton) > 4 else "")
+    return f"{len(skeleton)} keypoints ({names})"
 
 
 def _read(file: Path, format: Format, position: int, *, skip: bool) -> list[Sequence]:

@@ -10,8 +10,9 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +34,16 @@ from cmpose.data.sequence import (
     require,
     short,
 )
-from cmpose.data.skeleton import CATEGORY, JOINTS, SLOT_OF_JOINT, SLOTS17, to_slots17
+from cmpose.data.skeleton import (
+    CATEGORY,
+    JOINTS,
+    POSETRACK,
+    SLOT_OF_JOINT,
+    SLOTS17,
+    Skeleton,
+    skeleton_of_category,
+    to_slots17,
+)
 
 _IMAGE_FIELDS = {
     "id",
@@ -64,7 +74,7 @@ def read_coco(data: Mapping[str, Any], source: str, stem: str, *, skip: bool) ->
     """
     images = as_list(require(data, "images", source), f"{source}: images")
     annotations = as_list(require(data, "annotations", source), f"{source}: annotations")
-    layout = _joint_layout(data.get("categories"), source)
+    layout = _layout(data.get("categories"), images, source)
 
     groups: dict[str, Sequence] = {}
     frames: dict[int, tuple[Sequence, Frame]] = {}
@@ -80,7 +90,10 @@ def read_coco(data: Mapping[str, Any], source: str, stem: str, *, skip: bool) ->
         folder = str(PurePosixPath(frame.file_name).parent)
         group = folder if folder != "." else f"{entry.get('vid_id', stem)}"
         sequence = groups.setdefault(
-            group, Sequence(PurePosixPath(group).name, "", frames=[], source=source)
+            group,
+            Sequence(
+                PurePosixPath(group).name, "", frames=[], source=source, skeleton=layout.skeleton
+            ),
         )
         _set_nframes(sequence, entry, where)
         sequence.frames.append(frame)
@@ -140,16 +153,17 @@ def _set_nframes(sequence: Sequence, entry: Mapping[str, Any], where: str) -> No
     sequence.nframes = nframes
 
 
-def _person(entry: Mapping[str, Any], layout: tuple[list[int], int], where: str) -> Person:
-    slots, num_slots = layout
-    keypoints = np.zeros((len(JOINTS), 3))
+def _person(entry: Mapping[str, Any], layout: _Layout, where: str) -> Person:
+    skeleton, slots, num_slots = layout
+    keypoints = np.zeros((len(skeleton), 3))
     if entry.get("keypoints"):
         values = as_floats(entry["keypoints"], 3 * num_slots, f"{where}.keypoints")
         keypoints = values.reshape(-1, 3)[slots]
         if (keypoints[:, 2] < 0).any():
             joint = int(np.argmax(keypoints[:, 2] < 0))
             raise AnnotationError(
-                f"{where}.keypoints: visibility {keypoints[joint, 2]:g} of {JOINTS[joint]}; "
+                f"{where}.keypoints: visibility {keypoints[joint, 2]:g} of "
+                f"{skeleton.keypoints[joint]}; "
                 "it must be 0 (not annotated), 1 or 2"
             )
         keypoints[:, 2] = keypoints[:, 2] > 0
@@ -208,27 +222,57 @@ def _regions(entry: Mapping[str, Any], where: str) -> list[np.ndarray]:
     return polygons
 
 
-def _joint_layout(categories: Any, source: str) -> tuple[list[int], int]:
-    """(slot of each of the 15 joints, number of slots) of the file's ``keypoints``.
+class _Layout(NamedTuple):
+    """A file's skeleton, the slot of each of its keypoints, and the number of slots."""
 
-    The 17 slots unless the person category names another order. COCO's names of the slots that
-    PoseTrack re-uses (left_eye for head_bottom, right_eye for head_top) are understood.
+    skeleton: Skeleton
+    slots: list[int]
+    num_slots: int
+
+
+def _layout(categories: Any, images: Items[Any], source: str) -> _Layout:
+    """PoseTrack's joints in the 17 slots, in another order that the person category names, or
+    keypoints of the file's own where the category has ``flip_pairs``.
+
+    COCO's names of the slots that PoseTrack re-uses (left_eye for head_bottom, right_eye for
+    head_top) are understood in files that have PoseTrack's fields.
     """
-    names: list[Any] = []
-    for category in categories or []:
-        if isinstance(category, Mapping) and category.get("id", 1) == 1:
-            names = list(category.get("keypoints") or [])
+    category = person_category(categories)
+    names: list[Any] = list(category.get("keypoints") or [])
+    if "flip_pairs" in category:
+        try:
+            skeleton = skeleton_of_category(category, f"{source}: categories[*]")
+        except ValueError as error:
+            raise AnnotationError(str(error)) from error
+        return _Layout(skeleton, list(range(len(skeleton))), len(skeleton))
     if not names:
-        return list(SLOT_OF_JOINT), len(SLOTS17)
+        return _Layout(POSETRACK, list(SLOT_OF_JOINT), len(SLOTS17))
     if len(names) == len(SLOTS17) and tuple(names[1:3]) == ("left_eye", "right_eye"):
+        marks = {"is_labeled", "vid_id", "frame_id", "nframes"}
+        if images and not any(isinstance(e, Mapping) and marks & e.keys() for e in images):
+            raise AnnotationError(
+                f"{source}: categories[*].keypoints: COCO's 17 keypoints, eyes among them, in a "
+                "file without PoseTrack's fields (is_labeled, vid_id, ...); cmpose convert makes a "
+                "data set of it"
+            )
         names[1:3] = SLOTS17[1:3]
     missing = [joint for joint in JOINTS if joint not in names]
     if missing:
         raise AnnotationError(
             f"{source}: categories[*].keypoints: no {', '.join(missing)} among {short(names)}; "
-            f"PoseTrack's slots are {', '.join(SLOTS17)}"
+            f"PoseTrack's slots are {', '.join(SLOTS17)}. For keypoints of your own use cmpose "
+            "convert, or give the category flip_pairs"
         )
-    return [names.index(joint) for joint in JOINTS], len(names)
+    return _Layout(POSETRACK, [names.index(joint) for joint in JOINTS], len(names))
+
+
+def person_category(categories: Any) -> Mapping[str, Any]:
+    """The last entry of ``categories`` with id 1, or an empty one."""
+    found: Mapping[str, Any] = {}
+    for category in categories or []:
+        if isinstance(category, Mapping) and category.get("id", 1) == 1:
+            found = category
+    return found
 
 
 def posetrack18_image_id(name: str, frame: int) -> int:
@@ -255,9 +299,10 @@ def posetrack18_image_id(name: str, frame: int) -> int:
 def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
     """Writes one sequence as a PoseTrack18 file, atomically (beside it, then renamed).
 
-    17-slot keypoints with unannotated joints (0, 0, 0), ``bbox``, ``bbox_head``, ``track_id``,
-    ignore polygons and, when present, ``score``, ``scores`` and ``person_id``; ``Frame.extra``
-    goes into the image entries. Annotation ids are image id · 100 + position in the frame.
+    Keypoints (PoseTrack's in the 17 slots) with unannotated ones (0, 0, 0), ``bbox``,
+    ``bbox_head``, ``track_id``, ignore polygons and, when present, ``score``, ``scores`` and
+    ``person_id``; ``Frame.extra`` goes into the image entries. Annotation ids are image id · 100 +
+    position in the frame.
 
     Args:
         path: of the file; parent folders are made.
@@ -292,9 +337,11 @@ def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
             image |= {"width": frame.width, "height": frame.height}
         images.append(image | frame.extra)
         annotations += [
-            _annotation(person, frame, position) for position, person in enumerate(frame.people)
+            _annotation(person, frame, position, sequence.skeleton)
+            for position, person in enumerate(frame.people)
         ]
-    document = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
+    category = CATEGORY if sequence.skeleton == POSETRACK else sequence.skeleton.category()
+    document = {"images": images, "annotations": annotations, "categories": [category]}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -304,7 +351,7 @@ def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _annotation(person: Person, frame: Frame, position: int) -> dict[str, Any]:
+def _annotation(person: Person, frame: Frame, position: int, skeleton: Skeleton) -> dict[str, Any]:
     def numbers(field: str, values: np.ndarray) -> list[float]:
         values = np.asarray(values, dtype=np.float64)
         if not np.isfinite(values).all():
@@ -313,18 +360,24 @@ def _annotation(person: Person, frame: Frame, position: int) -> dict[str, Any]:
             )
         return values.ravel().tolist()
 
+    def slots(values: np.ndarray) -> np.ndarray:
+        return to_slots17(values) if skeleton == POSETRACK else np.asarray(values)
+
     pose, scores = person.keypoints, person.joint_scores
+    if pose.shape != (len(skeleton), 3):
+        raise ValueError(
+            f"keypoints: person {position} of {frame.file_name} has {list(pose.shape)}, expected "
+            f"[{len(skeleton)}, 3] for the sequence's skeleton"
+        )
     annotation: dict[str, Any] = {
         "id": frame.image_id * 100 + position,
         "image_id": frame.image_id,
         "track_id": person.track_id,
         "category_id": 1,
         "bbox": numbers("box", person.box),
-        "keypoints": numbers("keypoints", to_slots17(np.where(pose[:, 2:] > 0, pose, 0.0))),
+        "keypoints": numbers("keypoints", slots(np.where(pose[:, 2:] > 0, pose, 0.0))),
         "scores": (
-            []
-            if scores is None
-            else numbers("joint_scores", to_slots17(np.asarray(scores)[:, None]))
+            [] if scores is None else numbers("joint_scores", slots(np.asarray(scores)[:, None]))
         ),
     }
     if person.head_box is not None:

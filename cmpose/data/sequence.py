@@ -1,7 +1,7 @@
 """What every PoseTrack reader returns: sequences of frames of people, and how fields are checked.
 
 Coordinates are image pixels with the origin at the centre of the top-left pixel, as in the
-annotation files. A pose has the 15 joints of :data:`cmpose.data.skeleton.JOINTS`.
+annotation files. A pose has the K keypoints of its sequence's skeleton, by default PoseTrack's 15.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpose.data.skeleton import NUM_JOINTS
+from cmpose.data.skeleton import NUM_JOINTS, POSETRACK, Skeleton
 
 
 class AnnotationError(ValueError):
@@ -30,11 +30,11 @@ class Person:
 
     Attributes:
         box: float64 [4], x, y, width, height in pixels; it may leave the image.
-        keypoints: float64 [15, 3], x, y in pixels and v: 1 annotated, 0 not.
+        keypoints: float64 [K, 3], x, y in pixels and v: 1 annotated, 0 not.
         head_box: float64 [4], x, y, width, height of the head, or None.
         track_id: identity within the sequence; -1 when the file gives none.
         score: of the person, for detections and predictions; None in ground truth.
-        joint_scores: float64 [15] for predictions, or None.
+        joint_scores: float64 [K] for predictions, or None.
         person_id: PoseTrack21's identity across sequences, or None.
     """
 
@@ -92,6 +92,7 @@ class Sequence:
         nframes: frames the video has according to the file, listed or not; None when not said.
         source: the file it was read from, for messages.
         skipped: reason → number of annotations left out while reading.
+        skeleton: what the people's keypoints are.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Sequence:
     nframes: int | None = None
     source: str = ""
     skipped: Counter[str] = field(default_factory=Counter)
+    skeleton: Skeleton = POSETRACK
 
 
 def split_frame_name(file_name: str) -> tuple[str, str, str] | None:
@@ -237,7 +239,7 @@ def box_of_keypoints(keypoints: np.ndarray, enlarge: float, margin: float) -> np
     """Box around the annotated joints.
 
     Args:
-        keypoints: [15, 3] with at least one v > 0.
+        keypoints: [K, 3] with at least one v > 0.
         enlarge: factor about the box's centre: 1.3 is PoseTrack18's, 1.2 DetectAndTrack's for
             PoseTrack17.
         margin: added to the extents before enlarging: 0 for PoseTrack18, 1 for PoseTrack17.

@@ -1,13 +1,22 @@
-"""PoseTrack's joints: names, orders, left-right pairs and limbs.
+"""Keypoints: names, orders, left-right pairs and limbs; PoseTrack's, and those of a file.
 
-Inside cmpose a pose has the 15 joints of the official PoseTrack order (PoseTrack17 ids, the
-order of the evaluator). PoseTrack18 and 21 files have 17 slots, of which 3 and 4 (the ears) are
-never annotated; ``to_slots17`` and ``from_slots17`` adapt at the edge.
+A pose of PoseTrack has the 15 joints of the official order (PoseTrack17 ids, the order of the
+evaluator). PoseTrack18 and 21 files have 17 slots, of which 3 and 4 (the ears) are never annotated;
+``to_slots17`` and ``from_slots17`` adapt at the edge. A file whose category has ``flip_pairs``
+describes keypoints of its own, any K ≥ 1 of them, in its own order: a :class:`Skeleton`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
 import numpy as np
+
+Side = Literal["left", "right", "middle"]
 
 JOINTS: tuple[str, ...] = (
     "right_ankle",
@@ -56,17 +65,6 @@ SLOT_OF_JOINT: tuple[int, ...] = tuple(SLOTS17.index(name) for name in JOINTS)
 
 FLIP_PAIRS: tuple[tuple[int, int], ...] = ((0, 5), (1, 4), (2, 3), (6, 11), (7, 10), (8, 9))
 """Pairs of joints that swap when a picture is mirrored."""
-
-
-def _flip_permutation() -> tuple[int, ...]:
-    permutation = list(range(NUM_JOINTS))
-    for a, b in FLIP_PAIRS:
-        permutation[a], permutation[b] = b, a
-    return tuple(permutation)
-
-
-FLIP_PERMUTATION = _flip_permutation()
-"""``flipped[j] = pose[FLIP_PERMUTATION[j]]``."""
 
 LIMBS: tuple[tuple[int, int], ...] = (
     (0, 1),
@@ -119,6 +117,195 @@ CATEGORY = {
     ],
 }
 """The ``categories`` entry of a PoseTrack18 file."""
+
+_SIDE_WORDS: dict[str, Side] = {"left": "left", "l": "left", "right": "right", "r": "right"}
+_LOWER_WORDS = {"hip", "knee", "ankle", "foot", "heel", "toe", "thigh", "shin", "leg"}
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The K keypoints of a data set; keypoints are meant by their index.
+
+    Attributes:
+        keypoints: their names, all different.
+        limbs: pairs that drawings connect.
+        flip_pairs: pairs that swap when a picture is mirrored; the others stay.
+        upper_body: what a half-body crop may show; without both halves there are none.
+        lower_body: likewise.
+    """
+
+    keypoints: tuple[str, ...]
+    limbs: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    upper_body: tuple[int, ...] = ()
+    lower_body: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    @cached_property
+    def flip_permutation(self) -> tuple[int, ...]:
+        """``flipped[j] = pose[flip_permutation[j]]``."""
+        permutation = list(range(len(self)))
+        for a, b in self.flip_pairs:
+            permutation[a], permutation[b] = b, a
+        return tuple(permutation)
+
+    @cached_property
+    def sides(self) -> tuple[Side, ...]:
+        """Of the body, as the names say it; ``middle`` where they do not."""
+        return tuple(_side_and_rest(name)[0] for name in self.keypoints)
+
+    @cached_property
+    def unpaired(self) -> tuple[str, ...]:
+        """Names of a side that no flip pair has: a mirrored picture would teach them wrongly."""
+        paired = {j for pair in self.flip_pairs for j in pair}
+        return tuple(
+            name
+            for j, (name, side) in enumerate(zip(self.keypoints, self.sides, strict=True))
+            if side != "middle" and j not in paired
+        )
+
+    def category(self) -> dict[str, Any]:
+        """The entry of ``categories`` that :func:`skeleton_of_category` reads back."""
+
+        def named(indices: Sequence[int]) -> list[str]:
+            return [self.keypoints[j] for j in indices]
+
+        return {
+            "supercategory": "person",
+            "id": 1,
+            "name": "person",
+            "keypoints": list(self.keypoints),
+            "skeleton": [[a + 1, b + 1] for a, b in self.limbs],
+            "flip_pairs": [named(pair) for pair in self.flip_pairs],
+            "upper_body": named(self.upper_body),
+            "lower_body": named(self.lower_body),
+        }
+
+
+POSETRACK = Skeleton(JOINTS, LIMBS, FLIP_PAIRS, UPPER_BODY, LOWER_BODY)
+"""The default: PoseTrack's 15 joints."""
+
+FLIP_PERMUTATION = POSETRACK.flip_permutation
+"""``flipped[j] = pose[FLIP_PERMUTATION[j]]``, of PoseTrack's joints."""
+
+
+def default_skeleton(num_keypoints: int) -> Skeleton:
+    """PoseTrack's for 15 keypoints, else nameless ones that mirroring and drawings leave alone."""
+    if num_keypoints == NUM_JOINTS:
+        return POSETRACK
+    return Skeleton(tuple(f"keypoint_{j}" for j in range(1, num_keypoints + 1)))
+
+
+def skeleton_of_category(category: Mapping[str, Any], where: str) -> Skeleton:
+    """The skeleton that a COCO-style category describes.
+
+    ``keypoints`` are the names; ``skeleton`` the limbs, pairs of numbers from 1 as COCO has them,
+    or of names. ``flip_pairs`` are pairs of names; left out, names that differ in left and right
+    (or l and r) pair up: ``left_knee`` and ``right_knee``, ``knee_l`` and ``knee_r``, ``LKnee`` and
+    ``RKnee``. ``upper_body`` and ``lower_body`` are names; left out, names with hip, knee, ankle,
+    foot, heel, toe, thigh, shin or leg are the lower body, and the rest the upper.
+
+    Args:
+        category: the parsed object.
+        where: its place, for messages.
+
+    Raises:
+        ValueError: naming the field, the value and what to do.
+    """
+    names = category.get("keypoints")
+    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+        raise ValueError(
+            f"{where}.keypoints: expected a list of at least one name, got {names!r:.80}"
+        )
+    for position, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{where}.keypoints[{position}]: expected a name, got {name!r:.80}")
+        if name in names[:position]:
+            raise ValueError(
+                f"{where}.keypoints[{position}]: {name!r} occurs twice; give each keypoint one name"
+            )
+    names = tuple(names)
+    flips = category.get("flip_pairs")
+    if flips is None:
+        pairs = _pairs_by_name(names)
+    else:
+        pairs = _pairs(flips, names, f"{where}.flip_pairs", numbers=False)
+        seen: set[int] = set()
+        for pair in pairs:
+            for j in pair:
+                if j in seen:
+                    raise ValueError(
+                        f"{where}.flip_pairs: {names[j]!r} is in two pairs; a keypoint has one "
+                        "mirror image"
+                    )
+                seen.add(j)
+    limbs = _pairs(category.get("skeleton") or [], names, f"{where}.skeleton", numbers=True)
+    lower = [j for j, name in enumerate(names) if _LOWER_WORDS & set(_words(name))]
+    upper = [j for j in range(len(names)) if j not in lower] if lower else []
+    for key, found in (("upper_body", upper), ("lower_body", lower)):
+        if category.get(key) is not None:
+            given = category[key]
+            if not isinstance(given, Sequence) or isinstance(given, str):
+                raise ValueError(f"{where}.{key}: expected a list of names, got {given!r:.80}")
+            found[:] = [_index(name, names, f"{where}.{key}", numbers=False) for name in given]
+    return Skeleton(names, limbs, pairs, tuple(upper), tuple(lower))
+
+
+def _words(name: str) -> list[str]:
+    """``left_knee``, ``LKnee``, ``knee-l`` → their words in lower case."""
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return [word for word in re.split(r"[^A-Za-z0-9]+", parted.lower()) if word]
+
+
+def _side_and_rest(name: str) -> tuple[Side, tuple[str, ...]]:
+    """A name's side, and its words with the side's left open."""
+    words = _words(name)
+    for position, word in enumerate(words):
+        if word in _SIDE_WORDS:
+            return _SIDE_WORDS[word], (*words[:position], "", *words[position + 1 :])
+    return "middle", tuple(words)
+
+
+def _pairs_by_name(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    found: dict[tuple[str, ...], dict[Side, int]] = {}
+    for j, name in enumerate(names):
+        side, rest = _side_and_rest(name)
+        if side != "middle":
+            found.setdefault(rest, {}).setdefault(side, j)
+    return tuple((by["left"], by["right"]) for by in found.values() if len(by) == 2)
+
+
+def _pairs(
+    value: Any, names: Sequence[str], where: str, *, numbers: bool
+) -> tuple[tuple[int, int], ...]:
+    pairs = []
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{where}: expected a list of pairs, got {value!r:.80}")
+    for position, pair in enumerate(value):
+        at = f"{where}[{position}]"
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"{at}: expected a pair, got {pair!r:.80}")
+        a, b = (_index(end, names, at, numbers=numbers) for end in pair)
+        if a == b:
+            raise ValueError(f"{at}: {names[a]!r} is paired with itself; leave the pair out")
+        pairs.append((a, b))
+    return tuple(pairs)
+
+
+def _index(value: Any, names: Sequence[str], where: str, *, numbers: bool) -> int:
+    if isinstance(value, str):
+        if value in names:
+            return list(names).index(value)
+        raise ValueError(f"{where}: {value!r} is no keypoint; there are {', '.join(names)}")
+    if not numbers or isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{where}: expected the name of a keypoint, got {value!r:.80}")
+    if not 1 <= value <= len(names):
+        raise ValueError(
+            f"{where}: {value} is no keypoint; numbers run from 1 to {len(names)}, as in COCO"
+        )
+    return value - 1
 
 
 def to_slots17(values: np.ndarray) -> np.ndarray:

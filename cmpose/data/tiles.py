@@ -91,7 +91,11 @@ def clip_window(
         return _window([_shrunk(region, factor) for region in regions], 1.0, 0.0, size)
     joints = record.person.keypoints
     if data.augment.half_body > 0 and record.person.num_visible > data.augment.half_body_min_joints:
-        halves = (half_body_region(joints, image_size, upper=upper) for upper in (True, False))
+        skeleton = record.sequence.skeleton
+        halves = (
+            half_body_region(joints, image_size, upper=upper, skeleton=skeleton)
+            for upper in (True, False)
+        )
         regions += [half for half in halves if half is not None]
     return _window([_shrunk(r, factor) for r in regions], *strongest(data.augment), size)
 

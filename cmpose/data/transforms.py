@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cmpose.config import AugmentConfig
-from cmpose.data.skeleton import FLIP_PERMUTATION, LOWER_BODY, UPPER_BODY
+from cmpose.data.skeleton import POSETRACK, Skeleton
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -145,7 +145,12 @@ def clip_matrix(
 
 
 def transform_joints(
-    keypoints: np.ndarray, matrix: np.ndarray, image_size: tuple[int, int], *, flip: bool = False
+    keypoints: np.ndarray,
+    matrix: np.ndarray,
+    image_size: tuple[int, int],
+    *,
+    flip: bool = False,
+    skeleton: Skeleton = POSETRACK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Joints into the crop.
 
@@ -153,16 +158,17 @@ def transform_joints(
     (x < 0, y < 0, x > W or y > H) becomes invisible and keeps its coordinates.
 
     Args:
-        keypoints: [15, 3], x, y in image pixels and v.
+        keypoints: [K, 3], x, y in image pixels and v.
         matrix: [2, 3], image → crop; mirroring included if ``flip``.
         image_size: (H, W) of the crop.
         flip: swaps left and right joints.
+        skeleton: says which those are.
 
     Returns:
-        float64 [15, 2] in crop pixels, float64 [15] visibility (0 or 1).
+        float64 [K, 2] in crop pixels, float64 [K] visibility (0 or 1).
     """
     if flip:
-        keypoints = keypoints[list(FLIP_PERMUTATION)]
+        keypoints = keypoints[list(skeleton.flip_permutation)]
     visible = keypoints[:, 2] > 0
     points = np.where(visible[:, None], apply_matrix(matrix, keypoints[:, :2]), 0.0)
     height, width = image_size
@@ -184,17 +190,24 @@ def warp(image: np.ndarray, matrix: np.ndarray, image_size: tuple[int, int]) -> 
 
 
 def half_body_region(
-    keypoints: np.ndarray, image_size: tuple[int, int], *, upper: bool
+    keypoints: np.ndarray,
+    image_size: tuple[int, int],
+    *,
+    upper: bool,
+    skeleton: Skeleton = POSETRACK,
 ) -> Region | None:
     """The region around the visible joints of the upper or the lower body, 1.5 times enlarged.
 
     Falls to the lower body if the upper has not more than two visible joints, and back. None if
-    the chosen half has fewer than two joints or no extent (DCPose crashes there; HRNet does not).
+    the chosen half has fewer than two joints or no extent (DCPose crashes there; HRNet does not),
+    or the skeleton does not say what the halves are.
     """
+    if not (skeleton.upper_body and skeleton.lower_body):
+        return None
     visible = keypoints[:, 2] > 0
     halves = {
-        True: keypoints[[j for j in UPPER_BODY if visible[j]], :2],
-        False: keypoints[[j for j in LOWER_BODY if visible[j]], :2],
+        True: keypoints[[j for j in skeleton.upper_body if visible[j]], :2],
+        False: keypoints[[j for j in skeleton.lower_body if visible[j]], :2],
     }
     if upper and len(halves[True]) > 2:
         points = halves[True]
@@ -214,6 +227,7 @@ def sample_augmentation(
     image_size: tuple[int, int],
     config: AugmentConfig,
     rng: np.random.Generator,
+    skeleton: Skeleton = POSETRACK,
 ) -> Augmentation:
     """Draws half body (truncation), scale, rotation and flip.
 
@@ -223,10 +237,11 @@ def sample_augmentation(
 
     Args:
         region: of the whole person.
-        keypoints: [15, 3] in image pixels.
+        keypoints: [K, 3] in image pixels.
         image_size: (H, W) of the crop.
         config: factors and probabilities; not looked at for ``enabled``.
         rng: the item's own generator.
+        skeleton: says what the halves of a body are.
     """
     dcpose = config.sampling == "dcpose"
     if (
@@ -234,7 +249,8 @@ def sample_augmentation(
         and rng.random() < config.half_body
     ):
         upper = rng.standard_normal() < 0.5 if dcpose else rng.random() < 0.5
-        region = half_body_region(keypoints, image_size, upper=bool(upper)) or region
+        half = half_body_region(keypoints, image_size, upper=bool(upper), skeleton=skeleton)
+        region = half or region
     if dcpose:
         low, high = 1 - config.scale, 1 + config.scale
         scale = float(np.clip(rng.standard_normal() * config.scale + 1, low, high))

@@ -1,7 +1,8 @@
 """Checkpoints: a folder each, written beside and renamed, so that a killed run leaves none half.
 
 ``weights.safetensors`` holds the model, ``state.pt`` everything else that training needs (plain
-tensors and numbers, loaded with ``weights_only=True``), ``config.json`` the recipe.
+tensors and numbers, loaded with ``weights_only=True``), ``config.json`` the recipe,
+``skeleton.json`` what the keypoints are, as a COCO-style category.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from cmpose import config as configuration
 from cmpose.config import Config
+from cmpose.data.skeleton import Skeleton, default_skeleton, skeleton_of_category
 from cmpose.models.cmpose import CMPose
 
 WEIGHTS, STATE, CONFIG = "weights.safetensors", "state.pt", "config.json"
+SKELETON = "skeleton.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -52,6 +55,7 @@ def save(
     weights: dict[str, Tensor],
     config: Config,
     state: dict[str, Any] | None = None,
+    skeleton: Skeleton | None = None,
 ) -> Path:
     """Writes ``folder/name`` whole or not at all.
 
@@ -61,6 +65,7 @@ def save(
         weights: the model's state dict.
         config: the recipe it was trained with.
         state: what else training needs; None for a model to be used only.
+        skeleton: of the model; None is the default for its number of keypoints.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.tmp"
@@ -69,6 +74,8 @@ def save(
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     save_file(tensors, partial / WEIGHTS, metadata={"format": "cmpose"})
     (partial / CONFIG).write_text(json.dumps(configuration.to_dict(config), indent=1))
+    skeleton = skeleton or default_skeleton(config.model.num_keypoints)
+    (partial / SKELETON).write_text(json.dumps(skeleton.category(), indent=1))
     if state is not None:
         torch.save(state, partial / STATE)
     for file in partial.iterdir():
@@ -133,6 +140,25 @@ def load_config(folder: Path) -> Config:
         raise CheckpointError(f"{file}: {error}") from error
 
 
+def load_skeleton(folder: Path, num_keypoints: int) -> Skeleton:
+    """What a checkpoint's keypoints are; the default where it does not say (before there was K)."""
+    file = folder / SKELETON
+    if not file.is_file():
+        return default_skeleton(num_keypoints)
+    try:
+        skeleton = skeleton_of_category(json.loads(file.read_text()), str(file))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{error}; {file} is damaged: use another checkpoint of the run"
+        ) from error
+    if len(skeleton) != num_keypoints:
+        raise CheckpointError(
+            f"{file}: has {len(skeleton)} keypoints, but {CONFIG} says model.num_keypoints="
+            f"{num_keypoints}: use another checkpoint of the run"
+        )
+    return skeleton
+
+
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """The model's tensors in a checkpoint folder."""
     file = folder / WEIGHTS
@@ -188,4 +214,5 @@ def load_model(path: str | Path, backend: str | None = None) -> tuple[CMPose, Co
         config.model.backend = backend  # type: ignore[assignment]
     model = CMPose(config.model)
     load_into(model, load_weights(folder), folder)
+    model.skeleton = load_skeleton(folder, config.model.num_keypoints)
     return model.eval(), config

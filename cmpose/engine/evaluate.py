@@ -17,7 +17,8 @@ from cmpose import ops
 from cmpose.config import Config, DataConfig, ModelConfig, TrainConfig
 from cmpose.data.clips import GROUND_TRUTH, ClipDataset, ClipRecord, worker_init
 from cmpose.data.cutouts import collate
-from cmpose.data.posetrack import load_annotations, validate, write_posetrack18
+from cmpose.data.posetrack import listed, load_annotations, validate, write_posetrack18
+from cmpose.data.skeleton import POSETRACK
 from cmpose.data.transforms import normalize_clips
 from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, world
@@ -73,6 +74,23 @@ def open_clips(
     if not quiet:
         print(clips.report())
     return clips
+
+
+def fit_keypoints(config: Config, clips: ClipDataset) -> Config:
+    """The recipe with ``model.num_keypoints`` of the annotations where it is 0.
+
+    Raises:
+        ValueError: where it is another number than theirs.
+    """
+    count = config.model.num_keypoints
+    if count == 0:
+        return replace(config, model=replace(config.model, num_keypoints=len(clips.skeleton)))
+    if count != len(clips.skeleton):
+        raise ValueError(
+            f"model.num_keypoints={count}, but the annotations have {listed(clips.skeleton)}: set "
+            f"model.num_keypoints={len(clips.skeleton)}, or 0 to take it from them"
+        )
+    return config
 
 
 _PIXELS = ("clip", "frames", "frames_matrix")
@@ -135,7 +153,8 @@ def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseO
     output = model(images)
     if not data.flip_test:
         return output
-    mirrored = flip_heatmaps(model(images.flip(-1)).heatmaps, udp=data.udp)
+    heatmaps = model(images.flip(-1)).heatmaps
+    mirrored = flip_heatmaps(heatmaps, udp=data.udp, skeleton=model.skeleton)
     return output._replace(heatmaps=0.5 * (output.heatmaps + mirrored))
 
 
@@ -217,7 +236,11 @@ def predict_clips(
 def score_predictions(
     config: Config, clips: ClipDataset, poses: list[Pose], folder: Path
 ) -> APResult:
-    """Writes predictions into ``folder`` and scores them with the official AP."""
+    """Writes predictions into ``folder`` and scores them.
+
+    With the official AP; for keypoints that are not PoseTrack's, or where no person has a head
+    box, with distances in boxes, and under that name.
+    """
     if not poses:
         raise ValueError(
             f"no pose to score: the frames of all {len(clips)} clips are unreadable "
@@ -236,7 +259,9 @@ def score_predictions(
         truth = folder.with_name("ground_truth")
         for sequence in clips.sequences:
             write_posetrack18(truth / f"{sequence.file_stem}.json", sequence)
-    return score_folders(truth, folder)
+    people = (p for s in clips.sequences for frame in s.frames for p in frame.people)
+    heads = clips.skeleton == POSETRACK and any(p.head_box is not None for p in people)
+    return score_folders(truth, folder, reference="head" if heads else "box")
 
 
 def evaluate_model(
@@ -249,6 +274,12 @@ def evaluate_model(
     ``clips_per_second``, ``causal_hit_rate``.
     """
     clips = open_clips(config, train=False, device=place.device, quiet=not place.main)
+    if model.skeleton.keypoints != clips.skeleton.keypoints:
+        raise ValueError(
+            f"the model predicts {listed(model.skeleton)}, the annotations "
+            f"{config.data.val_annotations} have {listed(clips.skeleton)}: give those that the "
+            "model was trained for, in the same order"
+        )
     started = time.perf_counter()
     poses, (hits, joints) = predict_clips(model, clips, config, place, progress=progress)
     seconds = time.perf_counter() - started

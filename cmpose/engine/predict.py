@@ -199,6 +199,7 @@ class Predictor:
             tokens,
             title=title,
             path=path,
+            skeleton=self.model.skeleton,
         )
 
 
@@ -321,7 +322,8 @@ class _Job:
         self.predictor, self.info, self.out = predictor, info, out
         self.wanted, self.exact = list(wanted), exact
         name = info.path.stem
-        self.sequence = Sequence(name=name, file_stem=name, frames=[])
+        self.skeleton = predictor.model.skeleton
+        self.sequence = Sequence(name=name, file_stem=name, frames=[], skeleton=self.skeleton)
         self.records: list[_Record] = []
         self.keypoints: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
@@ -366,7 +368,7 @@ class _Job:
                 self.scores.append(poses.scores[i])
             self._draw(picture, people, poses)
             self._explain(shot, people, poses)
-        draw_key(picture, order="bgr")
+        draw_key(picture, order="bgr", skeleton=self.skeleton)
         writer.write(picture)
         marks.append(time.perf_counter())
         for name, start, end in zip(self.seconds, marks[:-1], marks[1:], strict=True):
@@ -381,6 +383,7 @@ class _Job:
                 box=detection.box,
                 track_id=detection.track_id,
                 order="bgr",
+                skeleton=self.skeleton,
             )
 
     def _explain(self, shot: Shot, people: list[Detection], poses: Poses) -> None:

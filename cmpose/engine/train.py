@@ -22,12 +22,14 @@ from cmpose import config as configuration
 from cmpose.config import Config
 from cmpose.data.clips import worker_init
 from cmpose.data.cutouts import collate
+from cmpose.data.posetrack import listed
 from cmpose.data.transforms import heatmap_targets
 from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, synchronize_batch_norms, world
 from cmpose.engine.evaluate import (
     clip_images,
     evaluate_model,
+    fit_keypoints,
     key_crops,
     move_pixels,
     open_clips,
@@ -161,8 +163,10 @@ class _Run:
         self.checkpoints = output / "checkpoints"
         torch.manual_seed(config.train.seed)
         self.clips = open_clips(config, train=True, device=place.device, quiet=not place.main)
+        self.config = config = fit_keypoints(config, self.clips)
         self.per_epoch = steps_per_epoch(len(self.clips), config.train)
         model = CMPose(config.model)
+        model.skeleton = self.clips.skeleton
         if config.model.pretrained:
             report = load_pretrained(model, config.model.pretrained)
             if place.main:
@@ -214,7 +218,14 @@ class _Run:
         } | extra
         path = self.checkpoints / (name or checkpoint.name_of(self.step))
         if self.world.main:
-            checkpoint.save(self.checkpoints, path.name, self.core.state_dict(), self.config, state)
+            checkpoint.save(
+                self.checkpoints,
+                path.name,
+                self.core.state_dict(),
+                self.config,
+                state,
+                self.core.skeleton,
+            )
             if name is None:
                 checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints)
         self.world.barrier()
@@ -236,10 +247,17 @@ class _Run:
         )
         changed = {k: v for k, v in changed.items() if k not in _FREE_FIELDS}
         if changed:
-            listed = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in changed.items())
+            fields = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in changed.items())
             raise ValueError(
-                f"cannot resume {folder} with another recipe ({listed}): "
+                f"cannot resume {folder} with another recipe ({fields}): "
                 "give the same fields, or another --output"
+            )
+        trained = checkpoint.load_skeleton(folder, self.config.model.num_keypoints)
+        if trained != self.clips.skeleton:
+            raise ValueError(
+                f"cannot resume {folder}: it was trained on {listed(trained)}, the annotations "
+                f"have {listed(self.clips.skeleton)}, or other flip_pairs, limbs or halves: "
+                "restore the annotations' category, or give another --output"
             )
         checkpoint.load_into(self.core, checkpoint.load_weights(folder), folder)
         state = checkpoint.load_state(folder)
@@ -301,9 +319,9 @@ class _Run:
         mine = dict(seen)[step]
         indices = [i for part in self.world.gather(mine) for i in part]
         path = self._save(f"nonfinite-{checkpoint.name_of(step)}", clips=indices)
-        listed = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        terms = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         raise NonFiniteLoss(
-            f"step {step}: not finite ({listed}, gradient norm {norm:.6g}); the state "
+            f"step {step}: not finite ({terms}, gradient norm {norm:.6g}); the state "
             f"before this step and the indices of its clips are in {path}. Lower train.lr, set "
             "train.clip_norm, or train.precision=fp32; then resume from the last checkpoint"
         )
@@ -418,6 +436,7 @@ class _Run:
             scores.numpy(),
             batch["keypoints"][-shown:].numpy(),
             batch["visible"][-shown:].numpy(),
+            skeleton=self.core.skeleton,
         )
 
     def _evaluate(self, log: RunLog | None) -> dict[str, Any]:
@@ -433,7 +452,13 @@ class _Run:
 
     def _finish(self, log: RunLog | None, total: int) -> dict[str, Any]:
         if self.world.main:
-            checkpoint.save(self.output, "model", self.core.state_dict(), self.config)
+            checkpoint.save(
+                self.output,
+                "model",
+                self.core.state_dict(),
+                self.config,
+                skeleton=self.core.skeleton,
+            )
         metrics = self._evaluate(log)
         if self.world.main:
             metrics |= {

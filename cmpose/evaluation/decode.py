@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from cmpose.data.skeleton import FLIP_PERMUTATION
+from cmpose.data.skeleton import POSETRACK, Skeleton
 
 DecodeMethod = Literal["quarter", "dark"]
 
@@ -173,7 +173,9 @@ def to_image(
     return torch.linalg.solve(linear, (crop - shift).mT).mT
 
 
-def flip_heatmaps(heatmaps: torch.Tensor, *, udp: bool = False) -> torch.Tensor:
+def flip_heatmaps(
+    heatmaps: torch.Tensor, *, udp: bool = False, skeleton: Skeleton = POSETRACK
+) -> torch.Tensor:
     """Heatmaps of a mirrored crop → heatmaps of the crop.
 
     Mirrors the columns and swaps left and right joints. Without UDP a mirrored crop's heatmap is
@@ -181,15 +183,18 @@ def flip_heatmaps(heatmaps: torch.Tensor, *, udp: bool = False) -> torch.Tensor:
     scale by W/w), so it is moved one pixel to the right, as HRNet and DCPose do.
 
     Args:
-        heatmaps: [B, 15, h, w], official joint order.
+        heatmaps: [B, K, h, w], in the skeleton's order.
         udp: the crop and its targets follow UDP: nothing to move.
+        skeleton: says which keypoints swap.
 
     Raises:
-        ValueError: not 15 joints.
+        ValueError: not the skeleton's K keypoints.
     """
-    if heatmaps.ndim != 4 or heatmaps.shape[1] != len(FLIP_PERMUTATION):
-        raise ValueError(f"heatmaps must be [B, 15, h, w], got shape {tuple(heatmaps.shape)}")
-    flipped = heatmaps.flip(3)[:, list(FLIP_PERMUTATION)]
+    if heatmaps.ndim != 4 or heatmaps.shape[1] != len(skeleton):
+        raise ValueError(
+            f"heatmaps must be [B, {len(skeleton)}, h, w], got shape {tuple(heatmaps.shape)}"
+        )
+    flipped = heatmaps.flip(3)[:, list(skeleton.flip_permutation)]
     if udp:
         return flipped
     return torch.cat([flipped[..., :1], flipped[..., :-1]], dim=3)

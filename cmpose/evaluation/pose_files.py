@@ -2,8 +2,9 @@
 
 Ground truth and predictions have the same formats. PoseTrack17 is an ``annolist`` with one entry
 a frame; PoseTrack18 and 21 have ``images``, ``annotations`` and ``categories``. Everything ends
-up in the official 15-joint order. What is checked is what would otherwise give a wrong number
-without a word: missing fields, lengths, non-finite coordinates, ids that lead nowhere.
+up in the official 15-joint order, or in that of the ground truth's own skeleton. What is checked
+is what would otherwise give a wrong number without a word: missing fields, lengths, non-finite
+coordinates, ids that lead nowhere.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cmpose.data.skeleton import JOINTS, NUM_JOINTS, SLOTS17
+from cmpose.data.skeleton import (
+    NUM_JOINTS,
+    POSETRACK,
+    SLOTS17,
+    Skeleton,
+    skeleton_of_category,
+)
 
 MISSING_SCORE = -9999.0
 """Score of a predicted joint that has none (the official tool's fallback)."""
@@ -35,9 +42,10 @@ class FramePoses:
     Attributes:
         name: picture's file name, empty when the file gives none.
         image_id: PoseTrack18's image id, ``None`` in PoseTrack17 files.
-        xy: float64 [P, 15, 2] pixels, NaN where a joint is absent.
-        scores: float64 [P, 15].
+        xy: float64 [P, K, 2] pixels, NaN where a joint is absent.
+        scores: float64 [P, K].
         head_size: float64 [P], 0.6 × the diagonal of the head box in pixels; NaN without a box.
+        box_size: float64 [P], the longer side of the person's box in pixels; NaN without a box.
         annotated: people listed in the file, those without any joint included.
         ignore_regions: polygons, float64 [n, 2] each, n ≥ 3.
     """
@@ -47,11 +55,32 @@ class FramePoses:
     xy: np.ndarray
     scores: np.ndarray
     head_size: np.ndarray
+    box_size: np.ndarray
     annotated: int
     ignore_regions: list[np.ndarray] = field(default_factory=list)
 
 
-def parse_poses(data: Any, source: str, *, unique_tracks: bool = False) -> list[FramePoses]:
+def skeleton_of_file(data: Any, source: str) -> Skeleton:
+    """The skeleton of a sequence's JSON object: PoseTrack's unless its category has flip_pairs.
+
+    Raises:
+        ValueError: the category is broken.
+    """
+    category = _category(data)
+    if "flip_pairs" not in category:
+        return POSETRACK
+    return skeleton_of_category(category, f"{source}: categories[0]")
+
+
+def _category(data: Any) -> Mapping[str, Any]:
+    categories = data.get("categories") if isinstance(data, Mapping) else None
+    first = categories[0] if categories else None
+    return first if isinstance(first, Mapping) else {}
+
+
+def parse_poses(
+    data: Any, source: str, *, unique_tracks: bool = False, skeleton: Skeleton = POSETRACK
+) -> list[FramePoses]:
     """Reads one sequence's JSON object.
 
     Args:
@@ -59,6 +88,7 @@ def parse_poses(data: Any, source: str, *, unique_tracks: bool = False) -> list[
         source: what to call it in messages, normally the file's path.
         unique_tracks: a track_id that occurs twice in a frame is an error. The official tool
             asks it of predictions.
+        skeleton: whose K keypoints to read, by name.
 
     Raises:
         ValueError: the object is of neither format, or a field is missing, of the wrong length,
@@ -66,12 +96,17 @@ def parse_poses(data: Any, source: str, *, unique_tracks: bool = False) -> list[
     """
     if isinstance(data, Mapping):
         if "annolist" in data:
+            if skeleton != POSETRACK:
+                raise ValueError(
+                    f"{source}: a PoseTrack17 annolist knows PoseTrack's joints alone, not the "
+                    f"{len(skeleton)} keypoints of the ground truth; write PoseTrack18's layout"
+                )
             return _parse_annolist(data["annolist"], source, unique_tracks)
         if "images" in data and "annotations" in data:
             for key in ("images", "annotations"):
                 if not isinstance(data[key], list):
                     raise ValueError(f"{source}: {key} must be a list, got {data[key]!r:.60}")
-            return _parse_coco(data, source, unique_tracks)
+            return _parse_coco(data, source, unique_tracks, skeleton)
         keys = ", ".join(map(repr, list(data)[:6])) or "no keys"
         raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"the keys {keys}"))
     raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"a {type(data).__name__}"))
@@ -166,6 +201,15 @@ def _head_size(width: float, height: float) -> float:
     return 0.6 * float(np.hypot(width, height))
 
 
+def _box_size(box: Any) -> float:
+    """The longer side of x, y, w, h; NaN for anything else, which PoseTrack's AP does not need."""
+    try:
+        x, y, width, height = np.asarray(box, np.float64)
+    except (TypeError, ValueError):
+        return float("nan")
+    return float(max(width, height)) if np.isfinite([x, y, width, height]).all() else float("nan")
+
+
 def _check_track_ids(track_ids: Iterable[Any], where: str) -> None:
     seen: set[Any] = set()
     for track_id in track_ids:
@@ -194,43 +238,53 @@ def _polygon(xs: Any, ys: Any, where: str) -> np.ndarray | None:
     return np.stack([x, y], axis=1)
 
 
+class _Pose(NamedTuple):
+    """A person: keypoints, scores, head size, box size, as in :class:`FramePoses`."""
+
+    xy: np.ndarray
+    scores: np.ndarray
+    head_size: float
+    box_size: float
+
+
 def _stack(
     name: str,
     image_id: int | None,
-    people: list[tuple[np.ndarray, np.ndarray, float]],
+    people: list[_Pose],
     regions: list[np.ndarray],
+    num_keypoints: int = NUM_JOINTS,
 ) -> FramePoses:
     count = len(people)
-    xy = np.full((count, NUM_JOINTS, 2), np.nan)
-    scores = np.full((count, NUM_JOINTS), MISSING_SCORE)
-    head_size = np.full(count, np.nan)
+    xy = np.full((count, num_keypoints, 2), np.nan)
+    scores = np.full((count, num_keypoints), MISSING_SCORE)
+    head_size, box_size = np.full((2, count), np.nan)
     for p, person in enumerate(people):
-        xy[p], scores[p], head_size[p] = person
-    return FramePoses(name, image_id, xy, scores, head_size, count, regions)
+        xy[p], scores[p], head_size[p], box_size[p] = person
+    return FramePoses(name, image_id, xy, scores, head_size, box_size, count, regions)
 
 
 # PoseTrack18 and 21 ---------------------------------------------------------------------------
 
 
-def _joint_columns(data: Mapping[str, Any], source: str) -> tuple[np.ndarray, int]:
-    """Which of a file's keypoint slots holds each joint; and how many slots there are."""
-    names: Sequence[str] = SLOTS17
-    categories = data.get("categories")
-    if categories:
-        named = categories[0].get("keypoints") if isinstance(categories[0], Mapping) else None
-        if named:
-            names = named
-    absent = [joint for joint in JOINTS if joint not in names]
+def _joint_columns(
+    data: Mapping[str, Any], source: str, skeleton: Skeleton
+) -> tuple[np.ndarray, int]:
+    """Which of a file's keypoint slots holds each keypoint; and how many slots there are."""
+    names: Sequence[str] = _category(data).get("keypoints") or SLOTS17
+    absent = [joint for joint in skeleton.keypoints if joint not in names]
     if absent:
+        whose = "PoseTrack's 15 joint" if skeleton == POSETRACK else "the ground truth's keypoint"
         raise ValueError(
-            f"{source}: categories[0].keypoints lacks {', '.join(absent)}; "
-            "PoseTrack's 15 joint names are expected"
+            f"{source}: categories[0].keypoints lacks {', '.join(absent)}; {whose} names are "
+            "expected"
         )
-    return np.array([list(names).index(joint) for joint in JOINTS]), len(names)
+    return np.array([list(names).index(joint) for joint in skeleton.keypoints]), len(names)
 
 
-def _parse_coco(data: Mapping[str, Any], source: str, unique_tracks: bool) -> list[FramePoses]:
-    columns, slots = _joint_columns(data, source)
+def _parse_coco(
+    data: Mapping[str, Any], source: str, unique_tracks: bool, skeleton: Skeleton
+) -> list[FramePoses]:
+    columns, slots = _joint_columns(data, source, skeleton)
     by_image: dict[Any, list[tuple[int, Mapping[str, Any]]]] = {}  # with their place in the file
     for i, image in enumerate(data["images"]):
         if not isinstance(image, Mapping) or "id" not in image:
@@ -266,15 +320,16 @@ def _parse_coco(data: Mapping[str, Any], source: str, unique_tracks: bool) -> li
             for k, annotation in annotations
         ]
         regions = [polygon for polygon in polygons if polygon is not None]
-        frames.append(_stack(str(image.get("file_name", "")), image["id"], people, regions))
+        name = str(image.get("file_name", ""))
+        frames.append(_stack(name, image["id"], people, regions, len(skeleton)))
     return frames
 
 
 def _coco_person(
     annotation: Mapping[str, Any], where: str, columns: np.ndarray, slots: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    xy = np.full((NUM_JOINTS, 2), np.nan)
-    scores = np.full(NUM_JOINTS, MISSING_SCORE)
+) -> _Pose:
+    xy = np.full((len(columns), 2), np.nan)
+    scores = np.full(len(columns), MISSING_SCORE)
     if annotation.get("keypoints"):
         values = _numbers(annotation["keypoints"], where, "keypoints").reshape(-1)
         if values.size != 3 * slots:
@@ -304,7 +359,7 @@ def _coco_person(
         if box.size != 4:
             raise ValueError(f"{where}.head_box has {box.size} numbers, expected x1, y1, x2, y2")
         head_size = _head_size(box[2] - box[0], box[3] - box[1])
-    return xy, scores, head_size
+    return _Pose(xy, scores, head_size, _box_size(annotation.get("bbox")))
 
 
 # PoseTrack17 ----------------------------------------------------------------------------------
@@ -343,7 +398,7 @@ def _annolist_name(entry: Mapping[str, Any]) -> str:
     return str(name[0] if isinstance(name, list) and name else name)
 
 
-def _annorect(rect: Mapping[str, Any], where: str) -> tuple[np.ndarray, np.ndarray, float]:
+def _annorect(rect: Mapping[str, Any], where: str) -> _Pose:
     xy = np.full((NUM_JOINTS, 2), np.nan)
     scores = np.full(NUM_JOINTS, MISSING_SCORE)
     annopoints = rect.get("annopoints") or []
@@ -364,4 +419,4 @@ def _annorect(rect: Mapping[str, Any], where: str) -> tuple[np.ndarray, np.ndarr
     if all(key in rect for key in ("x1", "y1", "x2", "y2")):
         x1, y1, x2, y2 = (_scalar(rect[key], where, key) for key in ("x1", "y1", "x2", "y2"))
         head_size = _head_size(x2 - x1, y2 - y1)
-    return xy, scores, head_size
+    return _Pose(xy, scores, head_size, np.nan)

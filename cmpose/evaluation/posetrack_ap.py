@@ -5,6 +5,10 @@ docs/evaluation.md. In short: a predicted joint is right when it lies within hal
 head box's diagonal from the joint of the person its pose was assigned to; per joint, precision
 and recall over the whole set, ranked by score, give the area under the monotone precision curve.
 
+Keypoints other than PoseTrack's 15, and people without head boxes, have no such measure. They get
+the same average precision at another distance, :data:`BOX_THRESHOLD` of the longer side of the
+person's box, under a name of its own (``APResult.metric``).
+
 The official tool leaves the order of equal scores to an unstable sort. Here it is: score
 descending, then file name, then frame, then the person's place in the prediction file.
 """
@@ -17,16 +21,34 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import shapely
 
-from cmpose.data.skeleton import JOINTS, NUM_JOINTS
-from cmpose.evaluation.pose_files import MISSING_SCORE, FramePoses, Match, match_frames, parse_poses
+from cmpose.data.skeleton import POSETRACK, Skeleton
+from cmpose.evaluation.pose_files import (
+    MISSING_SCORE,
+    FramePoses,
+    Match,
+    match_frames,
+    parse_poses,
+    skeleton_of_file,
+)
 
 THRESHOLD = 0.5
 """A joint is right within this many head sizes."""
+
+BOX_THRESHOLD = 0.1
+"""Where there are no head sizes: within this share of the longer side of the person's box."""
+
+Reference = Literal["head", "box"]
+
+METRICS: dict[Reference, str] = {
+    "head": "PoseTrack AP, PCKh 0.5",
+    "box": f"keypoint AP, PCK {BOX_THRESHOLD} of the box's longer side (not PoseTrack's AP)",
+}
+"""What results are called, by the length that distances are measured in."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "Head": ("head_top", "head_bottom", "nose"),
@@ -45,10 +67,11 @@ class APResult:
     """Average precision of a set of sequences.
 
     Attributes:
-        ap: float64 [15] percent, official joint order. NaN: the joint has predictions but no
-            ground truth. 0 when it has neither, which the official mean counts.
-        precision: float64 [15] percent, over all of a joint's predictions.
-        recall: float64 [15] percent.
+        ap: float64 [K] percent, in the skeleton's order. NaN: the joint has predictions but no
+            ground truth. 0 when it has neither, which the official mean counts; NaN then too when
+            distances are in boxes.
+        precision: float64 [K] percent, over all of a joint's predictions.
+        recall: float64 [K] percent.
         num_files: sequences scored.
         num_frames: frames scored, those with at least one person in the ground truth.
         num_frames_total: frames in the files.
@@ -56,6 +79,8 @@ class APResult:
             ignore regions.
         num_predictions: predicted people there, likewise.
         notes: things a reader of the number should know.
+        skeleton: what the joints are.
+        reference: the length that distances are measured in; decides the metric's name.
     """
 
     ap: np.ndarray
@@ -67,16 +92,25 @@ class APResult:
     num_people: int
     num_predictions: int
     notes: list[str] = field(default_factory=list)
+    skeleton: Skeleton = POSETRACK
+    reference: Reference = "head"
+
+    @property
+    def metric(self) -> str:
+        """What the number is to be called."""
+        return METRICS[self.reference]
 
     @property
     def mean(self) -> float:
-        """The official Mean ("Total"): over the 15 joints, NaN left out."""
+        """Over the joints, NaN left out: of PoseTrack's 15 the official Mean ("Total")."""
         return _mean_ignoring_nan(self.ap)
 
     @property
     def columns(self) -> dict[str, float]:
-        """The seven columns of the published tables, and ``Mean`` over the 15 joints."""
-        named = dict(zip(JOINTS, self.ap, strict=True))
+        """``Mean`` over the joints; of PoseTrack's before it the seven columns of its tables."""
+        if self.skeleton != POSETRACK:
+            return {"Mean": self.mean}
+        named = dict(zip(self.skeleton.keypoints, self.ap, strict=True))
         columns = {
             column: float(np.mean([named[joint] for joint in joints]))
             for column, joints in COLUMNS.items()
@@ -90,24 +124,34 @@ class APResult:
         return _mean_ignoring_nan(np.array([columns[name] for name in COLUMNS]))
 
     def to_json(self) -> dict[str, Any]:
-        """``{"columns": {...}, "joints": [15 names], "ap": [15]}``, NaN as ``None``."""
-        return {
+        """``{"columns": {...}, "joints": [K names], "ap": [K]}``, NaN as ``None``.
+
+        When it is not PoseTrack's AP, ``metric`` says first what it is.
+        """
+        return ({} if self.reference == "head" else {"metric": self.metric}) | {
             "columns": {name: _none_if_nan(value) for name, value in self.columns.items()},
-            "joints": list(JOINTS),
+            "joints": list(self.skeleton.keypoints),
             "ap": [_none_if_nan(value) for value in self.ap],
         }
 
     def table(self, box_source: str | None = None) -> str:
         """The columns as text, with what was scored and whose boxes the poses came from."""
         columns = self.columns
+        if self.skeleton != POSETRACK:
+            columns = dict(zip(self.skeleton.keypoints, self.ap, strict=True)) | columns
         header = " ".join(f"{name:>8}" for name in columns)
-        values = " ".join(f"{value:8.2f}" for value in columns.values())
+        values = " ".join(f"{value:{max(8, len(name))}.2f}" for name, value in columns.items())
+        mean = f"Mean is over the {len(self.ap)} keypoints"
+        if self.reference == "head":
+            mean = (
+                f"Mean is over the 15 joints (official); the mean of the 7 columns is "
+                f"{self.seven_column_mean:.2f}"
+            )
         lines = [
-            f"PoseTrack AP, PCKh 0.5 (boxes: {box_source or 'not stated'})",
+            f"{self.metric} (boxes: {box_source or 'not stated'})",
             header,
             values,
-            f"Mean is over the 15 joints (official); the mean of the 7 columns is "
-            f"{self.seven_column_mean:.2f}",
+            mean,
             f"scored {_count(self.num_files, 'file')}, {_count(self.num_frames, 'frame')} with "
             f"people of {self.num_frames_total}, {self.num_people} annotated and "
             f"{self.num_predictions} predicted people",
@@ -116,7 +160,11 @@ class APResult:
 
 
 def score_folders(
-    ground_truth: str | Path, predictions: str | Path, *, match: Match = "name"
+    ground_truth: str | Path,
+    predictions: str | Path,
+    *,
+    match: Match = "name",
+    reference: Reference | None = None,
 ) -> APResult:
     """Scores a folder of predictions against a folder of ground truth.
 
@@ -128,6 +176,7 @@ def score_folders(
         predictions: folder with a file of the same name for each. Further files are left out and
             noted in the result.
         match: how frames are matched, see ``score_sequences``.
+        reference: likewise.
 
     Raises:
         FileNotFoundError: a folder does not exist, has no JSON, or lacks a sequence's file.
@@ -144,7 +193,9 @@ def score_folders(
         )
     if truth_path.is_file():
         name = truth_path.name
-        return _score(_files({name: truth_path}), _files({name: prediction_path}), match, [])
+        return _score(
+            _files({name: truth_path}), _files({name: prediction_path}), match, [], reference
+        )
 
     truth_files = _json_files(truth_path, "ground truth")
     prediction_files = _json_files(prediction_path, "predictions")
@@ -163,11 +214,15 @@ def score_folders(
             f"{_some(extra)}"
         )
     used = {name: prediction_files[name] for name in truth_files}
-    return _score(_files(truth_files), _files(used), match, notes)
+    return _score(_files(truth_files), _files(used), match, notes, reference)
 
 
 def score_sequences(
-    ground_truth: Mapping[str, Any], predictions: Mapping[str, Any], *, match: Match = "name"
+    ground_truth: Mapping[str, Any],
+    predictions: Mapping[str, Any],
+    *,
+    match: Match = "name",
+    reference: Reference | None = None,
 ) -> APResult:
     """Scores parsed JSON objects.
 
@@ -176,6 +231,9 @@ def score_sequences(
         predictions: the same names → objects.
         match: ``name`` pairs the frames of a sequence by image id or, where those differ, by file
             name; ``order`` pairs the i-th with the i-th, as the official tool does.
+        reference: the length that distances are measured in: ``head`` is PoseTrack's, ``box`` the
+            longer side of the person's box. None takes ``head`` for PoseTrack's joints and ``box``
+            for others, for which there is no other.
 
     Raises:
         ValueError: a sequence has no prediction; the number of frames differs; frames cannot be
@@ -192,9 +250,8 @@ def score_sequences(
             name: (f"{role} {name}", functools.partial(data.get, name)) for name in ground_truth
         }
 
-    return _score(
-        sources("ground truth", ground_truth), sources("predictions", predictions), match, []
-    )
+    truth, predicted = sources("ground truth", ground_truth), sources("predictions", predictions)
+    return _score(truth, predicted, match, [], reference)
 
 
 # What to call a sequence in messages, and how to get it: a data set's files one at a time.
@@ -242,16 +299,20 @@ def _mean_ignoring_nan(values: np.ndarray) -> float:
 class _Tally:
     """Scores and labels of every predicted joint, and counts of annotated joints."""
 
-    def __init__(self) -> None:
-        self.scores: list[np.ndarray] = []  # each [P, 15], NaN where a joint is not predicted
+    def __init__(self, num_keypoints: int, reference: Reference) -> None:
+        self.scores: list[np.ndarray] = []  # each [P, K], NaN where a joint is not predicted
         self.right: list[np.ndarray] = []
-        self.annotated = np.zeros(NUM_JOINTS, np.int64)
+        self.annotated = np.zeros(num_keypoints, np.int64)
+        self.reference = reference
 
     def average_precision(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scores = np.concatenate([np.empty((0, NUM_JOINTS)), *self.scores])
-        right = np.concatenate([np.empty((0, NUM_JOINTS), bool), *self.right])
-        ap, precision, recall = np.zeros((3, NUM_JOINTS))
-        for j in range(NUM_JOINTS):
+        count = len(self.annotated)
+        scores = np.concatenate([np.empty((0, count)), *self.scores])
+        right = np.concatenate([np.empty((0, count), bool), *self.right])
+        ap, precision, recall = np.zeros((3, count))
+        if self.reference == "box":
+            ap[self.annotated == 0] = math.nan
+        for j in range(count):
             predicted = ~np.isnan(scores[:, j])
             if predicted.any():
                 ap[j], precision[j], recall[j] = _area_under_curve(
@@ -276,14 +337,33 @@ def _area_under_curve(
     return ap, float(precision[-1]), float(recall[-1])
 
 
-def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str]) -> APResult:
-    tally = _Tally()
-    frames = total = people = predictions = no_score = flat_heads = 0
+def _score(
+    truth: _Sources,
+    predicted: _Sources,
+    match: Match,
+    notes: list[str],
+    reference: Reference | None,
+) -> APResult:
+    skeleton: Skeleton | None = None
+    frames = total = people = predictions = no_score = flat = 0
     for name in sorted(truth):
         truth_source, read_truth = truth[name]
         predicted_source, read_predicted = predicted[name]
-        truth_frames = parse_poses(read_truth(), truth_source)
-        predicted_frames = parse_poses(read_predicted(), predicted_source, unique_tracks=True)
+        real_data = read_truth()
+        own = skeleton_of_file(real_data, truth_source)
+        if skeleton is None:
+            skeleton = own
+            reference = _reference(skeleton, reference, truth_source)
+            tally = _Tally(len(skeleton), reference)
+        elif own.keypoints != skeleton.keypoints:
+            raise ValueError(
+                f"{truth_source}: categories[0].keypoints are {', '.join(own.keypoints)}; the "
+                f"ground truth before it has {', '.join(skeleton.keypoints)}: score them apart"
+            )
+        truth_frames = parse_poses(real_data, truth_source, skeleton=skeleton)
+        predicted_frames = parse_poses(
+            read_predicted(), predicted_source, unique_tracks=True, skeleton=skeleton
+        )
         total += len(truth_frames)
         pairs = match_frames(truth_frames, predicted_frames, match, truth_source, predicted_source)
         for i, (real, guess) in enumerate(pairs):
@@ -292,15 +372,21 @@ def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str])
             frames += 1
             regions = real.ignore_regions
             real, guess = _outside(real, regions), _outside(guess, regions)
-            if np.isnan(real.head_size).any():
+            lengths = real.head_size if reference == "head" else real.box_size
+            if reference == "box" and np.isnan(lengths).any():
+                raise ValueError(
+                    f"{truth_source}: frame {i} ({real.name or real.image_id}) has a person with "
+                    "joints but no box (bbox: x, y, w, h); the distances are in shares of it"
+                )
+            if np.isnan(lengths).any():
                 raise ValueError(
                     f"{truth_source}: frame {i} ({real.name or real.image_id}) has a person with "
                     "joints but no head box (bbox_head; x1, y1, x2, y2 in PoseTrack17); the AP's "
-                    "distances are in head sizes"
+                    "distances are in head sizes. --reference box measures in boxes"
                 )
             people += len(real.xy)
             predictions += len(guess.xy)
-            flat_heads += int((real.head_size == 0).sum())
+            flat += int((lengths == 0).sum())
             no_score += int(((guess.scores == MISSING_SCORE) & ~np.isnan(guess.xy[..., 0])).sum())
             _tally_frame(tally, real, guess)
     if frames == 0:
@@ -313,12 +399,29 @@ def _score(truth: _Sources, predicted: _Sources, match: Match, notes: list[str])
             f"{_count(no_score, 'predicted joint')} without a score, ranked last "
             f"({MISSING_SCORE:g})"
         ]
-    if flat_heads:
+    if flat:
+        of = "head " if reference == "head" else ""
         notes = notes + [
-            f"{_count(flat_heads, 'annotated head box')} of size 0: no joint of theirs can be right"
+            f"{_count(flat, f'annotated {of}box')} of size 0: no joint of theirs can be right"
         ]
+    assert skeleton is not None
+    assert reference is not None
     ap, precision, recall = tally.average_precision()
-    return APResult(ap, precision, recall, len(truth), frames, total, people, predictions, notes)
+    counts = len(truth), frames, total, people, predictions
+    return APResult(ap, precision, recall, *counts, notes, skeleton, reference)
+
+
+def _reference(skeleton: Skeleton, asked: Reference | None, source: str) -> Reference:
+    if asked not in (None, "head", "box"):
+        raise ValueError(f"reference must be 'head' or 'box', got {asked!r}")
+    if skeleton == POSETRACK:
+        return asked or "head"
+    if asked == "head":
+        raise ValueError(
+            f"reference='head': PoseTrack's AP is of its own 15 joints, {source} has "
+            f"{len(skeleton)} others; use box"
+        )
+    return "box"
 
 
 def _outside(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
@@ -339,6 +442,7 @@ def _outside(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
         xy[kept],
         frame.scores[kept],
         frame.head_size[kept],
+        frame.box_size[kept],
         frame.annotated,
         frame.ignore_regions,
     )
@@ -346,17 +450,19 @@ def _outside(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
 
 def _tally_frame(tally: _Tally, real: FramePoses, guess: FramePoses) -> None:
     """Assigns predicted to annotated people and files every predicted joint as right or wrong."""
-    annotated = ~np.isnan(real.xy[..., 0])  # [G, 15]
+    annotated = ~np.isnan(real.xy[..., 0])  # [G, K]
     tally.annotated += annotated.sum(axis=0)
+    heads = tally.reference == "head"
+    lengths, threshold = (real.head_size, THRESHOLD) if heads else (real.box_size, BOX_THRESHOLD)
     people, persons = len(guess.xy), len(real.xy)
     if people == 0:
         return
-    right = np.zeros((people, NUM_JOINTS), bool)
+    right = np.zeros(guess.xy.shape[:2], bool)
     if persons:
         offset = guess.xy[:, None] - real.xy[None]  # NaN unless both joints exist
         pixels = np.sqrt(np.square(offset).sum(axis=-1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            match = pixels / real.head_size[None, :, None] <= THRESHOLD  # [P, G, 15]
+            match = pixels / lengths[None, :, None] <= threshold  # [P, G, K]
         pck = match.sum(axis=2) / annotated.sum(axis=1)
         best_person = pck.argmax(axis=1)
         only_best = np.zeros_like(pck)

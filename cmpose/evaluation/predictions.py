@@ -11,7 +11,7 @@ import numpy as np
 
 from cmpose.data.posetrack import write_posetrack18
 from cmpose.data.sequence import Frame, Person, Sequence
-from cmpose.data.skeleton import JOINTS, NUM_JOINTS
+from cmpose.data.skeleton import POSETRACK, Skeleton
 
 ScoreRule = Literal["heatmap_box", "heatmap"]
 
@@ -56,8 +56,9 @@ def predicted_sequences(
     Args:
         sequences: as loaded from the ground truth, or made for a video.
         records: R of them, in any order; people of a frame keep theirs.
-        keypoints: [R, 15, 2] image pixels, official order; they may lie outside the image.
-        scores: [R, 15] heatmap maxima.
+        keypoints: [R, K, 2] image pixels, in the order of the sequences' skeleton; they may lie
+            outside the image.
+        scores: [R, K] heatmap maxima.
         rule: for joint scores.
 
     Raises:
@@ -67,9 +68,10 @@ def predicted_sequences(
     if rule not in ("heatmap_box", "heatmap"):
         raise ValueError(f"rule must be 'heatmap_box' or 'heatmap', got {rule!r}")
     keypoints, scores = np.asarray(keypoints, np.float64), np.asarray(scores, np.float64)
+    skeleton = sequences[0].skeleton if sequences else POSETRACK
     for name, values, shape in (
-        ("keypoints", keypoints, (len(records), NUM_JOINTS, 2)),
-        ("scores", scores, (len(records), NUM_JOINTS)),
+        ("keypoints", keypoints, (len(records), len(skeleton), 2)),
+        ("scores", scores, (len(records), len(skeleton))),
     ):
         if values.shape != shape:
             raise ValueError(
@@ -82,7 +84,7 @@ def predicted_sequences(
         where = f"pose in frame {record.frame.file_name} of sequence {place[0]!r}"
         if place not in frames:
             raise ValueError(f"{where}: the sequences have no such frame (image id {place[1]})")
-        people[place].append(_person(record, pose, maxima, rule, where))
+        people[place].append(_person(record, pose, maxima, rule, skeleton, where))
     for group in people.values():
         _make_track_ids_unique(group)
     return [
@@ -90,6 +92,7 @@ def predicted_sequences(
             name=sequence.name,
             file_stem=sequence.file_stem,
             nframes=sequence.nframes,
+            skeleton=sequence.skeleton,
             frames=[
                 Frame(
                     image_id=frame.image_id,
@@ -131,20 +134,25 @@ def write_predictions(
 
 
 def _person(
-    record: PoseRecord, pose: np.ndarray, maxima: np.ndarray, rule: ScoreRule, where: str
+    record: PoseRecord,
+    pose: np.ndarray,
+    maxima: np.ndarray,
+    rule: ScoreRule,
+    skeleton: Skeleton,
+    where: str,
 ) -> Person:
     wrong = np.flatnonzero(~np.isfinite(pose).all(axis=1) | ~np.isfinite(maxima))
     if wrong.size:
         joint = wrong[0]
         raise ValueError(
-            f"{where}: {JOINTS[joint]} is not finite: position {pose[joint].tolist()}, score "
-            f"{maxima[joint]}; look for NaN in the model's heatmaps"
+            f"{where}: {skeleton.keypoints[joint]} is not finite: position "
+            f"{pose[joint].tolist()}, score {maxima[joint]}; look for NaN in the model's heatmaps"
         )
     box, score = np.asarray(record.box, np.float64), float(record.score)
     if not (np.isfinite(box).all() and np.isfinite(score)):
         raise ValueError(f"{where}: box {box.tolist()} or its score {score} is not finite")
     # v = 1 keeps a joint predicted at exactly (0, 0) from reading as unannotated.
-    visible = np.ones((NUM_JOINTS, 1))
+    visible = np.ones((len(skeleton), 1))
     return Person(
         box=box,
         keypoints=np.concatenate([pose, visible], axis=1),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from cmpose.config import ModelConfig
+from cmpose.data.skeleton import default_skeleton
 from cmpose.models.coarse import CoarseLearning, CoarseOutput
 from cmpose.models.fine import FineOutput, FineTokenEnhancement
 from cmpose.models.head import STRIDE, DeconvHead, TokenHead
@@ -36,7 +37,10 @@ def check_config(config: ModelConfig) -> None:
             "(the key frame is the middle one)"
         )
     if config.num_keypoints < 1:
-        raise ValueError(f"model.num_keypoints={config.num_keypoints}: must be at least 1")
+        raise ValueError(
+            f"model.num_keypoints={config.num_keypoints}: must be at least 1 "
+            "(training alone takes 0, for as many as the annotations have)"
+        )
     for name in ("mask_ratio", "noise_ratio"):
         ratio = getattr(config, name)
         if not 0.0 <= ratio <= 1.0:
@@ -78,6 +82,7 @@ class CMPose(nn.Module):
     decides what is corrupted and, in training mode, which residual branches drop path leaves out;
     ``first_clip`` is the global index of the first clip, so that the processes of a distributed
     run draw what a single one would. The clips' dtype is the computation's (models/layers.py).
+    ``skeleton`` says what the K keypoints are; until it is set, PoseTrack's 15 or nameless ones.
 
     Raises:
         ValueError: for a configuration that cannot work (``check_config``) or clips of another
@@ -88,6 +93,7 @@ class CMPose(nn.Module):
         super().__init__()
         check_config(config)
         self.config = config
+        self.skeleton = default_skeleton(config.num_keypoints)
         self.backbone = VisionTransformer(config)
         width, heads, grid = self.backbone.width, self.backbone.num_heads, self.backbone.grid
         self.heatmap_size = (config.image_size[0] // STRIDE, config.image_size[1] // STRIDE)

@@ -6,17 +6,18 @@ Left limbs are orange, right limbs blue, head and neck green: of the person, not
 
 from __future__ import annotations
 
+import colorsys
 from typing import Literal
 
 import cv2
 import numpy as np
 
-from cmpose.data.skeleton import JOINTS, LIMBS, NUM_JOINTS
+from cmpose.data.skeleton import POSETRACK, Side, Skeleton
 
 Order = Literal["rgb", "bgr"]
 Color = tuple[int, int, int]
 
-SIDE_COLORS: dict[str, Color] = {
+SIDE_COLORS: dict[Side, Color] = {
     "left": (255, 140, 40),
     "right": (50, 150, 255),
     "middle": (95, 215, 90),
@@ -39,20 +40,24 @@ JOINT_COLORS: tuple[Color, ...] = (
     (170, 230, 70),  # nose
     (250, 240, 70),  # head top
 )
-"""One colour a joint: blues and violets right, reds and oranges left, greens to yellow middle."""
+"""One colour a joint of PoseTrack: blues and violets right, reds and oranges left, greens to
+yellow middle."""
 
 _SHIFT = 4  # OpenCV's fixed-point coordinates: sixteenths of a pixel
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def _side(name: str) -> str:
-    prefix = name.split("_")[0]
-    return prefix if prefix in ("left", "right") else "middle"
+def keypoint_colors(skeleton: Skeleton) -> tuple[Color, ...]:
+    """One colour a keypoint: ``JOINT_COLORS``, or for other skeletons hues around the circle."""
+    if skeleton == POSETRACK:
+        return JOINT_COLORS
+    hues = [colorsys.hsv_to_rgb(j / len(skeleton), 0.75, 1.0) for j in range(len(skeleton))]
+    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues)
 
 
-def limb_color(a: int, b: int) -> Color:
+def limb_color(a: int, b: int, skeleton: Skeleton = POSETRACK) -> Color:
     """Of the limb between two joints: their side's, or the middle's where they differ."""
-    first, second = _side(JOINTS[a]), _side(JOINTS[b])
+    first, second = skeleton.sides[a], skeleton.sides[b]
     return SIDE_COLORS[first if first == second else "middle"]
 
 
@@ -89,19 +94,21 @@ def draw_skeleton(
     width: int | None = None,
     color: Color | None = None,
     order: Order = "rgb",
+    skeleton: Skeleton = POSETRACK,
 ) -> np.ndarray:
     """Draws a person into an image, antialiased, in widths that fit the person's size.
 
     Args:
         image: uint8 [H, W, 3], drawn into.
-        keypoints: [15, 2] pixels, official order; not finite ones are left out.
-        scores: [15]; joints below ``min_score`` and their limbs are left out.
+        keypoints: [K, 2] pixels; not finite ones are left out.
+        scores: [K]; joints below ``min_score`` and their limbs are left out.
         min_score: see there.
         box: [4] x, y, width, height to draw.
         track_id: number to write at the box, or at the top of the pose.
         width: of the limbs in pixels; by the person's size when left out.
         color: one colour for everything in place of those of the sides.
         order: of the image's channels.
+        skeleton: what the keypoints are.
 
     Returns:
         ``image``.
@@ -111,21 +118,22 @@ def draw_skeleton(
     """
     _check_image(image)
     keypoints = np.asarray(keypoints, np.float64)
-    if keypoints.shape != (NUM_JOINTS, 2):
-        raise ValueError(f"keypoints must be [15, 2], got {keypoints.shape}")
+    count = len(skeleton)
+    if keypoints.shape != (count, 2):
+        raise ValueError(f"keypoints must be [{count}, 2], got {keypoints.shape}")
     shown = np.isfinite(keypoints).all(axis=1)
     if scores is not None:
-        if np.shape(scores) != (NUM_JOINTS,):
-            raise ValueError(f"scores must be [15], got {np.shape(scores)}")
+        if np.shape(scores) != (count,):
+            raise ValueError(f"scores must be [{count}], got {np.shape(scores)}")
         shown &= np.asarray(scores) >= min_score
     width = width or line_width(keypoints[shown], image)
     if box is not None:
         _draw_box(image, np.asarray(box, np.float64), max(1, width // 2), order)
-    limbs = [(a, b) for a, b in LIMBS if shown[a] and shown[b]]
+    limbs = [(a, b) for a, b in skeleton.limbs if shown[a] and shown[b]]
     # The dark rim keeps limbs visible on any background.
     for rim in (True, False):
         for a, b in limbs:
-            tint = (0, 0, 0) if rim else _ordered(color or limb_color(a, b), order)
+            tint = (0, 0, 0) if rim else _ordered(color or limb_color(a, b, skeleton), order)
             cv2.line(
                 image,
                 _point(keypoints[a]),
@@ -137,7 +145,7 @@ def draw_skeleton(
             )
     radius = 0.8 * width + 1
     for j in np.flatnonzero(shown):
-        tint = _ordered(color or SIDE_COLORS[_side(JOINTS[j])], order)
+        tint = _ordered(color or SIDE_COLORS[skeleton.sides[j]], order)
         center = _point(keypoints[j])
         for r, fill in ((radius + 1, (0, 0, 0)), (radius, (255, 255, 255)), (0.6 * radius, tint)):
             cv2.circle(image, center, round(r * 2**_SHIFT), fill, cv2.FILLED, cv2.LINE_AA, _SHIFT)
@@ -167,7 +175,9 @@ def _draw_label(image: np.ndarray, text: str, corner: np.ndarray, width: int) ->
     cv2.putText(image, text, origin, _FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA)
 
 
-def draw_key(image: np.ndarray, *, note: str = "", order: Order = "rgb") -> np.ndarray:
+def draw_key(
+    image: np.ndarray, *, note: str = "", order: Order = "rgb", skeleton: Skeleton = POSETRACK
+) -> np.ndarray:
     """Draws the colours' meaning, and a note, into the lower left corner; returns ``image``."""
     _check_image(image)
     scale = max(0.35, min(image.shape[:2]) / 1100)
@@ -175,7 +185,7 @@ def draw_key(image: np.ndarray, *, note: str = "", order: Order = "rgb") -> np.n
     entries: list[tuple[str, Color | None]] = [
         ("left", SIDE_COLORS["left"]),
         ("right", SIDE_COLORS["right"]),
-        ("head", SIDE_COLORS["middle"]),
+        ("head" if skeleton == POSETRACK else "middle", SIDE_COLORS["middle"]),
     ]
     if note:
         entries.append((note, None))
@@ -212,18 +222,20 @@ def montage(
     columns: int | None = None,
     tile_height: int = 256,
     min_score: float = 0.0,
+    skeleton: Skeleton = POSETRACK,
 ) -> np.ndarray:
     """A sheet of person crops with predicted poses in colour and true ones in white beneath.
 
     Args:
         crops: uint8 [B, H, W, 3] RGB, B ≥ 1.
-        keypoints: [B, 15, 2] predicted, crop pixels.
-        scores: [B, 15].
-        true_keypoints: [B, 15, 2], crop pixels.
-        visible: [B, 15]; true joints with 0 are left out.
+        keypoints: [B, K, 2] predicted, crop pixels.
+        scores: [B, K].
+        true_keypoints: [B, K, 2], crop pixels.
+        visible: [B, K]; true joints with 0 are left out.
         columns: of the sheet; near a square by default.
         tile_height: crops are resized to this height in pixels.
         min_score: predicted joints below it are left out.
+        skeleton: what the keypoints are.
 
     Returns:
         uint8 RGB.
@@ -237,8 +249,9 @@ def montage(
         )
     count, height, width = crops.shape[:3]
     for name, array in (("keypoints", keypoints), ("true_keypoints", true_keypoints)):
-        if array is not None and array.shape != (count, NUM_JOINTS, 2):
-            raise ValueError(f"{name} must be [{count}, 15, 2], got {array.shape}")
+        if array is not None and array.shape != (count, len(skeleton), 2):
+            expected = f"[{count}, {len(skeleton)}, 2]"
+            raise ValueError(f"{name} must be {expected}, got {array.shape}")
     scale = tile_height / height
     size = round(width * scale), tile_height
     columns = columns or min(count, max(1, round(np.sqrt(count * 1.6 * height / width))))
@@ -254,10 +267,16 @@ def montage(
             truth = true_keypoints[i] * scale + shift
             if visible is not None:
                 truth = np.where(visible[i][:, None] > 0, truth, np.nan)
-            draw_skeleton(tile, truth, width=max(1, tile_height // 100), color=(255, 255, 255))
+            line = max(1, tile_height // 100)
+            draw_skeleton(tile, truth, width=line, color=(255, 255, 255), skeleton=skeleton)
         predicted = keypoints[i] * scale + shift
         draw_skeleton(
-            tile, predicted, scores[i], min_score=min_score, width=max(1, tile_height // 150)
+            tile,
+            predicted,
+            scores[i],
+            min_score=min_score,
+            width=max(1, tile_height // 150),
+            skeleton=skeleton,
         )
         y, x = i // columns * (size[1] + gap), i % columns * (size[0] + gap)
         sheet[y : y + size[1], x : x + size[0]] = tile

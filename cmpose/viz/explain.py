@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cmpose.data.skeleton import JOINTS, NUM_JOINTS
-from cmpose.viz.draw import JOINT_COLORS, SIDE_COLORS, draw_skeleton
+from cmpose.data.skeleton import POSETRACK, Skeleton
+from cmpose.viz.draw import SIDE_COLORS, draw_skeleton, keypoint_colors
 
 WIDTH, HEIGHT = 1600, 1000
 _INK, _FAINT, _PAPER = "#1c1f24", "#6b7280", "#ffffff"
@@ -30,8 +30,8 @@ class Tokens:
 
     Attributes:
         grid: (rows, columns), N = rows · columns, in row-major order.
-        scores: [15, N] each keypoint's scores over the tokens.
-        top: [15, n] each keypoint's causal tokens.
+        scores: [K, N] each keypoint's scores over the tokens.
+        top: [K, n] each keypoint's causal tokens.
         causal: [nK] all causal tokens.
         noncausal: [N - nK] the rest.
         assignment: [N - nK] the cluster of each of the rest, or None when they are discarded.
@@ -46,15 +46,16 @@ class Tokens:
     assignment: np.ndarray | None = None
     centers: np.ndarray | None = None
 
-    def check(self) -> None:
+    def check(self, num_keypoints: int) -> None:
         """Raises ValueError where shapes do not fit together or an index is out of range."""
         count = self.grid[0] * self.grid[1]
-        if self.scores.shape != (NUM_JOINTS, count):
+        if self.scores.shape != (num_keypoints, count):
             raise ValueError(
-                f"tokens.scores must be [15, {count}] for grid {self.grid}, got {self.scores.shape}"
+                f"tokens.scores must be [{num_keypoints}, {count}] for grid {self.grid}, got "
+                f"{self.scores.shape}"
             )
-        if self.top.ndim != 2 or len(self.top) != NUM_JOINTS:
-            raise ValueError(f"tokens.top must be [15, n], got {self.top.shape}")
+        if self.top.ndim != 2 or len(self.top) != num_keypoints:
+            raise ValueError(f"tokens.top must be [{num_keypoints}, n], got {self.top.shape}")
         indices = [("top", self.top, count), ("causal", self.causal, count)]
         indices.append(("noncausal", self.noncausal, count))
         if (self.assignment is None) != (self.centers is None):
@@ -83,17 +84,19 @@ def explain_figure(
     *,
     title: str = "",
     path: str | Path | None = None,
+    skeleton: Skeleton = POSETRACK,
 ) -> np.ndarray:
     """Draws key frame, heatmaps, each keypoint's causal tokens and the clusters of the rest.
 
     Args:
         crop: uint8 [H, W, 3] RGB, the key frame's.
-        heatmaps: [15, h, w].
-        keypoints: [15, 2] crop pixels.
-        scores: [15].
+        heatmaps: [K, h, w].
+        keypoints: [K, 2] crop pixels.
+        scores: [K].
         tokens: ``None`` for a model without Fine Token Enhancement.
         title: of the picture, e.g. video, frame and track.
         path: where to write it as well (PNG or JPEG by the name), atomically.
+        skeleton: what the keypoints are.
 
     Returns:
         uint8 [1000, 1600, 3] RGB.
@@ -103,18 +106,19 @@ def explain_figure(
     """
     if crop.ndim != 3 or crop.shape[2] != 3 or crop.dtype != np.uint8:
         raise ValueError(f"crop must be uint8 [H, W, 3], got {crop.dtype} {crop.shape}")
+    count = len(skeleton)
     for name, array, shape in (
-        ("keypoints", keypoints, (NUM_JOINTS, 2)),
-        ("scores", scores, (NUM_JOINTS,)),
+        ("keypoints", keypoints, (count, 2)),
+        ("scores", scores, (count,)),
     ):
         if np.shape(array) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {np.shape(array)}")
-    if heatmaps.ndim != 3 or len(heatmaps) != NUM_JOINTS:
-        raise ValueError(f"heatmaps must be [15, h, w], got {heatmaps.shape}")
+    if heatmaps.ndim != 3 or len(heatmaps) != count:
+        raise ValueError(f"heatmaps must be [{count}, h, w], got {heatmaps.shape}")
     if tokens is not None:
-        tokens.check()
+        tokens.check(count)
 
-    picture = _Picture(crop, heatmaps, keypoints, scores)
+    picture = _Picture(crop, heatmaps, keypoints, scores, skeleton)
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100, facecolor=_PAPER)
     canvas = FigureCanvasAgg(figure)
     figure.text(0.0125, 0.967, title or "CM-Pose", size=15, weight="bold", color=_INK)
@@ -132,8 +136,14 @@ class _Picture:
     """The crop at drawing size and everything that is drawn on it, in the same pixels."""
 
     def __init__(
-        self, crop: np.ndarray, heatmaps: np.ndarray, keypoints: np.ndarray, scores: np.ndarray
+        self,
+        crop: np.ndarray,
+        heatmaps: np.ndarray,
+        keypoints: np.ndarray,
+        scores: np.ndarray,
+        skeleton: Skeleton,
     ) -> None:
+        self.skeleton, self.colors = skeleton, keypoint_colors(skeleton)
         height, width = crop.shape[:2]
         self.scale = _LARGE / height
         self.size = round(width * self.scale), _LARGE  # (width, height)
@@ -177,7 +187,7 @@ class _Picture:
                 continue
             share = self.heatmaps[j] / peak
             stronger = share > cover
-            paint[stronger] = JOINT_COLORS[j]
+            paint[stronger] = self.colors[j]
             cover = np.maximum(cover, share)
         alpha = (0.9 * np.sqrt(np.clip(cover, 0, 1)))[..., None]
         alpha[cover < 0.1] = 0.0
@@ -201,9 +211,14 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 
 def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
     skeleton = draw_skeleton(
-        picture.crop.copy(), picture.keypoints, picture.scores, width=4, min_score=0.1
+        picture.crop.copy(),
+        picture.keypoints,
+        picture.scores,
+        width=4,
+        min_score=0.1,
+        skeleton=picture.skeleton,
     )
-    overlay = picture.colored_heatmap(range(NUM_JOINTS), picture.blank(0.6))
+    overlay = picture.colored_heatmap(range(len(picture.skeleton)), picture.blank(0.6))
     panels: list[tuple[str, str, np.ndarray]] = [
         ("Pose", "key frame and predicted joints", skeleton),
         ("Heatmaps", "all joints, each in its colour", overlay),
@@ -237,7 +252,7 @@ def _causal_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
     image = picture.blank(0.5)
     for token in tokens.causal:
         x1, y1, x2, y2 = picture.cell(token, tokens.grid)
-        color = np.array(JOINT_COLORS[best[token]], np.float64)
+        color = np.array(picture.colors[best[token]], np.float64)
         inside = picture.crop[y1:y2, x1:x2]
         image[y1:y2, x1:x2] = (0.5 * inside + 0.5 * color).astype(np.uint8)
         cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), color.tolist(), 2)
@@ -245,9 +260,9 @@ def _causal_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
 
 
 def _with_joint_dots(image: np.ndarray, picture: _Picture) -> np.ndarray:
-    for j in range(NUM_JOINTS):
+    for j in range(len(picture.skeleton)):
         if np.isfinite(picture.keypoints[j]).all():
-            _dot(image, picture.keypoints[j], JOINT_COLORS[j], 4)
+            _dot(image, picture.keypoints[j], picture.colors[j], 4)
     return image
 
 
@@ -309,11 +324,14 @@ def _key(figure: Figure, picture: _Picture) -> None:
     axes.set_ylim(488, 0)
     axes.text(0, 8, "Joint", size=13, weight="bold", color=_INK, va="center")
     axes.text(160, 8, "score", size=10, color=_FAINT, va="center", ha="right")
-    order = [14, 13, 12, 8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5]  # from head to foot
+    names = picture.skeleton.keypoints
+    order = list(range(len(names)))
+    if picture.skeleton == POSETRACK:
+        order = [14, 13, 12, 8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5]  # from head to foot
     for row, j in enumerate(order):
-        y = 36 + 25 * row
-        axes.add_patch(Rectangle((0, y - 8), 16, 16, facecolor=_hex(JOINT_COLORS[j])))
-        axes.text(22, y, JOINTS[j].replace("_", " "), size=10, color=_INK, va="center")
+        y = 36 + 25 * min(1.0, 15 / len(order)) * row
+        axes.add_patch(Rectangle((0, y - 8), 16, 16, facecolor=_hex(picture.colors[j])))
+        axes.text(22, y, names[j].replace("_", " "), size=10, color=_INK, va="center")
         score = f"{picture.scores[j]:.2f}"
         axes.text(160, y, score, size=10, color=_INK, va="center", ha="right")
     y = 36 + 25 * 15 + 22
@@ -327,7 +345,8 @@ def _key(figure: Figure, picture: _Picture) -> None:
 
 def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
     """For every joint its heatmap and, below, the tokens it chose."""
-    left, pitch, width = 20, 104.4, 98
+    left, pitch = 20, 1566 / max(15, len(picture.skeleton))
+    width = pitch - 6.4
     height = min(round(width * picture.size[1] / picture.size[0]), 148)
     captions = ["Each joint's heatmap"]
     if tokens is not None:
@@ -343,7 +362,7 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
         figure.text(
             20 / WIDTH, 1 - (below - 8) / HEIGHT, captions[1], size=13, weight="bold", color=_INK
         )
-    for j, name in enumerate(JOINTS):
+    for j, name in enumerate(picture.skeleton.keypoints):
         x = left + j * pitch
         figure.text(
             (x + width / 2) / WIDTH,
@@ -351,7 +370,7 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
             name.replace("_", "\n"),
             size=10,
             weight="bold",
-            color=_hex([0.72 * channel for channel in JOINT_COLORS[j]]),
+            color=_hex([0.72 * channel for channel in picture.colors[j]]),
             ha="center",
             va="bottom",
             linespacing=0.95,
@@ -382,9 +401,9 @@ def _own_tokens(picture: _Picture, tokens: Tokens, joint: int) -> np.ndarray:
     for token in tokens.top[joint]:
         x1, y1, x2, y2 = picture.cell(token, tokens.grid)
         image[y1:y2, x1:x2] = picture.crop[y1:y2, x1:x2]
-        cv2.rectangle(image, (x1 + 2, y1 + 2), (x2 - 3, y2 - 3), JOINT_COLORS[joint], 6)
+        cv2.rectangle(image, (x1 + 2, y1 + 2), (x2 - 3, y2 - 3), picture.colors[joint], 6)
     if np.isfinite(picture.keypoints[joint]).all():
-        _dot(image, picture.keypoints[joint], JOINT_COLORS[joint], 9)
+        _dot(image, picture.keypoints[joint], picture.colors[joint], 9)
     return image
 
 
