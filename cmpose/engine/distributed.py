@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,32 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def _meeting_point() -> dist.Store:
+    """The key-value store in which processes find one another.
+
+    torchrun keeps one store over restarts, in which restarted processes would find the addresses
+    of dead ones (seen with torch 2.13): so each restart has keys of its own. On several nodes the
+    counts of restarts differ; there torchrun must make a store for each.
+
+    Raises:
+        ValueError: for restarts on several nodes without that.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return dist.PrefixStore(f"restart {restarts}", store)
+    allowed = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if allowed > 0:
+        raise ValueError(
+            f"--max-restarts={allowed} on several nodes: after a restart processes would look for "
+            "dead ones; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend=c10d for "
+            "torchrun on every node, or --max-restarts=0"
+        )
+    return store
+
+
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Joins the processes that ``torchrun`` started, and leaves them at the end."""
@@ -79,7 +106,8 @@ def world(device: str) -> Iterator[World]:
     rank = int(os.environ.get("RANK", "0"))
     picked = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1:
-        dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+        backend = "nccl" if picked.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_meeting_point(), rank=rank, world_size=size)
     try:
         yield World(rank, size, picked)
     finally:

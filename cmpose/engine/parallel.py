@@ -8,6 +8,7 @@ tensors under the same names either way. With one process there is nothing to sh
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ def share(losses: nn.Module, core: CMPose, config: Config, place: World) -> nn.M
             reduce_dtype=torch.bfloat16 if train.gradient_compression == "bf16" else None,
             cast_forward_inputs=False,
         )
+        # Nothing writes into what a unit returns, of which torch warns where that is a view.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         for unit in (*sharded_units(core), core):
             fully_shard(unit, mesh=mesh, mp_policy=policy)
         return losses
