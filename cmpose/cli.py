@@ -29,13 +29,16 @@ def _train(subparser: ArgumentParser) -> None:
         action="store_true",
         help="only print the memory and the clips/s that the recipe is predicted to need",
     )
+    subparser.add_argument(
+        "--processes", type=int, default=1, help="of --dry-run: cards that share a step"
+    )
 
 
 def _run_train(args: Namespace) -> None:
     if args.dry_run:
         from cmpose.engine.plan import report
 
-        print(report(config.from_namespace(args)))
+        print(report(config.from_namespace(args), args.processes))
         return
     if not args.output:
         raise ValueError("--output is not given: name the run's folder")

@@ -220,6 +220,10 @@ class TrainConfig:
             state are fp32 in any case.
         speed: ``eager`` runs the step operator by operator, ``compile`` the model and its losses
             through ``torch.compile``, ``graph`` replays the whole compiled step as a CUDA graph.
+        distributed: what several processes hold: ``ddp`` the whole model each, ``fsdp`` a part
+            of every weight, gradient and moment, for models that are too large otherwise.
+        gradient_compression: what gradients are averaged in: ``none`` is float32, ``bf16`` half
+            the bytes, rounded. Without effect in one process, as ``distributed`` is.
         seed: of weights, order, augmentation and corruption.
         device: ``auto`` takes a GPU when there is one.
         log_every: steps between log lines.
@@ -242,6 +246,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     speed: Literal["eager", "compile", "graph"] = "eager"
+    distributed: Literal["ddp", "fsdp"] = "ddp"
+    gradient_compression: Literal["none", "bf16"] = "none"
     seed: int = 0
     device: str = "auto"
     log_every: int = 10

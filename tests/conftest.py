@@ -50,6 +50,7 @@ _LONGEST = (
     "kernels/test_gate.py",
     "csrc/test_gate.py",
     "engine/test_train.py",
+    "engine/test_parallel.py",
     "test_packaging.py",
 )
 

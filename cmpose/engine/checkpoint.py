@@ -22,6 +22,7 @@ from torch import Tensor
 from cmpose import config as configuration
 from cmpose.config import Config
 from cmpose.data.skeleton import Skeleton, default_skeleton, skeleton_of_category
+from cmpose.engine.parallel import shard_like
 from cmpose.models.cmpose import CMPose
 
 WEIGHTS, STATE, CONFIG = "weights.safetensors", "state.pt", "config.json"
@@ -202,7 +203,7 @@ def load_into(model: CMPose, weights: dict[str, Tensor], source: object) -> None
         raise CheckpointError(
             f"{source} does not fit this model ({shown}): use the model section it was trained with"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict({key: shard_like(value, own[key]) for key, value in weights.items()})
 
 
 def load_model(path: str | Path, backend: str | None = None) -> tuple[CMPose, Config]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,32 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def _meeting_point() -> dist.Store:
+    """The key-value store in which processes find one another.
+
+    torchrun keeps one store over restarts, in which restarted processes would find the addresses
+    of dead ones (seen with torch 2.13): so each restart has keys of its own. On several nodes the
+    counts of restarts differ; there torchrun must make a store for each.
+
+    Raises:
+        ValueError: for restarts on several nodes without that.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return dist.PrefixStore(f"restart {restarts}", store)
+    allowed = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if allowed > 0:
+        raise ValueError(
+            f"--max-restarts={allowed} on several nodes: after a restart processes would look for "
+            "dead ones; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend=c10d for "
+            "torchrun on every node, or --max-restarts=0"
+        )
+    return store
+
+
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Joins the processes that ``torchrun`` started, and leaves them at the end."""
@@ -80,7 +106,8 @@ def world(device: str) -> Iterator[World]:
     rank = int(os.environ.get("RANK", "0"))
     picked = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1:
-        dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+        backend = "nccl" if picked.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_meeting_point(), rank=rank, world_size=size)
     try:
         yield World(rank, size, picked)
     finally:
@@ -88,11 +115,28 @@ def world(device: str) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the clips of all processes, on any device.
+@torch.library.custom_op("cmpose::sum_over_processes", mutates_args=())
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum over all processes, with a gradient; one operator to ``torch.compile``."""
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
-    torch's SyncBatchNorm refuses CPU tensors; this one serves gloo runs, so that several CPU
-    processes learn what one would.
+
+@sum_over_processes.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+# Every process's loss counts: the gradient of a sum over processes is the gradients' sum.
+sum_over_processes.register_autograd(lambda _, gradient: sum_over_processes(gradient))
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the clips of all processes, on any device, eager or compiled.
+
+    torch's SyncBatchNorm refuses CPU tensors, and its collectives are not operators that
+    ``torch.compile`` could take into one graph.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,9 +145,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         axes = (0, 2, 3)
         count = x.numel() / x.shape[1] * dist.get_world_size()
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = all_reduce(wide.sum(axes)) / count
+        mean = sum_over_processes(wide.sum(axes)) / count
         centered = wide - mean[:, None, None]
-        variance = all_reduce(centered.square().sum(axes)) / count
+        variance = sum_over_processes(centered.square().sum(axes)) / count
         with torch.no_grad():
             # They are there: torch's class leaves them out only when told not to track.
             assert self.running_mean is not None
@@ -117,14 +161,16 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Makes every batch norm count the clips of all processes."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+def synchronize_batch_norms(
+    model: nn.Module, device: torch.device, *, compiled: bool = False
+) -> None:
+    """Makes every batch norm inside ``model`` count the clips of all processes."""
+    if device.type == "cuda" and not compiled:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:
                 norm = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
                 norm.to(child.weight).load_state_dict(child.state_dict())
                 setattr(parent, name, norm)
-    return model

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from cmpose.config import Config, ModelConfig
 from cmpose.engine.evaluate import compute_dtype
+from cmpose.engine.parallel import sharded_units
 from cmpose.engine.schedule import check_batch
 from cmpose.engine.step import LossModule
 from cmpose.models.cmpose import CMPose
@@ -173,8 +174,11 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe's step is predicted to need on one card, in bytes, and its work.
+    """What a recipe's step is predicted to need on one of its cards, in bytes, and its work.
 
+    With shards ``weights``, ``gradients`` and ``optimizer`` are this card's; ``gathered`` is what
+    is whole for a while: the weights outside blocks, two blocks' (one runs, the next arrives), and
+    the largest gradient on its way.
     ``activations`` is what the forward pass leaves for the backward pass, by part, of one
     micro-batch. ``difference`` is the worst moment less the sum of all: working memory, less the
     gradients that come only when activations are gone; mostly below 0.
@@ -190,10 +194,12 @@ class Plan:
     activations: dict[str, int]
     peak: int
     traffic: int
+    processes: int = 1
+    gathered: int = 0
 
     @property
     def difference(self) -> int:
-        known = self.weights + self.gradients + self.optimizer + self.batch
+        known = self.weights + self.gradients + self.optimizer + self.batch + self.gathered
         return self.peak - known - sum(self.activations.values()) - int(LIBRARIES)
 
     def seconds(self, card: Card) -> tuple[float, float]:
@@ -202,7 +208,8 @@ class Plan:
         rate = card.flops_32 if train.precision == "fp32" else card.flops_16
         clips = self.micro_batch * train.accumulate
         products = training_flops(self.config.model) * clips / rate
-        moved = self.traffic * train.accumulate + OPTIMIZER_TRAFFIC * self.parameters
+        mine = self.parameters / (self.processes if self.gathered else 1)
+        moved = self.traffic * train.accumulate + OPTIMIZER_TRAFFIC * mine
         return products, products + moved / card.bandwidth
 
 
@@ -225,15 +232,43 @@ def _parts_of(core: CMPose, live: LiveBytes, held: dict[str, int]) -> list[Any]:
     return handles
 
 
-def plan_step(config: Config) -> Plan:
-    """The plan of a recipe's eager step on one card; takes seconds, needs no card.
+def _in_shards(config: Config, processes: int) -> bool:
+    return config.train.distributed == "fsdp" and processes > 1
+
+
+def _drop_gradients(parameters: list[torch.nn.Parameter], processes: int) -> list[Tensor]:
+    """As in shards: what is left of a gradient that has come is this card's part."""
+    kept: list[Tensor] = []
+
+    def reduce(parameter: Tensor) -> None:
+        kept.append(torch.empty(-(-parameter.numel() // processes), device="meta"))
+        parameter.grad = None
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(reduce)
+    return kept
+
+
+def _gathered(core: CMPose) -> int:
+    units = [sum(p.numel() * p.element_size() for p in u.parameters()) for u in sharded_units(core)]
+    rest = sum(p.numel() * p.element_size() for p in core.parameters()) - sum(units)
+    return rest + 2 * max(units) + max(rest, *units)
+
+
+def plan_step(config: Config, processes: int = 1) -> Plan:
+    """The plan of a recipe's eager step on one of its cards; takes seconds, needs no card.
+
+    Args:
+        config: the recipe.
+        processes: cards that share the batch, and with ``train.distributed=fsdp`` the weights.
 
     Raises:
         ValueError: for a model that cannot be built, or a batch that cannot be cut.
     """
     model, train = config.model, config.train
-    check_batch(train, 1)
-    micro_batch = train.batch_size // train.accumulate
+    check_batch(train, processes)
+    shards = _in_shards(config, processes)
+    micro_batch = train.batch_size // train.accumulate // processes
     dtype = compute_dtype(train.precision)
     with torch.device("meta"):
         core = CMPose(model)
@@ -246,9 +281,12 @@ def plan_step(config: Config) -> Plan:
     parameters = list(core.parameters())
     count = sum(p.numel() for p in parameters)
     size = sum(p.numel() * p.element_size() for p in parameters)
-    if train.accumulate > 1:  # then there are gradients from the micro-batch before
+    if train.accumulate > 1 and not shards:  # gradients from the micro-batch before
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
+    parts = processes if shards else 1
+    gathered = _gathered(core) if shards else 0
+    kept = _drop_gradients(parameters, processes) if shards else []
     held: dict[str, int] = {}
     with LiveBytes() as live:
         handles = _parts_of(core, live, held)
@@ -258,10 +296,11 @@ def plan_step(config: Config) -> Plan:
             handle.remove()
         (result.total / train.accumulate).backward()
     buffers = sum(b.numel() * b.element_size() for b in core.buffers())
+    size //= parts
     moments = 2 * size
     batch = images.numel() * images.element_size() * train.accumulate
     grown = live.peak + (size if train.accumulate > 1 else 0)
-    del heatmaps
+    del heatmaps, kept
     return Plan(
         config=config,
         micro_batch=micro_batch,
@@ -271,8 +310,10 @@ def plan_step(config: Config) -> Plan:
         optimizer=moments,
         batch=batch,
         activations=held,
-        peak=size + buffers + moments + batch + max(grown, size) + int(LIBRARIES),
+        peak=size + buffers + moments + batch + max(grown, size) + gathered + int(LIBRARIES),
         traffic=live.traffic,
+        processes=processes,
+        gathered=gathered,
     )
 
 
@@ -315,29 +356,42 @@ def out_of_memory(config: Config, error: BaseException) -> str:
     )
 
 
-def _fitting(config: Config, memory: int) -> str:
+def _fitting(config: Config, memory: int, processes: int) -> str:
     """Which fields make it fit, tried one after the other on the meta device."""
     tried: list[str] = []
     for name, cheaper in savings(config):
         if name.startswith("train.accumulate"):
             tried = [field for field in tried if not field.startswith("train.accumulate")]
+        if cheaper.train.batch_size % (cheaper.train.accumulate * processes):
+            continue
         tried.append(name)
-        if plan_step(cheaper).peak <= memory:
+        if plan_step(cheaper, processes).peak <= memory:
             return f"set {' and '.join(tried)}"
+    if processes > 1 and config.train.distributed != "fsdp":
+        return "no other field makes it fit: set train.distributed=fsdp"
     return "no field makes it fit: use a smaller model.backbone"
 
 
-def report(config: Config) -> str:
-    """What ``cmpose train --dry-run`` prints."""
-    plan = plan_step(config)
+def report(config: Config, processes: int = 1) -> str:
+    """What ``cmpose train --dry-run`` prints, for one of ``processes`` cards.
+
+    Raises:
+        ValueError: as :func:`plan_step`.
+    """
+    if processes < 1:
+        raise ValueError(f"--processes={processes}: must be at least 1, the number of cards")
+    plan = plan_step(config, processes)
     train, model = config.train, config.model
     lines = [
         f"ViT {model.backbone}, {plan.parameters / 1e6:.1f} M weights, "
         f"{model.image_size[0]}×{model.image_size[1]}, T = {model.num_frames}, {train.precision}, "
         f"{train.batch_size} clips a step in {train.accumulate} part(s)"
-        + (", blocks recomputed" if model.checkpoint_activations else ""),
+        + (", blocks recomputed" if model.checkpoint_activations else "")
+        + (f", {processes} cards by {train.distributed}" if processes > 1 else ""),
         "",
-        "memory of the eager step, predicted (GB = 10⁹ bytes)",
+        "memory of the eager step"
+        + (" on each card" if processes > 1 else "")
+        + ", predicted (GB = 10⁹ bytes)",
     ]
     rows = [
         ("weights, float32", plan.weights),
@@ -347,6 +401,7 @@ def report(config: Config) -> str:
         *((f"activations: {name}", value) for name, value in plan.activations.items()),
         ("the worst moment, less the sum", plan.difference),
         ("CUDA and its libraries (assumed)", int(LIBRARIES)),
+        *([("gathered for a while", plan.gathered)] if plan.gathered else []),
         ("peak", plan.peak),
     ]
     lines += [f"  {name:34}{value / GB:8.2f}" for name, value in rows]
@@ -354,12 +409,13 @@ def report(config: Config) -> str:
         left = (SMALL_CARD - plan.peak) / GB
         lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): fits, {left:.1f} are left")
     else:
-        over = _fitting(config, SMALL_CARD)
+        over = _fitting(config, SMALL_CARD, processes)
         lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): does not fit; {over}")
     flops = training_flops(model)
     lines += [
         "",
-        f"speed, predicted from datasheets ({flops / 1e9:.0f} GFLOP a clip, recomputed ones too)",
+        f"speed, predicted from datasheets ({flops / 1e9:.0f} GFLOP a clip, recomputed ones too)"
+        + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
     ]
     for card in CARDS:
         bound, eager = (train.batch_size / seconds for seconds in plan.seconds(card))

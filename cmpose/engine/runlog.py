@@ -32,14 +32,29 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
     return path
 
 
+def _step_of(line: str) -> float:
+    """A log line's step; infinity for one that was cut when the process was killed."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
 class RunLog:
-    """``log.jsonl`` (appended to, so that a resumed run keeps its history) and ``tensorboard/``."""
+    """``log.jsonl`` and ``tensorboard/``.
+
+    A run that goes on after ``step`` steps keeps its history up to there; what a killed run wrote
+    after its last checkpoint is dropped, as those steps are taken again.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (folder / "log.jsonl").open("a", buffering=1)
-        # Events that a killed run wrote after its last checkpoint are dropped from the view.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        path = folder / "log.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_text(path, "".join(f"{line}\n" for line in kept))
+        self._lines = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """A line, and a scalar for every number in it."""

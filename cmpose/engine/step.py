@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cmpose import ops
 from cmpose.config import Config, TrainConfig
 from cmpose.engine.distributed import World
+from cmpose.engine.parallel import gather, shard_like, whole
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import Losses, cmpose_loss
 
@@ -106,7 +107,7 @@ class TrainingStep:
     """Forward, losses, backward, clipping and optimiser on a batch that is on the device.
 
     Args:
-        losses: a ``LossModule``, or DDP around one.
+        losses: a ``LossModule``, or what ``share`` made of one.
         core: its model.
         optimizer: fused, so that ``watch`` can hold it.
         scaler: of the loss, for float16.
@@ -162,7 +163,7 @@ class TrainingStep:
         terms = world.sum(terms / parts)
         self.scaler.unscale_(self.optimizer)
         limit = train.clip_norm if train.clip_norm > 0 else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit).detach().float()
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, limit)).detach().float()
         # With loss scaling an infinite gradient is normal: the scaler skips that step.
         self.watch.observe(batch["step"], terms, norm, norm_counts=not self.scaler.is_enabled())
         self.scaler.step(self.optimizer)
@@ -327,8 +328,21 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = value
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its state with plain numbers for rates, the same whatever the speed."""
-    state = optimizer.state_dict()
+def optimizer_state(optimizer: torch.optim.Optimizer, place: World) -> dict[str, Any]:
+    """Its state with plain numbers for rates and whole tensors, whatever the speed and the shards.
+
+    Every process must call it; only the main one's has all tensors.
+    """
+    state = gather(optimizer.state_dict(), place)
     groups = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
     return state | {"param_groups": groups}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes what :func:`optimizer_state` gave, in the shards that this run has."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        index: {name: shard_like(value, parameters[index]) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": moments})

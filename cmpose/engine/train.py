@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from cmpose.data.posetrack import listed
 from cmpose.data.transforms import heatmap_targets
 from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, synchronize_batch_norms, world
+from cmpose.engine.elastic import is_restart, mark_begun
 from cmpose.engine.evaluate import (
     clip_images,
     evaluate_model,
@@ -34,6 +34,7 @@ from cmpose.engine.evaluate import (
     move_pixels,
     open_clips,
 )
+from cmpose.engine.parallel import check_parallel, gather, share, whole_model
 from cmpose.engine.plan import out_of_memory
 from cmpose.engine.runlog import RunLog, write_metrics
 from cmpose.engine.schedule import (
@@ -53,6 +54,7 @@ from cmpose.engine.step import (
     TrainingStep,
     capture_on,
     check_speed,
+    load_optimizer_state,
     optimizer_state,
     prepare_groups,
     set_rates,
@@ -73,6 +75,7 @@ _FREE_FIELDS = (
     "data.cache_quality",
     "data.cache_detail",
     "train.device",
+    "train.distributed",  # the same step within rounding, as another number of processes
     "train.log_every",
     "train.pictures_every",
     "train.checkpoint_every",
@@ -134,7 +137,8 @@ def train(
         config: the recipe.
         output: gets ``checkpoints/``, ``model/`` (the final weights), ``log.jsonl``,
             ``tensorboard/``, ``predictions/`` and ``metrics.json``.
-        resume: goes on from the newest checkpoint in ``output``; starts when there is none.
+        resume: goes on from the newest checkpoint in ``output``; starts when there is none. A run
+            that ``torchrun`` has restarted does so by itself.
         progress: shows a progress bar.
 
     Raises:
@@ -156,6 +160,7 @@ class _Run:
     ) -> None:
         check_batch(config.train, place.size)
         check_speed(config.train, place)
+        check_parallel(config.train, place)
         if config.train.epochs < 1:
             raise ValueError(f"train.epochs={config.train.epochs}: must be at least 1")
         self.config, self.output, self.world, self.stop = config, output, place, stop
@@ -172,20 +177,11 @@ class _Run:
             if place.main:
                 print(report)
         self.core = model.to(place.device)
-        if place.size > 1:
-            self.core = synchronize_batch_norms(self.core, place.device)  # type: ignore[assignment]
         speed = config.train.speed
-        self.model: nn.Module = LossModule(self.core, compiled=speed != "eager")
         if place.size > 1:
-            self.model = DistributedDataParallel(
-                self.model,
-                device_ids=[place.device.index] if place.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                # The one case in which weights take no gradient: nothing teaches the scores.
-                find_unused_parameters=config.model.fine == "causal_only"
-                and config.model.selection_weight == 0,
-            )
+            synchronize_batch_norms(self.core, place.device, compiled=speed != "eager")
+        losses = LossModule(self.core, compiled=speed != "eager")
+        self.model = share(losses, self.core, config, place)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.core, config.train), lr=config.train.lr, fused=True
         )
@@ -212,19 +208,15 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "warp": self.clips.data.warp,
-            "optimizer": optimizer_state(self.optimizer),
+            "optimizer": optimizer_state(self.optimizer, self.world),
             "pixels": self.clips.pixels,
             "scaler": self.scaler.state_dict(),
         } | extra
         path = self.checkpoints / (name or checkpoint.name_of(self.step))
+        weights = gather(self.core.state_dict(), self.world)
         if self.world.main:
             checkpoint.save(
-                self.checkpoints,
-                path.name,
-                self.core.state_dict(),
-                self.config,
-                state,
-                self.core.skeleton,
+                self.checkpoints, path.name, weights, self.config, state, self.core.skeleton
             )
             if name is None:
                 checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints)
@@ -273,7 +265,7 @@ class _Run:
                 f"cannot resume {folder}: its crops were made from {source}, this run would make "
                 f"them from {self.clips.pixels}; set data.cache and its fields as they were"
             )
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         prepare_groups(self.optimizer, self.world.device, self.config.train.speed == "graph")
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -337,7 +329,9 @@ class _Run:
     # -- the run ----------------------------------------------------------------------------
 
     def run(self, resume: bool) -> dict[str, Any]:
-        self._restore(resume)
+        again = is_restart(self.output, self.world)
+        self._restore(resume or again)
+        mark_begun(self.output, self.world)
         main, train = self.world.main, self.config.train
         total = self.per_epoch * train.epochs
         log = RunLog(self.output, self.step) if main else None
@@ -442,7 +436,11 @@ class _Run:
     def _evaluate(self, log: RunLog | None) -> dict[str, Any]:
         self.model.eval()
         metrics = evaluate_model(
-            self.core, self.config, self.output, self.world, progress=self.progress
+            whole_model(self.core).eval(),
+            self.config,
+            self.output,
+            self.world,
+            progress=self.progress,
         )
         self.model.train()
         if log:
@@ -451,14 +449,9 @@ class _Run:
         return metrics
 
     def _finish(self, log: RunLog | None, total: int) -> dict[str, Any]:
+        weights = gather(self.core.state_dict(), self.world)
         if self.world.main:
-            checkpoint.save(
-                self.output,
-                "model",
-                self.core.state_dict(),
-                self.config,
-                skeleton=self.core.skeleton,
-            )
+            checkpoint.save(self.output, "model", weights, self.config, skeleton=self.core.skeleton)
         metrics = self._evaluate(log)
         if self.world.main:
             metrics |= {

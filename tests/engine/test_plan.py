@@ -151,6 +151,35 @@ def test_what_does_not_fit_is_told_what_does(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_shards_divide_what_is_kept():
+    """Weights, gradients and moments by the cards; activations are those of a card's clips."""
+    config = load(PROJECT / "configs" / "posetrack18_vit_huge.yaml")
+    alone, whole = plan_step(config), plan_step(config, 2)
+    config.train.distributed = "fsdp"
+    shards = plan_step(config, 2)
+    assert (whole.weights, whole.gradients) == (alone.weights, alone.gradients)
+    assert whole.batch * 2 == alone.batch
+    assert whole.activations == shards.activations
+    assert sum(whole.activations.values()) < 0.6 * sum(alone.activations.values())
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(shards, name) == pytest.approx(getattr(whole, name) / 2, rel=1e-3)
+    # One block of 32 is 20 M weights; the largest gradient and the rest are as large at most.
+    assert 0 < shards.gathered < 0.25 * whole.weights
+    saved = whole.peak - shards.peak
+    assert 1.2 * whole.weights < saved < 2 * whole.weights  # of 4 × half, less what is gathered
+
+
+def test_the_command_says_for_how_many_cards(capsys):
+    path = str(PROJECT / "configs" / "demo.yaml")
+    flags = ["--dry-run", "--processes", "2", "--train.distributed", "fsdp"]
+    main(["train", "--config", path, *flags])
+    text = capsys.readouterr().out
+    assert "2 cards by fsdp" in text
+    assert "gathered for a while" in text
+    with pytest.raises(SystemExit, match=r"--processes=0: must be at least 1"):
+        main(["train", "--config", path, "--dry-run", "--processes", "0"])
+
+
 def test_savings_come_in_order_and_learn_the_same():
     config = Config(train=TrainConfig(batch_size=12, precision="fp32"))
     names = [name for name, _ in savings(config)]
