@@ -47,7 +47,7 @@ def precision(dtype: str) -> Iterator[None]:
     """Runs within it keep weights, and compute, in the dtype."""
     wide = getattr(torch, dtype)
     images = functools.partial(clip_images, dtype=wide)
-    buckets = functools.partial(parallel.DistributedDataParallel, bucket_cap_mb=1)
+    buckets = functools.partial(parallel.DistributedDataParallel, bucket_cap_mb=4)
     with (
         mock.patch.object(engine, "CMPose", lambda model: CMPose(model).to(wide)),
         mock.patch.object(engine, "clip_images", images),
