@@ -56,7 +56,9 @@ from cmpose.engine.step import (
     set_rates,
 )
 from cmpose.evaluation.decode import decode_heatmaps, to_crop
+from cmpose.models.card import model_card
 from cmpose.models.cmpose import CMPose
+from cmpose.models.folder import CARD
 from cmpose.models.pretrained import load_pretrained
 from cmpose.viz.draw import montage
 
@@ -432,8 +434,9 @@ class _Run:
         return metrics
 
     def _finish(self, log: RunLog | None, total: int) -> dict[str, Any]:
-        if self.world.main:
-            checkpoint.save(self.output, "model", self.core.state_dict(), self.config)
+        place = self.output / "model"
+        if self.world.main:  # saved before the evaluation, which can fail for want of data
+            self.core.save_pretrained(place, recipe=self.config)
         metrics = self._evaluate(log)
         if self.world.main:
             metrics |= {
@@ -444,4 +447,5 @@ class _Run:
                 "steps": total,
             }
             write_metrics(self.output, metrics)
+            checkpoint.write_text(place / CARD, model_card(self.config, [metrics]))
         return metrics

@@ -86,8 +86,8 @@ def test_damaged_files_are_named(saved):
     (path / "state.pt").unlink()
     with pytest.raises(checkpoint.CheckpointError, match=r"has no state\.pt"):
         checkpoint.load_state(path)
-    (path / "weights.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(checkpoint.CheckpointError, match=r"weights\.safetensors cannot be read"):
+    (path / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(checkpoint.CheckpointError, match=r"model\.safetensors cannot be read"):
         checkpoint.load_weights(path)
     (path / "config.json").write_text('{"model": {"backbone": "vast"}}')
     with pytest.raises(checkpoint.CheckpointError, match=r"config\.json: .*backbone"):
@@ -124,6 +124,6 @@ def test_weights_that_do_not_fit(saved):
 def test_pretrained_that_fits_nothing(tmp_path):
     from safetensors.torch import save_file
 
-    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"none of its 1 tensors fits.*'conv1\.weight'"):
         load_pretrained(build(), tmp_path)

@@ -19,7 +19,7 @@ from tests.shared_data import PROJECT
 
 
 def weights(run):
-    return load_file(run / "model" / "weights.safetensors")
+    return load_file(run / "model" / "model.safetensors")
 
 
 def lines(run, kind="train"):
