@@ -7,6 +7,7 @@ BOXES.json is [[x, y, width, height], ...] in pixels; frames are one picture, or
 
 import json
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,16 +21,14 @@ def main(model: str, boxes: str, out: str, *pictures: str) -> None:
     frames = [cv2.imread(file)[..., ::-1] for file in pictures] * (T if len(pictures) == 1 else 1)
     mean, std = (255 * np.float32(about[name]) for name in ("mean", "std"))
     udp, poses = int(about["udp"]), []
-    with open(boxes) as file:
-        people = json.load(file)
-    for x, y, width, height in people:
+    for x, y, width, height in json.loads(Path(boxes).read_text()):
         side = max(height, width * H / W) * about["box_enlarge"]  # in the crop's aspect ratio
         linear = np.diag([(W - udp) / (side * W / H), (H - udp) / side])
         shift = np.array([W - udp, H - udp]) / 2 - linear @ [x + width / 2, y + height / 2]
         matrix = np.column_stack([linear, shift])
         crops = np.stack([cv2.warpAffine(frame, matrix, (W, H)) for frame in frames])
         clip = ((crops - mean) / std).transpose(0, 3, 1, 2)[None].astype(np.float32)
-        [[*heatmaps]] = session.run(["heatmaps"], {"clips": clip})
+        [[heatmaps]] = session.run(["heatmaps"], {"clips": clip})
         pose = []
         for joint, heatmap in zip(about["joints"], heatmaps, strict=True):
             h, w = heatmap.shape
@@ -42,8 +41,7 @@ def main(model: str, boxes: str, out: str, *pictures: str) -> None:
             place = np.linalg.solve(linear, crop - shift).tolist()
             pose.append({"joint": joint, "xy": place, "score": float(heatmap[v, u])})
         poses.append(pose)
-    with open(out, "w") as file:
-        json.dump(poses, file)
+    Path(out).write_text(json.dumps(poses))
 
 
 if __name__ == "__main__":

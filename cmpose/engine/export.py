@@ -136,9 +136,10 @@ def _stable_sort(
     self: Any, *, dim: int = -1, descending: bool = False, stable: bool | None = None
 ) -> Any:
     """``torch.sort(stable=True)`` in ONNX, whose TopK puts the lower index first among equals."""
-    from onnxscript import opset18 as onnx
+    import onnxscript
 
     del stable
+    onnx: Any = onnxscript.opset18  # its annotations do not know that a graph's values are meant
     length = onnx.Gather(onnx.Shape(self), onnx.Constant(value_ints=[dim]))
     return onnx.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
 

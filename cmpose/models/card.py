@@ -55,10 +55,11 @@ def model_card(config: Config, evaluations: Sequence[Mapping[str, Any]] = ()) ->
         keypoints=m.num_keypoints,
     )
     trained = next((e for e in evaluations if "steps" in e), None)
+    start = "random" if trained else "unknown"
     rows = {
         "Backbone": f"ViT {m.backbone}{f', {m.depth} blocks' if m.depth else ''}",
         "Fine Token Enhancement": m.fine,
-        "Starting weights": f"`{Path(m.pretrained).name}`" if m.pretrained else "random" if trained else "unknown",
+        "Starting weights": f"`{Path(m.pretrained).name}`" if m.pretrained else start,
         "Recipe": f"{t.epochs} epochs, batch {t.batch_size}, lr {t.lr:g}, {t.precision}, "
         f"seed {t.seed}",
         "Steps": str(trained["steps"]) if trained else "unknown",

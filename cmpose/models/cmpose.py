@@ -179,8 +179,10 @@ class CMPose(nn.Module):
             FileExistsError: if the folder holds anything but a model.
         """
         place = Path(path).expanduser()
-        if place.exists() and not folder.is_model(place) and (
-            not place.is_dir() or any(place.iterdir())
+        if (
+            place.exists()
+            and not folder.is_model(place)
+            and (not place.is_dir() or any(place.iterdir()))
         ):
             raise FileExistsError(f"{path} holds something else than a model: give a new folder")
         recipe = recipe or self.recipe or Config(model=self.config)

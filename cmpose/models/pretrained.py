@@ -59,7 +59,7 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
                 file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
             )
     except UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) ([\w.]+)", str(error))
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""
         raise ValueError(
             f"model.pretrained={str(path)!r}: {file.name} is no file of weights alone, or is "
@@ -67,7 +67,7 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
             "read. If you trust it, save its tensors: torch.save(torch.load(FILE, "
             "weights_only=False)['state_dict'], NEW)"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch.load raises many kinds for a damaged file
         raise ValueError(
             f"model.pretrained={str(path)!r}: {file.name} cannot be read ({error}): is it whole?"
         ) from error
@@ -133,7 +133,14 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
     found = layouts.translate(weights, layout, own, model.backbone.grid)
     width, depth = size_of(found.tensors)
     _check_size(model, path, layout, width, depth)
-    taken = {k: v for k, v in found.tensors.items() if k in own and own[k].shape == v.shape}
+    misshapen = {k for k, v in found.tensors.items() if k in own and own[k].shape != v.shape}
+    broken = {name.rpartition(".")[0] for name in misshapen} - {"backbone", "coarse"}
+    taken = {
+        k: v
+        for k, v in found.tensors.items()
+        # Half a layer, such as another head's bias, is worth nothing.
+        if k in own and k not in misshapen and k.rpartition(".")[0] not in broken
+    }
     if not taken:
         raise ValueError(
             f"model.pretrained={str(path)!r}: none of its {len(weights)} tensors fits this model; "
@@ -159,12 +166,10 @@ def _name_of(width: int, depth: int) -> str | None:
     return next(fits, None)
 
 
-def _check_size(
-    model: CMPose, path: str | Path, layout: Layout, width: int, depth: int
-) -> None:
+def _check_size(model: CMPose, path: str | Path, layout: Layout, width: int, depth: int) -> None:
     mine = model.backbone.width, len(model.backbone.blocks)
     # Who sets model.depth wants as many of the blocks as that.
-    if not depth or (width, depth) == mine or (width == mine[0] and model.config.depth):
+    if not (width and depth) or (width, depth) == mine or (width == mine[0] and model.config.depth):
         return
     name = _name_of(width, depth)
     advice = f"set model.backbone={name}" if name else "there is no model.backbone of that size"
@@ -191,7 +196,9 @@ def _report(
     for name, tensor in found.tensors.items():
         if name in taken:
             continue
-        if name in own:
+        if name in own and own[name].shape == tensor.shape:
+            left["the rest of its layer does not fit"].append(name)
+        elif name in own:
             shapes = f"{list(tensor.shape)} in the file, {list(own[name].shape)} in the model"
             left[f"of another shape: {shapes}"].append(name)
         elif (block := re.match(r"backbone\.blocks\.(\d+)\.", name)) and int(block[1]) >= len(
