@@ -127,6 +127,26 @@ def _run_predict(args: Namespace) -> None:
     )
 
 
+def _export(subparser: ArgumentParser) -> None:
+    subparser.add_argument("checkpoint", help="a run's folder, a checkpoint or a model's folder")
+    subparser.add_argument(
+        "--out", required=True, help="FILE.pt2, FILE.onnx, or a folder for the model and its card"
+    )
+    subparser.add_argument(
+        "--batch",
+        type=int | Literal["dynamic"],
+        default="dynamic",
+        help="clips in a batch, or dynamic for any number",
+    )
+    subparser.add_argument("--opset", type=int, default=20, help="version of ONNX's operators")
+
+
+def _run_export(args: Namespace) -> None:
+    from cmpose.engine.export import export
+
+    export(args.checkpoint, args.out, batch=args.batch, opset=args.opset)
+
+
 def _render(subparser: ArgumentParser) -> None:
     subparser.add_argument("out", help="folder of the new data set")
     subparser.add_argument("--videos", type=int, default=24)
@@ -247,6 +267,7 @@ _COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace
     "cache": (_cache, _run_cache, "cut people out of the frames once, for training to read"),
     "evaluate": (_evaluate, _run_evaluate, "official PoseTrack AP of a checkpoint"),
     "predict": (_predict, _run_predict, "poses of the people in a video"),
+    "export": (_export, _run_export, "a model as a folder with a card, torch.export or ONNX"),
     "render": (_render, _run_render, "make a data set of rendered people"),
     "frames": (_frames, _run_frames, "a video's frames as JPEGs, to be labelled"),
     "convert": (_convert, _run_convert, "make a data set of annotations of your own"),

@@ -31,7 +31,9 @@ class ModelConfig:
             with batch norm; ``auto`` takes ``conv`` for tiny and ``patch`` otherwise.
         drop_path: stochastic depth rate of the last block (linear from 0); < 0 takes ViTPose's
             rate for the backbone's size.
-        pretrained: weights to start from; empty starts at random. A checkpoint folder of cmpose.
+        pretrained: weights to start from; empty starts at random. A ``.safetensors`` or ``.pth``
+            file or a model's folder: ViTPose in the original's, mmpose 1.x's or Hugging Face's
+            keys, a ViT of MAE or timm, or cmpose's own. See ``docs/weights.md``.
         mask_task: token masking and its reconstruction loss (Eq. 2).
         denoise_task: token noise and its reconstruction loss (Eq. 3).
         mask_ratio: p_tm, share of a clip's T·N tokens that is masked.

@@ -1,53 +1,55 @@
-"""Checkpoints: a folder each, written beside and renamed, so that a killed run leaves none half.
+"""Checkpoints of training: a model's folder (``cmpose/models/folder.py``) each.
 
-``weights.safetensors`` holds the model, ``state.pt`` everything else that training needs (plain
-tensors and numbers, loaded with ``weights_only=True``), ``config.json`` the recipe,
-``skeleton.json`` what the keypoints are, as a COCO-style category.
+Beside the model, ``state.pt`` holds everything else that training needs (plain tensors and numbers,
+loaded with ``weights_only=True``).
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cmpose import config as configuration
-from cmpose.config import Config
-from cmpose.data.skeleton import Skeleton, default_skeleton, skeleton_of_category
-from cmpose.engine.parallel import shard_like
+from cmpose.config import Backend, Config
+from cmpose.data.skeleton import Skeleton
+from cmpose.models import folder as model_folder
 from cmpose.models.cmpose import CMPose
+from cmpose.models.folder import (
+    CONFIG,
+    WEIGHTS,
+    CheckpointError,
+    load_config,
+    load_into,
+    load_skeleton,
+    load_weights,
+    write_text,
+)
 
-WEIGHTS, STATE, CONFIG = "weights.safetensors", "state.pt", "config.json"
-SKELETON = "skeleton.json"
+__all__ = [
+    "CONFIG",
+    "STATE",
+    "WEIGHTS",
+    "CheckpointError",
+    "find",
+    "load_config",
+    "load_into",
+    "load_model",
+    "load_skeleton",
+    "load_state",
+    "load_weights",
+    "name_of",
+    "prune",
+    "save",
+    "training_checkpoints",
+    "write_text",
+]
+
+STATE = "state.pt"
 _NAME = re.compile(r"step-(\d{8})")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or does not fit; the message names file and remedy."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place and renames it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(
@@ -57,6 +59,7 @@ def save(
     config: Config,
     state: dict[str, Any] | None = None,
     skeleton: Skeleton | None = None,
+    card: str = "",
 ) -> Path:
     """Writes ``folder/name`` whole or not at all.
 
@@ -67,28 +70,14 @@ def save(
         config: the recipe it was trained with.
         state: what else training needs; None for a model to be used only.
         skeleton: of the model; None is the default for its number of keypoints.
+        card: the model card; empty writes none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    save_file(tensors, partial / WEIGHTS, metadata={"format": "cmpose"})
-    (partial / CONFIG).write_text(json.dumps(configuration.to_dict(config), indent=1))
-    skeleton = skeleton or default_skeleton(config.model.num_keypoints)
-    (partial / SKELETON).write_text(json.dumps(skeleton.category(), indent=1))
-    if state is not None:
-        torch.save(state, partial / STATE)
-    for file in partial.iterdir():
-        _sync(file)
-    final = folder / name
-    replaced = folder / f".{name}.old"
-    if final.exists():
-        os.rename(final, replaced)
-    os.rename(partial, final)
-    _sync(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return final
+
+    def more(partial: Path) -> None:
+        if state is not None:
+            torch.save(state, partial / STATE)
+
+    return model_folder.write(folder / name, weights, config, skeleton, card, more)
 
 
 def name_of(step: int) -> str:
@@ -122,53 +111,12 @@ def find(path: str | Path) -> Path:
     candidates += reversed(training_checkpoints(path / "checkpoints"))
     candidates += reversed(training_checkpoints(path))
     for candidate in candidates:
-        if (candidate / WEIGHTS).is_file():
+        if model_folder.is_model(candidate):
             return candidate
     raise CheckpointError(
         f"no checkpoint at {path}: give a run's folder, one of its checkpoints/step-*, or a "
         f"{WEIGHTS}"
     )
-
-
-def load_config(folder: Path) -> Config:
-    """The recipe stored in a checkpoint folder."""
-    file = folder / CONFIG
-    try:
-        return configuration.from_dict(json.loads(file.read_text()))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {CONFIG}: it is not a whole checkpoint") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-
-
-def load_skeleton(folder: Path, num_keypoints: int) -> Skeleton:
-    """What a checkpoint's keypoints are; the default where it does not say (before there was K)."""
-    file = folder / SKELETON
-    if not file.is_file():
-        return default_skeleton(num_keypoints)
-    try:
-        skeleton = skeleton_of_category(json.loads(file.read_text()), str(file))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{error}; {file} is damaged: use another checkpoint of the run"
-        ) from error
-    if len(skeleton) != num_keypoints:
-        raise CheckpointError(
-            f"{file}: has {len(skeleton)} keypoints, but {CONFIG} says model.num_keypoints="
-            f"{num_keypoints}: use another checkpoint of the run"
-        )
-    return skeleton
-
-
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint folder."""
-    file = folder / WEIGHTS
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}): use another checkpoint of the run"
-        ) from error
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -184,36 +132,8 @@ def load_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_into(model: CMPose, weights: dict[str, Tensor], source: object) -> None:
-    """Copies weights into a model; every key and shape must fit.
-
-    Raises:
-        CheckpointError: naming the first misfits.
-    """
-    own = model.state_dict()
-    wrong = [f"{k}: missing" for k in own if k not in weights]
-    wrong += [f"{k}: unknown" for k in weights if k not in own]
-    wrong += [
-        f"{k}: {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
-    if wrong:
-        shown = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        raise CheckpointError(
-            f"{source} does not fit this model ({shown}): use the model section it was trained with"
-        )
-    model.load_state_dict({key: shard_like(value, own[key]) for key, value in weights.items()})
-
-
-def load_model(path: str | Path, backend: str | None = None) -> tuple[CMPose, Config]:
+def load_model(path: str | Path, backend: Backend | None = None) -> tuple[CMPose, Config]:
     """The model in a run, checkpoint or exported folder, ready for inference, and its recipe."""
-    folder = find(path)
-    config = load_config(folder)
-    config.model.pretrained = ""  # the weights come from here
-    if backend is not None:
-        config.model.backend = backend  # type: ignore[assignment]
-    model = CMPose(config.model)
-    load_into(model, load_weights(folder), folder)
-    model.skeleton = load_skeleton(folder, config.model.num_keypoints)
-    return model.eval(), config
+    model = CMPose.from_pretrained(find(path), backend=backend)
+    assert model.recipe is not None
+    return model, model.recipe

@@ -26,6 +26,7 @@ from cmpose.engine.runlog import write_metrics
 from cmpose.evaluation.decode import decode_heatmaps, flip_heatmaps, to_image
 from cmpose.evaluation.posetrack_ap import APResult, score_folders
 from cmpose.evaluation.predictions import write_predictions
+from cmpose.models.card import data_name
 from cmpose.models.cmpose import CMPose, CMPoseOutput
 from cmpose.models.vit import PATCH
 
@@ -270,7 +271,7 @@ def evaluate_model(
     """Evaluates a model on ``data.val_annotations`` with ``data.boxes``.
 
     Writes predictions to ``output/predictions`` and returns the metrics (on every process):
-    ``ap`` as ``cmpose score --json`` writes it, ``box_source``, ``seconds``,
+    ``ap`` as ``cmpose score --json`` writes it, ``data``, ``box_source``, ``seconds``,
     ``clips_per_second``, ``causal_hit_rate``.
     """
     clips = open_clips(config, train=False, device=place.device, quiet=not place.main)
@@ -290,6 +291,7 @@ def evaluate_model(
             print(result.table(box_source=clips.box_source))
         metrics = {
             "ap": result.to_json(),
+            "data": data_name(config.data.root, config.data.val_annotations),
             "box_source": clips.box_source,
             "seconds": seconds,
             "clips_per_second": len(clips) / max(seconds, 1e-9),

@@ -34,7 +34,7 @@ from cmpose.engine.evaluate import (
     move_pixels,
     open_clips,
 )
-from cmpose.engine.parallel import check_parallel, gather, share, whole_model
+from cmpose.engine.parallel import check_parallel, gather, shard_like, share, whole_model
 from cmpose.engine.plan import out_of_memory
 from cmpose.engine.runlog import RunLog, write_metrics
 from cmpose.engine.schedule import (
@@ -60,7 +60,9 @@ from cmpose.engine.step import (
     set_rates,
 )
 from cmpose.evaluation.decode import decode_heatmaps, to_crop
+from cmpose.models.card import model_card
 from cmpose.models.cmpose import CMPose
+from cmpose.models.folder import CARD
 from cmpose.models.pretrained import load_pretrained
 from cmpose.viz.draw import montage
 
@@ -251,7 +253,7 @@ class _Run:
                 f"have {listed(self.clips.skeleton)}, or other flip_pairs, limbs or halves: "
                 "restore the annotations' category, or give another --output"
             )
-        checkpoint.load_into(self.core, checkpoint.load_weights(folder), folder)
+        checkpoint.load_into(self.core, checkpoint.load_weights(folder), folder, shard=shard_like)
         state = checkpoint.load_state(folder)
         before, now = state.get("warp", "host"), self.clips.data.warp
         if before != now:
@@ -450,8 +452,16 @@ class _Run:
 
     def _finish(self, log: RunLog | None, total: int) -> dict[str, Any]:
         weights = gather(self.core.state_dict(), self.world)
-        if self.world.main:
-            checkpoint.save(self.output, "model", weights, self.config, skeleton=self.core.skeleton)
+        place = self.output / "model"
+        if self.world.main:  # saved before the evaluation, which can fail for want of data
+            checkpoint.save(
+                self.output,
+                place.name,
+                weights,
+                self.config,
+                skeleton=self.core.skeleton,
+                card=model_card(self.config),
+            )
         metrics = self._evaluate(log)
         if self.world.main:
             metrics |= {
@@ -462,4 +472,5 @@ class _Run:
                 "steps": total,
             }
             write_metrics(self.output, metrics)
+            checkpoint.write_text(place / CARD, model_card(self.config, [metrics]))
         return metrics

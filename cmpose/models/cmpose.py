@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from cmpose.config import ModelConfig
+from cmpose.config import Backend, Config, ModelConfig
 from cmpose.data.skeleton import default_skeleton
+from cmpose.models import folder
+from cmpose.models.card import model_card
 from cmpose.models.coarse import CoarseLearning, CoarseOutput
 from cmpose.models.fine import FineOutput, FineTokenEnhancement
 from cmpose.models.head import STRIDE, DeconvHead, TokenHead
@@ -94,6 +98,8 @@ class CMPose(nn.Module):
         check_config(config)
         self.config = config
         self.skeleton = default_skeleton(config.num_keypoints)
+        self.recipe: Config | None = None
+        """The whole recipe, where the model comes from a folder; it says how crops are made."""
         self.backbone = VisionTransformer(config)
         width, heads, grid = self.backbone.width, self.backbone.num_heads, self.backbone.grid
         self.heatmap_size = (config.image_size[0] // STRIDE, config.image_size[1] // STRIDE)
@@ -129,3 +135,63 @@ class CMPose(nn.Module):
             tokens = coarse.tokens if fine is None else fine.fine
             heatmaps = self.head(coarse.keypoint_tokens, tokens)
         return CMPoseOutput(heatmaps, coarse, fine)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, backend: Backend | None = None) -> CMPose:
+        """The model in a folder that :meth:`save_pretrained` or training wrote, in eval mode.
+
+        Args:
+            path: a local folder with ``model.safetensors`` and ``config.json``, such as
+                ``RUN/model`` or a checkpoint.
+            backend: which kernels run the ops; None keeps the recipe's.
+
+        Raises:
+            CheckpointError: when there is no such folder, or its files are damaged or do not fit.
+        """
+        place = Path(path).expanduser()
+        if not folder.is_model(place):
+            advice = "give a model's folder, such as RUN/model"
+            if not place.exists() and len(Path(path).parts) == 2 and not place.is_absolute():
+                advice += (
+                    "; names on a hub are not looked up: download the repository (hf download "
+                    f"{path} --local-dir DIR) and give DIR"
+                )
+            raise folder.CheckpointError(f"{path}: there is no {folder.WEIGHTS} there; {advice}")
+        recipe = folder.load_config(place)
+        if backend is not None:
+            recipe.model.backend = backend
+        model = cls(recipe.model)
+        model.recipe = recipe
+        folder.load_into(model, folder.load_weights(place), place)
+        model.skeleton = folder.load_skeleton(place, recipe.model.num_keypoints)
+        return model.eval()
+
+    def save_pretrained(
+        self,
+        path: str | Path,
+        *,
+        recipe: Config | None = None,
+        evaluations: Sequence[Mapping[str, Any]] = (),
+    ) -> Path:
+        """Writes ``model.safetensors``, ``config.json`` and a generated model card, ``README.md``.
+
+        Args:
+            path: the folder, written whole or not at all; a model that is there is replaced.
+            recipe: what it was trained with; None takes ``self.recipe``, or the defaults beside
+                this model's own section.
+            evaluations: what is known of these weights (:func:`cmpose.models.card.model_card`);
+                what is not given is called unknown.
+
+        Raises:
+            FileExistsError: if the folder holds anything but a model.
+        """
+        place = Path(path).expanduser()
+        if (
+            place.exists()
+            and not folder.is_model(place)
+            and (not place.is_dir() or any(place.iterdir()))
+        ):
+            raise FileExistsError(f"{path} holds something else than a model: give a new folder")
+        recipe = recipe or self.recipe or Config(model=self.config)
+        card = model_card(recipe, evaluations)
+        return folder.write(place, self.state_dict(), recipe, self.skeleton, card)

@@ -8,7 +8,6 @@ import torch
 from cmpose.config import Config
 from cmpose.engine import checkpoint
 from cmpose.models.cmpose import CMPose
-from cmpose.models.pretrained import load_pretrained
 from tests.models.builders import build, small_config
 
 
@@ -86,8 +85,8 @@ def test_damaged_files_are_named(saved):
     (path / "state.pt").unlink()
     with pytest.raises(checkpoint.CheckpointError, match=r"has no state\.pt"):
         checkpoint.load_state(path)
-    (path / "weights.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(checkpoint.CheckpointError, match=r"weights\.safetensors cannot be read"):
+    (path / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(checkpoint.CheckpointError, match=r"model\.safetensors cannot be read"):
         checkpoint.load_weights(path)
     (path / "config.json").write_text('{"model": {"backbone": "vast"}}')
     with pytest.raises(checkpoint.CheckpointError, match=r"config\.json: .*backbone"):
@@ -119,11 +118,3 @@ def test_weights_that_do_not_fit(saved):
     without = CMPose(small_config(fine="off"))
     with pytest.raises(checkpoint.CheckpointError, match=r"fine\.\w+.*: unknown"):
         checkpoint.load_into(without, model.state_dict(), path)
-
-
-def test_pretrained_that_fits_nothing(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"none of its 1 tensors fits.*'conv1\.weight'"):
-        load_pretrained(build(), tmp_path)

@@ -353,4 +353,4 @@ def test_a_failure_on_a_card_is_found_in_a_graph(rendered, tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"step \d+: not finite"):
         train(config, tmp_path / "run", progress=False)
     [folder] = (tmp_path / "run" / "checkpoints").glob("nonfinite-step-*")
-    assert load_file(folder / "weights.safetensors")
+    assert load_file(folder / "model.safetensors")

@@ -19,7 +19,7 @@ from tests.shared_data import PROJECT
 
 
 def weights(run):
-    return load_file(run / "model" / "weights.safetensors")
+    return load_file(run / "model" / "model.safetensors")
 
 
 def lines(run, kind="train"):
@@ -41,6 +41,9 @@ def test_a_run_learns_and_leaves_everything_behind(rendered, tmp_path):
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert {"checkpoints", "model", "predictions", "tensorboard", "log.jsonl"} <= names
     assert len(checkpoint.training_checkpoints(tmp_path / "run" / "checkpoints")) == 3
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"| Steps | {metrics['steps']} |" in card
+    assert "/annotations/val` | ground truth |" in card
     model, loaded = checkpoint.load_model(tmp_path / "run")
     assert loaded.model == config.model
     assert not model.training
