@@ -248,7 +248,7 @@ def _check_frames(found: VideoDetections, path: Path, num_frames: int) -> None:
 
 def _check_places(found: VideoDetections, path: Path, size: tuple[int, int]) -> None:
     centers = found.boxes[:, :2] + found.boxes[:, 2:] / 2
-    outside: np.ndarray = ((centers < 0) | (centers > size)).any(axis=1)
+    outside: np.ndarray = np.any((centers < 0) | (centers > np.array(size)), axis=1)
     if outside.sum() > len(outside) / 10:
         i = int(np.argmax(outside))
         raise ValueError(

@@ -32,7 +32,7 @@ _SIGHTINGS = 5  # that a track's speed is taken from
 class BoxTracker:
     """Gives boxes track ids, frame by frame."""
 
-    def __init__(self, *, min_overlap: float = 0.3, bridge: int = 10) -> None:
+    def __init__(self, *, min_overlap: float = 0.1, bridge: int = 10) -> None:
         """
         Args:
             min_overlap: intersection over union that links.
