@@ -421,7 +421,7 @@ def test_an_unreadable_picture_stops_and_what_was_done_is_kept(weights, clip, tm
     with pytest.raises(RuntimeError, match=r"45\.png: not a readable picture"):
         predict(source, weights, tmp_path / "out")
     kept = len((tmp_path / "out" / "journal" / "seq" / FRAMES).read_text().splitlines())
-    assert 30 < kept < 45
+    assert 20 < kept < 45
     metrics = predict(source, weights, tmp_path / "skip", on_error="skip", progress=True)
     assert metrics["frames_unreadable"] == 1
     assert metrics["frames_without_people"] == 11
@@ -500,14 +500,16 @@ def test_memory_does_not_grow_with_the_length(weights, tmp_path, monkeypatch):
     for name in ("crops", "poses"):
         monkeypatch.setattr(Predictor, name, lambda self, *a, name=name: getattr(cheap, name)(*a))
     monkeypatch.setattr(module, "detect_people", people_everywhere)
-    for frames in (100, 500, 2500):  # the first warms up
+    for frames in (20, 150, 750):  # the first warms up
         monkeypatch.setattr(module, "open_video", lambda *_, n=frames, **__: _Opened(Long(n)))
         tracemalloc.start()
-        metrics = predict_video("long", weights, tmp_path / str(frames), progress=False)
+        metrics = predict_video(
+            "long", weights, tmp_path / str(frames), outputs=["poses", "coco"], progress=False
+        )
         peaks[frames] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert metrics["people"] == metrics["frames"] == frames
-    assert peaks[2500] < 1.02 * peaks[500] + 50_000, peaks
+    assert peaks[750] < 1.02 * peaks[150] + 50_000, peaks
 
 
 class _Opened:
