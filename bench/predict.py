@@ -3,7 +3,8 @@
 Frames a second for 1, 2, 4 and 8 people in each frame, and the milliseconds a frame that every
 part takes, by ``predict_video``'s own clock. Boxes come from a file, so the detector is measured
 by itself. The video is rendered here, 1280×720; weights are random, which changes no time. The
-first of two runs warms up. Records go to ``--json``; the table for the documents is printed.
+first of two runs warms up. ``--save`` renews ``bench/results/cpu/predict.json`` and the table of
+``docs/predict.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 import cv2
 import torch
 
-from bench.provenance import provenance
+from bench.provenance import PROJECT, provenance
+from bench.report import rendered
 from cmpose.config import Config, ModelConfig
 from cmpose.data.frames import read_picture
 from cmpose.data.rendered import render_dataset
@@ -28,6 +30,8 @@ from cmpose.engine.detect import detect_people
 from cmpose.engine.predict import predict_video
 from cmpose.models.cmpose import CMPose
 
+RECORD = PROJECT / "bench" / "results" / "cpu" / "predict.json"
+PAGE = PROJECT / "docs" / "predict.md"
 PEOPLE = (1, 2, 4, 8)
 SIZE = (720, 1280)
 PARTS = ("decode", "crop", "model", "draw", "encode")
@@ -136,7 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer frames, the small model only")
     parser.add_argument("--threads", type=int, default=1, help="of torch and of OpenCV")
-    parser.add_argument("--json", default="", help="also write the record to this file")
+    parser.add_argument(
+        "--save", action="store_true", help=f"renew {RECORD.name} and the table in {PAGE.name}"
+    )
     parser.add_argument("--note", default="", help="of the machine's state, for the record")
     args = parser.parse_args(arguments)
     cv2.setNumThreads(args.threads)
@@ -164,9 +170,10 @@ def main(arguments: list[str] | None = None) -> None:
         "detector_ms": detector,
         "rows": [row._asdict() for row in rows],
     }
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if args.save:
+        RECORD.parent.mkdir(parents=True, exist_ok=True)
+        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        PAGE.write_text(rendered(PAGE.read_text(), {"predict": report(record)}))
     print(f"\n{report(record)}")
 
 

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from bench import predict as bench
-from tests.shared_data import PROJECT
 
 METRICS = {
     "frames": 10,
@@ -30,8 +29,11 @@ def test_a_row_by_hand():
 def test_it_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "PEOPLE", (1, 3))
     monkeypatch.setattr(bench, "SIZE", (144, 256))
-    bench.main(["--quick", "--json", str(tmp_path / "record.json"), "--note", "a test"])
-    record = json.loads((tmp_path / "record.json").read_text())
+    monkeypatch.setattr(bench, "RECORD", tmp_path / "cpu" / "record.json")
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
+    bench.PAGE.write_text("Before.\n\n<!-- generated: predict -->\n\n<!-- end: predict -->\n")
+    bench.main(["--quick", "--save", "--note", "a test"])
+    record = json.loads(bench.RECORD.read_text())
     assert [row["people"] for row in record["rows"]] == [1, 3]
     for row in record["rows"]:
         assert row["frames"] == 8
@@ -40,10 +42,12 @@ def test_it_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     assert record["provenance"]["commit"]
     assert record["detector_ms"] > 0
     assert bench.report(record) in capsys.readouterr().out
+    assert f"Before.\n\n<!-- generated: predict -->\n\n{bench.report(record)}" in (
+        bench.PAGE.read_text()
+    )
 
 
 def test_the_document_states_the_committed_record():
-    record = json.loads((PROJECT / "bench" / "results" / "predict-cpu.json").read_text())
-    text = (PROJECT / "docs" / "predict.md").read_text()
-    assert bench.report(record) in text
+    record = json.loads(bench.RECORD.read_text())
+    assert bench.report(record) in bench.PAGE.read_text()
     assert [row["people"] for row in record["rows"]] == list(bench.PEOPLE) * len(bench.MODELS)
