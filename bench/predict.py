@@ -117,7 +117,7 @@ def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> 
     """The second of two runs over the video's first frames."""
     boxes = boxes_of(folder / "boxes.json", people, frames)
     metrics: dict[str, Any] = {}
-    for count in (min(frames, 4), frames):
+    for count in (1, frames):
         metrics = predict_video(
             video, folder / model, folder / "out", detections=boxes, max_frames=count,
             device="cpu", overwrite=True, progress=False,
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         video, files = make_video(folder, length)
         for model in names:
             save_model(folder / model, MODELS[model])
-            frames = length if model == names[0] else 6
+            frames = length if model == names[0] else 3
             for people in PEOPLE:
                 rows.append(measure(folder, video, model, people, frames))
                 print(line(rows[-1]), flush=True)
