@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -312,43 +312,77 @@ def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
         ValueError: if an image id occurs twice, ``extra`` holds a field that the writer sets, or
             a number is not finite.
     """
-    path = Path(path)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
     seen: set[int] = set()
     for frame in sequence.frames:
-        clash = _IMAGE_FIELDS & frame.extra.keys()
-        if clash:
-            raise ValueError(f"extra: {frame.file_name}: {sorted(clash)} are set by the writer")
         if frame.image_id in seen:
             raise ValueError(f"image_id: {frame.image_id} ({frame.file_name}) occurs twice")
         seen.add(frame.image_id)
-        image: dict[str, Any] = {
-            "file_name": frame.file_name,
-            "id": frame.image_id,
-            "frame_id": frame.image_id,
-            "vid_id": sequence.name.split("_")[0],
-            "nframes": sequence.nframes or len(sequence.frames),
-            "is_labeled": frame.labeled,
-            "ignore_regions_x": [region[:, 0].tolist() for region in frame.ignore_regions],
-            "ignore_regions_y": [region[:, 1].tolist() for region in frame.ignore_regions],
-        }
-        if frame.width is not None and frame.height is not None:
-            image |= {"width": frame.width, "height": frame.height}
-        images.append(image | frame.extra)
-        annotations += [
-            _annotation(person, frame, position, sequence.skeleton)
-            for position, person in enumerate(frame.people)
-        ]
-    category = CATEGORY if sequence.skeleton == POSETRACK else sequence.skeleton.category()
-    document = {"images": images, "annotations": annotations, "categories": [category]}
+    nframes = sequence.nframes or len(sequence.frames)
+    write_posetrack18_frames(
+        path, sequence.name, lambda: sequence.frames, nframes, sequence.skeleton
+    )
+
+
+def write_posetrack18_frames(
+    path: str | os.PathLike[str],
+    name: str,
+    frames: Callable[[], Iterable[Frame]],
+    nframes: int,
+    skeleton: Skeleton = POSETRACK,
+) -> None:
+    """``write_posetrack18`` of frames that are made as they are asked for, one at a time.
+
+    Args:
+        path: of the file; parent folders are made.
+        name: of the sequence.
+        frames: called twice, for the file lists images before annotations; with ids that differ.
+        nframes: frames the video has.
+        skeleton: of the frames' people.
+
+    Raises:
+        ValueError: ``extra`` holds a field that the writer sets, or a number is not finite.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    vid_id = name.split("_")[0]
+    images = (_image(frame, vid_id, nframes) for frame in frames())
+    annotations = (
+        _annotation(person, frame, position, skeleton)
+        for frame in frames()
+        for position, person in enumerate(frame.people)
+    )
     try:
-        temporary.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8") as file:
+            for lead, entries in (('{"images": [', images), ('], "annotations": [', annotations)):
+                file.write(lead)
+                for number, entry in enumerate(entries):
+                    text = json.dumps(entry, allow_nan=False)
+                    file.write(f", {text}" if number else text)
+            category = CATEGORY if skeleton == POSETRACK else skeleton.category()
+            file.write(f'], "categories": {json.dumps([category])}}}')
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _image(frame: Frame, vid_id: str, nframes: int) -> dict[str, Any]:
+    clash = _IMAGE_FIELDS & frame.extra.keys()
+    if clash:
+        raise ValueError(f"extra: {frame.file_name}: {sorted(clash)} are set by the writer")
+    image: dict[str, Any] = {
+        "file_name": frame.file_name,
+        "id": frame.image_id,
+        "frame_id": frame.image_id,
+        "vid_id": vid_id,
+        "nframes": nframes,
+        "is_labeled": frame.labeled,
+        "ignore_regions_x": [region[:, 0].tolist() for region in frame.ignore_regions],
+        "ignore_regions_y": [region[:, 1].tolist() for region in frame.ignore_regions],
+    }
+    if frame.width is not None and frame.height is not None:
+        image |= {"width": frame.width, "height": frame.height}
+    return image | frame.extra
 
 
 def _annotation(person: Person, frame: Frame, position: int, skeleton: Skeleton) -> dict[str, Any]:

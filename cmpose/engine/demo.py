@@ -16,9 +16,10 @@ from cmpose.data.frames import picture_size, read_picture
 from cmpose.data.posetrack import load_annotations
 from cmpose.data.rendered import render_dataset
 from cmpose.data.rendered_plan import Difficulty
+from cmpose.data.video_writer import video_writer
 from cmpose.engine.checkpoint import write_text
 from cmpose.engine.evaluate import Pose, open_clips, score_predictions
-from cmpose.engine.predict import VideoInfo, predict_video, video_writer
+from cmpose.engine.predict import predict_video
 from cmpose.engine.runlog import write_metrics
 from cmpose.engine.train import train
 from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose
@@ -51,8 +52,7 @@ def mean_pose_result(config: Config, output: Path) -> APResult:
 
 def write_video(frames: list[Path], path: Path, fps: float) -> Path:
     """An MP4 of JPEG frames, for ``cmpose predict``."""
-    width, height = picture_size(frames[0])
-    with video_writer(path, VideoInfo(path, width, height, fps, len(frames))) as writer:
+    with video_writer(path, picture_size(frames[0]), fps) as writer:
         for frame in frames:
             writer.write(read_picture(frame))
     return path
@@ -107,7 +107,9 @@ def demo(output: str | Path, recipe: str | Path | None = None) -> dict[str, Any]
     baseline = mean_pose_result(config, output / "mean_pose")
     print("4/4  predict a held-out clip, with pictures of what each pose was read from")
     video, boxes = _showcase(data)
-    shown = predict_video(video, run, output / "predict", detections=boxes, explain=True)
+    shown = predict_video(
+        video, run, output / "predict", detections=boxes, explain=True, overwrite=True
+    )
     metrics |= {
         "mean_pose_ap": baseline.to_json(),
         "training_seconds": metrics["seconds"],

@@ -1,12 +1,14 @@
-"""People in a video: OpenCV's HOG detector, detections from a file, and steady track ids."""
+"""People in a video: OpenCV's HOG detector, or detections from a file."""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ class Detection:
         box: float64 [4] x, y, width, height in pixels.
         score: the detector's; 1 when a file gives none.
         track_id: identity over the video, -1 before a ``BoxTracker`` has given one.
+        interpolated: the box was not found in this frame but lies between two that were.
     """
 
     box: np.ndarray
     score: float
     track_id: int = -1
+    interpolated: bool = False
 
 
 # HOG's training windows have a margin around the person; OpenCV's own sample cuts these shares.
@@ -103,81 +107,15 @@ def suppress(
 ) -> list[Detection]:
     """Non-maximum suppression that also drops boxes inside better ones; best first."""
     kept: list[Detection] = []
-    for detection in sorted(found, key=lambda d: -d.score):
-        overlaps = [_overlap(detection.box, other.box) for other in kept]
-        if all(u <= max_overlap and c <= max_contained for u, c in overlaps):
+    # The detector's threads hand boxes over in any order.
+    for detection in sorted(found, key=lambda d: (-d.score, *d.box)):
+        pairs = [overlaps(detection.box, other.box) for other in kept]
+        if all(u <= max_overlap and c <= max_contained for u, c in pairs):
             kept.append(detection)
     return kept
 
 
-class BoxTracker:
-    """Links boxes from frame to frame by overlap, so that a person keeps a track id.
-
-    Pairs are taken in order of intersection over union. A track that is not seen is kept for a
-    while, and for the first frames of that shown at its last box: HOG often misses a person for
-    a frame or two.
-    """
-
-    def __init__(self, *, min_overlap: float = 0.3, max_age: int = 15, hold: int = 0) -> None:
-        """
-        Args:
-            min_overlap: intersection over union that links.
-            max_age: frames after which an unseen track ends.
-            hold: frames that an unseen track is still returned for, its score halved each time.
-        """
-        self.min_overlap = min_overlap
-        self.max_age = max_age
-        self.hold = hold
-        self._tracks: dict[int, tuple[Detection, int]] = {}  # last sight, frames since
-        self._next_id = 0
-
-    def update(self, detections: Iterable[Detection]) -> list[Detection]:
-        """The next frame's detections with track ids, and the tracks that are held.
-
-        Detections that carry a track id keep it.
-        """
-        detections = list(detections)
-        named = {d.track_id for d in detections if d.track_id >= 0}
-        self._next_id = max([self._next_id, *(i + 1 for i in named)])
-        ids = self._link(detections, named)
-        seen = []
-        for k, detection in enumerate(detections):
-            track_id = ids.get(k, detection.track_id)
-            if track_id < 0:
-                track_id, self._next_id = self._next_id, self._next_id + 1
-            seen.append(replace(detection, track_id=track_id))
-        current = {d.track_id for d in seen}
-        held = []
-        for track_id, (last, age) in list(self._tracks.items()):
-            if track_id in current:
-                continue
-            if age + 1 > self.max_age:
-                del self._tracks[track_id]
-                continue
-            if age < self.hold:
-                last = replace(last, score=last.score / 2)
-                held.append(last)
-            self._tracks[track_id] = (last, age + 1)
-        self._tracks.update({d.track_id: (d, 0) for d in seen})
-        return seen + held
-
-    def _link(self, detections: Sequence[Detection], named: set[int]) -> dict[int, int]:
-        """Detection → track id, the largest overlaps first."""
-        pairs = [
-            (_overlap(detection.box, last.box)[0], k, track_id)
-            for k, detection in enumerate(detections)
-            if detection.track_id < 0
-            for track_id, (last, _) in self._tracks.items()
-            if track_id not in named
-        ]
-        linked: dict[int, int] = {}
-        for overlap, k, track_id in sorted(pairs, key=lambda p: (-p[0], p[1], p[2])):
-            if overlap >= self.min_overlap and k not in linked and track_id not in linked.values():
-                linked[k] = track_id
-        return linked
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+def overlaps(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Intersection over union, and over the smaller box."""
     corner = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
     intersection = float(np.prod(np.maximum(corner, 0.0)))
@@ -186,10 +124,53 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return intersection / union if union > 0 else 0.0, intersection / smaller if smaller else 0.0
 
 
+class VideoDetections(Mapping[int, list[Detection]]):
+    """A file's boxes by frame, as arrays: some sixty bytes a box, however long the video.
+
+    Attributes:
+        frames: int64 [D], sorted; of a frame's boxes the best comes first.
+        boxes: float64 [D, 4].
+        scores: float64 [D].
+        track_ids: int64 [D], -1 without.
+        tracked: the file gives track ids.
+    """
+
+    def __init__(self, frames: Any, boxes: Any, scores: Any, track_ids: Any) -> None:
+        frames, scores = np.array(frames, np.int64), np.array(scores, np.float64)
+        order = np.lexsort((-scores, frames))
+        self.frames: np.ndarray = frames[order]
+        self.scores: np.ndarray = scores[order]
+        self.boxes = np.asarray(boxes, np.float64).reshape(-1, 4)[order]
+        self.track_ids = np.asarray(track_ids, np.int64)[order]
+        self.tracked = bool((self.track_ids >= 0).any())
+
+    def _rows(self, frame: int) -> range:
+        first, last = np.searchsorted(self.frames, [frame, frame + 1])
+        return range(int(first), int(last))
+
+    def __getitem__(self, frame: int) -> list[Detection]:
+        rows = self._rows(frame)
+        if not rows:
+            raise KeyError(frame)
+        return [
+            Detection(self.boxes[i], float(self.scores[i]), int(self.track_ids[i])) for i in rows
+        ]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.unique(self.frames).tolist())
+
+    def __len__(self) -> int:
+        return len(np.unique(self.frames))
+
+
 def load_video_detections(
-    path: str | Path, num_frames: int | None = None, *, min_score: float = 0.0
-) -> dict[int, list[Detection]]:
-    """Boxes of a video from a JSON file.
+    path: str | Path,
+    num_frames: int | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    min_score: float = 0.0,
+) -> VideoDetections:
+    """Boxes of a video from a JSON file, which is read piece by piece.
 
     The file is a list of ``{"frame": 0, "bbox": [x, y, w, h], "score": 0.9, "track_id": 3}``, in
     any order. Frames count from 0, boxes are in pixels, ``score`` is 1 when left out, ``track_id``
@@ -199,6 +180,7 @@ def load_video_detections(
     Args:
         path: the file.
         num_frames: of the video, to check against; ``None`` does not check.
+        size: (width, height) of the video, likewise.
         min_score: boxes below it are left out.
 
     Returns:
@@ -207,61 +189,144 @@ def load_video_detections(
     Raises:
         FileNotFoundError: no such file.
         ValueError: not JSON, no list, no entries, or a broken entry; the message names it.
+            Frames that the video does not have; more than a tenth of the boxes outside of it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"detections: {path} does not exist")
-    try:
-        entries = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(
-            f"{path}: expected a list of {{'frame', 'bbox', 'score'}} entries, got a "
-            f"{type(entries).__name__}"
-        )
-    if not entries:
-        raise ValueError(f"{path} has no detections; leave the file out to detect people")
-    detections: dict[int, list[Detection]] = {}
-    with_track = 0
-    used = 0
-    for i, entry in enumerate(entries):
-        where = f"{path}: entry {i}"
+    frames, track_ids, numbers = array("q"), array("q"), array("d")
+    used = with_track = 0
+    count = -1
+    for count, entry in enumerate(_entries(path)):
+        where = f"{path}: entry {count}"
         if not isinstance(entry, Mapping):
             raise ValueError(f"{where} is {entry!r:.60}, expected an object")
         if entry.get("category_id", 1) != 1:
             continue
-        frame, detection = _entry(entry, where, num_frames)
+        frame, detection = _entry(entry, where)
         used += 1
         with_track += detection.track_id >= 0
-        if detection.score < min_score:
-            continue
-        people = detections.setdefault(frame, [])
-        if detection.track_id >= 0 and any(d.track_id == detection.track_id for d in people):
-            raise ValueError(f"{where}: track_id {detection.track_id} is twice in frame {frame}")
-        people.append(detection)
+        if detection.score >= min_score:
+            frames.append(frame)
+            track_ids.append(detection.track_id)
+            numbers.extend((*detection.box, detection.score))
+    if count < 0:
+        raise ValueError(f"{path} has no detections; leave the file out to detect people")
     if with_track not in (0, used):
         raise ValueError(
             f"{path}: {with_track} of {used} detections have a track_id; give all of them one, "
             "or none to have them linked by overlap"
         )
-    for people in detections.values():
-        people.sort(key=lambda d: -d.score)
-    return detections
+    table = np.array(numbers).reshape(-1, 5)
+    found = VideoDetections(frames, table[:, :4], table[:, 4], track_ids)
+    _check_track_ids(found, path)
+    if num_frames is not None:
+        _check_frames(found, path, num_frames)
+    if size is not None:
+        _check_places(found, path, size)
+    return found
 
 
-def _entry(entry: Mapping[str, Any], where: str, num_frames: int | None) -> tuple[int, Detection]:
+def _check_track_ids(found: VideoDetections, path: Path) -> None:
+    order = np.lexsort((found.track_ids, found.frames))
+    frames, ids = found.frames[order], found.track_ids[order]
+    twice = (frames[1:] == frames[:-1]) & (ids[1:] == ids[:-1]) & (ids[1:] >= 0)
+    if twice.any():
+        i = int(np.argmax(twice))
+        raise ValueError(f"{path}: track_id {ids[i]} is twice in frame {frames[i]}")
+
+
+def _check_frames(found: VideoDetections, path: Path, num_frames: int) -> None:
+    beyond: np.ndarray = found.frames[found.frames >= num_frames]
+    if len(beyond):
+        some = ", ".join(map(str, np.unique(beyond)[:3].tolist()))
+        raise ValueError(
+            f"{path}: {len(beyond)} of {len(found.frames)} detections are of frames that the video "
+            f"does not have, e.g. {some}; its frames are 0 to {num_frames - 1}, counted from 0"
+        )
+
+
+def _check_places(found: VideoDetections, path: Path, size: tuple[int, int]) -> None:
+    centers = found.boxes[:, :2] + found.boxes[:, 2:] / 2
+    outside: np.ndarray = np.any((centers < 0) | (centers > np.array(size)), axis=1)
+    if outside.sum() > len(outside) / 10:
+        i = int(np.argmax(outside))
+        raise ValueError(
+            f"{path}: {outside.sum()} of {len(outside)} boxes have their centre outside of the "
+            f"video's {size[0]}×{size[1]} pixels, e.g. bbox {found.boxes[i].round(1).tolist()} in "
+            f"frame {found.frames[i]}; were they found in a video of another size?"
+        )
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_PIECE = 1 << 20
+_LONGEST = 4 << 20  # an entry that is longer is none
+
+
+def _entries(path: Path) -> Iterator[Any]:
+    """The elements of a file's JSON list, without holding the file in memory."""
+    decoder = json.JSONDecoder()
+    count, text, at = 0, "", 0
+    try:
+        with open(path, encoding="utf-8") as file:
+
+            def more() -> bool:
+                nonlocal text, at
+                piece = file.read(_PIECE)
+                if piece:
+                    text, at = text[at:] + piece, 0
+                return bool(piece)
+
+            def next_sign() -> str:
+                """The next character that is no space, or nothing at the end."""
+                nonlocal at
+                while True:
+                    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
+                    if at < len(text):
+                        return text[at]
+                    if not more():
+                        return ""
+
+            if next_sign() != "[":
+                kind = type(json.loads(text + file.read())).__name__
+                raise ValueError(
+                    f"{path}: expected a list of {{'frame', 'bbox', 'score'}} entries, got a {kind}"
+                )
+            at += 1
+            while (sign := next_sign()) != "]":
+                if count:
+                    if sign != ",":
+                        raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+                    at += 1
+                    next_sign()
+                while True:
+                    try:
+                        entry, end = decoder.raw_decode(text, at)
+                        if end < len(text) or not more():
+                            break
+                    except json.JSONDecodeError:
+                        if len(text) - at > _LONGEST or not more():
+                            raise
+                at = end
+                count += 1
+                yield entry
+            at += 1
+            if next_sign():
+                raise json.JSONDecodeError("Extra data", text, at)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ValueError(
+            f"{path} is not valid JSON: {reason}, after {count} whole entries"
+        ) from error
+
+
+def _entry(entry: Mapping[str, Any], where: str) -> tuple[int, Detection]:
     key = "frame" if "frame" in entry else "image_id"
     if key not in entry:
         raise ValueError(f"{where} has no 'frame' (nor 'image_id')")
     frame = entry[key]
     if isinstance(frame, bool) or not isinstance(frame, int) or frame < 0:
         raise ValueError(f"{where}: {key} must be a frame number from 0 on, got {frame!r}")
-    if num_frames is not None and frame >= num_frames:
-        raise ValueError(
-            f"{where}: {key} {frame} is outside the video, whose frames are 0 to {num_frames - 1}; "
-            "frame numbers start at 0"
-        )
     box = _finite(entry.get("bbox"), where, "bbox", "[x, y, width, height] in pixels")
     if box.shape != (4,):
         raise ValueError(

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import cv2
 
+from cmpose.data.video import VideoError, open_video
 from cmpose.engine.checkpoint import write_text
-from cmpose.engine.predict import VideoError, open_video
 
 INDEX = "frames.json"
 
@@ -57,8 +57,10 @@ def extract_frames(
         raise ValueError(f"every: expected at least 1, got {every}")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
-    with open_video(video) as (info, shots):
-        stat = video.stat()
+    if not video.is_file():
+        raise VideoError(f"{video}: no such video")
+    with open_video(video) as opened:
+        info, stat = opened.info, video.stat()
         made_of = {
             "video": video.name,
             "bytes": stat.st_size,
@@ -68,7 +70,7 @@ def extract_frames(
         }
         _claim(folder, made_of)
         written = kept = decoded = 0
-        for shot in shots:
+        for shot in opened.shots():
             decoded = shot.number + 1
             if shot.number % every:
                 continue

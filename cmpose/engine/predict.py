@@ -1,246 +1,72 @@
-"""``cmpose predict``: the people of a video, frame by frame, in constant memory."""
+"""``cmpose predict``: the people of a video, frame by frame, in constant memory.
+
+Frames pass through a line of steps, each a generator that holds a few of them: decoding,
+detection, ``steady_boxes``, windows of T frames, groups whose people fill a batch. A group's poses
+go to the journal before the next group is begun; the result files are written from the journal.
+"""
 
 from __future__ import annotations
 
-import os
+import errno
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Items
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Event
+from typing import Any, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from cmpose import ops
-from cmpose.config import Config
-from cmpose.data.posetrack import write_posetrack18
-from cmpose.data.sequence import Frame, Person, Sequence
-from cmpose.data.transforms import apply_matrix, clean_box, crop_matrix, crop_region, warp
+from cmpose.data.posetrack18 import write_posetrack18_frames
+from cmpose.data.sequence import Frame
+from cmpose.data.transforms import clean_box
+from cmpose.data.video import Shot, Video, open_video
+from cmpose.data.video_writer import VideoWriter, part_of
 from cmpose.engine import checkpoint
-from cmpose.engine.detect import BoxTracker, Detection, detect_people, load_video_detections
+from cmpose.engine.detect import Detection, VideoDetections, detect_people
 from cmpose.engine.distributed import pick_device
-from cmpose.engine.evaluate import compute_dtype, predict_heatmaps
+from cmpose.engine.interrupt import Interrupted, stop_requests
+from cmpose.engine.journal import Journal, open_journal
+from cmpose.engine.predict_options import Options, settings_of, settle
+from cmpose.engine.predictor import Poses, Predictor, windows
 from cmpose.engine.runlog import write_metrics
-from cmpose.evaluation.decode import decode_heatmaps, to_image
-from cmpose.evaluation.predictions import predicted_sequences
-from cmpose.models.cmpose import CMPose, CMPoseOutput
+from cmpose.engine.track import steady_boxes
+from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
 from cmpose.viz.draw import draw_key, draw_skeleton
-from cmpose.viz.explain import Tokens, explain_figure
 
 HOG = "OpenCV HOG people detector"
+T = TypeVar("T")
+
+_GROUP_FRAMES, _GROUP_BYTES = 64, 128 << 20  # that wait at most for a batch to fill
 
 
-class VideoError(RuntimeError):
-    """A video that cannot be read or written; the message names it and what to do."""
+class Clock:
+    """Seconds by part."""
 
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video's header says; ``frames`` is 0 where it does not say how many."""
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
 
-    path: Path
-    width: int
-    height: int
-    fps: float
-    frames: int
-
-
-class Shot(NamedTuple):
-    """A frame (BGR) and its number."""
-
-    number: int
-    picture: np.ndarray
-
-
-class _Record(NamedTuple):
-    """Whose pose it is, for ``predicted_sequences``."""
-
-    sequence: Sequence
-    frame: Frame
-    person: Person | None
-    box: np.ndarray
-    score: float
-
-
-@contextmanager
-def open_video(path: Path) -> Iterator[tuple[VideoInfo, Iterator[Shot]]]:
-    """A video's header and its frames, decoded one by one.
-
-    Raises:
-        VideoError: when there is no such file, OpenCV cannot read it, or it holds no frame.
-    """
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video")
-    capture = cv2.VideoCapture(str(path))
-    try:
-        decoded, first = capture.read()
-        if not decoded:
-            raise VideoError(
-                f"{path}: OpenCV finds no frame in it; is it a video, and whole? "
-                "(re-encoding it, e.g. as H.264 in MP4, often helps)"
-            )
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        info = VideoInfo(
-            path,
-            width=first.shape[1],
-            height=first.shape[0],
-            fps=fps if fps and np.isfinite(fps) and fps > 0 else 25.0,
-            frames=max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0),
-        )
-
-        def shots() -> Iterator[Shot]:
-            index, picture = 0, first
-            while True:
-                yield Shot(index, picture)
-                more, picture = capture.read()
-                if not more:
-                    return
-                index += 1
-
-        yield info, shots()
-    finally:
-        capture.release()
-
-
-def windows(shots: Iterator[Shot], num_frames: int) -> Iterator[list[Shot]]:
-    """Every frame with its neighbours: T shots around it, the ends repeated at the borders."""
-    reach = num_frames // 2
-    recent: deque[Shot] = deque(maxlen=num_frames)
-    for shot in shots:
-        if not recent:
-            recent.extend([shot] * (reach + 1))
-        else:
-            recent.append(shot)
-        if len(recent) == num_frames:
-            yield list(recent)
-    for _ in range(reach):
-        if recent:
-            recent.append(recent[-1])
-            if len(recent) == num_frames:
-                yield list(recent)
-
-
-class Poses(NamedTuple):
-    """The poses of P boxes in a frame: keypoints [P, K, 2] in image pixels, heatmap maxima
-    [P, K], the model's output and the image → crop matrices [P, 2, 3]."""
-
-    keypoints: np.ndarray
-    scores: np.ndarray
-    output: CMPoseOutput
-    matrices: np.ndarray
-
-
-class Predictor:
-    """A model that answers with the poses of given boxes in a window of T frames."""
-
-    def __init__(self, model: CMPose, config: Config, device: torch.device) -> None:
-        self.model, self.config, self.device = model.to(device).eval(), config, device
-
-    @torch.no_grad()
-    def __call__(self, window: list[Shot], boxes: list[np.ndarray]) -> Poses:
-        """Poses of the boxes [4] (x, y, width, height) in the middle frame of the window."""
-        c = self.config
-        size, udp = c.model.image_size, c.data.udp
-        matrices = np.stack(
-            [crop_matrix(crop_region(b, size, c.data.box_enlarge), size, udp=udp) for b in boxes]
-        )
-        # One copy of the frames serves everybody: the op reads them through a stride of zero.
-        frames = torch.from_numpy(np.stack([shot.picture[..., ::-1] for shot in window]))
-        frames = frames.to(self.device).expand(len(boxes), *frames.shape)
-        on_device = torch.from_numpy(matrices).to(self.device, torch.float32)
-        dtype = compute_dtype(c.train.precision)
-        clips = ops.warp_clips(frames, on_device, size, dtype=dtype, backend=c.model.backend)
-        output = predict_heatmaps(self.model, clips, c.data)
-        xy, scores = decode_heatmaps(
-            output.heatmaps.float().cpu(), c.data.decode, sigma=c.model.sigma
-        )
-        image_xy = to_image(
-            xy,
-            torch.from_numpy(matrices),
-            heatmap_size=self.model.heatmap_size,
-            image_size=size,
-            udp=udp,
-        )
-        return Poses(image_xy.numpy(), scores.numpy(), output, matrices)
-
-    def explain(self, shot: Shot, poses: Poses, person: int, title: str, path: Path) -> None:
-        """Writes the picture of what one person's pose was read from."""
-        c = self.config
-        fine = poses.output.fine
-        assert fine is not None
-        crop = warp(shot.picture, poses.matrices[person], c.model.image_size)[..., ::-1]
-        keypoints = apply_matrix(poses.matrices[person], poses.keypoints[person])
-        scores = fine.selection.scores[person].float().cpu()
-        tokens = Tokens(
-            grid=self.model.backbone.grid,
-            scores=scores.numpy(),
-            top=scores.topk(c.model.tokens_per_keypoint, dim=-1).indices.numpy(),
-            causal=fine.selection.causal[person].cpu().numpy(),
-            noncausal=fine.selection.noncausal[person].cpu().numpy(),
-        )
-        if fine.clusters is not None:
-            tokens = replace(
-                tokens,
-                assignment=fine.clusters.assignment[person].cpu().numpy(),
-                centers=fine.clusters.centers[person].cpu().numpy(),
-            )
-        heatmaps = poses.output.heatmaps[person].float().cpu().numpy()
-        explain_figure(
-            np.ascontiguousarray(crop),
-            heatmaps,
-            keypoints,
-            poses.scores[person],
-            tokens,
-            title=title,
-            path=path,
-            skeleton=self.model.skeleton,
-        )
-
-
-@contextmanager
-def video_writer(path: Path, info: VideoInfo) -> Iterator[cv2.VideoWriter]:
-    """An MP4 of the same size and rate, written beside and renamed when whole.
-
-    Raises:
-        VideoError: when OpenCV cannot write there.
-    """
-    partial = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    size = (info.width, info.height)
-    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), info.fps, size)
-    if not writer.isOpened():
-        raise VideoError(f"{path}: OpenCV cannot write an MP4 video there")
-    try:
-        yield writer
-        writer.release()
-        os.replace(partial, path)
-    finally:
-        writer.release()
-        partial.unlink(missing_ok=True)
-
-
-def _boxes_of(
-    info: VideoInfo, detections: str | Path | None, min_score: float
-) -> Callable[[Shot], list[Detection]]:
-    """Frame → people's boxes with track ids, from a file or from the detector."""
-    if detections is None:
-        tracker = BoxTracker(hold=2)
-        return lambda shot: tracker.update(
-            [d for d in detect_people(shot.picture) if d.score >= min_score]
-        )
-    given = load_video_detections(detections, info.frames or None, min_score=min_score)
-    tracker = BoxTracker()
-    return lambda shot: tracker.update(given.get(shot.number, []))
-
-
-def default_explain_frames(frames: int) -> list[int]:
-    """Three frames spread over a video."""
-    return sorted({frames // 6, frames // 2, frames * 5 // 6})
+    def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
+        """The items; the time it takes to get them counts as ``part``."""
+        while True:
+            with self(part):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
 
 def predict_video(
@@ -248,195 +74,428 @@ def predict_video(
     checkpoint_path: str | Path,
     out: str | Path,
     *,
-    detections: str | Path | None = None,
-    explain: bool = False,
-    explain_frames: Items[int] = (),
-    min_score: float = 0.2,
+    overwrite: bool = False,
     device: str = "auto",
     progress: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
     """Poses of the people in a video.
 
+    A run that was interrupted goes on where it stopped when it is called with the same arguments,
+    and gives the same poses as one that was not. A camera or stream cannot be read again: its
+    results are then written from what there is.
+
     Args:
-        video: any file that OpenCV reads.
+        video: whatever ``open_video`` opens.
         checkpoint_path: a run's folder or a checkpoint.
-        out: gets ``poses/NAME.json`` (PoseTrack18's format), ``NAME_poses.mp4`` with skeletons,
-            ``metrics.json``, and with ``explain`` ``explain/NAME_FRAME_TRACK.png``.
-        detections: a file with people's boxes; None detects them with OpenCV's HOG detector.
-        explain: draws heatmaps, causal tokens and clusters of the people in some frames.
-        explain_frames: which frames, from 0; empty takes the first with people at or after each
-            of three spread over the video.
-        min_score: boxes with a lower score are left out.
+        out: gets ``poses/NAME.json`` (PoseTrack18's format), ``coco/NAME.json`` (COCO's results),
+            ``NAME_poses.mp4`` with skeletons, ``metrics.json``, with ``explain``
+            ``explain/NAME_FRAME_TRACK.png``; and ``journal/NAME/`` with what was done so far.
+        overwrite: throws away what an earlier run left for this video, finished or not.
         device: ``auto``, ``cpu`` or ``cuda``.
-        progress: shows a progress bar.
+        progress: shows a progress bar, and prints a summary.
+        options: the fields of ``Options``.
 
     Returns:
-        What ``metrics.json`` holds: frames, people, box_source, seconds, clips_per_second, and
-        seconds for decoding, detection, model and drawing apart.
+        What ``metrics.json`` holds: frames, people, tracks, box_source, seconds, rates, and the
+        seconds that each part took.
 
     Raises:
         VideoError: a video that cannot be read or written.
-        ValueError: a broken detection file, or frames to explain that the video does not have.
+        ValueError: a bad option or detection file, or frames to explain that are not there.
         CheckpointError: no usable checkpoint.
+        JournalError: ``out`` holds a run of this video with other settings.
+        Interrupted: on SIGINT or SIGTERM; what was done is kept. A camera just ends.
+        OSError: a full disk and the like; what was done is kept.
     """
-    video, out = Path(video), Path(out)
+    named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    chosen = Options(**named)
+    chosen.check()
+    out = Path(out)
     model, config = checkpoint.load_model(checkpoint_path)
     predictor = Predictor(model, config, pick_device(device))
-    if explain and model.fine is None:
+    if (chosen.explain or chosen.explain_frames) and model.fine is None:
         raise ValueError(
             "--explain needs a model with Fine Token Enhancement; this one has model.fine=off"
         )
-    with open_video(video) as (info, shots):
-        beyond = [i for i in explain_frames if i < 0 or (info.frames and i >= info.frames)]
-        if beyond:
-            raise ValueError(
-                f"--explain_frames {beyond}: {video} has frames 0 to {info.frames - 1}"
-            )
-        boxes_of = _boxes_of(info, detections, min_score)
-        wanted = sorted(explain_frames) or (default_explain_frames(info.frames) if explain else [])
-        job = _Job(predictor, info, out, wanted, exact=bool(explain_frames))
-        out.mkdir(parents=True, exist_ok=True)
-        with video_writer(out / f"{video.stem}_poses.mp4", info) as writer:
-            bar = tqdm(
-                windows(shots, config.model.num_frames),
-                total=info.frames or None,
-                unit="frame",
-                desc="predict",
-                disable=not progress,
-            )
-            for window in bar:
-                job.frame(window, boxes_of, writer)
-    source = HOG if detections is None else Path(detections).name
-    metrics = job.finish(source)
-    if progress:
-        print(job.summary(source))
-    return metrics
+    with ExitStack() as stack:
+        source = stack.enter_context(open_video(video, fps=chosen.fps, on_error=chosen.on_error))
+        info = source.info
+        given, chosen = settle(chosen, info)
+        weights = checkpoint.find(checkpoint_path)
+        settings = settings_of(source, config, predictor.device.type, chosen, weights)
+        folder = out / "journal" / info.name
+        journal = stack.enter_context(open_journal(folder, settings, overwrite=overwrite))
+        if journal.finished is not None:
+            if progress:
+                print(f"{info.source} is done already, in {out}; --overwrite does it anew")
+            return journal.finished
+        stop = stack.enter_context(stop_requests())
+        job = _Job(predictor, source, journal, out, chosen, given, stop, progress=progress)
+        try:
+            job.run()
+            return job.finish()
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+            remedy = "make room there" if full else "see to that"
+            raise OSError(
+                f"{error.filename or journal.path}: {error.strerror or error}; the poses of "
+                f"{journal.done} frames are kept in {folder}: {remedy} and run the same command "
+                "again, it goes on from them"
+            ) from error
+
+
+class _Seen(NamedTuple):
+    """A frame, and what the detector found in it: None where it was not run."""
+
+    shot: Shot
+    found: list[Detection] | None
+
+
+class _Waiting(NamedTuple):
+    """A frame whose people wait for their batch."""
+
+    seen: _Seen
+    people: list[Detection]
+    boxes: list[np.ndarray]
+    clips: Tensor | None
+    matrices: np.ndarray
 
 
 class _Job:
-    """What a prediction gathers over the frames of a video."""
+    """The prediction of one video."""
 
     def __init__(
-        self, predictor: Predictor, info: VideoInfo, out: Path, wanted: list[int], *, exact: bool
-    ) -> None:
-        self.predictor, self.info, self.out = predictor, info, out
-        self.wanted, self.exact = list(wanted), exact
-        name = info.path.stem
-        self.skeleton = predictor.model.skeleton
-        self.sequence = Sequence(name=name, file_stem=name, frames=[], skeleton=self.skeleton)
-        self.records: list[_Record] = []
-        self.keypoints: list[np.ndarray] = []
-        self.scores: list[np.ndarray] = []
-        self.pictures: list[Path] = []
-        self.seconds = dict.fromkeys(("detect", "model", "draw"), 0.0)
-        self.started = time.perf_counter()
-
-    def frame(
         self,
-        window: list[Shot],
-        boxes_of: Callable[[Shot], list[Detection]],
-        writer: cv2.VideoWriter,
+        predictor: Predictor,
+        video: Video,
+        journal: Journal,
+        out: Path,
+        options: Options,
+        given: VideoDetections | None,
+        stop: Event,
+        *,
+        progress: bool,
     ) -> None:
-        """Detects, predicts, draws and keeps one frame."""
-        marks = [time.perf_counter()]
-        shot = window[len(window) // 2]
-        people, boxes = [], []
-        for detection in boxes_of(shot):
+        self.predictor, self.video, self.info = predictor, video, video.info
+        self.skeleton = predictor.model.skeleton
+        self.journal, self.out, self.options, self.given = journal, out, options, given
+        self.stop, self.progress = stop, progress
+        self.start = journal.done
+        self.wanted, self.exact = list(options.explain_frames), not options.explain
+        self.pictures: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.tracks = 0
+        self.clock, self.started = Clock(), time.perf_counter()
+        self.path = out / f"{self.info.name}_poses.mp4"
+        self.writer: VideoWriter | None = None
+        self.bar = tqdm(disable=True)
+
+    def run(self) -> None:
+        """All frames that have no line in the journal yet; draws those that have."""
+        drawn = "video" not in self.options.outputs or (self.journal.ended and self.path.exists())
+        if (self.journal.ended and drawn) or (self.info.live and self.start):
+            for line in self.journal.lines():
+                self._count(line)
+        else:
+            with ExitStack() as stack:
+                if not drawn:
+                    if not self.journal.ended:
+                        self.path.unlink(missing_ok=True)  # of a run that was thrown away
+                    size = self.info.width, self.info.height
+                    self.writer = VideoWriter(self.path, size, self.info.fps)
+                    stack.callback(self.writer.stop)
+                self._frames()
+                if self.writer is not None:
+                    self.writer.close()
+        if not self.journal.ended:
+            self.journal.end()
+
+    def _frames(self) -> None:
+        T, o = self.predictor.config.model.num_frames, self.options
+        assert o.bridge is not None
+        assert o.smooth is not None
+        limit = min(_GROUP_FRAMES, max(1, _GROUP_BYTES // (3 * self.info.width * self.info.height)))
+        lines = self.journal.lines()
+        group: list[_Waiting] = []
+        self._show(self.start or None)
+        with ExitStack() as stack:
+            stack.callback(lambda: self.bar.close())
+            steady = steady_boxes(self._look(), bridge=o.bridge, smooth=o.smooth)
+            for window in windows(steady, T):
+                seen, people = window[T // 2]
+                if seen.shot.number < self.start:
+                    self._again(seen.shot, next(lines))
+                    continue
+                if seen.shot.number == self.start > 0:
+                    self._show(None)
+                waiting = self._prepare([item.shot for item, _ in window], seen, people)
+                count = sum(len(w.boxes) for w in group)
+                if group and (count + len(waiting.boxes) > o.batch_size or len(group) >= limit):
+                    self._finish_group(group)
+                    group = []
+                group.append(waiting)
+            self._finish_group(group)
+
+    def _show(self, total: int | None) -> None:
+        """A progress bar of frames that are done again, or of those to do."""
+        self.bar.close()
+        known = min(
+            self.info.frames or self.options.max_frames or 0,
+            self.options.max_frames or self.info.frames,
+        )
+        self.bar = tqdm(
+            total=total or known or None,
+            initial=0 if total else self.start,
+            unit="frame",
+            desc="go on" if total else "predict",
+            disable=not self.progress,
+        )
+
+    def _look(self) -> Iterator[tuple[_Seen, list[Detection] | None]]:
+        """Frames and who is in them, by the file, the journal or the detector."""
+        reach = self.predictor.config.model.num_frames // 2
+        skip = 0 if self.writer is not None else max(0, self.start - reach)
+        shots = self.clock.each("decode", islice(self.video.shots(skip), self.options.max_frames))
+        if self.given is not None:
+            for shot in shots:
+                yield _Seen(shot, None), self.given.get(shot.number, [])
+            return
+        lines = self.journal.lines()
+        held: Shot | None = None  # the last frame is looked at, so that nobody is lost before it
+        for shot in shots:
+            if held is not None:
+                yield self._detect(held, lines, last=False)
+            if self.stop.is_set() and self.info.live:
+                held = shot
+                break
+            held = shot
+        if held is not None:
+            yield self._detect(held, lines, last=True)
+
+    def _detect(
+        self, shot: Shot, lines: Iterator[dict[str, Any]], *, last: bool
+    ) -> tuple[_Seen, list[Detection] | None]:
+        found: list[Detection] | None = None
+        if shot.number < self.start:
+            stored = next(lines).get("found")
+            if stored is not None:
+                found = [Detection(np.array(v[:4]), v[4]) for v in stored]
+        elif shot.readable and (last or shot.number % self.options.detect_every == 0):
+            with self.clock("detect"):
+                everybody = detect_people(shot.picture)
+            found = [d for d in everybody if d.score >= self.options.min_score]
+        return _Seen(shot, found), found
+
+    def _prepare(self, window: list[Shot], seen: _Seen, people: list[Detection]) -> _Waiting:
+        kept, boxes = [], []
+        for detection in people if seen.shot.readable else ():
             box = clean_box(detection.box, self.info.width, self.info.height)
             if box is not None:
-                people.append(detection)
+                kept.append(detection)
                 boxes.append(box)
-        marks.append(time.perf_counter())
-        poses = self.predictor(window, boxes) if boxes else None
-        marks.append(time.perf_counter())
-        frame = Frame(
-            image_id=shot.number,
-            file_name=f"{self.sequence.name}/{shot.number:06d}.jpg",
-            index=shot.number,
-            width=self.info.width,
-            height=self.info.height,
-        )
-        self.sequence.frames.append(frame)
-        picture = shot.picture.copy()
-        if poses is not None:
-            for i, detection in enumerate(people):
-                person = Person(box=boxes[i], track_id=detection.track_id)
-                self.records.append(
-                    _Record(self.sequence, frame, person, boxes[i], detection.score)
-                )
-                self.keypoints.append(poses.keypoints[i])
-                self.scores.append(poses.scores[i])
-            self._draw(picture, people, poses)
-            self._explain(shot, people, poses)
-        draw_key(picture, order="bgr", skeleton=self.skeleton)
-        writer.write(picture)
-        marks.append(time.perf_counter())
-        for name, start, end in zip(self.seconds, marks[:-1], marks[1:], strict=True):
-            self.seconds[name] += end - start
+        if not boxes:
+            return _Waiting(seen, [], [], None, np.zeros((0, 2, 3)))
+        with self.clock("crop"):
+            clips, matrices = self.predictor.crops(window, boxes)
+        return _Waiting(seen, kept, boxes, clips, matrices)
 
-    def _draw(self, picture: np.ndarray, people: list[Detection], poses: Poses) -> None:
-        for i, detection in enumerate(people):
-            draw_skeleton(
-                picture,
-                poses.keypoints[i],
-                poses.scores[i],
-                box=detection.box,
-                track_id=detection.track_id,
-                order="bgr",
-                skeleton=self.skeleton,
+    def _finish_group(self, group: list[_Waiting]) -> None:
+        """Predicts, explains, notes and draws a group of frames."""
+        poses = self._poses(group)
+        lines = []
+        with self.clock("explain"):
+            for waiting in group:
+                mine = [next(poses) for _ in waiting.boxes]
+                line = self._line(waiting, mine)
+                explained = self._explain(waiting.seen.shot, waiting.people, mine)
+                lines.append(line | ({"explained": explained} if explained else {}))
+        with self.clock("journal"):
+            self.journal.append(lines)
+        for waiting, line in zip(group, lines, strict=True):
+            self._count(line)
+            self._draw(waiting.seen.shot, line)
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        if self.stop.is_set() and not self.info.live:
+            part = f"; what is drawn of the video is in {part_of(self.path)}" if self.writer else ""
+            raise Interrupted(
+                f"stopped after {self.journal.done} of {self.info.frames or '?'} frames; their "
+                f"poses are kept in {self.journal.folder}, the same command goes on from them{part}"
             )
 
-    def _explain(self, shot: Shot, people: list[Detection], poses: Poses) -> None:
-        due = [i for i in self.wanted if i == shot.number or (i < shot.number and not self.exact)]
-        if not due:
+    def _poses(self, group: list[_Waiting]) -> Iterator[tuple[Poses, int]]:
+        """Everybody's poses and their place in them, batch by batch."""
+        there = [w.clips for w in group if w.clips is not None]
+        if not there:
             return
-        self.wanted = [i for i in self.wanted if i not in due]
-        for i, detection in enumerate(people):
-            title = f"{self.sequence.name}, frame {shot.number}, person {detection.track_id}"
-            path = (
-                self.out
-                / "explain"
-                / (f"{self.sequence.name}_{shot.number:06d}_{detection.track_id}.png")
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.predictor.explain(shot, poses, i, title, path)
-            self.pictures.append(path)
+        # A frame with more people than a batch is alone in its group.
+        clips, matrices = torch.cat(there), np.concatenate([w.matrices for w in group])
+        count = -(-len(clips) // self.options.batch_size)
+        for part in np.array_split(np.arange(len(clips)), count):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            with self.clock("model"):
+                poses = self.predictor.poses(clips[rows], matrices[rows])
+            for i in range(len(part)):
+                yield poses, i
 
-    def finish(self, box_source: str) -> dict[str, Any]:
-        """Writes the poses and the metrics."""
+    def _line(self, waiting: _Waiting, poses: list[tuple[Poses, int]]) -> dict[str, Any]:
+        """A frame's line in the journal; ten-thousandths of a pixel, millionths of a score."""
+        number = waiting.seen.shot.number
+        people = []
+        for detection, box, (found, i) in zip(waiting.people, waiting.boxes, poses, strict=True):
+            keypoints, scores = found.keypoints[i], found.scores[i]
+            if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
+                raise ValueError(
+                    f"frame {number}, person {detection.track_id}: the pose is not finite; look "
+                    "for NaN in the model's heatmaps"
+                )
+            person = {
+                "track_id": detection.track_id,
+                "score": round(float(detection.score), 6),
+                "box": np.round(box, 4).tolist(),
+                "keypoints": np.round(np.asarray(keypoints, np.float64), 4).tolist(),
+                "scores": np.round(np.asarray(scores, np.float64), 6).tolist(),
+            }
+            people.append(person | ({"interpolated": True} if detection.interpolated else {}))
+        line: dict[str, Any] = {"frame": number, "people": people}
+        if waiting.seen.found is not None:
+            line["found"] = [[*d.box.tolist(), d.score] for d in waiting.seen.found]
+        if not waiting.seen.shot.readable:
+            line["unreadable"] = True
+        return line
+
+    def _again(self, shot: Shot, line: dict[str, Any]) -> None:
+        """A frame whose line an earlier run wrote."""
+        self._count(line)
+        self._draw(shot, line)
+        self._ask_to_stop()
+
+    def _count(self, line: dict[str, Any]) -> None:
+        people = line["people"]
+        self.counts["people"] += len(people)
+        self.counts["frames_without_people"] += not people
+        self.counts["boxes_interpolated"] += sum("interpolated" in p for p in people)
+        self.counts["frames_unreadable"] += "unreadable" in line
+        self.tracks = max([self.tracks, *(p["track_id"] + 1 for p in people)])
+        self._due(line["frame"], bool(people))
+        self.pictures += line.get("explained", [])
+        self.bar.update()
+
+    def _draw(self, shot: Shot, line: dict[str, Any]) -> None:
+        if self.writer is None:
+            return
+        with self.clock("draw"):
+            picture = shot.picture.copy()
+            for person in line["people"]:
+                draw_skeleton(
+                    picture,
+                    np.array(person["keypoints"]),
+                    np.array(person["scores"]),
+                    box=np.array(person["box"]),
+                    track_id=person["track_id"],
+                    order="bgr",
+                    skeleton=self.skeleton,
+                )
+            draw_key(picture, order="bgr", skeleton=self.skeleton)
+        with self.clock("encode"):
+            self.writer.write(picture)
+
+    def _due(self, number: int, anybody: bool) -> bool:
+        """Whether a frame is to be explained; if it is, it no longer is afterwards."""
+        due = [i for i in self.wanted if i == number or (i < number and not self.exact)]
+        if due and anybody:
+            self.wanted = [i for i in self.wanted if i not in due]
+            return True
+        return False
+
+    def _explain(
+        self, shot: Shot, people: list[Detection], poses: list[tuple[Poses, int]]
+    ) -> list[str]:
+        written: list[str] = []
+        if not self._due(shot.number, bool(people)):
+            return written
+        name = self.info.name
+        for detection, (found, i) in zip(people, poses, strict=True):
+            title = f"{name}, frame {shot.number}, person {detection.track_id}"
+            path = self.out / "explain" / f"{name}_{shot.number:06d}_{detection.track_id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.predictor.explain(shot, found, i, title, path)
+            written.append(str(path.relative_to(self.out)))
+        return written
+
+    def _predicted(self) -> Iterator[Frame]:
+        """The frames of the journal with their people."""
+        info, rule = self.info, self.predictor.config.data.score
+        for line in self.journal.lines():
+            number = line["frame"]
+            frame = Frame(
+                image_id=number,
+                file_name=self.video.frame_name(number),
+                index=number,
+                width=info.width,
+                height=info.height,
+            )
+            yield predicted_frame(frame, line["people"], info.name, rule, self.skeleton)
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the results and the metrics from the journal."""
+        name, frames, outputs = self.info.name, self.journal.done, self.options.outputs
+        with self.clock("write results"):
+            if "poses" in outputs:
+                path = self.out / "poses" / f"{name}.json"
+                write_posetrack18_frames(path, name, self._predicted, frames, self.skeleton)
+            if "coco" in outputs:
+                write_coco_results(
+                    self.out / "coco" / f"{name}.json", self._predicted(), self.skeleton
+                )
         seconds = time.perf_counter() - self.started
-        K = self.predictor.config.model.num_keypoints
-        [predicted] = predicted_sequences(
-            [self.sequence],
-            self.records,
-            np.stack(self.keypoints) if self.keypoints else np.zeros((0, K, 2)),
-            np.stack(self.scores) if self.scores else np.zeros((0, K)),
-            self.predictor.config.data.score,
-        )
-        write_posetrack18(self.out / "poses" / f"{self.sequence.file_stem}.json", predicted)
+        new = frames - self.start
+        box_source = HOG if self.options.detections is None else Path(self.options.detections).name
+        expected = min(self.info.frames, self.options.max_frames or self.info.frames)
+        parts = self.clock.seconds
         metrics = {
-            "video": self.info.path.name,
+            "video": Path(self.info.source).name,
             "box_source": box_source,
-            "frames": len(self.sequence.frames),
-            "people": len(self.records),
+            "frames": frames,
+            "frames_missing": max(0, expected - frames),
+            "frames_unreadable": self.counts["frames_unreadable"],
+            "frames_without_people": self.counts["frames_without_people"],
+            "people": self.counts["people"],
+            "tracks": self.tracks,
+            "boxes_interpolated": self.counts["boxes_interpolated"],
+            "resumed_at_frame": self.start,
             "seconds": seconds,
-            "frames_per_second": len(self.sequence.frames) / seconds,
-            "clips_per_second": len(self.records) / seconds,
-            "seconds_by_part": self.seconds
-            | {"decode and encode": seconds - sum(self.seconds.values())},
-            "explained": [str(p.relative_to(self.out)) for p in self.pictures],
+            "frames_per_second": new / seconds,
+            "seconds_by_part": dict(parts) | {"rest": seconds - sum(parts.values())},
+            "explained": self.pictures,
         }
         write_metrics(self.out, metrics)
+        self.journal.finish(metrics)
+        if self.progress:
+            print(self._summary(metrics))
         return metrics
 
-    def summary(self, box_source: str) -> str:
+    def _summary(self, m: dict[str, Any]) -> str:
         """What was found and where it lies, for people."""
         lines = [
-            f"{len(self.records)} poses in {len(self.sequence.frames)} frames, "
-            f"boxes: {box_source}; written to {self.out}"
+            f"{m['people']} poses of {m['tracks']} tracks in {m['frames']} frames, "
+            f"{m['frames_without_people']} of them without people; boxes: {m['box_source']}; "
+            f"{m['frames_per_second']:.1f} frames/s; written to {self.out}"
         ]
-        if not self.records:
+        if not m["people"]:
             lines.append("nobody was found: give --detections FILE, or lower --min_score")
+        if m["frames_missing"]:
+            lines.append(
+                f"note: {m['video']} names {m['frames'] + m['frames_missing']} frames in its "
+                f"header, {m['frames']} could be decoded: it is cut off or damaged behind them"
+            )
+        lost = 0 if self.given is None else int((self.given.frames >= m["frames"]).sum())
+        if lost and m["frames"] != self.options.max_frames:
+            lines.append(f"note: {lost} detections are of frames behind the last one decoded")
+        if m["frames_unreadable"]:
+            lines.append(f"note: {m['frames_unreadable']} pictures were unreadable, and skipped")
         if self.wanted:
             lines.append(f"not explained, for want of people: frames {self.wanted}")
         return "\n".join(lines)

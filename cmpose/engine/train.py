@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from cmpose.engine.evaluate import (
     move_pixels,
     open_clips,
 )
+from cmpose.engine.interrupt import Interrupted, stop_requests
 from cmpose.engine.parallel import check_parallel, gather, shard_like, share, whole_model
 from cmpose.engine.plan import out_of_memory
 from cmpose.engine.runlog import RunLog, write_metrics
@@ -94,35 +95,6 @@ class OutOfMemory(RuntimeError):
     """The card's memory is too small; the message names the fields that need less."""
 
 
-class Interrupted(RuntimeError):
-    """Training was asked to stop; the message names the checkpoint to resume from."""
-
-
-@contextmanager
-def _stop_requests():
-    """Turns SIGINT and SIGTERM into a flag, so that a step is finished and saved first.
-
-    A second signal does what it always does.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    old: dict[int, Any] = {}
-
-    def ask(number: int, _: Any) -> None:
-        asked.set()
-        signal.signal(number, old[number])
-
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        old[number] = signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def _start_worker(worker_id: int) -> None:
     """Ctrl-C reaches every process of the terminal; the main one still needs its batches."""
     worker_init(worker_id)
@@ -152,7 +124,7 @@ def train(
     """
     with ExitStack() as stack:
         place = stack.enter_context(world(config.train.device))
-        stop = stack.enter_context(_stop_requests())
+        stop = stack.enter_context(stop_requests())
         return _Run(config, Path(output), place, progress, stop).run(resume)
 
 

@@ -1,15 +1,16 @@
-"""People detection, detection files and linking."""
+"""People detection and detection files."""
 
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
 
+from cmpose.engine import detect
 from cmpose.engine.detect import (
-    BoxTracker,
     Detection,
     detect_people,
     load_video_detections,
@@ -69,36 +70,6 @@ def test_suppression_keeps_the_best_of_overlapping_and_nested_boxes():
     assert [d.score for d in kept] == [0.9, 0.1]
 
 
-def test_tracker_links_crossing_people():
-    tracker = BoxTracker()
-    tracks = []
-    for step in range(20):
-        a, b = at(10 * step, 0), at(190 - 10 * step, 70)
-        tracks.append([d.track_id for d in tracker.update([a, b] if step % 2 else [b, a])])
-    assert {tuple(ids[:: 1 if step % 2 else -1]) for step, ids in enumerate(tracks)} == {(1, 0)}
-
-
-def test_tracker_holds_and_forgets():
-    tracker = BoxTracker(max_age=3, hold=2)
-    assert [d.track_id for d in tracker.update([at(0)])] == [0]
-    held = [tracker.update([]) for _ in range(3)]
-    assert [[(d.track_id, d.score) for d in people] for people in held] == [
-        [(0, 0.45)],
-        [(0, 0.225)],
-        [],
-    ]
-    assert [d.track_id for d in tracker.update([at(5)])] == [0]  # back within max_age
-    for _ in range(4):
-        tracker.update([])
-    assert [d.track_id for d in tracker.update([at(5)])] == [1]  # a new person
-
-
-def test_tracker_keeps_given_ids():
-    tracker = BoxTracker()
-    assert [d.track_id for d in tracker.update([at(0, track_id=7), at(200)])] == [7, 8]
-    assert [d.track_id for d in tracker.update([at(300, track_id=8), at(2), at(200)])] == [8, 7, 9]
-
-
 def write(tmp_path, entries):
     path = tmp_path / "boxes.json"
     path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
@@ -137,7 +108,17 @@ BAD = {
     "empty file": ("", "not valid JSON"),
     "no object": ([3], "entry 0 is 3, expected an object"),
     "no frame": ([{"bbox": [1, 2, 3, 4]}], r"entry 0 has no 'frame' \(nor 'image_id'\)"),
-    "outside": ([GOOD, {**GOOD, "frame": 3}], "entry 1: frame 3 is outside the video, .* 0 to 2"),
+    "outside": (
+        [GOOD, *({**GOOD, "frame": i} for i in (9, 3, 3))],
+        "3 of 4 detections are of frames that the video does not have, e.g. 3, 9; .* 0 to 2",
+    ),
+    "other size": (
+        [GOOD, {**GOOD, "bbox": [300, 20, 50, 90]}],
+        r"1 of 2 boxes have their centre outside of the video's 256×144 pixels, e.g. bbox "
+        r"\[300.0, 20.0, 50.0, 90.0\] in frame 0; were they found in a video of another size",
+    ),
+    "no comma": ('[{"frame": 0, "bbox": [1, 2, 3, 4]} {}]', "delimiter, after 1 whole entries"),
+    "more behind": ('[{"frame": 0, "bbox": [1, 2, 3, 4]}] []', "Extra data, after 1 whole"),
     "negative": ([{**GOOD, "frame": -1}], "frame must be a frame number from 0 on, got -1"),
     "fraction": ([{**GOOD, "frame": 0.5}], "frame must be a frame number"),
     "short box": ([{**GOOD, "bbox": [1, 2, 3]}], r"entry 0: bbox must be \[x, y, width, height\]"),
@@ -147,7 +128,7 @@ BAD = {
     "NaN score": ('[{"frame": 0, "bbox": [1, 2, 3, 4], "score": NaN}]', "score must be a number"),
     "list score": ([{**GOOD, "score": [1]}], "score must be a number"),
     "text track": ([{**GOOD, "track_id": "a"}], "track_id must be an integer, got 'a'"),
-    "same track": ([{**GOOD, "track_id": 1}] * 2, "entry 1: track_id 1 is twice in frame 0"),
+    "same track": ([{**GOOD, "track_id": 1}] * 2, "track_id 1 is twice in frame 0"),
     "some tracks": ([GOOD, {**GOOD, "track_id": 1}], "1 of 2 detections have a track_id"),
 }
 
@@ -156,7 +137,39 @@ BAD = {
 def test_bad_detection_files(tmp_path, what):
     entries, message = BAD[what]
     with pytest.raises(ValueError, match=message):
-        load_video_detections(write(tmp_path, entries), 3)
+        load_video_detections(write(tmp_path, entries), 3, size=(256, 144))
+
+
+def test_a_file_longer_than_a_piece_is_read_piece_by_piece(tmp_path, monkeypatch):
+    entries = [
+        {"frame": i // 2, "bbox": [i, 2.5, 3, 4], "score": 1 - i / 1000, "note": "é,]{" * (i % 5)}
+        for i in range(200)
+    ]
+    path = tmp_path / "boxes.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps(entries, indent=indent, ensure_ascii=False), encoding="utf-8")
+        for piece in (1, 7, 1000):
+            monkeypatch.setattr(detect, "_PIECE", piece)
+            people = load_video_detections(path, 100)
+            assert list(people) == list(range(100))
+            assert [d.box[0] for i in people for d in people[i]] == list(range(200))
+            assert 100 not in people
+
+
+def test_many_detections_take_little_memory(tmp_path):
+    path = tmp_path / "boxes.json"
+    line = ',\n{"frame": %d, "bbox": [100.25, 50.5, 40.125, 90.75], "score": 0.875}'
+    with open(path, "w") as file:
+        file.write("[" + line[2:] % 0)
+        file.writelines(line % (i // 2) for i in range(1, 20_000))
+        file.write("]")
+    tracemalloc.start()
+    people = load_video_detections(path)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(people) == 10_000
+    assert kept < 20_000 * 64
+    assert peak < 20_000 * 64 * 2 + (4 << 20)
 
 
 def test_missing_detection_file(tmp_path):

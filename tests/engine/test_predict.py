@@ -10,21 +10,26 @@ import pytest
 
 from cmpose.config import Config
 from cmpose.data.frames import read_picture
+from cmpose.data.video import VideoError
 from cmpose.engine import checkpoint
-from cmpose.engine.predict import Shot, VideoError, predict_video, windows
-from cmpose.engine.train import train
+from cmpose.engine.predict import predict_video
+from cmpose.engine.predictor import windows
 from cmpose.evaluation.posetrack_ap import score_folders
-from tests.engine.recipes import FINE, recipe
 from tests.models.builders import build
 from tests.shared_data import shared_data
 
 
 @pytest.fixture(scope="module")
-def trained(rendered, tmp_path_factory):
-    """A model that has seen two epochs of the rendered clips."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    train(recipe(rendered, **FINE), run, progress=False)
-    return run
+def weights(tmp_path_factory):
+    """A checkpoint with all parts and random weights: nothing here depends on what is learnt."""
+    model = build(
+        num_keypoints=15, image_size=(64, 64), tokens_per_keypoint=1, num_clusters=1, neighbors=1
+    )
+    config = Config(model=model.config)
+    config.train.precision = "fp32"
+    folder = tmp_path_factory.mktemp("weights")
+    checkpoint.save(folder, "model", model.state_dict(), config)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,10 @@ def clip(rendered, tmp_path_factory):
     return video, detections, len(truth["images"]), len(boxes)
 
 
+def _files(folder):
+    return [path for path in (folder / "out" / "journal").rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize(
     ("num_frames", "length", "expected"),
     [
@@ -59,14 +68,13 @@ def clip(rendered, tmp_path_factory):
     ],
 )
 def test_windows_repeat_the_ends(num_frames, length, expected):
-    shots = (Shot(i, np.zeros(0)) for i in range(length))
-    assert [[s.number for s in w] for w in windows(shots, num_frames)] == expected
+    assert list(windows(range(length), num_frames)) == expected
 
 
-def test_everything_is_written(trained, clip, tmp_path):
+def test_everything_is_written(weights, clip, tmp_path):
     video, detections, frames, people = clip
     metrics = predict_video(
-        video, trained, tmp_path / "out", detections=detections, explain=True, progress=False
+        video, weights, tmp_path / "out", detections=detections, explain=True, progress=False
     )
     assert metrics["frames"] == frames
     assert metrics["people"] == people
@@ -86,12 +94,22 @@ def test_everything_is_written(trained, clip, tmp_path):
     assert picture.shape == (1000, 1600, 3)
     assert picture.std() > 20
     assert not list((tmp_path / "out").rglob(".*"))
+    results = json.loads((tmp_path / "out" / "coco" / f"{video.stem}.json").read_text())
+    for result, pose in zip(results, written["annotations"], strict=True):
+        assert (result["image_id"], result["category_id"]) == (pose["image_id"], 1)
+        assert (result["track_id"], result["bbox"]) == (pose["track_id"], pose["bbox"])
+        got = np.array(result["keypoints"]).reshape(17, 3)
+        np.testing.assert_array_equal(got[:, :2], np.reshape(pose["keypoints"], (17, 3))[:, :2])
+        np.testing.assert_array_equal(got[:, 2], pose["scores"])
+        assert result["score"] == pytest.approx(np.sum(pose["scores"]) / 15)
+    left = sorted(str(p.relative_to(tmp_path / "out" / "journal")) for p in _files(tmp_path))
+    assert left == [f"{video.stem}/{name}" for name in ("finished.json", "lock", "settings.json")]
 
 
-def test_score_reads_the_poses_back(trained, clip, rendered, tmp_path):
+def test_score_reads_the_poses_back(weights, clip, rendered, tmp_path):
     """Order of frames is all that a video keeps of a sequence; ids and names are its own."""
     video, detections, *_ = clip
-    predict_video(video, trained, tmp_path / "out", detections=detections, progress=False)
+    predict_video(video, weights, tmp_path / "out", detections=detections, progress=False)
     result = score_folders(
         rendered / "annotations" / "val", tmp_path / "out" / "poses", match="order"
     )
@@ -102,7 +120,7 @@ def test_score_reads_the_poses_back(trained, clip, rendered, tmp_path):
     assert 0 <= result.mean <= 100
 
 
-def test_poses_do_not_depend_on_who_else_is_there(trained, clip, tmp_path):
+def test_poses_do_not_depend_on_who_else_is_there(weights, clip, tmp_path):
     video, detections, *_ = clip
     entries = json.loads(detections.read_text())
     first = entries[0]["track_id"]
@@ -110,19 +128,19 @@ def test_poses_do_not_depend_on_who_else_is_there(trained, clip, tmp_path):
     alone.write_text(json.dumps([e for e in entries if e["track_id"] == first]))
     found = []
     for name, boxes in (("all", detections), ("alone", alone)):
-        predict_video(video, trained, tmp_path / name, detections=boxes, progress=False)
+        predict_video(video, weights, tmp_path / name, detections=boxes, progress=False)
         poses = json.loads((tmp_path / name / "poses" / f"{video.stem}.json").read_text())
         found.append([a["keypoints"] for a in poses["annotations"] if a["track_id"] == first])
     np.testing.assert_allclose(found[0], found[1], atol=1e-3)
 
 
-def test_nobody_in_the_video(trained, tmp_path, capsys):
+def test_nobody_in_the_video(weights, tmp_path, capsys):
     video = tmp_path / "grey.mp4"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 144))
     for _ in range(3):
         writer.write(np.full((144, 256, 3), 90, np.uint8))
     writer.release()
-    metrics = predict_video(video, trained, tmp_path / "out", explain=True)
+    metrics = predict_video(video, weights, tmp_path / "out", explain=True)
     assert metrics["people"] == 0
     assert metrics["box_source"] == "OpenCV HOG people detector"
     assert "nobody was found: give --detections FILE" in capsys.readouterr().out
@@ -131,17 +149,17 @@ def test_nobody_in_the_video(trained, tmp_path, capsys):
     assert poses["annotations"] == []
 
 
-def test_a_video_that_cannot_be_read(trained, tmp_path):
+def test_a_video_that_cannot_be_read(weights, tmp_path):
     with pytest.raises(VideoError, match=r"none\.mp4: no such video"):
-        predict_video(tmp_path / "none.mp4", trained, tmp_path / "out")
+        predict_video(tmp_path / "none.mp4", weights, tmp_path / "out")
     for name, content in (("empty.mp4", b""), ("text.mp4", b"not a video at all")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(VideoError, match=rf"{name}: OpenCV finds no frame in it"):
-            predict_video(tmp_path / name, trained, tmp_path / "out")
+            predict_video(tmp_path / name, weights, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_video_that_cannot_be_written(trained, clip, tmp_path, monkeypatch):
+def test_a_video_that_cannot_be_written(weights, clip, tmp_path, monkeypatch):
     class Closed:
         def isOpened(self):
             return False
@@ -155,19 +173,19 @@ def test_a_video_that_cannot_be_written(trained, clip, tmp_path, monkeypatch):
         type("W", (), {"fourcc": staticmethod(lambda *_: 0), "__new__": lambda *_: Closed()}),
     )
     with pytest.raises(VideoError, match="OpenCV cannot write an MP4 video there"):
-        predict_video(clip[0], trained, tmp_path / "out", detections=clip[1], progress=False)
+        predict_video(clip[0], weights, tmp_path / "out", detections=clip[1], progress=False)
 
 
-def test_the_video_itself_is_never_written_over(trained, clip, tmp_path):
+def test_the_video_itself_is_never_written_over(weights, clip, tmp_path):
     video = tmp_path / clip[0].name
     video.write_bytes(clip[0].read_bytes())
-    predict_video(video, trained, tmp_path, detections=clip[1], progress=False)
+    predict_video(video, weights, tmp_path, detections=clip[1], progress=False)
     assert video.read_bytes() == clip[0].read_bytes()
 
 
-def test_frames_to_explain_must_exist(trained, clip, tmp_path):
+def test_frames_to_explain_must_exist(weights, clip, tmp_path):
     with pytest.raises(ValueError, match=r"--explain_frames \[99\]: .* has frames 0 to 3"):
-        predict_video(clip[0], trained, tmp_path / "out", explain=True, explain_frames=[1, 99])
+        predict_video(clip[0], weights, tmp_path / "out", explain=True, explain_frames=[1, 99])
 
 
 def test_explain_needs_fine_token_enhancement(clip, tmp_path):
@@ -178,10 +196,10 @@ def test_explain_needs_fine_token_enhancement(clip, tmp_path):
 
 
 @pytest.mark.shared_data
-def test_people_in_a_real_video_by_hog(trained, tmp_path):
+def test_people_in_a_real_video_by_hog(weights, tmp_path):
     video = shared_data("video", "street.mp4")
     metrics = predict_video(
-        video, trained, tmp_path / "out", explain_frames=[2], explain=True, progress=False
+        video, weights, tmp_path / "out", explain_frames=[2], explain=True, progress=False
     )
     assert metrics["frames"] == 5
     assert metrics["people"] >= 5

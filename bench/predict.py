@@ -1,0 +1,195 @@
+"""What ``cmpose predict`` costs: ``python -m bench.predict``, on any machine.
+
+Frames a second for 1, 2, 4 and 8 people in each frame, and the milliseconds a frame that every
+part takes, by ``predict_video``'s own clock. Boxes come from a file, so the detector is measured
+by itself. The video is rendered here, 1280×720; weights are random, which changes no time. The
+first of two runs warms up. ``--save`` renews ``bench/results/cpu/predict.json`` and the table of
+``docs/predict.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import torch
+
+from bench.provenance import PROJECT, provenance
+from bench.report import rendered
+from cmpose.config import Config, ModelConfig
+from cmpose.data.frames import read_picture
+from cmpose.data.rendered import render_dataset
+from cmpose.data.video_writer import video_writer
+from cmpose.engine import checkpoint
+from cmpose.engine.detect import detect_people
+from cmpose.engine.predict import predict_video
+from cmpose.models.cmpose import CMPose
+
+RECORD = PROJECT / "bench" / "results" / "cpu" / "predict.json"
+PAGE = PROJECT / "docs" / "predict.md"
+PEOPLE = (1, 2, 4, 8)
+SIZE = (720, 1280)
+PARTS = ("decode", "crop", "model", "draw", "encode")
+MODELS = {
+    "tiny, 128×96": ModelConfig(
+        backbone="tiny", depth=3, image_size=(128, 96), mlp_ratio=2.0, tokens_per_keypoint=1,
+        num_clusters=12, head_channels=128,
+    ),
+    "ViT-B, 256×192": ModelConfig(),
+}  # fmt: skip
+"""The demo's model, and the paper's."""
+
+HEAD = (
+    "| model | people | frames/s | people/s | "
+    + " | ".join(f"{part}, ms" for part in PARTS)
+    + " | rest, ms |\n|"
+    + "---|" * (5 + len(PARTS))
+)
+
+
+class Row(NamedTuple):
+    """A run: milliseconds a frame by part."""
+
+    model: str
+    people: int
+    frames: int
+    fps: float
+    ms: dict[str, float]
+
+
+def row_of(model: str, people: int, metrics: dict[str, Any]) -> Row:
+    """A row from what ``predict_video`` returns."""
+    frames = metrics["frames"]
+    ms = {part: 1e3 * metrics["seconds_by_part"].get(part, 0.0) / frames for part in PARTS}
+    ms["rest"] = 1e3 * metrics["seconds"] / frames - sum(ms.values())
+    return Row(model, people, frames, metrics["frames_per_second"], ms)
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    parts = " | ".join(f"{row.ms[part]:.1f}" for part in (*PARTS, "rest"))
+    return f"| {row.model} | {row.people} | {row.fps:.2f} | {row.fps * row.people:.2f} | {parts} |"
+
+
+def save_model(folder: Path, config: ModelConfig) -> Path:
+    """A checkpoint with random weights that computes in float32."""
+    recipe = Config(model=config)
+    recipe.train.precision = "fp32"
+    torch.manual_seed(0)
+    checkpoint.save(folder, "model", CMPose(config).state_dict(), recipe)
+    return folder
+
+
+def make_video(folder: Path, frames: int) -> tuple[Path, list[Path]]:
+    """Rendered people as an MP4, and its frames."""
+    render_dataset(
+        folder / "data", videos=1, frames=frames, seed=1, size=SIZE, split="val", progress=False
+    )
+    files = sorted((folder / "data" / "images").rglob("*.jpg"))
+    with video_writer(folder / "video.mp4", SIZE[::-1], 25) as writer:
+        for file in files:
+            writer.write(read_picture(file))
+    return folder / "video.mp4", files
+
+
+def boxes_of(path: Path, people: int, frames: int) -> Path:
+    """Standing people side by side, a third of the picture high, who walk slowly."""
+    height, width = SIZE
+    entries = [
+        {
+            "frame": n,
+            "bbox": [(i + 0.2) * width / people + n, 0.3 * height, 0.15 * height, 0.4 * height],
+            "track_id": i,
+        }
+        for n in range(frames)
+        for i in range(people)
+    ]
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> Row:
+    """The second of two runs over the video's first frames."""
+    boxes = boxes_of(folder / "boxes.json", people, frames)
+    metrics: dict[str, Any] = {}
+    for count in (1, frames):
+        metrics = predict_video(
+            video, folder / model, folder / "out", detections=boxes, max_frames=count,
+            device="cpu", overwrite=True, progress=False,
+        )  # fmt: skip
+    return row_of(model, people, metrics)
+
+
+def detector_ms(files: list[Path]) -> float:
+    """Milliseconds of one run of the people detector."""
+    pictures = [read_picture(file) for file in files[:8]]
+    detect_people(pictures[0])
+    started = time.perf_counter()
+    for picture in pictures:
+        detect_people(picture)
+    return 1e3 * (time.perf_counter() - started) / len(pictures)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table as Markdown, and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer frames, the small model only")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and of OpenCV")
+    parser.add_argument(
+        "--save", action="store_true", help=f"renew {RECORD.name} and the table in {PAGE.name}"
+    )
+    parser.add_argument("--note", default="", help="of the machine's state, for the record")
+    args = parser.parse_args(arguments)
+    cv2.setNumThreads(args.threads)
+    torch.set_num_threads(args.threads)
+    names = list(MODELS)[:1] if args.quick else list(MODELS)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        length = 8 if args.quick else 60
+        video, files = make_video(folder, length)
+        for model in names:
+            save_model(folder / model, MODELS[model])
+            frames = length if model == names[0] else 3
+            for people in PEOPLE:
+                rows.append(measure(folder, video, model, people, frames))
+                print(line(rows[-1]), flush=True)
+        detector = detector_ms(files)
+    record = {
+        "benchmark": "predict",
+        "provenance": provenance(),
+        "threads": args.threads,
+        "opencv": cv2.__version__,
+        "note": args.note,
+        "frame_size": list(SIZE),
+        "detector_ms": detector,
+        "rows": [row._asdict() for row in rows],
+    }
+    if args.save:
+        RECORD.parent.mkdir(parents=True, exist_ok=True)
+        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        PAGE.write_text(rendered(PAGE.read_text(), {"predict": report(record)}))
+    print(f"\n{report(record)}")
+
+
+def report(record: dict[str, Any]) -> str:
+    """The table and where it is from, as the document has them."""
+    source = record["provenance"]
+    lines = [HEAD, *(line(Row(**row)) for row in record["rows"])]
+    where = (
+        f"`{source['command']}`: {source['cpu']}, {record['threads']} thread(s), torch "
+        f"{source['torch']}, OpenCV {record['opencv']}, Python {source['python']}, commit "
+        f"`{source['commit'][:7]}`{' with changes' if source['dirty'] else ''}"
+        f"{'; ' + record['note'] if record['note'] else ''}. One run of the people detector: "
+        f"{record['detector_ms']:.0f} ms."
+    )
+    return "\n".join(lines) + "\n\n" + where
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Videos as OpenCV reads them, frame by frame: files, streams, cameras, and pictures in order."""
+
+from __future__ import annotations
+
+import glob
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from cmpose.data.frames import FrameError, read_picture
+
+PICTURES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+)
+_NOT_DECODED = np.zeros((0, 0, 3), np.uint8)
+_RATE = 25.0
+
+
+class VideoError(RuntimeError):
+    """A video that cannot be read or written; the message names it and what to do."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video before it is read.
+
+    Attributes:
+        source: as the user named it.
+        name: what its results are called: the file's or folder's name, ``camera0``.
+        width: of every frame, pixels.
+        height: likewise.
+        fps: frames a second; 25 where nothing says.
+        frames: how many its header names, which it need not hold; 0 where it does not say.
+        live: a camera or stream, which cannot be read a second time.
+    """
+
+    source: str
+    name: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    live: bool = False
+
+
+class Shot(NamedTuple):
+    """A frame and its number, from 0.
+
+    Attributes:
+        number: from 0.
+        picture: uint8 [H, W, 3], BGR; empty for a frame that was passed over.
+        readable: False where the picture before stands in for one that could not be read.
+    """
+
+    number: int
+    picture: np.ndarray
+    readable: bool = True
+
+
+class Video(ABC):
+    """An open video; its frames can be had once."""
+
+    info: VideoInfo
+
+    @abstractmethod
+    def shots(self, skip: int = 0) -> Iterator[Shot]:
+        """All frames in order; the first ``skip`` are passed over, with an empty picture.
+
+        Raises:
+            VideoError: a frame of another size than the first, or an unreadable picture.
+        """
+
+    @abstractmethod
+    def signature(self) -> dict[str, Any]:
+        """Plain data that tells this video from another of the same name."""
+
+    def frame_name(self, number: int) -> str:
+        """``NAME/000012.jpg``, or where the frame is a file, its folder and name."""
+        return f"{self.info.name}/{number:06d}.jpg"
+
+    def close(self) -> None:  # noqa: B027 - pictures hold nothing open
+        """Lets go of the file or device."""
+
+    def _check(self, picture: np.ndarray, what: str) -> None:
+        size, first = picture.shape[1::-1], (self.info.width, self.info.height)
+        if size != first:
+            raise VideoError(
+                f"{what}: is {size[0]}×{size[1]} pixels, the first frame was {first[0]}×{first[1]};"
+                " frames of one size are needed"
+            )
+
+
+class _Capture(Video):
+    """What ``cv2.VideoCapture`` opens."""
+
+    def __init__(
+        self, what: str | int, source: str, name: str, fps: float | None, unreadable: str
+    ) -> None:
+        self.capture = cv2.VideoCapture(what)
+        decoded, self.first = self.capture.read()
+        if not decoded:
+            self.capture.release()
+            raise VideoError(unreadable)
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        frames = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        count = int(frames) if np.isfinite(frames) and 0 < frames < 2**31 else 0
+        self.info = VideoInfo(
+            source=source,
+            name=name,
+            width=self.first.shape[1],
+            height=self.first.shape[0],
+            fps=fps or (rate if rate and np.isfinite(rate) and 0 < rate <= 1000 else _RATE),
+            frames=0 if isinstance(what, int) else count,
+            live=isinstance(what, int) or (not count and not Path(source).is_file()),
+        )
+
+    def shots(self, skip: int = 0) -> Iterator[Shot]:
+        yield Shot(0, _NOT_DECODED if skip else self.first)
+        number = 1
+        while number < skip:
+            # Seeking is inexact in many formats; a frame that is grabbed is decoded all the same.
+            if not self.capture.grab():
+                return
+            yield Shot(number, _NOT_DECODED)
+            number += 1
+        while True:
+            decoded, picture = self.capture.read()
+            if not decoded:
+                return
+            self._check(picture, f"{self.info.source}: frame {number}")
+            yield Shot(number, picture)
+            number += 1
+
+    def signature(self) -> dict[str, Any]:
+        path = Path(self.info.source)
+        if not path.is_file():
+            return {}
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            crc = zlib.crc32(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            crc = zlib.crc32(file.read(), crc)
+        return {"video bytes": size, "video checksum": crc}
+
+    def close(self) -> None:
+        self.capture.release()
+
+
+class _Pictures(Video):
+    """Picture files, each a frame."""
+
+    def __init__(
+        self, files: list[Path], source: str, name: str, fps: float | None, *, skip_unreadable: bool
+    ) -> None:
+        self.files, self.skip_unreadable = files, skip_unreadable
+        try:
+            height, width = read_picture(files[0]).shape[:2]
+        except FrameError as error:
+            raise VideoError(f"{error} (the first picture tells the video's size)") from error
+        self.info = VideoInfo(source, name, width, height, fps or _RATE, len(files))
+
+    def shots(self, skip: int = 0) -> Iterator[Shot]:
+        before = _NOT_DECODED
+        for number, file in enumerate(self.files):
+            if number < skip:
+                yield Shot(number, _NOT_DECODED)
+                continue
+            readable = True
+            try:
+                picture = read_picture(file)
+                self._check(picture, str(file))
+            except (FrameError, VideoError) as error:
+                if not self.skip_unreadable:
+                    raise VideoError(f"{error} (--on_error skip goes on without it)") from error
+                readable = False
+                picture = before if before.size else self._nearest(number)
+            yield Shot(number, picture, readable)
+            before = picture
+
+    def _nearest(self, number: int) -> np.ndarray:
+        """The last readable picture before; the first one of all was readable."""
+        for file in reversed(self.files[:number]):
+            try:
+                picture = read_picture(file)
+                self._check(picture, str(file))
+            except (FrameError, VideoError):
+                continue
+            return picture
+        raise VideoError(f"{self.files[0]}: is no longer readable")
+
+    def signature(self) -> dict[str, Any]:
+        crc = 0
+        for file in self.files:
+            crc = zlib.crc32(f"{file.name}:{file.stat().st_size};".encode(), crc)
+        return {"pictures": len(self.files), "pictures' names and sizes": crc}
+
+    def frame_name(self, number: int) -> str:
+        return "/".join(self.files[number].absolute().parts[-2:])
+
+
+def natural_order(path: Path) -> list[Any]:
+    """A key by which ``frame10`` comes after ``frame9``."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), part) if part.isdigit() else (0, part) for part in parts]
+
+
+@contextmanager
+def open_video(
+    source: str | Path,
+    *,
+    fps: float | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> Iterator[Video]:
+    """Opens whatever OpenCV reads.
+
+    Args:
+        source: a video file; a folder of pictures or a pattern such as ``frames/*.jpg``, in
+            natural order; a camera's number; an address (``rtsp://…``) or a GStreamer pipeline
+            (with ``!``); a numbered sequence such as ``frames/%06d.jpg``.
+        fps: frames a second, in place of what the video says; pictures have 25 by default.
+        on_error: ``skip`` lets the picture before stand in for an unreadable one; for pictures.
+
+    Raises:
+        VideoError: nothing there, or no frame in it.
+        ValueError: ``fps`` is not positive.
+    """
+    if fps is not None and not 0 < fps <= 1000:
+        raise ValueError(f"--fps {fps}: must be between 0 and 1000 frames a second")
+    video = _open(str(source), fps, skip=on_error == "skip")
+    try:
+        yield video
+    finally:
+        video.close()
+
+
+def _open(text: str, fps: float | None, *, skip: bool) -> Video:
+    path = Path(text)
+    files: list[Path] | None = None
+    if path.is_dir():
+        name, files = path.resolve().name, list(path.iterdir())
+    elif path.is_file():
+        name, files = path.stem, [path] if path.suffix.lower() in PICTURES else None
+    elif text.isdecimal():
+        why = "OpenCV gets no frame from it; is it plugged in, and free of other programs?"
+        return _Capture(int(text), text, f"camera{text}", fps, f"camera {text}: {why}")
+    elif "://" in text or " ! " in text:
+        tail = re.sub(r"[?#].*", "", text).rstrip("/").rsplit("/", 1)[-1]
+        name = re.sub(r"[^\w.-]+", "_", Path(tail).stem).strip("._")[:60] or "stream"
+        why = "OpenCV gets no frame from it; is the address right, and the stream running?"
+        return _Capture(text, text, name, fps, f"{text}: {why}")
+    elif glob.has_magic(text):
+        name, files = path.parent.resolve().name, [Path(found) for found in glob.glob(text)]
+    elif "%" in path.name:
+        why = "OpenCV finds no frame by this pattern"
+        return _Capture(text, text, path.parent.resolve().name, fps, f"{text}: {why}")
+    else:
+        raise VideoError(f"{path}: no such video")
+    if files is None:
+        why = "is it a video, and whole? (re-encoding it, e.g. as H.264 in MP4, often helps)"
+        return _Capture(text, text, name, fps, f"{path}: OpenCV finds no frame in it; {why}")
+    pictures = [file for file in files if file.suffix.lower() in PICTURES and file.is_file()]
+    if not pictures:
+        raise VideoError(
+            f"{path}: no pictures there ({', '.join(sorted(PICTURES))}); give a video's file, or "
+            "a folder of pictures"
+        )
+    pictures.sort(key=natural_order)
+    return _Pictures(pictures, text, name, fps, skip_unreadable=skip)

@@ -1,0 +1,53 @@
+"""The prediction bench: what it counts, by hand, that it runs, and that the document states it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import predict as bench
+
+METRICS = {
+    "frames": 10,
+    "seconds": 2.0,
+    "frames_per_second": 5.0,
+    "seconds_by_part": {"decode": 0.1, "crop": 0.2, "model": 1.0, "draw": 0.3, "encode": 0.15},
+}
+
+
+def test_a_row_by_hand():
+    row = bench.row_of("tiny", 2, METRICS)
+    assert (
+        bench.line(row) == "| tiny | 2 | 5.00 | 10.00 | 10.0 | 20.0 | 100.0 | 30.0 | 15.0 | 25.0 |"
+    )
+    assert sum(row.ms.values()) == pytest.approx(200)
+    heads = bench.HEAD.splitlines()
+    assert {part.count("|") for part in (*heads, bench.line(row))} == {heads[0].count("|")}
+
+
+def test_it_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "PEOPLE", (1, 3))
+    monkeypatch.setattr(bench, "SIZE", (144, 256))
+    monkeypatch.setattr(bench, "RECORD", tmp_path / "cpu" / "record.json")
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
+    bench.PAGE.write_text("Before.\n\n<!-- generated: predict -->\n\n<!-- end: predict -->\n")
+    bench.main(["--quick", "--save", "--note", "a test"])
+    record = json.loads(bench.RECORD.read_text())
+    assert [row["people"] for row in record["rows"]] == [1, 3]
+    for row in record["rows"]:
+        assert row["frames"] == 8
+        assert all(row["ms"][part] > 0 for part in bench.PARTS)
+        assert sum(row["ms"].values()) == pytest.approx(1e3 / row["fps"])
+    assert record["provenance"]["commit"]
+    assert record["detector_ms"] > 0
+    assert bench.report(record) in capsys.readouterr().out
+    assert f"Before.\n\n<!-- generated: predict -->\n\n{bench.report(record)}" in (
+        bench.PAGE.read_text()
+    )
+
+
+def test_the_document_states_the_committed_record():
+    record = json.loads(bench.RECORD.read_text())
+    assert bench.report(record) in bench.PAGE.read_text()
+    assert [row["people"] for row in record["rows"]] == list(bench.PEOPLE) * len(bench.MODELS)

@@ -1,0 +1,204 @@
+"""Videos from files, pictures, cameras and streams; and how they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import namedtuple
+
+import cv2
+import numpy as np
+import pytest
+
+from cmpose.data import video_writer as writer_module
+from cmpose.data.video import VideoError, natural_order, open_video
+from cmpose.data.video_writer import VideoWriter, part_of, video_writer
+
+SIZE = (64, 48)
+
+
+def picture(number, size=SIZE):
+    """A grey that tells the number."""
+    return np.full((size[1], size[0], 3), 10 * number, np.uint8)
+
+
+@pytest.fixture
+def file(tmp_path):
+    with video_writer(tmp_path / "clip.mp4", SIZE, 12.5) as writer:
+        for number in range(10):
+            writer.write(picture(number))
+    return tmp_path / "clip.mp4"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "seq"
+    folder.mkdir()
+    for number in range(12):
+        cv2.imwrite(str(folder / f"f{number}.png"), picture(number))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def greys(shots):
+    return [round(shot.picture.mean() / 10) if shot.picture.size else None for shot in shots]
+
+
+def test_a_file(file):
+    with open_video(file) as video:
+        info = video.info
+        assert (info.name, info.width, info.height) == ("clip", *SIZE)
+        assert (info.fps, info.frames, info.live) == (12.5, 10, False)
+        shots = list(video.shots())
+    assert [shot.number for shot in shots] == list(range(10))
+    assert greys(shots) == list(range(10))
+    assert video.frame_name(7) == "clip/000007.jpg"
+    with open_video(file, fps=30) as video:
+        assert video.info.fps == 30
+
+
+@pytest.mark.parametrize("skip", [1, 4, 10, 13])
+def test_frames_that_are_passed_over_are_the_same_ones(file, folder, skip):
+    for source, length in ((file, 10), (folder, 12)):
+        with open_video(source) as video:
+            found = greys(video.shots(skip))
+        passed = min(skip, length)
+        assert found == [None] * passed + list(range(passed, length))
+
+
+def test_pictures_in_natural_order(folder, tmp_path):
+    for source in (folder, f"{folder}/*.png", f"{folder}/f%d.png"):
+        with open_video(source) as video:
+            assert greys(video.shots()) == list(range(12)), source
+            assert video.info.name == "seq"
+    with open_video(folder) as video:
+        assert video.frame_name(10) == "seq/f10.png"
+        assert (video.info.frames, video.info.fps) == (12, 25)
+    with open_video(folder / "f3.png") as video:
+        assert greys(video.shots()) == [3], "a single picture is one frame"
+    names = ["a/x2", "a/x10", "a/x11b", "b/1"]
+    assert sorted(reversed(names), key=natural_order) == names
+
+
+def test_a_signature_tells_videos_apart(file, folder, tmp_path):
+    def signature(source):
+        with open_video(source) as video:
+            return video.signature()
+
+    before = signature(file), signature(folder)
+    assert (signature(file), signature(folder)) == before
+    os.utime(file)
+    assert signature(file) == before[0], "copying a video does not make it another"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    cv2.imwrite(str(folder / "f12.png"), picture(12))
+    assert signature(file) != before[0]
+    assert signature(folder) != before[1]
+
+
+def test_a_camera_by_number_and_a_stream_by_address(monkeypatch):
+    opened = []
+
+    class Camera:
+        def __init__(self, what):
+            opened.append(what)
+            self.left = 0 if what == 3 else 4
+
+        def read(self):
+            self.left -= 1
+            return (True, picture(1)) if self.left >= 0 else (False, None)
+
+        def get(self, _):
+            return -1.0
+
+        def release(self):
+            opened.append("closed")
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    with open_video("0") as video:
+        assert (video.info.name, video.info.live, video.info.frames) == ("camera0", True, 0)
+        assert video.info.fps == 25
+        assert len(list(video.shots())) == 4
+    with open_video("rtsp://host:554/live/Hall 2.sdp?x=1") as video:
+        assert (video.info.name, video.info.live) == ("Hall_2", True)
+    assert opened == [0, "closed", "rtsp://host:554/live/Hall 2.sdp?x=1", "closed"]
+    with pytest.raises(VideoError, match="camera 3: OpenCV gets no frame from it; is it plugged"):
+        open_video("3").__enter__()
+
+
+def test_what_is_no_video_is_named(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    for source, message in (
+        ("none.mp4", "none.mp4: no such video"),
+        ("empty", "empty: no pictures there"),
+        ("seq/*.jpg", r"\*.jpg: no pictures there"),
+        ("seq/z%03d.png", "finds no frame by this pattern"),
+    ):
+        with pytest.raises(VideoError, match=message):
+            open_video(tmp_path / source).__enter__()
+    with pytest.raises(ValueError, match=r"--fps 0: must be between 0 and 1000"):
+        open_video(folder, fps=0).__enter__()
+
+
+def test_unreadable_pictures_stop_or_are_stood_in_for(folder):
+    (folder / "f4.png").write_bytes(b"no picture")
+    cv2.imwrite(str(folder / "f5.png"), picture(5, (32, 48)))
+    with (
+        open_video(folder) as video,
+        pytest.raises(
+            VideoError,
+            match=r"f4\.png: not a readable picture .*\(--on_error skip goes on without it",
+        ),
+    ):
+        list(video.shots())
+    for skip in (0, 4, 5):
+        with open_video(folder, on_error="skip") as video:
+            shots = list(video.shots(skip))[skip:]
+        assert greys(shots) == [0, 1, 2, 3, 3, 3, 6, 7, 8, 9, 10, 11][skip:]
+        assert [s.number for s in shots if not s.readable] == [4, 5][max(0, skip - 4) :]
+    (folder / "f0.png").write_bytes(b"")
+    with pytest.raises(VideoError, match=r"f0\.png: .*the first picture tells the video's size"):
+        open_video(folder, on_error="skip").__enter__()
+
+
+def test_a_video_gets_its_name_once_it_is_whole(tmp_path):
+    path = tmp_path / "out.mp4"
+
+    def fails_after_two():
+        with video_writer(path, SIZE, 10) as writer:
+            writer.write(picture(1))
+            writer.write(picture(2))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails_after_two()
+    assert not path.exists()
+    with open_video(part_of(path)) as video:
+        assert greys(video.shots()) == [1, 2], "what was written can be played"
+    with video_writer(path, SIZE, 10) as writer:
+        writer.write(picture(3))
+    assert path.exists()
+    assert not part_of(path).exists()
+
+
+def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
+    free = writer_module.ROOM
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free))
+    writer = VideoWriter(tmp_path / "out.mp4", SIZE, 10)
+    for number in range(16):
+        writer.write(picture(number))
+    free -= 1
+    with pytest.raises(OSError, match=r"No space left on device: .*out\.part\.mp4"):
+        writer.write(picture(0))
+    writer.stop()
+
+
+def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):
+    writer = VideoWriter(tmp_path / "out.mp4", SIZE, 10)
+    writer.write(picture(1))
+    writer.frames += 2
+    with pytest.raises(OSError, match=r"1 of 3 frames reached the disk: .*out\.part\.mp4"):
+        writer.close()
+    assert not (tmp_path / "out.mp4").exists()
