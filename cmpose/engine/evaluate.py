@@ -245,7 +245,7 @@ def evaluate_model(
     """Evaluates a model on ``data.val_annotations`` with ``data.boxes``.
 
     Writes predictions to ``output/predictions`` and returns the metrics (on every process):
-    ``ap`` as ``cmpose score --json`` writes it, ``box_source``, ``seconds``,
+    ``ap`` as ``cmpose score --json`` writes it, ``box_source``, ``annotations``, ``seconds``,
     ``clips_per_second``, ``causal_hit_rate``.
     """
     clips = open_clips(config, train=False, device=place.device, quiet=not place.main)
@@ -260,6 +260,7 @@ def evaluate_model(
         metrics = {
             "ap": result.to_json(),
             "box_source": clips.box_source,
+            "annotations": f"{config.data.root}: {config.data.val_annotations}",
             "seconds": seconds,
             "clips_per_second": len(clips) / max(seconds, 1e-9),
             "clips": len(clips),

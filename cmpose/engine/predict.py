@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,13 @@ from cmpose.engine import checkpoint
 from cmpose.engine.detect import BoxTracker, Detection, detect_people, load_video_detections
 from cmpose.engine.distributed import pick_device
 from cmpose.engine.evaluate import compute_dtype, predict_heatmaps
+from cmpose.engine.explained import clip_tokens
 from cmpose.engine.runlog import write_metrics
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.evaluation.predictions import predicted_sequences
 from cmpose.models.cmpose import CMPose, CMPoseOutput
 from cmpose.viz.draw import draw_key, draw_skeleton
-from cmpose.viz.explain import Tokens, explain_figure
+from cmpose.viz.explain import explain_figure
 
 HOG = "OpenCV HOG people detector"
 
@@ -172,31 +173,15 @@ class Predictor:
     def explain(self, shot: Shot, poses: Poses, person: int, title: str, path: Path) -> None:
         """Writes the picture of what one person's pose was read from."""
         c = self.config
-        fine = poses.output.fine
-        assert fine is not None
         crop = warp(shot.picture, poses.matrices[person], c.model.image_size)[..., ::-1]
         keypoints = apply_matrix(poses.matrices[person], poses.keypoints[person])
-        scores = fine.selection.scores[person].float().cpu()
-        tokens = Tokens(
-            grid=self.model.backbone.grid,
-            scores=scores.numpy(),
-            top=scores.topk(c.model.tokens_per_keypoint, dim=-1).indices.numpy(),
-            causal=fine.selection.causal[person].cpu().numpy(),
-            noncausal=fine.selection.noncausal[person].cpu().numpy(),
-        )
-        if fine.clusters is not None:
-            tokens = replace(
-                tokens,
-                assignment=fine.clusters.assignment[person].cpu().numpy(),
-                centers=fine.clusters.centers[person].cpu().numpy(),
-            )
         heatmaps = poses.output.heatmaps[person].float().cpu().numpy()
         explain_figure(
             np.ascontiguousarray(crop),
             heatmaps,
             keypoints,
             poses.scores[person],
-            tokens,
+            clip_tokens(self.model, poses.output, person),
             title=title,
             path=path,
         )
