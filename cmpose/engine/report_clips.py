@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -25,6 +26,9 @@ from cmpose.viz.record import jpeg_uri, make_record
 
 FRAMES = 7
 """Of a clip, at most, that the slider goes over."""
+
+TILE_HEIGHT = 384
+"""Pixels: fine enough for lines on a small crop, small as a JPEG."""
 
 HEAD = 0.6
 """The head's size is this share of its box's diagonal, as in the AP."""
@@ -244,13 +248,19 @@ class _Seen:
     def tile(self, sample: Sample, clip: int | None) -> Tile:
         assert self.clips is not None
         item = self.clips[self.index[sample.frame.image_id]]
-        picture = item["clip"][self.config.model.num_frames // 2].numpy().copy()
+        picture = item["clip"][self.config.model.num_frames // 2].numpy()
         matrix = item["matrix"].numpy()
-        width = max(1, picture.shape[0] // 128)
-        draw_skeleton(picture, _truth(sample, matrix), width=width, color=(255, 255, 255))
+        scale = TILE_HEIGHT / picture.shape[0]
+        size = round(picture.shape[1] * scale), TILE_HEIGHT
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+
+        def draw(points: np.ndarray, color: tuple[int, int, int] | None = None) -> None:
+            # Pixel centres, as cv2.resize has them.
+            draw_skeleton(picture, (points + 0.5) * scale - 0.5, width=2, color=color)
+
+        draw(_truth(sample, matrix), (255, 255, 255))
         if sample.pose is not None:
-            predicted = apply_matrix(matrix, sample.pose.keypoints[:, :2])
-            draw_skeleton(picture, predicted, width=width)
+            draw(apply_matrix(matrix, sample.pose.keypoints[:, :2]))
         who = _who(sample)
         if sample.error is None:
             heading, said = "not measured", "not measured"

@@ -175,6 +175,7 @@ def _tiles(
                 heading = f"score {pose.score:.2f}"
                 tiles.append(Tile(jpeg_uri(pictures[pose]), alt, heading, str(pose), place))
     report.measure = MEASURE.format(count=len(poses))
+    report.groups = ("Lowest score", "Highest score")
     if not report.worst:
         report.best = []
         worst_of_all = chosen[0][0]

@@ -20,6 +20,7 @@ from cmpose.engine.step import LOSS_TERMS
 from cmpose.evaluation.posetrack_ap import COLUMNS
 from cmpose.viz.page import Chart, Line, Report, Table
 
+AP_BY_STEP = "AP by step"
 LOG, METRICS = "log.jsonl", "metrics.json"
 
 
@@ -89,7 +90,7 @@ def _charts(log: list[dict[str, Any]]) -> list[Chart]:
             log=True,
         ),
         Chart(
-            "AP by step",
+            AP_BY_STEP,
             "step",
             lines("evaluate", ["Mean", *COLUMNS]),
             note="Official PoseTrack AP in percent, evaluated while training.",
@@ -103,7 +104,12 @@ def _charts(log: list[dict[str, Any]]) -> list[Chart]:
             log=True,
         ),
     ]
-    return [chart for chart in charts if chart.lines]
+    # One evaluation is a row of the table, not a curve.
+    return [
+        chart
+        for chart in charts
+        if chart.lines and (chart.title != AP_BY_STEP or len(chart.lines[0].points) > 1)
+    ]
 
 
 # -- evaluations ---------------------------------------------------------------------------------
@@ -162,6 +168,11 @@ def _tables(
             "the run has not ended.",
         ]
         return
+    if len(logged) == 1:
+        rule += (
+            " It was evaluated once while training, so that there is no curve of AP by step; "
+            "train.evaluate_every asks for more."
+        )
     heads = []
     report.table_notes = [rule]
     for place, metrics in evaluations:
@@ -260,7 +271,6 @@ def _show(
         reason = str(error)
     shown = show(samples, config, root, model, count)
     report.worst, report.best, report.clips = shown.worst, shown.best, shown.clips
-    report.shown_only = not samples.ranked
     if not report.worst:
         report.absent["clips"] = (
             "The evaluation clips hold nobody with an annotated head box and a joint, so that no "
@@ -271,6 +281,7 @@ def _show(
     if samples.ranked:
         report.measure = MEASURE.format(count=samples.measured) + samples.left_out()
     else:
+        report.groups = ("Clips", "")
         report.measure = (
             "This run has no predictions yet, so nothing is ranked: these are the first people of "
             "the evaluation set."
@@ -278,7 +289,7 @@ def _show(
     if model is None:
         report.absent["tokens"] = f"The model cannot be run again: {reason}"
     report.clips_intro = (
-        f"The model of {checkpoint.find(run).name} was run again on these clips, {shown.frames} "
+        f"The checkpoint {checkpoint.find(run)} was run again on these clips, {shown.frames} "
         "frames in all. Choose a keypoint, by its name or by a click on a picture, and move over "
         "the frames."
         if model is not None

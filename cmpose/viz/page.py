@@ -109,7 +109,7 @@ class Report:
         clips_intro: said above them.
         facts: (name, value).
         absent: part → why it is not there.
-        shown_only: the tiles in ``worst`` are just clips, neither worst nor best.
+        groups: what ``worst`` and ``best`` are called.
     """
 
     kind: str
@@ -125,7 +125,7 @@ class Report:
     clips_intro: str = ""
     facts: list[tuple[str, str]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
-    shown_only: bool = False
+    groups: tuple[str, str] = ("Worst", "Best")
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -261,14 +261,14 @@ def _tables(report: Report) -> str:
 def _tiles(report: Report) -> str:
     if not report.worst:
         return _absent(report, "clips")
-    parts = [f"<p>{escape(report.measure)}</p>"]
-    groups = [("Worst", report.worst), ("Best", report.best)]
-    if report.shown_only:
-        groups = [("Clips", report.worst)]
-    for name, tiles in groups:
+    measure = report.measure
+    if any(tile.clip is not None for tile in report.worst + report.best):
+        measure += " A click on a picture opens it below."
+    parts = [f"<p>{escape(measure)}</p>"]
+    for name, tiles in zip(report.groups, (report.worst, report.best), strict=True):
         if not tiles:
             continue
-        parts.append(f'<h3>{name}</h3><ul class="tiles">')
+        parts.append(f'<h3>{escape(name)}</h3><ul class="tiles">')
         for tile in tiles:
             inside = (
                 f'<img src="{escape(tile.picture)}" alt="{escape(tile.alt)}">'

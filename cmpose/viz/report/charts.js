@@ -49,7 +49,7 @@ function chart(figure, data) {
   let at = null; // index into xs that is being read
   let place = null; // x, y → pixels, of the last drawing
 
-  data.lines.forEach((line, i) => {
+  if (data.lines.length > 1) data.lines.forEach((line, i) => {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "chip";
@@ -81,8 +81,11 @@ function chart(figure, data) {
     const log = data.log && low > 0;
     if (data.zero && !log) low = Math.min(low, 0);
     if (high === low) { high = high * 1.1 || 1; low = log ? low / 1.1 : Math.min(low, 0); }
-    const marks = log ? logTicks(low, high) : ticks(low, high, 4);
-    if (!log) high = Math.max(high, marks.at(-1));
+    let marks = log ? logTicks(low, high) : ticks(low, high, 5);
+    if (!log && marks.length > 1) {
+      high = Math.ceil(high / (marks[1] - marks[0]) - 1e-9) * (marks[1] - marks[0]);
+      marks = ticks(low, high, 5);
+    }
     const box = { left: 12 + 7.6 * Math.max(...marks.map((m) => text(m).length), 1), right: width - 10, top: 8, bottom: height - 42 };
     const span = xs.at(-1) - xs[0] || 1;
     const scale = (v) => (log ? Math.log(v) : v);

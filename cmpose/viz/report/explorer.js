@@ -56,16 +56,16 @@ function explore(root, clips) {
     }
   }
 
-  function dot(s, point, color, radius, fill) {
+  function dot(s) {
+    const point = s.record.keypoints[state.joint];
     if (!point) return;
     const { g } = s;
-    g.beginPath();
-    g.arc(...s.at(point), radius, 0, 2 * Math.PI);
-    if (fill) { g.fillStyle = color; g.fill(); }
-    g.lineWidth = fill ? 2 : 6;
-    g.strokeStyle = fill ? "#fff" : "rgb(0 0 0 / .6)";
-    g.stroke();
-    if (!fill) { g.lineWidth = 3; g.strokeStyle = color; g.stroke(); }
+    for (const [color, radius] of [["#000", 9], ["#fff", 8], [s.record.colors[state.joint], 5.5]]) {
+      g.fillStyle = color;
+      g.beginPath();
+      g.arc(...s.at(point), radius, 0, 2 * Math.PI);
+      g.fill();
+    }
   }
 
   function poses(s) {
@@ -83,13 +83,13 @@ function explore(root, clips) {
     g.globalCompositeOperation = "source-in";
     g.fillStyle = s.record.colors[state.joint];
     g.fillRect(0, 0, w, h);
-    dim(s, 0.45);
+    dim(s, 0.55);
     s.g.imageSmoothingEnabled = true;
     // Heatmap pixel p lies at crop pixel stride · p.
     const stride = [s.width / w, s.height / h];
     s.g.drawImage(tint, (s.scale - stride[0]) / 2, (s.scale - stride[1]) / 2, s.width, s.height);
     poses(s);
-    dot(s, s.record.keypoints[state.joint], s.record.colors[state.joint], 9, false);
+    dot(s);
   }
 
   function cell(s, token) {
@@ -126,7 +126,7 @@ function explore(root, clips) {
     for (const token of s.record.tokens.causal) frameCell(s, token, "rgb(255 255 255 / .45)", 1);
     poses(s);
     own(s);
-    dot(s, s.record.keypoints[state.joint], s.record.colors[state.joint], 7, true);
+    dot(s);
   }
 
   function paintClusters(s) {
@@ -179,7 +179,7 @@ function explore(root, clips) {
       }
     }
     own(s);
-    dot(s, s.record.keypoints[state.joint], s.record.colors[state.joint], 7, true);
+    dot(s);
   }
 
   // -- words -----------------------------------------------------------------------------------
