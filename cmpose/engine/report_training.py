@@ -46,7 +46,7 @@ def training_report(run: Path, count: int) -> Report:
     evaluations = _evaluations(run)
     _tables(report, evaluations, log, config)
     report.lead = _lead(evaluations, log)
-    _clips(report, run, config, evaluations, count)
+    _clips(report, run, config, count)
     report.facts = _facts(run, config, evaluations, log)
     return report
 
@@ -201,7 +201,10 @@ def _tables(
         Table(
             "By column of the published tables",
             heads,
-            [(c, [_number(m["ap"]["columns"].get(c)) for _, m in evaluations]) for c in columns],
+            [
+                (c, [_number(m["ap"].get("columns", {}).get(c)) for _, m in evaluations])
+                for c in columns
+            ],
             frozenset({"Mean"}),
         ),
     ]
@@ -227,7 +230,6 @@ def _clips(
     report: Report,
     run: Path,
     config: Config,
-    evaluations: list[tuple[str, dict[str, Any]]],
     count: int,
 ) -> None:
     root = Path(config.data.root).expanduser()
@@ -241,8 +243,8 @@ def _clips(
             "written where the data set of the recipe (data.root) lies."
         )
         return
-    source = next((m.get("box_source", "") for place, m in evaluations if place == "."), "")
-    samples = rank(truth, _predictions(run), own_boxes=source in ("", "ground truth"))
+    # predictions/ is what training evaluated, by the recipe's own boxes.
+    samples = rank(truth, _predictions(run), own_boxes=config.data.boxes == "gt")
     try:
         _show(report, run, config, samples, count, root)
     except (FrameError, OSError) as error:
