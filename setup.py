@@ -79,7 +79,11 @@ setup(
         "cmpose.kernels": "kernels",
         "cmpose.configs": "configs",
     },
-    package_data={"cmpose.configs": ["*.yaml"], "cmpose": ["py.typed"]},
+    package_data={
+        "cmpose.configs": ["*.yaml"],
+        "cmpose": ["py.typed"],
+        "cmpose.viz": ["report/*"],  # what cmpose report makes pages of
+    },
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
     ext_modules=[Extension("cmpose._C", SOURCES)] if REASON is None else [],
 )

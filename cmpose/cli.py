@@ -278,6 +278,19 @@ def _run_score(args: Namespace) -> None:
         write_text(Path(args.json), json.dumps(result.to_json(), indent=1) + "\n")
 
 
+def _report(subparser: ArgumentParser) -> None:
+    subparser.add_argument("run", help="folder of a training run, or what predict wrote")
+    subparser.add_argument("--out", default="", help="the page; default: RUN/report.html")
+    subparser.add_argument("--clips", type=int, default=4, help="worst ones, and best ones")
+
+
+def _run_report(args: Namespace) -> None:
+    from cmpose.engine.report import report
+
+    path = report(args.run, args.out, args.clips)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser")
+
+
 def _demo(subparser: ArgumentParser) -> None:
     subparser.add_argument("--output", default="runs/demo")
     subparser.add_argument("--config", default="", help="default: the recipe in configs/demo.yaml")
@@ -310,6 +323,7 @@ _COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace
     "frames": (_frames, _run_frames, "a video's frames as JPEGs, to be labelled"),
     "convert": (_convert, _run_convert, "make a data set of annotations of your own"),
     "score": (_score, _run_score, "official PoseTrack AP of prediction files"),
+    "report": (_report, _run_report, "a page to look at, of a training run or a prediction"),
     "demo": (_demo, _run_demo, "render, train, evaluate and predict, small"),
     "doctor": (_doctor, _run_doctor, "versions, device, and which backend runs each op"),
 }

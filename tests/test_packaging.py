@@ -99,9 +99,12 @@ def test_every_part_is_in_the_pure_wheel(pure: tuple[zipfile.ZipFile, str]) -> N
     for path in sorted((PROJECT / "cmpose").rglob("*.py")):
         assert str(path.relative_to(PROJECT)) in names
     assert {"cmpose/kernels/__init__.py", "cmpose/configs/demo.yaml", "cmpose/py.typed"} <= names
+    for path in sorted((PROJECT / "cmpose" / "viz" / "report").iterdir()):
+        assert str(path.relative_to(PROJECT)) in names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cmpose", next(t for t in tops if t.endswith(".dist-info"))}
-    assert {Path(n).suffix for n in names if n.startswith("cmpose/")} == {".py", ".typed", ".yaml"}
+    suffixes = {Path(n).suffix for n in names if n.startswith("cmpose/")}
+    assert suffixes == {".py", ".typed", ".yaml", ".css", ".html", ".js"}
     reason = "cmpose: without its CUDA core cmpose._C: "
     assert f"{reason}CMPOSE_BUILD_CUDA=0" in printed or (
         f"{reason}there is no bin/nvcc in CUDA_HOME=/nowhere" in printed

@@ -20,6 +20,7 @@ from cmpose.data.video_writer import video_writer
 from cmpose.engine.checkpoint import write_text
 from cmpose.engine.evaluate import Pose, open_clips, score_predictions
 from cmpose.engine.predict import predict_video
+from cmpose.engine.report import report
 from cmpose.engine.runlog import write_metrics
 from cmpose.engine.train import train
 from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose
@@ -116,6 +117,7 @@ def demo(output: str | Path, recipe: str | Path | None = None) -> dict[str, Any]
         "seconds": time.perf_counter() - started,
     }
     write_metrics(output, metrics)
+    page, other = report(run), report(output / "predict")
     ap, mean = metrics["ap"]["columns"]["Mean"], baseline.mean
     print(
         f"\nheld-out AP {ap:.1f}, always answering the mean pose {mean:.1f} "
@@ -124,6 +126,8 @@ def demo(output: str | Path, recipe: str | Path | None = None) -> dict[str, Any]
         f"video       {output / 'predict' / (video.stem + '_poses.mp4')}\n"
         f"model       {run / 'model'}\n"
         f"metrics     {output / 'metrics.json'}\n"
+        f"report      {page}: curves, AP, worst and best clips, tokens; opens in any browser\n"
+        f"            {other}: the same of the prediction\n"
         f"{metrics['seconds']:.0f} s in all"
     )
     return metrics

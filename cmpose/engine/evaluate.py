@@ -271,8 +271,8 @@ def evaluate_model(
     """Evaluates a model on ``data.val_annotations`` with ``data.boxes``.
 
     Writes predictions to ``output/predictions`` and returns the metrics (on every process):
-    ``ap`` as ``cmpose score --json`` writes it, ``data``, ``box_source``, ``seconds``,
-    ``clips_per_second``, ``causal_hit_rate``.
+    ``ap`` as ``cmpose score --json`` writes it, ``data``, ``box_source``, ``annotations``,
+    ``seconds``, ``clips_per_second``, ``causal_hit_rate``.
     """
     clips = open_clips(config, train=False, device=place.device, quiet=not place.main)
     if model.skeleton.keypoints != clips.skeleton.keypoints:
@@ -293,6 +293,7 @@ def evaluate_model(
             "ap": result.to_json(),
             "data": data_name(config.data.root, config.data.val_annotations),
             "box_source": clips.box_source,
+            "annotations": f"{config.data.root}: {config.data.val_annotations}",
             "seconds": seconds,
             "clips_per_second": len(clips) / max(seconds, 1e-9),
             "clips": len(clips),

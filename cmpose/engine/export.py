@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cmpose import ops
 from cmpose.config import Config
-from cmpose.data.skeleton import JOINTS
+from cmpose.data.skeleton import Skeleton
 from cmpose.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cmpose.engine import checkpoint
 from cmpose.models.cmpose import CMPose
@@ -67,11 +67,10 @@ def output_names(config: Config) -> list[str]:
     return ["heatmaps", "causal", "clusters"][: 1 + choices]
 
 
-def metadata(config: Config) -> dict[str, Any]:
+def metadata(config: Config, skeleton: Skeleton) -> dict[str, Any]:
     """What whoever serves an export must know of crops and heatmaps; it travels in the file."""
-    K = config.model.num_keypoints
     return {
-        "joints": list(JOINTS) if len(JOINTS) == K else [str(joint) for joint in range(K)],
+        "joints": list(skeleton.keypoints),
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
         "box_enlarge": config.data.box_enlarge,
@@ -302,7 +301,7 @@ def export(
         if opset < 18:
             raise ValueError(f"--opset {opset}: must be at least 18")
     save, load = _FORMATS[out.suffix]
-    about = {"outputs": output_names(config)} | metadata(config)
+    about = {"outputs": output_names(config)} | metadata(config, model.skeleton)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         partial = Path(folder) / out.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -17,9 +16,10 @@ from cmpose.config import Config
 from cmpose.data.transforms import apply_matrix, crop_matrix, crop_region, normalize_clips, warp
 from cmpose.data.video import Shot
 from cmpose.engine.evaluate import compute_dtype, predict_heatmaps, warp_place
+from cmpose.engine.explained import clip_tokens
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.models.cmpose import CMPose, CMPoseOutput
-from cmpose.viz.explain import Tokens, explain_figure
+from cmpose.viz.explain import explain_figure
 
 T = TypeVar("T")
 
@@ -106,31 +106,15 @@ class Predictor:
     def explain(self, shot: Shot, poses: Poses, person: int, title: str, path: Path) -> None:
         """Writes the picture of what one person's pose was read from."""
         c = self.config
-        fine = poses.output.fine
-        assert fine is not None
         crop = warp(shot.picture, poses.matrices[person], c.model.image_size)[..., ::-1]
         keypoints = apply_matrix(poses.matrices[person], poses.keypoints[person])
-        scores = fine.selection.scores[person].float().cpu()
-        tokens = Tokens(
-            grid=self.model.backbone.grid,
-            scores=scores.numpy(),
-            top=scores.topk(c.model.tokens_per_keypoint, dim=-1).indices.numpy(),
-            causal=fine.selection.causal[person].cpu().numpy(),
-            noncausal=fine.selection.noncausal[person].cpu().numpy(),
-        )
-        if fine.clusters is not None:
-            tokens = replace(
-                tokens,
-                assignment=fine.clusters.assignment[person].cpu().numpy(),
-                centers=fine.clusters.centers[person].cpu().numpy(),
-            )
         heatmaps = poses.output.heatmaps[person].float().cpu().numpy()
         explain_figure(
             np.ascontiguousarray(crop),
             heatmaps,
             keypoints,
             poses.scores[person],
-            tokens,
+            clip_tokens(self.model, poses.output, person),
             title=title,
             path=path,
             skeleton=self.model.skeleton,

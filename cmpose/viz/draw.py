@@ -43,6 +43,18 @@ JOINT_COLORS: tuple[Color, ...] = (
 """One colour a joint of PoseTrack: blues and violets right, reds and oranges left, greens to
 yellow middle."""
 
+
+def cluster_colors(count: int) -> np.ndarray:
+    """[count, 3] distinct uint8 RGB colours: golden-ratio hues in three strengths."""
+    colors = [
+        colorsys.hsv_to_rgb(
+            (i * 0.61803398875) % 1.0, (0.75, 0.5, 0.95)[i % 3], (1.0, 0.95, 0.75)[i % 3]
+        )
+        for i in range(count)
+    ]
+    return (np.array(colors).reshape(count, 3) * 255).astype(np.uint8)
+
+
 _SHIFT = 4  # OpenCV's fixed-point coordinates: sixteenths of a pixel
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 

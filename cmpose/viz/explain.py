@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cmpose.data.skeleton import POSETRACK, Skeleton
-from cmpose.viz.draw import SIDE_COLORS, draw_skeleton, keypoint_colors
+from cmpose.viz.draw import SIDE_COLORS, cluster_colors, draw_skeleton, keypoint_colors
+from cmpose.viz.record import WEAK, hex_color, make_record, write_record
 
 WIDTH, HEIGHT = 1600, 1000
 _INK, _FAINT, _PAPER = "#1c1f24", "#6b7280", "#ffffff"
@@ -95,7 +95,8 @@ def explain_figure(
         scores: [K].
         tokens: ``None`` for a model without Fine Token Enhancement.
         title: of the picture, e.g. video, frame and track.
-        path: where to write it as well (PNG or JPEG by the name), atomically.
+        path: where to write it as well (PNG or JPEG by the name), and beside it, ending in
+            ``.json``, the record that it was drawn from (``cmpose.viz.record``); each atomically.
         skeleton: what the keypoints are.
 
     Returns:
@@ -129,6 +130,10 @@ def explain_figure(
     image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     if path is not None:
         _write(Path(path), image)
+        record = make_record(
+            crop, heatmaps, keypoints, scores, tokens, title=title, skeleton=skeleton
+        )
+        write_record(Path(path).with_suffix(".json"), record)
     return image
 
 
@@ -182,7 +187,7 @@ class _Picture:
         paint = np.zeros(base.shape, np.float32)
         cover = np.zeros(base.shape[:2], np.float32)
         for j in joints:
-            peak = max(float(self.heatmaps[j].max()), 0.3 * strongest)
+            peak = max(float(self.heatmaps[j].max()), WEAK * strongest)
             if peak <= 0:
                 continue
             share = self.heatmaps[j] / peak
@@ -192,10 +197,6 @@ class _Picture:
         alpha = (0.9 * np.sqrt(np.clip(cover, 0, 1)))[..., None]
         alpha[cover < 0.1] = 0.0
         return (base * (1 - alpha) + paint * alpha).astype(np.uint8)
-
-
-def _hex(color: Sequence[float]) -> str:
-    return "#" + "".join(f"{int(channel):02x}" for channel in color)
 
 
 def _axes(figure: Figure, x: float, y: float, w: float, h: float) -> Axes:
@@ -273,17 +274,6 @@ def _dot(image: np.ndarray, xy: np.ndarray, color: Sequence[int], radius: int) -
     cv2.circle(image, center, radius - 1, tuple(color), cv2.FILLED, cv2.LINE_AA)
 
 
-def cluster_colors(count: int) -> np.ndarray:
-    """[count, 3] distinct uint8 RGB colours: golden-ratio hues in three strengths."""
-    colors = [
-        colorsys.hsv_to_rgb(
-            (i * 0.61803398875) % 1.0, (0.75, 0.5, 0.95)[i % 3], (1.0, 0.95, 0.75)[i % 3]
-        )
-        for i in range(count)
-    ]
-    return (np.array(colors).reshape(count, 3) * 255).astype(np.uint8)
-
-
 def _cluster_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
     """Cells of a cluster in one colour, borders between clusters, centres as rings."""
     assert tokens.assignment is not None
@@ -330,7 +320,7 @@ def _key(figure: Figure, picture: _Picture) -> None:
         order = [14, 13, 12, 8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5]  # from head to foot
     for row, j in enumerate(order):
         y = 36 + 25 * min(1.0, 15 / len(order)) * row
-        axes.add_patch(Rectangle((0, y - 8), 16, 16, facecolor=_hex(picture.colors[j])))
+        axes.add_patch(Rectangle((0, y - 8), 16, 16, facecolor=hex_color(picture.colors[j])))
         axes.text(22, y, names[j].replace("_", " "), size=10, color=_INK, va="center")
         score = f"{picture.scores[j]:.2f}"
         axes.text(160, y, score, size=10, color=_INK, va="center", ha="right")
@@ -338,7 +328,7 @@ def _key(figure: Figure, picture: _Picture) -> None:
     axes.text(0, y, "Limbs", size=11, weight="bold", color=_INK, va="center")
     for i, (side, color) in enumerate(SIDE_COLORS.items()):
         x = (0, 46, 100)[i]
-        axes.add_patch(Rectangle((x, y + 18), 12, 8, facecolor=_hex(color)))
+        axes.add_patch(Rectangle((x, y + 18), 12, 8, facecolor=hex_color(color)))
         axes.text(x + 15, y + 22, side, size=9.5, color=_INK, va="center")
     axes.text(0, y + 42, "left, right: the person's", size=9, color=_FAINT, va="center")
 
@@ -370,7 +360,7 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
             name.replace("_", "\n"),
             size=10,
             weight="bold",
-            color=_hex([0.72 * channel for channel in picture.colors[j]]),
+            color=hex_color([0.72 * channel for channel in picture.colors[j]]),
             ha="center",
             va="bottom",
             linespacing=0.95,

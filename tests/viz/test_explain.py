@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from cmpose.viz.draw import JOINT_COLORS
-from cmpose.viz.explain import Tokens, cluster_colors, explain_figure
+from cmpose.viz.draw import JOINT_COLORS, cluster_colors
+from cmpose.viz.explain import Tokens, explain_figure
+from cmpose.viz.record import read_record
 
 GRID = (16, 12)
 N = GRID[0] * GRID[1]
@@ -57,7 +58,9 @@ def test_writes_one_picture(tmp_path):
     assert image.shape == (1000, 1600, 3)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)
-    assert [entry.name for entry in path.parent.iterdir()] == ["explain.png"]  # nothing temporary
+    # Nothing temporary, and the record that `cmpose report` reads.
+    assert sorted(e.name for e in path.parent.iterdir()) == ["explain.json", "explain.png"]
+    assert read_record(path.with_suffix(".json"))["title"] == "clip 3"
     for color in JOINT_COLORS:  # in the colour key, and in the causal map's frames
         assert has_color(image[:, 1400:], color)
     np.testing.assert_array_equal(image, explain(arguments(), title="clip 3"))

@@ -1,0 +1,217 @@
+"""A clip as data: crop, pose, heatmaps, causal tokens and clusters, in one small JSON file.
+
+``cmpose predict --explain`` writes such a record beside each picture, and ``cmpose report`` puts
+records into its page. A record names its joints and limbs itself, so that a reader need not know
+the data set. Fields:
+
+``version``   1
+``title``     whose pose it is
+``size``      [H, W] of the crop in pixels
+``joints``    [K] names; ``limbs`` [[a, b]]: the joints that drawings connect
+``colors``    [K] ``#rrggbb``, one a joint; ``limb_colors`` one a limb
+``crop``      the key frame's crop, a JPEG as a data URI
+``keypoints`` [K][2] crop pixels, or null where not finite; ``scores`` [K] heatmap maxima
+``truth``     [K] annotated joints, [x, y] or null, or null when nothing is annotated
+``heatmaps``  ``size`` [h, w]; ``sheet``: a PNG of all K below one another, [K·h, w], white, as a
+              data URI: its alpha is what is to be painted, see ``heatmap_alpha``
+``tokens``    null without Fine Token Enhancement, else ``grid`` [rows, columns], ``scores`` [K][N],
+              ``top`` [K][n], ``causal``, ``noncausal``, and null or ``assignment``, ``centers``
+              and ``cluster_colors``, as in ``cmpose.viz.explain.Tokens``
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from cmpose.data.skeleton import POSETRACK, Skeleton
+from cmpose.viz.draw import cluster_colors, keypoint_colors, limb_color
+
+if TYPE_CHECKING:
+    from cmpose.viz.explain import Tokens
+
+VERSION = 1
+QUALITY = 82
+"""Of the JPEGs: artefacts do not show at the sizes that pages draw."""
+
+WEAK = 0.3
+"""A heatmap weaker than this share of the strongest stays faint, or its noise would fill it."""
+
+
+class RecordError(ValueError):
+    """A file that is no record of this version; the message names it and what to do."""
+
+
+def jpeg_uri(image: np.ndarray, quality: int = QUALITY) -> str:
+    """An RGB picture, uint8 [H, W, 3], as ``data:image/jpeg;base64,...``."""
+    written, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert written
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def heatmap_alpha(heatmaps: np.ndarray) -> np.ndarray:
+    """How opaque each heatmap is painted: float32 [K, h, w] → uint8 of the same shape.
+
+    Each is scaled to its own maximum, so that weak ones show, but at least to ``WEAK`` of the
+    strongest; what is below a tenth of that is left clear.
+    """
+    heatmaps = np.maximum(np.asarray(heatmaps, np.float32), 0)
+    peaks = heatmaps.max(axis=(1, 2), keepdims=True)
+    peaks = np.maximum(peaks, WEAK * peaks.max())
+    share = np.divide(heatmaps, peaks, out=np.zeros_like(heatmaps), where=peaks > 0)
+    return np.where(share < 0.1, 0, 230 * np.sqrt(share)).astype(np.uint8)
+
+
+def _sheet_uri(heatmaps: np.ndarray) -> str:
+    alpha = heatmap_alpha(heatmaps)
+    sheet = np.full((alpha.shape[0] * alpha.shape[1], alpha.shape[2], 4), 255, np.uint8)
+    sheet[..., 3] = alpha.reshape(sheet.shape[:2])
+    written, data = cv2.imencode(".png", sheet, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    assert written
+    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def hex_color(color: Sequence[float] | np.ndarray) -> str:
+    """(r, g, b) in 0..255 → ``#rrggbb``."""
+    return "#" + "".join(f"{int(channel):02x}" for channel in color)
+
+
+def _points(points: np.ndarray) -> list[list[float] | None]:
+    """[K, 2] → K pairs in hundredths of a pixel, None where not finite."""
+    return [
+        [round(float(x), 2), round(float(y), 2)] if np.isfinite([x, y]).all() else None
+        for x, y in points
+    ]
+
+
+def make_record(
+    crop: np.ndarray,
+    heatmaps: np.ndarray,
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    tokens: Tokens | None = None,
+    *,
+    title: str = "",
+    truth: np.ndarray | None = None,
+    skeleton: Skeleton = POSETRACK,
+) -> dict[str, Any]:
+    """A record, see the module's docstring.
+
+    Args:
+        crop: uint8 [H, W, 3] RGB, the key frame's.
+        heatmaps: [K, h, w].
+        keypoints: [K, 2] crop pixels; may hold NaN.
+        scores: [K] heatmap maxima.
+        tokens: None for a model without Fine Token Enhancement.
+        title: whose pose it is.
+        truth: [K, 2] annotated joints in crop pixels, NaN where there is none.
+        skeleton: what the K keypoints are.
+    """
+    return {
+        "version": VERSION,
+        "title": title,
+        "size": list(crop.shape[:2]),
+        "joints": list(skeleton.keypoints),
+        "limbs": [list(limb) for limb in skeleton.limbs],
+        "colors": [hex_color(color) for color in keypoint_colors(skeleton)],
+        "limb_colors": [hex_color(limb_color(a, b, skeleton)) for a, b in skeleton.limbs],
+        "crop": jpeg_uri(crop),
+        "keypoints": _points(keypoints),
+        "scores": [round(float(score), 4) for score in scores],
+        "truth": None if truth is None else _points(truth),
+        "heatmaps": {"size": list(heatmaps.shape[1:]), "sheet": _sheet_uri(heatmaps)},
+        "tokens": None if tokens is None else _tokens(tokens),
+    }
+
+
+def _tokens(tokens: Tokens) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "grid": list(tokens.grid),
+        "scores": [[float(f"{score:.3g}") for score in row] for row in tokens.scores],
+        "top": tokens.top.tolist(),
+        "causal": tokens.causal.tolist(),
+        "noncausal": tokens.noncausal.tolist(),
+        "assignment": None,
+        "centers": None,
+        "cluster_colors": None,
+    }
+    if tokens.assignment is not None and tokens.centers is not None:
+        record["assignment"] = tokens.assignment.tolist()
+        record["centers"] = tokens.centers.tolist()
+        record["cluster_colors"] = [hex_color(c) for c in cluster_colors(len(tokens.centers))]
+    return record
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record beside its place and renames it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        partial.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record as ``write_record`` wrote it.
+
+    Raises:
+        RecordError: no JSON, another version, or a field that is missing or does not fit.
+    """
+    again = "write it again with cmpose predict --explain"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read ({error}); {again}") from error
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != VERSION:
+        raise RecordError(f"{path}: version {version!r}, this cmpose reads {VERSION}; {again}")
+    try:
+        wrong = _misfit(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        wrong = f"{type(error).__name__} {error}"
+    if wrong:
+        raise RecordError(f"{path}: not a whole record ({wrong}); {again}")
+    return record
+
+
+def _misfit(record: dict[str, Any]) -> str:
+    """What about a record does not fit together; empty when all does."""
+    K = len(record["joints"])
+    lengths = {name: len(record[name]) for name in ("colors", "keypoints", "scores")}
+    if record["truth"] is not None:
+        lengths["truth"] = len(record["truth"])
+    tokens = record["tokens"]
+    if tokens is not None:
+        lengths |= {"tokens.scores": len(tokens["scores"]), "tokens.top": len(tokens["top"])}
+        rows, columns = tokens["grid"]
+        for name in ("causal", "noncausal"):
+            if any(not 0 <= token < rows * columns for token in tokens[name]):
+                return f"tokens.{name} leaves its grid of {rows} × {columns}"
+        if tokens["assignment"] is not None:
+            if len(tokens["assignment"]) != len(tokens["noncausal"]):
+                return "tokens.assignment and tokens.noncausal differ in length"
+            if max(tokens["assignment"], default=0) >= len(tokens["cluster_colors"]):
+                return "tokens.assignment names a cluster that is not there"
+    for name, length in lengths.items():
+        if length != K:
+            return f"{name} has {length} entries, joints {K}"
+    if len(record["limbs"]) != len(record["limb_colors"]):
+        return "limbs and limb_colors differ in length"
+    if any(not 0 <= joint < K for limb in record["limbs"] for joint in limb):
+        return "limbs name a joint that is not there"
+    for name, uri in (("crop", record["crop"]), ("heatmaps.sheet", record["heatmaps"]["sheet"])):
+        if not uri.startswith("data:image/"):
+            return f"{name} is no data:image/ URI"
+    height, width = record["size"]
+    if min(height, width, *record["heatmaps"]["size"]) < 1:
+        return "an empty size"
+    return ""

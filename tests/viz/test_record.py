@@ -1,0 +1,90 @@
+"""Records: what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from cmpose.data.skeleton import JOINTS, LIMBS
+from cmpose.viz.record import RecordError, heatmap_alpha, read_record, write_record
+from tests.viz.samples import N, record
+
+
+def picture(uri: str) -> np.ndarray:
+    data = np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+
+
+def test_a_record_comes_back(tmp_path):
+    path = tmp_path / "new" / "clip.json"
+    given = record(1)
+    write_record(path, given)
+    assert read_record(path) == given
+    assert [p.name for p in path.parent.iterdir()] == ["clip.json"]  # nothing temporary
+    assert given["joints"] == list(JOINTS)
+    assert given["limbs"] == [list(limb) for limb in LIMBS]
+    assert given["truth"][3] is None
+    assert picture(given["crop"]).shape == (128, 96, 3)
+    sheet = picture(given["heatmaps"]["sheet"])
+    assert sheet.shape == (15 * 32, 24, 4)
+    assert (sheet[..., :3] == 255).all()
+    for j, (x, y) in enumerate(given["keypoints"]):  # every heatmap peaks at its joint
+        own = sheet[32 * j : 32 * (j + 1), :, 3]
+        row, column = np.unravel_index(own.argmax(), own.shape)
+        assert abs(4 * column - x) <= 4
+        assert abs(4 * row - y) <= 4
+    tokens = given["tokens"]
+    assert sorted(tokens["causal"] + tokens["noncausal"]) == list(range(N))
+    assert len(tokens["scores"]) == 15
+    assert path.stat().st_size < 60_000
+
+
+def test_how_opaque_heatmaps_are():
+    maps = np.zeros((3, 2, 2), np.float32)
+    maps[0, 0, 0], maps[0, 0, 1] = 1.0, 0.25
+    maps[1, 0, 0] = 0.15  # half of 0.3, the least that weak ones are scaled to
+    maps[2] = -1.0
+    alpha = heatmap_alpha(maps)
+    assert alpha[0].tolist() == [[230, 115], [0, 0]]
+    assert alpha[1, 0, 0] == int(230 * np.sqrt(0.5))
+    assert alpha[2].max() == 0
+    assert heatmap_alpha(np.zeros((1, 2, 2))).max() == 0
+
+
+def changed(**changes):
+    given = record(1)
+    for name, value in changes.items():
+        part, _, key = name.partition("__")
+        if key:
+            given[part][key] = value
+        else:
+            given[part] = value
+    return json.dumps(given)
+
+
+BAD = {
+    "no JSON": ("{", r"clip\.json: cannot be read \(.*\); write it again with cmpose predict"),
+    "a list": ("[]", r"clip\.json: version None, this cmpose reads 1"),
+    "another version": (changed(version=9), r"clip\.json: version 9, this cmpose reads 1"),
+    "a field is missing": ('{"version": 1}', r"not a whole record \(KeyError 'joints'\)"),
+    "a wrong length": (changed(scores=[1.0]), "scores has 1 entries, joints 15"),
+    "a limb of nothing": (changed(limbs=[[0, 15]] * 16), "limbs name a joint that is not there"),
+    "limbs without colours": (changed(limb_colors=[]), "limbs and limb_colors differ"),
+    "a token outside": (changed(tokens__causal=[N]), "tokens.causal leaves its grid of 8 × 6"),
+    "clusters of others": (changed(tokens__assignment=[0]), "differ in length"),
+    "a cluster of nothing": (changed(tokens__cluster_colors=[]), "names a cluster that is not"),
+    "a picture elsewhere": (changed(crop="crop.jpg"), "crop is no data:image/ URI"),
+    "an empty crop": (changed(size=[0, 96]), "an empty size"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_broken_records_are_named(what, tmp_path):
+    text, message = BAD[what]
+    (tmp_path / "clip.json").write_text(text)
+    with pytest.raises(RecordError, match=message):
+        read_record(tmp_path / "clip.json")
