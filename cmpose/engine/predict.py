@@ -302,7 +302,7 @@ class _Job:
 
     def _finish_group(self, group: list[_Waiting]) -> None:
         """Predicts, explains, notes and draws a group of frames."""
-        poses = self._poses(group)
+        poses = iter(list(self._poses(group)))  # all of them now: the clock's parts are apart
         lines = []
         with self.clock("explain"):
             for waiting in group:

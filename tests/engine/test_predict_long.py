@@ -94,6 +94,8 @@ def test_counts(whole):
     parts = metrics["seconds_by_part"]
     assert {"decode", "crop", "model", "draw", "encode", "journal", "write results"} <= set(parts)
     assert sum(parts.values()) == pytest.approx(metrics["seconds"])
+    assert all(seconds >= 0 for seconds in parts.values()), "no part is counted in two"
+    assert parts["model"] > parts["explain"], "nothing is explained here"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
