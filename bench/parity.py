@@ -31,10 +31,10 @@ from bench.records import write_json
 from cmpose import config as configuration
 from cmpose.config import Config
 from cmpose.data.rendered import render_dataset
+from cmpose.engine.ablation_plots import new_figure, save_svg
 from cmpose.engine.evaluate import open_clips
 from cmpose.engine.train import train
 from cmpose.evaluation.intervals import Interval, interval
-from cmpose.viz.ablation import new_figure, save_svg
 
 PLAIN = "eager, reference ops"
 WINDOW = 10

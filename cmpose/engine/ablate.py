@@ -78,9 +78,9 @@ PRESETS: dict[str, Preset] = {
     "cpu": Preset(
         recipe="ablate_cpu.yaml",
         data=RenderedData(
-            train_videos=240,
+            train_videos=150,
             val_videos=72,
-            frames=6,
+            frames=4,
             fps=6.25,
             max_people=2,
             difficulty=Difficulty(
@@ -92,7 +92,7 @@ PRESETS: dict[str, Preset] = {
                 motion_blur=0.0,
             ),
         ),
-        seeds=3,
+        seeds=4,
         ratios=(0.15, 0.75),
         jobs=2,
         limit_minutes=0.0,

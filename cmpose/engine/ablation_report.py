@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmpose.engine.ablation_grid import RATIO_FIELDS, TABLES, TITLES, Row, Setting, Study
+from cmpose.engine.ablation_plots import difference_plot, ratio_plot
 from cmpose.engine.checkpoint import write_text
 from cmpose.evaluation.intervals import Interval, interval, paired
 from cmpose.evaluation.subsets import ALL, SUBSETS
-from cmpose.viz.ablation import difference_plot, ratio_plot
 
 Results = dict[str, dict[int, dict[str, Any]]]
 """Run's name → seed → result."""
