@@ -46,7 +46,7 @@ from cmpose.engine.train import FREE_FIELDS, Interrupted, train
 GRACE = 40.0
 """Seconds before the limit at which runs are told to stop: to finish a step and save."""
 
-_CHUNK = 16  # sequences rendered between two looks at the clock
+_CHUNK = 64  # sequences rendered between two looks at the clock
 
 
 @dataclass(frozen=True)
@@ -265,25 +265,23 @@ def _sigterm_as_sigint() -> Iterator[None]:
 def render(root: Path, data: RenderedData, stop_at: float, progress: bool = True) -> bool:
     """Renders what is missing of a preset's data, until ``stop_at``; whether all of it is there."""
     for split, videos in (("train", data.train_videos), ("val", data.val_videos)):
-        with tqdm(total=videos, unit="video", desc=split, disable=not progress) as bar:
-            for first in range(0, videos, _CHUNK):
-                if time.perf_counter() > stop_at:
-                    return False
-                count = min(_CHUNK, videos - first)
-                render_dataset(
-                    root,
-                    videos=count,
-                    first_video=first,
-                    frames=data.frames,
-                    seed=data.seed,
-                    split=split,
-                    max_people=data.max_people,
-                    fps=data.fps,
-                    difficulty=data.difficulty,
-                    workers=_cores(),
-                    progress=False,
-                )
-                bar.update(count)
+        chunk = videos if stop_at == float("inf") else _CHUNK
+        for first in range(0, videos, chunk):
+            if time.perf_counter() > stop_at:
+                return False
+            render_dataset(
+                root,
+                videos=min(chunk, videos - first),
+                first_video=first,
+                frames=data.frames,
+                seed=data.seed,
+                split=split,
+                max_people=data.max_people,
+                fps=data.fps,
+                difficulty=data.difficulty,
+                workers=_cores(),
+                progress=progress,
+            )
     return True
 
 
@@ -412,14 +410,17 @@ class Workshop:
             smoothing=0.1,
             disable=not self.progress,
         )
+        shown = ""
         try:
             while waiting or self.workers:
                 if time.perf_counter() > stop_at:
                     break
                 while waiting and len(self.workers) < self.jobs:
                     self._start(waiting.pop(0))
-                shown = ", ".join(run_name(*worker.run) for worker in self.workers)
-                bar.set_postfix_str(shown)
+                running = ", ".join(run_name(*worker.run) for worker in self.workers)
+                if running != shown:
+                    shown = running
+                    bar.set_postfix_str(shown)
                 bar.update(self._collect(wait=0.5))
         finally:
             self._stop()

@@ -291,8 +291,11 @@ def test_rendering_stops_when_time_is_up_and_goes_on(tmp_path, monkeypatch):
     data = RenderedData(2, 1, 3, 25.0, 1, Difficulty())
     assert not engine.render(tmp_path, data, stop_at=0.0, progress=False)
     assert calls == []
-    assert engine.render(tmp_path, data, stop_at=float("inf"), progress=False)
+    assert engine.render(tmp_path, data, stop_at=time.perf_counter() + 60, progress=False)
     assert calls == [("train", 0, 1), ("train", 1, 1), ("val", 0, 1)]
+    calls.clear()
+    assert engine.render(tmp_path, data, stop_at=float("inf"), progress=False)
+    assert calls == [("train", 0, 2), ("val", 0, 1)]
 
 
 # -- the report -----------------------------------------------------------------------------------
