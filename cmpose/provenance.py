@@ -103,11 +103,15 @@ def provenance(command: str | None = None) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """This process's command as one would type it: ``python -m bench dpc_knn --quick``."""
+    """This process's command as one would type it: ``python -m bench dpc_knn --quick``.
+
+    A script without ``.py``, such as the installed ``cmpose``, needs no ``python`` before it.
+    """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:
         name = "-m " + spec.name.removesuffix(".__main__")
     else:
         name = Path(sys.argv[0]).name
-    return " ".join(["python", name, *sys.argv[1:]])
+    python = ["python"] if name.startswith("-m ") or name.endswith(".py") else []
+    return " ".join([*python, name, *sys.argv[1:]])

@@ -80,8 +80,10 @@ def ratio_plot(
     """
     figure, axes = new_figure(9.0, 3.8, columns=len(panels))
     for axis, (label, subsets) in zip(axes, panels.items(), strict=True):
-        for subset, points in subsets.items():
+        for place, (subset, own) in enumerate(subsets.items()):
             color = COLORS.get(subset)
+            shift = 0.006 * (place - (len(subsets) - 1) / 2)  # bars beside, not over each other
+            points = [(x + shift, values) for x, values in own]
             means = [(x, interval(list(values.values()))) for x, values in points]
             known = [(x, mean) for x, mean in means if mean is not None]
             axis.errorbar(

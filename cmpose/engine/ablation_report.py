@@ -167,9 +167,15 @@ def sentences(labelled: Items[tuple[str, str]], results: Results) -> list[str]:
             )
             continue
         low, high = found.mean - found.half, found.mean + found.half
+        parts = [
+            f"{subset} {verdict(numbers(results, run, subset, 'ap').difference)}"
+            for subset in present_subsets(results)
+            if subset != ALL
+        ]
         lines.append(
             f"- {label}: AP {found.mean:+.1f} against the full model "
-            f"(95 % interval {low:+.1f} to {high:+.1f}, {found.seeds} seeds): {verdict(found)}."
+            f"(95 % interval {low:+.1f} to {high:+.1f}, {found.seeds} seeds): {verdict(found)}"
+            + (f". By subset: {'; '.join(parts)}." if parts else ".")
         )
     return lines
 
@@ -238,11 +244,11 @@ def write_report(study: Study, folder: Path, place: Path, finished: Items[dict[s
     means = folder / "mean_pose.json"
     if means.exists():
         shown = [
-            f"{name} {values['ap']:.1f}"
+            f"{name} AP {values['ap']:.1f}, PCKh {values['pckh']:.1f}"
             for name, values in json.loads(means.read_text()).items()
-            if values["ap"] is not None
+            if values["ap"] is not None and values["pckh"] is not None
         ]
-        text += [f"Always answering the mean pose, in the same boxes: AP {', '.join(shown)}.", ""]
+        text += [f"Always answering the mean pose, in the same boxes: {'; '.join(shown)}.", ""]
     counts = [
         f"{name} {run['frames']} frames"
         for name, run in next(iter(finished))["subsets"].items()

@@ -333,8 +333,11 @@ def test_differences_are_taken_seed_by_seed():
     assert unsure.mean == pytest.approx(0.0)
     assert verdict(unsure) == "within noise"
     lines = sentences([("off", "fine=off"), ("causal", "fine=causal_only")], results)
-    assert "(95 % interval -5.1 to -4.7, 3 seeds): worse than the full model." in lines[0]
-    assert lines[1].endswith("within noise.")
+    assert (
+        "(95 % interval -5.1 to -4.7, 3 seeds): worse than the full model. By subset: clean "
+        in lines[0]
+    )
+    assert ": within noise. By subset: clean within noise; occluded within noise;" in lines[1]
 
 
 def test_the_report_of_a_whole_study(tmp_path):
