@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains, compares, writes; exit status 1 if a variant is not within noise."""
     parser = argparse.ArgumentParser(prog="python -m bench.parity", description=__doc__)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=100, help="about; whole epochs are run")
+    parser.add_argument("--steps", type=int, default=140, help="about; whole epochs are run")
     parser.add_argument("--work", type=Path, default=Path("build/parity"))
     parser.add_argument("--output", type=Path, default=provenance.PROJECT / "docs" / "parity")
     args = parser.parse_args(arguments)
