@@ -421,7 +421,8 @@ class Workshop:
                 if running != shown:
                     shown = running
                     bar.set_postfix_str(shown)
-                bar.update(self._collect(wait=0.5))
+                if finished := self._collect(wait=0.5):
+                    bar.update(finished)
         finally:
             self._stop()
             bar.close()

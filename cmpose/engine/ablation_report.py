@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cmpose import config as configuration
 from cmpose.engine.ablation_grid import RATIO_FIELDS, TABLES, TITLES, Row, Setting, Study
 from cmpose.engine.ablation_plots import difference_plot, ratio_plot
 from cmpose.engine.checkpoint import write_text
@@ -288,6 +289,13 @@ def write_report(study: Study, folder: Path, place: Path, finished: Items[dict[s
         ratio_plot(panels, place / "ratios.svg")
     page = place / "ablation.md"
     write_text(page, "\n".join(text).rstrip() + "\n")
-    content = {"calls": pieces, "missing": missing, "runs": list(finished)}
+    content = {
+        "calls": pieces,
+        "missing": missing,
+        "recipe": configuration.to_dict(study.recipe),
+        "settings": study.settings(),
+        # Each run's recipe is the above with its setting and seed.
+        "runs": [{k: v for k, v in run.items() if k != "recipe"} for run in finished],
+    }
     write_text(place / "ablation.json", json.dumps(content, indent=1) + "\n")
     return page
