@@ -19,6 +19,9 @@ from cmpose.data.rendered_plan import Difficulty
 # Failures whose message says all: shown without a traceback. Anything else is a bug and shows one.
 _TOLD = (ValueError, OSError, RuntimeError)
 
+UNFINISHED = 3
+"""Exit status of ``cmpose ablate`` when its time was up: call it again."""
+
 
 def _train(subparser: ArgumentParser) -> None:
     config.add_fields(subparser)
@@ -291,6 +294,55 @@ def _run_report(args: Namespace) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
+def _ablate(subparser: ArgumentParser) -> None:
+    config.add_fields(subparser)
+    subparser.add_argument("output", help="the study's folder; the same command goes on in it")
+    subparser.add_argument(
+        "--preset",
+        type=Literal["cpu", "gpu"],
+        default="cpu",
+        help="recipe, rendered data, seeds, ratios, jobs and limit that are not given otherwise; "
+        "with --config the data are the recipe's own",
+    )
+    subparser.add_argument(
+        "--parts",
+        type=list[Literal["table4", "table5", "figure3"]],
+        default=[],
+        help="of the paper, such as [table4,table5]; default: all",
+    )
+    subparser.add_argument(
+        "--ratios", type=list[float], default=[], help="of Figure 3; default: the preset's"
+    )
+    subparser.add_argument("--seeds", type=int, default=0, help="how many; 0: the preset's")
+    subparser.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: the preset's")
+    subparser.add_argument(
+        "--limit_minutes",
+        type=float | None,
+        default=None,
+        help="saves and ends within this time, 0: never; default: the preset's",
+    )
+    subparser.add_argument("--report", default="", help="its folder; default: OUTPUT/report")
+
+
+def _run_ablate(args: Namespace) -> None:
+    from cmpose.engine.ablate import ablate
+
+    done = ablate(
+        args.output,
+        args.preset,
+        config.from_namespace(args),
+        own_data=bool(args.config),
+        parts=args.parts,
+        ratios=args.ratios,
+        seeds=args.seeds,
+        jobs=args.jobs,
+        limit_minutes=args.limit_minutes,
+        report=args.report,
+    )
+    if not done:
+        sys.exit(UNFINISHED)
+
+
 def _demo(subparser: ArgumentParser) -> None:
     subparser.add_argument("--output", default="runs/demo")
     subparser.add_argument("--config", default="", help="default: the recipe in configs/demo.yaml")
@@ -324,13 +376,25 @@ _COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace
     "convert": (_convert, _run_convert, "make a data set of annotations of your own"),
     "score": (_score, _run_score, "official PoseTrack AP of prediction files"),
     "report": (_report, _run_report, "a page to look at, of a training run or a prediction"),
+    "ablate": (_ablate, _run_ablate, "the paper's Tables 4 and 5 and Figure 3, over seeds"),
     "demo": (_demo, _run_demo, "render, train, evaluate and predict, small"),
     "doctor": (_doctor, _run_doctor, "versions, device, and which backend runs each op"),
 }
 
 
-def build_parser(recipe: config.Config | None = None) -> ArgumentParser:
-    """The parser with all commands; ``recipe`` has the defaults of ``evaluate``'s fields."""
+def _default_recipe(command: str, args: Namespace) -> config.Config | None:
+    """The recipe that a command without ``--config`` departs from; None takes the fields' own."""
+    if command == "evaluate" and not args.config:
+        return _recipe_of(args.checkpoint)
+    if command == "ablate" and not args.config:
+        from cmpose.engine.ablate import preset_recipe
+
+        return preset_recipe(args.preset)
+    return None
+
+
+def build_parser(recipe: config.Config | None = None, command: str = "") -> ArgumentParser:
+    """The parser with all commands; ``recipe`` has the defaults of ``command``'s fields."""
     parser = ArgumentParser(
         prog="cmpose",
         description="CM-Pose video human pose estimation",
@@ -341,7 +405,7 @@ def build_parser(recipe: config.Config | None = None) -> ArgumentParser:
     for name, (add, _, text) in _COMMANDS.items():
         subparser = ArgumentParser(description=text, allow_abbrev=False)
         add(subparser)
-        if name == "evaluate" and recipe is not None:
+        if name == command and recipe is not None:
             subparser.set_defaults(config.flatten(config.to_dict(recipe)))
         commands.add_subcommand(name, subparser, help=text)
     return parser
@@ -351,8 +415,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command; a failure that its message explains exits with status 1."""
     args = build_parser().parse_args(arguments)
     try:
-        if args.subcommand == "evaluate" and not args.evaluate.config:
-            args = build_parser(_recipe_of(args.evaluate.checkpoint)).parse_args(arguments)
+        recipe = _default_recipe(args.subcommand, args[args.subcommand])
+        if recipe is not None:
+            args = build_parser(recipe, args.subcommand).parse_args(arguments)
         _COMMANDS[args.subcommand][1](args[args.subcommand])
     except _TOLD as error:
         if os.environ.get("CMPOSE_TRACEBACK") == "1":

@@ -25,6 +25,7 @@ LAYERS = {
     "config": 1,
     "kernels": 0,
     "native": 0,
+    "provenance": 0,
     "_version": 0,
 }
 

@@ -8,23 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cmpose import config as configuration
-from cmpose.config import Config
 from cmpose.data.frames import picture_size, read_picture
 from cmpose.data.posetrack import load_annotations
 from cmpose.data.rendered import render_dataset
 from cmpose.data.rendered_plan import Difficulty
 from cmpose.data.video_writer import video_writer
 from cmpose.engine.checkpoint import write_text
-from cmpose.engine.evaluate import Pose, open_clips, score_predictions
+from cmpose.engine.evaluate import score_mean_pose
 from cmpose.engine.predict import predict_video
 from cmpose.engine.report import report
 from cmpose.engine.runlog import write_metrics
 from cmpose.engine.train import train
-from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose
-from cmpose.evaluation.posetrack_ap import APResult
 
 TRAIN_VIDEOS, VAL_VIDEOS, FRAMES, SEED = 160, 24, 12, 2026
 FPS = 12.5
@@ -34,21 +29,6 @@ DIFFICULTY = Difficulty(
     occluders=0.1, defocus=0.1, background_defocus=0.1, crossing=0.1, closeup=0.0, motion_blur=0.1
 )
 """Easier than the default: there are minutes to learn in."""
-
-
-def mean_pose_result(config: Config, output: Path) -> APResult:
-    """The AP of always answering the training people's mean pose, in the same boxes."""
-    people = open_clips(config, train=True, quiet=True)
-    _, keypoints, visible = people.plain_joints()
-    mean = mean_pose(keypoints, visible, config.model.image_size)
-    held_out = open_clips(config, train=False, quiet=True)
-    matrices, _, _ = held_out.plain_joints()
-    placed = place_mean_pose(mean, matrices, config.model.image_size)
-    poses = [
-        Pose(record, xy, np.ones(len(xy), np.float32))
-        for record, xy in zip(held_out.records, placed, strict=True)
-    ]
-    return score_predictions(config, held_out, poses, output)
 
 
 def write_video(frames: list[Path], path: Path, fps: float) -> Path:
@@ -105,7 +85,7 @@ def demo(output: str | Path, recipe: str | Path | None = None) -> dict[str, Any]
     run = output / "train"
     metrics = train(config, run, resume=True)
     print("3/4  the same boxes, always answering the mean pose")
-    baseline = mean_pose_result(config, output / "mean_pose")
+    baseline, _ = score_mean_pose(config, output / "mean_pose")
     print("4/4  predict a held-out clip, with pictures of what each pose was read from")
     video, boxes = _showcase(data)
     shown = predict_video(

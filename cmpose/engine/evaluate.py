@@ -24,8 +24,10 @@ from cmpose.engine import checkpoint
 from cmpose.engine.distributed import World, world
 from cmpose.engine.runlog import write_metrics
 from cmpose.evaluation.decode import decode_heatmaps, flip_heatmaps, to_image
+from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose
 from cmpose.evaluation.posetrack_ap import APResult, score_folders
 from cmpose.evaluation.predictions import write_predictions
+from cmpose.evaluation.subsets import subset_results
 from cmpose.models.card import data_name
 from cmpose.models.cmpose import CMPose, CMPoseOutput
 from cmpose.models.vit import PATCH
@@ -236,22 +238,27 @@ def predict_clips(
 
 def score_predictions(
     config: Config, clips: ClipDataset, poses: list[Pose], folder: Path
-) -> APResult:
+) -> tuple[APResult, dict[str, dict[str, Any]]]:
     """Writes predictions into ``folder`` and scores them.
 
     With the official AP; for keypoints that are not PoseTrack's, or where no person has a head
     box, with distances in boxes, and under that name.
+
+    Returns:
+        The AP, and ``subset_results``, empty where there are no head boxes.
     """
     if not poses:
         raise ValueError(
             f"no pose to score: the frames of all {len(clips)} clips are unreadable "
             "(data.on_error=raise tells which and why)"
         )
+    people = [pose.record for pose in poses]
+    keypoints = np.stack([pose.keypoints for pose in poses])
     write_predictions(
         folder,
         clips.sequences,
-        [pose.record for pose in poses],
-        np.stack([pose.keypoints for pose in poses]),
+        people,
+        keypoints,
         np.stack([pose.scores for pose in poses]),
         config.data.score,
     )
@@ -260,9 +267,31 @@ def score_predictions(
         truth = folder.with_name("ground_truth")
         for sequence in clips.sequences:
             write_posetrack18(truth / f"{sequence.file_stem}.json", sequence)
-    people = (p for s in clips.sequences for frame in s.frames for p in frame.people)
-    heads = clips.skeleton == POSETRACK and any(p.head_box is not None for p in people)
-    return score_folders(truth, folder, reference="head" if heads else "box")
+    everybody = (p for s in clips.sequences for frame in s.frames for p in frame.people)
+    heads = clips.skeleton == POSETRACK and any(p.head_box is not None for p in everybody)
+    result = score_folders(truth, folder, reference="head" if heads else "box")
+    if not heads:
+        return result, {}
+    return result, subset_results(clips.sequences, people, keypoints, truth, folder, ap=result.mean)
+
+
+def score_mean_pose(config: Config, folder: Path) -> tuple[APResult, dict[str, dict[str, Any]]]:
+    """What always answering the training people's mean pose gets in the same boxes.
+
+    Returns:
+        As ``score_predictions``, whose predictions ``folder`` gets.
+    """
+    people = open_clips(config, train=True, quiet=True)
+    _, keypoints, visible = people.plain_joints()
+    mean = mean_pose(keypoints, visible, config.model.image_size)
+    held_out = open_clips(config, train=False, quiet=True)
+    matrices, _, _ = held_out.plain_joints()
+    placed = place_mean_pose(mean, matrices, config.model.image_size)
+    poses = [
+        Pose(record, xy, np.ones(len(xy), np.float32))
+        for record, xy in zip(held_out.records, placed, strict=True)
+    ]
+    return score_predictions(config, held_out, poses, folder)
 
 
 def evaluate_model(
@@ -271,8 +300,9 @@ def evaluate_model(
     """Evaluates a model on ``data.val_annotations`` with ``data.boxes``.
 
     Writes predictions to ``output/predictions`` and returns the metrics (on every process):
-    ``ap`` as ``cmpose score --json`` writes it, ``data``, ``box_source``, ``annotations``,
-    ``seconds``, ``clips_per_second``, ``causal_hit_rate``.
+    ``ap`` as ``cmpose score --json`` writes it, ``subsets`` (clean, occluded and defocused frames
+    apart, where the data says which are), ``data``, ``box_source``, ``annotations``, ``seconds``,
+    ``clips_per_second``, ``causal_hit_rate``.
     """
     clips = open_clips(config, train=False, device=place.device, quiet=not place.main)
     if model.skeleton.keypoints != clips.skeleton.keypoints:
@@ -286,12 +316,13 @@ def evaluate_model(
     seconds = time.perf_counter() - started
     metrics: dict[str, Any] = {}
     if place.main:
-        result = score_predictions(config, clips, poses, output / "predictions")
+        result, subsets = score_predictions(config, clips, poses, output / "predictions")
         if progress:
             print(result.table(box_source=clips.box_source))
         metrics = {
             "ap": result.to_json(),
             "data": data_name(config.data.root, config.data.val_annotations),
+            "subsets": subsets,
             "box_source": clips.box_source,
             "annotations": f"{config.data.root}: {config.data.val_annotations}",
             "seconds": seconds,

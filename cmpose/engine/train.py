@@ -67,8 +67,8 @@ from cmpose.models.folder import CARD
 from cmpose.models.pretrained import load_pretrained
 from cmpose.viz.draw import montage
 
-# Fields that may differ when a run is resumed: they do not change what is learnt.
-_FREE_FIELDS = (
+# What may differ when a run is resumed: these fields do not change what is learnt.
+FREE_FIELDS = (
     "data.num_workers",
     "data.frame_cache_mb",
     "data.warp",  # what it comes to is compared: auto depends on the device
@@ -211,7 +211,7 @@ class _Run:
             configuration.to_dict(checkpoint.load_config(folder)),
             configuration.to_dict(self.config),
         )
-        changed = {k: v for k, v in changed.items() if k not in _FREE_FIELDS}
+        changed = {k: v for k, v in changed.items() if k not in FREE_FIELDS}
         if changed:
             fields = "; ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in changed.items())
             raise ValueError(

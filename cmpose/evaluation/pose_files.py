@@ -197,7 +197,8 @@ def _scalar(value: Any, where: str, what: str) -> float:
     return float(array[0])
 
 
-def _head_size(width: float, height: float) -> float:
+def head_size_of(width: float, height: float) -> float:
+    """What distances are measured in: 0.6 × the diagonal of a head box, pixels."""
     return 0.6 * float(np.hypot(width, height))
 
 
@@ -353,12 +354,12 @@ def _coco_person(
         if box.size != 4:
             raise ValueError(f"{where}.bbox_head has {box.size} numbers, expected x, y, w, h")
         # Through the corners, as the official tool does, so that not even rounding differs.
-        head_size = _head_size((box[0] + box[2]) - box[0], (box[1] + box[3]) - box[1])
+        head_size = head_size_of((box[0] + box[2]) - box[0], (box[1] + box[3]) - box[1])
     elif annotation.get("head_box"):  # COCO-style PoseTrack17: two corners
         box = _numbers(annotation["head_box"], where, "head_box").reshape(-1)
         if box.size != 4:
             raise ValueError(f"{where}.head_box has {box.size} numbers, expected x1, y1, x2, y2")
-        head_size = _head_size(box[2] - box[0], box[3] - box[1])
+        head_size = head_size_of(box[2] - box[0], box[3] - box[1])
     return _Pose(xy, scores, head_size, _box_size(annotation.get("bbox")))
 
 
@@ -418,5 +419,5 @@ def _annorect(rect: Mapping[str, Any], where: str) -> _Pose:
     head_size = np.nan
     if all(key in rect for key in ("x1", "y1", "x2", "y2")):
         x1, y1, x2, y2 = (_scalar(rect[key], where, key) for key in ("x1", "y1", "x2", "y2"))
-        head_size = _head_size(x2 - x1, y2 - y1)
+        head_size = head_size_of(x2 - x1, y2 - y1)
     return _Pose(xy, scores, head_size, np.nan)

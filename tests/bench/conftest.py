@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import cmpose.provenance
 from bench import provenance
 
 
@@ -13,6 +14,7 @@ from bench import provenance
 def _no_gpu() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that tests start
-    patch.setattr(provenance, "device", lambda: "cpu")
+    for module in (provenance, cmpose.provenance):  # bench's hands on cmpose's functions
+        patch.setattr(module, "device", lambda: "cpu")
     yield
     patch.undo()

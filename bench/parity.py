@@ -1,0 +1,287 @@
+"""Whether speed settings change what is learnt: ``python -m bench.parity``, minutes on two cores.
+
+Every seed is trained on rendered people by the plain recipe (``train.speed=eager``, the ops'
+reference) and by the fast ones: ``compile``, and on a card ``graph`` too, with the kernels that
+``auto`` takes. Seeds decide weights, order, augmentation and corruption, so two seeds of the plain
+recipe show the run-to-run noise. A fast recipe passes if its loss curves are closer to the plain
+ones of the same seeds than those of different seeds are to each other, and if the interval of its
+final loss minus the plain one covers 0.
+
+Writes ``<machine>.json`` and ``<machine>.svg`` into ``--output`` and the page beside that folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import provenance
+from bench.records import write_json
+from cmpose import config as configuration
+from cmpose.config import Config
+from cmpose.data.rendered import render_dataset
+from cmpose.engine.ablation_plots import new_figure, save_svg
+from cmpose.engine.evaluate import open_clips
+from cmpose.engine.train import train
+from cmpose.evaluation.intervals import Interval, interval
+
+PLAIN = "eager, reference ops"
+WINDOW = 10
+"""Steps that a curve's running mean goes over: single batches differ from each other by more."""
+
+Curves = dict[str, dict[int, list[float]]]
+"""Variant → seed → loss of every step."""
+
+VIDEOS, VAL_VIDEOS, FRAMES = 48, 24, 4
+
+
+def variants(device: str) -> dict[str, dict[str, str]]:
+    """Name → fields, the plain one first."""
+    found = {
+        PLAIN: {"train.speed": "eager", "model.backend": "reference"},
+        "compile": {"train.speed": "compile", "model.backend": "auto"},
+    }
+    if device == "cuda":
+        found["graph, kernels"] = {"train.speed": "graph", "model.backend": "auto"}
+    return found
+
+
+def recipe(data: Path, device: str, steps: int) -> Config:
+    """The ablations' small model on small crops."""
+    config = configuration.load(
+        str(files("cmpose.configs") / "ablate_cpu.yaml"),
+        **{
+            "data.root": str(data),
+            "model.image_size": [96, 80],
+            "model.depth": 1,
+            "model.head_channels": 32,
+            "model.num_clusters": 6,
+            "train.log_every": 1,
+            "train.device": device,
+            "train.precision": "bf16" if device == "cuda" else "fp32",
+        },
+    )
+    per_epoch = len(open_clips(config, train=True, quiet=True)) // config.train.batch_size
+    config.train.epochs = max(1, round(steps / per_epoch))
+    return config
+
+
+def loss_curve(folder: Path) -> list[float]:
+    """The loss of every step of a run."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def smooth(curve: list[float]) -> np.ndarray:
+    """Running mean over ``WINDOW`` steps."""
+    window = min(WINDOW, len(curve))
+    return np.convolve(curve, np.full(window, 1 / window), mode="valid")
+
+
+def distance(a: list[float], b: list[float]) -> float:
+    """Mean absolute difference of two smoothed curves."""
+    return float(np.abs(smooth(a) - smooth(b)).mean())
+
+
+def final(curve: list[float]) -> float:
+    """Mean loss over the last quarter."""
+    return float(np.mean(curve[-max(1, len(curve) // 4) :]))
+
+
+def compare(curves: Curves) -> dict[str, dict[str, Any]]:
+    """Every fast variant against the plain one.
+
+    Args:
+        curves: of every variant and seed, ``PLAIN`` among them, at least two seeds.
+
+    Returns:
+        Variant → ``speed_distance`` (mean over seeds, same seed), ``seed_distance`` (mean over
+        pairs of seeds, plain recipe), ``ratio``, ``final_difference`` [mean, half a 95 %
+        interval] of final losses seed by seed, ``passed``.
+    """
+    plain = curves[PLAIN]
+    between = [distance(plain[a], plain[b]) for a, b in itertools.combinations(sorted(plain), 2)]
+    if not between:
+        raise ValueError(f"seeds: {len(plain)} shows no run-to-run noise; at least 2 are needed")
+    noise = float(np.mean(between))
+    found = {}
+    for name, runs in curves.items():
+        if name == PLAIN:
+            continue
+        own = float(np.mean([distance(runs[seed], plain[seed]) for seed in runs]))
+        difference = interval([final(runs[seed]) - final(plain[seed]) for seed in sorted(runs)])
+        assert isinstance(difference, Interval)
+        found[name] = {
+            "speed_distance": own,
+            "seed_distance": noise,
+            "ratio": own / noise,
+            "final_difference": [difference.mean, difference.half],
+            "passed": own < noise and bool(difference.covers_zero),
+        }
+    return found
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """Smoothed loss curves: a line the mean, a band from the lowest to the highest seed."""
+    figure, axes = new_figure(7.5, 4.0)
+    styles = (("#222222", "-"), ("#b3402e", "--"), ("#3b6fb6", ":"))
+    for (name, runs), (color, line) in zip(content["curves"].items(), styles, strict=False):
+        smoothed = np.stack([smooth(curve) for curve in runs.values()])
+        steps = np.arange(smoothed.shape[1]) + WINDOW
+        axes.fill_between(steps, smoothed.min(0), smoothed.max(0), color=color, alpha=0.15)
+        axes.plot(steps, smoothed.mean(0), color=color, linestyle=line, label=name)
+    seeds = len(content["curves"][PLAIN])
+    axes.set(
+        xlabel="step",
+        ylabel=f"loss, mean of {WINDOW} steps",
+        title=f"{content['machine']}: mean and range of {seeds} seeds",
+    )
+    axes.legend()
+    save_svg(figure, path)
+
+
+def section(content: Mapping[str, Any], picture: str) -> list[str]:
+    """A machine's part of the page."""
+    origin, plain = content["provenance"], content["curves"][PLAIN]
+    steps = len(next(iter(plain.values())))
+    lines = [
+        f"## {content['machine']}",
+        "",
+        f"`{origin['command']}`, commit `{origin['commit'][:9]}`"
+        f"{' with changes' if origin['dirty'] else ''}, {origin['utc'][:10]}; torch "
+        f"{origin['torch']}, Python {origin['python']}; {content['threads']} thread(s); "
+        f"{len(plain)} seeds, {steps} steps of {content['batch_size']} clips each, "
+        f"{content['precision']}; {content['seconds'] / 60:.1f} minutes.",
+        "",
+        "| against eager with the reference ops | curves of the same seed differ by | of two seeds "
+        "by | ratio | final loss, difference | held-out AP, difference | within noise |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in content["comparison"].items():
+        mean, half = found["final_difference"]
+        ap = interval(
+            [content["ap"][name][seed] - content["ap"][PLAIN][seed] for seed in content["ap"][name]]
+        )
+        assert ap is not None
+        lines.append(
+            f"| {name} | {found['speed_distance']:.4f} | {found['seed_distance']:.4f} | "
+            f"{found['ratio']:.3f} | {mean:+.4f} ± {half:.4f} | {ap.text(sign=True, digits=2)} | "
+            f"{'yes' if found['passed'] else 'no'} |"
+        )
+    finals = [final(curve) for curve in plain.values()]
+    lines += [
+        "",
+        f"The plain recipe's final losses lie between {min(finals):.3f} and {max(finals):.3f} over "
+        f"the seeds, its held-out AP between {min(content['ap'][PLAIN].values()):.1f} and "
+        f"{max(content['ap'][PLAIN].values()):.1f} (ground-truth boxes).",
+        "",
+        f"![Loss curves]({picture})",
+        "",
+    ]
+    return lines
+
+
+PAGE = """# Recipe parity
+
+Speed settings are not to change what is learnt. `python -m bench.parity` trains the same small
+recipe on rendered people by the plain step (eager, the ops' reference) and by the fast ones, with
+several seeds, and compares loss curves: those of the same seed, which differ by the speed alone,
+with those of two seeds of the plain recipe, which is the run-to-run noise. Curves are running
+means over {window} steps, the difference is the mean absolute one over all steps; the final loss
+is the mean of the last quarter, its difference to the plain recipe's is taken seed by seed and
+given with its 95 % interval. *Within noise* is yes if the ratio is below 1 and that interval covers
+0. This page is written by the command.
+
+"""
+
+
+def write_page(folder: Path) -> Path:
+    """The page of all machines in ``folder``, beside it."""
+    text = PAGE.format(window=WINDOW)
+    results = sorted(folder.glob("*.json"))
+    contents = [json.loads(path.read_text()) for path in results]
+    if not any(content["provenance"]["gpu"] for content in contents):
+        text += "On a GPU, with CUDA graphs and kernels: not yet measured.\n\n"
+    for path, content in zip(results, contents, strict=True):
+        text += "\n".join(section(content, f"{folder.name}/{path.stem}.svg")) + "\n"
+    page = folder.with_suffix(".md")
+    page.write_text(text.rstrip() + "\n")
+    return page
+
+
+def measure(work: Path, seeds: int, steps: int, device: str) -> tuple[Curves, dict, Config]:
+    """Trains every variant with every seed: loss curves, held-out AP, the recipe."""
+    for split, videos in (("train", VIDEOS), ("val", VAL_VIDEOS)):
+        render_dataset(
+            work / "data", videos=videos, frames=FRAMES, seed=7, split=split, max_people=2,
+            fps=6.25, workers=2, progress=False,
+        )  # fmt: skip
+    config = recipe(work / "data", device, steps)
+    curves: Curves = {}
+    ap: dict[str, dict[int, float]] = {}
+    for name, fields in variants(device).items():
+        for seed in range(seeds):
+            config.train.seed = seed
+            for dotted, value in fields.items():
+                part, field = dotted.split(".")
+                setattr(getattr(config, part), field, value)
+            torch.compiler.reset()  # models of the last runs are nothing to this one
+            folder = work / "runs" / f"{provenance.slug(name)}-{seed}"
+            shutil.rmtree(folder, ignore_errors=True)
+            metrics = train(config, folder, progress=False)
+            curves.setdefault(name, {})[seed] = loss_curve(folder)
+            ap.setdefault(name, {})[seed] = metrics["ap"]["columns"]["Mean"]
+            print(
+                f"{name}, seed {seed}: final loss {final(curves[name][seed]):.4f}, "
+                f"{metrics['seconds']:.0f} s",
+                flush=True,
+            )
+    return curves, ap, config
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, compares, writes; exit status 1 if a variant is not within noise."""
+    parser = argparse.ArgumentParser(prog="python -m bench.parity", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=140, help="about; whole epochs are run")
+    parser.add_argument("--work", type=Path, default=Path("build/parity"))
+    parser.add_argument("--output", type=Path, default=provenance.PROJECT / "docs" / "parity")
+    args = parser.parse_args(arguments)
+    if args.seeds < 2:
+        parser.error(f"--seeds {args.seeds}: one seed shows no run-to-run noise; give at least 2")
+    origin, started = provenance.provenance(), time.perf_counter()
+    curves, ap, config = measure(args.work, args.seeds, args.steps, provenance.device())
+    content = {
+        "machine": provenance.machine(),
+        "threads": torch.get_num_threads(),
+        "batch_size": config.train.batch_size,
+        "precision": config.train.precision,
+        "seconds": time.perf_counter() - started,
+        "comparison": compare(curves),
+        "ap": ap,
+        "curves": curves,
+        "provenance": origin,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / f"{provenance.slug(provenance.machine())}.json"
+    write_json(path, content)
+    content = json.loads(path.read_text())
+    draw(content, path.with_suffix(".svg"))
+    print("\n".join(section(content, path.with_suffix(".svg").name)))
+    print(f"written: {path}, its picture, {write_page(args.output)}")
+    sys.exit(not all(found["passed"] for found in content["comparison"].values()))
+
+
+if __name__ == "__main__":
+    main()

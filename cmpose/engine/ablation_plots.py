@@ -1,0 +1,104 @@
+"""Plots of an ablation study: differences to the full model, and AP against a ratio."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmpose.evaluation.intervals import Interval, interval
+
+COLORS = {"all": "#222222", "clean": "#2c7a51", "occluded": "#b3402e", "defocused": "#3b6fb6"}
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of that many axes beside each other (a list of them if more than one), inches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "cmpose"  # the same numbers give the same file
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, sharey=True)
+
+
+def save_svg(figure: Any, path: Path) -> None:
+    """Writes a figure as SVG without a date."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    lines = file.getvalue().decode().splitlines()
+    path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
+
+
+def difference_plot(
+    rows: Sequence[tuple[str, Mapping[str, Interval | None]]], subsets: Sequence[str], path: Path
+) -> None:
+    """Points with 95 % intervals of AP − full model; a row a setting, a colour a subset.
+
+    Args:
+        rows: (label, subset → difference).
+        subsets: in the order drawn.
+        path: SVG file.
+    """
+    figure, axes = new_figure(7.5, 1.0 + 0.2 * len(rows) * max(len(subsets), 2))
+    for place, subset in enumerate(subsets):
+        shift = (place - (len(subsets) - 1) / 2) * 0.8 / max(len(subsets), 1)
+        points = [
+            (row + shift, found[subset])
+            for row, (_, found) in enumerate(rows)
+            if found.get(subset) is not None
+        ]
+        known = [(y, difference) for y, difference in points if difference is not None]
+        axes.errorbar(
+            [difference.mean for _, difference in known],
+            [y for y, _ in known],
+            xerr=[difference.half or 0.0 for _, difference in known],
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            color=COLORS.get(subset),
+            label=subset,
+        )
+    axes.axvline(0.0, color="#888888", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("AP − full model, 95 % interval over seeds")
+    axes.legend(fontsize=7)
+    save_svg(figure, path)
+
+
+def ratio_plot(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[int, float]]]]], path: Path
+) -> None:
+    """AP against a ratio, a panel a kind of ratio: mean, 95 % interval, and every seed as a dot.
+
+    Args:
+        panels: x label → subset → (ratio, seed → AP), ratios ascending.
+        path: SVG file.
+    """
+    figure, axes = new_figure(9.0, 3.8, columns=len(panels))
+    for axis, (label, subsets) in zip(axes, panels.items(), strict=True):
+        for place, (subset, own) in enumerate(subsets.items()):
+            color = COLORS.get(subset)
+            shift = 0.006 * (place - (len(subsets) - 1) / 2)  # bars beside, not over each other
+            points = [(x + shift, values) for x, values in own]
+            means = [(x, interval(list(values.values()))) for x, values in points]
+            known = [(x, mean) for x, mean in means if mean is not None]
+            axis.errorbar(
+                [x for x, _ in known],
+                [mean.mean for _, mean in known],
+                yerr=[mean.half or 0.0 for _, mean in known],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                color=color,
+                label=subset,
+            )
+            for x, values in points:
+                axis.scatter([x] * len(values), list(values.values()), s=6, color=color, alpha=0.5)
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("AP")
+    axes[0].legend(fontsize=7)
+    save_svg(figure, path)

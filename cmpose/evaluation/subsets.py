@@ -1,0 +1,155 @@
+"""Results on parts of a data set's frames: clean, occluded and defocused ones apart.
+
+Rendered data says of each frame what got in the way (``Frame.extra["cmpose"]``, see
+docs/rendered.md). A frame belongs to
+
+- ``occluded``: a thing or another person hides at least one joint of somebody;
+- ``defocused``: the whole picture is out of focus;
+- ``clean``: neither. A frame that is both others counts in both.
+
+The AP of a subset is the official one of the data set that consists of these frames alone: the
+ground truth and the predictions are cut to them and scored as they are, so ranks and recall are
+those among the subset's own people.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmpose.data.sequence import Frame, Sequence
+from cmpose.evaluation.pose_files import head_size_of
+from cmpose.evaluation.posetrack_ap import THRESHOLD, score_sequences
+from cmpose.evaluation.predictions import PoseRecord
+
+ALL = "all"
+SUBSETS = (ALL, "clean", "occluded", "defocused")
+
+
+def subsets_of(frame: Frame) -> frozenset[str]:
+    """The subsets that a frame belongs to; ``all`` only where nothing is recorded."""
+    record = frame.extra.get("cmpose")
+    if not isinstance(record, Mapping):
+        return frozenset({ALL})
+    found = set()
+    if record.get("occluded_joints", 0) > 0:
+        found.add("occluded")
+    if record.get("defocus_sigma", 0) > 0:
+        found.add("defocused")
+    return frozenset({ALL} | (found or {"clean"}))
+
+
+def frames_by_subset(sequences: Iterable[Sequence]) -> dict[str, set[tuple[str, int]]]:
+    """Subset → its frames as (file stem, image id), in ``SUBSETS``' order; empty ones left out."""
+    found: dict[str, set[tuple[str, int]]] = {name: set() for name in SUBSETS}
+    for sequence in sequences:
+        for frame in sequence.frames:
+            for name in subsets_of(frame):
+                found[name].add((sequence.file_stem, frame.image_id))
+    return {name: frames for name, frames in found.items() if frames}
+
+
+def cut_to_frames(document: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
+    """A PoseTrack18 object with only these images and their people."""
+    images = [image for image in document["images"] if image["id"] in image_ids]
+    people = [person for person in document["annotations"] if person["image_id"] in image_ids]
+    return {**document, "images": images, "annotations": people}
+
+
+def subset_ap(
+    truth: Mapping[str, Any], predicted: Mapping[str, Any], frames: set[tuple[str, int]]
+) -> float | None:
+    """The official Mean over the frames given, percent.
+
+    Args:
+        truth: file stem → PoseTrack18 object.
+        predicted: the same stems → objects.
+        frames: (file stem, image id).
+
+    Returns:
+        None when nobody is annotated in these frames.
+    """
+    image_ids: dict[str, set[int]] = {}
+    for stem, image_id in sorted(frames):
+        image_ids.setdefault(stem, set()).add(image_id)
+    cut_truth = {stem: cut_to_frames(truth[stem], ids) for stem, ids in image_ids.items()}
+    if not any(document["annotations"] for document in cut_truth.values()):
+        return None
+    cut_predicted = {stem: cut_to_frames(predicted[stem], ids) for stem, ids in image_ids.items()}
+    mean = score_sequences(cut_truth, cut_predicted).mean
+    return None if math.isnan(mean) else mean
+
+
+def joint_errors(records: Items[PoseRecord], keypoints: np.ndarray) -> list[np.ndarray]:
+    """Per pose the distances of its annotated joints, in head sizes (0.6 × the box's diagonal).
+
+    Args:
+        records: whose poses they are; a record without a person (a detection), or whose person
+            has no head box, gives an empty array.
+        keypoints: [R, 15, 2] image pixels.
+    """
+    found = []
+    for record, pose in zip(records, keypoints, strict=True):
+        person = record.person
+        if person is None or person.head_box is None:
+            found.append(np.empty(0))
+            continue
+        seen = person.keypoints[:, 2] > 0
+        pixels = np.linalg.norm(pose[seen] - person.keypoints[seen, :2], axis=-1)
+        size = head_size_of(person.head_box[2], person.head_box[3])
+        found.append(pixels / size if size > 0 else np.full(len(pixels), np.inf))
+    return found
+
+
+def subset_results(
+    sequences: Items[Sequence],
+    records: Items[PoseRecord],
+    keypoints: np.ndarray,
+    truth: Path,
+    predictions: Path,
+    ap: float,
+) -> dict[str, dict[str, Any]]:
+    """AP, PCKh and error of every subset that the frames' records tell apart.
+
+    Args:
+        sequences: the ground truth's.
+        records: whose poses were predicted.
+        keypoints: [R, 15, 2] of them, image pixels.
+        truth: folder of the ground truth's files; read only where subsets are recorded, which
+            only PoseTrack18's layout can do.
+        predictions: folder with the predictions' files.
+        ap: of all frames.
+
+    Returns:
+        Subset → ``ap`` (official Mean, percent), ``pckh`` (percent of annotated joints within
+        half a head size), ``error`` (median distance in head sizes), both of predicted people and
+        None when boxes are detections, ``frames`` with people, ``joints`` annotated.
+    """
+    frames = frames_by_subset(sequences)
+    stems = [sequence.file_stem for sequence in sequences] if len(frames) > 1 else []
+    real, guessed = (
+        {stem: json.loads((folder / f"{stem}.json").read_text()) for stem in stems}
+        for folder in (truth, predictions)
+    )
+    errors = joint_errors(records, keypoints)
+    places = [(record.sequence.file_stem, record.frame.image_id) for record in records]
+    peopled = {(s.file_stem, f.image_id) for s in sequences for f in s.frames if f.people}
+    results: dict[str, dict[str, Any]] = {}
+    for name, kept in frames.items():
+        own = [e for e, place in zip(errors, places, strict=True) if place in kept]
+        distances = np.concatenate([np.empty(0), *own])
+        known = distances.size > 0
+        results[name] = {
+            "ap": ap if name == ALL else subset_ap(real, guessed, kept),
+            "pckh": float(100 * (distances <= THRESHOLD).mean()) if known else None,
+            "error": float(np.median(distances)) if known else None,
+            "frames": len(kept & peopled),
+            "joints": int(distances.size),
+        }
+    return results

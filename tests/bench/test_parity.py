@@ -1,0 +1,81 @@
+"""bench.parity: what counts as the same learning, and the page it writes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bench import parity, provenance
+
+
+def curves(shift, seeds=3, steps=40, wiggle=0.0):
+    """A falling plain curve a seed, 0.5 apart, and a fast one that is ``shift`` off."""
+    base = np.linspace(10.0, 2.0, steps)
+    signs = [1.0, -1.0, 0.3]
+    return {
+        parity.PLAIN: {s: list(base + 0.5 * s) for s in range(seeds)},
+        "compile": {s: list(base + 0.5 * s + shift + wiggle * signs[s]) for s in range(seeds)},
+    }
+
+
+def test_distances_by_hand():
+    assert parity.distance([1.0] * 20, [1.5] * 20) == pytest.approx(0.5)
+    # Noise that alternates from step to step is averaged away; a level is not.
+    assert parity.distance([1.0, -1.0] * 20, [0.0] * 40) == pytest.approx(0.0)
+    assert parity.final([9.0] * 6 + [1.0, 3.0]) == pytest.approx(2.0)
+
+
+def test_rounding_passes_and_another_level_does_not():
+    found = parity.compare(curves(0.0, wiggle=0.01))["compile"]
+    # Pairs of seeds are 0.5, 0.5 and 1 apart.
+    assert found["seed_distance"] == pytest.approx(2 / 3)
+    assert found["speed_distance"] == pytest.approx(0.01 * 2.3 / 3)
+    assert found["passed"]
+    shifted = parity.compare(curves(0.1, wiggle=0.01))["compile"]
+    assert shifted["ratio"] < 1, "small beside the seeds, but always in one direction"
+    assert shifted["final_difference"][0] == pytest.approx(0.101)
+    assert not shifted["passed"]
+    assert not parity.compare(curves(0.0, wiggle=2.0))["compile"]["passed"]
+
+
+def test_one_seed_shows_no_noise(capsys):
+    with pytest.raises(ValueError, match="seeds: 1 shows no run-to-run noise"):
+        parity.compare(curves(0.0, seeds=1))
+    with pytest.raises(SystemExit) as stopped:
+        parity.main(["--seeds", "1"])
+    assert stopped.value.code == 2
+    assert "give at least 2" in capsys.readouterr().err
+
+
+def test_a_card_has_the_captured_step_too():
+    assert list(parity.variants("cpu")) == [parity.PLAIN, "compile"]
+    card = parity.variants("cuda")
+    assert card["graph, kernels"] == {"train.speed": "graph", "model.backend": "auto"}
+    assert next(iter(card)) == parity.PLAIN
+
+
+@pytest.mark.parametrize(("shift", "status", "verdict"), [(0.0, 0, "yes"), (0.1, 1, "no")])
+def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
+    config = parity.configuration.load(provenance.PROJECT / "configs" / "ablate_cpu.yaml")
+
+    def measure(work, seeds, steps, device):
+        made = curves(shift, wiggle=0.01)
+        ap = {name: {s: 40.0 + s + 0.1 * s * (name == "compile") for s in runs}
+              for name, runs in made.items()}  # fmt: skip
+        return made, ap, config
+
+    monkeypatch.setattr(parity, "measure", measure)
+    folder = tmp_path / "parity"
+    with pytest.raises(SystemExit) as stopped:
+        parity.main(["--seeds", "3", "--output", str(folder)])
+    assert stopped.value.code == status
+    [held] = folder.glob("*.json")
+    assert json.loads(held.read_text())["curves"]["compile"]["0"]
+    page = (tmp_path / "parity.md").read_text()
+    assert f"| {verdict} |" in page
+    assert f"](parity/{held.stem}.svg)" in page
+    assert held.with_suffix(".svg").is_file()
+    assert "On a GPU, with CUDA graphs and kernels: not yet measured." in page
+    assert "3 seeds, 40 steps of 4 clips each" in page
