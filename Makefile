@@ -1,5 +1,5 @@
 # Both commands set everything up in .venv by themselves:
-#   make demo   render clips, train a small CM-Pose, evaluate it, write pictures (runs/demo/)
+#   make demo   render clips, train a small CM-Pose, evaluate it, write pictures and pages (runs/demo/)
 #   make test   every test
 PYTHON ?= python3
 VENV := .venv

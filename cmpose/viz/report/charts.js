@@ -32,12 +32,14 @@ function ticks(low, high, count) {
   return found;
 }
 
-// 1, 2 and 5 times powers of ten; powers alone where that would be too many.
+// 1, 2 and 5 times powers of ten; powers alone where that would be too many, round numbers where
+// it would be too few.
 function logTicks(low, high) {
   const found = [];
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
     for (const m of [1, 2, 5]) if (m * 10 ** e >= low * 0.999 && m * 10 ** e <= high * 1.001) found.push(m * 10 ** e);
   }
+  if (found.length < 3) return ticks(low, high, 4);
   return found.length > 7 ? found.filter((v) => Math.abs(Math.log10(v) % 1) < 1e-9) : found;
 }
 
