@@ -25,6 +25,10 @@ def test_demo_beats_the_mean_pose_on_held_out_clips(tmp_path):
     assert metrics["causal_hit_rate"] > 0.4
     assert len(list((out / "predict" / "explain").glob("*.png"))) >= 3
     assert list((out / "predict").glob("*.mp4"))
+    for page in (out / "train" / "report.html", out / "predict" / "report.html"):
+        assert str(page) in done.stdout
+        assert page.stat().st_size < 10_000_000
+        assert 'id="explorer"' in page.read_text(encoding="utf-8")
     again = run_cli("demo", "--output", str(out), timeout=300)
     assert again.returncode == 0, again.stderr[-3000:]
     repeated = json.loads((out / "metrics.json").read_text())
