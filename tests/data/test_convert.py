@@ -201,7 +201,7 @@ def test_csv_by_frame_number_with_boxes_from_detections(tmp_path):
         (one.image_id, 0.5),
         (one.image_id, 0.9),
     ]
-    assert report.left_out["boxes of a picture that the source does not list"] == ["('frame', 3)"]
+    assert report.left_out["boxes of a picture that the source does not list"] == ["frame 3"]
     data = DataConfig(boxes="annotations/train_boxes.json")
     assert len(ClipDataset([sequence], tmp_path / "out", (64, 48), 3, data, train=False)) == 2
 
