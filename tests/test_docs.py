@@ -57,4 +57,4 @@ def test_commands_in_the_documents_exist():
     for path in markdown_files():
         used |= set(re.findall(r"^(?:\$ )?cmpose (\w+)", path.read_text(), re.MULTILINE))
     assert used <= commands, used - commands
-    assert {"train", "evaluate", "predict", "score", "render"} <= used
+    assert {"train", "evaluate", "predict", "score", "render", "frames", "convert"} <= used

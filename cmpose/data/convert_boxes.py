@@ -124,7 +124,9 @@ class OwnBoxes:
             )
         for key in self._boxes:
             if key not in self._used:
-                report.leave_out("boxes of a picture that the source does not list", f"{key}")
+                report.leave_out(
+                    "boxes of a picture that the source does not list", f"{key[0]} {key[1]}"
+                )
         partial = path.with_name(f".{path.name}.tmp")
         partial.write_text(json.dumps(self._written), encoding="utf-8")
         os.replace(partial, path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cmpose.data.posetrack import AnnotationError, load_annotations
+from cmpose.data.skeleton import SLOTS17
 from tests.data import synthetic
 
 
@@ -209,3 +210,28 @@ def test_more_frames_than_nframes(tmp_path):
     file = synthetic.write_json(tmp_path / "a.json", synthetic.posetrack18(item))
     with pytest.raises(AnnotationError, match="lists 4 frames, more than its nframes 3"):
         load_annotations(file)
+
+
+def test_cocos_own_file_is_no_data_set(tmp_path):
+    names = list(SLOTS17)
+    names[1:3] = ["left_eye", "right_eye"]
+    document = {
+        "images": [{"id": 1, "file_name": "000000000785.jpg", "width": 64, "height": 48}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "person", "keypoints": names}],
+    }
+    file = synthetic.write_json(tmp_path / "coco.json", document)
+    with pytest.raises(AnnotationError, match=r"COCO's 17 keypoints, eyes .* cmpose convert"):
+        load_annotations(file)
+
+
+def test_two_skeletons_are_no_data_set(tmp_path):
+    for name in ("a", "b"):
+        document = synthetic.posetrack18(synthetic.sequence(name=f"00000{len(name)}_{name}"))
+        category = {"id": 1, "keypoints": [f"{name}{j}" for j in range(17)], "flip_pairs": []}
+        document["categories"] = [category]
+        synthetic.write_json(tmp_path / f"{name}.json", document)
+    with pytest.raises(
+        AnnotationError, match=r"b\.json: categories.*17 keypoints \(b0, b1, b2, b3, \.\.\.\), but "
+    ):
+        load_annotations(tmp_path)
