@@ -92,7 +92,7 @@ PRESETS: dict[str, Preset] = {
                 motion_blur=0.0,
             ),
         ),
-        seeds=4,
+        seeds=3,
         ratios=(0.15, 0.75),
         jobs=2,
         limit_minutes=0.0,
