@@ -73,6 +73,7 @@ setup(
         *find_packages(include=["cmpose", "cmpose.*"]),
         "cmpose.kernels",
         "cmpose.configs",
+        "cmpose.viz.report",
     ],
     package_dir={
         "cmpose": "cmpose",
@@ -82,7 +83,7 @@ setup(
     package_data={
         "cmpose.configs": ["*.yaml"],
         "cmpose": ["py.typed"],
-        "cmpose.viz": ["report/*"],  # what cmpose report makes pages of
+        "cmpose.viz.report": ["*"],  # what cmpose report makes pages of
     },
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
     ext_modules=[Extension("cmpose._C", SOURCES)] if REASON is None else [],
