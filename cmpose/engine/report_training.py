@@ -173,6 +173,8 @@ def _tables(
             " It was evaluated once while training, so that there is no curve of AP by step; "
             "train.evaluate_every asks for more."
         )
+    if all("metric" in metrics["ap"] for _, metrics in evaluations):
+        rule = rule[rule.index("The Mean") :]
     heads = []
     report.table_notes = [rule]
     for place, metrics in evaluations:
@@ -180,6 +182,8 @@ def _tables(
         heads.append(source if place == "." else f"{source} ({place})")
         where = "At the end of training" if place == "." else f"In {place}"
         clips = f", {metrics['clips']} clips" if "clips" in metrics else ""
+        if "metric" in metrics["ap"]:  # these keypoints have no official AP
+            clips += f", {metrics['ap']['metric']}"
         report.table_notes.append(
             f"{where}: boxes: {source}{clips}, data set {metrics.get('annotations', own)}."
         )

@@ -15,8 +15,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmpose import config as configuration
@@ -66,6 +64,8 @@ def write(
         card: the model card; empty writes none.
         more: writes what else belongs there into the folder that it is given.
     """
+    from safetensors.torch import save_file  # a model is built without the package
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -127,6 +127,9 @@ def load_skeleton(folder: Path, num_keypoints: int) -> Skeleton:
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """The model's tensors in a folder."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     file = folder / WEIGHTS
     try:
         return load_file(file)

@@ -12,11 +12,13 @@ import torch
 
 from cmpose.cli import main
 from cmpose.data.skeleton import Skeleton
+from cmpose.data.video import VideoError
 from cmpose.engine import checkpoint
 from cmpose.engine.evaluate import evaluate_checkpoint, predict_heatmaps
 from cmpose.engine.frames import extract_frames
-from cmpose.engine.predict import VideoError, predict_video
+from cmpose.engine.predict import predict_video
 from cmpose.engine.train import train
+from cmpose.models.folder import SKELETON
 from tests.engine.recipes import FINE, recipe, write_recipe
 from tests.models.builders import clips as random_clips
 
@@ -143,7 +145,7 @@ def test_another_number_of_keypoints_is_named(own, rendered, trained, tmp_path):
 def test_resuming_with_other_flips_is_refused(own, trained, tmp_path):
     run, _ = trained
     folder = checkpoint.training_checkpoints(run / "checkpoints")[-1]
-    file = folder / checkpoint.SKELETON
+    file = folder / SKELETON
     before = file.read_text()
     file.write_text(json.dumps(json.loads(before) | {"flip_pairs": []}))
     try:
@@ -194,3 +196,12 @@ def test_frames_go_on_where_they_stopped(own, tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Promising)
     with pytest.raises(VideoError, match=r"6 frames can be decoded of the 99 that its header"):
         extract_frames(video, tmp_path / "g")
+
+
+def test_the_report_names_these_keypoints(trained):
+    run, _ = trained
+    main(["report", str(run)])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in NAMES)
+    assert "not PoseTrack" in page
+    assert "Official PoseTrack AP" not in page
