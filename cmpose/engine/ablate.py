@@ -290,6 +290,12 @@ def baseline(recipe: Config, folder: Path) -> None:
     path = folder / "mean_pose.json"
     if not path.exists():
         _, subsets = score_mean_pose(recipe, folder / "mean_pose")
+        if not subsets:
+            raise ValueError(
+                f"data.val_annotations={recipe.data.val_annotations!r}: nobody has a head box, or "
+                "the keypoints are not PoseTrack's, so there is no official AP to compare settings "
+                "by: give annotations with bbox_head"
+            )
         write_text(path, json.dumps(finite_or_none(subsets), indent=1) + "\n")
 
 

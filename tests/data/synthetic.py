@@ -14,6 +14,9 @@ from cmpose.data.skeleton import CATEGORY, NUM_JOINTS, SLOTS17, to_slots17
 
 WIDTH, HEIGHT = 320, 240
 
+COCO_KEYPOINTS = [SLOTS17[0], "left_eye", "right_eye", *SLOTS17[3:]]
+"""COCO's 17; PoseTrack18 has re-used the eyes' slots."""
+
 
 def person(seed: int = 0, missing: tuple[int, ...] = (5, 11)) -> Person:
     """Joints on a grid of quarter pixels inside the picture, some of them not annotated."""

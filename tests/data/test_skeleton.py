@@ -13,26 +13,7 @@ from cmpose.data.skeleton import (
     default_skeleton,
     skeleton_of_category,
 )
-
-COCO = [
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-]
+from tests.data.synthetic import COCO_KEYPOINTS
 
 
 def read(**category) -> Skeleton:
@@ -40,7 +21,7 @@ def read(**category) -> Skeleton:
 
 
 def test_cocos_flips_limbs_and_halves_follow_from_its_names():
-    skeleton = read(keypoints=COCO, skeleton=[[16, 14], [1, 2]])
+    skeleton = read(keypoints=COCO_KEYPOINTS, skeleton=[[16, 14], [1, 2]])
     assert skeleton.flip_pairs == tuple((j, j + 1) for j in range(1, 16, 2))
     assert skeleton.flip_permutation == (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
     assert skeleton.limbs == ((15, 13), (0, 1))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import cmpose.engine.train as engine
 from cmpose import config as configuration
 from cmpose.config import Config
 from tests.shared_data import PROJECT
@@ -93,3 +97,15 @@ def write_recipe(path: Path, config: Config) -> Path:
     """Writes a recipe as YAML (JSON is YAML)."""
     path.write_text(json.dumps(configuration.to_dict(config)))
     return path
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Ctrl-C comes in the last of so many training steps, until ``monkeypatch`` is undone."""
+    original = engine._Run._step
+
+    def interrupting(self, batch):
+        if self.step == steps - 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(engine._Run, "_step", interrupting)

@@ -375,3 +375,10 @@ def test_names_of_runs_are_names_of_files():
     study = Study(preset_recipe("gpu"), ratios=PRESETS["gpu"].ratios)
     for name, seed in study.runs():
         assert re.fullmatch(r"[\w=.+-]+-seed\d+", run_name(name, seed))
+
+
+def test_data_without_head_boxes_is_refused_before_a_run(rendered, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "score_mean_pose", lambda recipe, folder: (None, {}))
+    with pytest.raises(ValueError, match=r"val_annotations='annotations/val': nobody has a head"):
+        ablate(tmp_path, recipe=recipe(rendered), **TWO_RUNS)
+    assert not list((tmp_path / "runs").glob("*.json"))

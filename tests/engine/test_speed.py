@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +25,7 @@ from cmpose.engine.distributed import World
 from cmpose.engine.step import CapturedStep, FiniteWatch, LossModule, StepOutput, check_speed
 from cmpose.engine.train import Interrupted, NonFiniteLoss, OutOfMemory, train
 from cmpose.models.cmpose import CMPose
-from tests.engine.recipes import FINE, recipe
+from tests.engine.recipes import FINE, interrupt_after, recipe
 from tests.engine.test_train import lines, weights
 
 CPU = torch.device("cpu")
@@ -148,17 +147,10 @@ def test_bfloat16_stays_within_what_another_seed_changes(rendered, tmp_path):
 def test_a_captured_run_resumes_exactly(rendered, tmp_path, captures, monkeypatch):
     fields = DEEP | {"train.speed": "graph"}
     expected, _ = trained(rendered, tmp_path / "straight", **fields)
-    original = engine._Run._step
-
-    def interrupting(self, batch):
-        if self.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, batch)
-
-    monkeypatch.setattr(engine._Run, "_step", interrupting)
-    with pytest.raises(Interrupted, match="stopped after step 4"):
-        trained(rendered, tmp_path / "run", **fields)
-    monkeypatch.setattr(engine._Run, "_step", original)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        with pytest.raises(Interrupted, match="stopped after step 4"):
+            trained(rendered, tmp_path / "run", **fields)
     folder = checkpoint.training_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     groups = checkpoint.load_state(folder)["optimizer"]["param_groups"]
     assert {type(group["lr"]) for group in groups} == {float}

@@ -14,7 +14,15 @@ from safetensors.torch import load_file
 
 from cmpose.engine import checkpoint
 from cmpose.engine.train import Interrupted, NonFiniteLoss, train
-from tests.engine.recipes import FINE, command, one_thread, recipe, run_cli, write_recipe
+from tests.engine.recipes import (
+    FINE,
+    command,
+    interrupt_after,
+    one_thread,
+    recipe,
+    run_cli,
+    write_recipe,
+)
 from tests.shared_data import PROJECT
 
 
@@ -147,16 +155,7 @@ def test_nan_stops_with_step_terms_and_a_saved_state(rendered, tmp_path, fine):
 
 def test_interrupt_saves_and_resume_goes_on(rendered, tmp_path, monkeypatch):
     config = recipe(rendered, **{"train.epochs": 4})
-    import cmpose.engine.train as module
-
-    original = module._Run._step
-
-    def interrupting(self, batch):
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, batch)
-
-    monkeypatch.setattr(module._Run, "_step", interrupting)
+    interrupt_after(monkeypatch, 3)
     with pytest.raises(Interrupted, match=r"stopped after step 3 .*--resume"):
         train(config, tmp_path / "run", progress=False)
     monkeypatch.undo()
@@ -194,16 +193,7 @@ def test_crops_made_on_the_device_resume_exactly(rendered, tmp_path, monkeypatch
     config = recipe(rendered, **fields)
     train(config, tmp_path / "straight", progress=False)
 
-    import cmpose.engine.train as module
-
-    original = module._Run._step
-
-    def interrupting(self, batch):
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, batch)
-
-    monkeypatch.setattr(module._Run, "_step", interrupting)
+    interrupt_after(monkeypatch, 3)
     with pytest.raises(Interrupted, match="stopped after step 3"):
         train(config, tmp_path / "run", progress=False)
     monkeypatch.undo()

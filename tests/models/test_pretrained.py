@@ -12,28 +12,9 @@ from torch.nn import functional as F
 from cmpose.data.skeleton import JOINTS
 from cmpose.models.layouts import grid_of
 from cmpose.models.pretrained import load_pretrained
+from tests.data.synthetic import COCO_KEYPOINTS
 from tests.models import vitpose
 from tests.models.builders import build
-
-COCO_NAMES = [
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-]
 
 
 def pixels(size=(64, 48), batch: int = 1):
@@ -205,8 +186,8 @@ def test_cocos_head_for_posetracks_joints(small, tmp_path):
     )
     ours = model.head(features).detach()
     for joint, name in enumerate(JOINTS):
-        if name in COCO_NAMES:
-            wanted = heatmaps[:, COCO_NAMES.index(name)]
+        if name in COCO_KEYPOINTS:
+            wanted = heatmaps[:, COCO_KEYPOINTS.index(name)]
             torch.testing.assert_close(ours[:, joint], wanted, rtol=0, atol=1e-5)
         else:
             assert not ours[:, joint].any()
