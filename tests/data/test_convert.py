@@ -18,7 +18,7 @@ from cmpose.data.posetrack import load_annotations
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import POSETRACK, SLOTS17, to_slots17
 from tests.data import synthetic
-from tests.data.test_skeleton import COCO
+from tests.data.synthetic import COCO_KEYPOINTS
 from tests.shared_data import shared_data
 
 NAMES = ["head", "left_paw", "right_paw"]
@@ -95,15 +95,15 @@ def test_a_video_of_coco_keypoints(tmp_path):
 
 def test_cocos_17_stay_17_or_become_posetracks(tmp_path):
     pictures(tmp_path / "pics", ["a.jpg"])
-    document = coco(["a.jpg"], keypoints=COCO)
+    document = coco(["a.jpg"], keypoints=COCO_KEYPOINTS)
     _, [own] = run(tmp_path, document, split="own")
-    assert own.skeleton.keypoints == tuple(COCO)
+    assert own.skeleton.keypoints == tuple(COCO_KEYPOINTS)
     assert len(own.skeleton.flip_pairs) == 8
     report, [mapped] = run(tmp_path, document, split="mapped", to="posetrack")
     assert mapped.skeleton == POSETRACK
     pose, source = mapped.frames[0].people[0].keypoints, own.frames[0].people[0].keypoints
     for j, name in enumerate(POSETRACK.keypoints):
-        expected = source[COCO.index(name)] if name in COCO else np.zeros(3)
+        expected = source[COCO_KEYPOINTS.index(name)] if name in COCO_KEYPOINTS else np.zeros(3)
         np.testing.assert_array_equal(pose[j], expected)
     assert sorted(
         report.warnings["PoseTrack joint that the source does not have, not annotated"]
