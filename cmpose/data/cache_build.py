@@ -6,15 +6,13 @@ the run, what the index lists is whole, and the next run goes on behind it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import signal
 import time
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +41,7 @@ from cmpose.data.cache import (
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import Window, shrink
 from cmpose.data.frames import FrameError, check_size, read_picture
+from cmpose.data.lock import alone_in
 from cmpose.data.tiles import CacheFormat, plan
 
 _COMMIT_BYTES = 128 << 20
@@ -171,8 +170,7 @@ def build(
     if not 0 <= detail < math.inf:
         raise ValueError(f"data.cache_detail: expected a number from 0 on, got {detail}")
     started = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone_in(folder, "cache", "data.cache", CacheError):
         if overwrite:
             for name in (COMPLETE, PLAN, INDEX, TILES):  # readers of the old files keep them
                 (folder / name).unlink(missing_ok=True)
@@ -213,19 +211,6 @@ def _start_worker(worker_id: int) -> None:
     """Ctrl-C reaches every process of the terminal; it is for the writing one to end the run."""
     worker_init(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CacheError(
-                f"{folder}: another cmpose cache is writing there; wait for it, or give another "
-                "data.cache"
-            ) from None
-        yield
 
 
 def _begin(clips: ClipDataset, folder: Path) -> tuple[Plan, np.ndarray, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from cmpose import config as configuration
 from cmpose import provenance
 from cmpose.config import Config
+from cmpose.data.lock import alone_in
 from cmpose.data.rendered import render_dataset
 from cmpose.data.rendered_plan import Difficulty
 from cmpose.engine.ablation_grid import Part, Setting, Study, chosen_parts, run_name
@@ -209,14 +209,7 @@ def ablate(
 @contextlib.contextmanager
 def _claimed(folder: Path, recipe: Config, data: RenderedData | None) -> Iterator[None]:
     """Holds the folder for this process, and to one recipe and data set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"{folder}: another cmpose ablate works there; wait for it or give another folder"
-            ) from error
+    with alone_in(folder, "ablate", "folder"):
         _check_settings(folder, recipe, data)
         yield
 

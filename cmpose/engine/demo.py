@@ -21,7 +21,7 @@ from cmpose.engine.report import report
 from cmpose.engine.runlog import write_metrics
 from cmpose.engine.train import train
 
-TRAIN_VIDEOS, VAL_VIDEOS, FRAMES, SEED = 128, 24, 12, 2026
+TRAIN_VIDEOS, VAL_VIDEOS, FRAMES, SEED = 96, 24, 12, 2026
 FPS = 12.5
 """Fewer frames a second than a camera's: more different poses in as many pictures."""
 

@@ -5,7 +5,6 @@ A run that was killed goes on behind its last whole line. ``docs/predict.md`` de
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -14,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmpose.data.lock import alone_in
 from cmpose.engine.checkpoint import write_text
 
-SETTINGS, FRAMES, FINISHED, LOCK = "settings.json", "frames.jsonl", "finished.json", "lock"
+SETTINGS, FRAMES, FINISHED = "settings.json", "frames.jsonl", "finished.json"
 _SYNC_SECONDS = 5.0
 
 
@@ -127,15 +127,7 @@ def open_journal(
     Raises:
         JournalError: what is there is of other settings, or another run is writing it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JournalError(
-                f"{folder}: another cmpose predict is writing there; wait for it, or give another "
-                "--out"
-            ) from None
+    with alone_in(folder, "predict", "--out", JournalError):
         if overwrite:
             for name in (FINISHED, FRAMES, SETTINGS):
                 (folder / name).unlink(missing_ok=True)

@@ -9,64 +9,37 @@ from __future__ import annotations
 
 import errno
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmpose.data.posetrack18 import write_posetrack18_frames
-from cmpose.data.sequence import Frame
 from cmpose.data.transforms import clean_box
 from cmpose.data.video import Shot, Video, open_video
 from cmpose.data.video_writer import VideoWriter, part_of
 from cmpose.engine import checkpoint
+from cmpose.engine.clock import Clock
 from cmpose.engine.detect import Detection, VideoDetections, detect_people
 from cmpose.engine.distributed import pick_device
 from cmpose.engine.interrupt import Interrupted, stop_requests
 from cmpose.engine.journal import Journal, open_journal
 from cmpose.engine.predict_options import Options, settings_of, settle
+from cmpose.engine.predict_results import Tally, summary, write_results
 from cmpose.engine.predictor import Poses, Predictor, windows
 from cmpose.engine.runlog import write_metrics
 from cmpose.engine.track import steady_boxes
-from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
 from cmpose.viz.draw import draw_key, draw_skeleton
 
 HOG = "OpenCV HOG people detector"
-T = TypeVar("T")
 
 _GROUP_FRAMES, _GROUP_BYTES = 64, 128 << 20  # that wait at most for a batch to fill
-
-
-class Clock:
-    """Seconds by part."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - start
-
-    def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """The items; the time it takes to get them counts as ``part``."""
-        while True:
-            with self(part):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
 
 
 def predict_video(
@@ -183,9 +156,7 @@ class _Job:
         self.stop, self.progress = stop, progress
         self.start = journal.done
         self.wanted, self.exact = list(options.explain_frames), not options.explain
-        self.pictures: list[str] = []
-        self.counts: Counter[str] = Counter()
-        self.tracks = 0
+        self.tally = Tally()
         self.clock, self.started = Clock(), time.perf_counter()
         self.path = out / f"{self.info.name}_poses.mp4"
         self.writer: VideoWriter | None = None
@@ -373,14 +344,8 @@ class _Job:
         self._ask_to_stop()
 
     def _count(self, line: dict[str, Any]) -> None:
-        people = line["people"]
-        self.counts["people"] += len(people)
-        self.counts["frames_without_people"] += not people
-        self.counts["boxes_interpolated"] += sum("interpolated" in p for p in people)
-        self.counts["frames_unreadable"] += "unreadable" in line
-        self.tracks = max([self.tracks, *(p["track_id"] + 1 for p in people)])
-        self._due(line["frame"], bool(people))
-        self.pictures += line.get("explained", [])
+        self.tally.add(line)
+        self._due(line["frame"], bool(line["people"]))
         self.bar.update()
 
     def _draw(self, shot: Shot, line: dict[str, Any]) -> None:
@@ -425,31 +390,12 @@ class _Job:
             written.append(str(path.relative_to(self.out)))
         return written
 
-    def _predicted(self) -> Iterator[Frame]:
-        """The frames of the journal with their people."""
-        info, rule = self.info, self.predictor.config.data.score
-        for line in self.journal.lines():
-            number = line["frame"]
-            frame = Frame(
-                image_id=number,
-                file_name=self.video.frame_name(number),
-                index=number,
-                width=info.width,
-                height=info.height,
-            )
-            yield predicted_frame(frame, line["people"], info.name, rule, self.skeleton)
-
     def finish(self) -> dict[str, Any]:
         """Writes the results and the metrics from the journal."""
-        name, frames, outputs = self.info.name, self.journal.done, self.options.outputs
+        frames, config = self.journal.done, self.predictor.config
         with self.clock("write results"):
-            if "poses" in outputs:
-                path = self.out / "poses" / f"{name}.json"
-                write_posetrack18_frames(path, name, self._predicted, frames, self.skeleton)
-            if "coco" in outputs:
-                write_coco_results(
-                    self.out / "coco" / f"{name}.json", self._predicted(), self.skeleton
-                )
+            outputs = self.options.outputs
+            write_results(self.out, self.video, self.journal, outputs, config, self.skeleton)
         seconds = time.perf_counter() - self.started
         new = frames - self.start
         box_source = HOG if self.options.detections is None else Path(self.options.detections).name
@@ -460,42 +406,18 @@ class _Job:
             "box_source": box_source,
             "frames": frames,
             "frames_missing": max(0, expected - frames),
-            "frames_unreadable": self.counts["frames_unreadable"],
-            "frames_without_people": self.counts["frames_without_people"],
-            "people": self.counts["people"],
-            "tracks": self.tracks,
-            "boxes_interpolated": self.counts["boxes_interpolated"],
+            **self.tally.counts,
             "resumed_at_frame": self.start,
             "seconds": seconds,
             "frames_per_second": new / seconds,
             "seconds_by_part": dict(parts) | {"rest": seconds - sum(parts.values())},
-            "explained": self.pictures,
+            "explained": self.tally.pictures,
         }
         write_metrics(self.out, metrics)
         self.journal.finish(metrics)
         if self.progress:
-            print(self._summary(metrics))
+            lost = 0
+            if self.given is not None and frames != self.options.max_frames:
+                lost = int((self.given.frames >= frames).sum())
+            print(summary(metrics, self.out, lost, self.wanted))
         return metrics
-
-    def _summary(self, m: dict[str, Any]) -> str:
-        """What was found and where it lies, for people."""
-        lines = [
-            f"{m['people']} poses of {m['tracks']} tracks in {m['frames']} frames, "
-            f"{m['frames_without_people']} of them without people; boxes: {m['box_source']}; "
-            f"{m['frames_per_second']:.1f} frames/s; written to {self.out}"
-        ]
-        if not m["people"]:
-            lines.append("nobody was found: give --detections FILE, or lower --min_score")
-        if m["frames_missing"]:
-            lines.append(
-                f"note: {m['video']} names {m['frames'] + m['frames_missing']} frames in its "
-                f"header, {m['frames']} could be decoded: it is cut off or damaged behind them"
-            )
-        lost = 0 if self.given is None else int((self.given.frames >= m["frames"]).sum())
-        if lost and m["frames"] != self.options.max_frames:
-            lines.append(f"note: {lost} detections are of frames behind the last one decoded")
-        if m["frames_unreadable"]:
-            lines.append(f"note: {m['frames_unreadable']} pictures were unreadable, and skipped")
-        if self.wanted:
-            lines.append(f"not explained, for want of people: frames {self.wanted}")
-        return "\n".join(lines)

@@ -99,13 +99,15 @@ def write_recipe(path: Path, config: Config) -> Path:
     return path
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Ctrl-C comes in the last of so many training steps, until ``monkeypatch`` is undone."""
+def interrupt_after(
+    monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGINT
+) -> None:
+    """The signal comes in the last of so many training steps, until ``monkeypatch`` is undone."""
     original = engine._Run._step
 
     def interrupting(self, batch):
         if self.step == steps - 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return original(self, batch)
 
     monkeypatch.setattr(engine._Run, "_step", interrupting)

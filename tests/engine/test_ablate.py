@@ -10,7 +10,6 @@ import time
 import pytest
 
 import cmpose.engine.ablate as engine
-import cmpose.engine.train as training
 from cmpose import config as configuration
 from cmpose.cli import UNFINISHED, main
 from cmpose.data.rendered_plan import Difficulty
@@ -18,7 +17,7 @@ from cmpose.engine.ablate import PRESETS, RenderedData, Workshop, ablate, preset
 from cmpose.engine.ablation_grid import FULL, PARTS, TABLES, Study, chosen_parts, run_name
 from cmpose.engine.ablation_report import by_name, numbers, sentences, verdict, write_report
 from cmpose.evaluation.intervals import Interval
-from tests.engine.recipes import FINE, recipe, write_recipe
+from tests.engine.recipes import FINE, interrupt_after, recipe, write_recipe
 
 RATIOS = (0.15, 0.75)
 
@@ -145,25 +144,11 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(rendered, tmp_path, monk
     config = tiny(rendered, **{"train.epochs": 2, "train.checkpoint_every": 0})
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     expected = engine.run_one(config, straight, "full", 0, threads=1)
-    original = engine.train
-
-    def stopping(config, place, **options):
-        step = training._Run._step
-
-        def interrupting(self, batch):
-            if self.step == 2:
-                signal.raise_signal(signal.SIGTERM)
-            return step(self, batch)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(training._Run, "_step", interrupting)
-            return original(config, place, **options)
-
-    monkeypatch.setattr(engine, "train", stopping)
-    with pytest.raises(engine.Interrupted, match="stopped after step 3"):
-        engine.run_one(config, cut, "full", 0, threads=1)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, signal.SIGTERM)
+        with pytest.raises(engine.Interrupted, match="stopped after step 3"):
+            engine.run_one(config, cut, "full", 0, threads=1)
     assert not (cut / "runs").exists()
-    monkeypatch.setattr(engine, "train", original)
     found = engine.run_one(config, cut, "full", 0, threads=1)
     assert found["subsets"] == expected["subsets"]
     log = (cut / "train" / "full-seed0" / "log.jsonl").read_text().splitlines()
@@ -274,7 +259,7 @@ def test_arguments_that_cannot_work_are_refused(rendered, tmp_path):
 def test_one_process_at_a_time_works_in_a_folder(rendered, tmp_path):
     with (
         engine._claimed(tmp_path, recipe(rendered), None),
-        pytest.raises(RuntimeError, match="another cmpose ablate works there"),
+        pytest.raises(RuntimeError, match="another cmpose ablate is writing there"),
         engine._claimed(tmp_path, recipe(rendered), None),
     ):
         pass

@@ -18,7 +18,7 @@ import torch
 from cmpose.config import Config
 from cmpose.data.video import Shot, Video, VideoInfo, open_video
 from cmpose.data.video_writer import video_writer
-from cmpose.engine import checkpoint
+from cmpose.engine import checkpoint, predict_results
 from cmpose.engine import predict as module
 from cmpose.engine.detect import Detection
 from cmpose.engine.interrupt import Interrupted
@@ -328,8 +328,8 @@ def test_a_disk_that_fills_up_keeps_what_is_done(clip, weights, whole, tmp_path,
     assert journal.read_bytes().endswith(b"}\n"), "half a line is taken back"
     for owner, name, file in (
         (module.VideoWriter, "write", "frames.jsonl"),
-        (module, "write_posetrack18_frames", "frames.jsonl"),
-        (module, "write_coco_results", "frames.jsonl"),
+        (predict_results, "write_posetrack18_frames", "frames.jsonl"),
+        (predict_results, "write_coco_results", "frames.jsonl"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full_disk)
