@@ -12,6 +12,10 @@ from cmpose.config import ModelConfig
 from cmpose.models.layers import LayerNorm, Linear
 from cmpose.ops import ClusterResult, SelectedTokens
 
+LEAST_IMPORTANCE = 1e-30
+"""s_j of a token that no keypoint attends. The softmax underflows: a cluster of such tokens would
+vanish instead of being their mean, and its gradient's 1 / Σ s_j would pass float32's range."""
+
 
 class FineOutput(NamedTuple):
     """What the second stage hands to the head.
@@ -71,7 +75,7 @@ class FineTokenEnhancement(nn.Module):
             return FineOutput(grid, causal, selection, None)
 
         rest = gather_tokens(tokens, selection.noncausal)
-        weights = selection.importance.gather(1, selection.noncausal)
+        weights = selection.importance.gather(1, selection.noncausal).clamp_min(LEAST_IMPORTANCE)
         clusters, merged = ops.dpc_knn_merge(
             rest,
             weights.to(rest.dtype),

@@ -61,19 +61,21 @@ def merge_clusters_backward_reference(
     """
     clip = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(assignment)
     gradient = d_merged.to(total.dtype)[clip, assignment]
-    factor = torch.ones_like(assignment, dtype=total.dtype)
+    divisor = torch.ones_like(assignment, dtype=total.dtype)
     token = tokens.to(total.dtype)
     if normalize:
         divisor = total[clip, assignment]
-        factor = torch.where(divisor == 0, 0.0, 1.0 / divisor)
         token = token - exact.to(total.dtype)[clip, assignment]
+    nothing = divisor == 0
+    divisor = divisor.masked_fill(nothing, 1.0)
     d_tokens, d_weights = tokens.new_empty(0), weights.new_empty(0)
+    # Divided by it, never multiplied by its reciprocal: that of a subnormal sum is infinite.
     if want_tokens:
-        scale = weights.to(total.dtype) * factor
+        scale = (weights.to(total.dtype) / divisor).masked_fill(nothing, 0.0)
         d_tokens = (gradient * scale[..., None]).to(tokens.dtype).contiguous()
     if want_weights:
         dot = (gradient * token).sum(dim=-1)
-        d_weights = torch.where(factor == 0, 0.0, dot * factor).to(weights.dtype).contiguous()
+        d_weights = (dot / divisor).masked_fill(nothing, 0.0).to(weights.dtype).contiguous()
     return d_tokens, d_weights
 
 

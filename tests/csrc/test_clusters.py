@@ -117,6 +117,16 @@ def test_weights_that_cancel_and_empty_clusters() -> None:
     assert plain.tolist() == [[[0, 0], [-4, -6], [0, 0], [3.5, 5.5]]]
 
 
+def test_weights_whose_sum_has_no_reciprocal_in_float32() -> None:
+    tokens = torch.tensor([[[1.0], [3.0]]], device=DEVICE, requires_grad=True)
+    weights = torch.full((1, 2), 1e-39, device=DEVICE)
+    assignment = torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)
+    merged = ops.merge_clusters(tokens, weights, assignment, 1, backend="cuda")
+    assert merged.item() == 2.0
+    (d_tokens,) = torch.autograd.grad(merged.sum(), tokens)
+    assert d_tokens.tolist() == [[[0.5], [0.5]]]
+
+
 @pytest.mark.parametrize("size", [30, 1030])
 def test_labels_out_of_range_belong_to_no_cluster(size: int) -> None:
     """Undefined, but nothing is read or written out of bounds, and other clusters are right."""

@@ -121,6 +121,26 @@ def test_merged_token_is_the_importance_weighted_mean_of_its_cluster():
         torch.testing.assert_close(output.fine[0, 4 + cluster], expected)
 
 
+@pytest.mark.parametrize("sharpness", [30.0, 60.0, 90.0, 120.0, 240.0, 1e4])
+def test_tokens_that_no_keypoint_attends_keep_finite_gradients(sharpness):
+    """All of the softmax on the causal tokens: the others' importance underflows."""
+    torch.manual_seed(0)
+    stage = FineTokenEnhancement(16, small_config())
+    with torch.no_grad():
+        stage.query.weight.copy_(torch.eye(16))
+        stage.key.weight.copy_(torch.eye(16) * sharpness)
+    tokens, keypoints = torch.randn(8, 12, 16, requires_grad=True), torch.randn(8, 2, 16)
+    output = stage(tokens, keypoints)
+    output.fine.square().sum().backward()
+    for gradient in (tokens.grad, *(p.grad for p in stage.parameters())):
+        assert gradient.isfinite().all()
+    if sharpness == 1e4:
+        rest = gather_tokens(tokens, output.selection.noncausal)
+        member = torch.nn.functional.one_hot(output.clusters.assignment, 3).float()
+        mean = member.mT @ rest / member.sum(1)[..., None]
+        torch.testing.assert_close(output.fine[:, 4:], mean)
+
+
 def test_causal_only_empties_the_other_cells():
     torch.manual_seed(0)
     stage = FineTokenEnhancement(16, small_config(fine="causal_only"))

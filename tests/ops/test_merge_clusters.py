@@ -75,6 +75,17 @@ def test_clusters_that_are_empty_or_weigh_nothing() -> None:
     assert (weights.grad[ASSIGNMENT == 1] == 0).all()
 
 
+def test_weights_whose_sum_has_no_reciprocal_in_float32() -> None:
+    """The gradient to tokens is a mean's all the same; 1 / 2e-39 would be infinite."""
+    tokens = torch.tensor([[[1.0], [3.0]]], requires_grad=True)
+    weights = torch.full((1, 2), 1e-39)
+    merged = ops.merge_clusters(tokens, weights, torch.zeros(1, 2, dtype=torch.int64), 1)
+    assert merged.item() == 2.0
+    merged.sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.tolist() == [[[0.5], [0.5]]]
+
+
 def test_gradient() -> None:
     tokens, weights = TOKENS.clone().requires_grad_(), WEIGHTS.clone().requires_grad_()
     merged = ops.merge_clusters(tokens, weights, ASSIGNMENT, 4)
