@@ -74,8 +74,11 @@ def open_browser() -> Iterator[Any]:
 
 @contextmanager
 def open_page(browser: Any, file: Path, **options: Any) -> Iterator[tuple[Any, Watch]]:
-    """A file in a context of its own, which has no network, and what it said and asked for."""
-    context = browser.new_context(offline=True, **options)
+    """A file in a context of its own, and what it said and asked for.
+
+    It has no network, and scrolls at once, lest a click fall where something was before.
+    """
+    context = browser.new_context(offline=True, reduced_motion="reduce", **options)
     page = context.new_page()
     page.set_default_timeout(15_000)
     watch = Watch(page)

@@ -130,9 +130,13 @@ def test_keypoints_frames_and_clips(chromium, page):
                 assert before[panel] != after[panel]
 
         keypoint = report().clips[0].frames[1].record["keypoints"][9]  # a click on the picture
-        box = tab.locator("#panel-causal canvas").bounding_box()
-        x = box["x"] + (keypoint[0] + 0.5) / 96 * box["width"]
-        tab.mouse.click(x, box["y"] + (keypoint[1] + 0.5) / 128 * box["height"])
+        canvas = tab.locator("#panel-causal canvas")
+        box = canvas.bounding_box()
+        x, y = (
+            (keypoint[axis] + 0.5) / count * box[side]
+            for axis, (count, side) in enumerate(((96, "width"), (128, "height")))
+        )
+        canvas.click(position={"x": x, "y": y})  # once it stands still: the page may scroll
         shown(tab, "0/1/9")
 
         before = pixels(tab)
