@@ -143,6 +143,22 @@ def _stable_sort(
     return onnx.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
 
 
+def _index_put(self: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """The sums of ``merge_clusters``: self [B, L, D], values [B, M, D], indices (clip, cluster).
+
+    The exporter's own way is ScatterND, whose equal indices ONNX Runtime adds up in several threads
+    at once, so that some are lost now and then; those of ScatterElements it takes in turn.
+    """
+    import onnxscript
+
+    if not accumulate or len(indices) != 2:
+        raise ExportError("an index_put that is not merge_clusters' has no way to ONNX here")
+    onnx: Any = onnxscript.opset18
+    column = onnx.Unsqueeze(indices[1], onnx.Constant(value_ints=[2]))
+    place = onnx.Expand(column, onnx.Shape(values))
+    return onnx.ScatterElements(self, place, values, axis=1, reduction="add")
+
+
 def _save_onnx(
     program: torch.export.ExportedProgram, file: Path, about: dict[str, Any], opset: int
 ) -> None:
@@ -153,7 +169,10 @@ def _save_onnx(
             opset_version=opset,
             input_names=["clips"],
             output_names=about["outputs"],
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            custom_translation_table={
+                torch.ops.aten.sort.stable: _stable_sort,
+                torch.ops.aten.index_put.default: _index_put,
+            },
             verbose=False,
         )
     assert exported is not None

@@ -87,6 +87,9 @@ def test_standard_operators_only(dynamic):
     assert not [target for target in targets if "cmpose" in target]
     model = onnx.load(folder / "m.onnx")
     assert {node.domain for node in model.graph.node} == {""}
+    # ONNX Runtime's threads race for its equal indices; ScatterElements sums as clusters are.
+    assert all(node.op_type != "ScatterND" or not node.attribute for node in model.graph.node)
+    assert "ScatterElements" in {node.op_type for node in model.graph.node}
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [20]
     onnx.checker.check_model(model)
 
