@@ -73,7 +73,7 @@ setup(
         *find_packages(include=["cmpose", "cmpose.*"]),
         "cmpose.kernels",
         "cmpose.configs",
-        "cmpose.viz.report",
+        "cmpose.report.assets",
     ],
     package_dir={
         "cmpose": "cmpose",
@@ -83,7 +83,7 @@ setup(
     package_data={
         "cmpose.configs": ["*.yaml"],
         "cmpose": ["py.typed"],
-        "cmpose.viz.report": ["*"],  # what cmpose report makes pages of
+        "cmpose.report.assets": ["*"],  # what cmpose report makes pages of
     },
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
     ext_modules=[Extension("cmpose._C", SOURCES)] if REASON is None else [],

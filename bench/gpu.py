@@ -42,9 +42,9 @@ LEFT_OUT = {
 
 LONGEST = (
     "tests/kernels/test_gate.py",
-    "tests/engine/test_demo.py",
-    "tests/engine/test_real_people.py",
-    "tests/engine/test_train.py",
+    "tests/test_demo.py",
+    "tests/train/test_real_people.py",
+    "tests/train/test_train.py",
 )
 SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"
 """Of the contract: what launches every kernel at odd sizes, without compiling graphs."""

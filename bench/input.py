@@ -28,12 +28,12 @@ import torch
 
 from cmpose.config import DataConfig
 from cmpose.data import clips as clips_module
-from cmpose.data.cache_build import BuildSummary, build
+from cmpose.data.cache.build import BuildSummary, build
 from cmpose.data.clips import ClipDataset
 from cmpose.data.cutouts import Window, collate
-from cmpose.data.posetrack import load_annotations
-from cmpose.data.rendered import render_dataset
+from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.sequence import Sequence
+from cmpose.render.dataset import render_dataset
 
 SIZE, NUM_FRAMES, BATCH = (256, 192), 3, 32
 NEEDS = {"4090": 170, "H200": 700}

@@ -30,11 +30,11 @@ from bench import provenance
 from bench.records import write_json
 from cmpose import config as configuration
 from cmpose.config import Config
-from cmpose.data.rendered import render_dataset
-from cmpose.engine.ablation_plots import new_figure, save_svg
-from cmpose.engine.evaluate import open_clips
-from cmpose.engine.train import train
+from cmpose.data.open_clips import open_clips
 from cmpose.evaluation.intervals import Interval, interval
+from cmpose.render.dataset import render_dataset
+from cmpose.study.plots import new_figure, save_svg
+from cmpose.train.train import train
 
 PLAIN = "eager, reference ops"
 WINDOW = 10

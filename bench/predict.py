@@ -23,12 +23,12 @@ from bench.provenance import PROJECT, provenance
 from bench.report import rendered
 from cmpose.config import Config, ModelConfig
 from cmpose.data.frames import read_picture
-from cmpose.data.rendered import render_dataset
 from cmpose.data.video_writer import video_writer
-from cmpose.engine import checkpoint
-from cmpose.engine.detect import detect_people
-from cmpose.engine.predict import predict_video
 from cmpose.models.cmpose import CMPose
+from cmpose.models.weights import checkpoint
+from cmpose.predict.detect import detect_people
+from cmpose.predict.predict import predict_video
+from cmpose.render.dataset import render_dataset
 
 RECORD = PROJECT / "bench" / "results" / "cpu" / "predict.json"
 PAGE = PROJECT / "docs" / "predict.md"

@@ -26,10 +26,10 @@ from bench.roofline import Rates, measure_rates
 from bench.train_parts import Recorder, cuda_recorder
 from cmpose import ops
 from cmpose.config import Backend, ModelConfig, TrainConfig
-from cmpose.engine.schedule import parameter_groups
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import Attention
+from cmpose.train.schedule import parameter_groups
 
 VARIANTS = (
     "eager reference",

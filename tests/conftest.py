@@ -32,7 +32,7 @@ if not torch.cuda.is_available():
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory) -> Path:
     """A rendered data set: 2 training and 1 held-out sequence of 4 small frames."""
-    from cmpose.data.rendered import render_dataset  # OpenCV, which ops and kernels do without
+    from cmpose.render.dataset import render_dataset  # OpenCV, which ops and kernels do without
 
     root = tmp_path_factory.mktemp("rendered") / "data"
     for split, videos in (("train", 2), ("val", 1)):
@@ -44,13 +44,13 @@ def rendered(tmp_path_factory) -> Path:
 
 # Of two processes none should be left alone with a long file at the end.
 _LONGEST = (
-    "engine/test_demo.py",
-    "engine/test_real_people.py",
+    "test_demo.py",
+    "train/test_real_people.py",
     "ops/test_contract.py",
     "kernels/test_gate.py",
     "csrc/test_gate.py",
-    "engine/test_train.py",
-    "engine/test_parallel.py",
+    "train/test_train.py",
+    "train/test_parallel.py",
     "test_packaging.py",
 )
 

@@ -11,7 +11,7 @@ import torch
 from cmpose import doctor, native
 from cmpose.cli import main
 from cmpose.ops.backends import OPS
-from tests.engine.recipes import recipe, run_cli, write_recipe
+from tests.recipes import recipe, run_cli, write_recipe
 from tests.shared_data import shared_data
 
 

@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -16,7 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from cmpose.config import DataConfig
-from cmpose.data.cache import open_cache
+from cmpose.data.cache.store import open_cache
+from cmpose.data.cache.tiles import shrink_factor
 from cmpose.data.cutouts import (
     Tile,
     Window,
@@ -25,7 +25,7 @@ from cmpose.data.cutouts import (
     shrunk_matrix,
     shrunk_size,
 )
-from cmpose.data.detections import Detections, load_detections
+from cmpose.data.formats.detections import Detections, load_detections
 from cmpose.data.frames import (
     FrameError,
     FrameFolder,
@@ -35,9 +35,9 @@ from cmpose.data.frames import (
     picture_size,
     support_frames,
 )
+from cmpose.data.records import GROUND_TRUTH, ClipRecord
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import POSETRACK
-from cmpose.data.tiles import shrink_factor
 from cmpose.data.transforms import (
     Augmentation,
     clean_box,
@@ -48,33 +48,6 @@ from cmpose.data.transforms import (
     transform_joints,
     warp,
 )
-
-GROUND_TRUTH = "ground truth"
-
-
-@dataclass(frozen=True, eq=False)
-class ClipRecord:
-    """What one clip is made of.
-
-    Attributes:
-        sequence: the video.
-        frame: the key frame.
-        person: the annotated person, or None for a detection.
-        box: float64 [4], the cleaned box, x, y, width, height in image pixels.
-        score: of the box: 1 for ground truth.
-        box_source: ``ground truth`` or the detection file's name.
-        files: T paths, the key frame's in the middle.
-        picture_size: (width, height) of the frames.
-    """
-
-    sequence: Sequence
-    frame: Frame
-    person: Person | None
-    box: np.ndarray
-    score: float
-    box_source: str
-    files: tuple[str, ...]
-    picture_size: tuple[int, int]
 
 
 class ClipDataset(Dataset[dict[str, torch.Tensor]]):

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from cmpose.data.posetrack import write_posetrack18
+from cmpose.data.formats.posetrack import write_posetrack18
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import POSETRACK, Skeleton
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from cmpose.config import Backend, Config, ModelConfig
 from cmpose.data.skeleton import default_skeleton
-from cmpose.models import folder
-from cmpose.models.card import model_card
 from cmpose.models.coarse import CoarseLearning, CoarseOutput
 from cmpose.models.fine import FineOutput, FineTokenEnhancement
 from cmpose.models.head import STRIDE, DeconvHead, TokenHead
 from cmpose.models.vit import PATCH, VisionTransformer
+from cmpose.models.weights import folder
+from cmpose.models.weights.card import model_card
 
 
 class CMPoseOutput(NamedTuple):
@@ -179,7 +179,7 @@ class CMPose(nn.Module):
             path: the folder, written whole or not at all; a model that is there is replaced.
             recipe: what it was trained with; None takes ``self.recipe``, or the defaults beside
                 this model's own section.
-            evaluations: what is known of these weights (:func:`cmpose.models.card.model_card`);
+            evaluations: what is known of these weights (``model_card``);
                 what is not given is called unknown.
 
         Raises:

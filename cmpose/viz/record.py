@@ -16,7 +16,7 @@ the data set. Fields:
               data URI: its alpha is what is to be painted, see ``heatmap_alpha``
 ``tokens``    null without Fine Token Enhancement, else ``grid`` [rows, columns], ``scores`` [K][N],
               ``top`` [K][n], ``causal``, ``noncausal``, and null or ``assignment``, ``centers``
-              and ``cluster_colors``, as in ``cmpose.viz.explain.Tokens``
+              and ``cluster_colors``, as in ``cmpose.viz.tokens.Tokens``
 """
 
 from __future__ import annotations
@@ -26,16 +26,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.viz.draw import cluster_colors, keypoint_colors, limb_color
-
-if TYPE_CHECKING:
-    from cmpose.viz.explain import Tokens
+from cmpose.viz.tokens import Tokens
 
 VERSION = 1
 QUALITY = 82

@@ -10,7 +10,7 @@ import pytest
 from bench import input as bench
 from cmpose.config import DataConfig
 from cmpose.data import clips as clips_module
-from cmpose.data.cache_build import BuildSummary
+from cmpose.data.cache.build import BuildSummary
 from cmpose.data.clips import ClipDataset
 from cmpose.data.cutouts import Window
 from tests.data import synthetic

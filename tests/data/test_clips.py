@@ -15,8 +15,8 @@ from cmpose.config import AugmentConfig, DataConfig
 from cmpose.data import cutouts
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import collate, sampled_window
+from cmpose.data.formats.posetrack import AnnotationError, load_annotations
 from cmpose.data.frames import FrameError
-from cmpose.data.posetrack import AnnotationError, load_annotations
 from cmpose.data.transforms import Augmentation, Region, apply_matrix, clip_matrix
 from cmpose.ops.warp_clips import _inverse, _source
 from tests.data import synthetic

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cmpose.data.posetrack import load_annotations
+from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import SLOT_OF_JOINT, SLOTS17
 from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose

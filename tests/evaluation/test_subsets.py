@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from cmpose.data.posetrack import load_annotations, write_posetrack18
+from cmpose.data.formats.posetrack import load_annotations, write_posetrack18
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.evaluation.posetrack_ap import score_folders
 from cmpose.evaluation.predictions import write_predictions

@@ -1,7 +1,7 @@
 """transformers' VitPose with random weights, and the same weights under other layouts' keys.
 
 The key names are written down here once more, from the layouts' side, so that a wrong rule in
-``cmpose/models/layouts.py`` does not find its mirror image.
+``cmpose/models/weights/layouts.py`` does not find its mirror image.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cmpose.viz.explain import Tokens
-from cmpose.viz.page import Chart, Clip, Line, Report, Shown, Table, Tile
+from cmpose.report.page import Chart, Clip, Line, Report, Shown, Table, Tile
 from cmpose.viz.record import jpeg_uri, make_record
+from cmpose.viz.tokens import Tokens
 
 GRID = (8, 6)
 N = GRID[0] * GRID[1]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from cmpose.viz.draw import JOINT_COLORS, cluster_colors
-from cmpose.viz.explain import Tokens, explain_figure
+from cmpose.viz.explain import explain_figure
 from cmpose.viz.record import read_record
+from cmpose.viz.tokens import Tokens
 
 GRID = (16, 12)
 N = GRID[0] * GRID[1]

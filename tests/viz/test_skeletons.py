@@ -14,7 +14,8 @@ from cmpose.viz.draw import (
     keypoint_colors,
     montage,
 )
-from cmpose.viz.explain import Tokens, explain_figure
+from cmpose.viz.explain import explain_figure
+from cmpose.viz.tokens import Tokens
 
 HANDS = Skeleton(("left_hand", "right_hand", "head"), ((0, 1), (0, 2)), ((0, 1),))
 

@@ -1,0 +1,144 @@
+"""A detection file beside a conversion: people's boxes, and ``data.boxes`` of the new data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cmpose.convert.report import Report
+from cmpose.convert.sources import Draft
+from cmpose.data.sequence import (
+    AnnotationError,
+    Frame,
+    Person,
+    as_box,
+    as_floats,
+    as_int,
+    as_list,
+    as_text,
+    read_json,
+    require,
+    split_frame_name,
+)
+
+
+class Box(NamedTuple):
+    """box float64 [4] x, y, width, height; score; track id, -1 without."""
+
+    box: np.ndarray
+    score: float
+    track_id: int
+
+
+class OwnBoxes:
+    """A list of ``{"frame": 0, "bbox": [x, y, w, h], "score": 0.9, "track_id": 3}``.
+
+    ``image_name`` (a file's name, as the source has it) or ``image_id`` (the source's) may stand in
+    place of ``frame``, the number in the picture's name; ``frame`` is for sources with one video.
+
+    Raises:
+        AnnotationError: naming the file, the entry and the value.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such detection file (--boxes)")
+        self._boxes: dict[tuple[str, Any], list[Box]] = {}
+        self._folder: Path | None = None
+        self._written: list[dict[str, Any]] = []
+        self._used: set[tuple[str, Any]] = set()
+        entries = as_list(read_json(path), f"{path}: the file")
+        if not entries:
+            raise AnnotationError(f"{path}: holds no detections (--boxes)")
+        for number, entry in enumerate(entries):
+            where = f"{path}: [{number}]"
+            box = as_box(require(entry, "bbox", where), f"{where}.bbox")
+            if entry.get("category_id", 1) != 1:
+                continue
+            score = float(as_floats([entry.get("score", 1.0)], 1, f"{where}.score")[0])
+            track = as_int(entry.get("track_id", -1), f"{where}.track_id")
+            self._boxes.setdefault(_key(entry, where), []).append(Box(box, score, track))
+
+    def of(self, draft: Draft, frame: Frame, file: Path) -> list[Box]:
+        """The boxes of a picture; they are kept for :meth:`write`."""
+        parts = split_frame_name(file.name)
+        keys: list[tuple[str, Any]] = [
+            ("image_id", draft.image_id),
+            ("image_name", draft.file_name),
+            ("image_name", file.name),
+        ]
+        if parts is not None:
+            keys.append(("frame", int(parts[1])))
+        for key in keys:
+            if key not in self._boxes:
+                continue
+            if key[0] == "frame":
+                if self._folder not in (None, file.parent):
+                    raise AnnotationError(
+                        f"{self.path}: 'frame' {key[1]} could be of {self._folder} or "
+                        f"{file.parent}; with several videos give image_name"
+                    )
+                self._folder = file.parent
+            self._used.add(key)
+            self._written += [
+                {
+                    "image_id": frame.image_id,
+                    "category_id": 1,
+                    "bbox": found.box.tolist(),
+                    "score": found.score,
+                }
+                for found in self._boxes[key]
+            ]
+            return self._boxes[key]
+        return []
+
+    @staticmethod
+    def choose(boxes: list[Box], person: Person) -> np.ndarray | None:
+        """The box of a person's track; else the one that holds most, at least half, of the
+        keypoints, and of equals the smallest."""
+        for found in boxes:
+            if found.track_id >= 0 and found.track_id == person.track_id:
+                return found.box
+        points = person.keypoints[person.keypoints[:, 2] > 0, :2]
+
+        def held(box: np.ndarray) -> int:
+            return int(((points >= box[:2]) & (points <= box[:2] + box[2:])).all(axis=1).sum())
+
+        ranked = sorted(boxes, key=lambda b: (-held(b.box), b.box[2] * b.box[3]))
+        if ranked and len(points) and 2 * held(ranked[0].box) >= len(points):
+            return ranked[0].box
+        return None
+
+    def write(self, path: Path, report: Report) -> None:
+        """The boxes of the data set's pictures as a detection file, atomically."""
+        if not self._written:
+            raise AnnotationError(
+                f"{self.path}: none of its entries is of a converted picture; they are found by "
+                "frame (the number in the picture's name), image_name or image_id"
+            )
+        for key in self._boxes:
+            if key not in self._used:
+                report.leave_out(
+                    "boxes of a picture that the source does not list", f"{key[0]} {key[1]}"
+                )
+        partial = path.with_name(f".{path.name}.tmp")
+        partial.write_text(json.dumps(self._written), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _key(entry: Mapping[str, Any], where: str) -> tuple[str, Any]:
+    if entry.get("image_name") is not None:
+        name = as_text(entry["image_name"], f"{where}.image_name").replace("\\", "/")
+        return "image_name", name
+    for key in ("frame", "image_id"):
+        if entry.get(key) is not None:
+            return key, as_int(entry[key], f"{where}.{key}")
+    raise AnnotationError(
+        f"{where}: has neither 'frame', 'image_name' nor 'image_id'; it has {sorted(entry)}"
+    )

@@ -1,0 +1,409 @@
+"""COCO keypoints and CSV → people in pictures, before they are made into sequences.
+
+A draft's boxes may be missing; names are still the source's.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmpose.convert.report import Report
+from cmpose.data.sequence import (
+    AnnotationError,
+    Person,
+    as_box,
+    as_floats,
+    as_image_size,
+    as_int,
+    as_list,
+    as_text,
+    read_json,
+    require,
+    short,
+)
+from cmpose.data.skeleton import POSETRACK, Skeleton, skeleton_of_category
+
+NO_BOX = np.zeros(4)
+
+
+@dataclass(eq=False)
+class Draft:
+    """A picture of the source and the people in it.
+
+    Attributes:
+        file_name: below the folder of images, as the source has it; of a CSV with frame numbers
+            the folder, and the file is found by ``number``.
+        where: its place in the source, for messages.
+        image_id: the source's, or -1.
+        number: frame number where the source gives one apart from the name.
+        video: what the source calls the video, or empty.
+        width: as the source says, or None.
+        height: likewise.
+        people: keypoints [K, 3]; a box of zeros where there is none.
+        regions: polygons to ignore.
+        labeled: whether people were annotated, where the source says.
+    """
+
+    file_name: str
+    where: str
+    image_id: int = -1
+    number: int | None = None
+    video: str = ""
+    width: int | None = None
+    height: int | None = None
+    people: list[Person] = field(default_factory=list)
+    regions: list[np.ndarray] = field(default_factory=list)
+    labeled: bool | None = None
+
+
+def read_skeleton(path: Path) -> Skeleton:
+    """A JSON file with a COCO-style category (``keypoints``, ``skeleton``, ``flip_pairs``, ...).
+
+    Raises:
+        AnnotationError: naming file, field and value.
+    """
+    data = read_json(path)
+    if not isinstance(data, Mapping):
+        raise AnnotationError(f"{path}: expected an object with 'keypoints', got {short(data)}")
+    return _skeleton(data, str(path))
+
+
+def _skeleton(category: Mapping[str, Any], where: str) -> Skeleton:
+    try:
+        return skeleton_of_category(category, where)
+    except ValueError as error:
+        raise AnnotationError(str(error)) from error
+
+
+# COCO -------------------------------------------------------------------------------------------
+
+
+def read_coco_drafts(
+    path: Path, report: Report, category_name: str = "", skeleton: Skeleton | None = None
+) -> tuple[list[Draft], Skeleton]:
+    """A COCO keypoints file.
+
+    Args:
+        path: the JSON file.
+        report: gets what is left out.
+        category_name: which category with keypoints, if there are several.
+        skeleton: in place of the category's flips and limbs; the same names in the same order.
+
+    Raises:
+        AnnotationError: naming file, field and value.
+    """
+    data = read_json(path)
+    images = as_list(require(data, "images", str(path)), f"{path}: images")
+    annotations = as_list(require(data, "annotations", str(path)), f"{path}: annotations")
+    category_id, own = _coco_category(data, path, category_name)
+    if skeleton is not None and skeleton.keypoints != own.keypoints:
+        raise AnnotationError(
+            f"{path}: categories[*].keypoints are {', '.join(own.keypoints)}, the skeleton file's "
+            f"{', '.join(skeleton.keypoints)}; give the same names in the same order"
+        )
+    own = skeleton or own
+    videos = {
+        entry.get("id"): str(entry.get("name") or entry.get("file_name") or "")
+        for entry in data.get("videos") or []
+        if isinstance(entry, Mapping)
+    }
+    drafts: dict[int, Draft] = {}
+    for number, entry in enumerate(images):
+        where = f"{path}: images[{number}]"
+        draft = _coco_image(entry, where, videos)
+        if draft.image_id in drafts:
+            raise AnnotationError(
+                f"{where}.id: {draft.image_id} occurs twice: {draft.file_name} and "
+                f"{drafts[draft.image_id].file_name}; give every image an id of its own"
+            )
+        drafts[draft.image_id] = draft
+    seen: dict[int, int] = {}
+    for number, entry in enumerate(annotations):
+        where = f"{path}: annotations[{number}]"
+        image_id = as_int(require(entry, "image_id", where), f"{where}.image_id")
+        if image_id not in drafts:
+            report.error(
+                "annotation of an unknown image",
+                f"{where}.image_id: {image_id} is not among the file's images",
+            )
+            continue
+        if entry.get("id") is not None:
+            own_id = as_int(entry["id"], f"{where}.id")
+            if own_id in seen:
+                raise AnnotationError(
+                    f"{where}.id: {own_id} is also the id of annotations[{seen[own_id]}]; give "
+                    "every annotation an id of its own"
+                )
+            seen[own_id] = number
+        if entry.get("category_id", category_id) != category_id:
+            report.leave_out("annotation of another category", where)
+        elif entry.get("iscrowd"):
+            drafts[image_id].regions += _crowd_regions(entry, where)
+        else:
+            try:
+                drafts[image_id].people.append(_coco_person(entry, own, where))
+            except AnnotationError as error:
+                report.error("broken annotation", str(error))
+    return list(drafts.values()), own
+
+
+def _coco_category(data: Mapping[str, Any], path: Path, name: str) -> tuple[int, Skeleton]:
+    found = [
+        (i, entry)
+        for i, entry in enumerate(as_list(data.get("categories") or [], f"{path}: categories"))
+        if isinstance(entry, Mapping) and entry.get("keypoints")
+    ]
+    chosen = [(i, entry) for i, entry in found if not name or entry.get("name") == name]
+    if len(chosen) != 1:
+        names = ", ".join(repr(entry.get("name")) for _, entry in found) or "none"
+        raise AnnotationError(
+            f"{path}: categories: {len(chosen)} with keypoints"
+            + (f" are called {name!r}" if name else "")
+            + f" (with keypoints: {names}); name one with --category, or export keypoints"
+        )
+    [(i, entry)] = chosen
+    where = f"{path}: categories[{i}]"
+    return as_int(require(entry, "id", where), f"{where}.id"), _skeleton(entry, where)
+
+
+def _coco_image(entry: Any, where: str, videos: Mapping[Any, str]) -> Draft:
+    name = as_text(require(entry, "file_name", where), f"{where}.file_name").replace("\\", "/")
+    width, height = as_image_size(entry, where)
+    video = entry.get("video_id", entry.get("vid_id"))
+    number = entry.get("frame_id", entry.get("frame_index")) if video is not None else None
+    return Draft(
+        file_name=name,
+        where=where,
+        image_id=as_int(require(entry, "id", where), f"{where}.id"),
+        number=None if number is None else as_int(number, f"{where}.frame_id"),
+        video="" if video is None else videos.get(video) or f"video_{video}",
+        width=width,
+        height=height,
+    )
+
+
+def _coco_person(entry: Mapping[str, Any], skeleton: Skeleton, where: str) -> Person:
+    count = len(skeleton)
+    keypoints = np.zeros((count, 3))
+    if entry.get("keypoints"):
+        keypoints = as_floats(entry["keypoints"], 3 * count, f"{where}.keypoints").reshape(-1, 3)
+        for j, v in enumerate(keypoints[:, 2]):
+            if v not in (0, 1, 2):
+                raise AnnotationError(
+                    f"{where}.keypoints: visibility {v:g} of {skeleton.keypoints[j]}; it must be 0 "
+                    "(not annotated), 1 (hidden) or 2 (visible)"
+                )
+    keypoints = np.where(keypoints[:, 2:] > 0, np.minimum(keypoints, [np.inf, np.inf, 1]), 0.0)
+    box = NO_BOX if entry.get("bbox") is None else as_box(entry["bbox"], f"{where}.bbox")
+    attributes = entry.get("attributes")
+    track = entry.get("track_id")
+    if track is None and isinstance(attributes, Mapping):  # CVAT's place for it
+        track = attributes.get("track_id")
+    head = entry.get("bbox_head")
+    return Person(
+        box=box,
+        keypoints=keypoints,
+        head_box=as_box(head, f"{where}.bbox_head") if head else None,
+        track_id=-1 if track is None else as_int(track, f"{where}.track_id"),
+    )
+
+
+def _crowd_regions(entry: Mapping[str, Any], where: str) -> list[np.ndarray]:
+    """A crowd's polygons; its box where it is a run-length mask or has none."""
+    shape = entry.get("segmentation")
+    if isinstance(shape, list) and shape:
+        polygons = []
+        for position, part in enumerate(shape):
+            at = f"{where}.segmentation[{position}]"
+            values = as_list(part, at)
+            if len(values) < 6 or len(values) % 2:
+                raise AnnotationError(
+                    f"{at}: {len(values)} numbers are no polygon of at least 3 corners (x, y, ...)"
+                )
+            polygons.append(as_floats(values, len(values), at).reshape(-1, 2))
+        return polygons
+    x, y, w, h = as_box(require(entry, "bbox", where), f"{where}.bbox")
+    return [np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])]
+
+
+# CSV --------------------------------------------------------------------------------------------
+
+_NEEDED = ("keypoint", "x", "y")
+_COLUMNS = (*_NEEDED, "image", "frame", "sequence", "track", "visible")
+
+
+def read_csv_drafts(
+    path: Path, report: Report, skeleton: Skeleton | None = None
+) -> tuple[list[Draft], Skeleton]:
+    """A CSV with one keypoint a row.
+
+    Columns: ``keypoint``, ``x``, ``y`` (pixels); ``image``, a file, or ``frame``, a number, with
+    ``sequence`` where there are several; ``track``, who it is (one person a frame without);
+    ``visible``, 0, 1 or 2 as in COCO (2 if left out). Empty x and y are a keypoint that is not
+    annotated.
+
+    Args:
+        path: the file, UTF-8, separated by commas.
+        report: gets what is left out.
+        skeleton: names, limbs and flips; None takes the names in order of appearance, flips from
+            them, and no limbs.
+
+    Raises:
+        AnnotationError: naming file, line, column and value.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: not UTF-8 text: {error}; save it as UTF-8") from error
+    reader = csv.DictReader(lines, restkey="", strict=True)
+    header = [name.strip().lower() for name in reader.fieldnames or []]
+    missing = [name for name in _NEEDED if name not in header]
+    if missing or not {"image", "frame"} & set(header):
+        raise AnnotationError(
+            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; needed are keypoint, "
+            "x, y and image or frame, separated by commas"
+        )
+    unknown = [name for name in header if name not in _COLUMNS]
+    if unknown:
+        raise AnnotationError(
+            f"{path}: line 1: no column is called {', '.join(map(repr, unknown))}; there are "
+            f"{', '.join(_COLUMNS)}"
+        )
+    reader.fieldnames = header
+    rows: list[tuple[str, dict[str, str]]] = []
+    try:
+        for row in reader:
+            if "" in row or None in row.values():
+                raise AnnotationError(
+                    f"{path}: line {reader.line_num}: other than {len(header)} values; write one "
+                    "for each column"
+                )
+            rows.append((f"{path}: line {reader.line_num}", {k: v.strip() for k, v in row.items()}))
+    except csv.Error as error:
+        raise AnnotationError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
+    if not rows:
+        raise AnnotationError(f"{path}: holds no keypoints, only a header")
+    if skeleton is None:
+        names = list(dict.fromkeys(row["keypoint"] for _, row in rows))
+        skeleton = _skeleton({"keypoints": names}, f"{path}: column keypoint")
+    drafts: dict[tuple[str, str], Draft] = {}
+    people: dict[tuple[str, str, str], Person] = {}
+    for where, row in rows:
+        _try_csv_row(where, row, skeleton, drafts, people, report)
+    for person in people.values():  # a keypoint without a row is not annotated
+        person.keypoints = np.nan_to_num(person.keypoints)
+    return list(drafts.values()), skeleton
+
+
+def _try_csv_row(
+    where: str,
+    row: Mapping[str, str],
+    skeleton: Skeleton,
+    drafts: dict[tuple[str, str], Draft],
+    people: dict[tuple[str, str, str], Person],
+    report: Report,
+) -> None:
+    try:
+        _csv_row(where, row, skeleton, drafts, people)
+    except AnnotationError as error:
+        report.error("broken row", str(error))
+
+
+def _csv_row(
+    where: str,
+    row: Mapping[str, str],
+    skeleton: Skeleton,
+    drafts: dict[tuple[str, str], Draft],
+    people: dict[tuple[str, str, str], Person],
+) -> None:
+    name, video = row.get("image", ""), row.get("sequence", "")
+    number = None if name else _integer(row.get("frame", ""), f"{where}: frame")
+    if row["keypoint"] not in skeleton.keypoints:
+        raise AnnotationError(
+            f"{where}: keypoint: {row['keypoint']!r} is not among {', '.join(skeleton.keypoints)}"
+        )
+    joint = skeleton.keypoints.index(row["keypoint"])
+    track = _integer(row["track"], f"{where}: track") if row.get("track") else -1
+    visible = _integer(row["visible"], f"{where}: visible") if row.get("visible") else 2
+    if visible not in (0, 1, 2):
+        raise AnnotationError(
+            f"{where}: visible: {visible}; it must be 0 (not annotated), 1 (hidden) or 2 (visible)"
+        )
+    if not row["x"] and not row["y"]:
+        visible, x, y = 0, 0.0, 0.0
+    else:
+        x, y = (_number(row[axis], f"{where}: {axis}") for axis in ("x", "y"))
+    key = (video, name or str(number))
+    draft = drafts.setdefault(
+        key, Draft(name.replace("\\", "/") or video, where, number=number, video=video)
+    )
+    who = (*key, str(track))
+    if who not in people:
+        people[who] = Person(NO_BOX, np.full((len(skeleton), 3), np.nan), track_id=track)
+        draft.people.append(people[who])
+    pose = people[who].keypoints
+    if not np.isnan(pose[joint, 0]):
+        raise AnnotationError(
+            f"{where}: keypoint: {row['keypoint']} of track {track} is given twice in "
+            f"{name or f'frame {number}'}; number people in the column track"
+        )
+    pose[joint] = (x, y, 1.0) if visible else (0.0, 0.0, 0.0)
+
+
+def _integer(text: str, where: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise AnnotationError(f"{where}: expected a whole number, got {text!r}") from error
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise AnnotationError(f"{where}: expected a number of pixels, got {text!r}")
+    return value
+
+
+# To PoseTrack -----------------------------------------------------------------------------------
+
+_ALIASES = {"neck": "head_bottom"}
+_JOINTS = POSETRACK.keypoints
+
+
+def to_posetrack(drafts: list[Draft], skeleton: Skeleton, report: Report) -> None:
+    """Re-orders keypoints into PoseTrack's 15 by name; the ones it lacks stay unannotated.
+
+    ``neck`` is PoseTrack's ``head_bottom``. Nothing is made up: COCO has neither neck nor crown, so
+    ``head_bottom`` and ``head_top`` of its people are not annotated.
+
+    Raises:
+        AnnotationError: when no name is PoseTrack's.
+    """
+    names = [_ALIASES.get(name, name) for name in skeleton.keypoints]
+    columns = {_JOINTS.index(n): j for j, n in enumerate(names) if n in _JOINTS}
+    if not columns:
+        raise AnnotationError(
+            f"{drafts[0].where}: --to posetrack, but none of the keypoints "
+            f"{', '.join(skeleton.keypoints)} is PoseTrack's: {', '.join(_JOINTS)}"
+        )
+    for name, own in zip(names, skeleton.keypoints, strict=True):
+        if name not in _JOINTS:
+            report.leave_out("keypoint that PoseTrack does not have", own)
+    for joint in _JOINTS:
+        if joint not in names:
+            report.warn("PoseTrack joint that the source does not have, not annotated", joint)
+    for draft in drafts:
+        for person in draft.people:
+            pose = np.zeros((len(POSETRACK), 3))
+            pose[list(columns)] = person.keypoints[list(columns.values())]
+            person.keypoints = pose

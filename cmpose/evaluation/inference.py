@@ -1,0 +1,108 @@
+"""From a batch of clips to the model's input, and the model's answer to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmpose import ops
+from cmpose.config import Config, DataConfig, ModelConfig
+from cmpose.data.transforms import normalize_clips
+from cmpose.evaluation.decode import flip_heatmaps
+from cmpose.models.cmpose import CMPose, CMPoseOutput
+from cmpose.viz.explain import Tokens
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype of the clips, and with it of the whole model (``cmpose/models/layers.py``)."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+_PIXELS = ("clip", "frames", "frames_matrix")
+
+
+def move_pixels(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """What of a batch images are made of, on its way to ``device``."""
+    moved = {key: batch[key] for key in _PIXELS if key in batch}
+    return {key: value.to(device, non_blocking=True) for key, value in moved.items()}
+
+
+def clip_images(
+    pixels: dict[str, Tensor],
+    config: Config,
+    part: slice = slice(None),
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The model's input: normalised RGB crops, made where the pixels are.
+
+    Args:
+        pixels: from ``move_pixels``.
+        config: the recipe.
+        part: of the batch's clips.
+        dtype: of the result, and of what the model computes from it; None is the recipe's.
+
+    Returns:
+        [B, T, 3, H, W].
+    """
+    dtype = dtype or compute_dtype(config.train.precision)
+    if "clip" in pixels:
+        return normalize_clips(pixels["clip"][part], dtype)
+    matrices = pixels["frames_matrix"][part]
+    return ops.warp_clips(
+        pixels["frames"].expand(len(matrices), -1, -1, -1, -1),  # one strip for all
+        matrices,
+        config.model.image_size,
+        dtype=dtype,
+        backend=config.model.backend,
+    )
+
+
+def key_crops(batch: dict[str, Tensor], model: ModelConfig, count: int) -> np.ndarray:
+    """The crops of the key frame of a batch's last ``count`` clips, uint8 RGB [count, H, W, 3]."""
+    key = model.num_frames // 2
+    if "clip" in batch:
+        return batch["clip"][-count:, key].numpy()
+    crops = ops.warp_clips(
+        batch["frames"][key : key + 1].expand(count, -1, -1, -1, -1),
+        batch["frames_matrix"][-count:],
+        model.image_size,
+        mean=(0.0, 0.0, 0.0),
+        std=(1 / 255, 1 / 255, 1 / 255),
+        backend="reference",  # the batch is on the host
+    )
+    return crops[:, 0].round().to(torch.uint8).movedim(1, -1).contiguous().numpy()
+
+
+def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseOutput:
+    """The model's output; with ``flip_test`` its heatmaps are averaged with the mirrored clip's."""
+    output = model(images)
+    if not data.flip_test:
+        return output
+    heatmaps = model(images.flip(-1)).heatmaps
+    mirrored = flip_heatmaps(heatmaps, udp=data.udp, skeleton=model.skeleton)
+    return output._replace(heatmaps=0.5 * (output.heatmaps + mirrored))
+
+
+def clip_tokens(model: CMPose, output: CMPoseOutput, row: int) -> Tokens | None:
+    """The tokens of clip ``row`` of a batch; None without Fine Token Enhancement."""
+    fine = output.fine
+    if fine is None:
+        return None
+    scores = fine.selection.scores[row].float().cpu()
+    tokens = Tokens(
+        grid=model.backbone.grid,
+        scores=scores.numpy(),
+        top=scores.topk(model.config.tokens_per_keypoint, dim=-1).indices.numpy(),
+        causal=fine.selection.causal[row].cpu().numpy(),
+        noncausal=fine.selection.noncausal[row].cpu().numpy(),
+    )
+    if fine.clusters is None:
+        return tokens
+    return replace(
+        tokens,
+        assignment=fine.clusters.assignment[row].cpu().numpy(),
+        centers=fine.clusters.centers[row].cpu().numpy(),
+    )

@@ -1,0 +1,338 @@
+"""``cmpose export``: a model as a folder, a ``torch.export`` program (.pt2) or ONNX, checked.
+
+The ops run as their plain PyTorch references while they are traced, so that the result holds
+standard operators only and needs neither cmpose nor its kernels. Fine Token Enhancement is in it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cmpose import ops
+from cmpose.config import Config
+from cmpose.data.skeleton import Skeleton
+from cmpose.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cmpose.models.cmpose import CMPose
+from cmpose.models.weights import checkpoint
+
+BOUND = 1e-4
+"""How far heatmaps may be from the model's, as a share of its largest absolute heatmap value."""
+
+OTHER_CHOICES = 0.25
+"""The share of clips in which rounding may tip a choice between tokens that are almost level."""
+
+METADATA = "cmpose"
+OPSET = 20
+_EXAMPLE = 2  # clips traced with when the batch is dynamic: torch takes 0 and 1 for constants
+_SEED = 0
+
+
+class ExportError(RuntimeError):
+    """An export that cannot be made or does not compute what the model does."""
+
+
+class _Exported(nn.Module):
+    """clips [B, T, 3, H, W] → heatmaps [B, K, h, w], and the choices made on the way, if any:
+    causal [B, nK] token indices, clusters [B, N − nK] cluster of each other token."""
+
+    def __init__(self, model: CMPose) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(clips)
+        if output.fine is None:
+            return (output.heatmaps,)
+        if output.fine.clusters is None:
+            return output.heatmaps, output.fine.selection.causal
+        return output.heatmaps, output.fine.selection.causal, output.fine.clusters.assignment
+
+
+def output_names(config: Config) -> list[str]:
+    """What an export of such a model gives, in its order."""
+    choices = {"off": 0, "causal_only": 1, "full": 2}[config.model.fine]
+    return ["heatmaps", "causal", "clusters"][: 1 + choices]
+
+
+def metadata(config: Config, skeleton: Skeleton) -> dict[str, Any]:
+    """What whoever serves an export must know of crops and heatmaps; it travels in the file."""
+    return {
+        "joints": list(skeleton.keypoints),
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "box_enlarge": config.data.box_enlarge,
+        "udp": config.data.udp,
+        "decode": config.data.decode,
+        "sigma": config.model.sigma,
+    }
+
+
+# -- the two formats ------------------------------------------------------------------------------
+
+
+def trace(model: CMPose, batch: int | Literal["dynamic"]) -> torch.export.ExportedProgram:
+    """The model's graph, with the ops' references in it.
+
+    Args:
+        model: in eval mode, with ``backend: reference``.
+        batch: how many clips, or ``dynamic``.
+    """
+    dynamic = batch == "dynamic"
+    clips = example(model, _EXAMPLE if dynamic else int(batch))
+    shapes = {"clips": {0: torch.export.Dim("batch", min=1)}} if dynamic else None
+    with torch.no_grad(), ops.without_value_checks():
+        return torch.export.export(_Exported(model), (clips,), dynamic_shapes=shapes)
+
+
+def example(model: CMPose, batch: int, seed: int = _SEED) -> Tensor:
+    """Random normalised clips [batch, T, 3, H, W]."""
+    c = model.config
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, c.num_frames, 3, *c.image_size, generator=generator)
+
+
+def _save_pt2(
+    program: torch.export.ExportedProgram, file: Path, about: dict[str, Any], opset: int
+) -> None:
+    del opset
+    torch.export.save(program, file, extra_files={f"{METADATA}.json": json.dumps(about)})
+
+
+def _run_pt2(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    module = torch.export.load(file).module()
+    return lambda clips: list(module(clips))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings of packages and interfaces that are not used here."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _stable_sort(
+    self: Any, *, dim: int = -1, descending: bool = False, stable: bool | None = None
+) -> Any:
+    """``torch.sort(stable=True)`` in ONNX, whose TopK puts the lower index first among equals."""
+    import onnxscript
+
+    del stable
+    onnx: Any = onnxscript.opset18  # its annotations do not know that a graph's values are meant
+    length = onnx.Gather(onnx.Shape(self), onnx.Constant(value_ints=[dim]))
+    return onnx.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
+
+
+def _index_put(self: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """The sums of ``merge_clusters``: self [B, L, D], values [B, M, D], indices (clip, cluster).
+
+    The exporter's own way is ScatterND, whose equal indices ONNX Runtime adds up in several threads
+    at once, so that some are lost now and then; those of ScatterElements it takes in turn.
+    """
+    import onnxscript
+
+    if not accumulate or len(indices) != 2:
+        raise ExportError("an index_put that is not merge_clusters' has no way to ONNX here")
+    onnx: Any = onnxscript.opset18
+    column = onnx.Unsqueeze(indices[1], onnx.Constant(value_ints=[2]))
+    place = onnx.Expand(column, onnx.Shape(values))
+    return onnx.ScatterElements(self, place, values, axis=1, reduction="add")
+
+
+def _save_onnx(
+    program: torch.export.ExportedProgram, file: Path, about: dict[str, Any], opset: int
+) -> None:
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=["clips"],
+            output_names=about["outputs"],
+            custom_translation_table={
+                torch.ops.aten.sort.stable: _stable_sort,
+                torch.ops.aten.index_put.default: _index_put,
+            },
+            verbose=False,
+        )
+    assert exported is not None
+    foreign = {node.domain for node in exported.model.graph} - {"", "ai.onnx"}
+    if foreign:
+        raise ExportError(f"the exporter used operators of {', '.join(foreign)}, not of ONNX alone")
+    exported.model.metadata_props[METADATA] = json.dumps(about)
+    exported.save(str(file))
+
+
+def _run_onnx(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda clips: [
+        torch.from_numpy(found) for found in session.run(None, {"clips": clips.numpy()})
+    ]
+
+
+_FORMATS = {".pt2": (_save_pt2, _run_pt2), ".onnx": (_save_onnx, _run_onnx)}
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+# -- the check ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Agreement:
+    """How an export compares with its model.
+
+    difference: the largest one between heatmaps, of clips with the same choices; largest: the
+    model's largest absolute heatmap value; clips: how many were compared; other: in how many of
+    them another token was causal, or a token was in another cluster.
+    """
+
+    difference: float
+    largest: float
+    clips: int
+    other: int
+
+    def __str__(self) -> str:
+        share = self.difference / self.largest if self.largest else self.difference
+        return (
+            f"heatmaps differ by at most {self.difference:.3g}, {share:.2g} of their largest value "
+            f"(bound {BOUND:g}); {self.other} of {self.clips} clips with other causal tokens or "
+            f"clusters (bound {OTHER_CHOICES:.0%})"
+        )
+
+    @property
+    def good(self) -> bool:
+        """Whether both bounds hold; NaN does not."""
+        near = self.difference <= BOUND * self.largest
+        return near and self.other <= OTHER_CHOICES * self.clips
+
+
+@torch.no_grad()
+def compare(
+    model: CMPose, run: Callable[[Tensor], list[Tensor]], batches: tuple[int, ...]
+) -> Agreement:
+    """Runs an export and its model on random clips, in batches of the sizes given.
+
+    The choices of Fine Token Enhancement are discrete: where two tokens are level but for
+    rounding, the export may take the other one, and the clip's heatmaps then differ visibly. Such
+    clips are counted, and their heatmaps are not compared.
+    """
+    found = Agreement(0.0, 0.0, 0, 0)
+    for number, batch in enumerate(batches):
+        clips = example(model, batch, _SEED + 1 + number)
+        heatmaps, *choices = _Exported(model)(clips)
+        theirs, *other_choices = run(clips)
+        if theirs.shape != heatmaps.shape or len(choices) != len(other_choices):
+            raise ExportError(
+                f"the export gives {len(other_choices) + 1} results, heatmaps "
+                f"{list(theirs.shape)}; the model {len(choices) + 1}, {list(heatmaps.shape)}"
+            )
+        same = torch.ones(batch, dtype=torch.bool)
+        for mine, other in zip(choices, other_choices, strict=True):
+            same &= (mine == other).all(dim=1)
+        found.clips += batch
+        found.other += int((~same).sum())
+        found.largest = max(found.largest, float(heatmaps.abs().max()))
+        difference = (theirs - heatmaps)[same].abs().flatten()
+        # Of tensors: unlike Python's max, theirs never loses a NaN.
+        found.difference = float(torch.cat([difference, torch.tensor([found.difference])]).max())
+    return found
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def evaluations_of(folder: Path) -> list[dict[str, Any]]:
+    """The metrics known of the model in a folder: its run's, if it is its result, and its own."""
+    files = [folder / "evaluation" / "metrics.json"]
+    if folder.name == "model":
+        files.insert(0, folder.parent / "metrics.json")
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+
+def export(
+    path: str | Path,
+    out: str | Path,
+    *,
+    batch: int | Literal["dynamic"] = "dynamic",
+    opset: int = OPSET,
+) -> Agreement | None:
+    """Exports the model of a run or checkpoint and checks what was written.
+
+    Args:
+        path: a run's folder, a checkpoint or an exported folder.
+        out: ``FILE.pt2``, ``FILE.onnx``, or a folder, which gets the model with a model card.
+        batch: clips in a batch, or ``dynamic`` for any number; not looked at for a folder.
+        opset: version of ONNX's operators.
+
+    Returns:
+        How the file compares with the model; None for a folder.
+
+    Raises:
+        CheckpointError: no usable checkpoint.
+        ValueError: a batch or a suffix that cannot be.
+        ExportError: packages are missing, or the file does not compute what the model does; it is
+            not left behind then.
+    """
+    out = Path(out).expanduser()
+    if out.suffix not in ("", *_FORMATS):
+        raise ValueError(
+            f"--out {out}: the suffix {out.suffix!r} is no format; give FILE.pt2, FILE.onnx, or a "
+            "folder without a suffix"
+        )
+    if batch != "dynamic" and batch < 1:
+        raise ValueError(f"--batch {batch}: must be at least 1, or dynamic")
+    source = checkpoint.find(path)
+    model, config = checkpoint.load_model(source, backend="reference" if out.suffix else None)
+    if not out.suffix:
+        written = model.save_pretrained(out, evaluations=evaluations_of(source))
+        print(f"{written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
+        return None
+    if out.suffix == ".onnx":
+        missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ExportError(
+                f"--out {out}: ONNX needs {', '.join(missing)}: pip install 'cmpose[export]'"
+            )
+        if opset < 18:
+            raise ValueError(f"--opset {opset}: must be at least 18")
+    save, load = _FORMATS[out.suffix]
+    about = {"outputs": output_names(config)} | metadata(config, model.skeleton)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        partial = Path(folder) / out.name
+        save(trace(model, batch), partial, about, opset)
+        batches = (1, _EXAMPLE, 5) if batch == "dynamic" else (batch,) * max(2, 8 // batch)
+        found = compare(model, load(partial), batches)
+        if not found.good:
+            raise ExportError(f"{out}: {found}; it is not written. Please report this")
+        files = sorted(Path(folder).iterdir())
+        for file in files:  # ONNX keeps weights of more than 2 GB in a file of their own
+            os.replace(file, out.with_name(file.name))
+    size = sum(out.with_name(file.name).stat().st_size for file in files) / 1e6
+    names = " and ".join(str(out.with_name(file.name)) for file in files)
+    print(f"{names}: {size:.0f} MB, batch {batch}; {found}")
+    return found

@@ -1,0 +1,139 @@
+"""Checkpoints of training: a model's folder (``cmpose/models/weights/folder.py``) each.
+
+Beside the model, ``state.pt`` holds everything else that training needs (plain tensors and numbers,
+loaded with ``weights_only=True``).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmpose.config import Backend, Config
+from cmpose.data.skeleton import Skeleton
+from cmpose.files import write_text
+from cmpose.models.cmpose import CMPose
+from cmpose.models.weights import folder as model_folder
+from cmpose.models.weights.folder import (
+    CONFIG,
+    WEIGHTS,
+    CheckpointError,
+    load_config,
+    load_into,
+    load_skeleton,
+    load_weights,
+)
+
+__all__ = [
+    "CONFIG",
+    "STATE",
+    "WEIGHTS",
+    "CheckpointError",
+    "find",
+    "load_config",
+    "load_into",
+    "load_model",
+    "load_skeleton",
+    "load_state",
+    "load_weights",
+    "name_of",
+    "prune",
+    "save",
+    "training_checkpoints",
+    "write_text",
+]
+
+STATE = "state.pt"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save(
+    folder: Path,
+    name: str,
+    weights: dict[str, Tensor],
+    config: Config,
+    state: dict[str, Any] | None = None,
+    skeleton: Skeleton | None = None,
+    card: str = "",
+) -> Path:
+    """Writes ``folder/name`` whole or not at all.
+
+    Args:
+        folder: where checkpoints lie.
+        name: of the new one, such as ``step-00000120``.
+        weights: the model's state dict.
+        config: the recipe it was trained with.
+        state: what else training needs; None for a model to be used only.
+        skeleton: of the model; None is the default for its number of keypoints.
+        card: the model card; empty writes none.
+    """
+
+    def more(partial: Path) -> None:
+        if state is not None:
+            torch.save(state, partial / STATE)
+
+    return model_folder.write(folder / name, weights, config, skeleton, card, more)
+
+
+def name_of(step: int) -> str:
+    """The folder name of a training checkpoint after ``step`` steps."""
+    return f"step-{step:08d}"
+
+
+def training_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Deletes all but the newest ``keep`` training checkpoints."""
+    for old in training_checkpoints(folder)[: -max(keep, 1)]:
+        shutil.rmtree(old)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder meant by a run's folder, a checkpoint's, or a file inside one.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        path = path.parent
+    candidates = [path, path / "model"]
+    candidates += reversed(training_checkpoints(path / "checkpoints"))
+    candidates += reversed(training_checkpoints(path))
+    for candidate in candidates:
+        if model_folder.is_model(candidate):
+            return candidate
+    raise CheckpointError(
+        f"no checkpoint at {path}: give a run's folder, one of its checkpoints/step-*, or a "
+        f"{WEIGHTS}"
+    )
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What training saved beside the weights."""
+    file = folder / STATE
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {STATE}: it cannot be resumed from") from error
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise CheckpointError(
+            f"{file} cannot be read ({error}): delete {folder} to resume from the one before"
+        ) from error
+
+
+def load_model(path: str | Path, backend: Backend | None = None) -> tuple[CMPose, Config]:
+    """The model in a run, checkpoint or exported folder, ready for inference, and its recipe."""
+    model = CMPose.from_pretrained(find(path), backend=backend)
+    assert model.recipe is not None
+    return model, model.recipe

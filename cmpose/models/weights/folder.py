@@ -1,0 +1,159 @@
+"""A model's folder, the one format in which models are kept, loaded and handed on.
+
+``model.safetensors`` holds the tensors, ``config.json`` the recipe (section ``model`` builds the
+network), ``skeleton.json`` what the keypoints are, as a COCO-style category, ``README.md`` the
+model card where there is one. A training checkpoint is such a folder with the optimiser's
+``state.pt`` beside. Folders are written beside their place and renamed, so
+that a killed process leaves none half.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from cmpose import config as configuration
+from cmpose.config import Config
+from cmpose.data.skeleton import Skeleton, default_skeleton, skeleton_of_category
+from cmpose.files import sync
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+SKELETON = "skeleton.json"
+
+
+class CheckpointError(RuntimeError):
+    """A model's folder that cannot be read or does not fit; the message names file and remedy."""
+
+
+def write(
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    skeleton: Skeleton | None = None,
+    card: str = "",
+    more: Callable[[Path], None] | None = None,
+) -> Path:
+    """Writes a model's folder whole or not at all, in place of one that is there.
+
+    Args:
+        folder: the new one.
+        weights: the model's state dict.
+        config: the recipe.
+        skeleton: of the model; None is the default for its number of keypoints.
+        card: the model card; empty writes none.
+        more: writes what else belongs there into the folder that it is given.
+    """
+    from safetensors.torch import save_file  # a model is built without the package
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+    (partial / CONFIG).write_text(json.dumps(configuration.to_dict(config), indent=1) + "\n")
+    skeleton = skeleton or default_skeleton(config.model.num_keypoints)
+    (partial / SKELETON).write_text(json.dumps(skeleton.category(), indent=1) + "\n")
+    if card:
+        (partial / CARD).write_text(card)
+    if more is not None:
+        more(partial)
+    for file in partial.iterdir():
+        sync(file)
+    replaced = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        os.rename(folder, replaced)
+    os.rename(partial, folder)
+    sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return folder
+
+
+def is_model(folder: Path) -> bool:
+    """Whether there are a model's weights in the folder."""
+    return (folder / WEIGHTS).is_file()
+
+
+def load_config(folder: Path) -> Config:
+    """The recipe stored in a model's folder."""
+    file = folder / CONFIG
+    try:
+        return configuration.from_dict(json.loads(file.read_text()))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {CONFIG}: it is not a whole checkpoint") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def load_skeleton(folder: Path, num_keypoints: int) -> Skeleton:
+    """What a checkpoint's keypoints are; the default where it does not say (before there was K)."""
+    file = folder / SKELETON
+    if not file.is_file():
+        return default_skeleton(num_keypoints)
+    try:
+        skeleton = skeleton_of_category(json.loads(file.read_text()), str(file))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{error}; {file} is damaged: use another checkpoint of the run"
+        ) from error
+    if len(skeleton) != num_keypoints:
+        raise CheckpointError(
+            f"{file}: has {len(skeleton)} keypoints, but {CONFIG} says model.num_keypoints="
+            f"{num_keypoints}: use another checkpoint of the run"
+        )
+    return skeleton
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The model's tensors in a folder."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / WEIGHTS
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}): use another checkpoint of the run"
+        ) from error
+
+
+def load_into(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    source: object,
+    shard: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> None:
+    """Copies weights into a model; every key and shape must fit.
+
+    Args:
+        model: takes them.
+        weights: whole tensors.
+        source: what to call them in an error.
+        shard: of a whole tensor and the model's own, what this process holds of it; None where
+            the model is whole.
+
+    Raises:
+        CheckpointError: naming the first misfits.
+    """
+    own = model.state_dict()
+    wrong = [f"{k}: missing" for k in own if k not in weights]
+    wrong += [f"{k}: unknown" for k in weights if k not in own]
+    wrong += [
+        f"{k}: {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise CheckpointError(
+            f"{source} does not fit this model ({shown}): use the model section it was trained with"
+        )
+    if shard is not None:
+        weights = {key: shard(value, own[key]) for key, value in weights.items()}
+    model.load_state_dict(weights)

@@ -1,0 +1,231 @@
+"""Starting weights for a model: whose files are read, what is taken of them, what is left."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cmpose.models.cmpose import CMPose
+from cmpose.models.vit import VIT_SIZES
+from cmpose.models.weights import layouts
+from cmpose.models.weights.folder import WEIGHTS
+from cmpose.models.weights.layouts import Layout, Translation
+
+_WRAPPERS = ("state_dict", "model", "module")
+_TIMM_SMALL = (
+    "timm's ViT-S has 6 heads, ViTPose's 12: the file does not tell, and with 6 the blocks "
+    "compute something else"
+)
+
+
+def _file_of(path: str | Path) -> Path:
+    given = Path(path).expanduser()
+    if given.is_dir():
+        candidates = [given / WEIGHTS, given / "model" / WEIGHTS, *sorted(given.glob("*.pth"))]
+        if candidates[0].is_file() or candidates[1].is_file() or len(candidates) == 3:
+            return next(file for file in candidates if file.is_file())
+    elif given.is_file():
+        return given
+    raise FileNotFoundError(
+        f"model.pretrained={str(path)!r}: no {WEIGHTS} and no file of weights there; give a file "
+        "(.safetensors or .pth) or a model's folder"
+    )
+
+
+def _load(path: str | Path, file: Path) -> dict[str, Any]:
+    """The file's contents, of which nothing but data is read."""
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"model.pretrained={str(path)!r}: {file.name} is no safetensors file ({error}): "
+                "is it whole?"
+            ) from error
+    try:
+        # Namespace is how MAE's files keep their options; building one runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(
+                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+            )
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        raise ValueError(
+            f"model.pretrained={str(path)!r}: {file.name} is no file of weights alone, or is "
+            f"damaged: it asks for Python objects{what}, which may run any code, so it is not "
+            "read. If you trust it, save its tensors: torch.save(torch.load(FILE, "
+            "weights_only=False)['state_dict'], NEW)"
+        ) from error
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise ValueError(
+            f"model.pretrained={str(path)!r}: {file.name} cannot be read ({error}): is it whole?"
+        ) from error
+
+
+def read_weights(path: str | Path) -> tuple[Path, dict[str, Tensor]]:
+    """The file that ``path`` means and its tensors, under its own keys.
+
+    Args:
+        path: a ``.safetensors`` or ``.pth`` file, or a folder with one. Tensors may lie under
+            ``state_dict``, ``model`` or ``module``; ``module.`` before every key is taken off.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or needs more than tensors and plain data.
+    """
+    file = _file_of(path)
+    content: Any = _load(path, file)
+    for _ in _WRAPPERS:
+        inner = next((name for name in _WRAPPERS if isinstance(_get(content, name), dict)), None)
+        if inner is None:
+            break
+        content = content[inner]
+    tensors = (
+        {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not tensors:
+        raise ValueError(
+            f"model.pretrained={str(path)!r}: {file.name} holds no tensors by name, neither at "
+            f"the top nor under {', '.join(_WRAPPERS)}"
+        )
+    names = layouts.without_wrappers(tensors)
+    return file, {names[key]: tensor for key, tensor in tensors.items()}
+
+
+def _get(content: Any, name: str) -> Any:
+    return content.get(name) if isinstance(content, dict) else None
+
+
+def load_pretrained(model: CMPose, path: str | Path) -> str:
+    """Copies what fits of a file's tensors into the model.
+
+    Read are ViTPose's checkpoints in the original's, mmpose 1.x's and Hugging Face's keys, ViTs
+    of MAE and timm, and cmpose's own (:data:`cmpose.models.weights.layouts.LAYOUTS`).
+
+    Args:
+        model: takes the weights, in place.
+        path: see :func:`read_weights`.
+
+    Returns:
+        Lines for people: what was taken, what was changed on the way, what was left and why.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read (see :func:`read_weights`), is of another width or
+            depth, or nothing of it fits.
+    """
+    file, weights = read_weights(path)
+    own = model.state_dict()
+    layout, known = layouts.nearest(weights, own)
+    found = layouts.translate(weights, layout, own, model.backbone.grid)
+    width, depth = size_of(found.tensors)
+    _check_size(model, path, layout, width, depth)
+    misshapen = {k for k, v in found.tensors.items() if k in own and own[k].shape != v.shape}
+    broken = {name.rpartition(".")[0] for name in misshapen} - {"backbone", "coarse"}
+    taken = {
+        k: v
+        for k, v in found.tensors.items()
+        # Half a layer, such as another head's bias, is worth nothing.
+        if k in own and k not in misshapen and k.rpartition(".")[0] not in broken
+    }
+    if not taken:
+        raise ValueError(
+            f"model.pretrained={str(path)!r}: none of its {len(weights)} tensors fits this model; "
+            f"the nearest layout is {layout.name}'s ({known} keys of it), in which there is "
+            f"{layout.example!r}; the file has {', '.join(map(repr, list(weights)[:3]))}. "
+            "Is it another architecture?"
+        )
+    if layout.name == "MAE or timm ViT" and width == VIT_SIZES["small"].width:
+        found.notes.append(_TIMM_SMALL)
+    model.load_state_dict(taken, strict=False)
+    return _report(model, file, found, taken, own, width, depth)
+
+
+def size_of(tensors: dict[str, Tensor]) -> tuple[int, int]:
+    """Width and number of blocks of a backbone under our names; 0 where there is none."""
+    norms = [v for k, v in tensors.items() if re.fullmatch(r"backbone\..*norm\d?\.weight", k)]
+    blocks = [int(m[1]) for k in tensors if (m := re.match(r"backbone\.blocks\.(\d+)\.", k))]
+    return (norms[0].numel() if norms else 0), max(blocks, default=-1) + 1
+
+
+def _name_of(width: int, depth: int) -> str | None:
+    fits = (name for name, s in VIT_SIZES.items() if (s.width, s.depth) == (width, depth))
+    return next(fits, None)
+
+
+def _check_size(model: CMPose, path: str | Path, layout: Layout, width: int, depth: int) -> None:
+    mine = model.backbone.width, len(model.backbone.blocks)
+    # Who sets model.depth wants as many of the blocks as that.
+    if not (width and depth) or (width, depth) == mine or (width == mine[0] and model.config.depth):
+        return
+    name = _name_of(width, depth)
+    advice = f"set model.backbone={name}" if name else "there is no model.backbone of that size"
+    if width == mine[0]:
+        advice += f", or model.depth={min(depth, mine[1])} to take the first blocks alone"
+    raise ValueError(
+        f"model.pretrained={str(path)!r} ({layout.name}) has width {width} and {depth} blocks, "
+        f"but model.backbone={model.config.backbone} has width {mine[0]} and {mine[1]}: {advice}"
+    )
+
+
+def _report(
+    model: CMPose,
+    file: Path,
+    found: Translation,
+    taken: dict[str, Tensor],
+    own: dict[str, Tensor],
+    width: int,
+    depth: int,
+) -> str:
+    left: dict[str, list[str]] = defaultdict(list)
+    for key, why in found.left.items():
+        left[why].append(key)
+    for name, tensor in found.tensors.items():
+        if name in taken:
+            continue
+        if name in own and own[name].shape == tensor.shape:
+            left["the rest of its layer does not fit"].append(name)
+        elif name in own:
+            shapes = f"{list(tensor.shape)} in the file, {list(own[name].shape)} in the model"
+            left[f"of another shape: {shapes}"].append(name)
+        elif (block := re.match(r"backbone\.blocks\.(\d+)\.", name)) and int(block[1]) >= len(
+            model.backbone.blocks
+        ):
+            left[f"model.depth={model.config.depth}"].append(name)
+        elif name.startswith("head.deconv_layers.") or name.startswith("head.final_layer."):
+            left[f"model.head={model.config.head}"].append(name)
+        else:
+            left[layouts.why_unknown(name)].append(name)
+    if any(name.startswith("head.final_layer.") for name in found.tensors) and not any(
+        name.startswith("head.deconv_layers.") for name in found.tensors
+    ):
+        found.notes.append("its head is ViTPose's simple one; the model's are deconvolutions")
+    size = _name_of(width, depth)
+    what = f", ViT {size or f'of width {width} with {depth} blocks'}" if depth else ""
+    lines = [
+        f"{file} ({found.layout.name}{what}): {len(taken)} tensors taken: {layouts.parts_of(taken)}"
+    ]
+    lines += [f"  {note}" for note in found.notes]
+    for why, names in left.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"  left {len(names)}: {shown} ({why})")
+    fresh = [name for name in own if name not in taken]
+    lines.append(
+        f"  {len(fresh)} of the model's {len(own)} tensors start fresh: {layouts.parts_of(fresh)}"
+        if fresh
+        else "  nothing starts fresh"
+    )
+    return "\n".join(lines)

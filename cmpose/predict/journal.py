@@ -1,0 +1,159 @@
+"""What a prediction has done so far, on disk: one JSON line a frame, and the settings it is of.
+
+A run that was killed goes on behind its last whole line. ``docs/predict.md`` describes the lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cmpose.files import alone_in, write_text
+
+SETTINGS, FRAMES, FINISHED = "settings.json", "frames.jsonl", "finished.json"
+_SYNC_SECONDS = 5.0
+
+
+class JournalError(RuntimeError):
+    """A journal that is of something else, or in use; the message says what to do."""
+
+
+class Journal:
+    """The lines of one video's prediction.
+
+    Attributes:
+        folder: it lies in.
+        done: frames that have a line.
+        ended: the video's last frame has its line.
+        finished: what ``finish`` was given when the results were written, or None.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / FRAMES
+        self.done, self.ended = 0, False
+        self.finished: dict[str, Any] | None = None
+        if (folder / FINISHED).exists():
+            self.finished = json.loads((folder / FINISHED).read_text())
+            return
+        size = 0
+        with open(self.path, "a+b") as file:
+            file.seek(0)
+            for line in file:
+                if line == _end(self.done):
+                    self.ended = True
+                elif not (line.startswith(_start(self.done)) and line.endswith(b"}\n")):
+                    break  # torn by a kill or a power cut, and whatever comes behind it
+                else:
+                    self.done += 1
+                size += len(line)
+                if self.ended:
+                    break
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+        self._file.truncate(size)
+        self._file.seek(size)
+        self._size, self._synced = size, time.monotonic()
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The frames' lines from the first on, read as they are asked for."""
+        with open(self.path, "rb") as file:
+            for _ in range(self.done):
+                yield json.loads(file.readline())
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Adds the next frames' lines, each with its number as ``frame``, first of all.
+
+        Raises:
+            OSError: the disk is full; nothing of ``lines`` is there then, all before is.
+        """
+        self._write(b"".join(json.dumps(v, allow_nan=False).encode() + b"\n" for v in lines))
+        self.done += len(lines)
+
+    def end(self) -> None:
+        """Notes that there are no more frames."""
+        self._write(_end(self.done))
+        os.fsync(self._file.fileno())
+        self.ended = True
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Notes that the results are written; the lines are no longer needed."""
+        write_text(self.folder / FINISHED, json.dumps(metrics, indent=1) + "\n")
+        self.close()
+        self.path.unlink()
+
+    def close(self) -> None:
+        if self.finished is None:
+            self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:  # an unbuffered file may take less than it is given
+                view = view[self._file.write(view) :]
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError:
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            raise
+        self._size += len(data)
+
+
+def _start(frame: int) -> bytes:
+    return b'{"frame": %d,' % frame
+
+
+def _end(frames: int) -> bytes:
+    return b'{"end": %d}\n' % frames
+
+
+@contextmanager
+def open_journal(
+    folder: Path, settings: dict[str, Any], *, overwrite: bool = False
+) -> Iterator[Journal]:
+    """The journal in ``folder``: a new one, or the one of an interrupted run of equal settings.
+
+    Args:
+        folder: of this video's journal; made if absent.
+        settings: plain data, all that the results depend on; keys are what messages call them.
+        overwrite: throws away what is there.
+
+    Raises:
+        JournalError: what is there is of other settings, or another run is writing it.
+    """
+    with alone_in(folder, "predict", "--out", JournalError):
+        if overwrite:
+            for name in (FINISHED, FRAMES, SETTINGS):
+                (folder / name).unlink(missing_ok=True)
+        _check(folder, settings)
+        journal = Journal(folder)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+
+def _check(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / SETTINGS
+    if not path.exists():
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise JournalError(f"{path}: damaged ({error}): run with --overwrite to start anew") from (
+            error
+        )
+    now = json.loads(json.dumps(settings))
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            raise JournalError(
+                f"{folder} holds a run with other settings ({key} was {before.get(key)!r}, is "
+                f"{now.get(key)!r}): give them as they were to go on with it, another --out, or "
+                "--overwrite to start anew"
+            )

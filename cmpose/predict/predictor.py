@@ -1,0 +1,121 @@
+"""The model on people in windows of frames, and the picture of what it saw."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmpose import ops
+from cmpose.config import Config
+from cmpose.data.open_clips import warp_place
+from cmpose.data.transforms import apply_matrix, crop_matrix, crop_region, normalize_clips, warp
+from cmpose.data.video import Shot
+from cmpose.evaluation.decode import decode_heatmaps, to_image
+from cmpose.evaluation.inference import clip_tokens, compute_dtype, predict_heatmaps
+from cmpose.models.cmpose import CMPose, CMPoseOutput
+from cmpose.viz.explain import explain_figure
+
+T = TypeVar("T")
+
+
+def windows(items: Iterable[T], num_frames: int) -> Iterator[list[T]]:
+    """Every item with its neighbours: T items around it, the ends repeated at the borders."""
+    reach = num_frames // 2
+    recent: deque[T] = deque(maxlen=num_frames)
+    for item in items:
+        if not recent:
+            recent.extend([item] * (reach + 1))
+        else:
+            recent.append(item)
+        if len(recent) == num_frames:
+            yield list(recent)
+    for _ in range(reach):
+        if recent:
+            recent.append(recent[-1])
+            if len(recent) == num_frames:
+                yield list(recent)
+
+
+class Poses(NamedTuple):
+    """The poses of P boxes in a frame: keypoints [P, K, 2] in image pixels, heatmap maxima
+    [P, K], the model's output and the image → crop matrices [P, 2, 3]."""
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    output: CMPoseOutput
+    matrices: np.ndarray
+
+
+class Predictor:
+    """A model that answers with the poses of given boxes in windows of T frames."""
+
+    def __init__(self, model: CMPose, config: Config, device: torch.device) -> None:
+        self.model, self.config, self.device = model.to(device).eval(), config, device
+
+    def crops(
+        self, window: Sequence[Shot], boxes: Sequence[np.ndarray]
+    ) -> tuple[Tensor, np.ndarray]:
+        """The model's input for the boxes [4] (x, y, width, height) in a window's middle frame.
+
+        Returns:
+            Clips [P, T, 3, H, W], made where the recipe has them made, and the image → crop
+            matrices [P, 2, 3].
+        """
+        c = self.config
+        size, dtype = c.model.image_size, compute_dtype(c.train.precision)
+        matrices = np.stack(
+            [
+                crop_matrix(crop_region(b, size, c.data.box_enlarge), size, udp=c.data.udp)
+                for b in boxes
+            ]
+        )
+        if warp_place(c.data, self.device) == "host":
+            crops = [[warp(shot.picture, m, size) for shot in window] for m in matrices]
+            pixels = torch.from_numpy(np.stack(crops)[..., ::-1].copy())
+            return normalize_clips(pixels.to(self.device), dtype), matrices
+        # One copy of the frames serves everybody: the op reads them through a stride of zero.
+        frames = torch.from_numpy(np.stack([shot.picture[..., ::-1] for shot in window]))
+        frames = frames.to(self.device).expand(len(boxes), *frames.shape)
+        on_device = torch.from_numpy(matrices).to(self.device, torch.float32)
+        clips = ops.warp_clips(frames, on_device, size, dtype=dtype, backend=c.model.backend)
+        return clips, matrices
+
+    @torch.no_grad()
+    def poses(self, clips: Tensor, matrices: np.ndarray) -> Poses:
+        """Poses of the people in clips [P, T, 3, H, W], of one frame or of several."""
+        c = self.config
+        output = predict_heatmaps(self.model, clips, c.data)
+        xy, scores = decode_heatmaps(
+            output.heatmaps.float().cpu(), c.data.decode, sigma=c.model.sigma
+        )
+        image_xy = to_image(
+            xy,
+            torch.from_numpy(matrices),
+            heatmap_size=self.model.heatmap_size,
+            image_size=c.model.image_size,
+            udp=c.data.udp,
+        )
+        return Poses(image_xy.numpy(), scores.numpy(), output, matrices)
+
+    def explain(self, shot: Shot, poses: Poses, person: int, title: str, path: Path) -> None:
+        """Writes the picture of what one person's pose was read from."""
+        c = self.config
+        crop = warp(shot.picture, poses.matrices[person], c.model.image_size)[..., ::-1]
+        keypoints = apply_matrix(poses.matrices[person], poses.keypoints[person])
+        heatmaps = poses.output.heatmaps[person].float().cpu().numpy()
+        explain_figure(
+            np.ascontiguousarray(crop),
+            heatmaps,
+            keypoints,
+            poses.scores[person],
+            clip_tokens(self.model, poses.output, person),
+            title=title,
+            path=path,
+            skeleton=self.model.skeleton,
+        )

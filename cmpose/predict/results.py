@@ -1,0 +1,100 @@
+"""What ``cmpose predict`` makes of its journal: counts, result files, and what it tells people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cmpose.config import Config
+from cmpose.data.formats.posetrack18 import write_posetrack18_frames
+from cmpose.data.sequence import Frame
+from cmpose.data.skeleton import Skeleton
+from cmpose.data.video import Video
+from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
+from cmpose.predict.journal import Journal
+
+
+class Tally:
+    """What the lines of a journal add up to.
+
+    Attributes:
+        counts: what ``metrics.json`` counts.
+        pictures: explaining pictures, below the output folder.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter(
+            frames_unreadable=0, frames_without_people=0, people=0, tracks=0, boxes_interpolated=0
+        )
+        self.pictures: list[str] = []
+
+    def add(self, line: dict[str, Any]) -> None:
+        people, counts = line["people"], self.counts
+        counts["people"] += len(people)
+        counts["frames_without_people"] += not people
+        counts["boxes_interpolated"] += sum("interpolated" in p for p in people)
+        counts["frames_unreadable"] += "unreadable" in line
+        counts["tracks"] = max([counts["tracks"], *(p["track_id"] + 1 for p in people)])
+        self.pictures += line.get("explained", [])
+
+
+def write_results(
+    out: Path,
+    video: Video,
+    journal: Journal,
+    outputs: tuple[str, ...],
+    config: Config,
+    skeleton: Skeleton,
+) -> None:
+    """Writes ``poses/NAME.json`` and ``coco/NAME.json``, those that are in ``outputs``."""
+    info = video.info
+
+    def frames() -> Iterator[Frame]:
+        for line in journal.lines():
+            number = line["frame"]
+            frame = Frame(
+                image_id=number,
+                file_name=video.frame_name(number),
+                index=number,
+                width=info.width,
+                height=info.height,
+            )
+            yield predicted_frame(frame, line["people"], info.name, config.data.score, skeleton)
+
+    if "poses" in outputs:
+        path = out / "poses" / f"{info.name}.json"
+        write_posetrack18_frames(path, info.name, frames, journal.done, skeleton)
+    if "coco" in outputs:
+        write_coco_results(out / "coco" / f"{info.name}.json", frames(), skeleton)
+
+
+def summary(m: dict[str, Any], out: Path, lost: int, unexplained: list[int]) -> str:
+    """What was found and where it lies, for people.
+
+    Args:
+        m: the metrics.
+        out: the output folder.
+        lost: detections of frames behind the last one decoded.
+        unexplained: frames that were to be explained and had nobody in them.
+    """
+    lines = [
+        f"{m['people']} poses of {m['tracks']} tracks in {m['frames']} frames, "
+        f"{m['frames_without_people']} of them without people; boxes: {m['box_source']}; "
+        f"{m['frames_per_second']:.1f} frames/s; written to {out}"
+    ]
+    if not m["people"]:
+        lines.append("nobody was found: give --detections FILE, or lower --min_score")
+    if m["frames_missing"]:
+        lines.append(
+            f"note: {m['video']} names {m['frames'] + m['frames_missing']} frames in its "
+            f"header, {m['frames']} could be decoded: it is cut off or damaged behind them"
+        )
+    if lost:
+        lines.append(f"note: {lost} detections are of frames behind the last one decoded")
+    if m["frames_unreadable"]:
+        lines.append(f"note: {m['frames_unreadable']} pictures were unreadable, and skipped")
+    if unexplained:
+        lines.append(f"not explained, for want of people: frames {unexplained}")
+    return "\n".join(lines)

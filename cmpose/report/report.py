@@ -1,0 +1,90 @@
+"""``cmpose report``: one HTML page for a training run or a prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cmpose.files import write_text
+from cmpose.report.files import ReportError
+from cmpose.report.page import Clip, Report, render
+from cmpose.report.prediction import is_prediction, prediction_report
+from cmpose.report.training import is_training, training_report
+
+CLIPS = 4
+"""Worst ones, and best ones, by default."""
+
+BUDGET = 8_000_000
+"""Characters that all clips' records may have; a page is about a megabyte larger."""
+
+
+def within_budget(clips: list[Clip], budget: int = BUDGET) -> bool:
+    """Drops frames, farthest from those shown first, until the records fit.
+
+    Every clip keeps its first shown frame, so that very many clips can still exceed it.
+
+    Returns:
+        Whether any was dropped.
+    """
+    sizes = {id(f): len(json.dumps(f.record)) for clip in clips for f in clip.frames}
+    total, dropped = sum(sizes.values()), False
+    while total > budget:
+        longest = max(clips, key=lambda clip: len(clip.frames))
+        if len(longest.frames) == 1:
+            break
+        ends = 0, len(longest.frames) - 1
+        end = max(ends, key=lambda i: abs(i - longest.start))
+        total -= sizes[id(longest.frames.pop(end))]
+        longest.start -= end == 0
+        dropped = True
+    return dropped
+
+
+def gather(run: str | Path, clips: int = CLIPS) -> Report:
+    """What a page says of a run.
+
+    Args:
+        run: the folder of a training run or of a prediction.
+        clips: worst ones, and best ones, to show.
+
+    Raises:
+        ReportError: neither is there, a file in it is broken, or ``clips`` is less than 1.
+    """
+    run = Path(run)
+    if clips < 1:
+        raise ReportError(f"--clips {clips}: must be at least 1")
+    if not run.is_dir():
+        raise ReportError(f"{run}: no such folder; give {_EXPECTED}")
+    if is_training(run):
+        report = training_report(run, clips)
+    elif is_prediction(run):
+        report = prediction_report(run, clips)
+    else:
+        raise ReportError(f"{run}: nothing to report on; give {_EXPECTED}")
+    if within_budget(report.clips):
+        report.clips_intro += " Frames were left out to keep this page small."
+    return report
+
+
+_EXPECTED = (
+    "the folder of a training run (it holds config.json and log.jsonl) or the output folder of "
+    "cmpose predict (it holds metrics.json and poses/*.json)"
+)
+
+
+def report(run: str | Path, out: str | Path = "", clips: int = CLIPS) -> Path:
+    """``cmpose report``: writes the page of a run and returns its path.
+
+    Args:
+        run: the folder of a training run or of a prediction.
+        out: the page; default ``RUN/report.html``.
+        clips: worst ones, and best ones, to show.
+
+    Raises:
+        ReportError: see ``gather``; or ``out`` is a folder.
+    """
+    path = Path(out) if out else Path(run) / "report.html"
+    if path.is_dir():
+        raise ReportError(f"--out {path}: is a folder; name a file, such as {path / 'report.html'}")
+    write_text(path, render(gather(run, clips)))
+    return path

@@ -1,0 +1,43 @@
+"""``cmpose train``."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from cmpose import config
+from cmpose.command import Command
+
+
+def _train(subparser: ArgumentParser) -> None:
+    config.add_fields(subparser)
+    subparser.add_argument("--output", default="", help="the run's folder; needed to train")
+    subparser.add_argument("--resume", action="store_true", help="go on from its last checkpoint")
+    subparser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the memory and the clips/s that the recipe is predicted to need",
+    )
+    subparser.add_argument(
+        "--processes", type=int, default=1, help="of --dry-run: cards that share a step"
+    )
+
+
+def _run_train(args: Namespace) -> None:
+    if args.dry_run:
+        from cmpose.train.plan import report
+
+        print(report(config.from_namespace(args), args.processes))
+        return
+    if not args.output:
+        raise ValueError("--output is not given: name the run's folder")
+    from cmpose.train.train import train
+
+    train(config.from_namespace(args), args.output, resume=args.resume)
+
+
+TRAIN = Command(
+    "train",
+    "train a model by a recipe",
+    _train,
+    _run_train,
+)

@@ -1,0 +1,120 @@
+"""Checkpoints: whole or not at all, found by what a user has at hand, misfits named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cmpose.config import Config
+from cmpose.models.cmpose import CMPose
+from cmpose.models.weights import checkpoint
+from tests.models.builders import build, small_config
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build()
+    config = Config(model=model.config)
+    state = {"step": 3, "optimizer": {"state": {}}}
+    path = checkpoint.save(
+        tmp_path / "run" / "checkpoints", checkpoint.name_of(3), model.state_dict(), config, state
+    )
+    return model, path
+
+
+def test_round_trip(saved):
+    model, path = saved
+    loaded, config = checkpoint.load_model(path)
+    assert config.model == model.config
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    assert checkpoint.load_state(path)["step"] == 3
+
+
+def test_found_by_run_folder_and_file(saved, tmp_path):
+    _, path = saved
+    for given in (tmp_path / "run", tmp_path / "run" / "checkpoints", path, path / "state.pt"):
+        assert checkpoint.find(given) == path
+    # The exported model is preferred to a training checkpoint.
+    exported = checkpoint.save(tmp_path / "run", "model", saved[0].state_dict(), Config())
+    assert checkpoint.find(tmp_path / "run") == exported
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint at .*give a run's folder"):
+        checkpoint.find(tmp_path)
+
+
+def test_saving_again_replaces_and_leaves_no_rubbish(saved):
+    model, path = saved
+    with torch.no_grad():
+        model.coarse.keypoint_tokens.zero_()
+    checkpoint.save(path.parent, path.name, model.state_dict(), Config(model=model.config), {})
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert not checkpoint.load_weights(path)["coarse.keypoint_tokens"].any()
+
+
+def test_a_failed_save_leaves_the_old_one(saved, monkeypatch):
+    model, path = saved
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path.parent, path.name, model.state_dict(), Config(), {"step": 4})
+    monkeypatch.undo()
+    assert checkpoint.load_state(path)["step"] == 3
+    assert checkpoint.training_checkpoints(path.parent) == [path]
+
+
+def test_prune_keeps_the_newest(tmp_path):
+    for step in (1, 2, 10):
+        (tmp_path / checkpoint.name_of(step)).mkdir()
+    (tmp_path / "nonfinite-step-00000005").mkdir()
+    checkpoint.prune(tmp_path, 2)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["nonfinite-step-00000005", "step-00000002", "step-00000010"]
+
+
+def test_damaged_files_are_named(saved):
+    _, path = saved
+    (path / "state.pt").write_bytes(b"rubbish")
+    with pytest.raises(checkpoint.CheckpointError, match=r"state\.pt cannot be read.*delete"):
+        checkpoint.load_state(path)
+    (path / "state.pt").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=r"has no state\.pt"):
+        checkpoint.load_state(path)
+    (path / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(checkpoint.CheckpointError, match=r"model\.safetensors cannot be read"):
+        checkpoint.load_weights(path)
+    (path / "config.json").write_text('{"model": {"backbone": "vast"}}')
+    with pytest.raises(checkpoint.CheckpointError, match=r"config\.json: .*backbone"):
+        checkpoint.load_config(path)
+    (path / "config.json").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=r"has no config\.json"):
+        checkpoint.load_config(path)
+
+
+def test_state_never_runs_code(saved):
+    _, path = saved
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"step": Evil()}, path / "state.pt")
+    with pytest.raises(checkpoint.CheckpointError, match=r"state\.pt cannot be read"):
+        checkpoint.load_state(path)
+
+
+def test_weights_that_do_not_fit(saved):
+    model, path = saved
+    other = CMPose(small_config(head_channels=16))
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"does not fit.*head.*instead of.*and \d+ more"
+    ):
+        checkpoint.load_into(other, checkpoint.load_weights(path), path)
+    without = CMPose(small_config(fine="off"))
+    with pytest.raises(checkpoint.CheckpointError, match=r"fine\.\w+.*: unknown"):
+        checkpoint.load_into(without, model.state_dict(), path)

@@ -1,0 +1,101 @@
+"""Model folders: what from_pretrained and save_pretrained leave, and the model card."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from cmpose.config import Config, DataConfig, TrainConfig
+from cmpose.models.cmpose import CMPose
+from cmpose.models.weights.card import model_card
+from cmpose.models.weights.folder import CheckpointError
+from tests.models.builders import build, clips
+
+AP = {"columns": {"Head": 80.123, "Wri": None, "Mean": 71.06}, "joints": [], "ap": []}
+
+
+def test_round_trip(tmp_path):
+    model = build().eval()
+    recipe = Config(model=model.config, data=DataConfig(udp=True), train=TrainConfig(epochs=7))
+    written = model.save_pretrained(tmp_path / "m", recipe=recipe)
+    files = {"model.safetensors", "config.json", "skeleton.json", "README.md"}
+    assert {p.name for p in written.iterdir()} == files
+    loaded = CMPose.from_pretrained(tmp_path / "m")
+    assert loaded.recipe == recipe
+    assert not loaded.training
+    x = clips(2, model.config)
+    assert torch.equal(loaded(x).heatmaps, model(x).heatmaps)
+    # What was loaded is written again with all that was known.
+    loaded.save_pretrained(tmp_path / "again")
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "m" / name).read_bytes()
+
+
+def test_the_backend_is_the_callers(tmp_path):
+    build(backend="auto").save_pretrained(tmp_path / "m")
+    assert CMPose.from_pretrained(tmp_path / "m").config.backend == "auto"
+    loaded = CMPose.from_pretrained(tmp_path / "m", backend="reference")
+    assert loaded.config.backend == "reference"
+
+
+def test_a_model_is_replaced_and_nothing_else(tmp_path):
+    build(seed=1).save_pretrained(tmp_path / "m")
+    model = build(seed=2)
+    model.save_pretrained(str(tmp_path / "m"))
+    loaded = CMPose.from_pretrained(tmp_path / "m")
+    assert torch.equal(loaded.coarse.keypoint_tokens, model.coarse.keypoint_tokens)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("the only copy")
+    with pytest.raises(FileExistsError, match=r"other holds something else than a model"):
+        model.save_pretrained(tmp_path / "other")
+    assert (tmp_path / "other" / "thesis.tex").read_text() == "the only copy"
+
+
+def test_no_model_there(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors there; give a model's fold"):
+        CMPose.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"names on a hub are not.*hf download some/model"):
+        CMPose.from_pretrained("some/model")
+
+
+def test_weights_and_recipe_of_two_models(tmp_path):
+    build().save_pretrained(tmp_path / "m")
+    build(head_channels=16).save_pretrained(tmp_path / "n")
+    (tmp_path / "n" / "model.safetensors").replace(tmp_path / "m" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not fit this model \(head\."):
+        CMPose.from_pretrained(tmp_path / "m")
+
+
+def test_the_card_says_what_is_known(tmp_path):
+    model = build()
+    recipe = Config(model=model.config, data=DataConfig(root="/mnt/disk7/PoseTrack18"))
+    recipe.model.pretrained = "/home/somebody/vitpose-b.pth"
+    run = {"ap": AP, "box_source": "ground truth", "data": "PoseTrack18/val", "clips": 9}
+    other = {"ap": AP, "box_source": "boxes.json"}
+    card = model_card(recipe, [run | {"steps": 120}, other])
+    assert "| PoseTrack18/val |" in card.replace("`", "")
+    assert "| ground truth | 9 | 80.1 | – | 71.1 |" in card
+    assert "| unknown | boxes.json | – | 80.1 | – | 71.1 |" in card
+    assert "| Training data | `PoseTrack18/annotations/train` |" in card
+    assert "| Starting weights | `vitpose-b.pth` |" in card
+    assert "| Steps | 120 |" in card
+    assert f"torch {torch.__version__}" in card
+    # Where things lie on somebody's machine is nobody's business.
+    assert "disk7" not in card
+    assert "somebody" not in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "cmpose"
+    assert front["license"] == "unknown"
+
+
+def test_the_card_says_what_is_unknown(tmp_path):
+    model = build()
+    card = (model.save_pretrained(tmp_path / "m") / "README.md").read_text()
+    for name in ("Steps", "Training data", "Starting weights"):
+        assert f"| {name} | unknown |" in card
+    assert "AP: unknown." in card
+    assert "whether it was run is unknown" in card
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["model"]["backbone"] == "tiny"

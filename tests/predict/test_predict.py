@@ -1,0 +1,209 @@
+"""Prediction on videos: windows, what is written, and bad input."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from cmpose.config import Config
+from cmpose.data.frames import read_picture
+from cmpose.data.video import VideoError
+from cmpose.evaluation.posetrack_ap import score_folders
+from cmpose.models.weights import checkpoint
+from cmpose.predict.predict import predict_video
+from cmpose.predict.predictor import windows
+from tests.models.builders import build
+from tests.shared_data import shared_data
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint with all parts and random weights: nothing here depends on what is learnt."""
+    model = build(
+        num_keypoints=15, image_size=(64, 64), tokens_per_keypoint=1, num_clusters=1, neighbors=1
+    )
+    config = Config(model=model.config)
+    config.train.precision = "fp32"
+    folder = tmp_path_factory.mktemp("weights")
+    checkpoint.save(folder, "model", model.state_dict(), config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(rendered, tmp_path_factory):
+    """The held-out rendered sequence as a video, and its true boxes as detections."""
+    [annotation] = (rendered / "annotations" / "val").glob("*.json")
+    truth = json.loads(annotation.read_text())
+    folder = tmp_path_factory.mktemp("clip")
+    video = folder / f"{annotation.stem}.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 144))
+    for image in truth["images"]:
+        writer.write(read_picture(rendered / image["file_name"]))
+    writer.release()
+    index = {image["id"]: i for i, image in enumerate(truth["images"])}
+    boxes = [
+        {"frame": index[a["image_id"]], "bbox": a["bbox"], "track_id": a["track_id"]}
+        for a in truth["annotations"]
+    ]
+    detections = folder / "boxes.json"
+    detections.write_text(json.dumps(boxes))
+    return video, detections, len(truth["images"]), len(boxes)
+
+
+def _files(folder):
+    return [path for path in (folder / "out" / "journal").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "length", "expected"),
+    [
+        (1, 2, [[0], [1]]),
+        (3, 1, [[0, 0, 0]]),
+        (3, 3, [[0, 0, 1], [0, 1, 2], [1, 2, 2]]),
+        (5, 2, [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]),
+        (5, 4, [[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 3, 3]]),
+    ],
+)
+def test_windows_repeat_the_ends(num_frames, length, expected):
+    assert list(windows(range(length), num_frames)) == expected
+
+
+def test_everything_is_written(weights, clip, tmp_path):
+    video, detections, frames, people = clip
+    metrics = predict_video(
+        video, weights, tmp_path / "out", detections=detections, explain=True, progress=False
+    )
+    assert metrics["frames"] == frames
+    assert metrics["people"] == people
+    assert metrics["box_source"] == "boxes.json"
+    written = json.loads((tmp_path / "out" / "poses" / f"{video.stem}.json").read_text())
+    assert len(written["images"]) == frames
+    assert len(written["annotations"]) == people
+    assert {len(a["keypoints"]) for a in written["annotations"]} == {51}
+    capture = cv2.VideoCapture(str(tmp_path / "out" / f"{video.stem}_poses.mp4"))
+    drawn, original = capture.read()[1], cv2.VideoCapture(str(video)).read()[1]
+    assert drawn.shape == original.shape
+    assert np.abs(drawn.astype(int) - original).max() > 60, "nothing was drawn"
+    pictures = sorted((tmp_path / "out" / "explain").glob("*.png"))
+    assert [str(p.relative_to(tmp_path / "out")) for p in pictures] == sorted(metrics["explained"])
+    assert len(pictures) >= 2
+    picture = cv2.imread(str(pictures[0]))
+    assert picture.shape == (1000, 1600, 3)
+    assert picture.std() > 20
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"]
+    results = json.loads((tmp_path / "out" / "coco" / f"{video.stem}.json").read_text())
+    for result, pose in zip(results, written["annotations"], strict=True):
+        assert (result["image_id"], result["category_id"]) == (pose["image_id"], 1)
+        assert (result["track_id"], result["bbox"]) == (pose["track_id"], pose["bbox"])
+        got = np.array(result["keypoints"]).reshape(17, 3)
+        np.testing.assert_array_equal(got[:, :2], np.reshape(pose["keypoints"], (17, 3))[:, :2])
+        np.testing.assert_array_equal(got[:, 2], pose["scores"])
+        assert result["score"] == pytest.approx(np.sum(pose["scores"]) / 15)
+    left = sorted(str(p.relative_to(tmp_path / "out" / "journal")) for p in _files(tmp_path))
+    assert left == [f"{video.stem}/{name}" for name in (".lock", "finished.json", "settings.json")]
+
+
+def test_score_reads_the_poses_back(weights, clip, rendered, tmp_path):
+    """Order of frames is all that a video keeps of a sequence; ids and names are its own."""
+    video, detections, *_ = clip
+    predict_video(video, weights, tmp_path / "out", detections=detections, progress=False)
+    result = score_folders(
+        rendered / "annotations" / "val", tmp_path / "out" / "poses", match="order"
+    )
+    assert (
+        result.num_predictions
+        == json.loads((tmp_path / "out" / "metrics.json").read_text())["people"]
+    )
+    assert 0 <= result.mean <= 100
+
+
+def test_poses_do_not_depend_on_who_else_is_there(weights, clip, tmp_path):
+    video, detections, *_ = clip
+    entries = json.loads(detections.read_text())
+    first = entries[0]["track_id"]
+    alone = tmp_path / "alone.json"
+    alone.write_text(json.dumps([e for e in entries if e["track_id"] == first]))
+    found = []
+    for name, boxes in (("all", detections), ("alone", alone)):
+        predict_video(video, weights, tmp_path / name, detections=boxes, progress=False)
+        poses = json.loads((tmp_path / name / "poses" / f"{video.stem}.json").read_text())
+        found.append([a["keypoints"] for a in poses["annotations"] if a["track_id"] == first])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+
+
+def test_nobody_in_the_video(weights, tmp_path, capsys):
+    video = tmp_path / "grey.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 144))
+    for _ in range(3):
+        writer.write(np.full((144, 256, 3), 90, np.uint8))
+    writer.release()
+    metrics = predict_video(video, weights, tmp_path / "out", explain=True)
+    assert metrics["people"] == 0
+    assert metrics["box_source"] == "OpenCV HOG people detector"
+    assert "nobody was found: give --detections FILE" in capsys.readouterr().out
+    poses = json.loads((tmp_path / "out" / "poses" / "grey.json").read_text())
+    assert len(poses["images"]) == 3
+    assert poses["annotations"] == []
+
+
+def test_a_video_that_cannot_be_read(weights, tmp_path):
+    with pytest.raises(VideoError, match=r"none\.mp4: no such video"):
+        predict_video(tmp_path / "none.mp4", weights, tmp_path / "out")
+    for name, content in (("empty.mp4", b""), ("text.mp4", b"not a video at all")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(VideoError, match=rf"{name}: OpenCV finds no frame in it"):
+            predict_video(tmp_path / name, weights, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_that_cannot_be_written(weights, clip, tmp_path, monkeypatch):
+    class Closed:
+        def isOpened(self):
+            return False
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(
+        cv2,
+        "VideoWriter",
+        type("W", (), {"fourcc": staticmethod(lambda *_: 0), "__new__": lambda *_: Closed()}),
+    )
+    with pytest.raises(VideoError, match="OpenCV cannot write an MP4 video there"):
+        predict_video(clip[0], weights, tmp_path / "out", detections=clip[1], progress=False)
+
+
+def test_the_video_itself_is_never_written_over(weights, clip, tmp_path):
+    video = tmp_path / clip[0].name
+    video.write_bytes(clip[0].read_bytes())
+    predict_video(video, weights, tmp_path, detections=clip[1], progress=False)
+    assert video.read_bytes() == clip[0].read_bytes()
+
+
+def test_frames_to_explain_must_exist(weights, clip, tmp_path):
+    with pytest.raises(ValueError, match=r"--explain_frames \[99\]: .* has frames 0 to 3"):
+        predict_video(clip[0], weights, tmp_path / "out", explain=True, explain_frames=[1, 99])
+
+
+def test_explain_needs_fine_token_enhancement(clip, tmp_path):
+    model = build(fine="off", num_keypoints=15)
+    checkpoint.save(tmp_path, "model", model.state_dict(), Config(model=model.config))
+    with pytest.raises(ValueError, match=r"--explain needs .*model\.fine=off"):
+        predict_video(clip[0], tmp_path / "model", tmp_path / "out", explain=True)
+
+
+@pytest.mark.shared_data
+def test_people_in_a_real_video_by_hog(weights, tmp_path):
+    video = shared_data("video", "street.mp4")
+    metrics = predict_video(
+        video, weights, tmp_path / "out", explain_frames=[2], explain=True, progress=False
+    )
+    assert metrics["frames"] == 5
+    assert metrics["people"] >= 5
+    assert metrics["explained"]
+    poses = json.loads((tmp_path / "out" / "poses" / "street.json").read_text())
+    boxes = np.array([a["bbox"] for a in poses["annotations"]])
+    assert (boxes[:, 3] > boxes[:, 2]).all(), "people stand upright here"

@@ -1,0 +1,526 @@
+"""Prediction in earnest: batches, interruption, full disks, live sources, constant memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import time
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cmpose.config import Config
+from cmpose.data.video import Shot, Video, VideoInfo, open_video
+from cmpose.data.video_writer import video_writer
+from cmpose.files import Interrupted
+from cmpose.models.weights import checkpoint
+from cmpose.predict import predict as module
+from cmpose.predict import results as predict_results
+from cmpose.predict.detect import Detection
+from cmpose.predict.journal import FRAMES, Journal, JournalError
+from cmpose.predict.predict import predict_video
+from cmpose.predict.predictor import Poses, Predictor
+from tests.models.builders import build
+from tests.recipes import command, one_thread
+from tests.shared_data import PROJECT
+
+LENGTH, SIZE = 60, (96, 64)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    model = build(fine="off", num_keypoints=15)
+    config = Config(model=model.config)
+    config.train.precision = "fp32"
+    folder = tmp_path_factory.mktemp("weights")
+    checkpoint.save(folder, "model", model.state_dict(), config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Noise that two boxes move over, one of them with gaps; frames 30 to 39 show nobody."""
+    folder = tmp_path_factory.mktemp("clip")
+    rng = np.random.default_rng(0)
+    with video_writer(folder / "clip.mp4", SIZE, 25) as writer:
+        for _ in range(LENGTH):
+            noise = rng.integers(0, 255, (8, 12, 3), dtype=np.uint8)
+            writer.write(cv2.resize(noise, SIZE))
+    boxes = []
+    for n in [*range(30), *range(40, LENGTH)]:
+        boxes.append({"frame": n, "bbox": [0.8 * n, 5, 20, 50], "score": 0.9})
+        if n % 7 > 1:
+            boxes.append({"frame": n, "bbox": [70 - 0.8 * n, 2, 22, 60], "score": 0.7})
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    return folder / "clip.mp4", folder / "boxes.json"
+
+
+def predict(clip, weights, out, **options):
+    given = {"detections": clip[1], "progress": False, "bridge": 4, "batch_size": 5, **options}
+    return predict_video(clip[0], weights, out, **given)
+
+
+def results(out, name="clip"):
+    """What must not depend on how a run went: the poses' files, and the video's pictures."""
+    with open_video(out / f"{name}_poses.mp4") as video:
+        pictures = np.stack([shot.picture for shot in video.shots()])
+    return [(out / kind / f"{name}.json").read_bytes() for kind in ("poses", "coco")], pictures
+
+
+@pytest.fixture(scope="module")
+def whole(clip, weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return predict(clip, weights, out), results(out)
+
+
+def assert_same(out, whole):
+    files, pictures = results(out)
+    assert files == whole[1][0]
+    np.testing.assert_array_equal(pictures, whole[1][1])
+
+
+def test_counts(whole):
+    metrics = whole[0]
+    assert metrics["frames"] == LENGTH
+    assert metrics["frames_without_people"] == 10
+    assert metrics["boxes_interpolated"] > 10
+    assert metrics["tracks"] == 4, "both people are new after ten frames of nobody"
+    assert len(whole[1][1]) == LENGTH
+    parts = metrics["seconds_by_part"]
+    assert {"decode", "crop", "model", "draw", "encode", "journal", "write results"} <= set(parts)
+    assert sum(parts.values()) == pytest.approx(metrics["seconds"])
+    assert all(seconds >= 0 for seconds in parts.values()), "no part is counted in two"
+    assert parts["model"] > parts["explain"], "nothing is explained here"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batches_go_over_frames_and_change_nothing(clip, weights, whole, tmp_path, batch_size):
+    sizes = []
+    poses = Predictor.poses
+
+    def counted(self, clips, matrices):
+        sizes.append(len(clips))
+        return poses(self, clips, matrices)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Predictor, "poses", counted)
+    predict(clip, weights, tmp_path, batch_size=batch_size, outputs=["poses"])
+    patch.undo()
+    assert max(sizes) <= batch_size
+    assert np.mean(sizes[:-1]) > {1: 0.99, 3: 1.4, 64: 40}[batch_size]
+    found = json.loads((tmp_path / "poses" / "clip.json").read_text())["annotations"]
+    expected = json.loads(whole[1][0][0])["annotations"]
+    assert [(a["image_id"], a["track_id"]) for a in found] == [
+        (a["image_id"], a["track_id"]) for a in expected
+    ]
+    np.testing.assert_allclose(
+        [a["keypoints"] for a in found], [a["keypoints"] for a in expected], atol=2e-3
+    )
+    assert not (tmp_path / "clip_poses.mp4").exists()
+    assert not (tmp_path / "coco").exists()
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_after(monkeypatch, calls, what=Cut):
+    """The model fails, or the process is asked to stop, at a batch."""
+    poses, count = Predictor.poses, [0]
+
+    def failing(self, clips, matrices):
+        count[0] += 1
+        if count[0] == calls:
+            if what is not Cut:
+                os.kill(os.getpid(), what)
+            else:
+                raise Cut
+        return poses(self, clips, matrices)
+
+    monkeypatch.setattr(Predictor, "poses", failing)
+
+
+@pytest.mark.parametrize("outputs", [["video", "poses", "coco"], ["poses", "coco"]])
+def test_a_run_that_fails_goes_on_to_the_same_results(
+    clip, weights, whole, tmp_path, monkeypatch, outputs
+):
+    for calls in (3, 5):
+        with monkeypatch.context() as patch:
+            cut_after(patch, calls)
+            with pytest.raises(Cut):
+                predict(clip, weights, tmp_path, outputs=outputs)
+    if "video" in outputs:
+        with open_video(tmp_path / "clip_poses.part.mp4") as video:
+            assert 10 < len(list(video.shots())) < LENGTH
+    metrics = predict(clip, weights, tmp_path, outputs=outputs)
+    assert 10 < metrics["resumed_at_frame"] < LENGTH
+    for key in ("frames", "people", "tracks", "boxes_interpolated", "frames_without_people"):
+        assert metrics[key] == whole[0][key], key
+    if "video" in outputs:
+        assert_same(tmp_path, whole)
+        assert not (tmp_path / "clip_poses.part.mp4").exists()
+    else:
+        assert [(tmp_path / k / "clip.json").read_bytes() for k in outputs] == whole[1][0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    clip, weights, whole, tmp_path, monkeypatch, number
+):
+    with monkeypatch.context() as patch:
+        cut_after(patch, 3, number)
+        with pytest.raises(Interrupted) as caught:
+            predict(clip, weights, tmp_path)
+    done = len((tmp_path / "journal" / "clip" / FRAMES).read_text().splitlines())
+    assert f"stopped after {done} of {LENGTH} frames; their poses are kept in" in str(caught.value)
+    assert "the same command goes on from them; what is drawn of the video is in" in str(
+        caught.value
+    )
+    assert predict(clip, weights, tmp_path)["resumed_at_frame"] == done
+    assert_same(tmp_path, whole)
+
+
+def test_a_killed_process_goes_on_to_the_same_results(clip, weights, tmp_path):
+    arguments = [str(clip[0]), "--checkpoint", str(weights), "--detections", str(clip[1])]
+    arguments += ["--batch_size", "2", "--bridge", "4", "--device", "cpu"]
+    arguments += ["--outputs", "[poses]"]
+    journal = tmp_path / "cut" / "journal" / "clip" / FRAMES
+    run = command("predict", *arguments, "--out", str(tmp_path / "cut"))
+    process = subprocess.Popen(run, cwd=PROJECT, env=one_thread(), stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > 9000):
+            time.sleep(0.005)
+        assert process.poll() is None, "it is killed in the middle"
+    finally:
+        process.kill()
+        process.wait()
+    with open(journal, "ab") as file:
+        file.write(b'{"frame": 99, "peo')  # as a power cut may leave it
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        options = {"batch_size": 2, "outputs": ["poses"], "device": "cpu"}
+        metrics = predict(clip, weights, tmp_path / "cut", **options)
+        predict(clip, weights, tmp_path / "whole", **options)
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < metrics["resumed_at_frame"] < LENGTH
+    first, second = (tmp_path / k / "poses" / "clip.json" for k in ("cut", "whole"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_detector_goes_on_as_if_it_had_not_been_cut(weights, clip, tmp_path, monkeypatch):
+    """Boxes that the detector found are replayed into the tracker, not found again."""
+    looked = []
+
+    def found(frame):
+        looked.append(1)
+        at = float(frame.mean()) % 7  # of the picture, and nothing else
+        return [Detection(np.array([20 + at, 4.0, 20, 50]), 0.5 + at / 20)]
+
+    monkeypatch.setattr(module, "detect_people", found)
+    options = {"detections": None, "detect_every": 4, "batch_size": 4}
+    whole = predict(clip, weights, tmp_path / "whole", **options)
+    expected = len(looked)
+    assert expected == LENGTH // 4 + 1, "every fourth, and the last"
+    assert whole["frames_without_people"] == 0
+    assert whole["box_source"] == "OpenCV HOG people detector"
+    looked.clear()
+    with monkeypatch.context() as patch:
+        cut_after(patch, 6)
+        with pytest.raises(Cut):
+            predict(clip, weights, tmp_path / "cut", **options)
+    before = len(looked)
+    assert predict(clip, weights, tmp_path / "cut", **options)["resumed_at_frame"] == 20
+    assert len(looked) - before == expected - 5
+    assert_same(tmp_path / "cut", (whole, results(tmp_path / "whole")))
+
+
+def test_other_settings_are_named_and_overwrite_starts_anew(
+    clip, weights, whole, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        cut_after(patch, 3)
+        with pytest.raises(Cut):
+            predict(clip, weights, tmp_path)
+    boxes = tmp_path / "other.json"
+    boxes.write_text(json.dumps([{"frame": 0, "bbox": [1, 2, 30, 40]}]))
+    for options, message in (
+        ({"min_score": 0.5}, "--min_score was 0.2, is 0.5"),
+        ({"batch_size": 6}, "--batch_size was 5, is 6"),
+        ({"detections": boxes}, "--detections was '"),
+        ({"outputs": ["poses"]}, r"--outputs was \['video', 'poses', 'coco'\], is \['poses'\]"),
+    ):
+        with pytest.raises(JournalError, match=message + r".*another --out, or --overwrite"):
+            predict(clip, weights, tmp_path, **options)
+    model = build(seed=1, fine="off", num_keypoints=15)
+    config = checkpoint.load_config(checkpoint.find(weights))
+    checkpoint.save(tmp_path / "w", "model", model.state_dict(), config)
+    with pytest.raises(JournalError, match="checkpoint's weights was '"):
+        predict(clip, tmp_path / "w", tmp_path)
+    assert predict(clip, weights, tmp_path, overwrite=True)["resumed_at_frame"] == 0
+    assert_same(tmp_path, whole)
+    again = predict(clip, weights, tmp_path, progress=True)
+    assert again == json.loads((tmp_path / "metrics.json").read_text())
+    assert "clip.mp4 is done already, in" in capsys.readouterr().out
+
+
+def test_two_runs_do_not_write_at_once(clip, weights, tmp_path, monkeypatch):
+    poses = Predictor.poses
+
+    def nested(self, *arguments):
+        with pytest.raises(JournalError, match="another cmpose predict is writing there"):
+            predict(clip, weights, tmp_path)
+        return poses(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "poses", nested)
+    predict(clip, weights, tmp_path, max_frames=2)
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done(clip, weights, whole, tmp_path, monkeypatch):
+    """At the journal, which takes half a line; at the video; at the poses' file."""
+    written = [0]
+
+    class Full:
+        """A disk with room for 5000 bytes of the journal."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            if written[0] + len(data) <= 5000:
+                written[0] += self.file.write(data)
+                return len(data)
+            if written[0] < 5000:
+                part = 5000 - written[0]
+                written[0] = 5000
+                return self.file.write(data[:part])
+            full_disk()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with monkeypatch.context() as patch:
+        make = Journal.__init__
+
+        def limited(self, folder):
+            make(self, folder)
+            self._file = Full(self._file)
+
+        patch.setattr(Journal, "__init__", limited)
+        with pytest.raises(
+            OSError,
+            match=r"frames\.jsonl: No space left on device; the poses of "
+            r"\d+ frames are kept in .*make room there and run the same command",
+        ):
+            predict(clip, weights, tmp_path)
+    journal = tmp_path / "journal" / "clip" / FRAMES
+    assert 0 < journal.stat().st_size < 5000
+    assert journal.read_bytes().endswith(b"}\n"), "half a line is taken back"
+    for owner, name, file in (
+        (module.VideoWriter, "write", "frames.jsonl"),
+        (predict_results, "write_posetrack18_frames", "frames.jsonl"),
+        (predict_results, "write_coco_results", "frames.jsonl"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full_disk)
+            with pytest.raises(OSError, match=rf"{file}: No space left.*are kept in"):
+                predict(clip, weights, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "poses", None)  # every pose is in the journal by now
+        predict(clip, weights, tmp_path)
+    assert_same(tmp_path, whole)
+
+
+class Camera:
+    """Four seconds of noise, and a Ctrl-C in the middle."""
+
+    asks_at = 25
+
+    def __init__(self, what):
+        assert what == 0
+        self.number = -1
+
+    def read(self):
+        self.number += 1
+        if self.number == self.asks_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        noise = np.random.default_rng(self.number).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+        return True, noise
+
+    def get(self, what):
+        return 15.0 if what == cv2.CAP_PROP_FPS else -1.0
+
+    def release(self):
+        pass
+
+
+def people_everywhere(frame):
+    return [Detection(np.array([20.0, 4.0, 20, 50]), 0.5)]
+
+
+def test_a_camera_ends_by_ctrl_c_or_max_frames(weights, tmp_path, monkeypatch):
+    real = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda w: Camera(w) if w == 0 else real(w))
+    monkeypatch.setattr(module, "detect_people", people_everywhere)
+    metrics = predict_video("0", weights, tmp_path / "a", progress=False)
+    assert 25 <= metrics["frames"] <= 27
+    assert metrics["people"] == metrics["frames"]
+    assert metrics["frames_missing"] == 0
+    assert len(results(tmp_path / "a", "camera0")[1]) == metrics["frames"]
+    assert predict_video("0", weights, tmp_path / "b", max_frames=8, progress=False)["frames"] == 8
+    with monkeypatch.context() as patch:
+        patch.setattr(Camera, "asks_at", -1)
+        cut_after(patch, 2)
+        with pytest.raises(Cut):
+            predict_video("0", weights, tmp_path / "c", progress=False)
+    metrics = predict_video("0", weights, tmp_path / "c", progress=False)
+    poses = json.loads((tmp_path / "c" / "poses" / "camera0.json").read_text())
+    assert len(poses["images"]) == metrics["frames"] == metrics["resumed_at_frame"] == 16
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text('[{"frame": 0, "bbox": [1, 2, 30, 40]}]')
+    with pytest.raises(ValueError, match=r"--detections .*boxes\.json: 0 is live"):
+        predict_video("0", weights, tmp_path / "d", detections=boxes)
+
+
+def test_a_folder_of_pictures_is_scored_by_name(rendered, weights, tmp_path):
+    """The frames' own names are kept, so that PoseTrack's evaluation finds them."""
+    [annotation] = (rendered / "annotations" / "val").glob("*.json")
+    truth = json.loads(annotation.read_text())
+    folder = (rendered / truth["images"][0]["file_name"]).parent
+    boxes = tmp_path / "boxes.json"
+    numbers = {image["id"]: n for n, image in enumerate(truth["images"])}
+    boxes.write_text(
+        json.dumps(
+            [{"frame": numbers[a["image_id"]], "bbox": a["bbox"]} for a in truth["annotations"]]
+        )
+    )
+    predict_video(folder, weights, tmp_path / "out", detections=boxes, progress=False)
+    poses = json.loads((tmp_path / "out" / "poses" / f"{folder.name}.json").read_text())
+    assert [i["file_name"].split("/")[-2:] for i in poses["images"]] == [
+        i["file_name"].split("/")[-2:] for i in truth["images"]
+    ]
+
+
+def test_an_unreadable_picture_stops_and_what_was_done_is_kept(weights, clip, tmp_path, capsys):
+    folder = tmp_path / "seq"
+    folder.mkdir()
+    with open_video(clip[0]) as video:
+        for shot in video.shots():
+            cv2.imwrite(str(folder / f"{shot.number}.png"), shot.picture)
+    good = (folder / "45.png").read_bytes()
+    (folder / "45.png").write_bytes(good[:99])
+    source = folder, clip[1]
+    with pytest.raises(RuntimeError, match=r"45\.png: not a readable picture"):
+        predict(source, weights, tmp_path / "out")
+    kept = len((tmp_path / "out" / "journal" / "seq" / FRAMES).read_text().splitlines())
+    assert 20 < kept < 45
+    metrics = predict(source, weights, tmp_path / "skip", on_error="skip", progress=True)
+    assert metrics["frames_unreadable"] == 1
+    assert metrics["frames_without_people"] == 11
+    assert "1 pictures were unreadable, and skipped" in capsys.readouterr().out
+
+
+def test_a_video_that_is_cut_off_is_done_as_far_as_it_goes(weights, clip, tmp_path, capsys):
+    whole = tmp_path / "whole.avi"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*"MJPG"), 10, SIZE)
+    with open_video(clip[0]) as video:
+        for shot in video.shots():
+            writer.write(shot.picture)
+    writer.release()
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    metrics = predict((cut, clip[1]), weights, tmp_path / "out", progress=True)
+    assert 20 < metrics["frames"] < 45
+    assert metrics["frames"] + metrics["frames_missing"] == LENGTH
+    out = capsys.readouterr().out
+    assert f"{LENGTH} frames in its header, {metrics['frames']} could be decoded" in out
+    assert "detections are of frames behind the last one decoded" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
+        ({"max_frames": 0}, "--max_frames 0: must be at least 1"),
+        ({"smooth": -1}, "--smooth -1: must be 0 to 250"),
+        ({"outputs": ["gif"]}, r"--outputs \['gif'\]: some of \['video', 'poses', 'coco'\]"),
+        ({"outputs": []}, r"--outputs \[\]: some of"),
+        (
+            {"detections": None, "detect_every": 9},
+            "--bridge 4: the detector runs every 9 frames, so 8 frames must be bridged at least",
+        ),
+    ],
+)
+def test_options_that_cannot_be(clip, weights, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        predict(clip, weights, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+class Long(Video):
+    """Hours of one picture."""
+
+    def __init__(self, frames):
+        self.info = VideoInfo("long", "long", 96, 64, 25.0, frames)
+
+    def shots(self, skip=0):
+        picture = np.zeros((64, 96, 3), np.uint8)
+        return (Shot(n, picture.copy()) for n in range(self.info.frames))
+
+    def signature(self):
+        return {}
+
+
+class Cheap:
+    """A model that answers at once, in place of the network."""
+
+    def __init__(self, num_keypoints):
+        self.answer = np.random.default_rng(0).uniform(0, 60, (num_keypoints, 2))
+
+    def crops(self, window, boxes):
+        return torch.zeros(len(boxes), 1), np.zeros((len(boxes), 2, 3))
+
+    def poses(self, clips, matrices):
+        keypoints = np.tile(self.answer, (len(clips), 1, 1))
+        return Poses(keypoints, np.full(keypoints.shape[:2], 0.5), None, matrices)
+
+
+def test_memory_does_not_grow_with_the_length(weights, tmp_path, monkeypatch):
+    """Peaks of allocated memory, over two lengths of which one is five times the other."""
+    peaks = {}
+    cheap = Cheap(15)
+    for name in ("crops", "poses"):
+        monkeypatch.setattr(Predictor, name, lambda self, *a, name=name: getattr(cheap, name)(*a))
+    monkeypatch.setattr(module, "detect_people", people_everywhere)
+    for frames in (20, 150, 750):  # the first warms up
+        monkeypatch.setattr(module, "open_video", lambda *_, n=frames, **__: _Opened(Long(n)))
+        tracemalloc.start()
+        metrics = predict_video(
+            "long", weights, tmp_path / str(frames), outputs=["poses", "coco"], progress=False
+        )
+        peaks[frames] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert metrics["people"] == metrics["frames"] == frames
+    assert peaks[750] < 1.02 * peaks[150] + 50_000, peaks
+
+
+class _Opened:
+    def __init__(self, video):
+        self.video = video
+
+    def __enter__(self):
+        return self.video
+
+    def __exit__(self, *_):
+        pass

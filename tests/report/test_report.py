@@ -1,0 +1,427 @@
+"""Reports of training runs and of predictions: what is gathered, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cmpose import config as configuration
+from cmpose.cli import main
+from cmpose.config import Config
+from cmpose.data.formats.posetrack import load_annotations
+from cmpose.data.frames import read_picture
+from cmpose.data.sequence import Frame, Person, Sequence
+from cmpose.evaluation.posetrack_ap import COLUMNS
+from cmpose.models.weights import checkpoint
+from cmpose.predict.predict import predict_video
+from cmpose.report import training as report_training
+from cmpose.report.clips import Sample, Samples, head_size, pick, rank
+from cmpose.report.files import ReportError
+from cmpose.report.page import Clip, Shown
+from cmpose.report.report import gather, report, within_budget
+from cmpose.report.training import read_log
+from cmpose.train.train import train
+from tests import browser
+from tests.models.builders import build
+from tests.recipes import FINE, recipe
+
+
+@pytest.fixture(scope="module")
+def run(rendered, tmp_path_factory):
+    """Two epochs of the rendered clips, evaluated after each."""
+    folder = tmp_path_factory.mktemp("trained") / "a run"
+    # The kernels run slowly on a CPU, and have tests of their own.
+    fields = FINE | {"train.evaluate_every": 1, "model.backend": "reference"}
+    train(recipe(rendered, **fields), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prediction(run, rendered, tmp_path_factory):
+    """The held-out clip as a video, predicted with pictures of two frames."""
+    [sequence] = load_annotations("annotations/val", rendered)
+    folder = tmp_path_factory.mktemp("predicted")
+    video = folder / "walk.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 144))
+    for frame in sequence.frames:
+        writer.write(read_picture(rendered / frame.file_name))
+    writer.release()
+    boxes = [
+        {"frame": i, "bbox": person.box.tolist(), "score": 1.0, "track_id": person.track_id}
+        for i, frame in enumerate(sequence.frames)
+        for person in frame.people
+    ]
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    predict_video(
+        video,
+        run,
+        folder / "out",
+        detections=folder / "boxes.json",
+        explain=True,
+        explain_frames=[1, 2],
+        progress=False,
+    )
+    return folder / "out"
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """The run, to take things out of."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+# -- which clips -----------------------------------------------------------------------------------
+
+
+def person(x: float, track: int = 0, head: float = 30.0, missing: int = 0) -> Person:
+    """Joints at (x, 0), the first ``missing`` ones not annotated; head box 3-4-5 × head / 5."""
+    keypoints = np.zeros((15, 3))
+    keypoints[missing:] = [x, 0, 1]
+    box = np.array([0, 0, 0.6 * head, 0.8 * head])
+    return Person(np.array([0.0, 0, 10, 10]), keypoints, box if head else None, track)
+
+
+def sequence(*frames: list[Person]) -> Sequence:
+    made = [Frame(100 + i, f"s/{i:06d}.jpg", i, people=people) for i, people in enumerate(frames)]
+    return Sequence("s", "s", made)
+
+
+def test_errors_are_in_head_sizes():
+    """Worked by hand: a head of diagonal 30 is 18 pixels large."""
+    assert head_size(person(0)) == pytest.approx(18)
+    truth = sequence([person(0, 0, missing=5), person(100, 1)], [person(0, 0, head=0)], [])
+    poses = sequence([person(136, 1), person(9, 0)], [person(3, 0)], [])
+    found = rank([truth], [poses], own_boxes=True)
+    errors = [[sample.error for sample in track] for track in found.tracks]
+    assert errors == [[pytest.approx(0.5), None], [pytest.approx(2.0)]]
+    assert found.measured == 2
+    assert found.left_out() == " Not measured: 1 people without a head box."
+    none = rank([truth], [], own_boxes=True)
+    assert not none.ranked
+    assert none.left_out() == ""
+
+
+def test_detected_poses_are_those_nearest():
+    """Their track ids say nothing about whom they show."""
+    truth = sequence([person(0, 0), person(100, 1)])
+    poses = sequence([person(91, 0), person(9, 1)])
+    [[first], [second]] = rank([truth], [poses], own_boxes=False).tracks
+    assert first.pose is poses.frames[0].people[1]
+    assert second.pose is poses.frames[0].people[0]
+    [[first], [second]] = rank([truth], [poses], own_boxes=True).tracks
+    assert first.error == pytest.approx(91 / 18)
+    assert rank([truth], [sequence([])], own_boxes=False).unpredicted == 2
+
+
+def sample(error: float | None, track: int) -> Sample:
+    frame = Frame(0, "s/0.jpg", 0)
+    return Sample(Sequence("s", "s", [frame]), frame, person(0, track), None, error, 18.0)
+
+
+def test_a_person_is_shown_once():
+    errors = [[0.1, 3.0], [0.2, 0.4], [None, 2.0], [0.3], [None]]
+    samples = Samples([[sample(e, i) for e in track] for i, track in enumerate(errors)])
+    worst, best = pick(samples, 2)
+    assert [s.error for s in worst] == [3.0, 2.0]
+    assert [s.error for s in best] == [0.2, 0.3]
+    worst, best = pick(samples, 9)  # more than there are: half and half
+    assert [s.error for s in worst + best] == [3.0, 2.0, 0.2, 0.3]
+    unknown = Samples([[sample(None, 0), sample(None, 0), sample(None, 0)]])
+    assert pick(unknown, 1) == ([unknown.tracks[0][1]], [])
+
+
+# -- a training run --------------------------------------------------------------------------------
+
+
+def test_what_a_training_run_has(run, rendered):
+    found = gather(run, clips=1)
+    assert found.title == "a run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    charts = {chart.title: chart for chart in found.charts}
+    assert list(charts) == ["Loss", "AP by step", "Learning rate", "Gradient norm"]
+    named = {line.name: line.points for line in charts["Loss"].lines}
+    assert set(named) == {"loss", "pose", "mask", "noise", "selection"}
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert named["loss"] == [(line["step"], line["loss"]) for line in steps]
+    evaluated = [line for line in lines if line["kind"] == "evaluate"]
+    assert len(evaluated) == 2
+    assert charts["AP by step"].lines[0].points == [(e["step"], e["Mean"]) for e in evaluated]
+    # A column whose joints nobody has in this small set has no AP.
+    known = [c for c in ("Mean", *COLUMNS) if any(e[c] is not None for e in evaluated)]
+    assert [line.name for line in charts["AP by step"].lines] == known
+
+    by_joint, by_column = found.tables
+    assert [row[1][0] for row in by_joint.rows] == metrics["ap"]["ap"]
+    assert dict(by_column.rows)["Mean"] == [metrics["ap"]["columns"]["Mean"]]
+    assert by_joint.columns == ["ground truth"]
+    assert any(f"boxes: ground truth, {metrics['clips']} clips" in n for n in found.table_notes)
+    assert any(f"{rendered}: annotations/val" in note for note in found.table_notes)
+
+    assert len(found.worst) == 1
+    assert "head sizes" in found.worst[0].heading
+    assert found.worst[0].picture.startswith("data:image/jpeg;base64,")
+    assert not found.absent
+    for clip in found.clips:
+        assert 1 <= len(clip.frames) <= 4
+        for frame in clip.frames:
+            assert frame.record["tokens"]["assignment"] is not None
+            assert frame.record["truth"] is not None
+            assert frame.head > 0
+
+
+def test_the_model_run_again_gives_the_evaluated_poses(run, rendered):
+    """The page's records hold the poses that were written, ranked and scored."""
+    found = gather(run, clips=1)
+    [written] = load_annotations(run / "predictions")
+    clip = found.clips[found.worst[0].clip]
+    start = clip.frames[clip.start]
+    error = float(found.worst[0].heading.split()[0])
+    record = start.record
+    truth = np.array([point or [np.nan] * 2 for point in record["truth"]])
+    # In crop pixels and at float32, what was ranked in image pixels from the files.
+    [original] = load_annotations("annotations/val", rendered)
+    who = int(found.worst[0].detail.split("person ")[1].split(",")[0])
+    frame = next(f for f in original.frames if start.label == f"frame {f.index}")
+    annotated = next(p for p in frame.people if p.track_id == who)
+    known = annotated.keypoints[:, 2] > 0
+    distance = np.linalg.norm(truth - np.array(record["keypoints"]), axis=1)[known]
+    assert distance.mean() / start.head == pytest.approx(error, abs=0.02)
+    assert len(written.frames) == 4
+
+
+def test_logs_of_killed_and_resumed_runs(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = [
+        {"kind": "train", "step": step, "loss": loss} for step, loss in ((1, 9), (2, 8), (2, 7))
+    ]
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "train", "st')
+    assert [(line["step"], line["loss"]) for line in read_log(log)] == [(1, 9), (2, 7)]
+
+
+def test_evaluations_with_other_boxes_stand_side_by_side(copied):
+    metrics = json.loads((copied / "metrics.json").read_text())
+    other = metrics | {"box_source": "val_boxes.json", "annotations": "elsewhere: annotations/val"}
+    other["ap"] = metrics["ap"] | {"ap": [12.5] * 15}
+    for place in ("detected", "model/evaluation"):
+        (copied / place).mkdir(parents=True)
+        (copied / place / "metrics.json").write_text(json.dumps(other))
+    table = gather(copied, clips=1).tables[0]
+    assert table.columns[0] == "ground truth"
+    assert set(table.columns[1:]) == {
+        "val_boxes.json (detected)",
+        "val_boxes.json (model/evaluation)",
+    }
+    assert table.rows[0][1][1:] == [12.5, 12.5]
+    assert any("data set elsewhere: annotations/val" in n for n in gather(copied, 1).table_notes)
+
+
+def test_a_run_without_an_evaluation(copied):
+    """The first people are shown, unranked."""
+    (copied / "metrics.json").unlink()
+    shutil.rmtree(copied / "predictions")
+    log = copied / "log.jsonl"
+    train_only = [line for line in log.read_text().splitlines() if '"evaluate"' not in line]
+    log.write_text("\n".join(train_only) + "\n")
+    found = gather(copied, clips=2)
+    assert found.absent["ap"].startswith("This run has not been evaluated")
+    assert found.groups == ("Clips", "")
+    assert found.worst
+    assert not found.best
+    assert "nothing is ranked" in found.measure
+    assert found.clips
+    assert "not evaluated" in found.lead
+
+
+def test_a_run_that_has_not_ended(copied):
+    """Its log knows the AP of its last evaluation."""
+    (copied / "metrics.json").unlink()
+    found = gather(copied, clips=1)
+    [table] = found.tables
+    assert table.rows[-1][0] == "Mean"
+    assert "the run has not ended" in found.table_notes[1]
+    assert found.worst
+
+
+def test_data_that_was_moved_away(copied, tmp_path, rendered):
+    config = json.loads((copied / "config.json").read_text())
+    config["data"]["root"] = str(tmp_path / "gone")
+    (copied / "config.json").write_text(json.dumps(config))
+    found = gather(copied)
+    assert found.tables
+    assert found.charts
+    for part in ("clips", "tokens"):
+        assert "the annotations cannot be read" in found.absent[part]
+        assert str(tmp_path / "gone") in found.absent[part]
+    (tmp_path / "gone").mkdir()  # the annotations are there, the frames are not
+    shutil.copytree(rendered / "annotations", tmp_path / "gone" / "annotations")
+    found = gather(copied)
+    assert "its frames cannot be read" in found.absent["clips"]
+    assert not found.worst
+    report(copied)
+
+
+def test_a_run_whose_weights_are_gone(copied):
+    for folder in ("model", "checkpoints"):
+        shutil.rmtree(copied / folder)
+    found = gather(copied, clips=1)
+    assert "The model cannot be run again: no checkpoint at" in found.absent["tokens"]
+    assert found.worst[0].clip is None
+    assert not found.clips
+
+
+def test_a_model_without_fine_token_enhancement(copied):
+    config = json.loads((copied / "config.json").read_text())
+    config["model"] |= {"fine": "off", "tokens_per_keypoint": 0}
+    model = build(fine="off", num_keypoints=15, image_size=(64, 64), tokens_per_keypoint=0)
+    recipe_of = configuration.from_dict(config)
+    shutil.rmtree(copied / "model")
+    saved = Config(model=model.config, data=recipe_of.data, train=recipe_of.train)
+    checkpoint.save(copied, "model", model.state_dict(), saved)
+    (copied / "config.json").write_text(json.dumps(configuration.to_dict(saved)))
+    found = gather(copied, clips=1)
+    assert found.clips[0].frames[0].record["tokens"] is None
+    assert ("Fine Token Enhancement", "model.fine=off") in found.facts
+
+
+def test_a_run_that_has_logged_nothing(copied):
+    (copied / "log.jsonl").write_text("")
+    found = gather(copied, clips=1)
+    assert "train.log_every = 1 steps" in found.absent["curves"]
+
+
+# -- a prediction ----------------------------------------------------------------------------------
+
+
+def test_what_a_prediction_has(prediction):
+    found = gather(prediction, clips=2)
+    metrics = json.loads((prediction / "metrics.json").read_text())
+    poses = json.loads((prediction / "poses" / "walk.json").read_text())["annotations"]
+    assert found.kind == "Prediction"
+    assert found.title == "walk.mp4"
+    assert f"{metrics['people']} poses in 4 frames (boxes: boxes.json)" in found.lead
+    assert "no AP" in found.absent["ap"]
+    scores = found.charts[0]
+    assert scores.title == "Score by frame"
+    drawn = sorted(y for line in scores.lines for _, y in line.points)
+    slots = [0, 1, 2, *range(5, 17)]  # all but the ears
+    assert drawn == pytest.approx(sorted(np.array(p["scores"])[slots].mean() for p in poses))
+    assert found.groups == ("Lowest score", "Highest score")
+    lowest = min(drawn)
+    assert found.worst[0].heading == f"score {lowest:.2f}"
+    tracks = {p["track_id"] for p in poses}
+    assert {clip.name for clip in found.clips} == {f"walk, person {t}" for t in tracks}
+    assert [f.label for f in found.clips[0].frames] == ["frame 1", "frame 2"]
+    assert found.worst[0].clip is not None
+
+
+def test_a_prediction_without_pictures(prediction, tmp_path):
+    out = Path(shutil.copytree(prediction, tmp_path / "out"))
+    shutil.rmtree(out / "explain")
+    (out / "walk_poses.mp4").unlink()
+    found = gather(out)
+    assert "cmpose predict --explain writes one beside each" in found.absent["tokens"]
+    assert "cut out of NAME_poses.mp4, which is not here" in found.absent["clips"]
+    shutil.rmtree(out / "poses")
+    found = gather(out)
+    assert "Nobody was found" in found.absent["curves"]
+    report(out)
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def test_both_pages_in_a_browser(run, prediction, tmp_path, capsys):
+    browser.require_browser()
+    main(["report", str(prediction), "--clips", "1"])
+    assert "report.html: " in capsys.readouterr().out
+    pages = [report(run, tmp_path / "training.html", 1), prediction / "report.html"]
+    with browser.open_browser() as chromium:
+        for page in pages:
+            with browser.open_page(chromium, page, viewport={"width": 390, "height": 844}) as (
+                tab,
+                watch,
+            ):
+                tab.wait_for_selector("#explorer[data-shown]")
+                assert tab.locator(".chart polyline").count() >= 2
+                assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+                before = tab.get_attribute("#explorer", "data-shown")
+                tab.locator("#keypoints button").nth(7).click()
+                tab.wait_for_function(
+                    "old => document.getElementById('explorer').dataset.shown !== old", arg=before
+                )
+                assert watch.said == []
+                assert watch.asked == []
+            assert page.stat().st_size < 2_000_000
+
+
+def test_a_page_stays_small():
+    record = {"crop": "x" * 1000}
+    clips = [
+        Clip("a", [Shown(str(i), record) for i in range(7)], 3),
+        Clip("b", [Shown("0", record)]),
+    ]
+    assert not within_budget(clips, 10_000)
+    assert within_budget(clips, 5_000)
+    assert len(clips[1].frames) == 1
+    assert clips[0].frames[clips[0].start].label == "3"
+    assert sum(len(json.dumps(f.record)) for clip in clips for f in clip.frames) <= 5_000
+    assert within_budget(clips, 10)  # a frame a clip is kept
+    assert [len(clip.frames) for clip in clips] == [1, 1]
+
+
+def test_folders_that_are_no_run(tmp_path, run):
+    expected = (
+        r"give the folder of a training run \(it holds config.json and log.jsonl\) or the out"
+    )
+    with pytest.raises(ReportError, match=rf"none: no such folder; {expected}"):
+        report(tmp_path / "none")
+    with pytest.raises(ReportError, match=rf"nothing to report on; {expected}"):
+        report(tmp_path)
+    with pytest.raises(ReportError, match="--clips 0: must be at least 1"):
+        report(run, clips=0)
+    with pytest.raises(ReportError, match=r"--out .*: is a folder; name a file, such as"):
+        report(run, tmp_path)
+
+
+def test_broken_files_are_named(copied, prediction, tmp_path):
+    (copied / "metrics.json").write_text("{")
+    with pytest.raises(ReportError, match=r"metrics\.json: cannot be read \(.*\); mend it, or del"):
+        gather(copied)
+    (copied / "metrics.json").unlink()
+    next((copied / "predictions").glob("*.json")).write_text("[]")
+    with pytest.raises(ReportError, match=r"predictions/.*; evaluate again, or delete"):
+        gather(copied)
+    (copied / "config.json").write_text("{")
+    with pytest.raises(ReportError, match=r"config\.json"):
+        gather(copied)
+    out = Path(shutil.copytree(prediction, tmp_path / "out"))
+    next((out / "explain").glob("*.json")).write_text("{}")
+    with pytest.raises(ReportError, match=r"version None, this cmpose reads 1; write it again"):
+        gather(out)
+    next((out / "poses").glob("*.json")).write_text("{}")
+    with pytest.raises(ReportError, match="predict again"):
+        gather(out)
+
+
+def test_a_name_is_not_a_program(copied):
+    (copied / "detected<img src=x>").mkdir()
+    shutil.copy(copied / "metrics.json", copied / "detected<img src=x>" / "metrics.json")
+    text = report(copied, clips=1).read_text(encoding="utf-8")
+    assert "<img src=x>" not in text
+    assert "detected&lt;img src=x&gt;" in text
+
+
+def test_terms_that_are_off_are_not_drawn():
+    log = [
+        {"kind": "train", "step": s, "loss": 2.0, "pose": 2.0, "mask": 0.0, "lr": 1e-3}
+        for s in (1, 2)
+    ]
+    [loss, rate] = report_training._charts(log)
+    assert [line.name for line in loss.lines] == ["loss", "pose"]
+    assert rate.title == "Learning rate"

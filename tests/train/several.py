@@ -1,0 +1,156 @@
+"""``python -m tests.train.several JOBS``: one of several gloo processes that go through jobs.
+
+JOBS is a JSON list of [kind, arguments, port]; every process is started with torchrun's variables,
+and a job is a process group of its own. One pair of processes for many checks: importing torch
+takes longer than most of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+import cmpose.evaluation.evaluate as evaluation
+import cmpose.train.step as step_module
+import cmpose.train.train as engine
+from cmpose import config as configuration
+from cmpose.distributed import world
+from cmpose.evaluation.inference import clip_images
+from cmpose.models.cmpose import CMPose
+from cmpose.train import parallel
+from cmpose.train.parallel import gather, share, whole
+from cmpose.train.step import LossModule
+
+
+class Descend(torch.optim.SGD):
+    """SGD that takes AdamW's arguments."""
+
+    def __init__(self, groups, lr, fused) -> None:
+        groups = [{**group, "weight_decay": 0.0} for group in groups]
+        super().__init__(groups, lr=lr, fused=fused)
+
+
+@contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Runs within it keep weights, and compute, in the dtype."""
+    wide = getattr(torch, dtype)
+    images = functools.partial(clip_images, dtype=wide)
+    buckets = functools.partial(parallel.DistributedDataParallel, bucket_cap_mb=4)
+    with (
+        mock.patch.object(engine, "CMPose", lambda model: CMPose(model).to(wide)),
+        mock.patch.object(engine, "clip_images", images),
+        mock.patch.object(evaluation, "clip_images", images),
+        mock.patch.object(step_module, "COMPILER", "aot_eager"),
+        # Small buckets, so that this small model has several, as large ones have.
+        mock.patch.object(parallel, "DistributedDataParallel", buckets),
+    ):
+        yield
+
+
+class Started(engine._Run):
+    """Keeps the weights it starts from."""
+
+    def run(self, resume):
+        weights = gather(self.core.state_dict(), self.world)
+        if self.world.main:
+            self.output.mkdir(parents=True)
+            save_file(weights, self.output / "start.safetensors")
+        return super().run(resume)
+
+
+def descend(recipe: str, output: str, dtype: str) -> None:
+    """A run by plain gradient descent, in a dtype."""
+    with (
+        precision(dtype),
+        mock.patch.object(torch.optim, "AdamW", Descend),
+        mock.patch.object(engine, "_Run", Started),
+    ):
+        engine.train(configuration.load(recipe), output, progress=False)
+
+
+def train(recipe: str, output: str, dtype: str, goes_on_from: str = "") -> None:
+    """A run as it is, in a dtype; it may go on from another run's checkpoint."""
+    if goes_on_from and os.environ.get("RANK", "0") == "0":
+        source = Path(goes_on_from)
+        shutil.copytree(source, Path(output) / "checkpoints" / source.name)
+    with precision(dtype):
+        config = configuration.load(recipe)
+        engine.train(config, output, resume=bool(goes_on_from), progress=False)
+
+
+def fail(recipe: str, output: str) -> None:
+    """A run that must find its gradient not finite; its message goes to OUTPUT/message."""
+    try:
+        engine.train(configuration.load(recipe), output, progress=False)
+    except engine.NonFiniteLoss as error:
+        (Path(output) / f"message{os.environ['RANK']}").write_text(str(error))
+
+
+def gradients(recipe: str, output: str) -> None:
+    """This process's own gradients of a batch, and what the processes make of them.
+
+    OUTPUT/RANK.safetensors holds ``own.NAME`` and, for each way of sharing, ``WAY.NAME``.
+    """
+    found: dict[str, torch.Tensor] = {}
+    config = configuration.load(recipe)
+    with world("cpu") as place:
+        for way in ("own", "ddp.none", "ddp.bf16", "fsdp.none", "fsdp.bf16"):
+            kind, _, compression = way.partition(".")
+            torch.manual_seed(0)
+            core = CMPose(config.model)
+            losses = LossModule(core)
+            module: torch.nn.Module = losses
+            if way != "own":
+                config.train.distributed, config.train.gradient_compression = kind, compression
+                module = share(losses, core, config, place)
+            torch.manual_seed(1 + place.rank)
+            model = config.model
+            images = torch.randn(2, model.num_frames, 3, *model.image_size)
+            centers = torch.rand(2, model.num_keypoints, 2) * 10
+            weight = torch.ones(2, model.num_keypoints)
+            seed, joints = torch.tensor([5]), torch.tensor(30.0)
+            result, _ = module(images, seed, 2 * place.rank, centers, weight, joints)
+            result.total.backward()
+            for name, parameter in core.named_parameters():
+                found[f"{way}/{name}"] = whole(parameter.grad).clone()
+            dist.barrier()
+        save_file(found, Path(output) / f"{place.rank}.safetensors")
+
+
+JOBS = {"descend": descend, "train": train, "fail": fail, "gradients": gradients}
+
+
+def die_twice(recipe: str, output: str) -> None:
+    """A run whose second process is killed before the first checkpoint, and after it."""
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    deadly = {0: 1, 1: 3}.get(attempt)
+    original = engine._Run._step
+
+    def step(self, batch):
+        if self.step == deadly and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch)
+
+    with mock.patch.object(engine._Run, "_step", step):
+        engine.train(configuration.load(recipe), output, progress=False)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        die_twice(*sys.argv[1:])
+    else:
+        for kind, arguments, port in json.loads(Path(sys.argv[1]).read_text()):
+            os.environ["MASTER_PORT"] = str(port)
+            JOBS[kind](*arguments)

@@ -1,0 +1,201 @@
+"""The prediction before a run: operations, memory, what it advises."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmpose import ops
+from cmpose.cli import main
+from cmpose.config import Config, ModelConfig, TrainConfig, load
+from cmpose.models.cmpose import CMPose
+from cmpose.train import plan
+from cmpose.train.plan import forward_flops, plan_step, report, savings, training_flops
+from cmpose.train.step import LossModule
+from tests.models.builders import seed_tensor, small_config
+from tests.shared_data import PROJECT
+
+VARIANTS = {
+    "small": small_config(),
+    "token head": small_config(head="token"),
+    "token head, no fine": small_config(head="token", fine="off"),
+    "causal only": small_config(fine="causal_only"),
+    "one task, deeper": small_config(mask_task=False, criss_cross_depth=2, depth=3),
+    "recomputed": small_config(depth=3, checkpoint_activations=True),
+    "patches": small_config(stem="patch", num_frames=5, head_channels=24),
+}
+
+
+def product_added(_: list[int], a: list[int], b: list[int], **__: object) -> int:
+    """A product that is added to a tensor in place, which torch does not count by itself."""
+    return 2 * a[0] * a[1] * b[1]
+
+
+def counted(config: ModelConfig, *, backward: bool) -> float:
+    """What torch counts for one clip, on the meta device."""
+    B = 2
+    with torch.device("meta"):
+        losses = LossModule(CMPose(config))
+        images = torch.empty(B, config.num_frames, 3, *config.image_size)
+        centers, weight = torch.empty(B, config.num_keypoints, 2), torch.empty(B, 2)
+        seed, joints = torch.zeros(1, dtype=torch.int64), torch.empty(())
+    # As plain PyTorch: what is inside a registered operator cannot be counted.
+    with (
+        ops.backend("reference"),
+        FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.addmm_: product_added}
+        ) as counter,
+    ):
+        result, _ = losses(images, seed, 0, centers, weight, joints)
+        if backward:
+            result.total.backward()
+    return counter.get_total_flops() / B
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_operations_are_what_torch_counts(name):
+    config = VARIANTS[name]
+    assert sum(forward_flops(config).values()) == pytest.approx(
+        counted(config, backward=False), rel=1e-3
+    )
+    assert training_flops(config) == pytest.approx(counted(config, backward=True), rel=2e-3)
+
+
+def measured_activations(config: ModelConfig, batch: int, dtype: torch.dtype) -> int:
+    """Bytes that torch's CPU allocator has handed out in a forward pass and not got back."""
+    losses = LossModule(CMPose(config))
+    images = torch.randn(batch, config.num_frames, 3, *config.image_size, dtype=dtype)
+    centers, weight = torch.full((batch, 2, 2), 4.0), torch.ones(batch, 2)
+    arguments = images, seed_tensor(), 0, centers, weight, torch.tensor(4.0)
+    losses(*arguments)[0].total.backward()  # what is made once is not an activation
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = losses(*arguments)
+        gc.collect()
+    del kept
+    events = profiler.profiler.kineto_results.events()
+    return sum(event.nbytes() for event in events if event.name() == "[memory]")
+
+
+@pytest.mark.parametrize(
+    ("fields", "precision"),
+    [
+        ({"depth": 4}, "fp32"),
+        ({"depth": 4, "checkpoint_activations": True}, "fp32"),
+        ({"depth": 2, "stem": "patch", "head": "token"}, "bf16"),
+    ],
+)
+def test_activations_are_predicted_within_a_tenth(fields, precision):
+    config, batch = small_config(**fields), 4
+    recipe = Config(model=config, train=TrainConfig(batch_size=batch, precision=precision))
+    predicted = sum(plan_step(recipe).activations.values())
+    measured = measured_activations(config, batch, plan.compute_dtype(precision))
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_the_parts_of_a_plan():
+    model = small_config(depth=4)
+    whole = plan_step(Config(model=model, train=TrainConfig(batch_size=8)))
+    twice = plan_step(Config(model=model, train=TrainConfig(batch_size=16)))
+    halves = plan_step(Config(model=model, train=TrainConfig(batch_size=16, accumulate=2)))
+    count = sum(p.numel() for p in CMPose(model).parameters())
+    assert whole.parameters == count
+    assert whole.gradients == 4 * count
+    assert whole.optimizer == 8 * count
+    assert set(whole.activations) == {"backbone", "coarse", "fine", "head", "losses"}
+    for part in ("backbone", "coarse"):
+        grown = twice.activations[part] / whole.activations[part]
+        assert 1.5 < grown <= 2.01, part  # the weights' casts do not grow
+    assert halves.activations == whole.activations
+    assert whole.peak < halves.peak < twice.peak
+    names = ("weights", "gradients", "optimizer", "batch", "difference")
+    total = sum(getattr(whole, name) for name in names) + sum(whole.activations.values())
+    assert total + int(plan.LIBRARIES) == whole.peak
+
+
+def test_live_bytes_falls_when_tensors_go():
+    with plan.LiveBytes() as live:
+        a = torch.empty(100, device="meta")
+        b = a + 1
+        view = b[:50]
+        assert live.live == 800
+        del a, b
+        gc.collect()
+        assert live.live == 400
+        del view
+        gc.collect()
+    assert (live.live, live.peak) == (0, 800)
+
+
+@pytest.mark.parametrize("size", ["base", "huge"])
+def test_the_recipes_fit_a_card_of_24_gb(size):
+    text = report(load(PROJECT / "configs" / f"posetrack18_vit_{size}.yaml"))
+    assert "predicted" in text
+    assert "a 24 GB card (25.8): fits" in text
+    assert "RTX 4090" in text
+    assert "H200" in text
+
+
+def test_what_does_not_fit_is_told_what_does(capsys, tmp_path):
+    path = str(PROJECT / "configs" / "posetrack18_vit_base.yaml")
+    main(["train", "--config", path, "--dry-run", "--train.batch_size", "96"])
+    text = capsys.readouterr().out
+    told = "does not fit; set model.checkpoint_activations=true"
+    assert told in text
+    config = load(path, **{"train.batch_size": 96, "model.checkpoint_activations": True})
+    assert plan_step(config).peak <= plan.SMALL_CARD
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_divide_what_is_kept():
+    """Weights, gradients and moments by the cards; activations are those of a card's clips."""
+    config = load(PROJECT / "configs" / "posetrack18_vit_huge.yaml")
+    alone, whole = plan_step(config), plan_step(config, 2)
+    config.train.distributed = "fsdp"
+    shards = plan_step(config, 2)
+    assert (whole.weights, whole.gradients) == (alone.weights, alone.gradients)
+    assert whole.batch * 2 == alone.batch
+    assert whole.activations == shards.activations
+    assert sum(whole.activations.values()) < 0.6 * sum(alone.activations.values())
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(shards, name) == pytest.approx(getattr(whole, name) / 2, rel=1e-3)
+    # One block of 32 is 20 M weights; the largest gradient and the rest are as large at most.
+    assert 0 < shards.gathered < 0.25 * whole.weights
+    saved = whole.peak - shards.peak
+    assert 1.2 * whole.weights < saved < 2 * whole.weights  # of 4 × half, less what is gathered
+
+
+def test_the_command_says_for_how_many_cards(capsys):
+    path = str(PROJECT / "configs" / "demo.yaml")
+    flags = ["--dry-run", "--processes", "2", "--train.distributed", "fsdp"]
+    main(["train", "--config", path, *flags])
+    text = capsys.readouterr().out
+    assert "2 cards by fsdp" in text
+    assert "gathered for a while" in text
+    with pytest.raises(SystemExit, match=r"--processes=0: must be at least 1"):
+        main(["train", "--config", path, "--dry-run", "--processes", "0"])
+
+
+def test_savings_come_in_order_and_learn_the_same():
+    config = Config(train=TrainConfig(batch_size=12, precision="fp32"))
+    names = [name for name, _ in savings(config)]
+    assert names == [
+        "train.precision=bf16",
+        "model.checkpoint_activations=true",
+        *(f"train.accumulate={n}" for n in (2, 3, 4, 6, 12)),
+    ]
+    last = savings(config)[-1][1]
+    assert last.train.batch_size == 12
+    assert last.train.accumulate == 12
+    assert last.model.checkpoint_activations
+    peaks = [plan_step(Config(model=small_config(depth=4), train=last.train)).peak]
+    assert peaks[0] > plan.LIBRARIES
+
+
+def test_training_needs_an_output_folder():
+    with pytest.raises(SystemExit, match=r"--output is not given"):
+        main(["train"])

@@ -1,0 +1,43 @@
+"""What must be shown: real people are learnt. Takes minutes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.recipes import run_cli
+from tests.shared_data import shared_data
+
+
+@pytest.mark.shared_data
+def test_real_people_are_learnt_by_heart(tmp_path):
+    run = tmp_path / "run"
+    root = ["--data.root", str(shared_data("posetrack18"))]
+    recipe = ["--config", "configs/posetrack18_sample.yaml", *root]
+    done = run_cli("train", *recipe, "--output", str(run), timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["clips"] == 14
+    assert metrics["box_source"] == "ground truth"
+    assert metrics["ap"]["columns"]["Mean"] >= 90
+
+    detected = tmp_path / "detected"
+    boxes = ["--data.boxes", "annotations/val_detections.json", "--output", str(detected)]
+    done = run_cli("evaluate", "--checkpoint", str(run), *recipe, *boxes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "boxes: val_detections.json" in done.stdout
+    metrics = json.loads((detected / "metrics.json").read_text())
+    assert metrics["box_source"] == "val_detections.json"
+    assert metrics["clips"] == 186
+
+    video = shared_data("video", "two_people.mp4")
+    out = tmp_path / "predicted"
+    done = run_cli("predict", str(video), "--checkpoint", str(run), "--out", str(out), "--explain")
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["frames"] == 72
+    assert metrics["people"] >= 60
+    assert (out / "poses" / "two_people.json").is_file()
+    assert (out / "two_people_poses.mp4").is_file()
+    assert len(metrics["explained"]) >= 3
