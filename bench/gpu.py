@@ -41,7 +41,7 @@ LEFT_OUT = {
 """Test files that are about no card and cannot run on a machine without network."""
 
 LONGEST = (
-    "tests/kernels/test_gate.py",
+    "tests/kernels/test_compile_check.py",
     "tests/test_demo.py",
     "tests/train/test_real_people.py",
     "tests/train/test_train.py",

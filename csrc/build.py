@@ -1,6 +1,6 @@
 """Builds the CUDA C++ core ``cmpose._C``: the one place for its sources, flags and architectures.
 
-``setup.py`` builds with it, the compile gate of the tests too; ``python csrc/build.py`` builds for
+``setup.py`` builds with it, the compile check of the tests too; ``python csrc/build.py`` builds for
 every architecture and prints the time. It needs nvcc, a C++ compiler, and the packages ninja and
 pybind11; torch never.
 """
@@ -221,7 +221,7 @@ def choose_target(nvcc: Nvcc, environ: Mapping[str, str] = os.environ) -> Target
 # -- what is built --------------------------------------------------------------------------------
 
 
-class Plan(NamedTuple):
+class BuildPlan(NamedTuple):
     """A build: from where, to where, with what.
 
     Attributes:
@@ -259,7 +259,7 @@ def version() -> str:
     return runpy.run_path(str(PROJECT / "cmpose" / "_version.py"))["__version__"]
 
 
-def plan(environ: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> Plan:
+def plan(environ: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> BuildPlan:
     """The build that the environment asks for, with objects in a folder of their own.
 
     Raises:
@@ -269,7 +269,7 @@ def plan(environ: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> Plan
     target = choose_target(nvcc, environ)
     words = [f"cuda{nvcc.build}", *(f"{a}{b}" for a, b in target.archs)]
     words += [f"ptx{a}{b}" for a, b in target.ptx]
-    return Plan(CSRC, folder / "-".join(words), nvcc, target, version())
+    return BuildPlan(CSRC, folder / "-".join(words), nvcc, target, version())
 
 
 def _escaped(text: str | Path) -> str:
@@ -288,7 +288,7 @@ def _compiler() -> list[str]:
     return [word for word in words if Path(word).name not in ("ccache", "sccache")] or ["g++"]
 
 
-def _ninja_file(plan: Plan) -> str:
+def _ninja_file(plan: BuildPlan) -> str:
     """The text of build.ninja."""
     try:
         import pybind11
@@ -376,7 +376,7 @@ def _jobs() -> int:
     return int(asked) if asked else len(os.sched_getaffinity(0))
 
 
-def run(plan: Plan, outputs: list[Path], threads: int | None = None) -> list[str]:
+def run(plan: BuildPlan, outputs: list[Path], threads: int | None = None) -> list[str]:
     """Brings outputs of a plan up to date, and prints each command's name when it is done.
 
     Args:
@@ -421,7 +421,7 @@ def run(plan: Plan, outputs: list[Path], threads: int | None = None) -> list[str
     return ran
 
 
-def build(plan: Plan) -> Path:
+def build(plan: BuildPlan) -> Path:
     """Builds the extension module, says for what, and returns its path.
 
     Raises:

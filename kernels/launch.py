@@ -1,6 +1,6 @@
 """How every Triton kernel is launched: one function, with a pinned configuration.
 
-While :func:`recording`, launches are noted instead of run. The cross-compile gate and the test of
+While :func:`recording`, launches are noted instead of run. The compile check and the test of
 the launch path work that way: they call a kernel's launcher with tensors on the meta device and
 look at what would have been launched, on a machine without a GPU.
 """

@@ -6,7 +6,7 @@ For every line of ``configs.py`` that the reference shapes reach it times the pi
 and its neighbours (blocks and warps halved and doubled, a pipeline stage more and less), each
 launch alone with a cold L2 cache. A candidate counts only if the op's results with it agree with
 the pinned ones. It prints the line to put into ``configs.py``; ``CMPOSE_CONFIGS=FILE`` uses what
-``--json`` writes at once. New lines must pass the cross-compile gate (``tests.kernels.gate``).
+``--json`` writes at once. New lines must pass the compile check (``tests.kernels.compile_check``).
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ _LONGEST = (
     "test_demo.py",
     "train/test_real_people.py",
     "ops/test_contract.py",
-    "kernels/test_gate.py",
-    "csrc/test_gate.py",
+    "kernels/test_compile_check.py",
+    "csrc/test_compile_check.py",
     "train/test_train.py",
     "train/test_parallel.py",
     "test_packaging.py",
@@ -67,7 +67,7 @@ _compiled: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Counts the op contract's cases, from their parameters, and what the gate compiled.
+    """Counts the op contract's cases, from their parameters, and what the compile checks compiled.
 
     Here, not beside those tests: of a parallel run the reporting process loads this file only.
     """
@@ -85,6 +85,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for op in OPS:
             terminalreporter.line(f"{op:22} {_passed[op]}")
     if _compiled:
-        terminalreporter.section("kernels compiled by the gate")
+        terminalreporter.section("kernels compiled by the compile checks")
         for line in sorted(_compiled):
             terminalreporter.line(line)

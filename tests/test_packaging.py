@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cmpose import __version__
-from tests.csrc.gate import require_nvcc
+from tests.csrc.compile_check import require_nvcc
 from tests.shared_data import PROJECT
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -172,7 +172,7 @@ def test_the_build_never_imports_torch() -> None:
 
 # -- with nvcc ------------------------------------------------------------------------------------
 
-# One architecture, to save time; the gate compiles for all.
+# One architecture, to save time; the compile check compiles for all.
 ARCHS = {"CMPOSE_CUDA_ARCHS": "8.9+PTX"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from csrc import build
 from csrc.build import BuildError, Nvcc, choose_target, parse_archs
-from tests.csrc.gate import require_nvcc
+from tests.csrc.compile_check import require_nvcc
 
 DEFAULT = frozenset({(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)})
 NVCC = Nvcc(Path("/cuda/bin/nvcc"), "13.0", "13.0.88", DEFAULT | {(7, 5), (8, 7), (10, 0)})
@@ -166,7 +166,7 @@ PyMODINIT_FUNC PyInit__C() {
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> build.Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> build.BuildPlan:
     """Two small sources, compiled, in folders with spaces in their names."""
     require_nvcc()
     source = tmp_path_factory.mktemp("the sources")
@@ -176,7 +176,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> build.Plan:
         (source / f"{name}.cu").write_text(KERNEL.format(name=name))
     nvcc = build.read_nvcc(build.find_nvcc())
     target = parse_archs("test", "8.9+PTX")
-    made = build.Plan(source, source / "kept objects", nvcc, target, "1.2.3")
+    made = build.BuildPlan(source, source / "kept objects", nvcc, target, "1.2.3")
     assert sorted(build.run(made, [made.module]))[:3] == [
         "c++ bindings.cpp",
         f"link {made.module.name}",
@@ -189,7 +189,7 @@ def touch(path: Path) -> None:
     path.write_text(path.read_text() + "\n")
 
 
-def test_only_what_changed_is_compiled_again(plan: build.Plan) -> None:
+def test_only_what_changed_is_compiled_again(plan: build.BuildPlan) -> None:
     link = f"link {plan.module.name}"
     assert build.run(plan, [plan.module]) == []
     touch(plan.source / "second.cu")
@@ -208,7 +208,7 @@ def test_only_what_changed_is_compiled_again(plan: build.Plan) -> None:
     assert report.read_text().count("registers") == before.count("registers") == 1
 
 
-def test_facts_reach_the_bindings_alone(plan: build.Plan) -> None:
+def test_facts_reach_the_bindings_alone(plan: build.BuildPlan) -> None:
     newer = plan._replace(version="1.2.4")
     assert build.run(newer, [newer.module]) == ["c++ bindings.cpp", f"link {plan.module.name}"]
     code = (
@@ -222,7 +222,7 @@ def test_facts_reach_the_bindings_alone(plan: build.Plan) -> None:
     assert done.stdout.strip() == f"8.9|8.9|{plan.nvcc.version}|1.2.4"
 
 
-def test_flags(plan: build.Plan) -> None:
+def test_flags(plan: build.BuildPlan) -> None:
     """All in one place, where none makes results less exact than plain PyTorch's."""
     text = (plan.folder / "build.ninja").read_text()
     [command] = [line for line in text.splitlines() if "Xptxas=-v" in line]
@@ -233,7 +233,7 @@ def test_flags(plan: build.Plan) -> None:
         assert loose not in text
 
 
-def test_a_broken_source_shows_the_compilers_message(plan: build.Plan) -> None:
+def test_a_broken_source_shows_the_compilers_message(plan: build.BuildPlan) -> None:
     path = plan.source / "second.cu"
     sound = path.read_text()
     path.write_text(sound.replace("kValue", "kMissing"))
@@ -247,7 +247,7 @@ def test_a_broken_source_shows_the_compilers_message(plan: build.Plan) -> None:
 
 
 def test_what_else_is_missing(
-    plan: build.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: build.BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BuildError, match=r"the CUDA sources are not in "):
         build.run(plan._replace(source=tmp_path), [plan.module])

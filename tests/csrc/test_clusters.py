@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cmpose import native, ops
-from tests.ops.assertions import assert_as_close_as_eager
-from tests.ops.cases import DEVICE, Split
+from tests.ops.support.assertions import assert_as_close_as_eager
+from tests.ops.support.cases import DEVICE, Split
 
 pytestmark = [
     pytest.mark.sanitized,

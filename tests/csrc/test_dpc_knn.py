@@ -17,8 +17,8 @@ from torch import Tensor
 from cmpose import native, ops
 from cmpose.ops.dpc_knn import MATRIX_TOKENS, MAX_NEIGHBORS, MAX_TOKENS, squared_distances
 from cmpose.ops.select_tokens import shared_bytes
-from tests.ops.cases import DEVICE
-from tests.ops.dpc_knn_band import NearTies, assert_clusters_within_band
+from tests.ops.support.cases import DEVICE
+from tests.ops.support.dpc_knn_band import NearTies, assert_clusters_within_band
 
 pytestmark = pytest.mark.skipif(
     ops.available("dpc_knn", DEVICE)["cuda"] is not None,

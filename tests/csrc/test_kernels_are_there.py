@@ -7,7 +7,7 @@ import os
 import pytest
 
 from cmpose import ops
-from tests.ops.cases import DEVICE
+from tests.ops.support.cases import DEVICE
 
 REQUIRE = "CMPOSE_REQUIRE_CUDA_OPS"
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests import cuda_on_cpu
-from tests.ops.cases import CASES
+from tests.ops.support.cases import CASES
 from tests.shared_data import PROJECT
 
 CUDA_OPS = ("select_tokens", "dpc_knn", "merge_clusters", "unmerge_tokens")

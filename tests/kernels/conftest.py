@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.ops import assertions
+from tests.ops.support import assertions
 
 
 @pytest.fixture(scope="session")

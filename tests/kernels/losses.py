@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cmpose.kernels.launch import launch
-from tests.ops.assertions import assert_same_bits
+from tests.ops.support.assertions import assert_same_bits
 
 HALVES = (torch.float16, torch.bfloat16) if torch.cuda.is_available() else (torch.float16,)
 DTYPES = (torch.float32, *HALVES)

@@ -1,4 +1,4 @@
-"""Kernels that the gate must refuse: they spill, ask for too much, or do not compile."""
+"""Kernels that the compile check must refuse: they spill, ask for too much, or do not compile."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from cmpose.ops.corrupt_tokens import (
     corrupt_tokens_reference,
 )
 from tests.kernels.losses import DTYPES, HALVES, layouts, random, spread
-from tests.ops.assertions import (
+from tests.ops.support.assertions import (
     assert_as_close_as_eager,
     assert_repeats,
     assert_same_bits,

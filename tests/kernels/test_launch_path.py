@@ -7,7 +7,6 @@ there is a GPU, by capturing every op in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cmpose import ops
 from cmpose.kernels import launch
 from cmpose.ops import library
-from tests.kernels.gate import cases_of
+from tests.kernels.compile_check import OPS, cases_of
 from tests.kernels.host_reads import host_reads, makers
-from tests.ops.assertions import assert_same_bits
-from tests.ops.cases import CASES, Case, differentiable, leaves, upstream
+from tests.ops.support.assertions import assert_same_bits
+from tests.ops.support.cases import CASES, OpCase, differentiable, leaves, upstream
 from tests.shared_data import PROJECT
 
 # -- by the source --------------------------------------------------------------------------------
@@ -185,14 +184,9 @@ class NoReads(TorchDispatchMode):
         return result
 
 
-KERNELS = sorted(
-    path.stem.removesuffix("_cases") for path in Path(__file__).parent.glob("*_cases.py")
-)
-
-
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", OPS)
 def test_launchers_run_without_values(op: str) -> None:
-    """Every case of the gate, on the meta device, where reading raises of itself."""
+    """Every case of the compile check, on the meta device, where reading raises of itself."""
     for arch in (80, 90):
         for name, call in cases_of(op).items():
             with launch.recording(arch) as launches, NoReads():
@@ -234,14 +228,14 @@ def test_planted_reads_raise(device: str, read: str) -> None:
         READING[read](torch.ones(1, device=device))
 
 
-def arguments(case: Case, device: str) -> dict[str, Any]:
+def arguments(case: OpCase, device: str) -> dict[str, Any]:
     made = {n: v.to(device) for n, v in case.make(2, torch.float32, **case.kernel_sizes).items()}
     for name in case.gradients:
         made[name].requires_grad_()
     return made
 
 
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", OPS)
 def test_public_ops_read_nothing(op: str) -> None:
     """From the public function to the launches, forward and backward; the checks are those of a
     card, which look at no value."""
@@ -283,7 +277,7 @@ on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 class Captured:
     """An op's forward and backward in a CUDA graph, on inputs that stay where they are."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: OpCase) -> None:
         self.case = case
         self.made = arguments(case, "cuda")
         self.grads = upstream(differentiable(self.call()), torch.float32)
@@ -316,7 +310,7 @@ class Captured:
 
 
 @on_a_card
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", OPS)
 def test_capture_and_replay(op: str) -> None:
     """A replay gives eager's bits, on the inputs that were captured and on others put in place."""
     captured = Captured(CASES[op])
@@ -345,7 +339,7 @@ def test_a_replay_draws_by_the_seed_tensor() -> None:
 
 
 @on_a_card
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", OPS)
 def test_nothing_synchronises(op: str) -> None:
     """torch's own watch raises at a synchronisation, outside of graphs too."""
     case = CASES[op]

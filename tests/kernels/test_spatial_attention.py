@@ -13,7 +13,7 @@ from cmpose.ops.spatial_attention import (
     spatial_attention_backward_reference,
     spatial_attention_reference,
 )
-from tests.ops.assertions import (
+from tests.ops.support.assertions import (
     assert_as_close_as_eager,
     assert_layout,
     assert_repeats,

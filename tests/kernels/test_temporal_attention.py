@@ -14,7 +14,7 @@ from torch import Tensor
 from cmpose.kernels import launch, temporal_attention
 from cmpose.ops.temporal_attention import temporal_attention_reference
 from tests.kernels.losses import DTYPES, random, spread
-from tests.ops.assertions import (
+from tests.ops.support.assertions import (
     assert_as_close_as_eager,
     assert_repeats,
     assert_writes_everything,
@@ -294,7 +294,7 @@ def test_float32_is_exact_unless_tf32_is_allowed() -> None:
 _COUNT_ACCESSES = """
 import collections, json, re, torch
 from cmpose.kernels import launch, temporal_attention
-from tests.kernels import gate
+from tests.kernels import compile_check
 
 def empty(*shape):
     return torch.empty(*shape, dtype=torch.bfloat16, device="meta")
@@ -305,7 +305,7 @@ for frames, width in ((3, 64), (3, 80), (16, 64)):
     for name, arguments in (("forward", (qkv,)), ("backward", (grad, qkv))):
         with launch.recording(89) as launches:
             getattr(temporal_attention, name)(*arguments)
-        ptx = gate.build(launches[0], 89).asm["ptx"]
+        ptx = compile_check.build(launches[0], 89).asm["ptx"]
         found = collections.Counter(re.findall(r"(?:ld|st)[.]global[^ ]*", ptx))
         counts[f"{name} {frames} {width}"] = found
 print(json.dumps(counts))

@@ -16,7 +16,7 @@ from cmpose.kernels import warp_clips
 from cmpose.kernels.warp_clips import _fixed
 from cmpose.ops.warp_clips import IMAGENET_MEAN, IMAGENET_STD, warp_clips_reference
 from cmpose.ops.warp_clips import _fixed as fixed_reference
-from tests.ops.assertions import assert_layout, assert_repeats, assert_same_bits
+from tests.ops.support.assertions import assert_layout, assert_repeats, assert_same_bits
 
 # bfloat16 is wrong in Triton's interpreter.
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()

@@ -14,8 +14,8 @@ from cmpose import ops
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
 from tests.models.builders import build, clips, seed_tensor
-from tests.ops.assertions import assert_as_close_as_eager
-from tests.ops.cases import DEVICE
+from tests.ops.support.assertions import assert_as_close_as_eager
+from tests.ops.support.cases import DEVICE
 
 TRITON = (
     "spatial_attention",

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.cases import CASES, Case
+from tests.ops.support.cases import CASES, OpCase
 
 
-def _tensors(case: Case) -> list[str]:
+def _tensors(case: OpCase) -> list[str]:
     return [n for n, v in case.make(2, torch.float32).items() if isinstance(v, Tensor)]
 
 
@@ -28,7 +28,7 @@ def _shown(name: str) -> str:
 
 
 @every_argument
-def test_not_a_tensor(case: Case, name: str) -> None:
+def test_not_a_tensor(case: OpCase, name: str) -> None:
     made = case.make(2, torch.float32)
     made[name] = 3
     with pytest.raises(TypeError, match=rf"^{_shown(name)} must be .*[Tt]ensor.* got int"):
@@ -36,7 +36,7 @@ def test_not_a_tensor(case: Case, name: str) -> None:
 
 
 @every_argument
-def test_wrong_dtype(case: Case, name: str) -> None:
+def test_wrong_dtype(case: OpCase, name: str) -> None:
     made = case.make(2, torch.float32)
     made[name] = made[name].to(torch.int32)
     with pytest.raises(TypeError, match=rf"^{_shown(name)} must be of dtype .*got int32"):
@@ -44,7 +44,7 @@ def test_wrong_dtype(case: Case, name: str) -> None:
 
 
 @every_argument
-def test_wrong_shape(case: Case, name: str) -> None:
+def test_wrong_shape(case: OpCase, name: str) -> None:
     made = case.make(2, torch.float32)
     made[name] = torch.stack([made[name]] * 2)
     with pytest.raises(ValueError, match=rf"^{_shown(name)} must "):
@@ -56,7 +56,7 @@ def test_wrong_shape(case: Case, name: str) -> None:
     [(c, n) for c, n in ARGUMENTS if n not in ("seed", *_tensors(c)[:1])],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_sizes_that_disagree(case: Case, name: str) -> None:
+def test_sizes_that_disagree(case: OpCase, name: str) -> None:
     made = case.make(2, torch.float32)
     made[name] = torch.cat([made[name], made[name][-1:]])
     with pytest.raises(ValueError, match=r"^[\w.]+ must have shape .* got \["):
@@ -68,7 +68,7 @@ def test_sizes_that_disagree(case: Case, name: str) -> None:
     [(c, n) for c, n in ARGUMENTS if n not in _tensors(c)[:1]],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_wrong_device(case: Case, name: str) -> None:
+def test_wrong_device(case: OpCase, name: str) -> None:
     made = case.make(2, torch.float32)
     made[name] = made[name].to("meta")
     first = _tensors(case)[0]

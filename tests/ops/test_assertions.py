@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.assertions import (
+from tests.ops.support.assertions import (
     assert_as_close_as_eager,
     assert_fake_matches,
     assert_gradient_strides,

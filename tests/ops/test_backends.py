@@ -15,18 +15,18 @@ from torch import Tensor
 
 from cmpose import native, ops
 from cmpose.ops import backends
-from tests.ops.cases import CASES, DEVICE, Case
+from tests.ops.support.cases import CASES, DEVICE, OpCase
 
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 TRITON_OPS, CUDA_OPS = backends.OPS[:6], backends.OPS[6:]
 
 
-def made(case: Case, **sizes: int) -> dict[str, Any]:
+def made(case: OpCase, **sizes: int) -> dict[str, Any]:
     values = case.make(2, torch.float32, **(sizes or case.kernel_sizes))
     return {name: value.to(DEVICE) for name, value in values.items()}
 
 
-def arguments_of(case: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(case: OpCase) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """As the public function takes them."""
     extra: dict[str, dict[str, Any]] = {
         "warp_clips": {"size": (8, 6)},
@@ -58,7 +58,7 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @every_op
-def test_ops_without_a_kernel_say_so(case: Case) -> None:
+def test_ops_without_a_kernel_say_so(case: OpCase) -> None:
     for backend in ("triton", "cuda"):
         if case.name in (TRITON_OPS if backend == "triton" else CUDA_OPS):
             continue
@@ -71,7 +71,7 @@ def test_ops_without_a_kernel_say_so(case: Case) -> None:
 
 
 @every_op
-def test_unknown_backend(case: Case) -> None:
+def test_unknown_backend(case: OpCase) -> None:
     with pytest.raises(ValueError, match=r"backend must be one of auto, reference.*'opencl'"):
         case.call(**made(case), backend="opencl")
 
@@ -339,7 +339,7 @@ def test_a_context_that_cannot_be() -> None:
 
 
 @every_op
-def test_explain(case: Case) -> None:
+def test_explain(case: OpCase) -> None:
     positional, keywords = arguments_of(case)
     found = ops.explain(case.name, *positional, **keywords)
     assert found.op == case.name

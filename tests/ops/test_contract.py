@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmpose import ops
 from cmpose.ops import backends, library
-from tests.ops.assertions import (
+from tests.ops.support.assertions import (
     assert_as_close_as_eager,
     assert_fake_matches,
     assert_gradient_strides,
@@ -25,10 +25,10 @@ from tests.ops.assertions import (
     assert_same_bits,
     assert_writes_everything,
 )
-from tests.ops.cases import (
+from tests.ops.support.cases import (
     CASES,
     DEVICE,
-    Case,
+    OpCase,
     clip_dimensions,
     differentiable,
     dtypes_of,
@@ -56,7 +56,7 @@ def precise(backend: str) -> torch.dtype:
 
 
 def arguments(
-    case: Case,
+    case: OpCase,
     batch: int = 2,
     dtype: torch.dtype = torch.float32,
     sizes: dict[str, int] | None = None,
@@ -70,7 +70,7 @@ def arguments(
 
 
 def run(
-    case: Case, backend: str, made: dict[str, Any], dtype: torch.dtype | None = None
+    case: OpCase, backend: str, made: dict[str, Any], dtype: torch.dtype | None = None
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Outputs and gradients; the output gradients are representable in ``dtype``."""
     result = case.call(**made, backend=backend)
@@ -81,7 +81,7 @@ def run(
     )
 
 
-def everything(case: Case, backend: str, made: dict[str, Any]) -> list[Tensor]:
+def everything(case: OpCase, backend: str, made: dict[str, Any]) -> list[Tensor]:
     outputs, grads = run(case, backend, made)
     return [*(out.detach() for out in outputs), *grads]
 
@@ -108,7 +108,7 @@ PRECISION = [
     ids=[f"{case.name}-{backend}-{str(dtype)[6:]}" for case, backend, dtype in PRECISION],
 )
 def test_value_and_gradients_are_as_close_as_eager(
-    case: Case, backend: str, dtype: torch.dtype
+    case: OpCase, backend: str, dtype: torch.dtype
 ) -> None:
     """The kernel's error against float64 is at most eager's, plus a computed allowance."""
     for sizes in (case.kernel_sizes, *case.other_sizes):
@@ -154,7 +154,7 @@ def test_error_of_the_reference_is_that_of_rounding(name: str, dtype: torch.dtyp
 
 
 @every_run
-def test_dtypes_and_layout(case: Case, backend: str) -> None:
+def test_dtypes_and_layout(case: OpCase, backend: str) -> None:
     for dtype in (*dtypes_of(backend), precise(backend)):
         made = arguments(case, dtype=dtype)
         outputs, grads = run(case, backend, made)
@@ -206,7 +206,7 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def registered_calls(case: Case, backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
+def registered_calls(case: OpCase, backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
     with _Calls() as noted:
         run(case, backend, arguments(case))
     return noted.calls
@@ -225,7 +225,7 @@ REGISTERED = [r for r in RUNS if r[1] != "reference" and len(r[0].backends) > 1]
 @pytest.mark.parametrize(
     ("case", "backend"), REGISTERED, ids=[f"{case.name}-{backend}" for case, backend in REGISTERED]
 )
-def test_opcheck(case: Case, backend: str, layout: str) -> None:
+def test_opcheck(case: OpCase, backend: str, layout: str) -> None:
     """Schema, fake and dispatch of every registered op that a call and its backward go through."""
     calls = registered_calls(case, backend)
     assert {func.__name__.partition(".")[0] for func, _ in calls} >= {case.name}
@@ -242,7 +242,7 @@ def test_opcheck(case: Case, backend: str, layout: str) -> None:
 
 
 @every_run
-def test_compiles_in_one_graph(case: Case, backend: str) -> None:
+def test_compiles_in_one_graph(case: OpCase, backend: str) -> None:
     """Without graph breaks, and without another compilation at other batch sizes."""
     torch._dynamo.reset()
     graphs: list[Any] = []
@@ -275,7 +275,7 @@ def test_compiles_in_one_graph(case: Case, backend: str) -> None:
 
 
 @every_gradient
-def test_hostile_gradients(case: Case, backend: str) -> None:
+def test_hostile_gradients(case: OpCase, backend: str) -> None:
     """Expanded, permuted and sliced output gradients give what compact ones give."""
     made = arguments(case, dtype=precise(backend))
 
@@ -290,7 +290,7 @@ def test_hostile_gradients(case: Case, backend: str) -> None:
 
 
 @every_run
-def test_uninitialised_memory_is_not_read(case: Case, backend: str) -> None:
+def test_uninitialised_memory_is_not_read(case: OpCase, backend: str) -> None:
     assert_writes_everything(lambda: everything(case, backend, arguments(case)))
 
 
@@ -298,7 +298,7 @@ def test_uninitialised_memory_is_not_read(case: Case, backend: str) -> None:
 
 
 @every_run
-def test_autocast_does_not_reach_inside(case: Case, backend: str) -> None:
+def test_autocast_does_not_reach_inside(case: OpCase, backend: str) -> None:
     expected = everything(case, backend, arguments(case))
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         outputs = leaves(case.call(**arguments(case), backend=backend))
@@ -313,7 +313,7 @@ def test_autocast_does_not_reach_inside(case: Case, backend: str) -> None:
 
 
 @every_gradient
-def test_second_derivatives_raise_or_are_right(case: Case, backend: str) -> None:
+def test_second_derivatives_raise_or_are_right(case: OpCase, backend: str) -> None:
     """The reference has them; elsewhere first derivatives with create_graph work, second raise."""
     made = arguments(case, 1, precise(backend))
     inputs = [made[n] for n in case.gradients]
@@ -337,7 +337,7 @@ def test_second_derivatives_raise_or_are_right(case: Case, backend: str) -> None
 
 
 @every_gradient
-def test_a_retained_graph_gives_its_gradients_again(case: Case, backend: str) -> None:
+def test_a_retained_graph_gives_its_gradients_again(case: OpCase, backend: str) -> None:
     made = arguments(case, dtype=precise(backend))
     inputs = [made[n] for n in case.gradients]
     outputs = differentiable(case.call(**made, backend=backend))
@@ -354,7 +354,7 @@ def test_a_retained_graph_gives_its_gradients_again(case: Case, backend: str) ->
 
 
 @every_run
-def test_bitwise_repeat(case: Case, backend: str) -> None:
+def test_bitwise_repeat(case: OpCase, backend: str) -> None:
     assert_repeats(lambda: everything(case, backend, arguments(case)), times=3)
 
 
@@ -362,7 +362,7 @@ def test_bitwise_repeat(case: Case, backend: str) -> None:
 
 
 @every_run
-def test_empty_batch(case: Case, backend: str) -> None:
+def test_empty_batch(case: OpCase, backend: str) -> None:
     full, _ = run(case, backend, arguments(case, 2))
     empty, grads = run(case, backend, arguments(case, 0))
     for a, b, clip in zip(empty, full, clip_dimensions(case, full), strict=True):
@@ -375,7 +375,7 @@ def test_empty_batch(case: Case, backend: str) -> None:
 
 
 @every_run
-def test_a_clip_does_not_depend_on_its_batch(case: Case, backend: str) -> None:
+def test_a_clip_does_not_depend_on_its_batch(case: OpCase, backend: str) -> None:
     made = {n: v.detach() for n, v in arguments(case, 3, precise(backend)).items()}
     together = leaves(case.call(**made, backend=backend))
     one = {n: v if n in case.unbatched else v[:1] for n, v in made.items()}
@@ -386,7 +386,7 @@ def test_a_clip_does_not_depend_on_its_batch(case: Case, backend: str) -> None:
 
 
 @every_run
-def test_strided_inputs(case: Case, backend: str) -> None:
+def test_strided_inputs(case: OpCase, backend: str) -> None:
     made = arguments(case, dtype=precise(backend))
     expected = everything(case, backend, made)
 
@@ -410,7 +410,7 @@ def test_strided_inputs(case: Case, backend: str) -> None:
 
 
 @every_run
-def test_results_lie_where_the_inputs_do(case: Case, backend: str) -> None:
+def test_results_lie_where_the_inputs_do(case: OpCase, backend: str) -> None:
     made = arguments(case)
     for found in everything(case, backend, made):
         assert found.device == next(iter(made.values())).device

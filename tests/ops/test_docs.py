@@ -12,7 +12,7 @@ import torch
 
 from cmpose import ops
 from cmpose.ops.backends import OPS
-from tests.ops import tcformer
+from tests.ops.support import tcformer
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "ops.md").read_text(encoding="utf-8")
 SECTIONS = {part.split("\n", 1)[0]: part for part in re.split(r"^## ", TEXT, flags=re.M)}

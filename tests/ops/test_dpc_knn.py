@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cmpose import ops
 from cmpose.ops.dpc_knn import squared_distances
-from tests.ops import dpc_knn_oracle as oracle
-from tests.ops import tcformer
+from tests.ops.support import dpc_knn_oracle as oracle
+from tests.ops.support import tcformer
 
 
 def line(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:

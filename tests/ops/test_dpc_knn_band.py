@@ -13,7 +13,7 @@ from torch import Tensor
 from cmpose import ops
 from cmpose.ops import ClusterResult
 from cmpose.ops.dpc_knn import squared_distances
-from tests.ops.dpc_knn_band import (
+from tests.ops.support.dpc_knn_band import (
     U,
     assert_clusters_within_band,
     centred_norms,

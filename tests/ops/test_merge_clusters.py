@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmpose import ops
-from tests.ops import dpc_knn_oracle as oracle
+from tests.ops.support import dpc_knn_oracle as oracle
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -186,7 +186,7 @@ def test_successive_seeds_are_unrelated() -> None:
 def test_triton_has_the_same_philox() -> None:
     """tl.philox in Triton's interpreter, in a process of its own: the switch is read at import."""
     pytest.importorskip("triton")
-    script = Path(__file__).with_name("triton_philox.py")
+    script = Path(__file__).with_name("support") / "triton_philox.py"
     result = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "TRITON_INTERPRET": "1"},

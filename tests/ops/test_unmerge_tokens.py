@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmpose import ops
-from tests.ops.cases import Split
+from tests.ops.support.cases import Split
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-// Kernels that the compile gate must refuse, each for one reason, and one that it must accept.
+// Kernels that the compile check must refuse, each for one reason, and one that it must accept.
 // They are compiled as those of csrc/ are, and never run.
 
 // Keeps kValues floats of each thread alive at once.

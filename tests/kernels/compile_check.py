@@ -1,8 +1,8 @@
 """Compiles what the launchers would launch, for any card, on a machine without one.
 
-Run as a program, without TRITON_INTERPRET: ``python -m tests.kernels.gate OP [--arch 89]`` prints
-registers, spills and shared memory per kernel; ``--json`` writes them, and the lines of the
-configuration table that were looked up, to a file. What is launched alike is compiled once.
+Run as a program, without TRITON_INTERPRET: ``python -m tests.kernels.compile_check OP [--arch 89]``
+prints registers, spills and shared memory of each kernel. ``--json`` writes them, and the lines of
+the configuration table that were looked up, to a file. Equal launches are compiled once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ from triton.compiler import ASTSource
 from cmpose.kernels import configs, launch
 
 ARCHS = (80, 89, 90, 120)
+
+OPS = sorted(
+    path.stem for path in (Path(__file__).parent / "cases").glob("*.py") if path.stem != "__init__"
+)
+"""The ops that have Triton kernels, each with its cases in ``tests/kernels/cases``."""
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -180,7 +185,7 @@ def compile_cases(
 
 def cases_of(op: str) -> dict[str, Callable[[], Any]]:
     """The cases of an op, or of a module if the name has a dot."""
-    return importlib.import_module(op if "." in op else f"tests.kernels.{op}_cases").CASES
+    return importlib.import_module(op if "." in op else f"tests.kernels.cases.{op}").CASES
 
 
 def _report(row: Compiled) -> str:

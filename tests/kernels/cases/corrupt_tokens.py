@@ -1,4 +1,4 @@
-"""What the cross-compile gate compiles of ``corrupt_tokens``."""
+"""What the compile check compiles of ``corrupt_tokens``."""
 
 from __future__ import annotations
 

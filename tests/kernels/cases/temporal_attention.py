@@ -1,4 +1,4 @@
-"""What the cross-compile gate compiles of ``temporal_attention``."""
+"""What the compile check compiles of ``temporal_attention``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cross-compile gate compiles of ``heatmap_loss``."""
+"""What the compile check compiles of ``heatmap_loss``."""
 
 from __future__ import annotations
 

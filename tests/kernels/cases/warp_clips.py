@@ -1,4 +1,4 @@
-"""What the cross-compile gate compiles of ``warp_clips``."""
+"""What the compile check compiles of ``warp_clips``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Compiles the CUDA sources for every card that is supported, on a machine without one.
 
-``python -m tests.csrc.gate`` prints, a kernel and a card a line, registers, spills, stack and
-static shared memory as ptxas reports them, and the dynamic shared memory that the launchers ask
-for. The flags are those of the build (csrc/build.py); objects are kept in ``build/csrc``, so that a
-second run compiles what has changed.
+``python -m tests.csrc.compile_check`` prints a line for each kernel and card: registers, spills,
+stack and static shared memory as ptxas reports them, and the dynamic shared memory that the
+launchers ask for. The flags are those of the build (csrc/build.py). Objects are kept in
+``build/csrc``, so that a second run compiles only what has changed.
 """
 
 from __future__ import annotations
@@ -149,13 +149,13 @@ def parse(file: str, report: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Report:
-    """The gate's findings: a row a kernel and card, and what the compilers warn of."""
+    """The findings: a row a kernel and card, and what the compilers warn of."""
 
     rows: list[Row]
     warnings: list[str]
 
 
-def compile_all(plan: build.Plan) -> Report:
+def compile_all(plan: build.BuildPlan) -> Report:
     """Compiles what has changed of a plan's kernels, and reads the reports on all of them."""
     build.run(plan, plan.objects, threads=1)
     report = Report([], [])
@@ -167,7 +167,7 @@ def compile_all(plan: build.Plan) -> Report:
     return report
 
 
-def dynamic_shared_memory(plan: build.Plan) -> dict[str, int]:
+def dynamic_shared_memory(plan: build.BuildPlan) -> dict[str, int]:
     """Kernel (see :func:`matches`) → the most dynamic shared memory it is launched with, in bytes.
 
     The core itself tells, by ``_C.shared_memory()``: the one in which the sources were compiled

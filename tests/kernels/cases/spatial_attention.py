@@ -1,4 +1,4 @@
-"""What the cross-compile gate compiles of ``spatial_attention``."""
+"""What the compile check compiles of ``spatial_attention``."""
 
 from __future__ import annotations
 

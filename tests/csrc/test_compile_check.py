@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.csrc import gate
-from tests.csrc.gate import ARCHS, Report, Row
+from tests.csrc import compile_check
+from tests.csrc.compile_check import ARCHS, Report, Row
 
 SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
 """Bytes of shared memory that a block may have: A100, RTX 4090, H100 and H200, RTX 5090."""
@@ -28,7 +28,7 @@ LIMITS = {
     "unmerge_tokens.unmerge_forward": 56,
 }
 """Kernel → registers a thread that it may need, over all cards; a line without template arguments,
-or with the first ones, stands for all that begin so (``gate.matches``).
+or with the first ones, stands for all that begin so (``compile_check.matches``).
 
 As nvcc 13.0 compiles them; another version's kernels must not spill and must fit the cards.
 """
@@ -49,17 +49,17 @@ def findings(
     """What is wrong with compiled kernels, a line each.
 
     Args:
-        rows: the gate's.
+        rows: of the report.
         limits: as :data:`LIMITS`.
         stack: as :data:`STACK`.
         dynamic: kernel → bytes of dynamic shared memory.
     """
     found = []
     for row in rows:
-        line = gate.line_for(row.kernel, limits)
+        line = compile_check.line_for(row.kernel, limits)
         limit = 255 if line is None else limits[line]
-        shared = row.shared + gate.dynamic_of(row, dynamic)
-        excuse = gate.line_for(row.kernel, stack)
+        shared = row.shared + compile_check.dynamic_of(row, dynamic)
+        excuse = compile_check.line_for(row.kernel, stack)
         stack_limit = 0 if excuse is None else stack[excuse][0]
         checks = {
             "has no line in LIMITS": line is None,
@@ -78,8 +78,8 @@ def findings(
         ("STACK", stack, kernels),
         ("shared_memory()", dynamic, names),
     ):
-        strangers = sorted(n for n in lines if not any(gate.matches(n, kernel) for kernel in known))
-        found += [f"{table} has {name}, which is no kernel" for name in strangers]
+        strangers = [n for n in lines if not any(compile_check.matches(n, k) for k in known)]
+        found += [f"{table} has {name}, which is no kernel" for name in sorted(strangers)]
     return found
 
 
@@ -87,7 +87,7 @@ def loose(rows: list[Row], limits: dict[str, int]) -> list[str]:
     """Limits that stand too far above what any kernel needs."""
     most: dict[str, int] = {}
     for row in rows:
-        line = gate.line_for(row.kernel, limits)
+        line = compile_check.line_for(row.kernel, limits)
         if line is not None:
             most[line] = max(most.get(line, 0), row.registers)
     return [
@@ -99,33 +99,33 @@ def loose(rows: list[Row], limits: dict[str, int]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plan():
-    gate.require_nvcc()
-    return gate.plan_for(ARCHS)
+    compile_check.require_nvcc()
+    return compile_check.plan_for(ARCHS)
 
 
 @pytest.fixture(scope="module")
 def report(plan) -> Report:
-    return gate.compile_all(plan)
+    return compile_check.compile_all(plan)
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    gate.require_nvcc()
+    compile_check.require_nvcc()
     folder = tmp_path_factory.mktemp("planted")
-    return gate.compile_all(
-        gate.plan_for((89,), source=Path(__file__).parent / "planted", folder=folder)
+    return compile_check.compile_all(
+        compile_check.plan_for((89,), source=Path(__file__).parent / "planted", folder=folder)
     )
 
 
 def test_every_kernel_fits_every_card(report: Report, plan, record_property) -> None:
-    for line in gate.summary(report.rows):
+    for line in compile_check.summary(report.rows):
         record_property("compiled", line)
     for kernel in {row.kernel for row in report.rows}:
         assert {row.arch for row in report.rows if row.kernel == kernel} == set(ARCHS), kernel
     limits = LIMITS
     if plan.nvcc.version != "13.0":
         limits = dict.fromkeys(LIMITS, 255)
-    assert findings(report.rows, limits, STACK, gate.dynamic_shared_memory(plan)) == []
+    assert findings(report.rows, limits, STACK, compile_check.dynamic_shared_memory(plan)) == []
 
 
 def test_the_limits_are_close(report: Report, plan) -> None:
@@ -140,11 +140,11 @@ def test_nothing_is_warned_of(report: Report) -> None:
 
 def test_a_second_run_compiles_nothing(report: Report, plan, capsys) -> None:
     """And reads the same from the reports that are kept."""
-    assert gate.compile_all(plan) == report
+    assert compile_check.compile_all(plan) == report
     assert "nvcc" not in capsys.readouterr().out
 
 
-# -- the gate itself ------------------------------------------------------------------------------
+# -- the check itself --
 
 PLANTED_LIMITS = {
     "planted.modest_kernel": 32,
@@ -222,17 +222,17 @@ def test_a_loose_limit_is_found(planted: Report) -> None:
 
 def test_a_report_that_cannot_be_read_is_an_error() -> None:
     with pytest.raises(AssertionError, match="of 0 kernels 0 could be read"):
-        gate.parse("planted", "ptxas info    : 0 bytes gmem")
+        compile_check.parse("planted", "ptxas info    : 0 bytes gmem")
     report = "ptxas info    : Compiling entry function '_Z1fv' for 'sm_89'\n"
     with pytest.raises(AssertionError, match="of 1 kernels 0 could be read"):
-        gate.parse("planted", report)
+        compile_check.parse("planted", report)
 
 
 def test_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
     monkeypatch.delenv("CMPOSE_REQUIRE_NVCC", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no bin/nvcc in CUDA_HOME=/nowhere"):
-        gate.require_nvcc()
+        compile_check.require_nvcc()
     monkeypatch.setenv("CMPOSE_REQUIRE_NVCC", "1")
     with pytest.raises(pytest.fail.Exception, match="CMPOSE_REQUIRE_NVCC=1, but there is no bin"):
-        gate.require_nvcc()
+        compile_check.require_nvcc()

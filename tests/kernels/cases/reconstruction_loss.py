@@ -1,4 +1,4 @@
-"""What the cross-compile gate compiles of ``reconstruction_loss``."""
+"""What the compile check compiles of ``reconstruction_loss``."""
 
 from __future__ import annotations
 

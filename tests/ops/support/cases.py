@@ -15,7 +15,7 @@ Arguments = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Case:
+class OpCase:
     """An op, how to call it and what its tensors are.
 
     Attributes:
@@ -67,7 +67,7 @@ def leaves(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def clip_dimensions(case: Case, result: Any) -> list[int | None]:
+def clip_dimensions(case: OpCase, result: Any) -> list[int | None]:
     """For each output the dimension that is the clip; None for a scalar."""
     return [
         None if leaf.ndim == 0 else 0 if case.batch_first or i else 1
@@ -202,7 +202,7 @@ def _call_unmerge(
 CASES = {
     case.name: case
     for case in (
-        Case(
+        OpCase(
             "spatial_attention",
             _attention,
             ops.spatial_attention,
@@ -217,7 +217,7 @@ CASES = {
             ),
             reduction=64,
         ),
-        Case(
+        OpCase(
             "temporal_attention",
             _attention,
             ops.temporal_attention,
@@ -232,7 +232,7 @@ CASES = {
             ),
             reduction=128,
         ),
-        Case(
+        OpCase(
             "corrupt_tokens",
             _corrupt,
             ops.corrupt_tokens,
@@ -249,7 +249,7 @@ CASES = {
             ),
             reduction=18,
         ),
-        Case(
+        OpCase(
             "reconstruction_loss",
             _reconstruction,
             lambda **kw: ops.reconstruction_loss(**kw, detach_target=False),
@@ -262,7 +262,7 @@ CASES = {
             ),
             reduction=210,
         ),
-        Case(
+        OpCase(
             "heatmap_loss",
             _heatmap,
             ops.heatmap_loss,
@@ -275,13 +275,13 @@ CASES = {
             ),
             reduction=504,
         ),
-        Case(
+        OpCase(
             "warp_clips",
             _warp,
             lambda **kw: ops.warp_clips(size=(8, 6), **kw),
             other_sizes=({"T": 1, "h": 1, "w": 1}, {"T": 5, "h": 37, "w": 41}),
         ),
-        Case(
+        OpCase(
             "select_tokens",
             _select,
             lambda **kw: ops.select_tokens(n=2, **kw),
@@ -291,14 +291,14 @@ CASES = {
             other_sizes=({"K": 1, "N": 2}, {"K": 15, "N": 192}, {"K": 17, "N": 67}),
             reduction=192,
         ),
-        Case(
+        OpCase(
             "dpc_knn",
             _dpc,
             lambda **kw: ops.dpc_knn(k=3, num_clusters=4, **kw),
             (),
             ("tokens",),
         ),
-        Case(
+        OpCase(
             "merge_clusters",
             _merge,
             lambda **kw: ops.merge_clusters(num_clusters=4, **kw),
@@ -308,7 +308,7 @@ CASES = {
             other_sizes=({"M": 1, "D": 1}, {"M": 67, "D": 80}, {"M": 1031, "D": 7}),
             reduction=1031,
         ),
-        Case(
+        OpCase(
             "unmerge_tokens",
             _unmerge,
             _call_unmerge,

@@ -22,7 +22,7 @@ import triton
 
 from cmpose.kernels import configs
 from cmpose.kernels.configs import Lines, c
-from tests.kernels.gate import ARCHS, Compiled
+from tests.kernels.compile_check import ARCHS, OPS, Compiled
 from tests.shared_data import PROJECT
 
 SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
@@ -80,11 +80,9 @@ SLACK = Limit(16, 1024)
 HALVES = (ARCHS[:2], ARCHS[2:])
 """One process compiles an op for these."""
 
-OPS = sorted(path.stem.removesuffix("_cases") for path in Path(__file__).parent.glob("*_cases.py"))
-
 
 class Report(NamedTuple):
-    """What the gate says of an op: see ``tests.kernels.gate``."""
+    """What the compile check found for an op: see ``tests.kernels.compile_check``."""
 
     compiled: list[Compiled]
     reached: set[tuple[str, str, int]]
@@ -92,10 +90,10 @@ class Report(NamedTuple):
     summary: list[str]
 
 
-def run_gate(op: str, archs: tuple[int, ...], folder: Path) -> Report:
-    """The gate's findings on an op."""
+def run_check(op: str, archs: tuple[int, ...], folder: Path) -> Report:
+    """Runs the compile check on an op, in a process of its own."""
     found = folder / f"{op}_{archs[0]}.json"
-    command = [sys.executable, "-m", "tests.kernels.gate", op, "--json", str(found)]
+    command = [sys.executable, "-m", "tests.kernels.compile_check", op, "--json", str(found)]
     for arch in archs:
         command += ["--arch", str(arch)]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -122,11 +120,11 @@ def reports(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Report]]:
-    """Op → what the gate says of it. Two processes at a time compile what tests ask for."""
+    """Op → its report. Two processes at a time compile what tests ask for."""
     items = [i for i in request.session.items if "reports" in getattr(i, "fixturenames", ())]
     asked = [getattr(i, "callspec", None) for i in items]
     wanted = {op for spec in asked for op in ([spec.params["op"]] if spec else OPS)}
-    folder = tmp_path_factory.mktemp("gate")
+    folder = tmp_path_factory.mktemp("compile_check")
 
     def report(op: str) -> Report:
         parts = [futures[op, archs].result() for archs in HALVES]
@@ -139,7 +137,7 @@ def reports(
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         futures = {
-            (op, archs): pool.submit(run_gate, op, archs, folder)
+            (op, archs): pool.submit(run_check, op, archs, folder)
             for op in sorted(wanted, key=lambda op: ("attention" not in op, op))  # longest first
             for archs in HALVES
         }
@@ -257,7 +255,7 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return run_gate("tests.kernels.planted", (89,), tmp_path_factory.mktemp("planted"))
+    return run_check("tests.kernels.planted", (89,), tmp_path_factory.mktemp("planted"))
 
 
 def found_in(report: Report, case: str, limits: dict[str, Limit] = PLANTED) -> list[str]:
@@ -333,7 +331,7 @@ def test_a_loose_limit_is_caught() -> None:
 
 
 def test_equal_launches_compile_once(tmp_path: Path) -> None:
-    """The gate's own bookkeeping, on launches that differ only by case."""
-    report = run_gate("tests.kernels.planted", (89, 89), tmp_path)
+    """Launches that differ only by case share one compiled kernel."""
+    report = run_check("tests.kernels.planted", (89, 89), tmp_path)
     assert len(report.compiled) == 10
     assert "10 launches, 5 kernels compiled" in report.summary[0]
