@@ -12,6 +12,7 @@ from cmpose.command import Command
 from cmpose.convert.command import CONVERT, FRAMES
 from cmpose.data.cache.command import CACHE
 from cmpose.evaluation.command import EVALUATE, SCORE
+from cmpose.files import STOPPED, Interrupted
 from cmpose.models.command import EXPORT
 from cmpose.predict.command import PREDICT
 from cmpose.render.command import RENDER
@@ -75,7 +76,11 @@ def build_parser(recipe: config.Config | None = None, command: str = "") -> Argu
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command; a failure that its message explains exits with status 1."""
+    """Runs a command.
+
+    Exits with status 1 after a failure that its message explains, with 130 when it was asked to
+    stop, with 2 for arguments that cannot be.
+    """
     args = build_parser().parse_args(arguments)
     command = COMMANDS[args.subcommand]
     try:
@@ -83,9 +88,13 @@ def main(arguments: list[str] | None = None) -> None:
         if recipe is not None:
             args = build_parser(recipe, command.name).parse_args(arguments)
         command.run(args[command.name])
+    except Interrupted as error:
+        print(f"cmpose {command.name}: {error}", file=sys.stderr)
+        sys.exit(STOPPED)
     except _EXPLAINED as error:
         if os.environ.get("CMPOSE_TRACEBACK") == "1":
             raise
         sys.exit(f"cmpose {command.name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"cmpose {command.name}: interrupted")
+        print(f"cmpose {command.name}: interrupted", file=sys.stderr)
+        sys.exit(STOPPED)

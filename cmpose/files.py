@@ -1,17 +1,136 @@
-"""How files are written."""
+"""The one way anything is written: whole or not at all, by one process at a time, errors by name.
+
+A new file or folder is written beside its place under the name of :func:`partial_path` and renamed
+when it is whole. A process that is killed leaves such names behind; the next one that claims the
+folder removes them, or puts back what was about to be replaced.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import json
 import math
 import os
+import shutil
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_PARTIAL, _REPLACED, _LOCK = ".cmpose-part", ".cmpose-old", ".cmpose-lock"
+
+
+STOPPED = 130
+"""Exit status of a command that was asked to stop."""
+
+
+class OutputError(OSError):
+    """Something cannot be written; the message names the file, the reason and what to do."""
+
+
+class InUse(OutputError):
+    """Another process of cmpose is writing there."""
+
+
+class Interrupted(RuntimeError):
+    """A command was asked to stop; the message says what is saved and how to go on."""
+
+
+# -- what went wrong --------------------------------------------------------------------------
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_LEAST_FREE = 1 << 20
+"""Bytes. A library that does not tell why it failed has met a full disk if fewer are left."""
+_LIBRARIES = ("safetensors", "safetensors_rust", "cv2")
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "Parent directory")
+
+
+def _is_about(error: Exception, path: Path) -> bool:
+    """Whether an exception tells of a failure to write ``path``."""
+    if isinstance(error, OSError):
+        if not isinstance(error.filename, str | os.PathLike):
+            return True
+        # Failures of files elsewhere keep their own names.
+        name, folder = Path(os.path.abspath(error.filename)), path.absolute().parent
+        return name == folder or folder in name.parents or name in folder.parents
+    if type(error).__module__.partition(".")[0] in _LIBRARIES:
+        return True
+    return isinstance(error, RuntimeError) and any(t in str(error) for t in _TORCH_WRITER)
+
+
+def _reason(error: Exception, path: Path) -> tuple[str, str]:
+    """Why ``path`` could not be written, and what to do about it."""
+    number = getattr(error, "errno", None)
+    parent = path.parent
+    standing = next(p for p in (parent, *parent.absolute().parents) if p.exists())
+    if not standing.is_dir():
+        return f"{standing} is a file where a folder should be", "move it, or give another place"
+    if number == errno.EISDIR:
+        return "it is a folder where a file should be", "move it, or give another place"
+    if number in (errno.ENOTDIR, errno.EEXIST) and path.is_file():
+        return "it is a file where a folder should be", "move it, or give another place"
+    if number in _FULL or "No space left" in str(error) or "os error 28" in str(error):
+        return "the disk is full", "free some space"
+    if number in _FORBIDDEN or not os.access(standing, os.W_OK):
+        return "it is read-only for you", "give a place that you may write to"
+    if not parent.is_dir():
+        return f"its folder {parent} is not there (any more)", "make the folder again"
+    if number is None and shutil.disk_usage(standing).free < _LEAST_FREE:
+        return "the disk is full", "free some space"
+    return str(getattr(error, "strerror", None) or error), "look at the disk"
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], remedy: str = "") -> Iterator[None]:
+    """Turns a failure to write ``path`` into an :class:`OutputError`, whichever library met it.
+
+    Args:
+        path: the file or folder being written, by the name that its user knows.
+        remedy: what to do once the reason is gone, e.g. ``go on with --resume``.
+
+    Raises:
+        OutputError: naming ``path``, the reason and what to do. Failures about files elsewhere
+            pass through unchanged.
+    """
+    path = Path(path)
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:
+        if not _is_about(error, path):
+            raise
+        reason, first = _reason(error, path)
+        message = f"{path}: cannot be written: {reason}; {first}" + (remedy and f", then {remedy}")
+        failure = OutputError(message)
+        failure.errno = getattr(error, "errno", None)
+        raise failure from error
+
+
+# -- whole or not at all ----------------------------------------------------------------------
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file or folder lies while it is not whole."""
+    return path.with_name(f".{path.name}{_PARTIAL}")
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """What a link points to is replaced, not the link."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _is_device(path: Path) -> bool:
+    """Whether ``path`` is something like /dev/stdout, which is written to and never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def sync(path: Path) -> None:
@@ -23,12 +142,104 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place and renames it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a whole folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Every rename of cmpose goes through here: tests kill the process at each one."""
+    os.replace(old, new)
+
+
+@contextmanager
+def whole_file(
+    path: str | os.PathLike[str], remedy: str = "", *, durable: bool = True
+) -> Iterator[Path]:
+    """A path to write to, which becomes ``path`` when the block ends well.
+
+    Args:
+        path: the file. Its folder is made if absent; a file that is there is replaced.
+        remedy: as for :func:`writing`.
+        durable: waits until it is on the disk, so that it is whole after a power cut too. Without,
+            it is after a kill; for pictures by the thousand, which can be made again.
+
+    Raises:
+        OutputError: as :func:`writing`.
+    """
+    path = _target(path)
+    partial = partial_path(path)
+    with writing(path, remedy):
+        if _is_device(path):
+            yield path
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        try:
+            yield partial
+            if durable:
+                sync(partial)
+            _rename(partial, path)
+            if durable:
+                sync(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                remove(partial)
+            raise
+
+
+@contextmanager
+def whole_folder(
+    path: str | os.PathLike[str], remedy: str = "", *, durable: bool = True
+) -> Iterator[Path]:
+    """An empty folder to write into, which becomes ``path`` when the block ends well.
+
+    A folder that is there is replaced: it keeps its place until the new one is whole and on the
+    disk, and is put back by :func:`recover` if the process is killed between the two renames.
+
+    Args:
+        path: the folder; its parents are made if absent.
+        remedy: as for :func:`writing`.
+        durable: as for :func:`whole_file`.
+
+    Raises:
+        OutputError: as :func:`writing`.
+    """
+    path = _target(path)
+    partial, replaced = partial_path(path), path.with_name(f".{path.name}{_REPLACED}")
+    with writing(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _recover(path)
+        partial.mkdir()
+        try:
+            yield partial
+            if durable:
+                for file in partial.rglob("*"):
+                    sync(file)
+            if path.is_dir():
+                _rename(path, replaced)
+            _rename(partial, path)
+            if durable:
+                sync(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                _recover(path)
+            raise
+        remove(replaced)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes, remedy: str = "") -> None:
+    """Writes a file whole or not at all, see :func:`whole_file`."""
+    with whole_file(path, remedy) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str, remedy: str = "") -> None:
+    """Writes UTF-8 text whole or not at all, see :func:`whole_file`."""
+    write_bytes(path, text.encode(), remedy)
 
 
 def finite_or_none(value: Any) -> Any:
@@ -42,64 +253,186 @@ def finite_or_none(value: Any) -> Any:
     return value
 
 
+def write_json(path: str | os.PathLike[str], value: Any, remedy: str = "") -> None:
+    """Writes plain data as JSON, whole or not at all; nan and infinities become null."""
+    write_text(path, json.dumps(finite_or_none(value), indent=1) + "\n", remedy)
+
+
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
-    """Writes ``metrics.json`` into a run's folder, whole or not at all."""
+    """Writes ``metrics.json`` into a run's folder."""
     path = folder / "metrics.json"
-    write_text(path, json.dumps(finite_or_none(metrics), indent=1) + "\n")
+    write_json(path, metrics)
     return path
+
+
+# -- one process at a time --------------------------------------------------------------------
+
+
+def _recover(path: Path) -> None:
+    """Undoes what a killed process left of writing ``path``."""
+    replaced = path.with_name(f".{path.name}{_REPLACED}")
+    if replaced.exists():
+        if path.exists():
+            remove(replaced)
+        else:
+            _rename(replaced, path)
+    remove(partial_path(path))
+
+
+def recover(folder: Path) -> None:
+    """Undoes what killed processes left of writing files and folders in ``folder``.
+
+    What was to be replaced gets its name back where the new one did not take its place; what is
+    not whole is removed. Only names that :func:`whole_file` and :func:`whole_folder` give are
+    touched, and nothing below the folder's own entries.
+    """
+    if not folder.is_dir():
+        return
+    for name in sorted(os.listdir(folder)):
+        for ending in (_PARTIAL, _REPLACED):
+            if name.startswith(".") and name.endswith(ending) and len(name) > len(ending) + 1:
+                _recover(folder / name[1 : -len(ending)])
+
+
+_claimed: set[Path] = set()
+"""The locks that this process holds: the system's own are by process."""
+
+
+@contextmanager
+def _locked(lock: Path, output: Path, command: str, option: str) -> Iterator[None]:
+    refusal = InUse(
+        f"{output}: another cmpose {command} is writing there; wait for it, or give another "
+        f"{option}"
+    )
+    key = lock.absolute()
+    if key in _claimed:
+        raise refusal
+    while True:
+        with writing(output):
+            file = open(lock, "w")  # noqa: SIM115
+        try:
+            # By process, unlike flock: workers that outlive a killed parent do not hold it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise refusal from None
+        except OSError as error:
+            warnings.warn(
+                f"{lock}: this file system has no locks ({error.strerror}): make sure that no "
+                f"other cmpose {command} writes there",
+                stacklevel=4,
+            )
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                break
+        except FileNotFoundError:
+            pass
+        file.close()  # its owner has just removed it: this lock is on a name that is gone
+    _claimed.add(key)
+    owner = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:  # not a forked process that leaves by the same way
+            _claimed.discard(key)
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+        file.close()
+
+
+@contextmanager
+def claim(
+    folder: str | os.PathLike[str], command: str, option: str, subfolders: Iterable[str] = ()
+) -> Iterator[Path]:
+    """Makes an output folder if absent and holds it for this process alone.
+
+    First undoes what a killed process left there, see :func:`recover`.
+
+    Args:
+        folder: what is written into.
+        command: of cmpose, for the message.
+        option: what to give another of, for the message.
+        subfolders: of ``folder``, where something may have been left too.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InUse: another process holds the folder.
+        OutputError: it cannot be made or written.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / _LOCK, folder, command, option):
+        with writing(folder):
+            for each in (folder, *(folder / name for name in subfolders)):
+                recover(each)
+        yield folder
 
 
 @contextmanager
 def alone_in(
     folder: Path, command: str, instead: str, error: type[Exception] = RuntimeError
 ) -> Iterator[None]:
-    """Makes ``folder`` if absent and holds it for this process, by a lock that ends with it.
+    """Of before :func:`claim`."""
+    try:
+        with claim(folder, command, instead):
+            yield
+    except InUse as refusal:
+        raise error(str(refusal)) from None
 
-    Args:
-        folder: what is written.
-        command: of cmpose, for the message.
-        instead: what to give another of, for the message.
-        error: what to raise.
 
-    Raises:
-        error: another process holds the folder.
+@contextmanager
+def claim_file(path: str | os.PathLike[str], command: str, option: str) -> Iterator[Path]:
+    """As :func:`claim`, for one file, or for a folder that is replaced as a whole."""
+    path = _target(path)
+    if _is_device(path):
+        yield path
+        return
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(f".{path.name}{_LOCK}"), path, command, option):
+        with writing(path):
+            _recover(path)
+        yield path
+
+
+def end_with_parent() -> None:
+    """Makes this worker process end when the process that started it is killed.
+
+    Else it would go on writing into a folder that the next run may have claimed. Linux only;
+    elsewhere a worker ends at its next exchange with its parent.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise error(
-                f"{folder}: another cmpose {command} is writing there; wait for it, or give "
-                f"another {instead}"
-            ) from None
-        yield
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
-class Interrupted(RuntimeError):
-    """A command was asked to stop; the message says what is saved and how to go on."""
+# -- asked to stop ----------------------------------------------------------------------------
 
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """Turns SIGINT and SIGTERM into a flag, until one of them comes a second time.
 
-    A second signal does what it always does.
+    A second signal does what it did before. Outside the main thread, which alone gets signals,
+    the flag stays unset.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    old: dict[int, Any] = {}
+    before: dict[int, Any] = {}
 
     def ask(number: int, _: Any) -> None:
         asked.set()
-        signal.signal(number, old[number])
+        signal.signal(number, before[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        old[number] = signal.signal(number, ask)
+        before[number] = signal.signal(number, ask)
     try:
         yield asked
     finally:
-        for number, handler in old.items():
+        for number, handler in before.items():
             signal.signal(number, handler)

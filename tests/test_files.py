@@ -1,0 +1,311 @@
+"""Files are whole or absent, folders have one writer, failures have names, requests stop."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cmpose import files
+from cmpose.files import InUse, OutputError
+from tests.shared_data import PROJECT
+from tests.small_disk import small_disk
+
+
+def python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=PROJECT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+# -- whole or not at all ----------------------------------------------------------------------
+
+_REPLACE = """
+import os, sys
+from pathlib import Path
+from cmpose import files
+
+file, folder, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+rename, count = files._rename, 0
+
+def killed(old, new):
+    global count
+    if count == limit:
+        os._exit(9)
+    count += 1
+    rename(old, new)
+
+files._rename = killed
+files.write_text(file, "new")
+with files.whole_folder(folder) as partial:
+    (partial / "a").write_text("new")
+    (partial / "deep").mkdir()
+    (partial / "deep" / "b").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("kill_at", [0, 1, 2, 3])
+def test_a_kill_at_any_rename_leaves_the_old_or_the_new(tmp_path, kill_at):
+    file, folder = tmp_path / "file.json", tmp_path / "folder"
+    file.write_text("old")
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    done = python(_REPLACE, file, folder, kill_at)
+    assert done.returncode == (9 if kill_at < 3 else 0), done.stderr
+    assert file.read_text() == ("old" if kill_at == 0 else "new")
+    with files.claim(tmp_path, "test", "folder"):
+        assert sorted(os.listdir(tmp_path)) == [files._LOCK, "file.json", "folder"]
+    assert (folder / "a").read_text() == ("new" if kill_at == 3 else "old")
+    assert (folder / "deep" / "b").exists() == (kill_at == 3)
+
+
+def test_a_failed_block_leaves_nothing_and_what_was_there(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    for whole in (files.whole_file, files.whole_folder):
+        path = tmp_path / whole.__name__.removeprefix("whole_")
+        with pytest.raises(KeyboardInterrupt):  # noqa: SIM117, PT012
+            with whole(path) as partial:
+                (partial / "a" if partial.is_dir() else partial).write_text("new")
+                raise KeyboardInterrupt
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "old"
+    assert os.listdir(tmp_path / "folder") == []
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path):
+    for name in (".bashrc.old", ".notes.tmp", "film.part.mp4", "x.cmpose-part"):
+        (tmp_path / name).write_text("a user's")
+    (tmp_path / ".gone.cmpose-part").write_text("half")
+    with files.claim(tmp_path, "test", "folder"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [
+        ".bashrc.old",
+        ".notes.tmp",
+        "film.part.mp4",
+        "x.cmpose-part",
+    ]
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    files.write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "text"
+    with files.claim_file("/dev/null", "test", "file"):
+        files.write_text("/dev/null", "text")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_json_has_no_nan(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": [float("nan"), 1.5], "b": float("inf")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.5], "b": None}
+
+
+# -- one writer -------------------------------------------------------------------------------
+
+_HOLD = """
+import sys
+from cmpose import files
+with getattr(files, sys.argv[1])(sys.argv[2], "train", "--output"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("claim", ["claim", "claim_file"])
+def test_a_second_writer_is_refused_until_the_first_ends_or_is_killed(tmp_path, claim):
+    output = tmp_path / "run"
+    for end in ("close", "kill"):
+        with subprocess.Popen(
+            [sys.executable, "-c", _HOLD, claim, str(output)],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            with (
+                pytest.raises(
+                    InUse, match=r"run: another cmpose train is writing.*give another --output"
+                ),
+                getattr(files, claim)(output, "train", "--output"),
+            ):
+                pass
+            if end == "kill":
+                holder.kill()
+        with getattr(files, claim)(output, "train", "--output"):
+            pass
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
+def test_a_second_writer_in_the_same_process_is_refused(tmp_path):
+    with files.claim(tmp_path, "train", "--output"):
+        with pytest.raises(InUse), files.claim(tmp_path, "train", "--output"):
+            pass
+        # The refusal has not let go of the first one's lock.
+        code = _HOLD.replace("sys.stdin.read()", "")
+        assert "InUse" in python(code, "claim", tmp_path).stderr
+    assert python(code, "claim", tmp_path).returncode == 0
+
+
+_PARENT = """
+import multiprocessing, sys, time
+from cmpose import files
+
+def work():
+    files.end_with_parent()
+    print("works", flush=True)
+    time.sleep(60)
+
+multiprocessing.get_context("fork").Process(target=work).start()
+time.sleep(60)
+"""
+
+
+def test_a_worker_ends_with_its_killed_parent(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT], cwd=PROJECT, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"works\n"
+        parent.kill()
+        assert parent.stdout.read() == b""  # at once: the worker, which held it open, is gone
+
+
+# -- failures have names ----------------------------------------------------------------------
+
+
+def test_a_full_disk_has_the_same_message_from_every_library(tmp_path):
+    with small_disk(tmp_path) as disk:
+        noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+        tensors = {"a": torch.from_numpy(noise)}
+
+        def write_picture(partial: Path) -> None:
+            if not cv2.imwrite(str(partial / "a.png"), noise):
+                raise OSError("not written")
+
+        writers = {
+            "text": lambda p: (p / "a").write_bytes(noise.tobytes()),
+            "torch": lambda p: torch.save(tensors, p / "a.pt"),
+            "safetensors": lambda p: save_file(tensors, p / "a.safetensors"),
+            "array": lambda p: noise.tofile(p / "a"),
+            "opencv": write_picture,
+        }
+        for name, write in writers.items():
+            with (
+                pytest.raises(
+                    OutputError,
+                    match=r"model: cannot be written: the disk is full; free some space, then "
+                    r"go on with --resume$",
+                ),
+                files.whole_folder(disk / "model", "go on with --resume") as partial,
+            ):
+                write(partial)
+            assert os.listdir(disk) == [], name
+
+
+def test_what_stands_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match=r"x: .*/file is a file where a folder should be"):
+        files.write_text(tmp_path / "file" / "x", "")
+    with pytest.raises(OutputError, match=r"folder: .* it is a folder where a file should be"):
+        files.write_text(tmp_path / "folder", "")
+    with (
+        pytest.raises(OutputError, match=r"file: .* it is a file where a folder should be"),
+        files.claim(tmp_path / "file", "train", "--output"),
+    ):
+        pass
+    with (
+        pytest.raises(OutputError, match=r"file: .* it is a file where a folder should be"),
+        files.whole_folder(tmp_path / "file"),
+    ):
+        pass
+    with pytest.raises(OutputError, match=r"its folder .*/gone is not there \(any more\)"):  # noqa: SIM117
+        with files.writing(tmp_path / "gone" / "log"):
+            (tmp_path / "gone" / "log").open("a")
+    with pytest.raises(OutputError, match=r"its folder .*/gone is not there \(any more\)"):  # noqa: SIM117
+        with files.writing(tmp_path / "gone" / "a.pt"):
+            torch.save({}, tmp_path / "gone" / "a.pt")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_read_only_place_is_named(tmp_path, number):
+    with pytest.raises(OutputError, match=r"log: .* it is read-only for you; give a place") as met:  # noqa: SIM117
+        with files.writing(tmp_path / "log"):
+            raise OSError(number, os.strerror(number), str(tmp_path / "log"))
+    assert met.value.errno == number
+
+
+def test_failures_about_something_else_pass(tmp_path):
+    with pytest.raises(FileNotFoundError, match="/none/input"), files.writing(tmp_path / "log"):
+        Path("/none/input").read_text()
+    with pytest.raises(RuntimeError, match="shapes"), files.writing(tmp_path / "log"):
+        raise RuntimeError("shapes do not match")
+
+
+# -- asked to stop ----------------------------------------------------------------------------
+
+_ASK_AT_IMPORT = """
+import os, signal, sys
+import cmpose.__main__ as start
+
+module, number = sys.argv[1], getattr(signal, sys.argv[2])
+
+class AskAtImport:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), number)
+
+sys.meta_path.insert(0, AskAtImport())
+sys.argv = ["cmpose", "doctor"]
+start.main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("module", ["cmpose.cli", "jsonargparse", "cmpose.doctor", "torch"])
+def test_a_request_during_start_up_ends_it_quietly(module, number):
+    done = python(_ASK_AT_IMPORT, module, number)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_request_sets_a_flag_and_a_second_one_acts():
+    with files.stop_requests() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_threads_spin_less_unless_the_user_has_said(given, expected, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    code = (
+        "import os, cmpose.__main__ as start, cmpose.cli as cli;"
+        "cli.main = lambda: print(os.environ.get('GOMP_SPINCOUNT')); start.main()"
+    )
+    assert python(code, **given).stdout == f"{expected}\n"
