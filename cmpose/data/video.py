@@ -20,7 +20,9 @@ from cmpose.data.frames import FrameError, read_picture
 PICTURES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 )
-_NOT_DECODED = np.zeros((0, 0, 3), np.uint8)
+NOT_DECODED = np.zeros((0, 0, 3), np.uint8)
+"""The picture of a frame that was passed over."""
+
 _RATE = 25.0
 
 
@@ -123,13 +125,13 @@ class _Capture(Video):
         )
 
     def shots(self, skip: int = 0) -> Iterator[Shot]:
-        yield Shot(0, _NOT_DECODED if skip else self.first)
+        yield Shot(0, NOT_DECODED if skip else self.first)
         number = 1
         while number < skip:
             # Seeking is inexact in many formats; a frame that is grabbed is decoded all the same.
             if not self.capture.grab():
                 return
-            yield Shot(number, _NOT_DECODED)
+            yield Shot(number, NOT_DECODED)
             number += 1
         while True:
             decoded, picture = self.capture.read()
@@ -168,10 +170,10 @@ class _Pictures(Video):
         self.info = VideoInfo(source, name, width, height, fps or _RATE, len(files))
 
     def shots(self, skip: int = 0) -> Iterator[Shot]:
-        before = _NOT_DECODED
+        before = NOT_DECODED
         for number, file in enumerate(self.files):
             if number < skip:
-                yield Shot(number, _NOT_DECODED)
+                yield Shot(number, NOT_DECODED)
                 continue
             readable = True
             try:

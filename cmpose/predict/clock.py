@@ -12,10 +12,19 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Seconds by part."""
+    """Seconds by part; ``with clock("model"):`` counts those of a block.
+
+    Attributes:
+        seconds: part → seconds.
+    """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._started = time.perf_counter()
+
+    def since_start(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._started
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:

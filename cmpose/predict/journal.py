@@ -8,12 +8,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cmpose.data.video import NOT_DECODED, Shot
 from cmpose.files import alone_in, write_text
+from cmpose.predict.detect import Detection
+from cmpose.predict.frame import PredictedFrame, PredictedPerson
 
 SETTINGS, FRAMES, FINISHED = "settings.json", "frames.jsonl", "finished.json"
 _SYNC_SECONDS = 5.0
@@ -64,14 +69,19 @@ class Journal:
             for _ in range(self.done):
                 yield json.loads(file.readline())
 
-    def append(self, lines: list[dict[str, Any]]) -> None:
-        """Adds the next frames' lines, each with its number as ``frame``, first of all.
+    def frames(self) -> Iterator[PredictedFrame]:
+        """The frames from the first on, without their pictures, read as they are asked for."""
+        return map(_frame, self.lines())
+
+    def append(self, frames: Sequence[PredictedFrame]) -> None:
+        """Adds the next frames.
 
         Raises:
-            OSError: the disk is full; nothing of ``lines`` is there then, all before is.
+            OSError: the disk is full; none of ``frames`` is there then, all before are.
         """
-        self._write(b"".join(json.dumps(v, allow_nan=False).encode() + b"\n" for v in lines))
-        self.done += len(lines)
+        lines = [json.dumps(_line(frame), allow_nan=False).encode() + b"\n" for frame in frames]
+        self._write(b"".join(lines))
+        self.done += len(frames)
 
     def end(self) -> None:
         """Notes that there are no more frames."""
@@ -102,6 +112,48 @@ class Journal:
             self._file.seek(self._size)
             raise
         self._size += len(data)
+
+
+def _line(frame: PredictedFrame) -> dict[str, Any]:
+    """A frame as plain data; its number comes first, by which a line is told to be whole."""
+    people = []
+    for person in frame.people:
+        entry = {
+            "track_id": person.track_id,
+            "score": person.score,
+            "box": person.box.tolist(),
+            "keypoints": person.keypoints.tolist(),
+            "scores": person.scores.tolist(),
+        }
+        people.append(entry | ({"interpolated": True} if person.interpolated else {}))
+    line: dict[str, Any] = {"frame": frame.shot.number, "people": people}
+    if frame.detections is not None:
+        line["found"] = [[*d.box.tolist(), d.score] for d in frame.detections]
+    if not frame.shot.readable:
+        line["unreadable"] = True
+    if frame.explained:
+        line["explained"] = list(frame.explained)
+    return line
+
+
+def _frame(line: dict[str, Any]) -> PredictedFrame:
+    """The frame that ``_line`` made this of, without its picture."""
+    people = [
+        PredictedPerson(
+            track_id=entry["track_id"],
+            score=entry["score"],
+            box=np.array(entry["box"], np.float64),
+            keypoints=np.array(entry["keypoints"], np.float64),
+            scores=np.array(entry["scores"], np.float64),
+            interpolated="interpolated" in entry,
+        )
+        for entry in line["people"]
+    ]
+    detections = None
+    if "found" in line:
+        detections = [Detection(np.array(v[:4]), v[4]) for v in line["found"]]
+    shot = Shot(line["frame"], NOT_DECODED, readable="unreadable" not in line)
+    return PredictedFrame(shot, people, detections, explained=line.get("explained", ()))
 
 
 def _start(frame: int) -> bytes:

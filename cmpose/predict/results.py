@@ -11,13 +11,18 @@ from cmpose.config import Config
 from cmpose.data.formats.posetrack18 import write_posetrack18_frames
 from cmpose.data.sequence import Frame
 from cmpose.data.skeleton import Skeleton
-from cmpose.data.video import Video
+from cmpose.data.video import Video, VideoInfo
 from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
+from cmpose.predict.clock import Clock
+from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.journal import Journal
+from cmpose.predict.options import Options
+
+HOG = "OpenCV HOG people detector"
 
 
 class Tally:
-    """What the lines of a journal add up to.
+    """What predicted frames add up to.
 
     Attributes:
         counts: what ``metrics.json`` counts.
@@ -30,14 +35,15 @@ class Tally:
         )
         self.pictures: list[str] = []
 
-    def add(self, line: dict[str, Any]) -> None:
-        people, counts = line["people"], self.counts
+    def add(self, frame: PredictedFrame) -> None:
+        """Counts a frame."""
+        people, counts = frame.people, self.counts
         counts["people"] += len(people)
         counts["frames_without_people"] += not people
-        counts["boxes_interpolated"] += sum("interpolated" in p for p in people)
-        counts["frames_unreadable"] += "unreadable" in line
-        counts["tracks"] = max([counts["tracks"], *(p["track_id"] + 1 for p in people)])
-        self.pictures += line.get("explained", [])
+        counts["boxes_interpolated"] += sum(person.interpolated for person in people)
+        counts["frames_unreadable"] += not frame.shot.readable
+        counts["tracks"] = max([counts["tracks"], *(p.track_id + 1 for p in people)])
+        self.pictures += frame.explained
 
 
 def write_results(
@@ -52,8 +58,8 @@ def write_results(
     info = video.info
 
     def frames() -> Iterator[Frame]:
-        for line in journal.lines():
-            number = line["frame"]
+        for predicted in journal.frames():
+            number = predicted.shot.number
             frame = Frame(
                 image_id=number,
                 file_name=video.frame_name(number),
@@ -61,13 +67,44 @@ def write_results(
                 width=info.width,
                 height=info.height,
             )
-            yield predicted_frame(frame, line["people"], info.name, config.data.score, skeleton)
+            people = [person._asdict() for person in predicted.people]
+            yield predicted_frame(frame, people, info.name, config.data.score, skeleton)
 
     if "poses" in outputs:
         path = out / "poses" / f"{info.name}.json"
         write_posetrack18_frames(path, info.name, frames, journal.done, skeleton)
     if "coco" in outputs:
         write_coco_results(out / "coco" / f"{info.name}.json", frames(), skeleton)
+
+
+def metrics_of(
+    video: VideoInfo, options: Options, frames: int, start: int, tally: Tally, clock: Clock
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds.
+
+    Args:
+        video: what was predicted.
+        options: how.
+        frames: of the video that were predicted, by this run or an interrupted one.
+        start: those by an interrupted one.
+        tally: of all frames.
+        clock: of this run.
+    """
+    expected = min(video.frames, options.max_frames or video.frames)
+    parts = clock.seconds
+    seconds = clock.since_start()
+    return {
+        "video": Path(video.source).name,
+        "box_source": HOG if options.detections is None else Path(options.detections).name,
+        "frames": frames,
+        "frames_missing": max(0, expected - frames),
+        **tally.counts,
+        "resumed_at_frame": start,
+        "seconds": seconds,
+        "frames_per_second": (frames - start) / seconds,
+        "seconds_by_part": dict(parts) | {"rest": seconds - sum(parts.values())},
+        "explained": tally.pictures,
+    }
 
 
 def summary(m: dict[str, Any], out: Path, lost: int, unexplained: list[int]) -> str:

@@ -17,9 +17,10 @@ import torch
 
 from cmpose.config import Config
 from cmpose.data.video import Shot, Video, VideoInfo, open_video
-from cmpose.data.video_writer import video_writer
+from cmpose.data.video_writer import VideoWriter, video_writer
 from cmpose.files import Interrupted
 from cmpose.models.weights import checkpoint
+from cmpose.predict import people
 from cmpose.predict import predict as module
 from cmpose.predict import results as predict_results
 from cmpose.predict.detect import Detection
@@ -224,7 +225,7 @@ def test_the_detector_goes_on_as_if_it_had_not_been_cut(weights, clip, tmp_path,
         at = float(frame.mean()) % 7  # of the picture, and nothing else
         return [Detection(np.array([20 + at, 4.0, 20, 50]), 0.5 + at / 20)]
 
-    monkeypatch.setattr(module, "detect_people", found)
+    monkeypatch.setattr(people, "detect_people", found)
     options = {"detections": None, "detect_every": 4, "batch_size": 4}
     whole = predict(clip, weights, tmp_path / "whole", **options)
     expected = len(looked)
@@ -328,7 +329,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(clip, weights, whole, tmp_path,
     assert 0 < journal.stat().st_size < 5000
     assert journal.read_bytes().endswith(b"}\n"), "half a line is taken back"
     for owner, name, file in (
-        (module.VideoWriter, "write", "frames.jsonl"),
+        (VideoWriter, "write", "frames.jsonl"),
         (predict_results, "write_posetrack18_frames", "frames.jsonl"),
         (predict_results, "write_coco_results", "frames.jsonl"),
     ):
@@ -372,7 +373,7 @@ def people_everywhere(frame):
 def test_a_camera_ends_by_ctrl_c_or_max_frames(weights, tmp_path, monkeypatch):
     real = cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", lambda w: Camera(w) if w == 0 else real(w))
-    monkeypatch.setattr(module, "detect_people", people_everywhere)
+    monkeypatch.setattr(people, "detect_people", people_everywhere)
     metrics = predict_video("0", weights, tmp_path / "a", progress=False)
     assert 25 <= metrics["frames"] <= 27
     assert metrics["people"] == metrics["frames"]
@@ -502,7 +503,7 @@ def test_memory_does_not_grow_with_the_length(weights, tmp_path, monkeypatch):
     cheap = Cheap(15)
     for name in ("crops", "poses"):
         monkeypatch.setattr(Predictor, name, lambda self, *a, name=name: getattr(cheap, name)(*a))
-    monkeypatch.setattr(module, "detect_people", people_everywhere)
+    monkeypatch.setattr(people, "detect_people", people_everywhere)
     for frames in (20, 150, 750):  # the first warms up
         monkeypatch.setattr(module, "open_video", lambda *_, n=frames, **__: _Opened(Long(n)))
         tracemalloc.start()

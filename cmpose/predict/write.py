@@ -1,0 +1,101 @@
+"""What ``cmpose predict`` writes of each frame that was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from cmpose.data.video import VideoInfo
+from cmpose.data.video_writer import VideoWriter, part_of, video_writer
+from cmpose.predict.clock import Clock
+from cmpose.predict.drawing import Explainer, draw_frame
+from cmpose.predict.frame import PredictedFrame
+from cmpose.predict.journal import Journal
+from cmpose.predict.options import Options
+from cmpose.predict.predictor import Predictor
+from cmpose.predict.results import Tally
+
+
+class FrameWriter:
+    """Explains predicted frames, notes them in the journal, counts and draws them.
+
+    Attributes:
+        tally: of all frames so far.
+        explainer: what is explained.
+        to_draw: whether the video with skeletons is to be drawn; an earlier run may have done it.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        info: VideoInfo,
+        out: Path,
+        journal: Journal,
+        options: Options,
+        clock: Clock,
+    ) -> None:
+        """
+        Args:
+            predictor: the model that frames are predicted by.
+            info: the video's.
+            out: the output folder.
+            journal: with the frames that an interrupted run has predicted.
+            options: settled.
+            clock: counts the seconds of ``explain``, ``journal``, ``draw`` and ``encode``.
+        """
+        self.info, self.journal, self.clock = info, journal, clock
+        self.skeleton = predictor.model.skeleton
+        self.tally, self.explainer = Tally(), Explainer(predictor, info.name, out, options)
+        self.path = out / f"{info.name}_poses.mp4"
+        self.to_draw = "video" in options.outputs and not (journal.ended and self.path.exists())
+        self._start = journal.done
+        self._video: VideoWriter | None = None
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Opens the video that is to be drawn, and gives it its name when all frames are in it.
+
+        Raises:
+            VideoError: OpenCV cannot write it.
+            OSError: the disk is full.
+        """
+        if not self.to_draw:
+            yield
+            return
+        if not self.journal.ended:
+            self.path.unlink(missing_ok=True)  # of a run that was thrown away
+        size = self.info.width, self.info.height
+        with video_writer(self.path, size, self.info.fps) as self._video:
+            yield
+
+    def write(self, group: Sequence[PredictedFrame]) -> None:
+        """Frames that were predicted together, or one that the journal has already.
+
+        Raises:
+            OSError: the disk is full; of ``group`` all or nothing is in the journal then.
+        """
+        if group[0].shot.number >= self._start:
+            with self.clock("explain"):
+                group = [replace(f, explained=self.explainer.explain(f)) for f in group]
+            with self.clock("journal"):
+                self.journal.append(group)
+        for frame in group:
+            self.count(frame)
+            if self._video is not None:
+                with self.clock("draw"):
+                    picture = draw_frame(frame, self.skeleton)
+                with self.clock("encode"):
+                    self._video.write(picture)
+
+    def count(self, frame: PredictedFrame) -> None:
+        """A frame that is in the journal; nothing is drawn."""
+        self.tally.add(frame)
+        self.explainer.due(frame)  # what was explained is wanted no longer
+
+    def drawn_so_far(self) -> str:
+        """For people: where the part of the video lies that is drawn."""
+        if self._video is None:
+            return ""
+        return f"; what is drawn of the video is in {part_of(self.path)}"
