@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from cmpose.config import DataConfig
-from cmpose.data import clips as clips_module
+from cmpose.data import pixels as pixels_module
 from cmpose.data.cache.build import BuildSummary, build
 from cmpose.data.clips import ClipDataset
 from cmpose.data.cutouts import Window, collate
@@ -82,8 +82,8 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
     with ExitStack() as stack:
         for name, owner, attribute in (
-            ("decode", ClipDataset, "_tile"),
-            ("warp", clips_module, "warp"),
+            ("decode", pixels_module.ClipPixels, "_tile"),
+            ("warp", pixels_module, "warp"),
             ("warp", Window, "take"),
         ):
             original = getattr(owner, attribute)
@@ -122,10 +122,10 @@ def difference(clips: ClipDataset, other: ClipDataset) -> float:
 
 def decoded_per_clip(clips: ClipDataset, order: np.ndarray) -> float:
     """Pictures that one process decodes a clip, in this order of clips, from an empty start."""
-    before = clips._pictures.decoded
+    before = clips._pixels.pictures.decoded
     for index in order:
         clips[0, int(index)]
-    return (clips._pictures.decoded - before) / len(order)
+    return (clips._pixels.pictures.decoded - before) / len(order)
 
 
 class Bench:
@@ -145,9 +145,8 @@ class Bench:
         return self._open(data, kept_mb)
 
     def _open(self, data: DataConfig, kept_mb: int = 0) -> ClipDataset:
-        return ClipDataset(
-            self.sequences, self.root, SIZE, NUM_FRAMES, data, train=True, cache_bytes=kept_mb << 20
-        )
+        data = replace(data, frame_cache_mb=kept_mb)
+        return ClipDataset(self.sequences, self.root, SIZE, NUM_FRAMES, data, train=True)
 
 
 SPEED_HEAD = (

@@ -30,7 +30,7 @@ from bench import provenance
 from bench.records import write_json
 from cmpose import config as configuration
 from cmpose.config import Config
-from cmpose.data.open_clips import open_clips
+from cmpose.data.clips import open_clips
 from cmpose.evaluation.intervals import Interval, interval
 from cmpose.render.dataset import render_dataset
 from cmpose.study.plots import new_figure, save_svg

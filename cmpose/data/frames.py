@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
-from cmpose.data.sequence import split_frame_name
+from cmpose.data.sequence import Frame, Sequence, split_frame_name
 
 
 class FrameError(RuntimeError):
@@ -127,6 +127,78 @@ def support_frames(
             elif last < wanted <= end:
                 short.append(wanted)
     return Support(tuple(numbers), tuple(lost), tuple(short))
+
+
+class ClipFiles:
+    """Finds the files of clips; each folder is listed once.
+
+    Args:
+        root: folder that ``file_name`` is relative to.
+        num_frames: T.
+        on_error: ``raise`` refuses a clip whose support frame is lost (see :class:`Support`);
+            ``skip`` lets a nearer frame stand in.
+    """
+
+    def __init__(self, root: Path, num_frames: int, on_error: Literal["raise", "skip"]) -> None:
+        self.root, self.num_frames, self.on_error = root, num_frames, on_error
+        self._folders: dict[Path, FrameFolder] = {}
+        self._sizes: dict[Path, tuple[int, int]] = {}
+
+    def of(
+        self, sequence: Sequence, frame: Frame, listed: Collection[int]
+    ) -> tuple[tuple[str, ...], str]:
+        """Paths of a clip's T frames; and what to note about them, empty for nothing.
+
+        Args:
+            sequence: the video.
+            frame: the key frame.
+            listed: numbers of the frames that the annotation lists.
+
+        Raises:
+            FrameError: the key frame is not on disk, two files have one number, or a support
+                frame is lost and ``on_error`` is ``raise``.
+        """
+        relative = PurePosixPath(frame.file_name)
+        path = self.root / relative.parent
+        if path not in self._folders:
+            self._folders[path] = FrameFolder(path)
+        folder = self._folders[path]
+        if relative.name not in folder.names:
+            raise FrameError(
+                f"{path / relative.name}: no such file, but {sequence.source} names it "
+                f"(file_name {frame.file_name!r}); is the root {self.root} right? "
+                "data.on_error=skip leaves such clips out",
+                "key frame missing",
+            )
+        names = folder.like(relative.name)
+        support = support_frames(frame.index, self.num_frames, names, listed, sequence.nframes)
+        note = ""
+        if support.lost:
+            if self.on_error == "raise":
+                missing = path / neighbor_name(relative.name, support.lost[0])
+                raise FrameError(
+                    f"{missing}: no such file, but {frame.file_name} needs it as a neighbour, and "
+                    f"{sequence.source} lists it or frames beyond it; data.on_error=skip lets a "
+                    "nearer frame stand in",
+                    "support frame missing",
+                )
+            note = "support frame missing, a nearer one repeated"
+        elif support.short:
+            note = "support frame beyond the files on disk, a nearer one repeated"
+        return tuple(str(path / names[number]) for number in support.numbers), note
+
+    def picture_size(self, frame: Frame, key_file: str) -> tuple[int, int]:
+        """(width, height) of the frames: the annotation's, else the folder's first key frame's.
+
+        Raises:
+            FrameError: the annotation does not say, and ``key_file`` is unreadable.
+        """
+        if frame.width is not None and frame.height is not None:
+            return frame.width, frame.height
+        folder = Path(key_file).parent
+        if folder not in self._sizes:
+            self._sizes[folder] = picture_size(key_file)
+        return self._sizes[folder]
 
 
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:

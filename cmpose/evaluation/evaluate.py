@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from cmpose.config import Config, DataConfig, TrainConfig
-from cmpose.data.clips import ClipDataset, worker_init
+from cmpose.data.clips import ClipDataset, open_clips, worker_init
 from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import listed, write_posetrack18
-from cmpose.data.open_clips import open_clips
 from cmpose.data.records import GROUND_TRUTH, ClipRecord
 from cmpose.data.skeleton import POSETRACK
 from cmpose.distributed import World, world

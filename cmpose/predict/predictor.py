@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmpose import ops
 from cmpose.config import Config
-from cmpose.data.open_clips import warp_place
+from cmpose.data.clips import resolve_warp
 from cmpose.data.transforms import apply_matrix, crop_matrix, crop_region, normalize_clips, warp
 from cmpose.data.video import Shot
 from cmpose.evaluation.decode import decode_heatmaps, to_image
@@ -75,7 +75,7 @@ class Predictor:
                 for b in boxes
             ]
         )
-        if warp_place(c.data, self.device) == "host":
+        if resolve_warp(c.data, self.device) == "host":
             crops = [[warp(shot.picture, m, size) for shot in window] for m in matrices]
             pixels = torch.from_numpy(np.stack(crops)[..., ::-1].copy())
             return normalize_clips(pixels.to(self.device), dtype), matrices

@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from cmpose import config as configuration
 from cmpose.config import Config
-from cmpose.data.clips import worker_init
+from cmpose.data.clips import fit_keypoints, open_clips, worker_init
 from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import listed
-from cmpose.data.open_clips import fit_keypoints, open_clips
 from cmpose.data.transforms import heatmap_targets
 from cmpose.distributed import World, synchronize_batch_norms, world
 from cmpose.evaluation.decode import decode_heatmaps, to_crop

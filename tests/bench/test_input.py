@@ -9,10 +9,10 @@ import pytest
 
 from bench import input as bench
 from cmpose.config import DataConfig
-from cmpose.data import clips as clips_module
+from cmpose.data import pixels as pixels_module
 from cmpose.data.cache.build import BuildSummary
-from cmpose.data.clips import ClipDataset
 from cmpose.data.cutouts import Window
+from cmpose.data.pixels import ClipPixels
 from tests.data import synthetic
 from tests.shared_data import PROJECT
 
@@ -54,14 +54,14 @@ def test_frames_decoded_a_clip(data) -> None:
 
 
 def test_the_watch_sees_where_time_goes(data) -> None:
-    watched = (ClipDataset._tile, clips_module.warp, Window.take)
+    watched = (ClipPixels._tile, pixels_module.warp, Window.take)
     for warp in ("host", "device"):
         clips = data.clips("frames", warp)
         with bench.stopwatch() as spent:
             clips[0]
         assert spent["decode"] > 0
         assert spent["warp"] > 0
-    assert watched == (ClipDataset._tile, clips_module.warp, Window.take)
+    assert watched == (ClipPixels._tile, pixels_module.warp, Window.take)
     cost = bench.measure(data.clips("raw", "host"), 0.01)
     assert cost.rest > 0
     assert 0.44 < cost.megabytes < 0.45  # 3 × 256 × 192 × 3 bytes, and matrices and joints

@@ -139,7 +139,7 @@ def test_each_file_is_decoded_once_an_item(data, monkeypatch):
     reads = []
     real = frames.read_picture
     monkeypatch.setattr(frames, "read_picture", lambda path: reads.append(path) or real(path))
-    make(root, [item], 5, cache_bytes=0)[0]
+    make(root, [item], 5, dataclasses.replace(PLAIN, frame_cache_mb=0))[0]
     assert [path.rsplit("/")[-1] for path in reads] == ["000000.jpg", "000001.jpg", "000002.jpg"]
 
 

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from cmpose.config import Config
-from cmpose.data.clips import ClipDataset
+from cmpose.data.clips import ClipDataset, open_clips, resolve_warp
 from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import load_annotations
-from cmpose.data.open_clips import open_clips, warp_place
 from cmpose.data.transforms import IMAGENET_MEAN, IMAGENET_STD, clean_box
 from cmpose.evaluation.decode import flip_heatmaps
 from cmpose.evaluation.evaluate import causal_hits, evaluate_checkpoint
@@ -221,7 +220,7 @@ def test_predictions_from_crops_made_on_the_device(trained, tmp_path):
 )
 def test_where_crops_are_made(rendered, warp, device, place):
     config = recipe(rendered, **{"data.warp": warp})
-    assert warp_place(config.data, torch.device(device)) == place
+    assert resolve_warp(config.data, torch.device(device)) == place
     dataset = open_clips(config, train=True, device=torch.device(device), quiet=True)
     assert dataset.data.warp == place
     assert config.data.warp == warp

@@ -27,7 +27,7 @@ def _cache(subparser: ArgumentParser) -> None:
 
 
 def _run_cache(args: Namespace) -> None:
-    from cmpose.data.cache.recipe import cache, verify
+    from cmpose.data.cache.cache import cache, verify
 
     recipe = config.from_namespace(args)
     splits = ("train", "val") if args.split == "both" else (args.split,)

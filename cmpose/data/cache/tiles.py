@@ -142,7 +142,7 @@ def merge(
     return tuple(tiles)
 
 
-def plan(
+def plan_tiles(
     records: Iterable[ClipRecord],
     image_size: tuple[int, int],
     data: DataConfig,

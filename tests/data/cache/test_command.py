@@ -66,10 +66,10 @@ def test_an_unfinished_cache_is_not_verified(rendered, tmp_path):
 SLOWLY = """
 import sys, time
 from cmpose.cli import main
-from cmpose.data.cache import build as cache_build
+from cmpose.data.cache import build as cache_build, writer
 real = cache_build.read_picture
 cache_build.read_picture = lambda path: (time.sleep(0.1), real(path))[1]
-cache_build._COMMIT_SECONDS = 0.0
+writer._COMMIT_SECONDS = 0.0
 main(sys.argv[1:])
 """
 

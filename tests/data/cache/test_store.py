@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader
 from cmpose.config import AugmentConfig, DataConfig
 from cmpose.data.cache import build as cache_build
 from cmpose.data.cache import store as cache
+from cmpose.data.cache import writer as cache_writer
 from cmpose.data.cache.build import build, source_of
-from cmpose.data.cache.store import CacheError, TileCache
+from cmpose.data.cache.reader import TileCache
+from cmpose.data.cache.store import CacheError
 from cmpose.data.cache.tiles import shrink_factor
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import collate
@@ -186,7 +188,7 @@ def test_shrinking_moves_nothing(data, tmp_path):
     for detail, factor in ((0.7, 2), (0.5, 3)):
         config = dataclasses.replace(whole, cache_detail=detail)
         other = cached(root, sequences, tmp_path / str(detail), config)
-        assert {row[1] for row in other._tiles.plan.tiles} == {factor}
+        assert {row[1] for row in other.cache.plan.tiles} == {factor}
         most, rms = worst(plain, other)
         assert most <= 2
         assert rms < 0.7
@@ -225,7 +227,7 @@ def test_each_frame_is_decoded_once(data, tmp_path, monkeypatch):
 def test_tiles_are_few_and_no_larger_than_the_frames(rendered, tmp_path):
     sequences = load_annotations("annotations/train", rendered)
     other = cached(rendered, sequences, tmp_path)
-    tiles, frames = other._tiles.plan.tiles, other._tiles.plan.files
+    tiles, frames = other.cache.plan.tiles, other.cache.plan.files
     assert len(tiles) < 3 * len(other)
     size = (tmp_path / "train" / "tiles.bin").stat().st_size
     assert size <= len(frames) * 144 * 256 * 3
@@ -355,7 +357,7 @@ def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
         left[0] -= len(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_build, "_write_all", write_all)
+        patch.setattr(cache_writer, "_write_all", write_all)
         message = (
             r"tiles\.bin: No space left on device; (\d+) of (\d+) tiles \(.* MB\) are written and "
             r"kept: make room there and run the same command again"
@@ -384,7 +386,7 @@ def test_tiles_that_did_not_reach_the_disk_are_not_kept(data, tmp_path, monkeypa
         real(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_build, "_COMMIT_SECONDS", 0.0)
+        patch.setattr(cache_writer, "_COMMIT_SECONDS", 0.0)
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(OSError, match=r"No space left on device; (\d+) of \d+ tiles"):
             build(plain, tmp_path / "cut", progress=False)

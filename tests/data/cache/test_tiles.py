@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmpose.config import AugmentConfig, DataConfig
-from cmpose.data.cache.tiles import clip_window, merge, plan, shrink_factor
+from cmpose.data.cache.tiles import clip_window, merge, plan_tiles, shrink_factor
 from cmpose.data.cutouts import Window, sampled_window, shrink, shrunk_matrix, shrunk_size
 from cmpose.data.records import ClipRecord
 from cmpose.data.transforms import (
@@ -136,7 +136,7 @@ def test_consecutive_clips_and_people_share_tiles():
     near = [dataclasses.replace(record(rng, ("a", "b")), box=np.array([100.0 + i, 80, 30, 40]))
             for i in range(3)]  # fmt: skip
     far = dataclasses.replace(record(rng, ("b", "c")), box=np.array([10.0, 10, 6, 8]))
-    frames = plan(
+    frames = plan_tiles(
         [*near, far],
         SIZE,
         DataConfig(augment=AugmentConfig(half_body=0.0)),

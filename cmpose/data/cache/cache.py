@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from cmpose.config import Config
 from cmpose.data.cache.build import BuildSummary, build, source_of
-from cmpose.data.cache.store import CacheError, TileCache, store_folder
-from cmpose.data.clips import ClipDataset
-from cmpose.data.open_clips import open_clips
+from cmpose.data.cache.reader import TileCache
+from cmpose.data.cache.store import CacheError, store_folder
+from cmpose.data.clips import ClipDataset, open_clips
 
 _SHOWN = 10
 
