@@ -19,7 +19,6 @@ from cmpose.data.cache.store import (
     INDEX,
     PLAN,
     TILES,
-    CacheError,
     Source,
     StorePlan,
     check_source,
@@ -29,11 +28,11 @@ from cmpose.data.cache.store import (
     relative_name,
 )
 from cmpose.data.cache.tiles import CacheFormat, plan_tiles
-from cmpose.data.cache.writer import CutFrame, StoreWriter, write_durably
+from cmpose.data.cache.writer import CutFrame, StoreWriter
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import Window, shrink
 from cmpose.data.frames import FrameError, check_size, read_picture
-from cmpose.files import alone_in, stop_requests
+from cmpose.files import claim, end_with_parent, stop_requests, write_bytes, writing
 
 
 class BuildSummary(NamedTuple):
@@ -85,10 +84,11 @@ def build(
 
     Raises:
         ValueError: ``data.cache_quality`` or ``data.cache_detail`` is out of range.
-        CacheError: another run is writing there, or what is there is of other clips or settings.
+        CacheError: what is there is of other clips or settings.
         FrameError: an unreadable frame, with ``data.on_error = raise``.
+        InUse: another run is writing there.
         Interrupted: the run was asked to stop; what was written is kept.
-        OSError: the disk is full, and the like; what was written is kept.
+        OutputError: the disk is full, and the like; what was written is kept.
     """
     quality, detail = clips.data.cache_quality, clips.data.cache_detail
     if not 1 <= quality <= 100:
@@ -96,10 +96,11 @@ def build(
     if not 0 <= detail < math.inf:
         raise ValueError(f"data.cache_detail: expected a number from 0 on, got {detail}")
     started = time.perf_counter()
-    with alone_in(folder, "cache", "data.cache", CacheError):
+    with claim(folder, "cache", "data.cache"):
         if overwrite:
-            for name in (COMPLETE, PLAN, INDEX, TILES):  # who reads the old files keeps them
-                (folder / name).unlink(missing_ok=True)
+            with writing(folder):
+                for name in (COMPLETE, PLAN, INDEX, TILES):  # who reads the old files keeps them
+                    (folder / name).unlink(missing_ok=True)
         plan = _read_or_write_plan(clips, folder)
         store = StoreWriter(folder, plan, clips.root)
         if not store.finished:
@@ -156,7 +157,7 @@ def _read_or_write_plan(clips: ClipDataset, folder: Path) -> StorePlan:
         [frame.picture_size for frame in frames],
         [(i, factor, *w) for i, frame in enumerate(frames) for factor, w in frame.windows],
     )
-    write_durably(folder / PLAN, plan.dump())
+    write_bytes(folder / PLAN, plan.dump())
     return plan
 
 
@@ -199,5 +200,6 @@ def _as_it_is(frame: Any) -> Any:
 
 def _start_worker(worker_id: int) -> None:
     """Ctrl-C reaches every process of the terminal; only the one that writes acts on it."""
+    end_with_parent()
     worker_init(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -40,7 +40,7 @@ def cache(
 
     Raises:
         ValueError: ``data.cache`` is empty, or the recipe cannot work.
-        CacheError, FrameError, OSError: as ``cmpose.data.cache.build.build``.
+        CacheError, FrameError, OutputError: as ``cmpose.data.cache.build.build``.
     """
     done = {}
     for split in splits:

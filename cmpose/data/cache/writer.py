@@ -31,7 +31,7 @@ from cmpose.data.cache.store import (
     whole_rows,
 )
 from cmpose.data.frames import FrameError
-from cmpose.files import Interrupted
+from cmpose.files import Interrupted, OutputError, write_bytes, writing
 
 _COMMIT_BYTES = 128 << 20
 _COMMIT_SECONDS = 2.0
@@ -66,7 +66,7 @@ class StoreWriter:
 
     Raises:
         CacheError: frames of the tiles that are there have changed.
-        OSError: a raw store does not fit on the disk, and the like.
+        OutputError: a raw store does not fit on the disk, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, plan: StorePlan, root: Path) -> None:
@@ -86,7 +86,8 @@ class StoreWriter:
         self._offset = self._committed_bytes = int(self.rows["bytes"][: self.kept].sum())
         self._commit_failed = False
         if not self.finished:
-            self._cut_off()
+            with writing(folder, "run the same command again"):
+                self._cut_off()
 
     def _tiles_size(self) -> int:
         path = self.folder / TILES
@@ -117,7 +118,7 @@ class StoreWriter:
         cut = max(0, self._tiles_size() - self._offset)
         free = disk.f_bavail * disk.f_frsize + cut
         if needed > free:
-            raise OSError(
+            raise OutputError(
                 f"{self.folder}: {needed / 1e9:,.2f} GB are needed there and {free / 1e9:,.2f} GB "
                 "are free: give another data.cache, or data.cache_format=jpeg"
             )
@@ -136,44 +137,56 @@ class StoreWriter:
         Raises:
             FrameError: an unreadable frame, without ``skip``.
             Interrupted: ``stop`` was set.
-            OSError: the disk is full, and the like. What was written is kept in each case.
+            OutputError: the disk is full, and the like. What was written is kept in each case.
         """
-        tiles_path, index_path = self.folder / TILES, self.folder / INDEX
-        with open(tiles_path, "r+b", buffering=0) as tiles, open(index_path, "r+b") as index:
+        path = self.folder / TILES
+        with (
+            writing(path, "run the same command again"),
+            open(path, "r+b", buffering=0) as tiles,
+            open(self.folder / INDEX, "r+b") as index,
+        ):
             tiles.seek(self._offset)
-            last = time.monotonic()
             try:
-                for frame in frames:
-                    if frame.error and not skip:
-                        raise FrameError(
-                            f"{frame.error} (data.on_error=skip leaves such frames out of the "
-                            "cache)"
-                        )
-                    bar.update(self._append(tiles, frame))
-                    due = time.monotonic() - last >= _COMMIT_SECONDS
-                    if due or self._offset - self._committed_bytes >= _COMMIT_BYTES:
-                        self._commit(tiles, index)
-                        last = time.monotonic()
-                    if stop.is_set() and self._written < len(self.rows):
-                        self._commit(tiles, index)
-                        raise Interrupted(
-                            f"{self.folder}: stopped; {self._progress()}: run the same command "
-                            "again, it goes on from them"
-                        )
-            except OSError as error:
+                self._append_all(frames, tiles, index, bar, stop, skip=skip)
+            except OSError:
                 self._commit(tiles, index)
-                raise OSError(
-                    f"{tiles_path}: {error.strerror or error}; {self._progress()}: make room "
-                    "there and run the same command again, it goes on from them"
-                ) from error
+                with writing(path, f"run the same command again: {self._progress()}"):
+                    raise
             finally:
                 self._commit(tiles, index)
         self._complete()
 
+    def _append_all(
+        self,
+        frames: Iterable[CutFrame],
+        tiles: io.FileIO,
+        index: BinaryIO,
+        bar: tqdm,
+        stop: threading.Event,
+        *,
+        skip: bool,
+    ) -> None:
+        last = time.monotonic()
+        for frame in frames:
+            if frame.error and not skip:
+                raise FrameError(
+                    f"{frame.error} (data.on_error=skip leaves such frames out of the cache)"
+                )
+            bar.update(self._append(tiles, frame))
+            due = time.monotonic() - last >= _COMMIT_SECONDS
+            if due or self._offset - self._committed_bytes >= _COMMIT_BYTES:
+                self._commit(tiles, index)
+                last = time.monotonic()
+            if stop.is_set() and self._written < len(self.rows):
+                self._commit(tiles, index)
+                raise Interrupted(
+                    f"{self.folder}: stopped; run the same command again: {self._progress()}"
+                )
+
     def _progress(self) -> str:
         return (
-            f"{self._committed} of {len(self.rows)} tiles "
-            f"({self._committed_bytes / 1e6:,.1f} MB) are written and kept"
+            f"it goes on from the {self._committed} of {len(self.rows)} tiles "
+            f"({self._committed_bytes / 1e6:,.1f} MB) that are written"
         )
 
     def _append(self, tiles: io.FileIO, frame: CutFrame) -> int:
@@ -216,7 +229,9 @@ class StoreWriter:
             "index_crc": zlib.crc32(self.rows.tobytes()),
             "plan_crc": plan_crc,
         }
-        write_durably(self.folder / COMPLETE, json.dumps(values).encode())
+        write_bytes(
+            self.folder / COMPLETE, json.dumps(values).encode(), "run the same command again"
+        )
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
@@ -224,13 +239,3 @@ def _write_all(file: io.FileIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file beside its place, and renames it there once it is on the disk."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -16,6 +16,7 @@ from cmpose.data.cache import store
 from cmpose.train.train import train
 from tests.recipes import command, one_thread, recipe, write_recipe
 from tests.shared_data import PROJECT
+from tests.small_disk import small_disk
 
 
 def run(tmp_path, config, *arguments):
@@ -137,9 +138,9 @@ def test_a_file_that_may_not_grow(rendered, tmp_path):
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("cmpose cache: ")
-    assert "tiles.bin: File too large; " in last
-    assert "are written and kept: make room there and run the same command again" in last
-    assert "0 of " not in last
+    assert "tiles.bin: cannot be written: File too large; " in last
+    assert "then run the same command again: it goes on from the " in last
+    assert " the 0 of " not in last
     main(arguments)
     main([*arguments, "--verify"])
 
@@ -177,3 +178,18 @@ def test_resuming_with_other_pixels_is_refused(rendered, tmp_path):
     message = r"made from frames, .* make them from frames as JPEG of quality 95; set data\.cache"
     with pytest.raises(ValueError, match=message):
         train(jpeg, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_disk_of_two_megabytes(rendered, tmp_path):
+    config = recipe(rendered, **{"data.cache_format": "jpeg", "data.cache_quality": 100})
+    with small_disk(tmp_path) as disk:
+        (disk / "taken").write_bytes(bytes((2 << 20) - (64 << 10)))
+        arguments = [*command("cache", "--config", str(write_recipe(tmp_path / "r.yaml", config)))]
+        arguments += ["--data.cache", str(disk / "cache")]
+        options = {"cwd": PROJECT, "env": one_thread(), "capture_output": True, "text": True}
+        done = subprocess.run(arguments, **options)
+        assert done.returncode == 1
+        last = done.stderr.strip().splitlines()[-1]
+        assert "tiles.bin: cannot be written: the disk is full; free some space, then " in last
+        (disk / "taken").unlink()
+        subprocess.run(arguments, check=True, **options)

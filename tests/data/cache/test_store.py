@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import os
 import pickle
 import re
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +30,7 @@ from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.frames import FrameError
+from cmpose.files import Interrupted, InUse, OutputError, claim
 from cmpose.ops import warp_clips
 from tests.data import synthetic
 from tests.shared_data import shared_data
@@ -334,11 +335,46 @@ def test_workers_write_the_same_store(data, tmp_path):
 
 def test_two_runs_do_not_write_at_once(data, tmp_path):
     root, sequences = data
-    (tmp_path / "train").mkdir()
-    with open(tmp_path / "train" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(CacheError, match=r"another cmpose cache is writing there; wait"):
-            build(make(root, sequences), tmp_path / "train", progress=False)
+    with (
+        claim(tmp_path / "train", "cache", "data.cache"),
+        pytest.raises(InUse, match=r"train: another cmpose cache is writing there; wait"),
+    ):
+        build(make(root, sequences), tmp_path / "train", progress=False)
+
+
+def test_a_run_that_is_asked_to_stop_keeps_what_it_has_and_goes_on(data, tmp_path, monkeypatch):
+    root, sequences = data
+    plain = make(root, sequences)
+    whole = build(plain, tmp_path / "whole", progress=False)
+    real, reads = cache_build.read_picture, []
+
+    def read(path):
+        reads.append(path.name)
+        if len(reads) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_build, "read_picture", read)
+        message = r"stopped; run the same command again: it goes on from the (\d+) of (\d+) tiles"
+        with pytest.raises(Interrupted, match=message) as caught:
+            build(plain, tmp_path / "cut", progress=False)
+    assert len(reads) == 2
+    kept, total = map(int, re.search(message, str(caught.value)).groups())
+    assert 0 < kept < total == whole.tiles
+    assert build(plain, tmp_path / "cut", progress=False).written == total - kept
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_what_stands_in_the_way_is_named(data, tmp_path):
+    root, sequences = data
+    plain = make(root, sequences)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file/train: cannot be written: .*file is a file where"):
+        build(plain, tmp_path / "file" / "train", progress=False)
+    (tmp_path / "train" / "tiles.bin").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"train: cannot be written: .*where a file should be"):
+        build(plain, tmp_path / "train", progress=False)
 
 
 # --- a full disk ---------------------------------------------------------------------------
@@ -359,10 +395,10 @@ def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache_writer, "_write_all", write_all)
         message = (
-            r"tiles\.bin: No space left on device; (\d+) of (\d+) tiles \(.* MB\) are written and "
-            r"kept: make room there and run the same command again"
+            r"tiles\.bin: cannot be written: the disk is full; free some space, then run the same "
+            r"command again: it goes on from the (\d+) of (\d+) tiles \(.* MB\) that are written"
         )
-        with pytest.raises(OSError, match=message) as caught:
+        with pytest.raises(OutputError, match=message) as caught:
             build(plain, tmp_path / "cut", progress=False)
     kept, total = map(int, re.search(message, str(caught.value)).groups())
     assert 0 < kept < total == whole.tiles
@@ -388,7 +424,7 @@ def test_tiles_that_did_not_reach_the_disk_are_not_kept(data, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(cache_writer, "_COMMIT_SECONDS", 0.0)
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match=r"No space left on device; (\d+) of \d+ tiles"):
+        with pytest.raises(OutputError, match=r"the disk is full; .* the (\d+) of \d+ tiles"):
             build(plain, tmp_path / "cut", progress=False)
     assert len(synced) == 3  # it is not asked again: the second answer would be a lie
     rows = np.frombuffer((tmp_path / "cut" / "index.bin").read_bytes(), cache.ROW)
@@ -402,7 +438,7 @@ def test_what_cannot_fit_is_not_begun(data, tmp_path, monkeypatch):
     root, sequences = data
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=10, f_frsize=4096))
     message = r"GB are needed there and 0\.00 GB are free: give another data\.cache, or .*jpeg"
-    with pytest.raises(OSError, match=message):
+    with pytest.raises(OutputError, match=message):
         build(make(root, sequences), tmp_path / "train", progress=False)
     jpeg = dataclasses.replace(DATA, cache_format="jpeg")  # its size is not known before
     build(make(root, sequences, jpeg), tmp_path / "jpeg", progress=False)
