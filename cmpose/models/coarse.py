@@ -1,4 +1,4 @@
-"""Multitask Coarse Learning: the pose task with token reconstruction and denoising beside it."""
+"""Multitask Coarse Learning: beside the pose task, masked and noised tokens are restored."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from torch import Tensor, nn
 from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models.criss_cross import CrissCross
+from cmpose.models.fused import in_one_batch
 from cmpose.models.layers import Linear
 
 
 class Reconstruction(NamedTuple):
-    """One auxiliary task: tokens predicted [B, T, N, D] and which were corrupted [B, T, N]."""
+    """An auxiliary task: tokens as predicted [B, T, N, D]; which were corrupted [B, T, N] bool."""
 
     prediction: Tensor
     corrupted: Tensor
 
 
 class CoarseOutput(NamedTuple):
-    """What the first stage hands on.
+    """Results of the first stage.
 
-    tokens [B, N, D] and keypoint_tokens [B, K, D] are fused over time; features F_v [B, T, N, D]
-    are the backbone's; mask and noise are the auxiliary tasks (None when off or at inference).
+    ``tokens`` [B, N, D] and ``keypoint_tokens`` [B, K, D] are fused over time. ``features`` F_v
+    [B, T, N, D] are the backbone's. ``mask`` and ``noise`` are the auxiliary tasks, None when they
+    are off and at inference.
     """
 
     tokens: Tensor
@@ -35,9 +37,9 @@ class CoarseOutput(NamedTuple):
 
 
 class TemporalFusion(nn.Module):
-    """T frames into one: per slot, concat T·D → Linear D. [B, T, S, D] → [B, S, D].
+    """T frames into one: Linear(concat of a slot's T tokens). [B, T, S, D] → [B, S, D].
 
-    Starts by passing the key frame (the middle one) through.
+    It starts by passing the key frame (the middle one) through.
     """
 
     def __init__(self, width: int, num_frames: int) -> None:
@@ -47,7 +49,7 @@ class TemporalFusion(nn.Module):
         self.linear = Linear(num_frames * width, width)
 
     def reset(self) -> None:
-        """Starts as the identity on the key frame."""
+        """Makes the linear map the identity on the key frame."""
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         key = self.num_frames // 2 * self.width
@@ -59,17 +61,17 @@ class TemporalFusion(nn.Module):
 
 
 class CoarseLearning(nn.Module):
-    """First stage: F_v → corrupted copies → criss-cross network → fused tokens.
+    """First stage: F_v → X and its corrupted copies → criss-cross network → fused tokens.
 
-    While training, the clean, masked and noised copies of X = F_v ⊕ F_k go through the
-    criss-cross network as one batch; at inference there is the clean one alone. Keypoint tokens
-    are learned, copied to every frame and never corrupted (Eq. 4).
+    X = F_v ⊕ F_k (Eq. 4) joins the keypoint tokens F_k, which are learned, copied to every frame
+    and never corrupted. Learned embeddings of frames and slots are added to it. While training,
+    the clean, the masked and the noised X go through the criss-cross network (Eq. 5); at inference
+    only the clean one does.
     """
 
     def __init__(self, width: int, heads: int, num_tokens: int, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.num_tokens = num_tokens
         slots = num_tokens + config.num_keypoints
         self.keypoint_tokens = nn.Parameter(torch.zeros(config.num_keypoints, width))
         self.frame_embed = nn.Parameter(torch.zeros(config.num_frames, 1, width))
@@ -78,19 +80,31 @@ class CoarseLearning(nn.Module):
         self.fusion = TemporalFusion(width, config.num_frames)
 
     def reset(self) -> None:
-        """Initial values of the embeddings and of the two maps that start as pass-through."""
+        """Sets the embeddings' initial values, and lets both linear maps pass tokens through."""
         for embedding in (self.frame_embed, self.slot_embed):
             nn.init.trunc_normal_(embedding, std=0.02)
-        # The backbone's final norm leaves its tokens at unit scale; beside them, keypoint tokens
-        # of 0.02 would drown in what they attend and stay alike.
+        # The backbone's final norm leaves its tokens at unit scale. Keypoint tokens of scale 0.02
+        # would be small beside the tokens they attend, and stay alike.
         nn.init.trunc_normal_(self.keypoint_tokens, std=1.0)
         self.criss_cross.reset_fusion()
         self.fusion.reset()
 
-    def _branches(self, features: Tensor, seed: Tensor, first_clip: int):
-        """Clean, masked and noised X, without the branch of a task that is off."""
+    def _clean(self, features: Tensor) -> Tensor:
+        """X = F_v ⊕ F_k, with its embeddings: [B, T, N, D] → [B, T, N+K, D]."""
+        B, T = features.shape[:2]
+        keypoints = self.keypoint_tokens.to(features.dtype).expand(B, T, -1, -1)
+        x = torch.cat([features, keypoints], dim=2)
+        return x + (self.frame_embed + self.slot_embed).to(features.dtype)
+
+    def _branches(
+        self, features: Tensor, seed: Tensor, first_clip: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """X clean, masked and noised [1 to 3, B, T, N+K, D], and which tokens are either.
+
+        A task that is off has no branch. The flags are [B, T, N] bool.
+        """
         c = self.config
-        corrupted = ops.corrupt_tokens(
+        x, masked, noised = ops.corrupt_tokens(
             features,
             self.keypoint_tokens.to(features.dtype),
             (self.frame_embed + self.slot_embed).to(features.dtype),
@@ -103,30 +117,23 @@ class CoarseLearning(nn.Module):
             first_clip=first_clip,
             backend=c.backend,
         )
-        keep = [0] + [1] * c.mask_task + [2] * c.denoise_task
-        x = corrupted.x if len(keep) == 3 else corrupted.x[keep]
-        return x, corrupted.masked, corrupted.noised
-
-    def _clean(self, features: Tensor) -> Tensor:
-        B, T = features.shape[:2]
-        keypoints = self.keypoint_tokens.to(features.dtype).expand(B, T, -1, -1)
-        x = torch.cat([features, keypoints], dim=2)
-        return x + (self.frame_embed + self.slot_embed).to(features.dtype)
+        if not (c.mask_task and c.denoise_task):
+            x = x[[0] + [1] * c.mask_task + [2] * c.denoise_task]
+        return x, masked, noised
 
     def forward(self, features: Tensor, seed: Tensor | None, first_clip: int = 0) -> CoarseOutput:
         """features F_v [B, T, N, D]; ``seed`` (one int64) corrupts, None is inference."""
-        B, T, N, D = features.shape
-        tasks = self.config.mask_task or self.config.denoise_task
+        N = features.shape[2]
         mask = noise = None
-        if seed is None or not tasks:
+        if seed is None or not (self.config.mask_task or self.config.denoise_task):
             clean = self.criss_cross(self._clean(features))
         else:
             x, masked, noised = self._branches(features, seed, first_clip)
-            branches = self.criss_cross(x.flatten(0, 1)).view(len(x), B, T, -1, D)
+            branches = in_one_batch(self.criss_cross, x)
             clean = branches[0]
             if self.config.mask_task:
                 mask = Reconstruction(branches[1, :, :, :N], masked)
             if self.config.denoise_task:
                 noise = Reconstruction(branches[-1, :, :, :N], noised)
-        fused = self.fusion(clean)
-        return CoarseOutput(fused[:, :N], fused[:, N:], features, mask, noise)
+        tokens = self.fusion(clean)
+        return CoarseOutput(tokens[:, :N], tokens[:, N:], features, mask, noise)

@@ -1,4 +1,4 @@
-"""Fine Token Enhancement: pick the causal tokens, cluster and merge the others."""
+"""Fine Token Enhancement: the causal tokens are selected, the others clustered and merged."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models.layers import LayerNorm, Linear
+from cmpose.models.vit import NORM_EPS
 from cmpose.ops import ClusterResult, SelectedTokens
 
 LEAST_IMPORTANCE = 1e-30
-"""s_j of a token that no keypoint attends. The softmax underflows: a cluster of such tokens would
-vanish instead of being their mean, and its gradient's 1 / Σ s_j would pass float32's range."""
+"""The least s_j that a token has. Where no keypoint attends a token, the softmax underflows: a
+cluster of such tokens would vanish instead of being their mean, and 1 / Σ s_j in its gradient would
+exceed float32's range."""
 
 
 class FineOutput(NamedTuple):
-    """What the second stage hands to the head.
+    """Results of the second stage.
 
-    grid [B, N, D]: tokens back in their cells; fine [B, nK + L, D]: causal tokens, then merged
-    ones; selection and clusters say who is what (clusters is None without merging).
+    ``grid`` [B, N, D] has the tokens back in their cells; ``fine`` [B, nK + L, D] has the causal
+    tokens, then the merged ones. ``selection`` tells causal tokens from the others, ``clusters``
+    which cluster each of the others is in (None without merging).
     """
 
     grid: Tensor
@@ -31,14 +34,14 @@ class FineOutput(NamedTuple):
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """tokens [B, N, D], index [B, M] → [B, M, D]."""
+    """The tokens at ``index``: tokens [B, N, D], index [B, M] → [B, M, D]."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def score_heatmaps(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Scores [B, K, N] over the token grid, enlarged to heatmaps [B, K, h, w].
 
-    All of a row's weight on one token makes a blob of height 1 there.
+    A keypoint whose whole weight is on one token has a peak of height 1 there.
     """
     return nn.functional.interpolate(scores.unflatten(-1, grid), size=size, mode="bilinear")
 
@@ -47,38 +50,50 @@ class FineTokenEnhancement(nn.Module):
     """Token Causal Importance Selection and Non-Causal Token Clustering (Eqs. 7–11).
 
     The keypoint tokens attend the fused patch tokens, S = softmax(Q Kᵀ / √D) [B, K, N]. Every
-    keypoint's top-n tokens are causal, n·K in all; DPC-kNN groups the rest into L clusters, each
-    merged into one token weighted by the importance s_j.
+    keypoint's top-n tokens are causal, n·K in all. DPC-kNN groups the others into L clusters; each
+    cluster becomes one token, the mean of its tokens f_j weighted by their importance s_j.
     """
 
     def __init__(self, width: int, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.norm_keypoints = LayerNorm(width, eps=1e-6)
-        self.norm_tokens = LayerNorm(width, eps=1e-6)
+        self.norm_keypoints = LayerNorm(width, eps=NORM_EPS)
+        self.norm_tokens = LayerNorm(width, eps=NORM_EPS)
         self.query = Linear(width, width)
         self.key = Linear(width, width)
 
     def forward(self, tokens: Tensor, keypoint_tokens: Tensor) -> FineOutput:
         """tokens [B, N, D], keypoint_tokens [B, K, D]."""
-        c = self.config
+        selection = self._select(tokens, keypoint_tokens)
+        causal = gather_tokens(tokens, selection.causal)
+        if self.config.fine == "causal_only":
+            cells = selection.causal.unsqueeze(-1).expand_as(causal)
+            grid = torch.zeros_like(tokens).scatter(1, cells, causal)
+            return FineOutput(grid, causal, selection, None)
+        clusters, merged = self._cluster(tokens, selection)
+        grid = ops.unmerge_tokens(
+            causal, merged, selection, clusters.assignment, backend=self.config.backend
+        )
+        return FineOutput(grid, torch.cat([causal, merged], dim=1), selection, clusters)
+
+    def _select(self, tokens: Tensor, keypoint_tokens: Tensor) -> SelectedTokens:
+        """S = softmax(Q Kᵀ / √D), and each keypoint's top-n tokens (Eqs. 7 and 8)."""
         query = self.query(self.norm_keypoints(keypoint_tokens))
         key = self.key(self.norm_tokens(tokens))
         logits = query @ key.transpose(1, 2) * tokens.shape[-1] ** -0.5
-        selection = ops.select_tokens(
+        c = self.config
+        return ops.select_tokens(
             logits, c.tokens_per_keypoint, importance=c.importance, backend=c.backend
         )
-        causal = gather_tokens(tokens, selection.causal)
-        if c.fine == "causal_only":
-            index = selection.causal.unsqueeze(-1).expand_as(causal)
-            grid = torch.zeros_like(tokens).scatter(1, index, causal)
-            return FineOutput(grid, causal, selection, None)
 
-        rest = gather_tokens(tokens, selection.noncausal)
+    def _cluster(self, tokens: Tensor, selection: SelectedTokens) -> tuple[ClusterResult, Tensor]:
+        """Clusters of the non-causal tokens (Eqs. 9 and 10), and each merged into one (Eq. 11)."""
+        c = self.config
+        noncausal = gather_tokens(tokens, selection.noncausal)
         weights = selection.importance.gather(1, selection.noncausal).clamp_min(LEAST_IMPORTANCE)
-        clusters, merged = ops.dpc_knn_merge(
-            rest,
-            weights.to(rest.dtype),
+        return ops.dpc_knn_merge(
+            noncausal,
+            weights.to(noncausal.dtype),
             c.neighbors,
             c.num_clusters,
             scale=c.scale_distance,
@@ -87,5 +102,3 @@ class FineTokenEnhancement(nn.Module):
             normalize=c.normalize_merge,
             backend=c.backend,
         )
-        grid = ops.unmerge_tokens(causal, merged, selection, clusters.assignment, backend=c.backend)
-        return FineOutput(grid, torch.cat([causal, merged], dim=1), selection, clusters)

@@ -1,4 +1,4 @@
-"""Detection heads: ViTPose's deconvolutions on the grid, or keypoint queries on loose tokens."""
+"""Heads that draw heatmaps: ViTPose's deconvolutions of the token grid, or keypoint queries."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from torch import Tensor, nn
 
 from cmpose.config import ModelConfig
 from cmpose.models.layers import Conv2d, ConvTranspose2d, LayerNorm, Linear, MultiheadAttention
-from cmpose.models.vit import MLP, NORM_EPS
+from cmpose.models.vit import MLP, NORM_EPS, PATCH
 
 STRIDE = 4
-"""Input pixels a heatmap pixel, in both heads."""
+"""Input pixels per heatmap pixel, in both heads."""
 
 
 class DeconvHead(nn.Module):
-    """ViTPose's classic head: two stride-2 deconvolutions, then 1×1. [B, N, D] → [B, K, h, w]."""
+    """ViTPose's classic head: two stride-2 deconvolutions, then a 1×1 convolution.
+
+    [B, N, D] → [B, K, h, w].
+    """
 
     def __init__(self, width: int, grid: tuple[int, int], config: ModelConfig) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class DeconvHead(nn.Module):
         self.final_layer = Conv2d(channels, config.num_keypoints, 1)
 
     def reset(self) -> None:
-        """ViTPose's start: normal weights of standard deviation 0.001."""
+        """Starts as ViTPose does: normal weights of standard deviation 0.001."""
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d | nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.001)
@@ -44,14 +47,14 @@ class DeconvHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Keypoint queries cross-attend the fine tokens; an MLP draws each heatmap.
+    """Keypoint queries cross-attend the fine tokens; a linear map of each query is its heatmap.
 
     queries [B, K, D], tokens [B, M, D] → [B, K, h, w].
     """
 
     def __init__(self, width: int, heads: int, grid: tuple[int, int], config: ModelConfig) -> None:
         super().__init__()
-        self.heatmap_size = (grid[0] * 16 // STRIDE, grid[1] * 16 // STRIDE)
+        self.heatmap_size = (grid[0] * PATCH // STRIDE, grid[1] * PATCH // STRIDE)
         self.norm_queries = LayerNorm(width, eps=NORM_EPS)
         self.norm_tokens = LayerNorm(width, eps=NORM_EPS)
         self.attention = MultiheadAttention(width, heads, batch_first=True)
@@ -61,7 +64,7 @@ class TokenHead(nn.Module):
         self.out = Linear(width, self.heatmap_size[0] * self.heatmap_size[1])
 
     def reset(self) -> None:
-        """Starts at nearly empty heatmaps, as the deconvolution head does."""
+        """Starts with nearly empty heatmaps, as the deconvolution head does."""
         nn.init.normal_(self.out.weight, std=0.001)
         nn.init.zeros_(self.out.bias)
 

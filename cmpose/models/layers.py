@@ -1,9 +1,9 @@
-"""torch's layers with float32 weights that compute in the dtype of what comes in.
+"""torch's layers with float32 weights, computing in the dtype of their input.
 
 The dtype of the clips is the dtype of the whole model: bfloat16 clips make bfloat16 products,
 norms and residuals, and every weight is cast where it is used. The optimiser, checkpoints and
 gradients keep float32 (the master weights). Autocast would instead promote norms, and with them
-the residual stream, to float32. Batch norms need no version: torch's take float32 weights and
+the residual stream, to float32. Batch norms need no layer here: torch's take float32 weights and
 statistics beside input of any dtype.
 """
 
@@ -26,7 +26,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` in the input's dtype; its statistics are float32 at least, as ever."""
+    """``nn.LayerNorm`` in the input's dtype; its statistics are at least float32, as in torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = cast(self.weight, x), cast(self.bias, x)
@@ -41,7 +41,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` in the input's dtype, without output padding's options."""
+    """``nn.ConvTranspose2d`` in the input's dtype, without an output size."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return F.conv_transpose2d(

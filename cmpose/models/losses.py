@@ -17,8 +17,8 @@ from cmpose.models.vit import PATCH
 class Losses(NamedTuple):
     """Scalars: the sum that is minimised, and its terms before λ and μ (zero where off).
 
-    ``selection`` is the pose loss L_S of the scores that select causal tokens, enlarged to
-    heatmaps: the selection itself passes no gradient, and nothing else teaches the scores where a
+    ``selection`` is L_S, the pose loss of the scores that select causal tokens, enlarged to
+    heatmaps. The selection itself passes no gradient, and nothing else teaches the scores where a
     keypoint is.
     """
 
@@ -37,15 +37,18 @@ def cmpose_loss(
     *,
     joints: Tensor | None = None,
 ) -> Losses:
-    """Eq. 14, and μ L_S, on a training batch.
+    """L = L_H + λ (L_M + L_N) + μ L_S of a batch: Eq. 14 and the term for the selection.
 
     Args:
         output: of ``CMPose`` with a seed.
         centers: [B, K, 2], the joints in heatmap pixels.
         weight: [B, K], 0 for joints without a loss.
-        config: λ, μ, σ and the reductions.
-        joints: what the pose loss divides by instead of the sum of ``weight``; with it the
+        config: λ, μ, σ and how the terms are averaged.
+        joints: what the pose loss is divided by in place of the sum of ``weight``. With it the
             gradients of several processes or micro-batches add up to those of the whole batch.
+
+    Returns:
+        The terms and their sum; a term that is off is zero.
     """
 
     def pose_loss(heatmaps: Tensor) -> Tensor:
@@ -53,7 +56,7 @@ def cmpose_loss(
             heatmaps, centers, weight, config.sigma, normalizer=joints, backend=config.backend
         )
 
-    def reconstruction(task: Reconstruction | None) -> Tensor:
+    def reconstruction_loss(task: Reconstruction | None) -> Tensor:
         if task is None:
             return pose.new_zeros(())
         return ops.reconstruction_loss(
@@ -66,14 +69,15 @@ def cmpose_loss(
         )
 
     pose = pose_loss(output.heatmaps)
-    mask = reconstruction(output.coarse.mask)
-    noise = reconstruction(output.coarse.noise)
-    total = pose + config.reconstruction_weight * (mask + noise)
+    mask = reconstruction_loss(output.coarse.mask)
+    noise = reconstruction_loss(output.coarse.noise)
     selection = pose.new_zeros(())
     if output.fine is not None and config.selection_weight > 0:
         grid = (config.image_size[0] // PATCH, config.image_size[1] // PATCH)
-        scores = output.fine.selection.scores
         height, width = output.heatmaps.shape[-2:]
+        scores = output.fine.selection.scores
         selection = pose_loss(score_heatmaps(scores, grid, (height, width)))
-        total = total + config.selection_weight * selection
+    total = (
+        pose + config.reconstruction_weight * (mask + noise) + config.selection_weight * selection
+    )
     return Losses(total, pose, mask, noise, selection)

@@ -6,7 +6,7 @@ Module and parameter names follow the original ViTPose checkpoints (``patch_embe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,12 @@ PATCH = 16
 """Side of a patch in pixels."""
 
 NORM_EPS = 1e-6
-"""ViTPose's layer-norm ε (Hugging Face's port defaults to 1e-12)."""
+"""ε of ViTPose's layer norms (Hugging Face's port has 1e-12 by default)."""
 
 
 @dataclass(frozen=True)
 class ViTSize:
-    """Width D, number of blocks and heads, and ViTPose's stochastic depth rate."""
+    """Width D, number of blocks, number of heads, and ViTPose's rate of stochastic depth."""
 
     width: int
     depth: int
@@ -48,8 +48,9 @@ VIT_SIZES = {
 class DropPath(nn.Module):
     """Stochastic depth: leaves a residual branch out for whole samples.
 
-    ``kept`` [batch] bool says for which it stays, drawn with probability 1 − ``rate``
-    (:meth:`VisionTransformer.draw_kept`); what stays is divided by that. None keeps all.
+    ``kept`` [batch] bool says for which samples the branch stays; it is drawn with probability
+    1 − ``rate`` (:meth:`VisionTransformer.draw_kept`), and what stays is divided by that. None
+    keeps the branch for all.
     """
 
     def __init__(self, rate: float) -> None:
@@ -64,13 +65,16 @@ class DropPath(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over one axis of [B, T, S, D], straight from the packed QKV.
+    """Multi-head self-attention over one axis of [B, T, S, D].
 
     Args:
         width: D.
         num_heads: H; d = D / H.
         attend: ``ops.spatial_attention`` (softmax over S) or ``ops.temporal_attention`` (over T).
-        backend: which kernel runs it.
+        backend: which kernels run it.
+
+    Raises:
+        ValueError: if H does not divide D.
     """
 
     def __init__(
@@ -89,12 +93,12 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attend_projected(self.qkv(x))
+        return self.proj(self.attend_heads(self.qkv(x)))
 
-    def attend_projected(self, qkv: Tensor) -> Tensor:
-        """From the projection on: qkv [B, T, S, 3·D], of any strides, to [B, T, S, D]."""
+    def attend_heads(self, qkv: Tensor) -> Tensor:
+        """softmax(q kᵀ / √d) v of every head: [B, T, S, 3·D], of any strides → [B, T, S, D]."""
         packed = qkv.unflatten(-1, (3, self.num_heads, -1))
-        return self.proj(self.attend(packed, backend=self.backend).flatten(-2))
+        return self.attend(packed, backend=self.backend).flatten(-2)
 
 
 class MLP(nn.Module):
@@ -112,7 +116,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x + Attention(norm(x)), then x + MLP(norm(x)).
 
-    ``kept`` [2, batch] says for which samples the two residual branches stay, None for all.
+    ``kept`` [2, batch] says for which samples the two residual branches stay; None keeps all.
     """
 
     def __init__(
@@ -132,28 +136,42 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        attention, mlp = (None, None) if kept is None else kept.unbind(0)
-        x = x + self.drop_path(self.attn(self.norm1(x)), attention)
-        return self.feed_forward(x, mlp)
-
-    def forward_projected(self, x: Tensor, qkv: Tensor) -> Tensor:
-        """The block's output when ``qkv`` [B, T, S, 3·D], of its norm and projection, is there."""
-        return self.feed_forward(x + self.attn.attend_projected(qkv), None)
-
-    def feed_forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        """The block's second half: x + MLP(norm(x))."""
-        return x + self.drop_path(self.mlp(self.norm2(x)), kept)
+        kept_attention, kept_mlp = (None, None) if kept is None else kept.unbind(0)
+        x = x + self.drop_path(self.attn(self.norm1(x)), kept_attention)
+        return x + self.drop_path(self.mlp(self.norm2(x)), kept_mlp)
 
 
-def run(part: Callable[..., Any], recompute: bool, *arguments: Any) -> Any:
-    """``part(*arguments)``; with ``recompute`` its activations are rebuilt in the backward pass.
+class BlockStack(nn.ModuleList):
+    """Blocks one after the other: [B, T, S, D] → [B, T, S, D].
 
-    Nothing in the model draws from torch's generators, so there is no state of theirs to keep,
-    which a CUDA graph would not allow.
+    Args:
+        blocks: the blocks.
+        recompute: keep no activations inside a block, but compute them again in the backward pass.
+    """
+
+    def __init__(self, blocks: Iterable[Block], recompute: bool) -> None:
+        super().__init__(blocks)
+        self.recompute = recompute
+
+    def forward(self, x: Tensor, kept: Tensor | None = None, start: int = 0) -> Tensor:
+        """x through the blocks from ``start`` on; ``kept`` [depth, 2, B] as in :class:`Block`."""
+        for index, block in enumerate(self):
+            if index >= start:
+                x = call_recomputing(
+                    block, self.recompute, x, None if kept is None else kept[index]
+                )
+        return x
+
+
+def call_recomputing(function: Callable[..., Any], recompute: bool, *arguments: Any) -> Any:
+    """``function(*arguments)``; with ``recompute`` without keeping its activations.
+
+    They are then computed again in the backward pass. Nothing in the model draws from torch's
+    generators, so their state is not kept either, which a CUDA graph would not allow.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return part(*arguments)
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return function(*arguments)
 
 
 class PatchEmbed(nn.Module):
@@ -194,8 +212,8 @@ class ConvStem(nn.Module):
 class VisionTransformer(nn.Module):
     """ViTPose's backbone: [B, 3, H, W] → [B, N, D] with N = (H/16)·(W/16).
 
-    ``pos_embed`` keeps MAE's class slot, which is added to every patch:
-    ``x + pos[:, 1:] + pos[:, :1]``; there is no class token in the sequence.
+    ``pos_embed`` [1, 1 + N, D] has MAE's position of a class token in front. There is no class
+    token in the sequence; its position is added to every patch, as ViTPose does.
 
     Raises:
         ValueError: if an image's size is not the configured one.
@@ -208,37 +226,40 @@ class VisionTransformer(nn.Module):
         self.num_heads = size.heads
         self.image_size = config.image_size
         self.grid = (config.image_size[0] // PATCH, config.image_size[1] // PATCH)
-        self.recompute = config.checkpoint_activations
         depth = config.depth or size.depth
         conv = config.stem == "conv" or (config.stem == "auto" and config.backbone == "tiny")
         self.patch_embed = ConvStem(self.width) if conv else PatchEmbed(self.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, self.width))
         drop_path = size.drop_path if config.drop_path < 0 else config.drop_path
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                self.width,
-                self.num_heads,
-                config.mlp_ratio,
-                ops.spatial_attention,
-                config.backend,
-                rate,
-            )
-            for rate in rates
+        self.blocks = BlockStack(
+            (
+                Block(
+                    self.width,
+                    self.num_heads,
+                    config.mlp_ratio,
+                    ops.spatial_attention,
+                    config.backend,
+                    rate,
+                )
+                for rate in rates
+            ),
+            config.checkpoint_activations,
         )
         self.last_norm = LayerNorm(self.width, eps=NORM_EPS)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        # A branch stays where a random 32-bit word is below it; made here, not copied to the
-        # device at every step. No part of the state: the rates are the configuration's.
+        # A branch stays where a random 32-bit word is below this. It is a buffer, so that no step
+        # copies it to the device, and in no checkpoint, because it follows from the configuration.
         self.drops = any(rates)
-        below = [round((1.0 - rate) * 2.0**32) for rate in rates]
-        self.keep_below = nn.Buffer(torch.tensor(below), persistent=False)
+        keep_below = [round((1.0 - rate) * 2.0**32) for rate in rates]
+        self.keep_below = nn.Buffer(torch.tensor(keep_below), persistent=False)
 
     def draw_kept(self, seed: Tensor, first_clip: int, clips: int, frames: int) -> Tensor | None:
         """Which residual branches stay for which frames: [depth, 2, clips · frames] bool.
 
-        A function of (seed, clip, block, branch, frame), as all that is random: the same for any
-        division of the batch, on any device, compiled or captured. None when nothing is dropped.
+        A function of (seed, clip, block, branch, frame) alone, like everything random here: the
+        same however the batch is divided, on any device, in eager, compiled and captured steps.
+        None when nothing is dropped.
 
         Args:
             seed: int64, one element.
@@ -255,7 +276,7 @@ class VisionTransformer(nn.Module):
         return words < self.keep_below[:, None, None]
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """images [B, 3, H, W]; ``kept`` as from :meth:`draw_kept`, None drops nothing."""
+        """images [B, 3, H, W]; ``kept`` as :meth:`draw_kept` gives it, None drops nothing."""
         if tuple(images.shape[-2:]) != tuple(self.image_size):
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} (height, width), but model.image_size is "
@@ -263,7 +284,6 @@ class VisionTransformer(nn.Module):
             )
         position = self.pos_embed.to(images.dtype)
         x = self.patch_embed(images) + position[:, 1:] + position[:, :1]
-        x = x.unsqueeze(1)  # the attention op's frame axis
-        for index, block in enumerate(self.blocks):
-            x = run(block, self.recompute, x, None if kept is None else kept[index])
-        return self.last_norm(x.squeeze(1))
+        # Every image is a clip of one frame to the attention op.
+        x = self.blocks(x.unsqueeze(1), kept).squeeze(1)
+        return self.last_norm(x)

@@ -47,7 +47,7 @@ def sharded_units(core: CMPose) -> list[nn.Module]:
     """The parts whose weights are gathered together and dropped again; the rest stays gathered.
 
     A backbone block each. The criss-cross network is one: its blocks read one another's weights
-    (:func:`cmpose.models.criss_cross.shared_projections`), and run twice.
+    (:func:`cmpose.models.fused.shared_projections`), and run twice.
     """
     return [*core.backbone.blocks, core.coarse.criss_cross]
 

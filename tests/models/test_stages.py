@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from cmpose.models.coarse import TemporalFusion
-from cmpose.models.criss_cross import CrissCross, _TwoProjections, shared_projections
+from cmpose.models.criss_cross import CrissCross
 from cmpose.models.fine import FineTokenEnhancement, gather_tokens, score_heatmaps
 from cmpose.models.losses import cmpose_loss
 from tests.models.builders import build, clips, seed_tensor, small_config
@@ -18,63 +17,6 @@ def test_temporal_fusion_starts_by_passing_the_key_frame():
     fusion.reset()
     x = torch.randn(2, 3, 5, 4)
     torch.testing.assert_close(fusion(x), x[:, 1])
-
-
-def test_criss_cross_is_both_orders_concatenated():
-    torch.manual_seed(0)
-    network = CrissCross(8, 2, small_config()).double()
-    x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
-    spatial, temporal = network.first.spatial[0], network.first.temporal[0]
-    both = torch.cat([temporal(spatial(x)), spatial(temporal(x))], dim=-1)
-    weight = torch.cat([network.fuse_first.weight, network.fuse_second.weight], dim=1)
-    expected = nn.functional.linear(both, weight, network.fuse_first.bias)
-    torch.testing.assert_close(network(x), expected)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("recompute", [True, False])
-def test_first_blocks_share_a_product(shared, recompute):
-    """Each gives what it gives alone, within rounding, and so do all gradients."""
-    torch.manual_seed(0)
-    config = small_config(
-        share_pathways=shared, checkpoint_activations=recompute, criss_cross_depth=2
-    )
-    network = CrissCross(8, 2, config).double()
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    own, other = network.first, network.second or network.first
-
-    def alone(x):
-        first, second = x, x
-        for block in (*own.spatial, *own.temporal):
-            first = block(first)
-        for block in (*other.temporal, *other.spatial):
-            second = block(second)
-        return network.fuse_first(first) + network.fuse_second(second)
-
-    results = []
-    for function in (alone, network):
-        network.zero_grad()
-        x = torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        x.requires_grad_()
-        out = function(x)
-        (out * torch.linspace(-1, 1, 8, dtype=torch.float64)).square().sum().backward()
-        results.append([out.detach(), x.grad, *(p.grad.clone() for p in network.parameters())])
-    for found, expected in zip(*reversed(results), strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-def test_shared_projections_are_each_blocks_own():
-    torch.manual_seed(0)
-    network = CrissCross(8, 2, small_config()).double()
-    a, b = network.first.spatial[0], network.first.temporal[0]
-    for parameter in network.parameters():
-        nn.init.normal_(parameter)
-    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
-    for block, qkv in zip((a, b), shared_projections(x, a, b), strict=True):
-        torch.testing.assert_close(qkv, block.attn.qkv(block.norm1(x)))
-    arguments = [x, a.attn.qkv.weight, a.attn.qkv.bias, b.attn.qkv.weight, b.attn.qkv.bias]
-    assert torch.autograd.gradcheck(_TwoProjections.apply, arguments)
 
 
 def test_spatial_attention_stays_in_a_frame_and_temporal_in_a_slot():

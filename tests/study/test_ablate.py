@@ -73,7 +73,7 @@ def test_the_papers_numbers_and_the_best_row():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_can_be_built(name):
-    from cmpose.models.cmpose import check_config
+    from cmpose.models.checks import check_config
 
     preset = PRESETS[name]
     study = Study(preset_recipe(name), ratios=preset.ratios, seeds=preset.seeds)

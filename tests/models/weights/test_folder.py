@@ -49,7 +49,7 @@ def test_a_model_is_replaced_and_nothing_else(tmp_path):
     assert torch.equal(loaded.coarse.keypoint_tokens, model.coarse.keypoint_tokens)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("the only copy")
-    with pytest.raises(FileExistsError, match=r"other holds something else than a model"):
+    with pytest.raises(FileExistsError, match=r"other holds something other than a model"):
         model.save_pretrained(tmp_path / "other")
     assert (tmp_path / "other" / "thesis.tex").read_text() == "the only copy"
 

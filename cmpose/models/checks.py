@@ -1,0 +1,59 @@
+"""What a model's configuration must satisfy."""
+
+from __future__ import annotations
+
+from cmpose.config import ModelConfig
+from cmpose.models.vit import PATCH
+
+
+def check_config(config: ModelConfig) -> None:
+    """Checks that a model can be built of ``config``.
+
+    Raises:
+        ValueError: naming the first field that cannot work, its value and what to do.
+    """
+    height, width = config.image_size
+    if height < PATCH or width < PATCH or height % PATCH or width % PATCH:
+        raise ValueError(
+            f"model.image_size={tuple(config.image_size)}: both sides must be multiples of "
+            f"{PATCH}; the nearest is ({max(1, round(height / PATCH)) * PATCH}, "
+            f"{max(1, round(width / PATCH)) * PATCH})"
+        )
+    if config.num_frames < 1 or config.num_frames % 2 == 0:
+        raise ValueError(
+            f"model.num_frames={config.num_frames}: must be odd and at least 1 "
+            "(the key frame is the middle one)"
+        )
+    if config.num_keypoints < 1:
+        raise ValueError(
+            f"model.num_keypoints={config.num_keypoints}: must be at least 1 "
+            "(only training takes 0, for as many as the annotations have)"
+        )
+    for name in ("mask_ratio", "noise_ratio"):
+        ratio = getattr(config, name)
+        if not 0.0 <= ratio <= 1.0:
+            raise ValueError(f"model.{name}={ratio}: must lie in [0, 1]")
+    if config.fine != "off":
+        _check_fine(config, height // PATCH * (width // PATCH))
+
+
+def _check_fine(config: ModelConfig, tokens: int) -> None:
+    """The fields of Fine Token Enhancement, on frames of so many tokens."""
+    causal = config.tokens_per_keypoint * config.num_keypoints
+    if config.tokens_per_keypoint < 1 or causal > tokens:
+        raise ValueError(
+            f"model.tokens_per_keypoint={config.tokens_per_keypoint}: "
+            f"{config.tokens_per_keypoint} × {config.num_keypoints} keypoints = {causal} causal "
+            f"tokens, but a frame of {config.image_size[0]}×{config.image_size[1]} has {tokens}; "
+            f"use 1 to {tokens // config.num_keypoints}"
+        )
+    if config.fine == "causal_only":
+        return
+    noncausal = tokens - causal
+    for name in ("num_clusters", "neighbors"):
+        value = getattr(config, name)
+        if not 1 <= value <= noncausal:
+            raise ValueError(
+                f"model.{name}={value}: must lie between 1 and the {noncausal} non-causal tokens "
+                f"({tokens} tokens − {causal} causal); change it or tokens_per_keypoint"
+            )

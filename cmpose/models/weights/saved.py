@@ -1,0 +1,99 @@
+"""What every model can do with folders: be saved to one and be loaded from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from cmpose.config import Backend, Config, ModelConfig
+from cmpose.data.skeleton import default_skeleton
+from cmpose.models.weights import folder as model_folder
+from cmpose.models.weights.card import model_card
+
+Model = TypeVar("Model", bound="SavedModel")
+
+
+class SavedModel(nn.Module):
+    """A network that is built of a ``ModelConfig``, with what its folder holds beside weights.
+
+    ``config`` is the model's section of the recipe. ``recipe`` is the whole recipe where the model
+    comes from a folder, else None; it says how crops are made. ``skeleton`` says what the K
+    keypoints are; until it is set, they are PoseTrack's 15 or have no names.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.skeleton = default_skeleton(config.num_keypoints)
+        self.recipe: Config | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], path: str | Path, *, backend: Backend | None = None
+    ) -> Model:
+        """The model in a folder that :meth:`save_pretrained` or training wrote, in eval mode.
+
+        Args:
+            path: a local folder with ``model.safetensors`` and ``config.json``, such as
+                ``RUN/model`` or a checkpoint.
+            backend: which kernels run the ops; None keeps the recipe's.
+
+        Raises:
+            CheckpointError: when there is no such folder, or its files are damaged or do not fit.
+        """
+        folder = Path(path).expanduser()
+        if not model_folder.is_model(folder):
+            advice = "give a model's folder, such as RUN/model"
+            if not folder.exists() and len(Path(path).parts) == 2 and not folder.is_absolute():
+                advice += (
+                    "; names on a hub are not looked up: download the repository (hf download "
+                    f"{path} --local-dir DIR) and give DIR"
+                )
+            raise model_folder.CheckpointError(
+                f"{path}: there is no {model_folder.WEIGHTS} there; {advice}"
+            )
+        recipe = model_folder.load_config(folder)
+        if backend is not None:
+            recipe.model.backend = backend
+        model = cls(recipe.model)
+        model.recipe = recipe
+        model_folder.load_into(model, model_folder.load_weights(folder), folder)
+        model.skeleton = model_folder.load_skeleton(folder, recipe.model.num_keypoints)
+        return model.eval()
+
+    def save_pretrained(
+        self,
+        path: str | Path,
+        *,
+        recipe: Config | None = None,
+        evaluations: Sequence[Mapping[str, Any]] = (),
+    ) -> Path:
+        """Writes ``model.safetensors``, ``config.json``, ``skeleton.json`` and a model card.
+
+        Args:
+            path: the folder, written whole or not at all; a model that is there is replaced.
+            recipe: what the model was trained with. None takes ``self.recipe``; a model without
+                one gets the defaults beside its own section.
+            evaluations: what is known of these weights
+                (:func:`~cmpose.models.weights.card.model_card`); what is not given is called
+                unknown in the card, ``README.md``.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: if the folder holds anything but a model.
+        """
+        folder = Path(path).expanduser()
+        if (
+            folder.exists()
+            and not model_folder.is_model(folder)
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise FileExistsError(f"{path} holds something other than a model: give a new folder")
+        recipe = recipe or self.recipe or Config(model=self.config)
+        card = model_card(recipe, evaluations)
+        return model_folder.write(folder, self.state_dict(), recipe, self.skeleton, card)
