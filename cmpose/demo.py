@@ -16,7 +16,7 @@ from cmpose.evaluation.evaluate import score_mean_pose
 from cmpose.files import write_metrics, write_text
 from cmpose.predict.predict import predict_video
 from cmpose.render.dataset import render_dataset
-from cmpose.render.difficulty import Difficulty
+from cmpose.render.settings import Difficulty
 from cmpose.report.report import report
 from cmpose.train.train import train
 

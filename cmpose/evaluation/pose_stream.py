@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import POSETRACK, Skeleton, to_slots17
 from cmpose.evaluation.predictions import ScoreRule, predicted_sequences
+from cmpose.files import whole_file
 
 
 class _Record(NamedTuple):
@@ -63,33 +63,26 @@ def predicted_frame(
 def write_coco_results(
     path: str | os.PathLike[str], frames: Iterable[Frame], skeleton: Skeleton = POSETRACK
 ) -> None:
-    """Writes COCO's list of keypoint results, atomically, holding one frame at a time.
+    """Writes COCO's list of keypoint results, whole or not at all, holding one frame at a time.
 
-    An entry a person: ``image_id``, ``category_id`` 1, ``bbox``, ``keypoints`` (x, y and score of
-    each of PoseTrack18's 17 slots, 0, 0, 0 where a slot has no joint; of each keypoint of another
-    skeleton), ``score``, the mean of the
-    joints' scores, and ``track_id``.
+    Each person is an entry: ``image_id``, ``category_id`` 1, ``bbox``, ``keypoints``, ``score``
+    (the mean of the joints' scores) and ``track_id``. ``keypoints`` has x, y and score of each of
+    PoseTrack18's 17 slots, (0, 0, 0) where a slot has no joint; or of each keypoint of another
+    skeleton.
 
     Args:
         path: of the file; parent folders are made.
         frames: with predicted people.
         skeleton: what their keypoints are.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            lead = "[\n"
-            for frame in frames:
-                for person in frame.people:
-                    entry = json.dumps(_coco_result(frame, person, skeleton), allow_nan=False)
-                    file.write(f"{lead}{entry}")
-                    lead = ",\n"
-            file.write("[]\n" if lead == "[\n" else "\n]\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, "run the same command again") as partial, open(partial, "w") as file:
+        lead = "[\n"
+        for frame in frames:
+            for person in frame.people:
+                entry = json.dumps(_coco_result(frame, person, skeleton), allow_nan=False)
+                file.write(f"{lead}{entry}")
+                lead = ",\n"
+        file.write("[]\n" if lead == "[\n" else "\n]\n")
 
 
 def _coco_result(frame: Frame, person: Person, skeleton: Skeleton) -> dict[str, Any]:

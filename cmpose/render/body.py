@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -46,15 +47,15 @@ class _Parts:
         table: np.ndarray,
         texture: np.ndarray,
         bias: float = 0.0,
-        **style: bool,
+        hem: Literal["start", "end"] | None = None,
     ) -> None:
         """A tube between two points."""
         z = (self.depth[start] + self.depth[end]) / 2 + bias * self.stature
         profile = np.maximum(table * (self.stature * self.scale), 0.6).astype(np.float32)
         ends = self.flat[start], self.flat[end]
-        self.add(z, partial(self.draw_limb, *ends, profile, texture, **style))
+        self.add(z, partial(self.draw_limb, *ends, profile, texture, hem=hem))
 
-    def place(self, name: str, origin: str, axes: np.ndarray, offset: list[float]) -> None:
+    def add_point(self, name: str, origin: str, axes: np.ndarray, offset: list[float]) -> None:
         """A new point at ``offset`` (left, up, forward; units of stature) from another."""
         away = axes @ np.asarray(offset) * self.stature
         self.flat[name] = self.flat[origin] + np.array([away[0], -away[1]]) * self.scale
@@ -65,8 +66,8 @@ class _Parts:
             draw()
 
 
-class Person:
-    """A built and dressed person who can be drawn in any pose."""
+class Body:
+    """A person's measures and clothes, which can be drawn in any pose."""
 
     def __init__(self, build: Build, look: Look) -> None:
         self.build = build
@@ -93,7 +94,7 @@ class Person:
             chest, head: [3, 3] left/up/forward directions in camera axes (x right, y up,
                 z away).
             scale: pixels a metre.
-            light: see ``rendered_draw.shade``.
+            light: see ``draw.shade``.
         """
 
         parts = _Parts(
@@ -114,7 +115,7 @@ class Person:
         yaw = float(np.arctan2(chest[0, 2], -chest[2, 2]))
         side_on = chest[0, 2] ** 2
         width = np.sqrt(table["width"] ** 2 * (1 - side_on) + table["depth"] ** 2 * side_on)
-        parts.limb("pelvis", "neck_base", width, turned(look["torso"], yaw), -0.02, flat_start=True)
+        parts.limb("pelvis", "neck_base", width, turned(look["torso"], yaw), -0.02, hem="start")
         neck = _taper(0.031 * self.build.girth, 0.029)
         parts.limb("neck_base", "head_centre", neck, look["skin"])
         if self.look.skirt:
@@ -161,13 +162,13 @@ class Person:
         flare = 0.5 * float(np.linalg.norm(low[0] - low[1])) / unit + 0.05
         table = _taper(0.074, max(flare, 0.085)) * (0.4 + 0.6 * self.build.girth)
         texture = turned(self.look.textures["skirt"], yaw)
-        parts.limb("pelvis", "hem", table, texture, -0.015, flat_end=True)
+        parts.limb("pelvis", "hem", table, texture, -0.015, hem="end")
 
     def _head_gear(self, parts: _Parts, head: np.ndarray) -> None:
         """The nose, and hair or a brim that stand out from the head."""
         h = self.build.head
         skin, hair = self.look.textures["skin"], self.look.textures["hair"]
-        parts.place("bridge", "head_centre", head, [0, 0.004 * h, 0.057 * h])
+        parts.add_point("bridge", "head_centre", head, [0, 0.004 * h, 0.057 * h])
         parts.limb("bridge", "nose", _taper(0.006 * h, 0.010 * h), skin, -0.05)
         # style → start and end (up, forward) and their half-widths
         gear = {
@@ -178,6 +179,6 @@ class Person:
         }.get(self.look.hair)
         if gear is not None:
             for name, (up, forward) in zip(("start", "end"), gear[:2], strict=True):
-                parts.place(f"gear_{name}", "head_centre", head, [0, up * h, forward * h])
+                parts.add_point(f"gear_{name}", "head_centre", head, [0, up * h, forward * h])
             widths = _taper(gear[2][0] * h, gear[2][1] * h)
             parts.limb("gear_start", "gear_end", widths, hair, -0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from cmpose.command import Command
-from cmpose.render.difficulty import Difficulty
+from cmpose.render.settings import Difficulty
 
 
 def _render(subparser: ArgumentParser) -> None:

@@ -8,6 +8,8 @@ the texture's brightness over s as a lit cylinder's, so it costs a table, not a 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 
@@ -101,8 +103,7 @@ def limb(
     light: np.ndarray,
     owner: int,
     *,
-    flat_start: bool = False,
-    flat_end: bool = False,
+    hem: Literal["start", "end"] | None = None,
 ) -> None:
     """Draws a tube with rounded ends.
 
@@ -112,7 +113,7 @@ def limb(
         texture: uint8 [ALONG, ACROSS, 3].
         light: see ``shade``.
         owner: number written to the covered pixels.
-        flat_start, flat_end: cut the tube off there (a hem) instead of rounding it.
+        hem: the end where the tube is cut off straight instead of rounded.
     """
     ax, ay, bx, by = float(start[0]), float(start[1]), float(end[0]), float(end[1])
     reach = float(profile.max()) + 1
@@ -133,9 +134,9 @@ def limb(
     t *= (PROFILE - 1) / length
     half = profile[t.astype(np.int32)]
     alpha = _unit(half - distance + 0.5)
-    if flat_start:
+    if hem == "start":
         alpha *= _unit(along + 0.5)
-    if flat_end:
+    if hem == "end":
         alpha *= _unit(length + 0.5 - along)
     across /= np.maximum(half, 0.5)
     across += 1

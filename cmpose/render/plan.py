@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cmpose.render.body import Look, Person
+from cmpose.render.actor import Actor
+from cmpose.render.body import Body
 from cmpose.render.camera import camera, defocus_curve, grade_tables, smooth_curve
-from cmpose.render.difficulty import Difficulty
 from cmpose.render.kinematics import Build
+from cmpose.render.lens import Lens
+from cmpose.render.look import Look
 from cmpose.render.motion import perform
 from cmpose.render.occluder import Occluder, occluder
 from cmpose.render.scene import background
-from cmpose.render.video import Actor, Video
+from cmpose.render.settings import Difficulty
+from cmpose.render.video import RenderedVideo
 
 _MOTIONS = {  # spread arms and bent legs are frequent, so that no one pose is always half right
     "walk": 0.18,
@@ -58,7 +61,7 @@ def plan_video(
     fps: float,
     max_people: int,
     difficulty: Difficulty,
-) -> Video:
+) -> RenderedVideo:
     """Decides everything about a video.
 
     Args:
@@ -107,23 +110,25 @@ def plan_video(
     light = np.array([np.sin(away), -0.55, np.cos(away), 0.0]) * rng.uniform(0.4, 0.62)
     light[3] = rng.uniform(0.42, 0.6)
     grain = rng.standard_normal((height + 64, width + 64, 3), np.float32) * rng.uniform(1, 5)
-    return Video(
+    return RenderedVideo(
         size=size,
         background=scene,
         background_sigma=float(soft),
         actors=actors,
-        things=_things(rng, stage, actors, metre, difficulty.occluders),
+        occluders=_occluders(rng, stage, actors, metre, difficulty.occluders),
         views=camera(rng, times, size, subject, difficulty.camera_motion),
         light=light,
-        defocus=defocus_curve(rng, frames, difficulty.defocus, height / 360),
-        shutter=float(rng.uniform(0.3, 0.9)) if rng.random() < difficulty.motion_blur else 0.0,
-        grade=grade_tables(rng, times),
-        noise=np.clip(np.round(grain * difficulty.noise), -127, 127).astype(np.int8),
-        noise_at=rng.integers(0, 64, (frames, 2)),
+        lens=Lens(
+            defocus=defocus_curve(rng, frames, difficulty.defocus, height / 360),
+            shutter=float(rng.uniform(0.3, 0.9)) if rng.random() < difficulty.motion_blur else 0.0,
+            grade=grade_tables(rng, times),
+            noise=np.clip(np.round(grain * difficulty.noise), -127, 127).astype(np.int8),
+            noise_at=rng.integers(0, 64, (frames, 2)),
+        ),
     )
 
 
-def _things(
+def _occluders(
     rng: np.random.Generator, stage: Stage, actors: list[Actor], metre: float, chance: float
 ) -> list[tuple[float, Occluder]]:
     """Occluders before people who pass them, and clutter behind; each with its pixels a metre."""
@@ -159,7 +164,7 @@ def plan_actor(
         heading: radians, 0 towards the camera, π/2 to the right; None draws one.
     """
     build = Build.draw(rng)
-    person = Person(build, Look.draw(rng, build))
+    body = Body(build, Look.draw(rng, build))
     if heading is None:
         names = [str(rng.choice(list(_MOTIONS), p=list(_MOTIONS.values())))]
         if times[-1] > 1.2 and rng.random() < 0.3:
@@ -201,4 +206,4 @@ def plan_actor(
     axes = {}
     for name, part in (("chest", posed.chest), ("head", posed.head)):
         axes[name] = np.stack([to_camera(part[:, :, i]) @ tilt.T for i in range(3)], -1)
-    return Actor(person, "+".join(names), near, flat, depth, axes, scale, ground)
+    return Actor(body, "+".join(names), near, flat, depth, axes, scale, ground)

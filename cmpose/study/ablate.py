@@ -36,7 +36,7 @@ from cmpose.config import Config
 from cmpose.evaluation.evaluate import score_mean_pose
 from cmpose.files import alone_in, finite_or_none, write_text
 from cmpose.render.dataset import render_dataset
-from cmpose.render.difficulty import Difficulty
+from cmpose.render.settings import Difficulty
 from cmpose.study.grid import Part, Setting, Study, chosen_parts, run_name
 from cmpose.study.report import write_report
 from cmpose.train.train import FREE_FIELDS, Interrupted, train

@@ -11,14 +11,17 @@ import cv2
 import numpy as np
 import pytest
 
+from cmpose.cli import main
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.skeleton import CATEGORY, JOINTS, LIMBS
 from cmpose.render import dataset as rendered
-from cmpose.render.body import Person
-from cmpose.render.dataset import Difficulty, main, render_dataset, write_montage
+from cmpose.render.body import Body
+from cmpose.render.dataset import Difficulty, render_dataset
 from cmpose.render.draw import Layer
 from cmpose.render.kinematics import Build
 from cmpose.render.look import Look
+from cmpose.render.montage import main as montage_main
+from cmpose.render.montage import write_montage
 from cmpose.render.motion import MOTIONS, perform
 from cmpose.render.plan import Stage, plan_actor, plan_video
 
@@ -212,7 +215,7 @@ def test_defocus_blurs_the_picture() -> None:
     )
     sharpness = []
     for sigma in (0.0, 1.0, 3.0):
-        video.defocus = np.full(3, sigma)
+        video.lens.defocus = np.full(3, sigma)
         picture, frame = next(video.draw("000001_mpii_test", 0, "images/val"))
         assert frame.extra["cmpose"]["defocus_sigma"] == sigma
         sharpness.append(cv2.Laplacian(picture, cv2.CV_32F).std())
@@ -273,7 +276,7 @@ def test_joints_lie_on_the_drawn_body_in_all_views() -> None:
         for turn in range(8):
             rng = np.random.default_rng([k, turn])
             build = Build.draw(rng)
-            person = Person(build, Look.draw(rng, build))
+            body = Body(build, Look.draw(rng, build))
             posed = perform([motion], build, np.arange(10) / 25, rng)
             yaw = turn * math.pi / 4
             c, s = math.cos(yaw), math.sin(yaw)
@@ -283,7 +286,7 @@ def test_joints_lie_on_the_drawn_body_in_all_views() -> None:
             depth = {name: float(p[2]) for name, p in at.items()}
             layer = Layer(np.full((260, 256, 3), 128, np.uint8))
             axes = (to_camera @ a[5] for a in (posed.chest, posed.head))
-            person.draw(layer, 1, flat, depth, *axes, 90.0, np.array([0.0, -0.3, 0.5, 0.5]))
+            body.draw(layer, 1, flat, depth, *axes, 90.0, np.array([0.0, -0.3, 0.5, 0.5]))
             assert layer.image.std() > 1
             for name in JOINTS:
                 x, y = np.rint(flat[name]).astype(int)
@@ -349,7 +352,7 @@ def test_an_interrupted_render_resumes_to_the_same_bytes(
     monkeypatch.undo()
     annotations = list((tmp_path / "cut/annotations/val").iterdir())
     assert annotations == written
-    stale = tmp_path / "cut/images/val/.500003_mpii_test.part"
+    stale = tmp_path / "cut/images/val/.500003_mpii_test.cmpose-part"
     stale.mkdir()
     (stale / "000000.jpg").write_bytes(b"half a frame")
     before = annotations[0].stat().st_mtime_ns
@@ -391,7 +394,7 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: .* is a file"):
         render_dataset(foreign / "thesis.tex", **ask)
     (tmp_path / "set/rendered_val.json").write_text("{")
-    with pytest.raises(ValueError, match=r"rendered_val\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"rendered_val\.json is no JSON of settings"):
         render_dataset(tmp_path / "set", **ask)
 
 
@@ -438,8 +441,9 @@ def test_command_renders_and_tells_its_speed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     montage = tmp_path / "montage.png"
-    shape = ["--videos", "9", "--frames", "1", "--workers", "0", "--occluders", "0"]
-    main([str(tmp_path / "set"), *shape, "--montage", str(montage)])
+    shape = ["--videos", "9", "--frames", "1", "--workers", "0", "--difficulty.occluders", "0"]
+    main(["render", str(tmp_path / "set"), "--split", "val", *shape])
+    montage_main([str(tmp_path / "set"), str(montage)])
     out = capsys.readouterr().out
     assert "9 val sequences rendered, 0 kept; 9 frames in" in out
     assert "frames/s" in out

@@ -13,7 +13,7 @@ import cmpose.study.ablate as engine
 from cmpose import config as configuration
 from cmpose.cli import main
 from cmpose.evaluation.intervals import Interval
-from cmpose.render.difficulty import Difficulty
+from cmpose.render.settings import Difficulty
 from cmpose.study.ablate import PRESETS, RenderedData, Workshop, ablate, preset_recipe, run_config
 from cmpose.study.command import UNFINISHED
 from cmpose.study.grid import FULL, PARTS, TABLES, Study, chosen_parts, run_name

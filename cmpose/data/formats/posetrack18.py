@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ from cmpose.data.skeleton import (
     skeleton_of_category,
     to_slots17,
 )
+from cmpose.files import whole_file
 
 _IMAGE_FIELDS = {
     "id",
@@ -297,7 +298,7 @@ def posetrack18_image_id(name: str, frame: int) -> int:
 
 
 def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
-    """Writes one sequence as a PoseTrack18 file, atomically (beside it, then renamed).
+    """Writes one sequence as a PoseTrack18 file, whole or not at all.
 
     Keypoints (PoseTrack's in the 17 slots) with unannotated ones (0, 0, 0), ``bbox``,
     ``bbox_head``, ``track_id``, ignore polygons and, when present, ``score``, ``scores`` and
@@ -342,9 +343,6 @@ def write_posetrack18_frames(
     Raises:
         ValueError: ``extra`` holds a field that the writer sets, or a number is not finite.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     vid_id = name.split("_")[0]
     images = (_image(frame, vid_id, nframes) for frame in frames())
     annotations = (
@@ -352,18 +350,14 @@ def write_posetrack18_frames(
         for frame in frames()
         for position, person in enumerate(frame.people)
     )
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for lead, entries in (('{"images": [', images), ('], "annotations": [', annotations)):
-                file.write(lead)
-                for number, entry in enumerate(entries):
-                    text = json.dumps(entry, allow_nan=False)
-                    file.write(f", {text}" if number else text)
-            category = CATEGORY if skeleton == POSETRACK else skeleton.category()
-            file.write(f'], "categories": {json.dumps([category])}}}')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, "run the same command again") as partial, open(partial, "w") as file:
+        for lead, entries in (('{"images": [', images), ('], "annotations": [', annotations)):
+            file.write(lead)
+            for number, entry in enumerate(entries):
+                text = json.dumps(entry, allow_nan=False)
+                file.write(f", {text}" if number else text)
+        category = CATEGORY if skeleton == POSETRACK else skeleton.category()
+        file.write(f'], "categories": {json.dumps([category])}}}')
 
 
 def _image(frame: Frame, vid_id: str, nframes: int) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""A rendered split on disk: where its files lie, and whether a folder is ours to write into."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cmpose.files import write_text
+from cmpose.render.settings import SPLITS, RenderSettings
+
+
+class SplitFolder:
+    """The files of one split.
+
+    Args:
+        root: the data set's folder.
+        settings: the split's.
+
+    Attributes:
+        root: as given.
+        settings: as given.
+        images: folder of the sequences' folders.
+        annotations: folder of the sequences' files.
+        manifest: file with the settings; it marks the folder as rendered here.
+    """
+
+    def __init__(self, root: Path, settings: RenderSettings) -> None:
+        self.root, self.settings = root, settings
+        self.images = root / "images" / settings.split
+        self.annotations = root / "annotations" / settings.split
+        self.manifest = _manifest(root, settings.split)
+
+    def frames(self, video: int) -> Path:
+        """The folder of a sequence's frames."""
+        return self.images / self.settings.sequence_name(video)
+
+    def annotation(self, video: int) -> Path:
+        """A sequence's file, which is written last."""
+        return self.annotations / f"{self.settings.sequence_name(video)}.json"
+
+    def is_done(self, video: int) -> bool:
+        """Whether a sequence is complete: its frames may have been deleted since."""
+        folder = self.frames(video)
+        return self.annotation(video).is_file() and all(
+            (folder / f"{f:06d}.jpg").is_file() for f in range(self.settings.frames)
+        )
+
+    def check_ours(self) -> None:
+        """Raises ValueError if something else lies there, or the split with other settings."""
+        root = self.root
+        if root.exists() and not root.is_dir():
+            raise ValueError(f"out: {root} is a file; name a new folder")
+        if self.manifest.exists():
+            self._check_settings()
+            return
+        if not root.exists():
+            return
+        # Locks and leftovers of a run that was killed before it had written the settings.
+        ours = {_manifest(root, split).name for split in SPLITS}
+        own_dots = tuple(f".{name}." for name in ours)
+        there = {path.name for path in root.iterdir() if not path.name.startswith(own_dots)}
+        taken = self.images.exists() or self.annotations.exists()
+        if there and (taken or not there & ours):
+            raise ValueError(
+                f"out: {root} is not empty and was not rendered here; name a new folder"
+            )
+
+    def _check_settings(self) -> None:
+        wanted = self.settings.to_json()
+        try:
+            there = dict(json.loads(self.manifest.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"out: {self.manifest} is no JSON of settings ({error}); name a new folder"
+            ) from None
+        differing = [
+            f"{name} {there.get(name)!r} there, {wanted.get(name)!r} asked"
+            for name in sorted({*there, *wanted})
+            if there.get(name) != wanted.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"out: {self.root} holds the {self.settings.split} split with other settings "
+                f"({'; '.join(differing)}); name a new folder"
+            )
+
+    def mark(self) -> None:
+        """Writes the settings, unless they are there."""
+        if not self.manifest.exists():
+            write_text(self.manifest, json.dumps(self.settings.to_json(), indent=1))
+
+
+def _manifest(root: Path, split: str) -> Path:
+    return root / f"rendered_{split}.json"

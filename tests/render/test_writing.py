@@ -1,0 +1,122 @@
+"""What is written of a rendered data set when it is killed, stopped, or shares its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cmpose.cli import main
+from cmpose.files import Interrupted, InUse, OutputError, claim_file
+from cmpose.render import dataset as rendered
+from cmpose.render.dataset import render_dataset
+from tests.killed import ends_before_rename
+from tests.render.test_dataset import SMALL, files_of
+from tests.shared_data import PROJECT
+from tests.small_disk import small_disk
+
+ASK = {"videos": 2, "frames": 2, "seed": 5, **SMALL}
+COMMAND = ["--videos", "2", "--frames", "2", "--seed", "5", "--size", "[144,256]"]
+COMMAND += ["--split", "val", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    root = tmp_path_factory.mktemp("whole")
+    render_dataset(root, **ASK)
+    return files_of(root)
+
+
+def test_a_kill_at_any_rename_leaves_nothing_in_the_way(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    number = 0
+    while ends_before_rename(number, ["render", str(tmp_path / str(number)), *COMMAND]):
+        render_dataset(tmp_path / str(number), **ASK)
+        assert files_of(tmp_path / str(number)) == whole
+        number += 1
+    assert number == 1 + 2 + 2  # settings, folders, annotations
+
+
+def test_a_kill_while_a_sequence_is_replaced(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    for number in range(3):  # the old folder, the new one, the annotation
+        root = tmp_path / str(number)
+        render_dataset(root, **ASK)
+        (root / "images/val/500001_mpii_test/000001.jpg").unlink()
+        assert ends_before_rename(number, ["render", str(root), *COMMAND])
+        render_dataset(root, **ASK)
+        assert files_of(root) == whole
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    code = [sys.executable, "-m", "cmpose", "render", str(root)]
+    asked = ["--videos", "4", "--frames", "400", "--seed", "5", "--size", "[144,256]"]
+    parent = subprocess.Popen([*code, *asked], cwd=PROJECT, stderr=subprocess.PIPE)
+    assert parent.stderr is not None
+    deadline = time.monotonic() + 60
+    while len(parts := list(root.glob("images/train/.*/000003.jpg"))) < 2:
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.stderr.read()  # ends when the workers, which hold it open too, are gone
+    parent.wait()
+    assert len({part.parent for part in parts}) == 2
+    before = files_of(root)
+    time.sleep(0.3)
+    assert files_of(root) == before
+
+
+def test_splits_are_rendered_at_the_same_time_and_one_split_is_not(tmp_path: Path) -> None:
+    with claim_file(tmp_path / "set" / "rendered_val.json", "render", "folder"):
+        train = render_dataset(tmp_path / "set", **ASK, split="train")
+        assert train.rendered == 2
+        with pytest.raises(InUse, match=r"rendered_val\.json: another cmpose render is writing"):
+            render_dataset(tmp_path / "set", **ASK)
+    assert render_dataset(tmp_path / "set", **ASK).rendered == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_request_to_stop_ends_it_between_sequences(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    update = rendered.tqdm.update
+
+    def ask(self: object, n: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        update(self, n)
+
+    monkeypatch.setattr(rendered.tqdm, "update", ask)
+    with pytest.raises(Interrupted, match=r"stopped after 1 of 2 val sequences; run the same"):
+        render_dataset(tmp_path, **ASK, workers=workers)
+    monkeypatch.undo()
+    assert render_dataset(tmp_path, **ASK).kept >= 1
+    assert files_of(tmp_path) == whole
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_full_disk(tmp_path: Path, workers: str) -> None:
+    with small_disk(tmp_path) as disk:
+        arguments = ["render", str(disk / "set"), "--videos", "60", "--frames", "4"]
+        arguments += ["--size", "[144,256]", "--workers", workers]
+        message = r"set/.*: cannot be written: the disk is full; free some space, then run the same"
+        with pytest.raises(SystemExit, match=message):
+            main(arguments)
+        names = [path.name for path in (disk / "set").rglob("*")]
+        assert not [name for name in names if name.startswith(".")]
+
+
+def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rendered_train.json").write_text("{}")
+    (tmp_path / "images").write_text("")
+    with pytest.raises(OutputError, match=r"images is a file where a folder should be; move it"):
+        render_dataset(tmp_path, **ASK)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file is a file where a folder should be; move it"):
+        render_dataset(tmp_path / "file" / "set", **ASK)
