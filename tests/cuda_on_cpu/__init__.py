@@ -39,6 +39,7 @@ SANITIZERS = (
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
+    "-O1",  # at -O2 the compiler takes half as long again, more than the tests then save
 )
 
 
