@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
-from cmpose.data.sequence import (
-    AnnotationError,
-    Frame,
-    Person,
-    as_box,
-    as_floats,
-    as_int,
-    as_list,
-    as_text,
-    read_json,
-    require,
-    split_frame_name,
-)
+from cmpose.data.formats.coco import box_of
+from cmpose.data.formats.reader import Number, Whole, read
+from cmpose.data.sequence import AnnotationError, Frame, Person, split_frame_name
+
+
+class PictureBox(Struct, gc=False):
+    """An entry of the file; one of ``frame``, ``image_name`` and ``image_id`` tells the picture."""
+
+    bbox: list[Number]
+    score: Number = 1.0
+    track_id: Whole = -1
+    category_id: Whole | str | None = 1
+    frame: Whole | None = None
+    image_name: str | None = None
+    image_id: Whole | None = None
 
 
 class Box(NamedTuple):
@@ -53,17 +55,14 @@ class OwnBoxes:
         self._folder: Path | None = None
         self._written: list[dict[str, Any]] = []
         self._used: set[tuple[str, Any]] = set()
-        entries = as_list(read_json(path), f"{path}: the file")
+        entries = read(path, list[PictureBox], AnnotationError)
         if not entries:
             raise AnnotationError(f"{path}: holds no detections (--boxes)")
         for number, entry in enumerate(entries):
             where = f"{path}: [{number}]"
-            box = as_box(require(entry, "bbox", where), f"{where}.bbox")
-            if entry.get("category_id", 1) != 1:
-                continue
-            score = float(as_floats([entry.get("score", 1.0)], 1, f"{where}.score")[0])
-            track = as_int(entry.get("track_id", -1), f"{where}.track_id")
-            self._boxes.setdefault(_key(entry, where), []).append(Box(box, score, track))
+            box = Box(box_of(entry.bbox, f"{where}.bbox"), entry.score, entry.track_id)
+            if entry.category_id == 1:
+                self._boxes.setdefault(_key(entry, where), []).append(box)
 
     def of(self, draft: Draft, frame: Frame, file: Path) -> list[Box]:
         """The boxes of a picture; they are kept for :meth:`write`."""
@@ -132,13 +131,12 @@ class OwnBoxes:
         os.replace(partial, path)
 
 
-def _key(entry: Mapping[str, Any], where: str) -> tuple[str, Any]:
-    if entry.get("image_name") is not None:
-        name = as_text(entry["image_name"], f"{where}.image_name").replace("\\", "/")
-        return "image_name", name
+def _key(entry: PictureBox, where: str) -> tuple[str, int | str]:
+    if entry.image_name:
+        return "image_name", entry.image_name.replace("\\", "/")
     for key in ("frame", "image_id"):
-        if entry.get(key) is not None:
-            return key, as_int(entry[key], f"{where}.{key}")
+        if getattr(entry, key) is not None:
+            return key, getattr(entry, key)
     raise AnnotationError(
-        f"{where}: has neither 'frame', 'image_name' nor 'image_id'; it has {sorted(entry)}"
+        f"{where}: has neither 'frame', 'image_name' nor 'image_id', which tell its picture"
     )

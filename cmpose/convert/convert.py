@@ -24,17 +24,16 @@ from cmpose.convert.sources import (
     Draft,
     read_coco_drafts,
     read_csv_drafts,
-    read_skeleton,
     to_posetrack,
 )
 from cmpose.data.formats.posetrack import load_annotations, write_posetrack18
+from cmpose.data.formats.reader import parse_file, short
+from cmpose.data.formats.skeleton import read_skeleton
 from cmpose.data.frames import FrameError, FrameFolder, picture_size
 from cmpose.data.sequence import (
     AnnotationError,
     Frame,
     Sequence,
-    read_json,
-    short,
     split_frame_name,
 )
 from cmpose.data.skeleton import POSETRACK, Skeleton
@@ -106,7 +105,7 @@ def _format(source: Path, asked: Format) -> Format:
         return "posetrack17"
     if source.suffix.lower() == ".csv":
         return "csv"
-    data = read_json(source)
+    data = parse_file(source, AnnotationError)
     if isinstance(data, Mapping) and "annolist" in data:
         return "posetrack17"
     if isinstance(data, Mapping) and "images" in data:

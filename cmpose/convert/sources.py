@@ -8,27 +8,21 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET, Struct
 
 from cmpose.convert.report import Report
-from cmpose.data.sequence import (
-    AnnotationError,
-    Person,
-    as_box,
-    as_floats,
-    as_image_size,
-    as_int,
-    as_list,
-    as_text,
-    read_json,
-    require,
-    short,
-)
-from cmpose.data.skeleton import POSETRACK, Skeleton, skeleton_of_category
+from cmpose.data.formats.coco import box_of, check_image_size, file_name_of, numbers
+from cmpose.data.formats.documents import Annotation, Category, PoseDocument, Target, VideoImage
+from cmpose.data.formats.reader import Number, Whole, convert, read, short
+from cmpose.data.formats.skeleton import skeleton_of_category
+from cmpose.data.sequence import AnnotationError, Person
+from cmpose.data.skeleton import POSETRACK, Skeleton
 
 NO_BOX = np.zeros(4)
 
@@ -63,25 +57,6 @@ class Draft:
     labeled: bool | None = None
 
 
-def read_skeleton(path: Path) -> Skeleton:
-    """A JSON file with a COCO-style category (``keypoints``, ``skeleton``, ``flip_pairs``, ...).
-
-    Raises:
-        AnnotationError: naming file, field and value.
-    """
-    data = read_json(path)
-    if not isinstance(data, Mapping):
-        raise AnnotationError(f"{path}: expected an object with 'keypoints', got {short(data)}")
-    return _skeleton(data, str(path))
-
-
-def _skeleton(category: Mapping[str, Any], where: str) -> Skeleton:
-    try:
-        return skeleton_of_category(category, where)
-    except ValueError as error:
-        raise AnnotationError(str(error)) from error
-
-
 # COCO -------------------------------------------------------------------------------------------
 
 
@@ -99,101 +74,122 @@ def read_coco_drafts(
     Raises:
         AnnotationError: naming file, field and value.
     """
-    data = read_json(path)
-    images = as_list(require(data, "images", str(path)), f"{path}: images")
-    annotations = as_list(require(data, "annotations", str(path)), f"{path}: annotations")
-    category_id, own = _coco_category(data, path, category_name)
+    document = read(path, PoseDocument[VideoImage, Any, Any], AnnotationError)
+    for key, value in (("images", document.images), ("annotations", document.annotations)):
+        if value is UNSET:
+            raise AnnotationError(f"{path}: missing key {key!r}; is it a file of COCO keypoints?")
+    assert document.images is not UNSET
+    assert document.annotations is not UNSET
+    category_id, own = _coco_category(document.categories or [], path, category_name)
     if skeleton is not None and skeleton.keypoints != own.keypoints:
         raise AnnotationError(
             f"{path}: categories[*].keypoints are {', '.join(own.keypoints)}, the skeleton file's "
             f"{', '.join(skeleton.keypoints)}; give the same names in the same order"
         )
     own = skeleton or own
-    videos = {
-        entry.get("id"): str(entry.get("name") or entry.get("file_name") or "")
-        for entry in data.get("videos") or []
-        if isinstance(entry, Mapping)
-    }
-    drafts: dict[int, Draft] = {}
-    for number, entry in enumerate(images):
+    videos = {video.id: video.name or video.file_name or "" for video in document.videos or []}
+    drafts: dict[int | str, Draft] = {}
+    for number, image in enumerate(document.images):
         where = f"{path}: images[{number}]"
-        draft = _coco_image(entry, where, videos)
+        draft = _coco_image(image, where, videos)
         if draft.image_id in drafts:
             raise AnnotationError(
                 f"{where}.id: {draft.image_id} occurs twice: {draft.file_name} and "
                 f"{drafts[draft.image_id].file_name}; give every image an id of its own"
             )
         drafts[draft.image_id] = draft
-    seen: dict[int, int] = {}
-    for number, entry in enumerate(annotations):
-        where = f"{path}: annotations[{number}]"
-        image_id = as_int(require(entry, "image_id", where), f"{where}.image_id")
-        if image_id not in drafts:
-            report.error(
-                "annotation of an unknown image",
-                f"{where}.image_id: {image_id} is not among the file's images",
-            )
-            continue
-        if entry.get("id") is not None:
-            own_id = as_int(entry["id"], f"{where}.id")
-            if own_id in seen:
-                raise AnnotationError(
-                    f"{where}.id: {own_id} is also the id of annotations[{seen[own_id]}]; give "
-                    "every annotation an id of its own"
-                )
-            seen[own_id] = number
-        if entry.get("category_id", category_id) != category_id:
-            report.leave_out("annotation of another category", where)
-        elif entry.get("iscrowd"):
-            drafts[image_id].regions += _crowd_regions(entry, where)
-        else:
-            try:
-                drafts[image_id].people.append(_coco_person(entry, own, where))
-            except AnnotationError as error:
-                report.error("broken annotation", str(error))
+    seen: dict[int | str, int] = {}
+    for number, entry in enumerate(document.annotations):
+        _add_coco_person(entry, number, drafts, seen, own, category_id, report, path)
     return list(drafts.values()), own
 
 
-def _coco_category(data: Mapping[str, Any], path: Path, name: str) -> tuple[int, Skeleton]:
-    found = [
-        (i, entry)
-        for i, entry in enumerate(as_list(data.get("categories") or [], f"{path}: categories"))
-        if isinstance(entry, Mapping) and entry.get("keypoints")
-    ]
-    chosen = [(i, entry) for i, entry in found if not name or entry.get("name") == name]
+def _add_coco_person(
+    entry: Any,
+    number: int,
+    drafts: Mapping[int | str, Draft],
+    seen: dict[int | str, int],
+    skeleton: Skeleton,
+    category_id: int | str,
+    report: Report,
+    path: Path,
+) -> None:
+    """Adds an annotation to its picture, or reports why it is left out."""
+    at = f"annotations[{number}]"
+    where = f"{path}: {at}"
+    target = convert(entry, Target, str(path), AnnotationError, at)
+    if target.image_id not in drafts:
+        report.error(
+            "annotation of an unknown image",
+            f"{where}.image_id: {short(target.image_id)} is not among the file's images",
+        )
+        return
+    draft = drafts[target.image_id]
+    own_id = entry.get("id")
+    if isinstance(own_id, (int, str)):
+        if own_id in seen:
+            raise AnnotationError(
+                f"{where}.id: {short(own_id)} is also the id of annotations[{seen[own_id]}]; give "
+                "every annotation an id of its own"
+            )
+        seen[own_id] = number
+    if target.category_id != category_id and "category_id" in entry:
+        report.leave_out("annotation of another category", where)
+        return
+    try:
+        annotation = convert(entry, Annotation, str(path), AnnotationError, at)
+        if target.iscrowd:
+            draft.regions += _crowd_regions(annotation, str(path), at)
+        else:
+            draft.people.append(_coco_person(annotation, skeleton, str(path), at))
+    except AnnotationError as error:
+        if target.iscrowd:
+            raise
+        report.error("broken annotation", str(error))
+
+
+def _coco_category(
+    categories: Items[Category], path: Path, name: str
+) -> tuple[int | str, Skeleton]:
+    usable = [(i, entry) for i, entry in enumerate(categories) if entry.keypoints]
+    chosen = [(i, entry) for i, entry in usable if not name or entry.name == name]
     if len(chosen) != 1:
-        names = ", ".join(repr(entry.get("name")) for _, entry in found) or "none"
+        names = ", ".join(repr(entry.name) for _, entry in usable) or "none"
         raise AnnotationError(
             f"{path}: categories: {len(chosen)} with keypoints"
             + (f" are called {name!r}" if name else "")
             + f" (with keypoints: {names}); name one with --category, or export keypoints"
         )
     [(i, entry)] = chosen
-    where = f"{path}: categories[{i}]"
-    return as_int(require(entry, "id", where), f"{where}.id"), _skeleton(entry, where)
+    if entry.id is None:
+        raise AnnotationError(f"{path}: categories[{i}].id: expected an integer, got None")
+    return entry.id, skeleton_of_category(entry, str(path), f"categories[{i}]")
 
 
-def _coco_image(entry: Any, where: str, videos: Mapping[Any, str]) -> Draft:
-    name = as_text(require(entry, "file_name", where), f"{where}.file_name").replace("\\", "/")
-    width, height = as_image_size(entry, where)
-    video = entry.get("video_id", entry.get("vid_id"))
-    number = entry.get("frame_id", entry.get("frame_index")) if video is not None else None
+def _coco_image(image: VideoImage, where: str, videos: Mapping[int | str, str]) -> Draft:
+    if not isinstance(image.id, int):
+        raise AnnotationError(f"{where}.id: expected an integer, got {short(image.id)}")
+    check_image_size(image, where)
+    video = image.vid_id if image.video_id is None else image.video_id
+    number = image.frame_index if image.frame_id is None else image.frame_id
+    if video is not None and isinstance(number, str):
+        raise AnnotationError(f"{where}.frame_id: expected an integer, got {short(number)}")
     return Draft(
-        file_name=name,
+        file_name=file_name_of(image, where),
         where=where,
-        image_id=as_int(require(entry, "id", where), f"{where}.id"),
-        number=None if number is None else as_int(number, f"{where}.frame_id"),
+        image_id=image.id,
+        number=number if video is not None and isinstance(number, int) else None,
         video="" if video is None else videos.get(video) or f"video_{video}",
-        width=width,
-        height=height,
+        width=image.width,
+        height=image.height,
     )
 
 
-def _coco_person(entry: Mapping[str, Any], skeleton: Skeleton, where: str) -> Person:
-    count = len(skeleton)
+def _coco_person(annotation: Annotation, skeleton: Skeleton, source: str, at: str) -> Person:
+    where, count = f"{source}: {at}", len(skeleton)
     keypoints = np.zeros((count, 3))
-    if entry.get("keypoints"):
-        keypoints = as_floats(entry["keypoints"], 3 * count, f"{where}.keypoints").reshape(-1, 3)
+    if annotation.keypoints:
+        keypoints = numbers(annotation.keypoints, 3 * count, f"{where}.keypoints").reshape(-1, 3)
         for j, v in enumerate(keypoints[:, 2]):
             if v not in (0, 1, 2):
                 raise AnnotationError(
@@ -201,35 +197,38 @@ def _coco_person(entry: Mapping[str, Any], skeleton: Skeleton, where: str) -> Pe
                     "(not annotated), 1 (hidden) or 2 (visible)"
                 )
     keypoints = np.where(keypoints[:, 2:] > 0, np.minimum(keypoints, [np.inf, np.inf, 1]), 0.0)
-    box = NO_BOX if entry.get("bbox") is None else as_box(entry["bbox"], f"{where}.bbox")
-    attributes = entry.get("attributes")
-    track = entry.get("track_id")
-    if track is None and isinstance(attributes, Mapping):  # CVAT's place for it
-        track = attributes.get("track_id")
-    head = entry.get("bbox_head")
+    track = annotation.track_id
+    if track is None and isinstance(annotation.attributes, Mapping):  # CVAT's place for it
+        at = f"{at}.attributes"
+        track = convert(annotation.attributes, _Attributes, source, AnnotationError, at).track_id
+    head = annotation.bbox_head
     return Person(
-        box=box,
+        box=NO_BOX if annotation.bbox is None else box_of(annotation.bbox, f"{where}.bbox"),
         keypoints=keypoints,
-        head_box=as_box(head, f"{where}.bbox_head") if head else None,
-        track_id=-1 if track is None else as_int(track, f"{where}.track_id"),
+        head_box=box_of(head, f"{where}.bbox_head") if head else None,
+        track_id=-1 if track is None else track,
     )
 
 
-def _crowd_regions(entry: Mapping[str, Any], where: str) -> list[np.ndarray]:
+class _Attributes(Struct):
+    track_id: Whole | None = None
+
+
+def _crowd_regions(annotation: Annotation, source: str, at: str) -> list[np.ndarray]:
     """A crowd's polygons; its box where it is a run-length mask or has none."""
-    shape = entry.get("segmentation")
+    where, shape = f"{source}: {at}", annotation.segmentation
     if isinstance(shape, list) and shape:
-        polygons = []
-        for position, part in enumerate(shape):
-            at = f"{where}.segmentation[{position}]"
-            values = as_list(part, at)
-            if len(values) < 6 or len(values) % 2:
+        parts = convert(shape, list[list[Number]], source, AnnotationError, f"{at}.segmentation")
+        for position, part in enumerate(parts):
+            if len(part) < 6 or len(part) % 2:
                 raise AnnotationError(
-                    f"{at}: {len(values)} numbers are no polygon of at least 3 corners (x, y, ...)"
+                    f"{where}.segmentation[{position}]: {len(part)} numbers are no polygon of at "
+                    "least 3 corners (x, y, ...)"
                 )
-            polygons.append(as_floats(values, len(values), at).reshape(-1, 2))
-        return polygons
-    x, y, w, h = as_box(require(entry, "bbox", where), f"{where}.bbox")
+        return [np.array(part, np.float64).reshape(-1, 2) for part in parts]
+    if annotation.bbox is None:
+        raise AnnotationError(f"{where}: missing key 'bbox' of a crowd without 'segmentation'")
+    x, y, w, h = box_of(annotation.bbox, f"{where}.bbox")
     return [np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])]
 
 
@@ -292,7 +291,7 @@ def read_csv_drafts(
         raise AnnotationError(f"{path}: holds no keypoints, only a header")
     if skeleton is None:
         names = list(dict.fromkeys(row["keypoint"] for _, row in rows))
-        skeleton = _skeleton({"keypoints": names}, f"{path}: column keypoint")
+        skeleton = skeleton_of_category({"keypoints": names}, str(path), "column keypoint")
     drafts: dict[tuple[str, str], Draft] = {}
     people: dict[tuple[str, str, str], Person] = {}
     for where, row in rows:

@@ -1,4 +1,4 @@
-"""What every PoseTrack reader returns: sequences of frames of people, and how fields are checked.
+"""What every PoseTrack reader returns: sequences of frames of people.
 
 Coordinates are image pixels with the origin at the centre of the top-left pixel, as in the
 annotation files. A pose has the K keypoints of its sequence's skeleton, by default PoseTrack's 15.
@@ -6,17 +6,15 @@ annotation files. A pose has the K keypoints of its sequence's skeleton, by defa
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from cmpose.data.formats.reader import short
 from cmpose.data.skeleton import NUM_JOINTS, POSETRACK, Skeleton
 
 
@@ -119,120 +117,17 @@ def split_frame_name(file_name: str) -> tuple[str, str, str] | None:
 def frame_number(file_name: str, where: str) -> int:
     """The frame number in a file name. Raises AnnotationError when there is none."""
     parts = split_frame_name(file_name)
-    if parts is None:
+    if parts is None or "\0" in file_name:
         raise AnnotationError(
-            f"{where}: {file_name!r} holds no frame number; name frames by number, "
+            f"{where}: {short(file_name)} holds no frame number; name frames by number, "
             "e.g. 000000.jpg, so that their neighbours can be found"
         )
-    return int(parts[1])
-
-
-def read_json(path: Path) -> Any:
-    """Parses a JSON file. Raises AnnotationError naming the file and the place of the fault."""
-    try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
+    if len(parts[1]) > 18:
         raise AnnotationError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not a text file: {error}") from error
-
-
-# --- checks of single fields; ``where`` is "file: path.of.the.field" ---------------------------
-
-
-def require(entry: Any, key: str, where: str) -> Any:
-    """``entry[key]``. Raises AnnotationError when ``entry`` is no object or lacks the key."""
-    if not isinstance(entry, Mapping):
-        raise AnnotationError(f"{where}: expected an object, got {short(entry)}")
-    if key not in entry:
-        raise AnnotationError(f"{where}: missing key {key!r}; it has {sorted(map(str, entry))}")
-    return entry[key]
-
-
-def guarded(
-    read: Callable[..., Person], sequence: Sequence, skip: bool, *arguments: Any
-) -> Person | None:
-    """``read(*arguments)``; with ``skip``, None and a count where the annotation is broken."""
-    try:
-        return read(*arguments)
-    except AnnotationError:
-        if not skip:
-            raise
-        sequence.skipped["broken annotation"] += 1
-        return None
-
-
-def as_list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise AnnotationError(f"{where}: expected a list, got {short(value)}")
-    return value
-
-
-def as_int(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int_or_nan(value):
-        raise AnnotationError(f"{where}: expected an integer, got {short(value)}")
-    return int(value)
-
-
-def int_or_nan(value: float) -> float:
-    return float(int(value)) if math.isfinite(value) else math.nan
-
-
-def as_text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise AnnotationError(f"{where}: expected a non-empty string, got {short(value)}")
-    return value
-
-
-def as_flag(value: Any, where: str) -> bool:
-    if value not in (True, False, 0, 1):
-        raise AnnotationError(f"{where}: expected true or false, got {short(value)}")
-    return bool(value)
-
-
-def as_floats(value: Any, length: int, where: str) -> np.ndarray:
-    """A list of ``length`` finite numbers → float64 [length]."""
-    values = as_list(value, where)
-    if len(values) != length:
-        raise AnnotationError(f"{where}: expected {length} numbers, got {len(values)}")
-    for position, number in enumerate(values):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise AnnotationError(f"{where}[{position}]: expected a number, got {short(number)}")
-        if not math.isfinite(number):
-            raise AnnotationError(f"{where}[{position}]: expected a finite number, got {number}")
-    return np.array(values, dtype=np.float64)
-
-
-def as_box(value: Any, where: str) -> np.ndarray:
-    """x, y, width, height with sizes ≥ 0 → float64 [4]."""
-    box = as_floats(value, 4, where)
-    if box[2] < 0 or box[3] < 0:
-        raise AnnotationError(
-            f"{where}: negative size in [x, y, width, height] = {box.tolist()}; "
-            "corners (x1, y1, x2, y2) must be converted to sizes"
+            f"{where}: {short(file_name)} has a frame number of {len(parts[1])} digits; at most 18 "
+            "can be counted"
         )
-    return box
-
-
-def as_image_size(entry: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
-    """(width, height) of an image entry, both None when it does not say."""
-    sizes = []
-    for key in ("width", "height"):
-        size = None
-        if entry.get(key) is not None:
-            size = as_int(entry[key], f"{where}.{key}")
-            if size <= 0:
-                raise AnnotationError(f"{where}.{key}: expected a positive size, got {size}")
-        sizes.append(size)
-    return sizes[0], sizes[1]
-
-
-def short(value: Any) -> str:
-    """``repr`` cut to a length that fits in a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return int(parts[1])
 
 
 def box_of_keypoints(keypoints: np.ndarray, enlarge: float, margin: float) -> np.ndarray:

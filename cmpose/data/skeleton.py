@@ -2,14 +2,14 @@
 
 A pose of PoseTrack has the 15 joints of the official order (PoseTrack17 ids, the order of the
 evaluator). PoseTrack18 and 21 files have 17 slots, of which 3 and 4 (the ears) are never annotated;
-``to_slots17`` and ``from_slots17`` adapt at the edge. A file whose category has ``flip_pairs``
+``to_slots17`` adapts at the edge. A file whose category has ``flip_pairs``
 describes keypoints of its own, any K ≥ 1 of them, in its own order: a :class:`Skeleton`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -154,7 +154,7 @@ class Skeleton:
     @cached_property
     def sides(self) -> tuple[Side, ...]:
         """Of the body, as the names say it; ``middle`` where they do not."""
-        return tuple(_side_and_rest(name)[0] for name in self.keypoints)
+        return tuple(side_and_rest(name)[0] for name in self.keypoints)
 
     @cached_property
     def unpaired(self) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ class Skeleton:
         )
 
     def category(self) -> dict[str, Any]:
-        """The entry of ``categories`` that :func:`skeleton_of_category` reads back."""
+        """The entry of ``categories`` that :mod:`cmpose.data.formats.skeleton` reads back."""
 
         def named(indices: Sequence[int]) -> list[str]:
             return [self.keypoints[j] for j in indices]
@@ -198,59 +198,9 @@ def default_skeleton(num_keypoints: int) -> Skeleton:
     return Skeleton(tuple(f"keypoint_{j}" for j in range(1, num_keypoints + 1)))
 
 
-def skeleton_of_category(category: Mapping[str, Any], where: str) -> Skeleton:
-    """The skeleton that a COCO-style category describes.
-
-    ``keypoints`` are the names; ``skeleton`` the limbs, pairs of numbers from 1 as COCO has them,
-    or of names. ``flip_pairs`` are pairs of names; left out, names that differ in left and right
-    (or l and r) pair up: ``left_knee`` and ``right_knee``, ``knee_l`` and ``knee_r``, ``LKnee`` and
-    ``RKnee``. ``upper_body`` and ``lower_body`` are names; left out, names with hip, knee, ankle,
-    foot, heel, toe, thigh, shin or leg are the lower body, and the rest the upper.
-
-    Args:
-        category: the parsed object.
-        where: its place, for messages.
-
-    Raises:
-        ValueError: naming the field, the value and what to do.
-    """
-    names = category.get("keypoints")
-    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
-        raise ValueError(
-            f"{where}.keypoints: expected a list of at least one name, got {names!r:.80}"
-        )
-    for position, name in enumerate(names):
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{where}.keypoints[{position}]: expected a name, got {name!r:.80}")
-        if name in names[:position]:
-            raise ValueError(
-                f"{where}.keypoints[{position}]: {name!r} occurs twice; give each keypoint one name"
-            )
-    names = tuple(names)
-    flips = category.get("flip_pairs")
-    if flips is None:
-        pairs = _pairs_by_name(names)
-    else:
-        pairs = _pairs(flips, names, f"{where}.flip_pairs", numbers=False)
-        seen: set[int] = set()
-        for pair in pairs:
-            for j in pair:
-                if j in seen:
-                    raise ValueError(
-                        f"{where}.flip_pairs: {names[j]!r} is in two pairs; a keypoint has one "
-                        "mirror image"
-                    )
-                seen.add(j)
-    limbs = _pairs(category.get("skeleton") or [], names, f"{where}.skeleton", numbers=True)
-    lower = [j for j, name in enumerate(names) if _LOWER_WORDS & set(_words(name))]
-    upper = [j for j in range(len(names)) if j not in lower] if lower else []
-    for key, found in (("upper_body", upper), ("lower_body", lower)):
-        if category.get(key) is not None:
-            given = category[key]
-            if not isinstance(given, Sequence) or isinstance(given, str):
-                raise ValueError(f"{where}.{key}: expected a list of names, got {given!r:.80}")
-            found[:] = [_index(name, names, f"{where}.{key}", numbers=False) for name in given]
-    return Skeleton(names, limbs, pairs, tuple(upper), tuple(lower))
+def is_lower(name: str) -> bool:
+    """Whether a keypoint is of the lower body, as its name says it."""
+    return bool(_LOWER_WORDS & set(_words(name)))
 
 
 def _words(name: str) -> list[str]:
@@ -259,7 +209,7 @@ def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[^A-Za-z0-9]+", parted.lower()) if word]
 
 
-def _side_and_rest(name: str) -> tuple[Side, tuple[str, ...]]:
+def side_and_rest(name: str) -> tuple[Side, tuple[str, ...]]:
     """A name's side, and its words with the side's left open."""
     words = _words(name)
     for position, word in enumerate(words):
@@ -268,54 +218,9 @@ def _side_and_rest(name: str) -> tuple[Side, tuple[str, ...]]:
     return "middle", tuple(words)
 
 
-def _pairs_by_name(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    found: dict[tuple[str, ...], dict[Side, int]] = {}
-    for j, name in enumerate(names):
-        side, rest = _side_and_rest(name)
-        if side != "middle":
-            found.setdefault(rest, {}).setdefault(side, j)
-    return tuple((by["left"], by["right"]) for by in found.values() if len(by) == 2)
-
-
-def _pairs(
-    value: Any, names: Sequence[str], where: str, *, numbers: bool
-) -> tuple[tuple[int, int], ...]:
-    pairs = []
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"{where}: expected a list of pairs, got {value!r:.80}")
-    for position, pair in enumerate(value):
-        at = f"{where}[{position}]"
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(f"{at}: expected a pair, got {pair!r:.80}")
-        a, b = (_index(end, names, at, numbers=numbers) for end in pair)
-        if a == b:
-            raise ValueError(f"{at}: {names[a]!r} is paired with itself; leave the pair out")
-        pairs.append((a, b))
-    return tuple(pairs)
-
-
-def _index(value: Any, names: Sequence[str], where: str, *, numbers: bool) -> int:
-    if isinstance(value, str):
-        if value in names:
-            return list(names).index(value)
-        raise ValueError(f"{where}: {value!r} is no keypoint; there are {', '.join(names)}")
-    if not numbers or isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{where}: expected the name of a keypoint, got {value!r:.80}")
-    if not 1 <= value <= len(names):
-        raise ValueError(
-            f"{where}: {value} is no keypoint; numbers run from 1 to {len(names)}, as in COCO"
-        )
-    return value - 1
-
-
 def to_slots17(values: np.ndarray) -> np.ndarray:
     """[..., 15, C] in ``JOINTS`` order → [..., 17, C] in ``SLOTS17`` order, ears zero."""
     values = np.asarray(values)
     slots = np.zeros((*values.shape[:-2], len(SLOTS17), values.shape[-1]), values.dtype)
     slots[..., list(SLOT_OF_JOINT), :] = values
     return slots
-
-
-def from_slots17(slots: np.ndarray) -> np.ndarray:
-    """[..., 17, C] in ``SLOTS17`` order → [..., 15, C] in ``JOINTS`` order (ears dropped)."""
-    return np.asarray(slots)[..., list(SLOT_OF_JOINT), :]

@@ -2,27 +2,37 @@
 
 Ground truth and predictions have the same formats. PoseTrack17 is an ``annolist`` with one entry
 a frame; PoseTrack18 and 21 have ``images``, ``annotations`` and ``categories``. Everything ends
-up in the official 15-joint order, or in that of the ground truth's own skeleton. What is checked
-is what would otherwise give a wrong number without a word: missing fields, lengths, non-finite
-coordinates, ids that lead nowhere.
+up in the official 15-joint order, or in that of the ground truth's own skeleton. The structs of
+``cmpose.data.formats`` check types and fields; what is checked here is what else would give a wrong
+number without a word: lengths, and ids that lead nowhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 
-from cmpose.data.skeleton import (
-    NUM_JOINTS,
-    POSETRACK,
-    SLOTS17,
-    Skeleton,
-    skeleton_of_category,
+from cmpose.data.formats import coco
+from cmpose.data.formats.documents import (
+    Annotation,
+    Category,
+    Image,
+    LabeledFrame,
+    PoseDocument,
+    PoseFile,
+    Rect,
 )
+from cmpose.data.formats.posetrack17 import corners_of_head, joints_of, many, regions_of, single
+from cmpose.data.formats.reader import convert, short
+from cmpose.data.formats.skeleton import skeleton_of_category
+from cmpose.data.sequence import AnnotationError
+from cmpose.data.skeleton import NUM_JOINTS, POSETRACK, SLOTS17, Skeleton
 
 MISSING_SCORE = -9999.0
 """Score of a predicted joint that has none (the official tool's fallback)."""
@@ -41,7 +51,7 @@ class FramePoses:
 
     Attributes:
         name: picture's file name, empty when the file gives none.
-        image_id: PoseTrack18's image id, ``None`` in PoseTrack17 files.
+        image_id: PoseTrack18's image id, a number or a text; ``None`` in PoseTrack17 files.
         xy: float64 [P, K, 2] pixels, NaN where a joint is absent.
         scores: float64 [P, K].
         head_size: float64 [P], 0.6 × the diagonal of the head box in pixels; NaN without a box.
@@ -51,7 +61,7 @@ class FramePoses:
     """
 
     name: str
-    image_id: int | None
+    image_id: int | str | None
     xy: np.ndarray
     scores: np.ndarray
     head_size: np.ndarray
@@ -60,22 +70,37 @@ class FramePoses:
     ignore_regions: list[np.ndarray] = field(default_factory=list)
 
 
+def pose_document(data: Any, source: str) -> PoseDocument[Image, Annotation, Rect]:
+    """A sequence's parsed JSON object with its types checked; a document is returned as it is.
+
+    Raises:
+        AnnotationError: the object is of neither format, or a field is of another type.
+    """
+    if isinstance(data, PoseDocument):
+        return data
+    if not isinstance(data, Mapping):
+        got = "a list" if isinstance(data, list) else short(data)
+        raise AnnotationError(_NOT_A_FILE_OF_POSES.format(source=source, got=got))
+    if "annolist" not in data and not {"images", "annotations"} <= data.keys():
+        keys = ", ".join(map(repr, list(data)[:6])) or "no keys"
+        raise AnnotationError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"the keys {keys}"))
+    return convert(data, PoseFile, source, AnnotationError)
+
+
 def skeleton_of_file(data: Any, source: str) -> Skeleton:
     """The skeleton of a sequence's JSON object: PoseTrack's unless its category has flip_pairs.
 
     Raises:
-        ValueError: the category is broken.
+        AnnotationError: the category is broken.
     """
-    category = _category(data)
-    if "flip_pairs" not in category:
+    category = _category(pose_document(data, source))
+    if category.flip_pairs is UNSET:
         return POSETRACK
-    return skeleton_of_category(category, f"{source}: categories[0]")
+    return skeleton_of_category(category, source, "categories[0]")
 
 
-def _category(data: Any) -> Mapping[str, Any]:
-    categories = data.get("categories") if isinstance(data, Mapping) else None
-    first = categories[0] if categories else None
-    return first if isinstance(first, Mapping) else {}
+def _category(document: PoseDocument[Any, Any, Any]) -> Category:
+    return document.categories[0] if document.categories else Category()
 
 
 def parse_poses(
@@ -84,32 +109,25 @@ def parse_poses(
     """Reads one sequence's JSON object.
 
     Args:
-        data: the parsed JSON.
+        data: the parsed JSON, or a document from :func:`pose_document`.
         source: what to call it in messages, normally the file's path.
         unique_tracks: a track_id that occurs twice in a frame is an error. The official tool
             asks it of predictions.
         skeleton: whose K keypoints to read, by name.
 
     Raises:
-        ValueError: the object is of neither format, or a field is missing, of the wrong length,
-            not a number, or leads to an image that is not listed.
+        AnnotationError: the object is of neither format, or a field is missing, of the wrong
+            length, not a number, or leads to an image that is not listed.
     """
-    if isinstance(data, Mapping):
-        if "annolist" in data:
-            if skeleton != POSETRACK:
-                raise ValueError(
-                    f"{source}: a PoseTrack17 annolist knows PoseTrack's joints alone, not the "
-                    f"{len(skeleton)} keypoints of the ground truth; write PoseTrack18's layout"
-                )
-            return _parse_annolist(data["annolist"], source, unique_tracks)
-        if "images" in data and "annotations" in data:
-            for key in ("images", "annotations"):
-                if not isinstance(data[key], list):
-                    raise ValueError(f"{source}: {key} must be a list, got {data[key]!r:.60}")
-            return _parse_coco(data, source, unique_tracks, skeleton)
-        keys = ", ".join(map(repr, list(data)[:6])) or "no keys"
-        raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"the keys {keys}"))
-    raise ValueError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"a {type(data).__name__}"))
+    document = pose_document(data, source)
+    if document.annolist is UNSET:
+        return _parse_coco(document, source, unique_tracks, skeleton)
+    if skeleton != POSETRACK:
+        raise AnnotationError(
+            f"{source}: a PoseTrack17 annolist knows PoseTrack's joints alone, not the "
+            f"{len(skeleton)} keypoints of the ground truth; write PoseTrack18's layout"
+        )
+    return _parse_annolist(document.annolist, source, unique_tracks)
 
 
 def match_frames(
@@ -176,67 +194,38 @@ def _frame_keys(frames: Sequence[FramePoses], components: int) -> list[str]:
     return ["/".join(PurePosixPath(frame.name).parts[-components:]) for frame in frames]
 
 
-def _numbers(value: Any, where: str, what: str) -> np.ndarray:
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {what} must be numbers, got {value!r:.80}") from error
-    if not np.isfinite(array).all():
-        raise ValueError(
-            f"{where}: {what} has a value that is not finite; leave the joint out "
-            "(PoseTrack18: 0, 0, 0) instead of writing NaN"
-        )
-    return array
-
-
-def _scalar(value: Any, where: str, what: str) -> float:
-    """PoseTrack17 wraps every number in a list of one."""
-    array = _numbers(value, where, what).reshape(-1)
-    if array.size != 1:
-        raise ValueError(f"{where}: {what} must be one number, got {value!r:.80}")
-    return float(array[0])
-
-
 def head_size_of(width: float, height: float) -> float:
     """What distances are measured in: 0.6 × the diagonal of a head box, pixels."""
     return 0.6 * float(np.hypot(width, height))
 
 
-def _box_size(box: Any) -> float:
+def _box_size(box: Sequence[float] | None) -> float:
     """The longer side of x, y, w, h; NaN for anything else, which PoseTrack's AP does not need."""
-    try:
-        x, y, width, height = np.asarray(box, np.float64)
-    except (TypeError, ValueError):
-        return float("nan")
-    return float(max(width, height)) if np.isfinite([x, y, width, height]).all() else float("nan")
+    return max(box[2:]) if box is not None and len(box) == 4 else math.nan
 
 
-def _check_track_ids(track_ids: Iterable[Any], where: str) -> None:
-    seen: set[Any] = set()
+def _check_track_ids(track_ids: Iterable[int | None], where: str) -> None:
+    seen: set[int] = set()
     for track_id in track_ids:
         if track_id is None:
             continue
         if track_id in seen:
-            raise ValueError(
+            raise AnnotationError(
                 f"{where}: track_id {track_id!r} occurs twice; give every person of a frame "
                 "a track_id of its own"
             )
         seen.add(track_id)
 
 
-def _polygon(xs: Any, ys: Any, where: str) -> np.ndarray | None:
-    """One ignore region; an empty one covers nothing."""
-    x = _numbers(xs, where, "ignore region's x").reshape(-1)
-    y = _numbers(ys, where, "ignore region's y").reshape(-1)
-    if x.size != y.size:
-        raise ValueError(f"{where}: an ignore region has {x.size} x and {y.size} y coordinates")
-    if x.size == 0:
-        return None
-    if x.size < 3:
-        raise ValueError(
-            f"{where}: an ignore region has {x.size} points; a polygon needs at least 3"
-        )
-    return np.stack([x, y], axis=1)
+def _polygons(regions: Iterable[np.ndarray], where: str) -> list[np.ndarray]:
+    """Ignore regions; an empty one covers nothing."""
+    polygons = [region for region in regions if len(region)]
+    for polygon in polygons:
+        if len(polygon) < 3:
+            raise AnnotationError(
+                f"{where}: an ignore region has {len(polygon)} points; a polygon needs at least 3"
+            )
+    return polygons
 
 
 class _Pose(NamedTuple):
@@ -250,7 +239,7 @@ class _Pose(NamedTuple):
 
 def _stack(
     name: str,
-    image_id: int | None,
+    image_id: int | str | None,
     people: list[_Pose],
     regions: list[np.ndarray],
     num_keypoints: int = NUM_JOINTS,
@@ -268,14 +257,14 @@ def _stack(
 
 
 def _joint_columns(
-    data: Mapping[str, Any], source: str, skeleton: Skeleton
+    document: PoseDocument[Any, Any, Any], source: str, skeleton: Skeleton
 ) -> tuple[np.ndarray, int]:
     """Which of a file's keypoint slots holds each keypoint; and how many slots there are."""
-    names: Sequence[str] = _category(data).get("keypoints") or SLOTS17
+    names: Sequence[str] = _category(document).keypoints or SLOTS17
     absent = [joint for joint in skeleton.keypoints if joint not in names]
     if absent:
         whose = "PoseTrack's 15 joint" if skeleton == POSETRACK else "the ground truth's keypoint"
-        raise ValueError(
+        raise AnnotationError(
             f"{source}: categories[0].keypoints lacks {', '.join(absent)}; {whose} names are "
             "expected"
         )
@@ -283,141 +272,120 @@ def _joint_columns(
 
 
 def _parse_coco(
-    data: Mapping[str, Any], source: str, unique_tracks: bool, skeleton: Skeleton
+    document: PoseDocument[Image, Annotation, Rect],
+    source: str,
+    unique_tracks: bool,
+    skeleton: Skeleton,
 ) -> list[FramePoses]:
-    columns, slots = _joint_columns(data, source, skeleton)
-    by_image: dict[Any, list[tuple[int, Mapping[str, Any]]]] = {}  # with their place in the file
-    for i, image in enumerate(data["images"]):
-        if not isinstance(image, Mapping) or "id" not in image:
-            raise ValueError(f"{source}: images[{i}] has no 'id'")
-        if image["id"] in by_image:
-            raise ValueError(f"{source}: images[{i}].id {image['id']!r} occurs twice")
-        by_image[image["id"]] = []
-    for i, annotation in enumerate(data["annotations"]):
-        where = f"{source}: annotations[{i}]"
-        if not isinstance(annotation, Mapping) or "image_id" not in annotation:
-            raise ValueError(f"{where} has no 'image_id'")
-        if annotation["image_id"] not in by_image:
-            raise ValueError(
-                f"{where}.image_id {annotation['image_id']!r} is not the id of any entry of "
-                "'images'; write the ids of the images the poses belong to"
+    if document.images is UNSET or document.annotations is UNSET:
+        raise AnnotationError(f"{source}: lacks 'images' or 'annotations'")
+    columns, slots = _joint_columns(document, source, skeleton)
+    by_image: dict[int | str, list[tuple[int, Annotation]]] = {}  # with their place in the file
+    for i, image in enumerate(document.images):
+        if image.id in by_image:
+            raise AnnotationError(f"{source}: images[{i}].id {short(image.id)} occurs twice")
+        by_image[image.id] = []
+    for i, annotation in enumerate(document.annotations):
+        if annotation.image_id not in by_image:
+            raise AnnotationError(
+                f"{source}: annotations[{i}].image_id {short(annotation.image_id)} is not the id "
+                "of any entry of 'images'; write the ids of the images the poses belong to"
             )
-        by_image[annotation["image_id"]].append((i, annotation))
+        by_image[annotation.image_id].append((i, annotation))
 
     frames = []
-    for i, image in enumerate(data["images"]):
+    for i, image in enumerate(document.images):
         where = f"{source}: images[{i}]"
-        xs, ys = image.get("ignore_regions_x") or [], image.get("ignore_regions_y") or []
-        if len(xs) != len(ys):
-            raise ValueError(
-                f"{where}: ignore_regions_x has {len(xs)} regions, ignore_regions_y {len(ys)}"
-            )
-        polygons = [_polygon(x, y, where) for x, y in zip(xs, ys, strict=True)]
-        annotations = by_image[image["id"]]
+        regions = _polygons(coco.regions_of(image, where), where)
+        annotations = by_image[image.id]
         if unique_tracks:
-            _check_track_ids((a.get("track_id") for _, a in annotations), where)
+            _check_track_ids((a.track_id for _, a in annotations), where)
         people = [
             _coco_person(annotation, f"{source}: annotations[{k}]", columns, slots)
             for k, annotation in annotations
         ]
-        regions = [polygon for polygon in polygons if polygon is not None]
-        name = str(image.get("file_name", ""))
-        frames.append(_stack(name, image["id"], people, regions, len(skeleton)))
+        frames.append(_stack(image.file_name, image.id, people, regions, len(skeleton)))
     return frames
 
 
-def _coco_person(
-    annotation: Mapping[str, Any], where: str, columns: np.ndarray, slots: int
-) -> _Pose:
+def _coco_person(annotation: Annotation, where: str, columns: np.ndarray, slots: int) -> _Pose:
     xy = np.full((len(columns), 2), np.nan)
     scores = np.full(len(columns), MISSING_SCORE)
-    if annotation.get("keypoints"):
-        values = _numbers(annotation["keypoints"], where, "keypoints").reshape(-1)
-        if values.size != 3 * slots:
-            raise ValueError(
-                f"{where}.keypoints has {values.size} numbers, expected {3 * slots} "
+    if annotation.keypoints:
+        if len(annotation.keypoints) != 3 * slots:
+            raise AnnotationError(
+                f"{where}.keypoints has {len(annotation.keypoints)} numbers, expected {3 * slots} "
                 f"(x, y, v of {slots} joints)"
             )
-        points = values.reshape(slots, 3)[columns]
+        points = np.array(annotation.keypoints, np.float64).reshape(slots, 3)[columns]
         present = (points != 0).any(axis=1)  # (0, 0, 0) stands for a joint nobody annotated
         xy[present] = points[present, :2]
-    if annotation.get("scores"):
-        given = _numbers(annotation["scores"], where, "scores").reshape(-1)
-        if given.size != slots:
-            raise ValueError(
-                f"{where}.scores has {given.size} numbers, expected {slots}, one a keypoint slot"
+    if annotation.scores:
+        if len(annotation.scores) != slots:
+            raise AnnotationError(
+                f"{where}.scores has {len(annotation.scores)} numbers, expected {slots}, one a "
+                "keypoint slot"
             )
-        scores = given[columns]
+        scores = np.array(annotation.scores, np.float64)[columns]
     head_size = np.nan
-    if annotation.get("bbox_head"):
-        box = _numbers(annotation["bbox_head"], where, "bbox_head").reshape(-1)
-        if box.size != 4:
-            raise ValueError(f"{where}.bbox_head has {box.size} numbers, expected x, y, w, h")
+    if annotation.bbox_head:
+        if len(annotation.bbox_head) != 4:
+            raise AnnotationError(
+                f"{where}.bbox_head has {len(annotation.bbox_head)} numbers, expected x, y, w, h"
+            )
+        x, y, width, height = annotation.bbox_head
         # Through the corners, as the official tool does, so that not even rounding differs.
-        head_size = head_size_of((box[0] + box[2]) - box[0], (box[1] + box[3]) - box[1])
-    elif annotation.get("head_box"):  # COCO-style PoseTrack17: two corners
-        box = _numbers(annotation["head_box"], where, "head_box").reshape(-1)
-        if box.size != 4:
-            raise ValueError(f"{where}.head_box has {box.size} numbers, expected x1, y1, x2, y2")
-        head_size = head_size_of(box[2] - box[0], box[3] - box[1])
-    return _Pose(xy, scores, head_size, _box_size(annotation.get("bbox")))
+        head_size = head_size_of((x + width) - x, (y + height) - y)
+    elif annotation.head_box:  # COCO-style PoseTrack17: two corners
+        if len(annotation.head_box) != 4:
+            raise AnnotationError(
+                f"{where}.head_box has {len(annotation.head_box)} numbers, expected x1, y1, x2, y2"
+            )
+        x1, y1, x2, y2 = annotation.head_box
+        head_size = head_size_of(x2 - x1, y2 - y1)
+    return _Pose(xy, scores, head_size, _box_size(annotation.bbox))
 
 
 # PoseTrack17 ----------------------------------------------------------------------------------
 
 
-def _parse_annolist(annolist: Any, source: str, unique_tracks: bool) -> list[FramePoses]:
-    if not isinstance(annolist, list):
-        raise ValueError(f"{source}: annolist must be a list with one entry a frame")
+def _parse_annolist(
+    annolist: Iterable[LabeledFrame[Rect]], source: str, unique_tracks: bool
+) -> list[FramePoses]:
     frames = []
     for i, entry in enumerate(annolist):
         where = f"{source}: annolist[{i}]"
-        if not isinstance(entry, Mapping) or "annorect" not in entry:
-            raise ValueError(f"{where} has no 'annorect' (an empty list for a frame of nobody)")
-        rects = entry["annorect"] or []
+        if entry.annorect is UNSET:
+            raise AnnotationError(
+                f"{where} has no 'annorect' (an empty list for a frame of nobody)"
+            )
+        rects: list[Rect] = many(entry.annorect)
         if unique_tracks:
             _check_track_ids(
-                (int(_scalar(r["track_id"], where, "track_id")) for r in rects if "track_id" in r),
-                where,
+                (single(r.track_id, f"{where}.track_id") for r in rects if r.track_id != []), where
             )
-        polygons = []
-        for region in entry.get("ignore_regions") or []:
-            points = region.get("point") or []
-            xs = [_scalar(p.get("x"), where, "ignore region's x") for p in points]
-            ys = [_scalar(p.get("y"), where, "ignore region's y") for p in points]
-            polygons.append(_polygon(xs, ys, where))
+        regions = regions_of(entry.ignore_regions, f"{where}.ignore_regions")
         people = [_annorect(rect, f"{where}.annorect[{k}]") for k, rect in enumerate(rects)]
-        regions = [polygon for polygon in polygons if polygon is not None]
-        frames.append(_stack(_annolist_name(entry), None, people, regions))
+        picture = single(entry.image, f"{where}.image") if entry.image else None
+        name = single(picture.name, f"{where}.image.name") if picture and picture.name else ""
+        frames.append(_stack(name, None, people, _polygons(regions, where)))
     return frames
 
 
-def _annolist_name(entry: Mapping[str, Any]) -> str:
-    image = entry.get("image")
-    image = image[0] if isinstance(image, list) and image else image
-    name = image.get("name", "") if isinstance(image, Mapping) else ""
-    return str(name[0] if isinstance(name, list) and name else name)
-
-
-def _annorect(rect: Mapping[str, Any], where: str) -> _Pose:
+def _annorect(rect: Rect, where: str) -> _Pose:
     xy = np.full((NUM_JOINTS, 2), np.nan)
     scores = np.full(NUM_JOINTS, MISSING_SCORE)
-    annopoints = rect.get("annopoints") or []
-    points = (annopoints[0].get("point") or []) if annopoints else []
-    for k, point in enumerate(points):
+    for k, point in enumerate(many(joints_of(rect, where))):
         at = f"{where}.annopoints[0].point[{k}]"
-        absent = [key for key in ("id", "x", "y") if key not in point]
-        if absent:
-            raise ValueError(f"{at} has no {absent[0]!r}")
-        joint = int(_scalar(point["id"], at, "id"))
+        joint = single(point.id, f"{at}.id")
         # Other ids are no joints of the evaluation; of a repeated id the first counts.
         if not 0 <= joint < NUM_JOINTS or not np.isnan(xy[joint, 0]):
             continue
-        xy[joint] = _scalar(point["x"], at, "x"), _scalar(point["y"], at, "y")
-        if "score" in point:
-            scores[joint] = _scalar(point["score"], at, "score")
-    head_size = np.nan
-    if all(key in rect for key in ("x1", "y1", "x2", "y2")):
-        x1, y1, x2, y2 = (_scalar(rect[key], where, key) for key in ("x1", "y1", "x2", "y2"))
-        head_size = head_size_of(x2 - x1, y2 - y1)
-    return _Pose(xy, scores, head_size, np.nan)
+        xy[joint] = single(point.x, f"{at}.x"), single(point.y, f"{at}.y")
+        if point.score is not None:
+            scores[joint] = single(point.score, f"{at}.score")
+    corners = corners_of_head(rect, where, partial=True)
+    if corners is None:
+        return _Pose(xy, scores, np.nan, np.nan)
+    x1, y1, x2, y2 = corners
+    return _Pose(xy, scores, head_size_of(x2 - x1, y2 - y1), np.nan)

@@ -16,7 +16,6 @@ descending, then file name, then frame, then the person's place in the predictio
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from typing import Any, Literal
 import numpy as np
 import shapely
 
+from cmpose.data.formats.reader import parse_file
+from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.evaluation.pose_files import (
     MISSING_SCORE,
@@ -33,6 +34,7 @@ from cmpose.evaluation.pose_files import (
     Match,
     match_frames,
     parse_poses,
+    pose_document,
     skeleton_of_file,
 )
 
@@ -266,14 +268,10 @@ def _json_files(folder: Path, role: str) -> dict[str, Path]:
 
 
 def _files(files: Mapping[str, Path]) -> _Sources:
-    return {name: (str(path), functools.partial(_read, path)) for name, path in files.items()}
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return {
+        name: (str(path), functools.partial(parse_file, path, AnnotationError))
+        for name, path in files.items()
+    }
 
 
 def _some(names: list[str], limit: int = 5) -> str:
@@ -349,8 +347,8 @@ def _score(
     for name in sorted(truth):
         truth_source, read_truth = truth[name]
         predicted_source, read_predicted = predicted[name]
-        real_data = read_truth()
-        own = skeleton_of_file(real_data, truth_source)
+        document = pose_document(read_truth(), truth_source)
+        own = skeleton_of_file(document, truth_source)
         if skeleton is None:
             skeleton = own
             reference = _reference(skeleton, reference, truth_source)
@@ -360,7 +358,7 @@ def _score(
                 f"{truth_source}: categories[0].keypoints are {', '.join(own.keypoints)}; the "
                 f"ground truth before it has {', '.join(skeleton.keypoints)}: score them apart"
             )
-        truth_frames = parse_poses(real_data, truth_source, skeleton=skeleton)
+        truth_frames = parse_poses(document, truth_source, skeleton=skeleton)
         predicted_frames = parse_poses(
             read_predicted(), predicted_source, unique_tracks=True, skeleton=skeleton
         )

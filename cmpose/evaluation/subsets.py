@@ -14,7 +14,6 @@ those among the subset's own people.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
@@ -22,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET, Struct, structs
 
-from cmpose.data.sequence import Frame, Sequence
+from cmpose.data.formats.documents import PoseFile
+from cmpose.data.formats.reader import Number, Whole, convert, read
+from cmpose.data.sequence import AnnotationError, Frame, Sequence
 from cmpose.evaluation.pose_files import head_size_of
 from cmpose.evaluation.posetrack_ap import THRESHOLD, score_sequences
 from cmpose.evaluation.predictions import PoseRecord
@@ -32,15 +34,24 @@ ALL = "all"
 SUBSETS = (ALL, "clean", "occluded", "defocused")
 
 
+class RenderedFrame(Struct):
+    """What got in the way in a rendered frame, as far as subsets depend on it."""
+
+    occluded_joints: Whole = 0
+    defocus_sigma: Number = 0.0
+
+
 def subsets_of(frame: Frame) -> frozenset[str]:
     """The subsets that a frame belongs to; ``all`` only where nothing is recorded."""
-    record = frame.extra.get("cmpose")
-    if not isinstance(record, Mapping):
+    if frame.extra.get("cmpose") is None:
         return frozenset({ALL})
+    record = convert(
+        frame.extra["cmpose"], RenderedFrame, frame.file_name, AnnotationError, "cmpose"
+    )
     found = set()
-    if record.get("occluded_joints", 0) > 0:
+    if record.occluded_joints > 0:
         found.add("occluded")
-    if record.get("defocus_sigma", 0) > 0:
+    if record.defocus_sigma > 0:
         found.add("defocused")
     return frozenset({ALL} | (found or {"clean"}))
 
@@ -55,21 +66,25 @@ def frames_by_subset(sequences: Iterable[Sequence]) -> dict[str, set[tuple[str, 
     return {name: frames for name, frames in found.items() if frames}
 
 
-def cut_to_frames(document: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
-    """A PoseTrack18 object with only these images and their people."""
-    images = [image for image in document["images"] if image["id"] in image_ids]
-    people = [person for person in document["annotations"] if person["image_id"] in image_ids]
-    return {**document, "images": images, "annotations": people}
+def cut_to_frames(document: PoseFile, image_ids: set[int]) -> PoseFile:
+    """A PoseTrack18 document with only these images and their people."""
+    assert document.images is not UNSET
+    assert document.annotations is not UNSET
+    return structs.replace(
+        document,
+        images=[image for image in document.images if image.id in image_ids],
+        annotations=[person for person in document.annotations if person.image_id in image_ids],
+    )
 
 
 def subset_ap(
-    truth: Mapping[str, Any], predicted: Mapping[str, Any], frames: set[tuple[str, int]]
+    truth: Mapping[str, PoseFile], predicted: Mapping[str, PoseFile], frames: set[tuple[str, int]]
 ) -> float | None:
     """The official Mean over the frames given, percent.
 
     Args:
-        truth: file stem → PoseTrack18 object.
-        predicted: the same stems → objects.
+        truth: file stem → PoseTrack18 document.
+        predicted: the same stems → documents.
         frames: (file stem, image id).
 
     Returns:
@@ -79,7 +94,7 @@ def subset_ap(
     for stem, image_id in sorted(frames):
         image_ids.setdefault(stem, set()).add(image_id)
     cut_truth = {stem: cut_to_frames(truth[stem], ids) for stem, ids in image_ids.items()}
-    if not any(document["annotations"] for document in cut_truth.values()):
+    if not any(document.annotations for document in cut_truth.values()):
         return None
     cut_predicted = {stem: cut_to_frames(predicted[stem], ids) for stem, ids in image_ids.items()}
     mean = score_sequences(cut_truth, cut_predicted).mean
@@ -134,7 +149,7 @@ def subset_results(
     frames = frames_by_subset(sequences)
     stems = [sequence.file_stem for sequence in sequences] if len(frames) > 1 else []
     real, guessed = (
-        {stem: json.loads((folder / f"{stem}.json").read_text()) for stem in stems}
+        {stem: read(folder / f"{stem}.json", PoseFile, AnnotationError) for stem in stems}
         for folder in (truth, predictions)
     )
     errors = joint_errors(records, keypoints)

@@ -153,7 +153,10 @@ def test_resuming_with_other_flips_is_refused(own, trained, tmp_path):
         with pytest.raises(ValueError, match=r"it was trained on 4 keypoints .* or other flip_pa"):
             train(checkpoint.load_config(folder), run, resume=True, progress=False)
         file.write_text("{")
-        with pytest.raises(checkpoint.CheckpointError, match=r"skeleton\.json is damaged"):
+        with pytest.raises(
+            checkpoint.CheckpointError,
+            match=r"skeleton\.json: not valid JSON .* it is damaged, use another checkpoint",
+        ):
             checkpoint.load_skeleton(folder, 4)
         file.write_text(before)
         with pytest.raises(checkpoint.CheckpointError, match=r"has 4 keypoints, but config\.json"):

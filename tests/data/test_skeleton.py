@@ -7,17 +7,17 @@ import pytest
 
 from cmpose.config import AugmentConfig
 from cmpose.data import transforms as T
+from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.skeleton import (
     POSETRACK,
     Skeleton,
     default_skeleton,
-    skeleton_of_category,
 )
 from tests.data.synthetic import COCO_KEYPOINTS
 
 
 def read(**category) -> Skeleton:
-    return skeleton_of_category(category, "f.json: categories[0]")
+    return skeleton_of_category(category, "f.json", "categories[0]")
 
 
 def test_cocos_flips_limbs_and_halves_follow_from_its_names():
@@ -69,16 +69,28 @@ def test_a_side_without_partner_is_known():
     ("fields", "message"),
     [
         ({"keypoints": []}, r"categories\[0\]\.keypoints: expected a list of at least one name"),
-        ({"keypoints": ["a", 3]}, r"keypoints\[1\]: expected a name, got 3"),
+        (
+            {"keypoints": ["a", 3]},
+            r"keypoints\[1\]: expected a text, got 3; keypoints, .* are lists of names",
+        ),
         ({"keypoints": ["a", "a"]}, r"keypoints\[1\]: 'a' occurs twice"),
         ({"flip_pairs": [["a", "x"]]}, r"flip_pairs\[0\]: 'x' is no keypoint; there are a, b, c"),
-        ({"flip_pairs": [[1, 2]]}, r"flip_pairs\[0\]: expected the name of a keypoint, got 1"),
+        (
+            {"flip_pairs": [[1, 2]]},
+            r"flip_pairs\[0\]\[0\]: expected a text, got 1; .*flip_pairs a list of pairs of",
+        ),
         ({"flip_pairs": [["a", "b"], ["b", "c"]]}, r"flip_pairs: 'b' is in two pairs"),
         ({"flip_pairs": [["a", "a"]]}, r"flip_pairs\[0\]: 'a' is paired with itself"),
-        ({"flip_pairs": "ab"}, r"flip_pairs: expected a list of pairs"),
+        (
+            {"flip_pairs": "ab"},
+            r"flip_pairs: expected a list, got 'ab'; .*flip_pairs a list of pairs of",
+        ),
         ({"skeleton": [[0, 1]]}, r"skeleton\[0\]: 0 is no keypoint; numbers run from 1 to 3"),
-        ({"skeleton": [[1, 2, 3]]}, r"skeleton\[0\]: expected a pair"),
-        ({"upper_body": "a"}, r"upper_body: expected a list of names"),
+        ({"skeleton": [[1, 2, 3]]}, r"skeleton\[0\]: expected 2 values, got 3: \[1, 2, 3\]"),
+        (
+            {"upper_body": "a"},
+            r"upper_body: expected a list, got 'a'; .*upper_body and lower_body are lists of",
+        ),
         ({"lower_body": ["z"]}, r"lower_body: 'z' is no keypoint"),
     ],
 )

@@ -366,23 +366,24 @@ BAD = {
     "short scores": (lambda t, g: g["annotations"][1]["scores"].pop(),
                      r"annotations\[1\]\.scores has 16 numbers, expected 17"),
     "NaN": (lambda t, g: g["annotations"][0]["keypoints"].__setitem__(3, math.nan),
-            r"annotations\[0\]: keypoints has a value that is not finite"),
+            r"annotations\[0\]\.keypoints\[3\]: expected a finite number, got nan; leave out what"),
     "text": (lambda t, g: g["annotations"][0].update(scores=["a"] * 17),
-             r"annotations\[0\]: scores must be numbers"),
+             r"annotations\[0\]\.scores\[0\]: expected a number, got 'a'"),
     "two-point region": (
         lambda t, g: t["images"][0].update(ignore_regions_x=[[0, 1]], ignore_regions_y=[[0, 1]]),
         r"images\[0\]: an ignore region has 2 points"),
     "uneven region": (
         lambda t, g: t["images"][0].update(ignore_regions_x=[[0, 1, 2]], ignore_regions_y=[[0]]),
-        r"3 x and 1 y coordinates"),
+        r"images\[0\]\.ignore_regions_y\[0\]: expected 3 numbers, got 1"),
     "uneven regions": (lambda t, g: t["images"][0].update(ignore_regions_x=[[0, 1, 2]]),
-                       r"ignore_regions_x has 1 regions, ignore_regions_y 0"),
-    "no image id": (lambda t, g: g["annotations"][0].pop("image_id"), r"has no 'image_id'"),
-    "no id": (lambda t, g: g["images"][0].pop("id"), r"images\[0\] has no 'id'"),
+                       r"ignore_regions_x: 1 polygons, but ignore_regions_y has 0"),
+    "no image id": (lambda t, g: g["annotations"][0].pop("image_id"),
+                    r"annotations\[0\]: missing key 'image_id'; it has"),
+    "no id": (lambda t, g: g["images"][0].pop("id"), r"images\[0\]: missing key 'id'; it has"),
     "same id twice": (lambda t, g: g["images"].append(g["images"][0]), r"images\[2\].id .* twice"),
     "foreign joints": (lambda t, g: g.update(categories=[{"keypoints": ["nose", "left_eye"]}]),
                        r"categories\[0\].keypoints lacks right_ankle"),
-    "no list": (lambda t, g: g.update(images=None), r"images must be a list, got None"),
+    "no list": (lambda t, g: g.update(images=None), r"images: expected a list, got None"),
     "nobody": (lambda t, g: t["annotations"].clear(), r"there is nothing to score"),
 }  # fmt: skip
 
@@ -397,12 +398,13 @@ def test_bad_sequences(what):
 
 BAD_17 = {
     "region": (lambda a: a[0].update(ignore_regions=[{"point": [{"x": [1]}]}]),
-               r"annolist\[0\]: ignore region's y has a value that is not finite|must be"),
+               r"annolist\[0\]\.ignore_regions\[0\]\.point\[0\]: missing key 'y'"),
     "no annorect": (lambda a: a[0].pop("annorect"), r"annolist\[0\] has no 'annorect'"),
     "no x": (lambda a: a[1]["annorect"][0]["annopoints"][0]["point"][3].pop("x"),
-             r"annolist\[1\].annorect\[0\].annopoints\[0\].point\[3\] has no 'x'"),
+             r"annolist\[1\].annorect\[0\].annopoints\[0\].point\[3\]: missing key 'x'"),
     "track": (lambda a: a[0]["annorect"].append(a[0]["annorect"][0]), r"track_id 0 occurs twice"),
-    "two numbers": (lambda a: a[0]["annorect"][0].update(x1=[1, 2]), r"x1 must be one number"),
+    "two numbers": (lambda a: a[0]["annorect"][0].update(x1=[1, 2]),
+                    r"annorect\[0\]\.x1: expected one value, got 2: \[1\.0, 2\.0\]"),
 }  # fmt: skip
 
 
@@ -442,7 +444,7 @@ def test_folders(tmp_path):
         score_folders(gt, pred / "other.json")
     assert score_folders(gt / NAME, pred / "other.json").mean == 100.0
     (pred / NAME).write_text('{"images": [')
-    with pytest.raises(ValueError, match=f"{NAME} is not valid JSON"):
+    with pytest.raises(ValueError, match=f"{NAME}: not valid JSON at line 1, column 13"):
         score_folders(gt, pred)
     (pred / NAME).write_text('[{"bbox": [1, 2, 3, 4], "image_id": 1}]')
     with pytest.raises(ValueError, match=r"not a PoseTrack file: .* got a list"):

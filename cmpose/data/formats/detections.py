@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct
 
-from cmpose.data.sequence import (
-    AnnotationError,
-    Sequence,
-    as_box,
-    as_floats,
-    as_int,
-    as_list,
-    as_text,
-    read_json,
-    require,
-    short,
-)
+from cmpose.data.formats.coco import box_of
+from cmpose.data.formats.reader import Number, Whole, convert, read, short
+from cmpose.data.sequence import AnnotationError, Sequence
+
+
+class DetectionEntry(Struct, gc=False):
+    """An entry of a detection file: DCPose's have ``image_name``, mmpose's ``image_id``."""
+
+    bbox: list[Number]
+    score: Number
+    image_id: Whole | None = None
+    image_name: str | None = None
+    category_id: Whole | str | None = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,33 +77,35 @@ def load_detections(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such detection file (data.boxes)")
-    entries = as_list(read_json(path), f"{path}: the file")
+    entries = read(path, list[Any], AnnotationError)
     if not entries:
         raise AnnotationError(f"{path}: holds no detections")
     index = _FrameIndex(sequences)
     result = Detections(path.name, {})
     matched = 0
-    stranger: Any = None
-    for number, entry in enumerate(entries):
+    stranger: int | str | None = None
+    for number, unchecked in enumerate(entries):
         where = f"{path}: [{number}]"
         try:
-            key, detection = _entry(entry, index, where)
+            entry = convert(unchecked, DetectionEntry, str(path), AnnotationError, f"[{number}]")
+            box = box_of(entry.bbox, f"{where}.bbox")
+            key = index.find(entry, where)
         except AnnotationError:
             if on_error == "raise":
                 raise
             result.dropped["broken detection"] += 1
             continue
         if key is None:
-            stranger = stranger or entry.get("image_id", entry.get("image_name"))
+            stranger = stranger or (entry.image_name if entry.image_id is None else entry.image_id)
             result.dropped["frame not in the annotations"] += 1
             continue
         matched += 1
-        if entry.get("category_id", 1) != 1:
+        if entry.category_id != 1:
             result.dropped["not a person (category_id)"] += 1
-        elif detection.score < threshold:
+        elif entry.score < threshold:
             result.dropped[f"score below {threshold:g}"] += 1
         else:
-            result.boxes.setdefault(key, []).append(detection)
+            result.boxes.setdefault(key, []).append(Detection(box, entry.score))
     if not matched:
         raise AnnotationError(
             f"{path}: none of the {len(entries)} detections belongs to a frame of the "
@@ -126,20 +130,21 @@ class _FrameIndex:
                 self.by_name.setdefault(frame.file_name, []).append(key)
                 self.by_tail.setdefault(_tail(frame.file_name), []).append(key)
 
-    def find(self, entry: Mapping[str, Any], where: str) -> tuple[str, int] | None:
-        if entry.get("image_id") is not None:
-            shown: Any = as_int(entry["image_id"], f"{where}.image_id")
+    def find(self, entry: DetectionEntry, where: str) -> tuple[str, int] | None:
+        shown: int | str
+        if entry.image_id is not None:
+            shown = entry.image_id
             keys = self.by_id.get(shown, [])
-        elif entry.get("image_name") is not None:
-            shown = as_text(entry["image_name"], f"{where}.image_name").replace("\\", "/")
+        elif entry.image_name:
+            shown = entry.image_name.replace("\\", "/")
             keys = self.by_name.get(shown) or self.by_tail.get(_tail(shown), [])
         else:
             raise AnnotationError(
-                f"{where}: has neither 'image_id' nor 'image_name'; it has {sorted(entry)}"
+                f"{where}: has neither 'image_id' nor 'image_name', which tell its frame"
             )
         if len(keys) > 1:
             raise AnnotationError(
-                f"{where}: {shown!r} is the name of {len(keys)} frames, e.g. "
+                f"{where}: {short(shown)} is the name of {len(keys)} frames, e.g. "
                 f"{self.names[keys[0]]} and {self.names[keys[1]]}; use the full file_name"
             )
         return keys[0] if keys else None
@@ -152,9 +157,3 @@ class _FrameIndex:
 
 def _tail(name: str) -> tuple[str, ...]:
     return PurePosixPath(name).parts[-2:]
-
-
-def _entry(entry: Any, index: _FrameIndex, where: str) -> tuple[tuple[str, int] | None, Detection]:
-    box = as_box(require(entry, "bbox", where), f"{where}.bbox")
-    score = as_floats([require(entry, "score", where)], 1, f"{where}.score")[0]
-    return index.find(entry, where), Detection(box, float(score))

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from cmpose.data.formats.coco import read_coco
 from cmpose.data.formats.detections import Detection, Detections, load_detections
+from cmpose.data.formats.documents import Image, PoseDocument, PoseFile
 from cmpose.data.formats.posetrack17 import read_annolist
-from cmpose.data.formats.posetrack18 import posetrack18_image_id, read_coco, write_posetrack18
-from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence, read_json, short
+from cmpose.data.formats.posetrack18 import posetrack18_image_id, write_posetrack18
+from cmpose.data.formats.reader import convert, parse_file, short
+from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.skeleton import Skeleton
 
 __all__ = [
@@ -103,25 +106,28 @@ def listed(skeleton: Skeleton) -> str:
 
 
 def _read(file: Path, format: Format, position: int, *, skip: bool) -> list[Sequence]:
-    data = read_json(file)
-    if not isinstance(data, Mapping) or not ("annolist" in data or "images" in data):
-        hint = " (a detection file belongs in data.boxes)" if isinstance(data, list) else ""
+    parsed = parse_file(file, AnnotationError)
+    if not isinstance(parsed, dict) or not ("annolist" in parsed or "images" in parsed):
+        hint = " (a detection file belongs in data.boxes)" if isinstance(parsed, list) else ""
         raise AnnotationError(
             f"{file}: neither 'annolist' (PoseTrack17) nor 'images' (PoseTrack18, 21 and COCO "
-            f"style) at the top: {short(data)}{hint}"
+            f"style) at the top: {short(parsed)}{hint}"
         )
-    is_annolist = "annolist" in data
+    is_annolist = "annolist" in parsed
     if format != "auto" and is_annolist != (format == "posetrack17"):
         raise AnnotationError(
             f"{file}: format {format!r} was asked for, but the file holds "
             f"{'annolist' if is_annolist else 'images'!r}; use format 'auto'"
         )
+    # With skip, people are checked one by one: a broken one does not break the file.
+    kind: Any = PoseDocument[Image, Any, Any] if skip else PoseFile
+    document = convert(parsed, kind, str(file), AnnotationError)
     if is_annolist:
-        sequences = [read_annolist(data, str(file), file.stem, skip=skip)]
+        sequences = [read_annolist(document.annolist, str(file), file.stem, skip=skip)]
         for frame in sequences[0].frames:
             frame.image_id += position * _ANNOLIST_ID_STEP
     else:
-        sequences = read_coco(data, str(file), file.stem, skip=skip)
+        sequences = read_coco(document, str(file), file.stem, parsed["images"], skip=skip)
     for sequence in sequences:
         _check_frames(sequence)
     return sequences

@@ -6,33 +6,31 @@ joints are absent; the only box is the head's, so a person's box is made from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from cmpose.data.formats.documents import Corner, Joints, LabeledFrame, Rect, Region
+from cmpose.data.formats.reader import convert, short
 from cmpose.data.sequence import (
     AnnotationError,
     Frame,
     Person,
     Sequence,
-    as_flag,
-    as_floats,
-    as_int,
-    as_list,
-    as_text,
     box_of_keypoints,
     frame_number,
-    guarded,
-    require,
-    short,
 )
 from cmpose.data.skeleton import JOINTS, NUM_JOINTS
 
+T = TypeVar("T")
 
-def read_annolist(data: Mapping[str, Any], source: str, stem: str, *, skip: bool) -> Sequence:
-    """An annolist document → one sequence.
+
+def read_annolist(
+    entries: Iterable[LabeledFrame[Any]], source: str, stem: str, *, skip: bool
+) -> Sequence:
+    """An annolist's entries → one sequence.
 
     A person's box is the extents of the joints plus one pixel, enlarged 1.2 times about its
     centre, which is how DetectAndTrack's PoseTrack17 files (and so DCPose's) were made. Image
@@ -40,7 +38,7 @@ def read_annolist(data: Mapping[str, Any], source: str, stem: str, *, skip: bool
     unique among the sequences it loads.
 
     Args:
-        data: the parsed file, with ``annolist``.
+        entries: ``annolist`` of the file; its people may be unchecked.
         source: the file's name, for messages.
         stem: the file's name without ``.json``.
         skip: leaves a broken person out and counts it instead of raising.
@@ -48,13 +46,11 @@ def read_annolist(data: Mapping[str, Any], source: str, stem: str, *, skip: bool
     Raises:
         AnnotationError: naming file, field and value.
     """
-    entries = as_list(require(data, "annolist", source), f"{source}: annolist")
     sequence = Sequence(name=stem, file_stem=stem, frames=[], source=source)
     folders: dict[str, str] = {}
     for number, entry in enumerate(entries):
-        where = f"{source}: annolist[{number}]"
-        frame = _frame(entry, where, sequence, skip=skip)
-        folders.setdefault(str(PurePosixPath(frame.file_name).parent), where)
+        frame = _frame(entry, f"annolist[{number}]", sequence, skip=skip)
+        folders.setdefault(str(PurePosixPath(frame.file_name).parent), frame.file_name)
         sequence.frames.append(frame)
     if len(folders) > 1:
         raise AnnotationError(
@@ -66,44 +62,58 @@ def read_annolist(data: Mapping[str, Any], source: str, stem: str, *, skip: bool
     return sequence
 
 
-def _frame(entry: Any, where: str, sequence: Sequence, *, skip: bool) -> Frame:
-    image = _single(require(entry, "image", where), f"{where}.image")
-    name = as_text(
-        _single(require(image, "name", f"{where}.image"), f"{where}.image.name"),
-        f"{where}.image.name",
-    ).replace("\\", "/")
+def _frame(entry: LabeledFrame[Any], at: str, sequence: Sequence, *, skip: bool) -> Frame:
+    where = f"{sequence.source}: {at}"
+    if entry.image is None:
+        raise AnnotationError(f"{where}: missing key 'image', with the frame's 'name'")
+    name = single(single(entry.image, f"{where}.image").name, f"{where}.image.name")
+    if not name:
+        raise AnnotationError(f"{where}.image: missing key 'name', or an empty one")
+    name = name.replace("\\", "/")
+    people = [
+        person
+        for position, rect in enumerate(many(entry.annorect or None))
+        if (person := _person_or_count(rect, f"{at}.annorect[{position}]", sequence, skip))
+    ]
     index = frame_number(name, f"{where}.image.name")
-    rects = entry.get("annorect")
-    rects = [] if rects is None else _many(rects, f"{where}.annorect")
-    people = []
-    for position, rect in enumerate(rects):
-        person = guarded(_person, sequence, skip, rect, f"{where}.annorect[{position}]")
-        if person is not None:
-            people.append(person)
-    labeled = bool(people)
-    if entry.get("is_labeled") not in (None, []):
-        labeled = as_flag(
-            _single(entry["is_labeled"], f"{where}.is_labeled"), f"{where}.is_labeled"
-        )
     return Frame(
         image_id=index,
         file_name=name,
         index=index,
-        labeled=labeled,
-        ignore_regions=_regions(entry.get("ignore_regions"), f"{where}.ignore_regions"),
+        labeled=_labeled(entry, where, default=bool(people)),
+        ignore_regions=regions_of(entry.ignore_regions, f"{where}.ignore_regions"),
         people=people,
     )
 
 
-def _person(rect: Any, where: str) -> Person:
-    if not isinstance(rect, Mapping):
-        raise AnnotationError(f"{where}: expected an object, got {short(rect)}")
+def _labeled(entry: LabeledFrame[Any], where: str, *, default: bool) -> bool:
+    if entry.is_labeled is None or entry.is_labeled == []:
+        return default
+    flag = single(entry.is_labeled, f"{where}.is_labeled")
+    if flag not in (0, 1):
+        raise AnnotationError(f"{where}.is_labeled: expected true or false, got {flag}")
+    return bool(flag)
+
+
+def _person_or_count(rect: Any, at: str, sequence: Sequence, skip: bool) -> Person | None:
+    """A person; with ``skip``, None and a count where the annotation is broken."""
+    try:
+        checked = convert(rect, Rect, sequence.source, AnnotationError, at)
+        return _person(checked, f"{sequence.source}: {at}")
+    except AnnotationError:
+        if not skip:
+            raise
+        sequence.skipped["broken annotation"] += 1
+        return None
+
+
+def _person(rect: Rect, where: str) -> Person:
     keypoints = np.zeros((NUM_JOINTS, 3))
     scores = np.zeros(NUM_JOINTS)
     has_scores = False
-    for position, point in enumerate(_points(rect.get("annopoints"), f"{where}.annopoints")):
+    for position, point in enumerate(many(joints_of(rect, where))):
         at = f"{where}.annopoints.point[{position}]"
-        joint = as_int(_single(require(point, "id", at), f"{at}.id"), f"{at}.id")
+        joint = single(point.id, f"{at}.id")
         if not 0 <= joint < NUM_JOINTS:
             raise AnnotationError(
                 f"{at}.id: {joint} is no joint; ids run from 0 ({JOINTS[0]}) to 14 ({JOINTS[-1]})"
@@ -112,10 +122,10 @@ def _person(rect: Any, where: str) -> Person:
             raise AnnotationError(f"{at}.id: joint {joint} ({JOINTS[joint]}) occurs twice")
         # A joint that is listed counts as annotated whatever is_visible says: so do the official
         # evaluator and DetectAndTrack's conversion.
-        keypoints[joint] = (_number(point, "x", at), _number(point, "y", at), 1.0)
+        keypoints[joint] = (single(point.x, f"{at}.x"), single(point.y, f"{at}.y"), 1.0)
         # The official evaluator ranks a joint without a score last.
-        scores[joint] = _number(point, "score", at) if "score" in point else -9999.0
-        has_scores |= "score" in point
+        scores[joint] = -9999.0 if point.score is None else single(point.score, f"{at}.score")
+        has_scores |= point.score is not None
     return Person(
         box=(
             box_of_keypoints(keypoints, enlarge=1.2, margin=1.0)
@@ -124,53 +134,61 @@ def _person(rect: Any, where: str) -> Person:
         ),
         keypoints=keypoints,
         head_box=_head_box(rect, where),
-        track_id=(
-            as_int(_single(rect["track_id"], f"{where}.track_id"), f"{where}.track_id")
-            if rect.get("track_id") not in (None, [])
-            else -1
-        ),
-        score=_number(rect, "score", where) if rect.get("score") not in (None, []) else None,
+        track_id=-1 if not_given(rect.track_id) else single(rect.track_id, f"{where}.track_id"),
+        score=None if not_given(rect.score) else single(rect.score, f"{where}.score"),
         joint_scores=scores if has_scores else None,
     )
 
 
-def _points(annopoints: Any, where: str) -> list[Any]:
-    """``annopoints`` of a person: [{"point": [...]}], or empty for a person without joints."""
-    if annopoints is None or annopoints == []:
-        return []
-    points = require(_single(annopoints, where), "point", where)
-    return _many(points, f"{where}.point")
-
-
-def _head_box(rect: Mapping[str, Any], where: str) -> np.ndarray | None:
-    if not any(rect.get(key) not in (None, []) for key in ("x1", "y1", "x2", "y2")):
+def joints_of(rect: Rect, where: str) -> list[Any] | Any:
+    """``annopoints`` of a person: joints, or None for a person without any."""
+    if not rect.annopoints:
         return None
-    x1, y1, x2, y2 = (_number(rect, key, where) for key in ("x1", "y1", "x2", "y2"))
+    joints: Joints = single(rect.annopoints, f"{where}.annopoints")
+    return joints.point
+
+
+def corners_of_head(rect: Rect, where: str, *, partial: bool = False) -> tuple[float, ...] | None:
+    """x1, y1, x2, y2 of a person's head box, or None where nothing of it is given.
+
+    Of ``partial`` boxes some corner may be missing: they are None too, or else an error.
+    """
+    corners = {key: getattr(rect, key) for key in ("x1", "y1", "x2", "y2")}
+    missing = [key for key, corner in corners.items() if not_given(corner)]
+    if len(missing) == len(corners) or (partial and missing):
+        return None
+    if missing:
+        raise AnnotationError(
+            f"{where}: missing key {missing[0]!r}; a head's box has x1, y1, x2 and y2"
+        )
+    return tuple(single(corner, f"{where}.{key}") for key, corner in corners.items())
+
+
+def _head_box(rect: Rect, where: str) -> np.ndarray | None:
+    corners = corners_of_head(rect, where)
+    if corners is None:
+        return None
+    x1, y1, x2, y2 = corners
     # The evaluator uses the diagonal only, for which the order of the corners does not matter.
     return np.array([min(x1, x2), min(y1, y2), abs(x2 - x1), abs(y2 - y1)])
 
 
-def _regions(regions: Any, where: str) -> list[np.ndarray]:
-    if regions is None or regions == []:
-        return []
+def regions_of(regions: list[Region] | Region | None, where: str) -> list[np.ndarray]:
+    """Ignore regions as polygons, float64 [n, 2] each."""
     polygons = []
-    for position, region in enumerate(_many(regions, where)):
-        at = f"{where}[{position}]"
-        at_point = f"{at}.point"
-        corners = [
-            (_number(point, "x", at_point), _number(point, "y", at_point))
-            for point in _many(require(region, "point", at), at_point)
-        ]
-        polygons.append(np.array(corners, dtype=np.float64).reshape(-1, 2))
+    for position, region in enumerate(many(regions)):
+        at = f"{where}[{position}].point"
+        corners: list[Corner] = many(region.point)
+        points = [(single(c.x, f"{at}.x"), single(c.y, f"{at}.y")) for c in corners]
+        polygons.append(np.array(points, dtype=np.float64).reshape(-1, 2))
     return polygons
 
 
-def _number(entry: Any, key: str, where: str) -> float:
-    value = require(entry, key, where)
-    return float(as_floats(value if isinstance(value, list) else [value], 1, f"{where}.{key}")[0])
+def not_given(value: Any) -> bool:
+    return value is None or value == []
 
 
-def _single(value: Any, where: str) -> Any:
+def single(value: list[T] | T | Any, where: str) -> T | Any:
     """``[v]`` or ``v`` → v: annolist wraps scalars, but some tools write them bare."""
     if not isinstance(value, list):
         return value
@@ -179,6 +197,6 @@ def _single(value: Any, where: str) -> Any:
     return value[0]
 
 
-def _many(value: Any, where: str) -> list[Any]:
+def many(value: Any) -> list[Any]:
     """A list, or a bare object where a converter dropped the list around a single element."""
-    return [value] if isinstance(value, Mapping) else as_list(value, where)
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -14,16 +14,21 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from cmpose import config as configuration
 from cmpose.config import Config
-from cmpose.data.skeleton import Skeleton, default_skeleton, skeleton_of_category
+from cmpose.data.formats.reader import read
+from cmpose.data.formats.skeleton import read_skeleton
+from cmpose.data.sequence import AnnotationError
+from cmpose.data.skeleton import Skeleton, default_skeleton
 from cmpose.files import sync
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SKELETON = "skeleton.json"
+_ANOTHER = "use another checkpoint of the run"
 
 
 class CheckpointError(RuntimeError):
@@ -83,7 +88,7 @@ def load_config(folder: Path) -> Config:
     """The recipe stored in a model's folder."""
     file = folder / CONFIG
     try:
-        return configuration.from_dict(json.loads(file.read_text()))
+        return configuration.from_dict(read(file, dict[str, Any], CheckpointError, _ANOTHER))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} has no {CONFIG}: it is not a whole checkpoint") from error
     except ValueError as error:
@@ -96,11 +101,9 @@ def load_skeleton(folder: Path, num_keypoints: int) -> Skeleton:
     if not file.is_file():
         return default_skeleton(num_keypoints)
     try:
-        skeleton = skeleton_of_category(json.loads(file.read_text()), str(file))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{error}; {file} is damaged: use another checkpoint of the run"
-        ) from error
+        skeleton = read_skeleton(file)
+    except AnnotationError as error:
+        raise CheckpointError(f"{error}: it is damaged, {_ANOTHER}") from error
     if len(skeleton) != num_keypoints:
         raise CheckpointError(
             f"{file}: has {len(skeleton)} keypoints, but {CONFIG} says model.num_keypoints="
