@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from cmpose.data.video import VideoError
+from cmpose.files import writing
 
 ROOM = 32 << 20
 """Bytes that are left free: OpenCV does not tell when a frame found no room on the disk."""
@@ -29,25 +30,34 @@ class VideoWriter:
     """Writes ``part_of(path)``, which ``close`` renames.
 
     Raises:
-        VideoError: OpenCV cannot write there.
+        OutputError: nothing can be written there.
+        VideoError: OpenCV cannot write an MP4.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
         self.path, self.part, self.frames = path, part_of(path), 0
-        self.part.unlink(missing_ok=True)
+        with writing(path):
+            self.part.unlink(missing_ok=True)
+            self.part.touch()  # which tells why it cannot, unlike OpenCV
+            self._check_room()
         self._writer = cv2.VideoWriter(str(self.part), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
         if not self._writer.isOpened():
             raise VideoError(f"{path}: OpenCV cannot write an MP4 video there")
+
+    def _check_room(self) -> None:
+        if shutil.disk_usage(self.part.parent).free < ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))
 
     def write(self, picture: np.ndarray) -> None:
         """Appends a frame, uint8 [H, W, 3] BGR.
 
         Raises:
-            OSError: less than ``ROOM`` is left on the disk.
+            OutputError: less than ``ROOM`` is left on the disk.
         """
-        if self.frames % _LOOK_EVERY == 0 and shutil.disk_usage(self.part.parent).free < ROOM:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))
-        self._writer.write(picture)
+        with writing(self.path):
+            if self.frames % _LOOK_EVERY == 0:
+                self._check_room()
+            self._writer.write(picture)
         self.frames += 1
 
     def stop(self) -> None:
@@ -58,17 +68,17 @@ class VideoWriter:
         """Ends the file and gives it its name.
 
         Raises:
-            OSError: not all frames are in it.
+            OutputError: not all frames are in it.
         """
         self.stop()
         capture = cv2.VideoCapture(str(self.part))
         there = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
-        if there != self.frames:
-            raise OSError(
-                errno.EIO, f"{there} of {self.frames} frames reached the disk", str(self.part)
-            )
-        os.replace(self.part, self.path)
+        with writing(self.path):
+            if there != self.frames:
+                reason = f"{there} of {self.frames} frames reached the disk"
+                raise OSError(errno.EIO, reason, str(self.part))
+            os.replace(self.part, self.path)
 
 
 @contextmanager

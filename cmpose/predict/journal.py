@@ -5,6 +5,7 @@ A run that was killed goes on behind its last whole line. ``docs/predict.md`` de
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cmpose.data.video import NOT_DECODED, Shot
-from cmpose.files import alone_in, write_text
+from cmpose.files import claim, write_json, writing
 from cmpose.predict.detect import Detection
 from cmpose.predict.frame import PredictedFrame, PredictedPerson
 
@@ -25,7 +26,7 @@ _SYNC_SECONDS = 5.0
 
 
 class JournalError(RuntimeError):
-    """A journal that is of something else, or in use; the message says what to do."""
+    """A journal that is damaged or of something else; the message says what to do."""
 
 
 class Journal:
@@ -46,7 +47,7 @@ class Journal:
             self.finished = json.loads((folder / FINISHED).read_text())
             return
         size = 0
-        with open(self.path, "a+b") as file:
+        with writing(self.path), open(self.path, "a+b") as file:
             file.seek(0)
             for line in file:
                 if line == _end(self.done):
@@ -58,9 +59,10 @@ class Journal:
                 size += len(line)
                 if self.ended:
                     break
-        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
-        self._file.truncate(size)
-        self._file.seek(size)
+        with writing(self.path):
+            self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+            self._file.truncate(size)
+            self._file.seek(size)
         self._size, self._synced = size, time.monotonic()
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -77,7 +79,7 @@ class Journal:
         """Adds the next frames.
 
         Raises:
-            OSError: the disk is full; none of ``frames`` is there then, all before are.
+            OutputError: the disk is full; none of ``frames`` is there then, all before are.
         """
         lines = [json.dumps(_line(frame), allow_nan=False).encode() + b"\n" for frame in frames]
         self._write(b"".join(lines))
@@ -86,31 +88,37 @@ class Journal:
     def end(self) -> None:
         """Notes that there are no more frames."""
         self._write(_end(self.done))
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
         self.ended = True
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Notes that the results are written; the lines are no longer needed."""
-        write_text(self.folder / FINISHED, json.dumps(metrics, indent=1) + "\n")
+        write_json(self.folder / FINISHED, metrics)
         self.close()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self.finished is None:
             self._file.close()
 
     def _write(self, data: bytes) -> None:
+        """Appends ``data``, all or nothing of it."""
         view = memoryview(data)
-        try:
-            while view:  # an unbuffered file may take less than it is given
-                view = view[self._file.write(view) :]
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
-        except OSError:
-            self._file.truncate(self._size)
-            self._file.seek(self._size)
-            raise
+        with writing(self.path):
+            if not os.fstat(self._file.fileno()).st_nlink:
+                # Someone deleted it. Writing would go on without an error, and all would be lost.
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+            try:
+                while view:  # an unbuffered file may take less than it is given
+                    view = view[self._file.write(view) :]
+                if time.monotonic() - self._synced > _SYNC_SECONDS:
+                    os.fsync(self._file.fileno())
+                    self._synced = time.monotonic()
+            except OSError:
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+                raise
         self._size += len(data)
 
 
@@ -176,12 +184,15 @@ def open_journal(
         overwrite: throws away what is there.
 
     Raises:
-        JournalError: what is there is of other settings, or another run is writing it.
+        JournalError: what is there is of other settings.
+        InUse: another run is writing it.
+        OutputError: the folder cannot be made or written.
     """
-    with alone_in(folder, "predict", "--out", JournalError):
+    with claim(folder, "predict", "--out"):
         if overwrite:
-            for name in (FINISHED, FRAMES, SETTINGS):
-                (folder / name).unlink(missing_ok=True)
+            with writing(folder):
+                for name in (FINISHED, FRAMES, SETTINGS):
+                    (folder / name).unlink(missing_ok=True)
         _check(folder, settings)
         journal = Journal(folder)
         try:
@@ -193,7 +204,7 @@ def open_journal(
 def _check(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
     if not path.exists():
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+        write_json(path, settings)
         return
     try:
         before = json.loads(path.read_text())

@@ -6,9 +6,8 @@ the next is begun, and the result files are written from the journal in the end.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -16,7 +15,7 @@ from typing import Any
 
 from cmpose.data.video import Shot, Video, open_video
 from cmpose.distributed import pick_device
-from cmpose.files import Interrupted, stop_requests, write_metrics
+from cmpose.files import Interrupted, OutputError, stop_requests
 from cmpose.models.weights import checkpoint
 from cmpose.predict.clock import Clock
 from cmpose.predict.detect import VideoDetections
@@ -25,7 +24,7 @@ from cmpose.predict.options import Options, settings_of, settle
 from cmpose.predict.people import find_people
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.progress import Progress
-from cmpose.predict.results import metrics_of, summary, write_results
+from cmpose.predict.results import metrics_of, summary, write_last_metrics, write_results
 from cmpose.predict.stream import PoseStream
 from cmpose.predict.write import FrameWriter
 
@@ -66,8 +65,10 @@ def predict_video(
         ValueError: a bad option or detection file, or frames to explain that are not there.
         CheckpointError: no usable checkpoint.
         JournalError: ``out`` holds a run of this video with other settings.
+        InUse: another process predicts this video into ``out``. Other videos may be predicted
+            into it at the same time.
         Interrupted: on SIGINT or SIGTERM; what was done is kept. A camera just ends.
-        OSError: a full disk and the like; what was done is kept.
+        OutputError: a full disk and the like; what was done is kept.
     """
     named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     chosen = Options(**named)
@@ -87,18 +88,26 @@ def predict_video(
                 print(f"{info.source} is done already, in {out}; --overwrite does it anew")
             return journal.finished
         stop = stack.enter_context(stop_requests())
-        try:
-            return _predict(
-                predictor, source, journal, out, chosen, detections, stop, progress=progress
-            )
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-            remedy = "make room there" if full else "see to that"
-            raise OSError(
-                f"{error.filename or journal.path}: {error.strerror or error}; the poses of "
-                f"{journal.done} frames are kept in {folder}: {remedy} and run the same command "
-                "again, it goes on from them"
-            ) from error
+        stack.enter_context(_saying_what_is_kept(journal))
+        return _predict(
+            predictor, source, journal, out, chosen, detections, stop, progress=progress
+        )
+
+
+@contextmanager
+def _saying_what_is_kept(journal: Journal) -> Iterator[None]:
+    """Adds to the message of a failure what is in the journal, and how to go on."""
+    try:
+        yield
+    except OutputError as error:
+        if not journal.path.exists():  # it was deleted
+            raise
+        failure = OutputError(
+            f"{error}; the poses of {journal.done} frames are kept in {journal.folder}, the same "
+            "command goes on from them"
+        )
+        failure.errno = error.errno
+        raise failure from error
 
 
 def _load(checkpoint_path: str | Path, device: str, options: Options) -> Predictor:
@@ -152,7 +161,7 @@ def _predict(
         skeleton = predictor.model.skeleton
         write_results(out, video, journal, options.outputs, predictor.config, skeleton)
     metrics = metrics_of(info, options, journal.done, start, writer.tally, clock)
-    write_metrics(out, metrics)
+    write_last_metrics(out, metrics)
     journal.finish(metrics)
     if progress:
         lost = 0

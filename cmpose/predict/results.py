@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from cmpose.data.sequence import Frame
 from cmpose.data.skeleton import Skeleton
 from cmpose.data.video import Video, VideoInfo
 from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
+from cmpose.files import InUse, claim_file, write_metrics, writing
 from cmpose.predict.clock import Clock
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.journal import Journal
@@ -72,9 +75,12 @@ def write_results(
 
     if "poses" in outputs:
         path = out / "poses" / f"{info.name}.json"
-        write_posetrack18_frames(path, info.name, frames, journal.done, skeleton)
+        with writing(path):
+            write_posetrack18_frames(path, info.name, frames, journal.done, skeleton)
     if "coco" in outputs:
-        write_coco_results(out / "coco" / f"{info.name}.json", frames(), skeleton)
+        path = out / "coco" / f"{info.name}.json"
+        with writing(path):
+            write_coco_results(path, frames(), skeleton)
 
 
 def metrics_of(
@@ -105,6 +111,18 @@ def metrics_of(
         "seconds_by_part": dict(parts) | {"rest": seconds - sum(parts.values())},
         "explained": tally.pictures,
     }
+
+
+def write_last_metrics(out: Path, metrics: dict[str, Any]) -> None:
+    """Writes ``metrics.json``, which is the last video's.
+
+    Processes that predict several videos into one folder wait for one another here.
+    """
+    while True:
+        with suppress(InUse), claim_file(out / "metrics.json", "predict", "--out"):
+            write_metrics(out, metrics)
+            return
+        time.sleep(0.01)
 
 
 def summary(m: dict[str, Any], out: Path, lost: int, unexplained: list[int]) -> str:

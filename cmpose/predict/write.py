@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cmpose.data.video import VideoInfo
 from cmpose.data.video_writer import VideoWriter, part_of, video_writer
+from cmpose.files import writing
 from cmpose.predict.clock import Clock
 from cmpose.predict.drawing import Explainer, draw_frame
 from cmpose.predict.frame import PredictedFrame
@@ -59,13 +60,14 @@ class FrameWriter:
 
         Raises:
             VideoError: OpenCV cannot write it.
-            OSError: the disk is full.
+            OutputError: the disk is full.
         """
         if not self.to_draw:
             yield
             return
         if not self.journal.ended:
-            self.path.unlink(missing_ok=True)  # of a run that was thrown away
+            with writing(self.path):
+                self.path.unlink(missing_ok=True)  # of a run that was thrown away
         size = self.info.width, self.info.height
         with video_writer(self.path, size, self.info.fps) as self._video:
             yield
@@ -74,7 +76,7 @@ class FrameWriter:
         """Frames that were predicted together, or one that the journal has already.
 
         Raises:
-            OSError: the disk is full; of ``group`` all or nothing is in the journal then.
+            OutputError: the disk is full; of ``group`` all or nothing is in the journal then.
         """
         if group[0].shot.number >= self._start:
             with self.clock("explain"):

@@ -14,7 +14,7 @@ import numpy as np
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.transforms import crop_matrix, crop_region, warp
-from cmpose.report.files import ReportError, read_json
+from cmpose.report.inputs import ReportError, read_json
 from cmpose.report.page import Chart, Clip, Line, Report, Shown, Tile
 from cmpose.viz.record import RecordError, jpeg_uri, read_record
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from cmpose.files import write_text
-from cmpose.report.files import ReportError
+from cmpose.files import claim_file, write_text
+from cmpose.report.inputs import ReportError
 from cmpose.report.page import Clip, Report, render
 from cmpose.report.prediction import is_prediction, prediction_report
 from cmpose.report.training import is_training, training_report
@@ -51,19 +52,23 @@ def gather(run: str | Path, clips: int = CLIPS) -> Report:
         ReportError: neither is there, a file in it is broken, or ``clips`` is less than 1.
     """
     run = Path(run)
+    report = _maker(run, clips)(run, clips)
+    if within_budget(report.clips):
+        report.clips_intro += " Frames were left out to keep this page small."
+    return report
+
+
+def _maker(run: Path, clips: int) -> Callable[[Path, int], Report]:
+    """What makes the report of a folder, by what the folder holds."""
     if clips < 1:
         raise ReportError(f"--clips {clips}: must be at least 1")
     if not run.is_dir():
         raise ReportError(f"{run}: no such folder; give {_EXPECTED}")
     if is_training(run):
-        report = training_report(run, clips)
-    elif is_prediction(run):
-        report = prediction_report(run, clips)
-    else:
-        raise ReportError(f"{run}: nothing to report on; give {_EXPECTED}")
-    if within_budget(report.clips):
-        report.clips_intro += " Frames were left out to keep this page small."
-    return report
+        return training_report
+    if is_prediction(run):
+        return prediction_report
+    raise ReportError(f"{run}: nothing to report on; give {_EXPECTED}")
 
 
 _EXPECTED = (
@@ -82,9 +87,13 @@ def report(run: str | Path, out: str | Path = "", clips: int = CLIPS) -> Path:
 
     Raises:
         ReportError: see ``gather``; or ``out`` is a folder.
+        InUse: another process writes this page.
+        OutputError: the page cannot be written.
     """
     path = Path(out) if out else Path(run) / "report.html"
     if path.is_dir():
         raise ReportError(f"--out {path}: is a folder; name a file, such as {path / 'report.html'}")
-    write_text(path, render(gather(run, clips)))
+    _maker(Path(run), clips)  # refuses a folder before anything is made for the page
+    with claim_file(path, "report", "--out"):
+        write_text(path, render(gather(run, clips)))
     return path

@@ -16,7 +16,7 @@ from cmpose.data.sequence import AnnotationError, Sequence
 from cmpose.evaluation.posetrack_ap import COLUMNS
 from cmpose.models.weights import checkpoint
 from cmpose.report.clips import MEASURE, Samples, rank, show
-from cmpose.report.files import ReportError, read_json
+from cmpose.report.inputs import ReportError, read_json
 from cmpose.report.page import Chart, Line, Report, Table
 from cmpose.train.step import LOSS_TERMS
 

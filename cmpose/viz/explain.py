@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cmpose.data.skeleton import POSETRACK, Skeleton
+from cmpose.files import whole_file
 from cmpose.viz.draw import SIDE_COLORS, cluster_colors, draw_skeleton, keypoint_colors
 from cmpose.viz.record import WEAK, hex_color, make_record, write_record
 from cmpose.viz.tokens import Tokens
@@ -45,7 +45,8 @@ def explain_figure(
         tokens: ``None`` for a model without Fine Token Enhancement.
         title: of the picture, e.g. video, frame and track.
         path: where to write it as well (PNG or JPEG by the name), and beside it, ending in
-            ``.json``, the record that it was drawn from (``cmpose.viz.record``); each atomically.
+            ``.json``, the record that it was drawn from (``cmpose.viz.record``); each is there
+            whole or not at all.
         skeleton: what the keypoints are.
 
     Returns:
@@ -53,6 +54,7 @@ def explain_figure(
 
     Raises:
         ValueError: a wrong shape, or a token index out of range.
+        OutputError: ``path`` cannot be written.
     """
     if crop.ndim != 3 or crop.shape[2] != 3 or crop.dtype != np.uint8:
         raise ValueError(f"crop must be uint8 [H, W, 3], got {crop.dtype} {crop.shape}")
@@ -78,11 +80,15 @@ def explain_figure(
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     if path is not None:
-        _write(Path(path), image)
+        path = Path(path)
+        written, data = cv2.imencode(path.suffix, image[..., ::-1])
+        assert written
+        with whole_file(path, durable=False) as partial:
+            partial.write_bytes(data.tobytes())
         record = make_record(
             crop, heatmaps, keypoints, scores, tokens, title=title, skeleton=skeleton
         )
-        write_record(Path(path).with_suffix(".json"), record)
+        write_record(path.with_suffix(".json"), record)
     return image
 
 
@@ -344,14 +350,3 @@ def _own_tokens(picture: _Picture, tokens: Tokens, joint: int) -> np.ndarray:
     if np.isfinite(picture.keypoints[joint]).all():
         _dot(image, picture.keypoints[joint], picture.colors[joint], 9)
     return image
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        if not cv2.imwrite(str(temporary), image[..., ::-1]):
-            raise OSError(f"{path}: the picture could not be written")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

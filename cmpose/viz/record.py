@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ import cv2
 import numpy as np
 
 from cmpose.data.skeleton import POSETRACK, Skeleton
+from cmpose.files import whole_file
 from cmpose.viz.draw import cluster_colors, keypoint_colors, limb_color
 from cmpose.viz.tokens import Tokens
 
@@ -148,14 +148,14 @@ def _tokens(tokens: Tokens) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record beside its place and renames it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        partial.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes a record, whole or not at all.
+
+    Raises:
+        OutputError: ``path`` cannot be written.
+    """
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+    with whole_file(path, durable=False) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from cmpose.data import video_writer as writer_module
 from cmpose.data.video import VideoError, natural_order, open_video
 from cmpose.data.video_writer import VideoWriter, part_of, video_writer
+from cmpose.files import OutputError
 
 SIZE = (64, 48)
 
@@ -190,15 +191,18 @@ def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
     for number in range(16):
         writer.write(picture(number))
     free -= 1
-    with pytest.raises(OSError, match=r"No space left on device: .*out\.part\.mp4"):
+    full = r"out\.mp4: cannot be written: the disk is full; free some space"
+    with pytest.raises(OutputError, match=full):
         writer.write(picture(0))
     writer.stop()
+    with pytest.raises(OutputError, match=full):
+        VideoWriter(tmp_path / "out.mp4", SIZE, 10)
 
 
 def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):
     writer = VideoWriter(tmp_path / "out.mp4", SIZE, 10)
     writer.write(picture(1))
     writer.frames += 2
-    with pytest.raises(OSError, match=r"1 of 3 frames reached the disk: .*out\.part\.mp4"):
+    with pytest.raises(OutputError, match=r"out\.mp4: .* 1 of 3 frames reached the disk; look at"):
         writer.close()
     assert not (tmp_path / "out.mp4").exists()

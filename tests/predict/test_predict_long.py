@@ -18,7 +18,7 @@ import torch
 from cmpose.config import Config
 from cmpose.data.video import Shot, Video, VideoInfo, open_video
 from cmpose.data.video_writer import VideoWriter, video_writer
-from cmpose.files import Interrupted
+from cmpose.files import Interrupted, InUse, OutputError
 from cmpose.models.weights import checkpoint
 from cmpose.predict import people
 from cmpose.predict import predict as module
@@ -276,7 +276,7 @@ def test_two_runs_do_not_write_at_once(clip, weights, tmp_path, monkeypatch):
     poses = Predictor.poses
 
     def nested(self, *arguments):
-        with pytest.raises(JournalError, match="another cmpose predict is writing there"):
+        with pytest.raises(InUse, match="another cmpose predict is writing there"):
             predict(clip, weights, tmp_path)
         return poses(self, *arguments)
 
@@ -320,22 +320,22 @@ def test_a_disk_that_fills_up_keeps_what_is_done(clip, weights, whole, tmp_path,
 
         patch.setattr(Journal, "__init__", limited)
         with pytest.raises(
-            OSError,
-            match=r"frames\.jsonl: No space left on device; the poses of "
-            r"\d+ frames are kept in .*make room there and run the same command",
+            OutputError,
+            match=r"frames\.jsonl: cannot be written: the disk is full; free some space; the poses "
+            r"of \d+ frames are kept in .*, the same command goes on from them",
         ):
             predict(clip, weights, tmp_path)
     journal = tmp_path / "journal" / "clip" / FRAMES
     assert 0 < journal.stat().st_size < 5000
     assert journal.read_bytes().endswith(b"}\n"), "half a line is taken back"
     for owner, name, file in (
-        (VideoWriter, "write", "frames.jsonl"),
-        (predict_results, "write_posetrack18_frames", "frames.jsonl"),
-        (predict_results, "write_coco_results", "frames.jsonl"),
+        (VideoWriter, "_check_room", "clip_poses.mp4"),
+        (predict_results, "write_posetrack18_frames", "poses/clip.json"),
+        (predict_results, "write_coco_results", "coco/clip.json"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full_disk)
-            with pytest.raises(OSError, match=rf"{file}: No space left.*are kept in"):
+            with pytest.raises(OutputError, match=rf"{file}: .*the disk is full.*are kept in"):
                 predict(clip, weights, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "poses", None)  # every pose is in the journal by now

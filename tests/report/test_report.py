@@ -21,7 +21,7 @@ from cmpose.models.weights import checkpoint
 from cmpose.predict.predict import predict_video
 from cmpose.report import training as report_training
 from cmpose.report.clips import Sample, Samples, head_size, pick, rank
-from cmpose.report.files import ReportError
+from cmpose.report.inputs import ReportError
 from cmpose.report.page import Clip, Shown
 from cmpose.report.report import gather, report, within_budget
 from cmpose.report.training import read_log

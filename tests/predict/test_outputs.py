@@ -1,0 +1,210 @@
+"""What a prediction writes: whole after any kill, named when it fails, by several at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmpose.cli import main
+from cmpose.config import Config
+from cmpose.data.video_writer import video_writer
+from cmpose.files import OutputError, claim_file
+from cmpose.models.weights import checkpoint
+from cmpose.predict.journal import FRAMES
+from cmpose.predict.predict import predict_video
+from cmpose.predict.predictor import Predictor
+from cmpose.predict.results import write_last_metrics
+from tests.models.builders import build
+from tests.shared_data import PROJECT
+from tests.small_disk import small_disk
+
+LENGTH, SIZE = 24, (96, 64)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Weights, a video of noise, and two people in each of its frames."""
+    folder = tmp_path_factory.mktemp("given")
+    model = build(fine="off", num_keypoints=15)
+    config = Config(model=model.config)
+    config.train.precision = "fp32"
+    checkpoint.save(folder / "weights", "model", model.state_dict(), config)
+    rng = np.random.default_rng(0)
+    with video_writer(folder / "clip.mp4", SIZE, 25) as writer:
+        for _ in range(LENGTH):
+            writer.write(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    boxes = [
+        {"frame": n, "bbox": [20 * t + n, 5, 20, 50], "track_id": t}
+        for n in range(LENGTH)
+        for t in range(2)
+    ]
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    return folder
+
+
+def predict(given, out, video="clip.mp4", **options):
+    options = {"detections": given / "boxes.json", "batch_size": 4, "progress": False, **options}
+    return predict_video(given / video, given / "weights", out, device="cpu", **options)
+
+
+def poses(out, name="clip"):
+    return (out / "poses" / f"{name}.json").read_bytes()
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+import cv2, torch
+from cmpose.predict.predict import predict_video
+
+given, root = Path(sys.argv[1]), Path(sys.argv[2])
+cv2.setNumThreads(1)
+torch.set_num_threads(1)
+
+def child(out, limit):
+    # Exit status of a prediction that is killed in place of a rename, 0 if it comes to its end.
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    replace, count = os.replace, 0
+    def rename(old, new):
+        nonlocal count
+        if count == limit:
+            os._exit(9)
+        count += 1
+        replace(old, new)
+    os.replace = rename
+    try:
+        predict_video(given / "clip.mp4", given / "weights", out, detections=given / "boxes.json",
+                      batch_size=4, max_frames=6, device="cpu", progress=False)
+    except BaseException as error:
+        print(repr(error))
+        os._exit(1)
+    os._exit(0)
+
+limit = 0
+while child(root / str(limit), limit) == 9:
+    assert child(root / str(limit), -1) == 0
+    limit += 1
+print(limit, "kills")
+"""
+
+
+def test_a_kill_at_any_rename_is_gone_on_from(given, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(given), str(tmp_path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    # The settings, the video, two files of results, the metrics, and the journal's end.
+    assert done.stdout == "6 kills\n", done.stdout + done.stderr
+    whole = tmp_path / "6"
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    assert len(files) == 6
+    for limit in range(6):
+        out = tmp_path / str(limit)
+        assert sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file()) == files
+        for kind in ("poses", "coco"):
+            written = Path(kind, "clip.json")
+            assert (out / written).read_bytes() == (whole / written).read_bytes()
+
+
+def test_a_full_disk_is_named_and_gone_on_from(given, tmp_path):
+    predict(given, tmp_path / "whole", outputs=["poses", "coco"])
+    with small_disk(tmp_path) as disk:
+        filler = disk / "filler"
+        out, failed = disk / "out", []
+        for room in range(0, 64, 4):
+            filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - room * 1024))
+            try:
+                predict(given, out, outputs=["poses", "coco"])
+            except OutputError as error:
+                failed.append(str(error))
+            filler.unlink()
+        full = ": cannot be written: the disk is full; free some space"
+        assert all(full in message for message in failed)
+        # By the room there was, each of the files was the one that found none.
+        names = {Path(message.partition(full)[0]).relative_to(out) for message in failed}
+        journal = Path("journal", "clip")
+        assert names == {
+            *(journal / "settings.json", journal / FRAMES),
+            *(Path("poses", "clip.json"), Path("coco", "clip.json")),
+        }
+        assert "the poses of 24 frames are kept in" in failed[-1]
+        assert "the same command goes on from them" in failed[-1]
+        predict(given, out, outputs=["poses", "coco"])
+        assert poses(out) == poses(tmp_path / "whole")
+        assert not list(disk.rglob(".*"))
+
+
+def test_what_stands_in_the_way_is_named(given, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file where a folder should be; move it, or give anot"):
+        predict(given, tmp_path / "file")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "poses").write_text("")
+    with pytest.raises(OutputError, match=r"poses is a file where a folder .* 24 frames are kept"):
+        predict(given, out)
+    (out / "poses").unlink()
+    (out / "clip_poses.part.mp4").mkdir()
+    (out / "clip_poses.mp4").unlink()
+    arguments = ["predict", str(given / "clip.mp4"), "--checkpoint", str(given / "weights")]
+    arguments += ["--detections", str(given / "boxes.json"), "--batch_size", "4"]
+    with pytest.raises(SystemExit, match=r"cmpose predict: .*clip_poses\.mp4: cannot be written"):
+        main([*arguments, "--out", str(out), "--device", "cpu"])
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_noticed(given, tmp_path, monkeypatch):
+    batch = Predictor.poses
+
+    def deleting(self, *arguments):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return batch(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "poses", deleting)
+    gone = r"frames\.jsonl: cannot be written: its folder .* is not there \(any more\); make the fo"
+    with pytest.raises(OutputError, match=gone) as caught:
+        predict(given, tmp_path / "out", outputs=["poses"])
+    assert "kept" not in str(caught.value), "nothing is"
+
+
+def test_several_videos_into_one_folder_at_once(given, tmp_path, monkeypatch):
+    shutil.copy(given / "clip.mp4", given / "other.mp4")
+    batch, begun = Predictor.poses, []
+
+    def nested(self, *arguments):
+        if not begun:
+            begun.append(1)
+            predict(given, tmp_path, "other.mp4")
+            assert json.loads((tmp_path / "metrics.json").read_text())["video"] == "other.mp4"
+        return batch(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "poses", nested)
+    predict(given, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["video"] == "clip.mp4"
+    assert len(poses(tmp_path)) > 9000
+    assert len(poses(tmp_path, "other")) > 9000
+
+
+def test_the_one_file_that_videos_share_is_waited_for(tmp_path):
+    with claim_file(tmp_path / "metrics.json", "predict", "--out"):
+        waiting = threading.Thread(target=write_last_metrics, args=(tmp_path, {"frames": 1}))
+        waiting.start()
+        time.sleep(0.05)
+        assert waiting.is_alive()
+        assert not (tmp_path / "metrics.json").exists()
+    waiting.join(10)
+    assert os.listdir(tmp_path) == ["metrics.json"]
