@@ -55,11 +55,14 @@ _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "Parent directory")
 def _is_about(error: Exception, path: Path) -> bool:
     """Whether an exception tells of a failure to write ``path``."""
     if isinstance(error, OSError):
-        if not isinstance(error.filename, str | os.PathLike):
-            return True
+        # A failure to copy names the picture that was read first, and then what was written.
+        names = [n for n in (error.filename, error.filename2) if isinstance(n, str | os.PathLike)]
         # Failures of files elsewhere keep their own names.
-        name, folder = Path(os.path.abspath(error.filename)), path.absolute().parent
-        return name == folder or folder in name.parents or name in folder.parents
+        folder = path.absolute().parent
+        about = [Path(os.path.abspath(name)) for name in names]
+        return not names or any(
+            name == folder or folder in name.parents or name in folder.parents for name in about
+        )
     if type(error).__module__.partition(".")[0] in _LIBRARIES:
         return True
     return isinstance(error, RuntimeError) and any(t in str(error) for t in _TORCH_WRITER)

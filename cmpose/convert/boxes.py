@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from cmpose.convert.sources import Draft
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.reader import Number, Whole, read
 from cmpose.data.sequence import AnnotationError, Frame, Person, split_frame_name
+from cmpose.files import write_text
 
 
 class PictureBox(Struct, gc=False):
@@ -115,7 +115,7 @@ class OwnBoxes:
         return None
 
     def write(self, path: Path, report: Report) -> None:
-        """The boxes of the data set's pictures as a detection file, atomically."""
+        """The boxes of the data set's pictures as a detection file."""
         if not self._written:
             raise AnnotationError(
                 f"{self.path}: none of its entries is of a converted picture; they are found by "
@@ -126,9 +126,7 @@ class OwnBoxes:
                 report.leave_out(
                     "boxes of a picture that the source does not list", f"{key[0]} {key[1]}"
                 )
-        partial = path.with_name(f".{path.name}.tmp")
-        partial.write_text(json.dumps(self._written), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(self._written))
 
 
 def _key(entry: PictureBox, where: str) -> tuple[str, int | str]:
