@@ -1,10 +1,12 @@
-"""What the reports of training runs and of predictions share: reading, and failing."""
+"""Reads the files that reports of training runs and of predictions are made from."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+METRICS = "metrics.json"
 
 
 class ReportError(ValueError):

@@ -70,7 +70,7 @@ class Tile:
 
 
 @dataclass
-class Shown:
+class ClipFrame:
     """One frame of a clip: a record of ``cmpose.viz.record`` and what is said of it.
 
     ``head`` is the head's size in crop pixels, by which errors are divided, if it is known.
@@ -87,7 +87,7 @@ class Clip:
     """Frames of one person; ``start`` is the one that is shown first."""
 
     name: str
-    frames: list[Shown]
+    frames: list[ClipFrame]
     start: int = 0
 
 
@@ -208,7 +208,7 @@ def _hash(text: str) -> str:
 
 def _fill(template: str, **slots: str) -> str:
     """Puts slots into ``{{name}}``, in one pass: what is put in is not looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: slots[found[1]], _asset(template))
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: slots[slot[1]], _asset(template))
 
 
 def _absent(report: Report, part: str) -> str:

@@ -14,15 +14,16 @@ import numpy as np
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.transforms import crop_matrix, crop_region, warp
-from cmpose.report.inputs import ReportError, read_json
-from cmpose.report.page import Chart, Clip, Line, Report, Shown, Tile
+from cmpose.report.inputs import METRICS, ReportError, read_json
+from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Tile
 from cmpose.viz.record import RecordError, jpeg_uri, read_record
 
-METRICS = "metrics.json"
 TRACKS = 8
-"""Curves of people, as many as there are colours."""
+"""At most so many people have a curve: there are no more colours."""
 
 TILE = (256, 192)
+"""(height, width) of a tile in pixels."""
+
 _PICTURE = re.compile(r"(.+)_(\d{6,})_(\d+)")
 
 MEASURE = (
@@ -35,6 +36,8 @@ MEASURE = (
 
 @dataclass(eq=False)
 class _Pose:
+    """A predicted pose; ``score`` is the mean of its joints' scores."""
+
     sequence: Sequence
     frame: Frame
     person: Person
@@ -91,17 +94,17 @@ def _poses(run: Path) -> tuple[list[_Pose], list[tuple[int, int]]]:
         return [], []
     except AnnotationError as error:
         raise ReportError(f"{error}; predict again") from error
-    found = []
+    poses = []
     people = []
     for sequence in sequences:
         for frame in sequence.frames:
             people.append((frame.index, len(frame.people)))
-            found += [
+            poses += [
                 _Pose(sequence, frame, person, float(np.mean(person.joint_scores)))
                 for person in frame.people
                 if person.joint_scores is not None
             ]
-    return found, people
+    return poses, people
 
 
 def _charts(poses: list[_Pose], people: list[tuple[int, int]]) -> list[Chart]:
@@ -128,7 +131,7 @@ def _charts(poses: list[_Pose], people: list[tuple[int, int]]) -> list[Chart]:
 
 
 def _explained(run: Path) -> tuple[list[Clip], dict[tuple[str, int], int]]:
-    """Records in explain/, those of one person together; and (name, track) → place."""
+    """Records in explain/, those of one person together; and (name, track id) → their index."""
     clips: dict[tuple[str, int], Clip] = {}
     for path in sorted((run / "explain").glob("*.json")):
         try:
@@ -139,10 +142,10 @@ def _explained(run: Path) -> tuple[list[Clip], dict[tuple[str, int], int]]:
         key = (named[1], int(named[3])) if named else (path.stem, -1)
         name = f"{named[1]}, person {named[3]}" if named else path.stem
         label = f"frame {int(named[2])}" if named else path.stem
-        clips.setdefault(key, Clip(name, [])).frames.append(Shown(label, record))
+        clips.setdefault(key, Clip(name, [])).frames.append(ClipFrame(label, record))
     for clip in clips.values():
         clip.start = len(clip.frames) // 2
-    return list(clips.values()), {key: place for place, key in enumerate(clips)}
+    return list(clips.values()), {key: index for index, key in enumerate(clips)}
 
 
 def _tiles(
@@ -171,9 +174,9 @@ def _tiles(
         for pose in group:
             if pose in pictures:
                 alt = f"{pose}: predicted pose, mean joint score {pose.score:.2f}"
-                place = clip_of.get(pose.track)
+                clip = clip_of.get(pose.track)
                 heading = f"score {pose.score:.2f}"
-                tiles.append(Tile(jpeg_uri(pictures[pose]), alt, heading, str(pose), place))
+                tiles.append(Tile(jpeg_uri(pictures[pose]), alt, heading, str(pose), clip))
     report.measure = MEASURE.format(count=len(poses))
     report.groups = ("Lowest score", "Highest score")
     if not report.worst:
@@ -187,27 +190,27 @@ def _tiles(
 
 def _cut_out(run: Path, poses: list[_Pose]) -> dict[_Pose, np.ndarray]:
     """RGB pictures of the poses' boxes; poses whose frame cannot be read are left out."""
-    found = {}
+    pictures = {}
     videos: defaultdict[str, defaultdict[int, list[_Pose]]] = defaultdict(lambda: defaultdict(list))
     for pose in poses:
         # A video is decoded from its start: the order of frames counts, not a time stamp.
-        place = pose.sequence.frames.index(pose.frame)
-        videos[pose.sequence.name][place].append(pose)
-    for name, places in videos.items():
+        number = pose.sequence.frames.index(pose.frame)
+        videos[pose.sequence.name][number].append(pose)
+    for name, poses_of in videos.items():
         capture = cv2.VideoCapture(str(run / f"{name}_poses.mp4"))
-        for place in range(max(places) + 1):
+        for number in range(max(poses_of) + 1):
             if not capture.grab():
                 break
-            if place not in places:
+            if number not in poses_of:
                 continue
             decoded, picture = capture.retrieve()
             if not decoded:
                 break
-            for pose in places[place]:
+            for pose in poses_of[number]:
                 matrix = crop_matrix(crop_region(pose.person.box, TILE), TILE)
-                found[pose] = np.ascontiguousarray(warp(picture, matrix, TILE)[..., ::-1])
+                pictures[pose] = np.ascontiguousarray(warp(picture, matrix, TILE)[..., ::-1])
         capture.release()
-    return found
+    return pictures
 
 
 def _lead(metrics: dict[str, Any], people: list[tuple[int, int]]) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +9,19 @@ from cmpose.config import Config
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.frames import FrameError
 from cmpose.data.sequence import AnnotationError, Sequence
-from cmpose.evaluation.posetrack_ap import COLUMNS
 from cmpose.models.weights import checkpoint
-from cmpose.report.clips import MEASURE, Samples, rank, show
-from cmpose.report.inputs import ReportError, read_json
-from cmpose.report.page import Chart, Line, Report, Table
-from cmpose.train.step import LOSS_TERMS
-
-AP_BY_STEP = "AP by step"
-LOG, METRICS = "log.jsonl", "metrics.json"
+from cmpose.report.clips import MEASURE, show
+from cmpose.report.evaluations import (
+    Evaluation,
+    add_tables,
+    evaluation_lead,
+    find_evaluations,
+    number,
+)
+from cmpose.report.inputs import ReportError
+from cmpose.report.log import LOG, log_charts, read_log
+from cmpose.report.page import Report
+from cmpose.report.samples import Samples, rank
 
 
 def is_training(run: Path) -> bool:
@@ -37,205 +37,22 @@ def training_report(run: Path, count: int) -> Report:
         raise ReportError(str(error)) from error
     log = read_log(run / LOG)
     report = Report("Training run", run.resolve().name, "")
-    report.charts = _charts(log)
+    report.charts = log_charts(log)
     if not report.charts:
         report.absent["curves"] = (
             f"{LOG} holds no step yet: the first line comes after train.log_every = "
             f"{config.train.log_every} steps."
         )
-    evaluations = _evaluations(run)
-    _tables(report, evaluations, log, config)
-    report.lead = _lead(evaluations, log)
+    evaluations = find_evaluations(run)
+    data_set = f"{config.data.root}: {config.data.val_annotations}"
+    add_tables(report, evaluations, log, data_set)
+    report.lead = evaluation_lead(evaluations, log)
     _clips(report, run, config, count)
     report.facts = _facts(run, config, evaluations, log)
     return report
 
 
-# -- the log -------------------------------------------------------------------------------------
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, in order of steps; of a step that was run again, the last.
-
-    A killed run may leave half a line, and after ``--resume`` steps come twice.
-    """
-    lines: dict[tuple[str, int], dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, TypeError, KeyError):
-            line = json.loads(text)
-            lines[str(line["kind"]), int(line["step"])] = line
-    return sorted(lines.values(), key=lambda line: line["step"])
-
-
-def _curve(log: Iterable[dict[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
-    return [
-        (line["step"], float(line[name]))
-        for line in log
-        if line["kind"] == kind and isinstance(line.get(name), int | float)
-    ]
-
-
-def _charts(log: list[dict[str, Any]]) -> list[Chart]:
-    def lines(kind: str, names: Iterable[str]) -> list[Line]:
-        found = [Line(name, _curve(log, kind, name)) for name in names]
-        return [line for line in found if line.points]
-
-    charts = [
-        Chart(
-            "Loss",
-            "step",
-            # A task that is switched off has no loss.
-            [line for line in lines("train", LOSS_TERMS) if any(y for _, y in line.points)],
-            note="The sum and its terms before their weights, logarithmic.",
-            log=True,
-        ),
-        Chart(
-            AP_BY_STEP,
-            "step",
-            lines("evaluate", ["Mean", *COLUMNS]),
-            note="Official PoseTrack AP in percent, evaluated while training.",
-        ),
-        Chart("Learning rate", "step", lines("train", ["lr"])),
-        Chart(
-            "Gradient norm",
-            "step",
-            lines("train", ["gradient_norm"]),
-            note="Before clipping, logarithmic.",
-            log=True,
-        ),
-    ]
-    # One evaluation is a row of the table, not a curve.
-    return [
-        chart
-        for chart in charts
-        if chart.lines and (chart.title != AP_BY_STEP or len(chart.lines[0].points) > 1)
-    ]
-
-
-# -- evaluations ---------------------------------------------------------------------------------
-
-
-def _evaluations(run: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(place below the run, metrics) of every evaluation: training's own first, then later ones."""
-    places = [run / METRICS, *sorted(run.glob(f"*/{METRICS}"))]
-    places += sorted(run.glob(f"*/evaluation/{METRICS}"))
-    places += sorted(run.glob(f"*/*/evaluation/{METRICS}"))
-    found = []
-    for path in places:
-        metrics = read_json(path)
-        if isinstance(metrics, dict) and isinstance(metrics.get("ap"), dict):
-            found.append((str(path.parent.relative_to(run)), metrics))
-    return found
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _tables(
-    report: Report,
-    evaluations: list[tuple[str, dict[str, Any]]],
-    log: list[dict[str, Any]],
-    config: Config,
-) -> None:
-    """By joint and by column of the published tables, a column for each evaluation."""
-    own = f"{config.data.root}: {config.data.val_annotations}"
-    logged = [line for line in log if line["kind"] == "evaluate"]
-    if not evaluations and not logged:
-        report.absent["ap"] = (
-            "This run has not been evaluated: a run is when it ends, or every "
-            "train.evaluate_every epochs, or by cmpose evaluate --checkpoint."
-        )
-        return
-    rule = (
-        "Official PoseTrack AP in percent: a joint counts within half a head size. The Mean is "
-        "over all joints, not over the columns."
-    )
-    if not evaluations:
-        last = logged[-1]
-        source = str(last.get("box_source", "not stated"))
-        report.tables = [
-            Table(
-                f"By column, after step {last['step']}",
-                [source],
-                [(name, [_number(last.get(name))]) for name in (*COLUMNS, "Mean")],
-                frozenset({"Mean"}),
-            )
-        ]
-        report.table_notes = [
-            rule,
-            f"Boxes: {source}. Data set: {own}. From the log, which has no single joints: "
-            "the run has not ended.",
-        ]
-        return
-    if len(logged) == 1:
-        rule += (
-            " It was evaluated once while training, so that there is no curve of AP by step; "
-            "train.evaluate_every asks for more."
-        )
-    if all("metric" in metrics["ap"] for _, metrics in evaluations):
-        rule = rule[rule.index("The Mean") :]
-    heads = []
-    report.table_notes = [rule]
-    for place, metrics in evaluations:
-        source = str(metrics.get("box_source", "not stated"))
-        heads.append(source if place == "." else f"{source} ({place})")
-        where = "At the end of training" if place == "." else f"In {place}"
-        clips = f", {metrics['clips']} clips" if "clips" in metrics else ""
-        if "metric" in metrics["ap"]:  # these keypoints have no official AP
-            clips += f", {metrics['ap']['metric']}"
-        report.table_notes.append(
-            f"{where}: boxes: {source}{clips}, data set {metrics.get('annotations', own)}."
-        )
-    joints = list(dict.fromkeys(j for _, m in evaluations for j in m["ap"].get("joints", ())))
-    by_joint = [
-        dict(zip(m["ap"].get("joints", ()), m["ap"].get("ap", ()), strict=False))
-        for _, m in evaluations
-    ]
-    columns = list(dict.fromkeys(c for _, m in evaluations for c in m["ap"].get("columns", ())))
-    report.tables = [
-        Table(
-            "By joint",
-            heads,
-            [
-                (joint.replace("_", " "), [_number(v.get(joint)) for v in by_joint])
-                for joint in joints
-            ],
-        ),
-        Table(
-            "By column of the published tables",
-            heads,
-            [
-                (c, [_number(m["ap"].get("columns", {}).get(c)) for _, m in evaluations])
-                for c in columns
-            ],
-            frozenset({"Mean"}),
-        ),
-    ]
-
-
-def _lead(evaluations: list[tuple[str, dict[str, Any]]], log: list[dict[str, Any]]) -> str:
-    steps = max((line["step"] for line in log), default=0)
-    if not evaluations:
-        return f"{steps} steps logged, not evaluated at the end."
-    place, metrics = evaluations[0]
-    mean = _number(metrics["ap"].get("columns", {}).get("Mean"))
-    of = "" if place == "." else f", from {place}"
-    return (
-        f"AP {'unknown' if mean is None else f'{mean:.1f}'} after {metrics.get('steps', steps)} "
-        f"steps (boxes: {metrics.get('box_source', 'not stated')}{of})."
-    )
-
-
-# -- clips ---------------------------------------------------------------------------------------
-
-
-def _clips(
-    report: Report,
-    run: Path,
-    config: Config,
-    count: int,
-) -> None:
+def _clips(report: Report, run: Path, config: Config, count: int) -> None:
     root = Path(config.data.root).expanduser()
     try:
         truth = load_annotations(
@@ -303,49 +120,46 @@ def _show(
     )
 
 
-# -- facts ---------------------------------------------------------------------------------------
-
-
 def _facts(
-    run: Path,
-    config: Config,
-    evaluations: list[tuple[str, dict[str, Any]]],
-    log: list[dict[str, Any]],
+    run: Path, config: Config, evaluations: list[Evaluation], log: list[dict[str, Any]]
 ) -> list[tuple[str, str]]:
-    model, data, train = config.model, config.data, config.train
-    height, width = model.image_size
-    facts = [
-        ("Folder", str(run)),
-        ("Data set", data.root),
-        ("Training annotations", data.train_annotations),
-        ("Evaluation annotations", data.val_annotations),
-        ("Boxes", "ground truth" if data.boxes == "gt" else data.boxes),
-        ("Backbone", f"{model.backbone}, crops of {height} × {width}, {model.num_frames} frames"),
-        (
-            "Fine Token Enhancement",
-            f"model.fine={model.fine}"
-            + (f", {model.tokens_per_keypoint} a keypoint" if model.fine != "off" else "")
-            + (f", {model.num_clusters} clusters" if model.fine == "full" else ""),
-        ),
-        (
-            "Training",
-            f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}, {train.precision}",
-        ),
-    ]
+    facts = [("Folder", str(run)), *_recipe_facts(config)]
     last = next((line for line in reversed(log) if line["kind"] == "train"), None)
     if last is not None:
-        speed = _number(last.get("clips_per_second"))
+        speed = number(last.get("clips_per_second"))
         at = f"step {last['step']}" + (f", {speed:.1f} clips/s" if speed else "")
         facts.append(("Last logged", at))
-    if evaluations and evaluations[0][0] == ".":
-        metrics = evaluations[0][1]
+    if evaluations and evaluations[0].folder == ".":
+        metrics = evaluations[0].metrics
         for name, key, form in (
             ("Seconds of training", "seconds", "{:.0f}"),
             ("Clips a second, training", "clips_per_second", "{:.1f}"),
             ("Clips a second, evaluation", "evaluation_clips_per_second", "{:.1f}"),
             ("Causal hit rate", "causal_hit_rate", "{:.2f} of visible joints"),
         ):
-            value = _number(metrics.get(key))
+            value = number(metrics.get(key))
             if value is not None:
                 facts.append((name, form.format(value)))
     return facts
+
+
+def _recipe_facts(config: Config) -> list[tuple[str, str]]:
+    model, data, train = config.model, config.data, config.train
+    height, width = model.image_size
+    fine = f"model.fine={model.fine}"
+    if model.fine != "off":
+        fine += f", {model.tokens_per_keypoint} a keypoint"
+    if model.fine == "full":
+        fine += f", {model.num_clusters} clusters"
+    training = (
+        f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}, {train.precision}"
+    )
+    return [
+        ("Data set", data.root),
+        ("Training annotations", data.train_annotations),
+        ("Evaluation annotations", data.val_annotations),
+        ("Boxes", "ground truth" if data.boxes == "gt" else data.boxes),
+        ("Backbone", f"{model.backbone}, crops of {height} × {width}, {model.num_frames} frames"),
+        ("Fine Token Enhancement", fine),
+        ("Training", training),
+    ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import cv2
@@ -11,24 +13,26 @@ import numpy as np
 import pytest
 
 from cmpose import config as configuration
+from cmpose import files
 from cmpose.cli import main
 from cmpose.config import Config
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.frames import read_picture
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.evaluation.posetrack_ap import COLUMNS
+from cmpose.files import InUse, OutputError, claim_file
 from cmpose.models.weights import checkpoint
 from cmpose.predict.predict import predict_video
-from cmpose.report import training as report_training
-from cmpose.report.clips import Sample, Samples, head_size, pick, rank
 from cmpose.report.inputs import ReportError
-from cmpose.report.page import Clip, Shown
+from cmpose.report.log import log_charts, read_log
+from cmpose.report.page import Clip, ClipFrame
 from cmpose.report.report import gather, report, within_budget
-from cmpose.report.training import read_log
+from cmpose.report.samples import Sample, Samples, head_size, pick, rank
 from cmpose.train.train import train
 from tests import browser
 from tests.models.builders import build
 from tests.recipes import FINE, recipe
+from tests.small_disk import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -363,8 +367,8 @@ def test_both_pages_in_a_browser(run, prediction, tmp_path, capsys):
 def test_a_page_stays_small():
     record = {"crop": "x" * 1000}
     clips = [
-        Clip("a", [Shown(str(i), record) for i in range(7)], 3),
-        Clip("b", [Shown("0", record)]),
+        Clip("a", [ClipFrame(str(i), record) for i in range(7)], 3),
+        Clip("b", [ClipFrame("0", record)]),
     ]
     assert not within_budget(clips, 10_000)
     assert within_budget(clips, 5_000)
@@ -387,6 +391,28 @@ def test_folders_that_are_no_run(tmp_path, run):
         report(run, clips=0)
     with pytest.raises(ReportError, match=r"--out .*: is a folder; name a file, such as"):
         report(run, tmp_path)
+
+
+def test_a_page_has_one_writer_and_is_whole_or_absent(copied, tmp_path, monkeypatch):
+    page = copied / "report.html"
+    with claim_file(page, "report", "--out"), pytest.raises(InUse, match="another cmpose report"):
+        report(copied, clips=1)
+    report(copied, clips=1)
+    before = page.read_bytes()
+    with small_disk(tmp_path) as disk:
+        (disk / "filler").write_bytes(b"x" * shutil.disk_usage(disk).free)
+        with pytest.raises(OutputError, match=r"page\.html: cannot be written: the disk is full"):
+            report(copied, disk / "page.html", 1)
+        assert os.listdir(disk) == ["filler"]
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_rename", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            report(copied, clips=1)
+    assert page.read_bytes() == before
+    assert not [path for path in copied.iterdir() if path.name.startswith(".")]
+    with pytest.raises(ReportError):
+        report(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_broken_files_are_named(copied, prediction, tmp_path):
@@ -422,6 +448,6 @@ def test_terms_that_are_off_are_not_drawn():
         {"kind": "train", "step": s, "loss": 2.0, "pose": 2.0, "mask": 0.0, "lr": 1e-3}
         for s in (1, 2)
     ]
-    [loss, rate] = report_training._charts(log)
+    [loss, rate] = log_charts(log)
     assert [line.name for line in loss.lines] == ["loss", "pose"]
     assert rate.title == "Learning rate"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpose.report.page import Chart, Clip, Line, Report, Shown, Table, Tile
+from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Table, Tile
 from cmpose.viz.record import jpeg_uri, make_record
 from cmpose.viz.tokens import Tokens
 
@@ -59,7 +59,7 @@ def report(fine: str = "full") -> Report:
     clips = [
         Clip(
             f"clip {c}",
-            [Shown(f"frame {f}", record(10 * c + f, fine), "a note", 12.0) for f in range(3)],
+            [ClipFrame(f"frame {f}", record(10 * c + f, fine), "a note", 12.0) for f in range(3)],
             start=1,
         )
         for c in range(2)

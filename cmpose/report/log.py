@@ -1,0 +1,76 @@
+"""What the log of a training run holds: its lines, and the curves drawn from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cmpose.evaluation.posetrack_ap import COLUMNS
+from cmpose.report.page import Chart, Line
+from cmpose.train.step import LOSS_TERMS
+
+LOG = "log.jsonl"
+_AP_BY_STEP = "AP by step"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, in order of steps; of a step that was run again, the last.
+
+    A killed run may leave half a line, and after ``--resume`` steps come twice.
+    """
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            line = json.loads(text)
+            lines[str(line["kind"]), int(line["step"])] = line
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def _curve(log: Iterable[dict[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
+    return [
+        (line["step"], float(line[name]))
+        for line in log
+        if line["kind"] == kind and isinstance(line.get(name), int | float)
+    ]
+
+
+def log_charts(log: list[dict[str, Any]]) -> list[Chart]:
+    """Curves of the losses, the AP, the learning rate and the gradient norm, those there are."""
+
+    def lines(kind: str, names: Iterable[str]) -> list[Line]:
+        curves = [Line(name, _curve(log, kind, name)) for name in names]
+        return [line for line in curves if line.points]
+
+    charts = [
+        Chart(
+            "Loss",
+            "step",
+            # A task that is switched off has no loss.
+            [line for line in lines("train", LOSS_TERMS) if any(y for _, y in line.points)],
+            note="The sum and its terms before their weights, logarithmic.",
+            log=True,
+        ),
+        Chart(
+            _AP_BY_STEP,
+            "step",
+            lines("evaluate", ["Mean", *COLUMNS]),
+            note="Official PoseTrack AP in percent, evaluated while training.",
+        ),
+        Chart("Learning rate", "step", lines("train", ["lr"])),
+        Chart(
+            "Gradient norm",
+            "step",
+            lines("train", ["gradient_norm"]),
+            note="Before clipping, logarithmic.",
+            log=True,
+        ),
+    ]
+    # One evaluation is a row of the table, not a curve.
+    return [
+        chart
+        for chart in charts
+        if chart.lines and (chart.title != _AP_BY_STEP or len(chart.lines[0].points) > 1)
+    ]
