@@ -5,21 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.cases import (
+from bench.harness.peers import eager_and_compiled
+from bench.harness.workload import (
     BACKWARD,
     BRANCHES,
     FORWARD,
     PERCENT,
     REFERENCE,
     Arguments,
+    Draw,
     OpBench,
-    Peer,
     Shape,
-    grid,
-    model_axes,
-    normal,
+    model_grid,
 )
-from bench.peers import eager_and_compiled
 from cmpose import ops
 
 RATIO = PERCENT / 100
@@ -42,17 +40,13 @@ def plain(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor, seed: Tenso
     return torch.stack([torch.cat((branch, keypoints), dim=2) for branch in branches]) + position
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+def _make(shape: Shape, draw: Draw) -> Arguments:
     B, T, N, K, D = *(shape[n] for n in "BTNK"), shape["H"] * shape["d"]
-
-    def made(*sizes: int) -> Tensor:
-        return normal(*sizes, dtype=dtype, device=device, generator=generator)
-
     return {
-        "tokens": made(B, T, N, D),
-        "keypoint_tokens": made(K, D),
-        "position": made(T, N + K, D),
-        "seed": torch.ones(1, dtype=torch.int64, device=device),
+        "tokens": draw.normal(B, T, N, D),
+        "keypoint_tokens": draw.normal(K, D),
+        "position": draw.normal(T, N + K, D),
+        "seed": torch.ones(1, dtype=torch.int64, device=draw.device),
     }
 
 
@@ -66,21 +60,16 @@ def _bytes(shape: Shape, element: int, direction: str) -> int:
     return patches + learnt + BRANCHES * slots + 2 * flags
 
 
-def _peers(shape: Shape) -> dict[str, Peer]:
-    return eager_and_compiled(plain, checked=False)  # its numbers are others
-
-
 BENCH = OpBench(
     op="corrupt_tokens",
     directions=(FORWARD, BACKWARD),
-    shapes=lambda: grid(REFERENCE, model_axes()),
+    shapes=model_grid(REFERENCE),
     small={"B": 2, "T": 2, "N": 12, "K": 3, "H": 2, "d": 16},
     make=_make,
-    call=lambda backend, **kw: ops.corrupt_tokens(
-        **kw, mask_ratio=RATIO, noise_ratio=RATIO, backend=backend
+    call=lambda backend, **arguments: ops.corrupt_tokens(
+        **arguments, mask_ratio=RATIO, noise_ratio=RATIO, backend=backend
     ),
     bytes=_bytes,
-    flops=lambda shape, direction: 0,
-    peers=_peers,
+    peers=eager_and_compiled(plain, checked=False),  # it draws other numbers
     gradients=("tokens", "keypoint_tokens", "position"),
 )

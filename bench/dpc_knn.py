@@ -10,19 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.cases import (
+from bench.harness.peers import compiled, eager
+from bench.harness.workload import (
     BATCHES,
     FORWARD,
-    LONG,
-    TOKENS,
     Arguments,
+    Draw,
     OpBench,
-    Peer,
     Shape,
+    counted_flops,
     grid,
-    normal,
 )
-from bench.peers import compiled, eager
 from cmpose import ops
 
 NOISE = 1e-6
@@ -68,9 +66,8 @@ def gram(tokens: Tensor, k: int, num_clusters: int) -> tuple[Tensor, ...]:
     return log_density, delta, centers, labels.scatter(1, centers, own)
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
-    B, M, D = (shape[n] for n in "BMD")
-    tokens = normal(B, M, D, dtype=dtype, device=device, generator=generator)
+def _make(shape: Shape, draw: Draw) -> Arguments:
+    tokens = draw.normal(*(shape[n] for n in "BMD"))
     return {"tokens": tokens, "k": shape["k"], "num_clusters": shape["L"]}
 
 
@@ -81,26 +78,20 @@ def _bytes(shape: Shape, element: int, direction: str) -> int:
 
 
 def _flops(shape: Shape, direction: str) -> int:
-    """One pass over all pairs."""
-    B, M, D = (shape[n] for n in "BMD")
-    return 2 * B * M * M * D
+    """One pass over all pairs: the Gram matrix, whichever way the distances are computed."""
+    return counted_flops(lambda: gram(**_make(shape, Draw(torch.float32, "meta"))))
 
 
-def _peers(shape: Shape) -> dict[str, Peer]:
-    return {
-        "eager": eager(gram),
-        "tcformer": eager(tcformer, checked=False),
-        "compile": compiled(gram),
-        "compile_tcformer": compiled(tcformer, checked=False),
-    }
-
-
-def clusters(tokens: int) -> int:
+def _clusters(tokens: int) -> int:
     """A quarter of the tokens, as in TCFormer; CM-Pose makes 32 of its 132."""
     return 32 if tokens == 132 else tokens // 4
 
 
 _REFERENCE = {"B": 32, "M": 192, "D": 768, "k": 5, "L": 48}
+
+TOKENS = (192, 64, 132, 576, 1024, 4096)
+LONG = ((16384, 4), (65536, 1))
+"""Tokens and clips of the two longest shapes."""
 
 TCFORMER = tuple(
     {"B": 32, "M": m, "D": d, "k": 5, "L": m // 4} for m, d in ((3072, 128), (768, 320), (192, 512))
@@ -114,20 +105,19 @@ CHAT_UNIVI = tuple(
 """Its three merges of 256 or 576 image tokens."""
 
 
-def shapes() -> list[Shape]:
-    """Tokens against batch and width, published shapes, and the streaming path."""
-    found = grid(
+def _shapes() -> list[Shape]:
+    """Tokens against batch and width, published shapes, and very many tokens."""
+    combinations = grid(
         _REFERENCE,
-        [
-            [{"M": m, "L": clusters(m)} for m in TOKENS],
-            [{"B": b} for b in BATCHES],
-            [{"D": d} for d in (768, 1024, 1280)],
-        ],
+        [{"M": m, "L": _clusters(m)} for m in TOKENS],
+        [{"B": b} for b in BATCHES],
+        [{"D": d} for d in (768, 1024, 1280)],
     )
     long = [{**_REFERENCE, "M": m, "L": 1024, "B": b} for m, b in LONG]
     # What has a target comes first, then what others have published, then the grid.
-    first = [s for s in found if s["B"] == 32 and s["D"] == 768]
-    return [*first, *TCFORMER, *CHAT_UNIVI, *long, *(s for s in found if s not in first)]
+    first = [s for s in combinations if s["B"] == 32 and s["D"] == 768]
+    rest = [s for s in combinations if s not in first]
+    return [*first, *TCFORMER, *CHAT_UNIVI, *long, *rest]
 
 
 def _exact(shape: Shape) -> Shape:
@@ -137,12 +127,17 @@ def _exact(shape: Shape) -> Shape:
 BENCH = OpBench(
     op="dpc_knn",
     directions=(FORWARD,),
-    shapes=shapes,
+    shapes=_shapes(),
     small={"B": 2, "M": 24, "D": 16, "k": 3, "L": 6},
     make=_make,
     call=ops.dpc_knn,
     bytes=_bytes,
+    peers={
+        "eager": eager(gram),
+        "tcformer": eager(tcformer, checked=False),
+        "compile": compiled(gram),
+        "compile_tcformer": compiled(tcformer, checked=False),
+    },
     flops=_flops,
-    peers=_peers,
     exact_shape=_exact,
 )

@@ -5,19 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.cases import (
-    BATCHES,
-    BOTH,
-    FORWARD,
-    Arguments,
-    OpBench,
-    Peer,
-    Shape,
-    grid,
-    normal,
-    uniform,
-)
-from bench.peers import eager_and_compiled
+from bench.harness.peers import eager_and_compiled
+from bench.harness.workload import BATCHES, BOTH, FORWARD, Arguments, Draw, OpBench, Shape, grid
 from cmpose import ops
 
 SIGMA = 2.0
@@ -38,24 +27,20 @@ def plain(pred: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
     return (squares * visible).sum() / visible.sum()
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+def _make(shape: Shape, draw: Draw) -> Arguments:
     B, K, h, w = (shape[n] for n in "BKhw")
-    place = uniform(B, K, 2, device=device, generator=generator)
+    extent = torch.tensor([w, h], dtype=torch.float32, device=draw.device)
     return {
-        "pred": normal(B, K, h, w, dtype=dtype, device=device, generator=generator),
-        "keypoints": place * torch.tensor([w, h], dtype=torch.float32, device=device),
-        "visible": (uniform(B, K, device=device, generator=generator) < 0.8).float(),
+        "pred": draw.normal(B, K, h, w),
+        "keypoints": draw.uniform(B, K, 2) * extent,
+        "visible": (draw.uniform(B, K) < 0.8).float(),
     }
 
 
-def moved(shape: Shape, element: int) -> int:
+def _bytes(shape: Shape, element: int, direction: str) -> int:
     """Heatmaps read, their gradient written; joints are a few kilobytes beside them."""
     B, K, h, w = (shape[n] for n in "BKhw")
     return 2 * B * K * h * w * element
-
-
-def _peers(shape: Shape) -> dict[str, Peer]:
-    return eager_and_compiled(plain)
 
 
 _REFERENCE = {"B": 32, "K": 15, "h": 64, "w": 48}
@@ -63,12 +48,11 @@ _REFERENCE = {"B": 32, "K": 15, "h": 64, "w": 48}
 BENCH = OpBench(
     op="heatmap_loss",
     directions=(BOTH, FORWARD),
-    shapes=lambda: grid(_REFERENCE, [[{"B": b} for b in BATCHES], [{}, {"h": 96, "w": 72}]]),
+    shapes=grid(_REFERENCE, [{"B": b} for b in BATCHES], [{}, {"h": 96, "w": 72}]),
     small={"B": 2, "K": 3, "h": 16, "w": 12},
     make=_make,
-    call=lambda backend, **kw: ops.heatmap_loss(**kw, sigma=SIGMA, backend=backend),
-    bytes=lambda shape, element, direction: moved(shape, element),
-    flops=lambda shape, direction: 0,
-    peers=_peers,
+    call=lambda backend, **arguments: ops.heatmap_loss(**arguments, sigma=SIGMA, backend=backend),
+    bytes=_bytes,
+    peers=eager_and_compiled(plain),
     gradients=("pred",),
 )

@@ -10,8 +10,6 @@ in memory before. The pictures are rendered here, 1280×720 and 1920×1080 JPEG;
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +31,7 @@ from cmpose.data.clips import ClipDataset
 from cmpose.data.cutouts import Window, collate
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.sequence import Sequence
+from cmpose.provenance import provenance
 from cmpose.render.dataset import render_dataset
 
 SIZE, NUM_FRAMES, BATCH = (256, 192), 3, 32
@@ -224,18 +223,6 @@ def people(bench: Bench) -> str:
     )
 
 
-def _processor() -> str:
-    with open("/proc/cpuinfo") as file:
-        return next((x.split(":")[1].strip() for x in file if x.startswith("model name")), "?")
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -246,10 +233,12 @@ def main(arguments: list[str] | None = None) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     seconds, videos, frames = (0.5, 2, 4) if args.quick else (4.0, 6, 20)
+    origin = provenance()
+    changed = " with changes" if origin["dirty"] else ""
     print(
-        f"{_processor()}, one core; OpenCV {cv2.__version__}, NumPy {np.__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}; commit {_commit()}; crops "
-        f"{SIZE[0]}×{SIZE[1]}, {NUM_FRAMES} frames, batches of {BATCH}\n"
+        f"{origin['cpu']}, one core; OpenCV {cv2.__version__}, NumPy {np.__version__}, torch "
+        f"{torch.__version__}, Python {origin['python']}; commit {origin['commit'][:9]}{changed}; "
+        f"crops {SIZE[0]}×{SIZE[1]}, {NUM_FRAMES} frames, batches of {BATCH}\n"
     )
     every: list[list[str]] = [[SPEED_HEAD], [STORE_HEAD], [SHARE_HEAD]]
     with tempfile.TemporaryDirectory() as folder:

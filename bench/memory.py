@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from bench.harness.timing import peak_bytes
 from cmpose import ops
 
 B, D, NEIGHBORS, CLUSTERS = 1, 768, 5, 32
@@ -23,6 +23,8 @@ BFLOAT16 = 2  # the core's code
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 MEASURED = 4096
 """Up to here the reference is run: it takes minutes, and beyond gigabytes."""
+
+HEAD = "| M | tokens, MB | reference, MB | kernel, MB |\n|---|---|---|---|"
 
 Workspace = Callable[[int], int]  # tokens → bytes
 
@@ -35,18 +37,18 @@ class Row(NamedTuple):
     reference: int | None
     kernel: int | None
 
+    def __str__(self) -> str:
+        """As a line of a Markdown table."""
+        sizes = (self.input, ""), (self.reference, "not run"), (self.kernel, "not built")
+        cells = (missing if size is None else f"{size / 1e6:,.1f}" for size, missing in sizes)
+        return f"| {self.tokens:,} | {' | '.join(cells)} |"
+
 
 def reference_peak(tokens: int, channels: int = D) -> int:
     """Bytes that a call of the reference has allocated at its peak."""
     x = torch.randn(B, tokens, channels, generator=torch.Generator().manual_seed(0)).bfloat16()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        ops.dpc_knn(x, NEIGHBORS, min(CLUSTERS, tokens), backend="reference")
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+    clusters = min(CLUSTERS, tokens)
+    return peak_bytes(lambda: ops.dpc_knn(x, NEIGHBORS, clusters, backend="reference"), "cpu")
 
 
 def native_workspace() -> Workspace | None:
@@ -78,21 +80,8 @@ def measure(
         yield Row(size, B * size * D * 2, reference, kernel(size) if kernel else None)
 
 
-HEAD = "| M | tokens, MB | reference, MB | kernel, MB |\n|---|---|---|---|"
-
-
-def line(row: Row) -> str:
-    """As a line of a Markdown table."""
-
-    def cell(size: int | None, missing: str) -> str:
-        return missing if size is None else f"{size / 1e6:,.1f}"
-
-    cells = cell(row.input, ""), cell(row.reference, "not run"), cell(row.kernel, "not built")
-    return f"| {row.tokens:,} | {' | '.join(cells)} |"
-
-
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, Python {platform.python_version()}, CPU\n")
     print(HEAD)
-    for found in measure(kernel=native_workspace()):
-        print(line(found), flush=True)
+    for row in measure(kernel=native_workspace()):
+        print(row, flush=True)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bench.cases import (
-    BACKWARD,
-    BOTH,
-    FORWARD,
-    Arguments,
-    OpBench,
-    Peer,
-    Shape,
-    normal,
-    uniform,
-)
-from bench.dpc_knn import shapes
-from bench.peers import compiled, eager
+from bench import dpc_knn
+from bench.harness.peers import compiled, eager
+from bench.harness.workload import BACKWARD, BOTH, FORWARD, Arguments, Draw, OpBench, Shape
 from cmpose import ops
 
 
@@ -41,13 +33,16 @@ def one_hot(tokens: Tensor, weights: Tensor, assignment: Tensor, num_clusters: i
     return share.to(tokens.dtype) @ tokens
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+def _reference(**arguments: Any) -> Tensor:
+    return ops.merge_clusters(**arguments, backend="reference")
+
+
+def _make(shape: Shape, draw: Draw) -> Arguments:
     B, M, D, L = (shape[n] for n in "BMDL")
-    drawn = uniform(B, M, device=device, generator=generator) * L
     return {
-        "tokens": normal(B, M, D, dtype=dtype, device=device, generator=generator),
-        "weights": (uniform(B, M, device=device, generator=generator) + 0.1).to(dtype),
-        "assignment": drawn.long().clamp(max=L - 1),
+        "tokens": draw.normal(B, M, D),
+        "weights": (draw.uniform(B, M) + 0.1).to(draw.dtype),
+        "assignment": draw.integers(L, B, M),
         "num_clusters": L,
     }
 
@@ -62,27 +57,19 @@ def _bytes(shape: Shape, element: int, direction: str) -> int:
     return B * parts[direction]
 
 
-def _peers(shape: Shape) -> dict[str, Peer]:
-    def reference(**arguments: Tensor) -> Tensor:
-        return ops.merge_clusters(**arguments, backend="reference")  # type: ignore[arg-type]
-
-    return {
-        "eager": eager(reference),
-        "index_add": eager(index_add),
-        "one_hot": eager(one_hot),
-        "compile": compiled(index_add),
-    }
-
-
 BENCH = OpBench(
     op="merge_clusters",
     directions=(BOTH, FORWARD, BACKWARD),
-    shapes=lambda: [{name: shape[name] for name in "BMDL"} for shape in shapes()],
+    shapes=[{name: shape[name] for name in "BMDL"} for shape in dpc_knn.BENCH.shapes],
     small={"B": 2, "M": 24, "D": 16, "L": 6},
     make=_make,
     call=ops.merge_clusters,
     bytes=_bytes,
-    flops=lambda shape, direction: 0,
-    peers=_peers,
+    peers={
+        "eager": eager(_reference),
+        "index_add": eager(index_add),
+        "one_hot": eager(one_hot),
+        "compile": compiled(index_add),
+    },
     gradients=("tokens", "weights"),
 )

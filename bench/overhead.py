@@ -12,99 +12,31 @@ import platform
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.harness.targets import bench_of
+from bench.harness.workload import FORWARD, FP32, Workload, tensors
 from cmpose import ops
 from cmpose.ops import library
+from cmpose.ops.backends import OPS
 
-Arguments = dict[str, Any]
-
-
-def _attention() -> Arguments:
-    return {"qkv": torch.randn(1, 2, 1, 3, 1, 8, requires_grad=True)}
+SDPA = "torch's SDPA, body included"
 
 
-def _corruption() -> Arguments:
-    return {
-        "tokens": torch.randn(1, 1, 2, 4, requires_grad=True),
-        "keypoint_tokens": torch.randn(1, 4, requires_grad=True),
-        "position": torch.randn(1, 3, 4, requires_grad=True),
-        "seed": torch.tensor(0),
-    }
+class Overhead(NamedTuple):
+    """Microseconds a call; None for an op that has no gradient."""
 
-
-def _reconstruction() -> Arguments:
-    return {
-        "pred": torch.randn(1, 1, 2, 4, requires_grad=True),
-        "target": torch.randn(1, 1, 2, 4),
-        "corrupted": torch.ones(1, 1, 2, dtype=torch.bool),
-    }
-
-
-def _heatmaps() -> Arguments:
-    return {
-        "pred": torch.randn(1, 1, 2, 2, requires_grad=True),
-        "keypoints": torch.zeros(1, 1, 2),
-        "visible": torch.ones(1, 1),
-    }
-
-
-def _frames() -> Arguments:
-    matrices = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    frames = torch.zeros(1, 1, 2, 2, 3, dtype=torch.uint8)
-    return {"frames": frames, "matrices": matrices, "size": (2, 2)}
-
-
-def _logits() -> Arguments:
-    return {"logits": torch.randn(1, 1, 4, requires_grad=True), "n": 1}
-
-
-def _tokens() -> Arguments:
-    return {"tokens": torch.randn(1, 4, 4), "k": 1, "num_clusters": 2}
-
-
-def _members() -> Arguments:
-    return {
-        "tokens": torch.randn(1, 4, 4, requires_grad=True),
-        "weights": torch.rand(1, 4, requires_grad=True),
-        "assignment": torch.tensor([[0, 1, 1, 0]]),
-        "num_clusters": 2,
-    }
-
-
-def _cells() -> Arguments:
-    return {
-        "causal": torch.randn(1, 1, 4, requires_grad=True),
-        "merged": torch.randn(1, 2, 4, requires_grad=True),
-        "selection": ops.select_tokens(torch.randn(1, 1, 4), 1),
-        "assignment": torch.tensor([[0, 1, 1]]),
-    }
-
-
-CASES: dict[str, Callable[[], Arguments]] = {
-    "spatial_attention": _attention,
-    "temporal_attention": _attention,
-    "corrupt_tokens": _corruption,
-    "reconstruction_loss": _reconstruction,
-    "heatmap_loss": _heatmaps,
-    "warp_clips": _frames,
-    "select_tokens": _logits,
-    "dpc_knn": _tokens,
-    "merge_clusters": _members,
-    "unmerge_tokens": _cells,
-}
-
-
-def _first(result: Any) -> Tensor:
-    return result if isinstance(result, Tensor) else result[0]
+    no_gradient: float
+    forward: float | None
+    forward_and_backward: float | None
 
 
 @contextmanager
-def _stubbed(call: Callable[[], Any]) -> Iterator[None]:
+def without_bodies(call: Callable[[], Any]) -> Iterator[None]:
     """Within it each registered op returns what it returned in a call of ``call`` before."""
     registered = library.IMPLEMENTATIONS
     before = {name: dict(entries) for name, entries in registered.items()}
@@ -119,11 +51,11 @@ def _stubbed(call: Callable[[], Any]) -> Iterator[None]:
 
     try:
         for name, entries in before.items():
-            registered[name]["reference"] = keeping(name, entries["reference"])
+            registered[name].update({b: keeping(name, body) for b, body in entries.items()})
         call()
-        for name in before:
+        for name, entries in before.items():
             result = results.get(name)
-            registered[name]["reference"] = lambda *_, result=result: result
+            registered[name].update(dict.fromkeys(entries, lambda *_, result=result: result))
         yield
     finally:
         for name, entries in before.items():
@@ -137,53 +69,53 @@ def _time(call: Callable[[], Any], seconds: float) -> float:
     return min(timeit.repeat(call, number=number, repeat=30)) / number * 1e6
 
 
-def _three(
-    call: Callable[..., Any], arguments: Arguments, seconds: float
-) -> tuple[float, float | None, float | None]:
-    """Without gradients, forward with gradients, and forward with backward."""
-    detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    plain = _time(lambda: call(**detached), seconds)
-    inputs = [v for v in arguments.values() if isinstance(v, Tensor) and v.requires_grad]
+def _first(result: Any) -> torch.Tensor:
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def _both(call: Callable[[], Any], arguments: dict[str, Any]) -> Callable[[], Any]:
+    """Forward, and back from the first result; forward alone for an op without gradients."""
+    inputs = [t for t in tensors(arguments) if t.requires_grad]
     if not inputs:
-        return plain, None, None
-    ones = torch.ones_like(_first(call(**arguments)))
-
-    def both() -> None:
-        torch.autograd.grad(_first(call(**arguments)), inputs, ones)
-
-    return plain, _time(lambda: call(**arguments), seconds), _time(both, seconds)
+        return call
+    ones = torch.ones_like(_first(call()))
+    return lambda: torch.autograd.grad(_first(call()), inputs, ones)
 
 
-def measure(seconds: float = 1.0) -> dict[str, tuple[float, float | None, float | None]]:
-    """Microseconds beside the body, per op and for torch's attention; about 3 × seconds each."""
-    found = {}
+def _overhead(call: Callable[..., Any], arguments: dict[str, Any], seconds: float) -> Overhead:
+    detached = {
+        name: value.detach() if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
+    }
+    plain = _time(partial(call, **detached), seconds)
+    forward = partial(call, **arguments)
+    both = _both(forward, arguments)
+    if both is forward:
+        return Overhead(plain, None, None)
+    return Overhead(plain, _time(forward, seconds), _time(both, seconds))
+
+
+def measure(seconds: float = 1.0) -> dict[str, Overhead]:
+    """What each op takes beside its body, and torch's attention; about 3 × seconds each."""
+    results = {}
     with ops.without_value_checks():  # as on a GPU, where nobody looks at values
-        for op, make in CASES.items():
-            arguments = make()
-            function = getattr(ops, op)
-
-            def once(function: Any = function, arguments: Arguments = arguments) -> None:
-                out = _first(function(**arguments))
-                if out.requires_grad:
-                    out.sum().backward()
-
-            with _stubbed(once):
-                found[op] = _three(function, arguments, seconds)
+        for op in OPS:
+            bench = bench_of(op)
+            arguments = bench.arguments(Workload(op, FORWARD, bench.small, FP32), "cpu")
+            call = partial(bench.call, backend="auto")
+            with without_bodies(_both(partial(call, **arguments), arguments)):
+                results[op] = _overhead(call, arguments, seconds)
     q = torch.randn(1, 1, 2, 8, requires_grad=True)
-    found["torch's SDPA, body included"] = _three(
-        lambda q: scaled_dot_product_attention(q, q, q), {"q": q}, seconds
-    )
-    return found
+    results[SDPA] = _overhead(lambda q: scaled_dot_product_attention(q, q, q), {"q": q}, seconds)
+    return results
 
 
-def table(found: dict[str, tuple[float, float | None, float | None]]) -> str:
+def table(results: dict[str, Overhead]) -> str:
     """As a Markdown table."""
-
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.1f}"
-
     lines = ["| op | no gradient | forward | forward + backward |", "|---|---|---|---|"]
-    lines += [f"| {op} | {' | '.join(map(cell, times))} |" for op, times in found.items()]
+    for op, times in results.items():
+        cells = ("–" if time is None else f"{time:.1f}" for time in times)
+        lines.append(f"| {op} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

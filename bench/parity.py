@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import provenance
-from bench.records import write_json
+from bench.harness.records import slug
 from cmpose import config as configuration
+from cmpose import provenance
 from cmpose.config import Config
 from cmpose.data.clips import open_clips
 from cmpose.evaluation.intervals import Interval, interval
+from cmpose.files import write_json
 from cmpose.render.dataset import render_dataset
 from cmpose.study.plots import new_figure, save_svg
 from cmpose.train.train import train
@@ -237,7 +238,7 @@ def measure(work: Path, seeds: int, steps: int, device: str) -> tuple[Curves, di
                 part, field = dotted.split(".")
                 setattr(getattr(config, part), field, value)
             torch.compiler.reset()  # models of the last runs are nothing to this one
-            folder = work / "runs" / f"{provenance.slug(name)}-{seed}"
+            folder = work / "runs" / f"{slug(name)}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
             metrics = train(config, folder, progress=False)
             curves.setdefault(name, {})[seed] = loss_curve(folder)
@@ -274,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         "provenance": origin,
     }
     args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"{provenance.slug(provenance.machine())}.json"
+    path = args.output / f"{slug(provenance.machine())}.json"
     write_json(path, content)
     content = json.loads(path.read_text())
     draw(content, path.with_suffix(".svg"))

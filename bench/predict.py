@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import torch
 
-from bench.provenance import PROJECT, provenance
-from bench.report import rendered
+from bench.report.markers import rendered
 from cmpose.config import Config, ModelConfig
 from cmpose.data.frames import read_picture
 from cmpose.data.video_writer import video_writer
@@ -28,6 +27,7 @@ from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
 from cmpose.predict.detect import detect_people
 from cmpose.predict.predict import predict_video
+from cmpose.provenance import PROJECT, provenance
 from cmpose.render.dataset import render_dataset
 
 RECORD = PROJECT / "bench" / "results" / "cpu" / "predict.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.cases import BATCHES, BOTH, FORWARD, Arguments, OpBench, Peer, Shape, grid, normal
-from bench.peers import eager_and_compiled
+from bench.harness.peers import eager_and_compiled
+from bench.harness.workload import BATCHES, BOTH, FORWARD, Arguments, Draw, OpBench, Shape, grid
 from cmpose import ops
 
 
@@ -25,10 +25,8 @@ def plain(logits: Tensor, n: int) -> tuple[Tensor, ...]:
     return scores.to(logits.dtype), importance.to(logits.dtype), causal, noncausal
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
-    B, K, N = (shape[n] for n in "BKN")
-    logits = normal(B, K, N, dtype=dtype, device=device, generator=generator)
-    return {"logits": logits, "n": shape["n"]}
+def _make(shape: Shape, draw: Draw) -> Arguments:
+    return {"logits": draw.normal(*(shape[n] for n in "BKN")), "n": shape["n"]}
 
 
 def _bytes(shape: Shape, element: int, direction: str) -> int:
@@ -39,21 +37,16 @@ def _bytes(shape: Shape, element: int, direction: str) -> int:
     return forward + (backward if direction == BOTH else 0)
 
 
-def _peers(shape: Shape) -> dict[str, Peer]:
-    return eager_and_compiled(plain)
-
-
 _REFERENCE = {"B": 32, "K": 15, "N": 192, "n": 4}
 
 BENCH = OpBench(
     op="select_tokens",
     directions=(FORWARD, BOTH),
-    shapes=lambda: grid(_REFERENCE, [[{"B": b} for b in BATCHES], [{}, {"N": 432}, {"N": 1024}]]),
+    shapes=grid(_REFERENCE, [{"B": b} for b in BATCHES], [{}, {"N": 432}, {"N": 1024}]),
     small={"B": 2, "K": 3, "N": 16, "n": 2},
     make=_make,
     call=ops.select_tokens,
     bytes=_bytes,
-    flops=lambda shape, direction: 0,
-    peers=_peers,
+    peers=eager_and_compiled(plain),
     gradients=("logits",),
 )

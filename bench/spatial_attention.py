@@ -2,62 +2,45 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from bench import attention
-from bench.cases import (
-    BACKWARD,
-    FORWARD,
-    REFERENCE,
-    Arguments,
-    OpBench,
-    Peer,
-    Shape,
-    grid,
-    model_axes,
-)
+from bench.harness import attention
+from bench.harness.workload import BACKWARD, FORWARD, REFERENCE, OpBench, Shape, model_grid
 from cmpose import ops
+from cmpose.ops.spatial_attention import (
+    spatial_attention_backward_reference,
+    spatial_attention_reference,
+)
 
 
 def _tokens(shape: Shape) -> int:
     return shape["N"] + shape["K"]
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
-    return attention.make(shape, _tokens(shape))(dtype, device, generator)
-
-
-def _bytes(shape: Shape, element: int, direction: str) -> int:
-    return attention.moved(shape, _tokens(shape), element, direction, lse=True)
-
-
 def _flops(shape: Shape, direction: str) -> int:
-    sequences = 3 * shape["B"] * shape["T"]
-    return attention.operations(shape, sequences, _tokens(shape), direction)
+    references = (spatial_attention_reference, spatial_attention_backward_reference)
+    return attention.operations(shape, _tokens(shape), direction, *references)
 
 
-def _peers(shape: Shape) -> dict[str, Peer]:
-    frames = shape["T"]
+def _arrange(qkv: Tensor) -> tuple[Tensor, ...]:
+    return qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)  # [B·T, H, S, d]
 
-    def arrange(qkv: Tensor) -> tuple[Tensor, ...]:
-        return qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)  # [B·T, H, S, d]
 
-    def restore(out: Tensor) -> Tensor:
-        return out.transpose(1, 2).unflatten(0, (-1, frames)).contiguous()
-
-    return attention.peers(arrange, restore)
+def _restore(out: Tensor, qkv: Tensor) -> Tensor:
+    return out.transpose(1, 2).unflatten(0, qkv.shape[:2]).contiguous()
 
 
 BENCH = OpBench(
     op="spatial_attention",
     directions=(FORWARD, BACKWARD),
-    shapes=lambda: grid(REFERENCE, model_axes()),
+    shapes=model_grid(REFERENCE),
     small={"B": 1, "T": 2, "N": 12, "K": 3, "H": 2, "d": 16},
-    make=_make,
+    make=lambda shape, draw: attention.packed(shape, _tokens(shape), draw),
     call=ops.spatial_attention,
-    bytes=_bytes,
+    bytes=lambda shape, element, direction: attention.moved(
+        shape, _tokens(shape), element, direction, lse=True
+    ),
+    peers=attention.peers(_arrange, _restore),
     flops=_flops,
-    peers=_peers,
     gradients=("qkv",),
 )

@@ -1,7 +1,7 @@
 """temporal_attention: along the frames, at each position.
 
-Beside the matrix products there is the formulation that a compiler can fuse, products and sums over
-broadcast dimensions; compiled it is the strongest stock peer.
+Beside matrix products there is a formulation that a compiler can fuse: products and sums over
+broadcast dimensions. Compiled, it is the strongest stock peer.
 """
 
 from __future__ import annotations
@@ -9,32 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench import attention
-from bench.cases import (
-    BACKWARD,
-    FORWARD,
-    REFERENCE,
-    Arguments,
-    OpBench,
-    Peer,
-    Shape,
-    grid,
-    model_axes,
-)
-from bench.peers import compiled
+from bench.harness import attention
+from bench.harness.peers import compiled
+from bench.harness.workload import BACKWARD, FORWARD, REFERENCE, OpBench, Shape, model_grid
 from cmpose import ops
-
-
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
-    return attention.make(shape, shape["N"])(dtype, device, generator)
-
-
-def _bytes(shape: Shape, element: int, direction: str) -> int:
-    return attention.moved(shape, shape["N"], element, direction, lse=False)
+from cmpose.ops.temporal_attention import (
+    temporal_attention_backward_reference,
+    temporal_attention_reference,
+)
 
 
 def _flops(shape: Shape, direction: str) -> int:
-    return attention.operations(shape, 3 * shape["B"] * shape["N"], shape["T"], direction)
+    references = (temporal_attention_reference, temporal_attention_backward_reference)
+    return attention.operations(shape, shape["N"], direction, *references)
 
 
 def broadcast_formulation(qkv: Tensor) -> Tensor:
@@ -45,30 +32,28 @@ def broadcast_formulation(qkv: Tensor) -> Tensor:
     return (weights[..., None] * v[:, None]).sum(2)
 
 
-def _peers(shape: Shape) -> dict[str, Peer]:
-    positions = shape["N"]
+def _arrange(qkv: Tensor) -> tuple[Tensor, ...]:
+    return qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # [B·S, H, T, d]
 
-    def arrange(qkv: Tensor) -> tuple[Tensor, ...]:
-        return qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # [B·S, H, T, d]
 
-    def restore(out: Tensor) -> Tensor:
-        return out.unflatten(0, (-1, positions)).permute(0, 3, 1, 2, 4).contiguous()
-
-    return {
-        **attention.peers(arrange, restore),
-        "compile_broadcast": compiled(broadcast_formulation),
-    }
+def _restore(out: Tensor, qkv: Tensor) -> Tensor:
+    return out.unflatten(0, (-1, qkv.shape[2])).permute(0, 3, 1, 2, 4).contiguous()
 
 
 BENCH = OpBench(
     op="temporal_attention",
     directions=(FORWARD, BACKWARD),
-    shapes=lambda: grid(REFERENCE, model_axes()),
+    shapes=model_grid(REFERENCE),
     small={"B": 1, "T": 3, "N": 12, "K": 3, "H": 2, "d": 32},
-    make=_make,
+    make=lambda shape, draw: attention.packed(shape, shape["N"], draw),
     call=ops.temporal_attention,
-    bytes=_bytes,
+    bytes=lambda shape, element, direction: attention.moved(
+        shape, shape["N"], element, direction, lse=False
+    ),
+    peers={
+        **attention.peers(_arrange, _restore),
+        "compile_broadcast": compiled(broadcast_formulation),
+    },
     flops=_flops,
-    peers=_peers,
     gradients=("qkv",),
 )

@@ -8,23 +8,24 @@ is the ops' reference.
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import record_function
 
-from bench import provenance, records, timing
-from bench.measure import message
-from bench.model_flops import step_flops
-from bench.roofline import Rates, measure_rates
-from bench.train_parts import Recorder, cuda_recorder
-from cmpose import ops
+from bench.harness import records, timing
+from bench.harness.bound import Rates, measure_rates
+from bench.harness.measure import message
+from bench.harness.workload import counted_flops
+from cmpose import ops, provenance
 from cmpose.config import Backend, ModelConfig, TrainConfig
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
@@ -50,6 +51,7 @@ PARTS = (
     "head",
     "losses",
     "optimiser",
+    "other",
 )
 
 BATCH = {"tiny": 2, "small": 32, "base": 32, "large": 16, "huge": 16}
@@ -206,66 +208,127 @@ def prepare(
     if variant not in VARIANTS:
         raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     reference, graph = "reference" in variant, "graph" in variant
-    config = copy.copy(config)
-    config.backend = "reference" if reference else "auto"
+    config = replace(config, backend="reference" if reference else "auto")
     step = Step(config, batch, device, precision, reference=reference, capturable=graph)
     if "compiled" in variant:
         step.loss_of = torch.compile(step._loss, fullgraph=True, dynamic=False)
     return step, captured(step) if graph else step
 
 
+# -- parts of a step -----------------------------------------------------------------------------
+
+
+def labelled(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` under the part's name in the profiler's events."""
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        with record_function(part):
+            return function(*arguments, **keywords)
+
+    return run
+
+
+def label_parts(step: Step) -> None:
+    """Names the parts of a step; where one lies within another, the inner one counts."""
+    coarse = step.model.coarse
+    modules: list[tuple[str, nn.Module | None]] = [
+        ("backbone", step.model.backbone),
+        ("other criss-cross", coarse.criss_cross),
+        ("other criss-cross", coarse.fusion),
+        ("selection, clustering, merge", step.model.fine),
+        ("head", step.model.head),
+    ]
+    for part, module in modules:
+        if module is not None:
+            module.forward = labelled(part, module.forward)
+    for module in coarse.criss_cross.modules():
+        if isinstance(module, Attention):
+            module.attend = labelled("criss-cross attention", module.attend)
+    coarse._branches = labelled("corruption", coarse._branches)  # type: ignore[method-assign]
+    step.images = labelled("input", step.images)  # type: ignore[method-assign]
+    step.losses = labelled("losses", step.losses)  # type: ignore[method-assign]
+    step.update = labelled("optimiser", step.update)  # type: ignore[method-assign]
+
+
+def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
+    """Seconds of each part, forward and backward: of the kernels on a card, of operators on a CPU.
+
+    An event belongs to the innermost part that it lies in. A backward pass lies in none; autograd
+    gives its events the sequence number that the forward operator had, and so the part.
+    """
+    events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=_start)
+    part_of: dict[int, str] = {}
+    forward: dict[int, str] = {}
+    seconds = dict.fromkeys(PARTS, 0.0)
+    for event in events:  # a parent comes before its children
+        part = "other"
+        if event.name in PARTS:
+            part = event.name
+        elif event.name.startswith("autograd::engine::evaluate_function"):
+            part = forward.get(event.sequence_nr, "other")
+        elif event.cpu_parent is not None:
+            part = part_of[id(event.cpu_parent)]
+        part_of[id(event)] = part
+        if event.sequence_nr >= 0 and part != "other":
+            # Of several operators with a number the last one made the node of the backward pass.
+            forward[event.sequence_nr] = part
+        on_card = 0 if event.name in PARTS else event.self_device_time_total
+        seconds[part] += 1e-6 * (on_card if device == "cuda" else event.self_cpu_time_total)
+    return seconds
+
+
+def _start(event: Any) -> tuple[float, float]:
+    """Orders events so that one that holds another comes before it."""
+    return event.time_range.start, -event.time_range.end
+
+
+def parts(step: Step) -> dict[str, float]:
+    """Seconds of each part of one eager step; the step's model is not to be used afterwards."""
+    label_parts(step)
+    profiled = timing.profile(step, step.device)
+    return seconds_by_part(profiled.events(), step.device)
+
+
 # -- measuring ------------------------------------------------------------------------------------
+
+
+def step_flops(config: ModelConfig) -> int:
+    """Operations of a clip's forward and backward pass, of products and convolutions.
+
+    Those of a step on the meta device by the ops' references, so that recomputation inside a
+    kernel does not count as work. Distances of DPC-kNN, norms, activations and losses are left
+    out: they are not what the model's utilisation is counted in.
+    """
+    config = replace(config, backend="reference")
+    with torch.device("meta"):
+        model = CMPose(config).train()
+        images = torch.empty(1, config.num_frames, 3, *config.image_size)
+        seed = torch.zeros(1, dtype=torch.int64)
+        centers = torch.empty(1, config.num_keypoints, 2)
+        weight = torch.empty(1, config.num_keypoints)
+
+    def step() -> None:
+        with ops.without_value_checks():
+            cmpose_loss(model(images, seed), centers, weight, config).total.backward()
+
+    return counted_flops(step)
 
 
 def timed(run: Callable[[], None], device: str, samples: int, together: int) -> list[float]:
     """Seconds a step, of groups of steps between synchronisations."""
 
-    def synchronize() -> None:
+    def now() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter()
 
-    found = []
+    seconds = []
     for _ in range(samples):
-        synchronize()
-        start = time.perf_counter()
+        start = now()
         for _ in range(together):
             run()
-        synchronize()
-        found.append((time.perf_counter() - start) / together)
-    return found
-
-
-def parts(step: Step, recorder: Recorder) -> dict[str, float]:
-    """Seconds of each part of one eager step; the step's model is not to be used afterwards."""
-    model, wrap = step.model, recorder.wrap
-    modules: dict[str, nn.Module | None] = {
-        "backbone": model.backbone,
-        "criss-cross": model.coarse.criss_cross,
-        "fusion": model.coarse.fusion,
-        "head": model.head,
-        "selection, clustering, merge": model.fine,
-    }
-    for name, part in modules.items():
-        if part is not None:
-            part.forward = wrap(name, part.forward)
-    model.coarse._branches = wrap("corruption", model.coarse._branches)  # type: ignore[method-assign]
-    for module in model.coarse.criss_cross.modules():
-        if isinstance(module, Attention):
-            module.attend = wrap("criss-cross attention", module.attend)
-    step.images = wrap("input", step.images)  # type: ignore[method-assign]
-    step.losses = wrap("losses", step.losses)  # type: ignore[method-assign]
-    optimise = wrap("optimiser", step.update)
-
-    def update() -> None:
-        recorder.close()
-        optimise()
-
-    step.update = update  # type: ignore[method-assign]
-    step()
-    found = recorder.seconds()
-    inside = found.pop("criss-cross") - found["criss-cross attention"]
-    found["other criss-cross"] = max(inside, 0.0) + found.pop("fusion")
-    return {name: found[name] for name in PARTS}
+        seconds.append((now() - start) / together)
+    return seconds
 
 
 def peak_rate(card: str) -> float | None:
@@ -274,45 +337,32 @@ def peak_rate(card: str) -> float | None:
 
 
 def measure(
-    variant: str,
-    config: ModelConfig,
-    batch: int,
-    device: str,
-    precision: str,
-    *,
-    samples: int,
-    together: int,
+    variant: str, config: ModelConfig, batch: int, device: str, precision: str
 ) -> dict[str, Any]:
     """One variant, as a results file holds it."""
+    on_card = device == "cuda"
     step, run = prepare(variant, config, batch, device, precision)
-    for _ in range(3 if device == "cuda" else 1):
+    for _ in range(3 if on_card else 1):
         run()
-    if device == "cuda" and run is step:  # a graph's memory is taken when it is captured
+    if on_card and run is step:  # a graph's memory is taken when it is captured
         torch.cuda.reset_peak_memory_stats()
-    seconds = timed(run, device, samples, together)
+    us = timing.quantiles(timed(run, device, *((10, 5) if on_card else (2, 1))))
     # On a card weights and optimiser count too, on a CPU only what a step takes beside them.
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else timing.peak_bytes(run, device)
-    us = timing.quantiles(seconds)
-    flops, median = step_flops(config), us["p50"] * 1e-6
+    peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(run, device)
+    flops, clips_per_s = step_flops(config), 1e6 * batch / us["p50"]
     loss = float(step.loss)
-    split: dict[str, float] = {}
-    if run is step and "compiled" not in variant:
-        make = cuda_recorder if device == "cuda" else lambda: Recorder(time.perf_counter, _minus)
-        split = {name: round(s * 1e3, 4) for name, s in parts(step, make()).items()}
-    rate = peak_rate(provenance.machine()) if device == "cuda" and precision == "bf16" else None
+    eager = run is step and "compiled" not in variant
+    split = parts(step) if eager else {}
+    rate = peak_rate(provenance.machine()) if on_card and precision == "bf16" else None
     return {
-        "clips_per_s": round(batch / median, 3),
+        "clips_per_s": round(clips_per_s, 3),
         "ms": {name: round(value / 1e3, 4) for name, value in us.items()},
         "peak_bytes": peak,
         "model_flops_per_clip": flops,
-        "mfu": None if rate is None else round(flops * batch / median / rate, 4),
+        "mfu": None if rate is None else round(flops * clips_per_s / rate, 4),
         "loss": loss if loss > 0 else None,
-        "parts_ms": split,
+        "parts_ms": {name: round(seconds * 1e3, 4) for name, seconds in split.items()},
     }
-
-
-def _minus(start: float, stop: float) -> float:
-    return stop - start
 
 
 def entry(backbone: str, config: ModelConfig, batch: int, precision: str, rates: Rates) -> Any:
@@ -330,12 +380,12 @@ def entry(backbone: str, config: ModelConfig, batch: int, precision: str, rates:
         },
         "variants": {},
         "rates": rates.as_dict(),
-        "note": None if origin["gpu"] else provenance.NOT_A_RESULT,
+        "note": None if origin["gpu"] else records.NOT_A_RESULT,
         "provenance": origin,
     }
 
 
-def put(path: Path, step: dict[str, Any], variant: str, found: Any) -> None:
+def put(path: Path, step: dict[str, Any], variant: str, result: Any) -> None:
     """Adds a variant's outcome to the step's record of a results file."""
     content = records.load_or_empty(path, provenance.machine())
     same = [
@@ -346,7 +396,7 @@ def put(path: Path, step: dict[str, Any], variant: str, found: Any) -> None:
         and s["provenance"]["commit"] == step["provenance"]["commit"]
     ]
     held = same[0]["variants"] if same else {}
-    records.add(content, steps=[{**step, "variants": {**held, variant: found}}])
+    records.add(content, steps=[{**step, "variants": {**held, variant: result}}])
     records.save(path, content)
 
 
@@ -366,7 +416,7 @@ def main(arguments: list[str] | None = None) -> int:
     batch = options.batch or BATCH[options.backbone]
     config = model_config(options.backbone, "auto")
     if device == "cpu":
-        print(provenance.NOT_A_RESULT)
+        print(records.NOT_A_RESULT)
     rates = measure_rates(device)
     step = entry(options.backbone, config, batch, options.precision, rates)
     names = [options.variant] if options.variant else list(VARIANTS)
@@ -377,34 +427,28 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:  # stands if the process dies
             put(options.json, step, name, "error: the process died while it ran")
         try:
-            found: Any = measure(
-                name,
-                config,
-                batch,
-                device,
-                options.precision,
-                samples=10 if device == "cuda" else 2,
-                together=5 if device == "cuda" else 1,
-            )
+            result: Any = measure(name, config, batch, device, options.precision)
         except Exception as error:
-            found = message(error)
+            result = message(error)
             # A reference that fails is a finding; ours that fails is a fault.
             status = status or int("ours" in name)
         if options.json:
-            put(options.json, step, name, found)
-        print(f"ViT {options.backbone}, {batch} clips, {options.precision}, {name}: {_text(found)}")
+            put(options.json, step, name, result)
+        print(
+            f"ViT {options.backbone}, {batch} clips, {options.precision}, {name}: {_text(result)}"
+        )
     return status
 
 
-def _text(found: Any) -> str:
-    if isinstance(found, str):
-        return found
-    mfu = "" if found["mfu"] is None else f", MFU {100 * found['mfu']:.1f} %"
+def _text(result: Any) -> str:
+    if isinstance(result, str):
+        return result
+    mfu = "" if result["mfu"] is None else f", MFU {100 * result['mfu']:.1f} %"
     lines = [
-        f"{found['clips_per_s']:,.1f} clips/s, peak {found['peak_bytes'] / 1e9:,.2f} GB, "
-        f"{found['model_flops_per_clip'] / 1e9:,.1f} GFLOP a clip{mfu}"
+        f"{result['clips_per_s']:,.1f} clips/s, peak {result['peak_bytes'] / 1e9:,.2f} GB, "
+        f"{result['model_flops_per_clip'] / 1e9:,.1f} GFLOP a clip{mfu}"
     ]
-    lines += [f"    {name:30} {ms:10.3f} ms" for name, ms in found["parts_ms"].items()]
+    lines += [f"    {name:30} {ms:10.3f} ms" for name, ms in result["parts_ms"].items()]
     return "\n".join(lines)
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.cases import (
+from bench.harness.peers import eager_and_compiled
+from bench.harness.workload import (
     BATCHES,
     BOTH,
     FORWARD,
     HEADS,
     Arguments,
+    Draw,
     OpBench,
-    Peer,
     Shape,
     grid,
-    normal,
-    uniform,
 )
-from bench.peers import eager_and_compiled
 from cmpose import ops
 
 
@@ -46,29 +44,20 @@ def plain(
     return torch.empty_like(values).scatter(1, index, values)
 
 
-def call(
-    causal: Tensor,
-    merged: Tensor,
-    causal_index: Tensor,
-    noncausal_index: Tensor,
-    assignment: Tensor,
-    backend: str,
-) -> Tensor:
+def _call(causal_index: Tensor, noncausal_index: Tensor, **arguments: Any) -> Tensor:
     """The op, its indices as arguments of their own."""
-    split = Split(causal_index, noncausal_index)
-    return ops.unmerge_tokens(causal, merged, split, assignment, backend=backend)
+    return ops.unmerge_tokens(selection=Split(causal_index, noncausal_index), **arguments)
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+def _make(shape: Shape, draw: Draw) -> Arguments:
     B, N, C, L, D = *(shape[n] for n in "BNCL"), shape["H"] * shape["d"]
-    order = uniform(B, N, device=device, generator=generator).argsort(1)
-    drawn = uniform(B, N - C, device=device, generator=generator) * L
+    order = draw.uniform(B, N).argsort(1)
     return {
-        "causal": normal(B, C, D, dtype=dtype, device=device, generator=generator),
-        "merged": normal(B, L, D, dtype=dtype, device=device, generator=generator),
+        "causal": draw.normal(B, C, D),
+        "merged": draw.normal(B, L, D),
         "causal_index": order[:, :C].sort(1).values,
         "noncausal_index": order[:, C:].sort(1).values,
-        "assignment": drawn.long().clamp(max=L - 1),
+        "assignment": draw.integers(L, B, N - C),
     }
 
 
@@ -80,28 +69,21 @@ def _bytes(shape: Shape, element: int, direction: str) -> int:
     return B * one * (2 if direction == BOTH else 1)
 
 
-def _peers(shape: Shape) -> dict[str, Peer]:
-    return eager_and_compiled(plain)
-
-
 _REFERENCE = {"B": 32, "N": 192, "C": 60, "L": 32, "H": 12, "d": 64}
 
 BENCH = OpBench(
     op="unmerge_tokens",
     directions=(FORWARD, BOTH),
-    shapes=lambda: grid(
+    shapes=grid(
         _REFERENCE,
-        [
-            [{"B": b} for b in BATCHES],
-            [{"H": h, "d": d} for h, d in HEADS],
-            [{}, {"N": 432, "C": 60, "L": 32}],
-        ],
+        [{"B": b} for b in BATCHES],
+        [{"H": h, "d": d} for h, d in HEADS],
+        [{}, {"N": 432}],
     ),
     small={"B": 2, "N": 16, "C": 6, "L": 3, "H": 2, "d": 16},
     make=_make,
-    call=call,
+    call=_call,
     bytes=_bytes,
-    flops=lambda shape, direction: 0,
-    peers=_peers,
+    peers=eager_and_compiled(plain),
     gradients=("causal", "merged"),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.cases import BATCHES, FORWARD, FRAMES, Arguments, OpBench, Peer, Shape, grid, uniform
-from bench.peers import eager_and_compiled
+from bench.harness.peers import eager_and_compiled
+from bench.harness.workload import BATCHES, FORWARD, FRAMES, Arguments, Draw, OpBench, Shape, grid
 from cmpose import ops
 
 
@@ -25,33 +25,26 @@ def plain(frames: Tensor, matrices: Tensor, size: tuple[int, int], dtype: torch.
     return ((crops - mean) / std).to(dtype).unflatten(0, (B, T))
 
 
-def _make(shape: Shape, dtype: torch.dtype, device: str, generator: torch.Generator) -> Arguments:
+def _make(shape: Shape, draw: Draw) -> Arguments:
     B, T, h, w = (shape[n] for n in "BThw")
-    frames = torch.randint(
-        0, 256, (B, T, h, w, 3), dtype=torch.uint8, device=device, generator=generator
-    )
     # Crops at scale 1, slightly turned, somewhere in the frame.
-    matrices = torch.eye(2, 3, dtype=torch.float64, device=device).repeat(B, 1, 1)
-    turn = 0.1 * (uniform(B, device=device, generator=generator).double() - 0.5)
+    matrices = torch.eye(2, 3, dtype=torch.float64, device=draw.device).repeat(B, 1, 1)
+    turn = 0.1 * (draw.uniform(B).double() - 0.5)
     matrices[:, 0, 1], matrices[:, 1, 0] = turn, -turn
-    room = torch.tensor([max(w - shape["crop_w"], 0), max(h - shape["crop_h"], 0)], device=device)
-    matrices[:, :, 2] = -uniform(B, 2, device=device, generator=generator).double() * room
+    room = [max(w - shape["crop_w"], 0), max(h - shape["crop_h"], 0)]
+    matrices[:, :, 2] = -draw.uniform(B, 2).double() * torch.tensor(room, device=draw.device)
     return {
-        "frames": frames,
+        "frames": draw.integers(256, B, T, h, w, 3, dtype=torch.uint8),
         "matrices": matrices,
         "size": (shape["crop_h"], shape["crop_w"]),
-        "dtype": dtype,
+        "dtype": draw.dtype,
     }
 
 
-def moved(shape: Shape, element: int) -> int:
+def _bytes(shape: Shape, element: int, direction: str) -> int:
     """At scale 1 a source pixel is read for each of the crop's, and each is written."""
     values = shape["B"] * shape["T"] * 3 * shape["crop_h"] * shape["crop_w"]
     return values + values * element
-
-
-def _peers(shape: Shape) -> dict[str, Peer]:
-    return eager_and_compiled(plain, checked=False)  # its matrices are others
 
 
 _REFERENCE = {"B": 32, "T": 3, "h": 720, "w": 1280, "crop_h": 256, "crop_w": 192}
@@ -59,14 +52,15 @@ _REFERENCE = {"B": 32, "T": 3, "h": 720, "w": 1280, "crop_h": 256, "crop_w": 192
 BENCH = OpBench(
     op="warp_clips",
     directions=(FORWARD,),
-    shapes=lambda: grid(
+    shapes=grid(
         _REFERENCE,
-        [[{"B": b} for b in BATCHES], [{"T": t} for t in FRAMES], [{}, {"h": 384, "w": 288}]],
+        [{"B": b} for b in BATCHES],
+        [{"T": t} for t in FRAMES],
+        [{}, {"h": 384, "w": 288}],
     ),
     small={"B": 2, "T": 2, "h": 64, "w": 48, "crop_h": 32, "crop_w": 24},
     make=_make,
     call=ops.warp_clips,
-    bytes=lambda shape, element, direction: moved(shape, element),
-    flops=lambda shape, direction: 0,
-    peers=_peers,
+    bytes=_bytes,
+    peers=eager_and_compiled(plain, checked=False),  # its matrices mean something else
 )

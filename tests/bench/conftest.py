@@ -6,15 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-import cmpose.provenance
-from bench import provenance
+from cmpose import provenance
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_gpu() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that tests start
-    for module in (provenance, cmpose.provenance):  # bench's hands on cmpose's functions
-        patch.setattr(module, "device", lambda: "cpu")
+    patch.setattr(provenance, "device", lambda: "cpu")
     yield
     patch.undo()

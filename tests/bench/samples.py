@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
-from bench import records
-from bench.targets import TARGETS
+from bench.harness import records
+from bench.harness.targets import TARGETS
 
 CARD = "Test Card 9000"
 
@@ -36,12 +37,12 @@ PASSED = {"status": "passed", "tests": 12, "failed": 0, "command": "python -m py
 
 def record(**changes: Any) -> dict[str, Any]:
     """A whole record of temporal attention, three times as fast as the best of its peers."""
-    case = TARGETS[2].case
+    workload = TARGETS[2].workload
     made = {
-        "op": case.op,
-        "direction": case.direction,
-        "shape": dict(case.shape),
-        "dtype": case.dtype,
+        "op": workload.op,
+        "direction": workload.direction,
+        "shape": dict(workload.shape),
+        "dtype": workload.dtype,
         "backend": "triton",
         "us": {"p20": 99.0, "p50": 100.0, "p80": 101.0},
         "wall_us": 130.0,
@@ -51,9 +52,9 @@ def record(**changes: Any) -> dict[str, Any]:
         "peak_bytes": 1000,
         "bytes": 340_000_000,
         "flops": 1000,
-        "measured_bytes": None,
-        "floor_us": 85.0,
-        "percent_of_floor": 85.0,
+        "dram_bytes": None,
+        "bound_us": 85.0,
+        "percent_of_bound": 85.0,
         "percent_of_copy": 85.0,
         "peers": {"eager": 900.0, "compile": 300.0, "sdpa_flash": "error: RuntimeError: no"},
         "peers_wall_us": {"eager": 950.0, "compile": 340.0},
@@ -64,7 +65,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "error_vs_fp64": 1e-3,
         "peers_error_vs_fp64": {"eager": 2e-3},
         "kernels": {"ours": ["temporal_attention_rows_forward"]},
-        "gate": dict(PASSED),
+        "op_tests": dict(PASSED),
         "setting": "full",
         "rates": dict(RATES),
         "note": None,
@@ -110,6 +111,6 @@ def step(**changes: Any) -> dict[str, Any]:
 
 def content(*found: dict[str, Any], steps: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
     """A results file's content."""
-    made = records.empty(CARD)
+    made = records.load_or_empty(Path("none"), CARD)
     records.add(made, found, steps)
     return made

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from bench import gpu, records, stages, summary
-from bench.provenance import NOT_A_RESULT, PROJECT, machine
-from bench.stages import Item, State, run_stage
+from bench.gpu import __main__ as gpu
+from bench.gpu import items as of_stage
+from bench.gpu import stages
+from bench.gpu.stages import Item, State, run_stage
+from bench.harness import records
+from bench.harness.records import NOT_A_RESULT
 from cmpose import ops
 from cmpose.ops.backends import OPS
-from tests.bench.samples import content, record, step
+from cmpose.provenance import PROJECT
 
 # -- the rehearsal --------------------------------------------------------------------------------
 
@@ -189,7 +192,7 @@ def test_outcomes_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_real_pytest_runs_are_told_apart(tmp_path: Path) -> None:
     file = tmp_path / "test_x.py"
     file.write_text("def test_a(): pass\ndef test_b(): assert 0\n")
-    command = (*gpu.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path), str(file))
+    command = (*of_stage.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path), str(file))
     none = Item("none", (*command, "-k", "nothing"))
     good = Item("good", (*command, "-k", "test_a"))
     status, found = stage(tmp_path, Item("bad", command), good, none)
@@ -201,7 +204,7 @@ def test_real_pytest_runs_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(stages, "DECLARED", ("surely_absent",))
-    command = (*gpu.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path))
+    command = (*of_stage.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path))
     for name, code in (
         ("declared", "import surely_absent\ndef test_a(): pass\n"),
         ("unknown", "import another_absent\ndef test_a(): pass\n"),
@@ -226,10 +229,10 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypa
 
 
 def test_every_test_file_is_run_once() -> None:
-    items = gpu.test_items(dry=False)
+    items = of_stage.tests(dry=False)
     files = {str(p.relative_to(PROJECT)) for p in (PROJECT / "tests").rglob("test_*.py")}
     named = {part for item in items for part in item.command if part.startswith("tests/")}
-    assert named | set(gpu.LEFT_OUT) == files
+    assert named | set(of_stage.LEFT_OUT) == files
     assert len({i.name for i in items}) == len(items)
     for op in OPS:
         assert any(item.command[-1] == op for item in items)
@@ -237,20 +240,20 @@ def test_every_test_file_is_run_once() -> None:
 
 def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": "no kernel"})
-    assert gpu.sanitize_items(dry=False) == []
+    assert of_stage.sanitize(dry=False) == []
     monkeypatch.setattr(
         ops, "available", lambda op, device: {"cuda": None if op == "dpc_knn" else "no kernel"}
     )
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
-    memcheck, racecheck, *own = gpu.sanitize_items(dry=False)
+    monkeypatch.setattr(of_stage.shutil, "which", lambda name: f"/bin/{name}")
+    memcheck, racecheck, *own = of_stage.sanitize(dry=False)
     assert [item.name for item in own] == ["memcheck tests/csrc", "racecheck tests/csrc"]
     assert all(item.command[-3:] == ("tests/csrc", "-m", "sanitized") for item in own)
     assert memcheck.command[:3] == ("/bin/compute-sanitizer", "--tool", "memcheck")
     assert racecheck.command[2] == "racecheck"
     assert any("dpc_knn-cuda and (" in part for part in memcheck.command)
     assert memcheck.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
-    without_tool = gpu.sanitize_items(dry=False)[0]
+    monkeypatch.setattr(of_stage.shutil, "which", lambda name: None)
+    without_tool = of_stage.sanitize(dry=False)[0]
     found = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
     assert found["status"] == "failed"
     assert "compute-sanitizer is not on PATH" in found["details"][-1]
@@ -264,32 +267,19 @@ def test_stages_are_ordered_and_built_first() -> None:
 
 
 def test_targets_are_measured_before_the_grid(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
-    items = gpu.bench_items(False, False, tmp_path / "r.json", tmp_path)
+    monkeypatch.setattr(of_stage.shutil, "which", lambda name: f"/bin/{name}")
+    items = of_stage.bench(False, False, tmp_path / "r.json", tmp_path)
     assert items[0].name == "targets, quick"
-    assert items[1].command[-1] == "bench/test_floors.py"
+    assert items[1].command[-1] == "bench/timed/test_limits.py"
     assert items[-1].open_ended
     assert "grid" in items[-1].command
-    assert sum("bench.counted" in i.command for i in items) > 5
-    assert "--full" in gpu.bench_items(False, True, tmp_path / "r.json", tmp_path)[0].command
+    assert sum("bench.gpu.dram_bytes" in i.command for i in items) > 5
+    assert "--full" in of_stage.bench(False, True, tmp_path / "r.json", tmp_path)[0].command
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 1
     assert "torch sees no GPU; --dry rehearses" in capsys.readouterr().out
-
-
-def test_the_summary_of_a_card() -> None:
-    card = content(record(), steps=(step(),))
-    page = summary.page(card, ["bench"], dry=False)
-    assert "not yet measured" in page
-    [line] = [x for x in page.splitlines() if x.startswith("temporal attention forward")]
-    assert line.split()[-3:] == ["compile", "300.0", "3.00×"]
-    assert "ours                                  700.0 clips/s,  20.00 GB, MFU 46.0 %" in page
-    slow = content(record(peers={"compile": 110.0}, peers_timer={"compile": "graph"},
-                          speedup_vs_best_peer=1.1))  # fmt: skip
-    assert "short of: compile 1.10× of 1.3×" in summary.page(slow, ["bench"], dry=False)
-    assert machine() not in page
 
 
 # -- a machine on which nothing is installed ------------------------------------------------------
@@ -305,7 +295,7 @@ def test_a_checkout_serves_uninstalled(tmp_path: Path) -> None:
         f"""
 import sys
 sys.modules.update(dict.fromkeys({ABSENT!r}))  # importing one of them fails
-import cmpose.kernels.launch, cmpose.configs, bench.train_step, bench.gpu
+import cmpose.kernels.launch, cmpose.configs, bench.train_step, bench.gpu.__main__
 assert cmpose.__file__ == {str(PROJECT / "cmpose" / "__init__.py")!r}
 assert cmpose.kernels.__file__ == {str(PROJECT / "kernels" / "__init__.py")!r}
 import pytest

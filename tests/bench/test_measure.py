@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from bench import __main__ as program
-from bench import measure, provenance, records, timing
-from bench.accuracy import relative_error
-from bench.cases import BACKWARD, BF16, BOTH, FORWARD, FP32, Case, OpBench, Peer
-from bench.measure import Setting
-from bench.roofline import Rates
-from bench.targets import TARGETS, bench_of
+from bench.harness import measure, records, timing
+from bench.harness.accuracy import relative_error
+from bench.harness.bound import Rates
+from bench.harness.journal import Journal
+from bench.harness.measure import Run, Setting
+from bench.harness.targets import TARGETS, bench_of
+from bench.harness.workload import BACKWARD, BF16, BOTH, FORWARD, FP32, OpBench, Peer, Workload
+from cmpose import provenance
 from cmpose.ops.backends import OPS
 from tests.bench.fake_cuda import FakeCuda
 from tests.bench.samples import ORIGIN, PASSED, RATES
@@ -51,20 +53,21 @@ class Steady:
 
 def plain_bench(**peers: Peer) -> Any:
     bench = bench_of("reconstruction_loss")
-    own = bench.peers(bench.small)["eager"]
-    return replace(bench, peers=lambda shape: {"eager": own, **peers})
+    return replace(bench, peers={"eager": bench.peers["eager"], **peers})
 
 
-def case_of(bench: Any, direction: str, dtype: str = FP32) -> Case:
-    return Case(bench.op, direction, bench.small, dtype)
+def case_of(bench: Any, direction: str, dtype: str = FP32) -> Workload:
+    return Workload(bench.op, direction, bench.small, dtype)
 
 
-def tried(bench: Any, case: Case, **options: Any) -> tuple[list[records.Record], dict[str, str]]:
-    values: dict[str, Any] = {"clock": Steady(), "origin": dict(CPU)} | options
-    return measure.measure(case, bench, ["auto"], Rates(**RATES), LEAST, **values)
+def tried(
+    bench: Any, case: Workload, **options: Any
+) -> tuple[list[records.Record], dict[str, str]]:
+    values: dict[str, Any] = {"clock": Steady(), "origin": dict(CPU), "setting": LEAST} | options
+    return measure.measure(case, bench, ["auto"], Run(Rates(**RATES), **values))
 
 
-def measured(bench: Any, case: Case, **options: Any) -> list[records.Record]:
+def measured(bench: Any, case: Workload, **options: Any) -> list[records.Record]:
     found, faults = tried(bench, case, **options)
     assert faults == {}
     return found
@@ -79,27 +82,29 @@ def test_a_record_is_whole_and_says_where_it_is_from() -> None:
     assert found["error_vs_fp64"] < 1e-6
     assert found["peers_error_vs_fp64"]["eager"] < 1e-6
     assert found["bytes"] == bench.bytes(bench.small, 4, BOTH)
-    assert found["floor_us"] == pytest.approx(found["bytes"] / 4e6, abs=1e-4)
+    assert found["bound_us"] == pytest.approx(found["bytes"] / 4e6, abs=1e-4)
     assert found["peak_bytes"] > 0
     assert found["wall_us"] == pytest.approx(100.0)
     assert any("cmpose::" in name for name in found["kernels"]["ours"])
-    assert found["note"] == provenance.NOT_A_RESULT
+    assert found["note"] == records.NOT_A_RESULT
     assert found["speedup_vs_best_peer"] is None
 
 
 @pytest.mark.parametrize(
-    ("gates", "gpu", "speedup"),
+    ("op_tests", "gpu", "speedup"),
     [
         ({"auto": PASSED}, "Card", 1.0),
         ({"auto": PASSED}, None, None),
         ({"auto": PASSED | {"status": "failed", "failed": 1}}, "Card", None),
         ({"cuda": PASSED}, "Card", None),  # another backend's
-        (None, "Card", None),
+        ({}, "Card", None),
     ],
 )
-def test_a_speed_up_needs_passed_tests_and_a_card(gates: Any, gpu: Any, speedup: Any) -> None:
+def test_a_speed_up_needs_passed_tests_and_a_card(op_tests: Any, gpu: Any, speedup: Any) -> None:
     bench = plain_bench()
-    [found] = measured(bench, case_of(bench, FORWARD), gates=gates, origin=ORIGIN | {"gpu": gpu})
+    given = {"reconstruction_loss": op_tests}
+    origin = ORIGIN | {"gpu": gpu}
+    [found] = measured(bench, case_of(bench, FORWARD), op_tests=given, origin=origin)
     assert found["speedup_vs_best_peer"] == speedup
 
 
@@ -109,8 +114,8 @@ def broken(**arguments: Any) -> Any:
 
 def test_a_peer_that_fails_is_recorded_with_its_message() -> None:
     bench = plain_bench(
-        broken=Peer(lambda: broken),
-        liar=Peer(lambda: bench_of("reconstruction_loss").peers({})["eager"].build(),
+        broken=Peer(lambda full: broken),
+        liar=Peer(bench_of("reconstruction_loss").peers["eager"].build,
                   ran={"cpu": "flash"}),
     )  # fmt: skip
     [found] = measured(bench, case_of(bench, FORWARD))
@@ -124,12 +129,12 @@ def test_a_peer_that_fails_is_recorded_with_its_message() -> None:
 
 def test_a_peer_that_computes_something_else_is_a_failure() -> None:
     def other(**arguments: Any) -> Any:
-        return 1.2 * bench_of("reconstruction_loss").peers({})["eager"].build()(**arguments)
+        return 1.2 * bench_of("reconstruction_loss").peers["eager"].build(False)(**arguments)
 
     def nothing(**arguments: Any) -> Any:
         return float("nan") * other(**arguments)
 
-    bench = plain_bench(other=Peer(lambda: other), nothing=Peer(lambda: nothing))
+    bench = plain_bench(other=Peer(lambda full: other), nothing=Peer(lambda full: nothing))
     [found] = measured(bench, case_of(bench, FORWARD))
     said = "error: WrongResult: its result is off by"
     assert found["peers"]["other"].startswith(f"{said} 0.2 of the exact one")
@@ -137,9 +142,9 @@ def test_a_peer_that_computes_something_else_is_a_failure() -> None:
 
 
 def test_a_peer_known_to_fail_is_not_run_again() -> None:
-    bench = plain_bench(broken=Peer(lambda: pytest.fail("it ran")))
+    bench = plain_bench(broken=Peer(lambda full: pytest.fail("it ran")))
     case = case_of(bench, FORWARD)
-    journal = program.FileJournal(None)
+    journal = Journal(None)
     journal.fail(str(case), "broken", "error: the process died")
     [found] = measured(bench, case, journal=journal)
     assert found["peers"]["broken"] == "error: the process died"
@@ -150,16 +155,14 @@ def test_on_a_cpu_quick_compiles_once_an_op() -> None:
     kept = [
         (case, name)
         for op in OPS
-        for case in bench_of(op).cases(small=True)
-        for name, peer in bench_of(op).peers(case.shape).items()
-        if peer.tuned and setting.left_out(case, name, peer) is None
+        for case in bench_of(op).workloads(small=True)
+        for name, peer in bench_of(op).peers.items()
+        if peer.compiled and setting.left_out(case, name, peer) is None
     ]
     assert [case.op for case, _ in kept] == list(OPS)
     assert {name for _, name in kept} == {"compile"}
-    bench = plain_bench(compile=bench_of("reconstruction_loss").peers({})["compile"])
-    found, _ = measure.measure(
-        case_of(bench, BOTH), bench, ["auto"], Rates(**RATES), setting, clock=Steady(), origin=CPU
-    )
+    bench = plain_bench(compile=bench_of("reconstruction_loss").peers["compile"])
+    found, _ = tried(bench, case_of(bench, BOTH), setting=setting)
     assert found[0]["peers"]["compile"].startswith("error: left out: on a CPU")
 
 
@@ -180,7 +183,7 @@ def pretended_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cases go the way of a card, with tensors on the CPU."""
     original = OpBench.arguments
 
-    def arguments(self: Any, case: Case, device: str, seed: int = 0) -> Any:
+    def arguments(self: Any, case: Workload, device: str, seed: int = 0) -> Any:
         return original(self, case, "cpu", seed)
 
     monkeypatch.setattr(OpBench, "arguments", arguments)
@@ -197,7 +200,7 @@ def test_a_card_that_is_lost_is_told_at_once(
     pretended_card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a card a failure is followed by a synchronisation; if that fails too, it is lost."""
-    bench = plain_bench(broken=Peer(lambda: broken))
+    bench = plain_bench(broken=Peer(lambda full: broken))
     case = case_of(bench, FORWARD)
 
     def lost() -> None:
@@ -206,7 +209,7 @@ def test_a_card_that_is_lost_is_told_at_once(
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
     with pytest.raises(measure.Lost) as caught:
         measured(bench, case)
-    assert (caught.value.case, caught.value.entrant) == (case, "broken")
+    assert (caught.value.workload, caught.value.entrant) == (case, "broken")
     assert caught.value.message.startswith("error: RuntimeError: an illegal memory access")
 
 
@@ -217,7 +220,7 @@ def test_on_a_card_cases_are_graphs_over_many_input_sets(
     """By CUDA's calls as far as a CPU can be asked: a peer that cannot be captured included."""
     cuda = FakeCuda(capturable=True)
     bench = plain_bench()
-    own = bench.peers({})["eager"].build()
+    own = bench.peers["eager"].build(False)
 
     def synchronising(**arguments: Any) -> Any:
         if cuda.capturing:
@@ -226,13 +229,13 @@ def test_on_a_card_cases_are_graphs_over_many_input_sets(
         return own(**arguments)
 
     bench = replace(
-        bench, peers=lambda shape: {"eager": Peer(lambda: own), "slow": Peer(lambda: synchronising)}
+        bench, peers={"eager": Peer(lambda full: own), "slow": Peer(lambda full: synchronising)}
     )
     [found] = measured(
         bench,
         case_of(bench, direction),
         clock=timing.CudaClock(cuda),
-        gates={"auto": PASSED},
+        op_tests={"reconstruction_loss": {"auto": PASSED}},
         origin=ORIGIN,
     )
     assert found["timer"] == "graph"
@@ -249,20 +252,20 @@ def test_on_a_card_cases_are_graphs_over_many_input_sets(
 
 def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
     bench = bench_of("unmerge_tokens")
-    made = bench.arguments(Case("unmerge_tokens", FORWARD, bench.small, FP32), "cpu")
+    made = bench.arguments(Workload("unmerge_tokens", FORWARD, bench.small, FP32), "cpu")
     calls: list[int] = []
 
     def function(**arguments: Any) -> Any:
         calls.append(1)
         return bench.call(**arguments, backend="auto")
 
-    [backward] = measure.calls_of(function, [made], bench, BACKWARD)
+    [backward] = [measure.call_of(function, made, bench, BACKWARD)]
     forwards = len(calls)
     first, second = backward(), backward()
     assert len(calls) == forwards
     assert [g.shape for g in first] == [made[n].shape for n in bench.gradients]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    [both] = measure.calls_of(function, [made], bench, BOTH)
+    [both] = [measure.call_of(function, made, bench, BOTH)]
     forwards = len(calls)
     both()
     assert len(calls) == forwards + 1
@@ -276,7 +279,7 @@ def test_relative_error_is_of_all_tensors() -> None:
 
 def test_low_precision_shows_in_the_error() -> None:
     bench = bench_of("spatial_attention")
-    [found] = measured(replace(bench, peers=lambda shape: {}), case_of(bench, BACKWARD, BF16))
+    [found] = measured(replace(bench, peers={}), case_of(bench, BACKWARD, BF16))
     assert 1e-4 < found["error_vs_fp64"] < 3e-2
 
 
@@ -284,13 +287,15 @@ def test_low_precision_shows_in_the_error() -> None:
 
 
 def test_targets_come_first_and_every_op_early() -> None:
-    cases = program.wanted_cases(list(OPS), small=False, only="all")
-    assert cases[: len(TARGETS)] == [t.case for t in TARGETS]
+    cases = program.wanted_workloads(list(OPS), small=False, only="all")
+    assert cases[: len(TARGETS)] == [t.workload for t in TARGETS]
     assert {c.op for c in cases[: len(TARGETS) + 8]} == set(OPS)
     assert len(set(map(str, cases))) == len(cases)
-    targets = program.wanted_cases(list(OPS), small=False, only="targets")
-    assert [*targets, *program.wanted_cases(list(OPS), small=False, only="grid")] == cases
-    assert {c.op for c in program.wanted_cases(["dpc_knn"], small=False, only="all")} == {"dpc_knn"}
+    targets = program.wanted_workloads(list(OPS), small=False, only="targets")
+    assert [*targets, *program.wanted_workloads(list(OPS), small=False, only="grid")] == cases
+    assert {c.op for c in program.wanted_workloads(["dpc_knn"], small=False, only="all")} == {
+        "dpc_knn"
+    }
 
 
 def test_the_command_writes_records_and_goes_on(
@@ -301,10 +306,10 @@ def test_the_command_writes_records_and_goes_on(
     command += ["--json", str(results), "--journal", str(journal)]
     assert program.main(command) == 0
     printed = capsys.readouterr().out
-    assert provenance.NOT_A_RESULT in printed
+    assert records.NOT_A_RESULT in printed
     held = records.load(results)["records"]
     assert len(held) == 4
-    assert all(r["note"] == provenance.NOT_A_RESULT for r in held)
+    assert all(r["note"] == records.NOT_A_RESULT for r in held)
     assert program.main(command) == 0
     assert "µs" not in capsys.readouterr().out  # nothing is measured twice
     state = json.loads(journal.read_text())
@@ -323,7 +328,7 @@ def test_time_that_is_up_leaves_the_rest(
 def test_a_process_that_loses_the_card_is_followed_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose(case: Case, *arguments: Any, **options: Any) -> Any:
+    def lose(case: Workload, *arguments: Any, **options: Any) -> Any:
         raise measure.Lost(case, "sdpa_flash", "error: RuntimeError: illegal memory access")
 
     class Executed(Exception):
@@ -339,25 +344,25 @@ def test_a_process_that_loses_the_card_is_followed_by_another(
     with pytest.raises(Executed) as caught:
         program.main(command)
     assert caught.value.args[0][1:] == ["-m", "bench", *command]
-    case = program.wanted_cases(["unmerge_tokens"], small=True, only="targets")[0]
-    known = program.FileJournal(journal).failures(case)
+    case = program.wanted_workloads(["unmerge_tokens"], small=True, only="targets")[0]
+    known = Journal(journal).failures(case)
     assert known == {"sdpa_flash": "error: RuntimeError: illegal memory access"}
 
 
 def test_a_lost_card_without_a_journal_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    journal, case = program.FileJournal(None), Case("dpc_knn", FORWARD, {"B": 1}, BF16)
-    journal.keep_gates({"dpc_knn": {"cuda": PASSED}})
+    journal, case = Journal(None), Workload("dpc_knn", FORWARD, {"B": 1}, BF16)
+    journal.keep_op_tests({"dpc_knn": {"cuda": PASSED}})
     journal.fail(str(case), "compile", "error: lost")
     line = journal.command(["dpc_knn"])
     assert line[1:4] == ["-m", "bench", "dpc_knn"]
     path = Path(line[line.index("--journal") + 1])
     try:
-        following = program.FileJournal(path)
+        following = Journal(path)
         assert following.failures(case) == {"compile": "error: lost"}
-        assert following.gates() == {"dpc_knn": {"cuda": PASSED}}  # the same process goes on
+        assert following.op_tests() == {"dpc_knn": {"cuda": PASSED}}  # the same process goes on
         assert following.command(["dpc_knn"]) == line[:4]
         monkeypatch.setattr(program.os, "getpid", lambda: -1)
-        assert program.FileJournal(path).gates() == {}  # another run has its own gate
+        assert Journal(path).op_tests() == {}  # another run has its own gate
     finally:
         path.unlink()
 
@@ -373,12 +378,12 @@ def test_a_backend_whose_limits_a_case_exceeds_is_no_fault(
 
 def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path: Path) -> None:
     """Once, it may have been stopped for lack of time."""
-    path, case = tmp_path / "journal.json", Case("dpc_knn", FORWARD, {"B": 1}, BF16)
-    program.FileJournal(path).began(case, "compile")
-    second = program.FileJournal(path)
+    path, case = tmp_path / "journal.json", Workload("dpc_knn", FORWARD, {"B": 1}, BF16)
+    Journal(path).began(case, "compile")
+    second = Journal(path)
     assert second.failures(case) == {}
     second.began(case, "compile")
-    assert program.FileJournal(path).failures(case) == {
+    assert Journal(path).failures(case) == {
         "compile": "error: the process died or was stopped twice while it ran"
     }
 

@@ -42,11 +42,11 @@ def test_rows() -> None:
     assert [r.input for r in rows] == [m * 768 * 2 for m in (16, 64, 128)]
     assert rows[0].reference < rows[1].reference
     assert rows[2].reference is None
-    assert memory.line(memory.Row(4096, 6_291_456, 2_000_049_000, 12_345_678)) == (
+    assert str(memory.Row(4096, 6_291_456, 2_000_049_000, 12_345_678)) == (
         "| 4,096 | 6.3 | 2,000.0 | 12.3 |"
     )
-    assert memory.line(memory.Row(8192, 0, None, None)) == "| 8,192 | 0.0 | not run | not built |"
-    assert memory.HEAD.count("|") == 2 * memory.line(rows[0]).count("|")
+    assert str(memory.Row(8192, 0, None, None)) == "| 8,192 | 0.0 | not run | not built |"
+    assert memory.HEAD.count("|") == 2 * str(rows[0]).count("|")
 
 
 def test_the_kernels_workspace_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_documents_state_what_is_measured() -> None:
     assert len(table) == len(memory.SIZES)
     for written, row in zip(table, memory.measure(memory.SIZES, measured=512), strict=True):
         stated = [cell.strip() for cell in written.strip("|").split("|")]
-        found = [cell.strip() for cell in memory.line(row).strip("|").split("|")]
+        found = [cell.strip() for cell in str(row).strip("|").split("|")]
         assert stated[:2] == found[:2]
         if row.reference is not None:
             assert float(stated[2]) == pytest.approx(row.reference / 1e6, rel=0.05)

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from bench import parity, provenance
+from bench import parity
+from cmpose import provenance
 
 
 def curves(shift, seeds=3, steps=40, wiggle=0.0):

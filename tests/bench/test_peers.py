@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import peers
-from bench.cases import Peer
-from bench.targets import bench_of
+from bench.harness import peers
+from bench.harness.targets import bench_of
+from bench.harness.workload import Peer
 
 OP = "temporal_attention"
 
 
 def names_of(entrant: str, wanted: str | None = None) -> tuple[Peer, list[str]]:
     bench = bench_of(OP)
-    found = bench.peers(bench.small)
-    case = next(iter(bench.cases(small=True)))
+    found = bench.peers
+    case = next(bench.workloads(small=True))
     made = bench.arguments(case, "cpu")
-    function = found[entrant].build()
+    function = found[entrant].build(False)
     return found[wanted or entrant], peers.kernel_names(lambda: function(**made), "cpu")
 
 
@@ -52,7 +52,7 @@ def test_a_backend_that_cannot_run_says_so() -> None:
 )
 def test_kernel_names_on_a_card(entrant: str, kernel: str) -> None:
     """Each peer's pattern takes its own kernels and none of SDPA's other backends."""
-    found = bench_of(OP).peers(bench_of(OP).small)
+    found = bench_of(OP).peers
     peers.check_ran(found[entrant], ["elementwise_kernel", kernel], "cuda")
     for other in ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn"):
         if entrant.startswith("sdpa") and other != entrant:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import records
+from bench.harness import records
 from tests.bench.samples import CARD, PASSED, content, record, step
 
 
@@ -27,7 +27,7 @@ def test_every_field_is_needed_and_typed(name: str) -> None:
         records.check_record(record(**{name: object()}))
 
 
-@pytest.mark.parametrize("part", ["us", "gate", "rates", "provenance"])
+@pytest.mark.parametrize("part", ["us", "op_tests", "rates", "provenance"])
 def test_fields_inside_are_named_too(part: str) -> None:
     for name in record()[part]:
         broken = record()
@@ -51,9 +51,15 @@ def test_an_unknown_field_is_refused() -> None:
         ({"peers_timer": {"eager": "graph"}}, r"record\.peers_timer must be of the peers"),
         ({"peers": {"eager": "broken"}}, r"record\.peers\.eager must be microseconds or 'error"),
         ({"speedup_vs_best_peer": 3.5}, r"must be best peer over p50"),
-        ({"gate": PASSED | {"status": "failed", "failed": 1}}, "null unless the op's tests passed"),
-        ({"gate": PASSED | {"status": "not run", "tests": 0}}, "null unless the op's tests passed"),
-        ({"gate": PASSED | {"tests": 0}}, "null unless the op's tests passed"),
+        (
+            {"op_tests": PASSED | {"status": "failed", "failed": 1}},
+            "null unless the op's tests passed",
+        ),
+        (
+            {"op_tests": PASSED | {"status": "not run", "tests": 0}},
+            "null unless the op's tests passed",
+        ),
+        ({"op_tests": PASSED | {"tests": 0}}, "null unless the op's tests passed"),
         ({"provenance": record()["provenance"] | {"gpu": None}}, "null without a GPU"),
     ],
 )

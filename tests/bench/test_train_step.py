@@ -1,21 +1,21 @@
-"""The train step's variants, its parts, and operations against torch's counter."""
+"""The train step's variants, its parts and its operations."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.autograd import DeviceType
 
-from bench import records, train_step
-from bench.model_flops import forward_flops, step_flops
-from bench.train_parts import Recorder
+from bench import train_step
+from bench.harness import records, timing
+from bench.harness.workload import counted_flops
 from bench.train_step import PARTS, Step
 from cmpose.config import ModelConfig
-from cmpose.models.losses import cmpose_loss
-from cmpose.models.vit import Attention
+from cmpose.models.vit import Attention, VisionTransformer
 
 
 def tiny(**fields: object) -> ModelConfig:
@@ -25,45 +25,26 @@ def tiny(**fields: object) -> ModelConfig:
     return ModelConfig(**(values | fields))  # type: ignore[arg-type]
 
 
-def product_added(_: list[int], a: list[int], b: list[int], **__: object) -> int:
-    """A product that is added to a tensor in place."""
-    return 2 * a[0] * a[1] * b[1]
-
-
-UNCOUNTED = {torch.ops.aten.addmm_: product_added}
-"""What torch's counter does not know."""
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"stem": "patch"},
-        {"num_frames": 1, "criss_cross_depth": 2},
-        {"mask_task": False, "fine": "off"},
-    ],
-    ids=str,
-)
-def test_operations_are_those_that_torch_counts(fields: dict[str, object]) -> None:
-    """Forward, and forward with backward, of one clip, to the last operation."""
-    config = tiny(**fields)
+def test_operations_are_those_of_a_real_step() -> None:
+    """Counted without computing, and counted in a step of one clip that is computed."""
+    config = tiny(criss_cross_depth=2)
     step = Step(config, 1, "cpu", "fp32")
     images = step.images()
-    # The selection's loss enlarges scores and has no products.
-    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-        output = step.model(images, step.seed)
-        assert counter.get_total_flops() == sum(forward_flops(config).values())
-        cmpose_loss(output, step.centers, step.weight, config).total.backward()
-    assert counter.get_total_flops() == step_flops(config)
+    flops = counted_flops(
+        lambda: step.losses(step.model(images, step.seed), step.centers, step.weight).backward()
+    )
+    assert flops == train_step.step_flops(config) > 0
 
 
 def test_operations_of_the_published_sizes() -> None:
     """34, 120 and 248 GFLOP a frame of the backbone, and about 630 a clip of ViT-B."""
-    per_frame = {"base": 34.0, "large": 119.6, "huge": 247.6}
-    for backbone, expected in per_frame.items():
-        found = forward_flops(ModelConfig(backbone=backbone))["backbone"] / 3e9  # type: ignore[arg-type]
-        assert found == pytest.approx(expected, rel=0.01)
-    assert step_flops(ModelConfig()) / 1e9 == pytest.approx(630, rel=0.05)
+    for backbone, expected in {"base": 34.0, "large": 119.6, "huge": 247.6}.items():
+        config = tiny(backbone=backbone, depth=0, image_size=(256, 192))
+        with torch.device("meta"):
+            network, frame = VisionTransformer(config), torch.empty(1, 3, *config.image_size)
+        flops = counted_flops(lambda network=network, frame=frame: network(frame))
+        assert flops / 1e9 == pytest.approx(expected, rel=0.01)
+    assert train_step.step_flops(ModelConfig()) / 1e9 == pytest.approx(630, rel=0.05)
 
 
 def test_the_references_attention_is_torchs() -> None:
@@ -92,40 +73,45 @@ def test_a_step_trains() -> None:
 def test_parts_are_all_of_the_step_and_leave_its_numbers() -> None:
     plain, split = (Step(tiny(backend="auto"), 2, "cpu", "fp32") for _ in range(2))
     plain()
-    begin = time.perf_counter()
-    found = train_step.parts(split, Recorder(time.perf_counter, lambda a, b: b - a))
-    whole = time.perf_counter() - begin
-    assert tuple(found) == PARTS
-    assert all(seconds > 0 for seconds in found.values())
-    assert 0.7 * whole < sum(found.values()) < 1.05 * whole
+    train_step.label_parts(split)
+    events = timing.profile(split, "cpu").events()
+    seconds = train_step.seconds_by_part(events, "cpu")
+    assert tuple(seconds) == PARTS
+    assert all(part > 0 for part in seconds.values())
+    whole = 1e-6 * sum(event.self_cpu_time_total for event in events)
+    assert sum(seconds.values()) == pytest.approx(whole)
+    assert seconds["other"] < 0.2 * whole
     assert float(split.loss) == float(plain.loss)
 
 
-def test_a_part_lasts_from_border_to_border_in_both_passes() -> None:
-    ticks = iter(range(100))
-    recorder = Recorder(lambda: next(ticks), lambda a, b: b - a)
-    double = recorder.wrap("double", lambda x: x * 2)
-    square = recorder.wrap("square", lambda x: x * x)
-    x = torch.ones(3, requires_grad=True)
-    square(double(x)).sum().backward()
-    recorder.close()
-    order = [part for part, _ in recorder.spans]
-    assert order == ["double", "square", "square", "double"]
-    assert [span for _, span in recorder.spans] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert recorder.seconds() == {"double": 2, "square": 2}
-    assert x.grad is not None
-    assert x.grad.tolist() == [8.0, 8.0, 8.0]
+def event(name: str, start: float, end: float, parent: Any = None, **changes: Any) -> Any:
+    """As the profiler tells of one; its kernels take a tenth of its time."""
+    made = {"name": name, "time_range": SimpleNamespace(start=start, end=end), "sequence_nr": -1,
+            "cpu_parent": parent, "device_type": DeviceType.CPU, "self_cpu_time_total": 1e6,
+            "self_device_time_total": 1e5}  # fmt: skip
+    return SimpleNamespace(**made | changes)
 
 
-def test_a_part_whose_inputs_take_no_gradient_lasts_to_the_end_of_the_pass() -> None:
-    ticks = iter(range(100))
-    recorder = Recorder(lambda: next(ticks), lambda a, b: b - a)
-    weight = torch.ones(3, requires_grad=True)
-    first = recorder.wrap("first", lambda x: x * weight)
-    first(torch.ones(3)).sum().backward()
-    next(ticks)
-    recorder.close()
-    assert recorder.spans[-1] == ("first", [2, 4])
+@pytest.mark.parametrize(("device", "second", "label"), [("cpu", 1.0, 1.0), ("cuda", 0.1, 0.0)])
+def test_a_part_has_its_operators_and_their_backward(
+    device: str, second: float, label: float
+) -> None:
+    outer = event("other criss-cross", 0, 10)
+    inner = event("criss-cross attention", 2, 6, outer)
+    before = event("aten::view", 1, 2, outer, sequence_nr=7)  # has the number of the next node
+    mm = event("aten::mm", 3, 4, inner, sequence_nr=7)
+    add = event("aten::add", 7, 8, outer, sequence_nr=8)
+    back_add = event("autograd::engine::evaluate_function: AddBackward0", 20, 22, sequence_nr=8)
+    back_mm = event("autograd::engine::evaluate_function: MmBackward0", 23, 29, sequence_nr=7)
+    inside = event("aten::mm", 24, 25, back_mm)
+    leaf = event("autograd::engine::evaluate_function: AccumulateGrad", 30, 31, sequence_nr=2**63)
+    kernel = event("gemm", 3, 4, device_type=DeviceType.CUDA)
+    events = [kernel, inside, leaf, back_mm, back_add, add, mm, before, inner, outer]
+    seconds = train_step.seconds_by_part(events, device)
+    assert seconds["criss-cross attention"] == pytest.approx(3 * second + label)
+    assert seconds["other criss-cross"] == pytest.approx(3 * second + label)
+    assert seconds["other"] == pytest.approx(second)
+    assert seconds["backbone"] == 0.0
 
 
 def test_a_failing_reference_is_a_finding_and_ours_a_fault(

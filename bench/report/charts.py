@@ -1,36 +1,27 @@
-"""Charts of a card's records: roofline, speed-ups, time against M and T."""
+"""Charts of a card's records: the roofline, speed-ups, times against M and T."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.cases import BF16, FORWARD
-from bench.provenance import slug
-from bench.targets import TARGETS, best_record
+from bench.harness.records import slug
+from bench.harness.targets import TARGETS, best_record
+from bench.harness.workload import BF16, FORWARD
+from cmpose.study.plots import new_figure
 
 Records = list[dict[str, Any]]
 WIN, LOSS = "#2c7a51", "#b3402e"
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "cmpose"  # the same records give the same file
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
 def _target_records(records: Records) -> list[tuple[str, dict[str, Any]]]:
-    found = [(t.label, best_record(records, t.case)) for t in TARGETS]
-    return [(label, record) for label, record in found if record is not None]
+    best = [(t.label, best_record(records, t.workload)) for t in TARGETS]
+    return [(label, record) for label, record in best if record is not None]
 
 
 def roofline(card: str, records: Records) -> Any:
@@ -38,7 +29,7 @@ def roofline(card: str, records: Records) -> Any:
     rows = [(label, r) for label, r in _target_records(records) if r["flops"]]
     if not rows:
         return None
-    figure, axes = _figure(7.5, 4.5)
+    figure, axes = new_figure(7.5, 4.5)
     rates = rows[-1][1]["rates"]
     knee = rates["bf16_flops_per_s"] / rates["copy_bytes_per_s"]
     spots = [0.5, knee, 4 * knee]
@@ -55,11 +46,11 @@ def roofline(card: str, records: Records) -> Any:
 
 
 def speedups(card: str, records: Records) -> Any:
-    """Against the fastest peer of each target's case; what is slower than a peer is red."""
+    """Against the fastest peer of each target's workload; what is slower than a peer is red."""
     rows = [(label, r) for label, r in _target_records(records) if r["speedup_vs_best_peer"]]
     if not rows:
         return None
-    figure, axes = _figure(7.5, 0.8 + 0.36 * len(rows))
+    figure, axes = new_figure(7.5, 0.8 + 0.36 * len(rows))
     names = [f"{label}\n(against {r['best_peer']})" for label, r in rows]
     values = [r["speedup_vs_best_peer"] for _, r in rows]
     bars = axes.barh(names, values, color=[WIN if v >= 1 else LOSS for v in values])
@@ -72,14 +63,13 @@ def speedups(card: str, records: Records) -> Any:
 
 
 def _against(
-    card: str, records: Records, op: str, size: str, title: str, keep: Callable[[Any], bool]
+    card: str, records: Records, op: str, size: str, others: dict[str, int], title: str
 ) -> Any:
-    """Median time of one op and of its peers against one size, other sizes being the reference."""
+    """Median forward time of one op and of its peers against one size; ``others`` stay the same."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for record in records:
-        if (record["op"], record["direction"], record["dtype"]) != (op, FORWARD, BF16):
-            continue
-        if not keep(record["shape"]):
+        same = (record["op"], record["direction"], record["dtype"]) == (op, FORWARD, BF16)
+        if not same or not others.items() <= record["shape"].items():
             continue
         entrants = {f"cmpose {record['backend']}": record["us"]["p50"], **record["peers"]}
         for name, time in entrants.items():
@@ -87,12 +77,11 @@ def _against(
                 lines.setdefault(name, []).append((record["shape"][size], time))
     if not any(len({x for x, _ in points}) > 1 for points in lines.values()):
         return None
-    figure, axes = _figure(7.5, 4.5)
+    figure, axes = new_figure(7.5, 4.5)
     for name, points in lines.items():
-        points = sorted(set(points))
-        ours = name.startswith("cmpose")
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name,
-                  linewidth=2.2 if ours else 1.0)  # fmt: skip
+        width = 2.2 if name.startswith("cmpose") else 1.0
+        xs, ys = zip(*sorted(set(points)), strict=True)
+        axes.plot(xs, ys, marker="o", markersize=3, label=name, linewidth=width)
     axes.set(xscale="log", yscale="log", xlabel=size, ylabel="µs", title=f"{title}, {card}")
     sizes = sorted({x for points in lines.values() for x, _ in points})
     axes.set_xticks(sizes, [f"{x:,}" for x in sizes], minor=False)
@@ -103,21 +92,14 @@ def _against(
 
 def against_tokens(card: str, records: Records) -> Any:
     """dpc_knn at 32 clips of 768 channels."""
-
-    def keep(shape: dict[str, int]) -> bool:
-        return shape["B"] == 32 and shape["D"] == 768
-
-    return _against(card, records, "dpc_knn", "M", "dpc_knn, B = 32, D = 768, bf16", keep)
+    title = "dpc_knn, B = 32, D = 768, bf16"
+    return _against(card, records, "dpc_knn", "M", {"B": 32, "D": 768}, title)
 
 
 def against_frames(card: str, records: Records) -> Any:
     """temporal_attention at the reference shape."""
-
-    def keep(shape: dict[str, int]) -> bool:
-        return (shape["B"], shape["H"], shape["d"]) == (32, 12, 64)
-
     title = "temporal_attention forward, B = 32, bf16"
-    return _against(card, records, "temporal_attention", "T", title, keep)
+    return _against(card, records, "temporal_attention", "T", {"B": 32, "H": 12, "d": 64}, title)
 
 
 CHARTS: dict[str, Callable[[str, Records], Any]] = {
@@ -128,43 +110,40 @@ CHARTS: dict[str, Callable[[str, Records], Any]] = {
 }
 
 
-def digest(name: str, content: dict[str, Any]) -> str:
-    """Of what a chart shows, so that a stale one can be told whatever drew it."""
-    shown = json.dumps([name, content["card"], content["records"]], sort_keys=True)
-    return hashlib.sha256(shown.encode()).hexdigest()[:16]
-
-
-def note(name: str, content: dict[str, Any]) -> str:
-    """What a chart's file says of itself."""
+def _note(name: str, content: dict[str, Any]) -> str:
+    """What a chart's file says of itself: a digest of what it shows, and what drew it."""
     import matplotlib
 
-    return f"cmpose {name} of {digest(name, content)}, drawn by matplotlib {matplotlib.__version__}"
+    shown = json.dumps([name, content["card"], content["records"]], sort_keys=True)
+    digest = hashlib.sha256(shown.encode()).hexdigest()[:16]
+    return f"cmpose {name} of {digest}, drawn by matplotlib {matplotlib.__version__}"
 
 
 def draw(content: dict[str, Any]) -> dict[str, bytes]:
     """A card's charts, as SVG by file name; those that its records suffice for."""
-    found = {}
+    drawn = {}
     for name, make in CHARTS.items():
         figure = make(content["card"], content["records"])
         if figure is None:
             continue
         file = io.BytesIO()
-        metadata = {"Date": None, "Description": note(name, content)}
+        metadata = {"Date": None, "Description": _note(name, content)}
         figure.savefig(file, format="svg", metadata=metadata)
         lines = file.getvalue().decode().splitlines()
         text = "\n".join(line.rstrip() for line in lines) + "\n"
-        found[f"{slug(content['card'])}-{name}.svg"] = text.encode()
-    return found
+        drawn[f"{slug(content['card'])}-{name}.svg"] = text.encode()
+    return drawn
 
 
-def stale(path: Path, name: str, content: dict[str, Any], drawn: bytes) -> str | None:
-    """Why a chart's file is not what the records give, or None."""
+def stale(path: Path, drawn: bytes) -> str | None:
+    """Why a chart's file is not what the records give, or None; ``drawn`` is what they give now."""
     if not path.is_file():
         return f"{path.name} is missing"
-    held = path.read_bytes()
-    if digest(name, content).encode() not in held:
+    held, note = path.read_bytes(), re.compile(rb"cmpose [\w-]+ of \w+, drawn by matplotlib [^<]+")
+    [now], before = note.findall(drawn), note.findall(held)
+    if [said.split(b",")[0] for said in before] != [now.split(b",")[0]]:
         return f"{path.name} shows other records"
     # Another matplotlib draws other bytes; by the same one they must be the same.
-    if note(name, content).encode() in held and held != drawn:
+    if before == [now] and held != drawn:
         return f"{path.name} is not what matplotlib drew"
     return None

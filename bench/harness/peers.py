@@ -12,8 +12,8 @@ from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench import timing
-from bench.cases import Peer
+from bench.harness import timing
+from bench.harness.workload import Peer
 
 Function = Callable[..., Any]
 
@@ -35,9 +35,8 @@ _COMPILED = {"cuda": r"triton_|flash_(fwd|bwd)|fmha_cutlass|cudnn", "cpu": r"Com
 def compile_for(function: Function, full: bool) -> Function:
     """torch.compile for fixed sizes, in one graph.
 
-    Args:
-        function: what is compiled.
-        full: ``max-autotune`` (without its own CUDA graphs: the clock has one); else the default.
+    ``full`` takes ``max-autotune`` in place of the default mode, without CUDA graphs of its own:
+    the clock makes one.
     """
     # The backward pass is timed on a graph that is kept.
     torch._functorch.config.donated_buffer = False
@@ -47,12 +46,12 @@ def compile_for(function: Function, full: bool) -> Function:
 
 def eager(function: Function, **options: Any) -> Peer:
     """Plain PyTorch."""
-    return Peer(lambda: function, **options)
+    return Peer(lambda full: function, **options)
 
 
 def compiled(function: Function, **options: Any) -> Peer:
     """What torch.compile makes of plain PyTorch."""
-    return Peer(lambda full: compile_for(function, full), ran=_COMPILED, tuned=True, **options)
+    return Peer(lambda full: compile_for(function, full), ran=_COMPILED, compiled=True, **options)
 
 
 def eager_and_compiled(function: Function, **options: Any) -> dict[str, Peer]:
@@ -63,6 +62,7 @@ def eager_and_compiled(function: Function, **options: Any) -> dict[str, Peer]:
 # -- attention ------------------------------------------------------------------------------------
 
 Arrange = Callable[[Tensor], tuple[Tensor, ...]]
+Restore = Callable[[Tensor, Tensor], Tensor]
 
 _SDPA = {
     "sdpa_flash": (
@@ -78,26 +78,26 @@ _SDPA = {
 }
 
 
-def sdpa_peers(arrange: Arrange, restore: Callable[[Tensor], Tensor]) -> dict[str, Peer]:
+def sdpa_peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:
     """scaled_dot_product_attention, each of its backends forced alone.
 
     Args:
         arrange: packed qkv → q, k, v as [..., heads, tokens, d].
-        restore: the output → [B, T, S, H, d], contiguous, as the next linear layer needs it.
+        restore: (result, qkv) → [B, T, S, H, d], contiguous, as the next linear layer needs it.
     """
 
     def peer(backend: SDPBackend, ran: dict[str, str]) -> Peer:
         def call(qkv: Tensor) -> Tensor:
             q, k, v = arrange(qkv)
             with sdpa_kernel([backend]):
-                return restore(scaled_dot_product_attention(q, k, v))
+                return restore(scaled_dot_product_attention(q, k, v), qkv)
 
-        return Peer(lambda: call, ran=ran)
+        return eager(call, ran=ran)
 
     return {name: peer(backend, ran) for name, (backend, ran) in _SDPA.items()}
 
 
-def flex_peer(arrange: Arrange, restore: Callable[[Tensor], Tensor]) -> Peer:
+def flex_peer(arrange: Arrange, restore: Restore) -> Peer:
     """FlexAttention, compiled, which is the only way it is meant to run."""
 
     def build(full: bool) -> Function:
@@ -106,13 +106,13 @@ def flex_peer(arrange: Arrange, restore: Callable[[Tensor], Tensor]) -> Peer:
         attend = compile_for(flex_attention, full)
 
         def call(qkv: Tensor) -> Tensor:
-            return restore(attend(*arrange(qkv)))
+            return restore(attend(*arrange(qkv)), qkv)
 
         return call
 
     # A template of Inductor; its name holds the operator's in some versions only.
     ran = {"cuda": r"flex_attention|triton_tem", "cpu": r"flex_attention|Compiled"}
-    return Peer(build, ran=ran, tuned=True)
+    return Peer(build, ran=ran, compiled=True)
 
 
 # -- what ran -------------------------------------------------------------------------------------

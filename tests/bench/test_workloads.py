@@ -1,4 +1,4 @@
-"""Every op is measured; grids are the issue's; formulas are what tensors and products count."""
+"""Every op is measured; grids, bytes and operations are what they should be; peers compute it."""
 
 from __future__ import annotations
 
@@ -6,37 +6,45 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench import cases, dpc_knn
-from bench.accuracy import outcome, relative_error
-from bench.cases import BACKWARD, BF16, BOTH, FORWARD, FP32, OpBench, total_bytes
-from bench.targets import TARGETS, bench_of
+from bench import dpc_knn
+from bench.harness.accuracy import outcome, relative_error
+from bench.harness.targets import TARGETS, bench_of
+from bench.harness.workload import (
+    BACKWARD,
+    BF16,
+    BOTH,
+    FORWARD,
+    FP32,
+    REFERENCE,
+    OpBench,
+    Workload,
+    counted_flops,
+    total_bytes,
+)
 from cmpose.ops.backends import OPS
-from cmpose.ops.spatial_attention import spatial_attention_backward_reference
-from cmpose.ops.temporal_attention import temporal_attention_backward_reference
 
 every_op = pytest.mark.parametrize("op", OPS)
 
 
 def small(op: str, dtype: str = FP32, direction: str = FORWARD) -> tuple[OpBench, Any, Any]:
     bench = bench_of(op)
-    case = cases.Case(op, direction, bench.small, dtype)
-    return bench, case, bench.arguments(case, "cpu")
+    workload = Workload(op, direction, bench.small, dtype)
+    return bench, workload, bench.arguments(workload, "cpu")
 
 
 @every_op
 def test_an_op_has_a_bench_of_its_name(op: str) -> None:
     bench = bench_of(op)
     assert bench.op == op
-    shapes = bench.shapes()
+    shapes = bench.shapes
     assert len({tuple(s.items()) for s in shapes}) == len(shapes)
     assert all(set(s) == set(bench.small) for s in shapes)
     assert set(bench.dtypes) == {BF16, FP32}
     directions = set(bench.directions)
     assert FORWARD in directions
     assert bool(directions & {BACKWARD, BOTH}) == bool(bench.gradients)
-    assert {"eager", "compile"} <= set(bench.peers(bench.small))
+    assert {"eager", "compile"} <= set(bench.peers)
 
 
 def test_an_unknown_op_is_named() -> None:
@@ -46,17 +54,17 @@ def test_an_unknown_op_is_named() -> None:
 
 @pytest.mark.parametrize("op", ["spatial_attention", "temporal_attention", "corrupt_tokens"])
 def test_the_model_grid(op: str) -> None:
-    shapes = bench_of(op).shapes()
+    shapes = bench_of(op).shapes
     assert {s["B"] for s in shapes} == {16, 32, 64}
     assert {s["T"] for s in shapes} == {2, 3, 8, 16}
     assert {(s["H"], s["d"]) for s in shapes} == {(12, 64), (16, 64), (16, 80)}
     assert len(shapes) == 3 * 4 * 3
-    assert shapes[0] == cases.REFERENCE
+    assert shapes[0] == REFERENCE
 
 
 @pytest.mark.parametrize("op", ["dpc_knn", "merge_clusters"])
 def test_the_token_grid_and_published_shapes(op: str) -> None:
-    shapes = bench_of(op).shapes()
+    shapes = bench_of(op).shapes
     assert {64, 132, 192, 576, 1024, 4096, 16384, 65536} <= {s["M"] for s in shapes}
     assert {16, 32, 64} <= {s["B"] for s in shapes}
     published = {(3072, 128, 768), (768, 320, 192), (192, 512, 48)}  # TCFormer
@@ -67,11 +75,11 @@ def test_the_token_grid_and_published_shapes(op: str) -> None:
 
 def test_sdpa_and_flex_are_peers_of_attention() -> None:
     for op in ("spatial_attention", "temporal_attention"):
-        peers = set(bench_of(op).peers(cases.REFERENCE))
+        peers = set(bench_of(op).peers)
         sdpa = {"sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"}
         assert sdpa | {"flex", "eager", "compile"} <= peers
-    assert "tcformer" in dpc_knn.BENCH.peers({})
-    assert "index_add" in bench_of("merge_clusters").peers({})
+    assert "tcformer" in dpc_knn.BENCH.peers
+    assert "index_add" in bench_of("merge_clusters").peers
 
 
 # -- bytes against the tensors of a real call -----------------------------------------------------
@@ -88,7 +96,7 @@ def counted(op: str, direction: str, dtype: str) -> int:
     needed = {name: value for name, value in made.items() if name != "seed"}
     given, written = total_bytes(needed), total_bytes(result)
     gradients = sum(total_bytes(made[name]) for name in bench.gradients)
-    element = cases.element_size(dtype)
+    element = getattr(torch, dtype).itemsize
     if "attention" in op:
         kept = 0 if op == "temporal_attention" else 4 * result[..., 0].numel()
         return given + written + (gradients if direction == BACKWARD else 0) + kept
@@ -124,46 +132,31 @@ RUNS = [(op, direction) for op in OPS for direction in bench_of(op).directions]
 @pytest.mark.parametrize(("op", "direction"), RUNS, ids=[f"{o}-{d}" for o, d in RUNS])
 def test_bytes_are_those_of_the_tensors(op: str, direction: str, dtype: str) -> None:
     bench = bench_of(op)
-    formula = bench.bytes(bench.small, cases.element_size(dtype), direction)
+    formula = bench.bytes_of(Workload(op, direction, bench.small, dtype))
     assert formula == counted(op, direction, dtype)
 
 
-# -- operations against a counter -----------------------------------------------------------------
+# -- operations -----------------------------------------------------------------------------------
 
 
-def operations(function: Any, *arguments: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
-        function(*arguments)
-    return counter.get_total_flops()
+def test_operations_by_hand() -> None:
+    """Attention: 2 products forward, 5 backward; clustering: one Gram matrix; others none."""
+    for op, sequences, length, d in (
+        ("spatial_attention", 3 * 2, 15, 16),
+        ("temporal_attention", 3 * 12, 3, 32),
+    ):
+        product = 2 * sequences * 2 * length**2 * d
+        flops = bench_of(op).flops
+        small = bench_of(op).small
+        assert (flops(small, FORWARD), flops(small, BACKWARD)) == (2 * product, 5 * product)
+    assert bench_of("dpc_knn").flops(bench_of("dpc_knn").small, FORWARD) == 2 * 2 * 24 * 24 * 16
+    for op in set(OPS) - {"spatial_attention", "temporal_attention", "dpc_knn"}:
+        assert bench_of(op).flops(bench_of(op).small, FORWARD) == 0
 
 
-@pytest.mark.parametrize(
-    ("op", "backward"),
-    [
-        ("spatial_attention", spatial_attention_backward_reference),
-        ("temporal_attention", temporal_attention_backward_reference),
-    ],
-)
-def test_attention_operations_are_counted(op: str, backward: Any) -> None:
-    bench, case, made = small(op)
-    qkv = made["qkv"].detach()
-    forward = operations(lambda: bench.call(qkv, backend="reference"))
-    assert bench.flops(case.shape, FORWARD) == forward > 0
-    grad = torch.ones_like(qkv[:, :, :, 0]).contiguous()
-    assert bench.flops(case.shape, BACKWARD) == operations(backward, grad, qkv)
-
-
-def test_clustering_operations_are_those_of_one_gram_matrix() -> None:
-    bench, case, made = small("dpc_knn")
-    counted = operations(lambda: dpc_knn.gram(**made))
-    assert bench.flops(case.shape, FORWARD) == counted > 0
-
-
-@every_op
-def test_ops_without_products_have_no_operations(op: str) -> None:
-    bench = bench_of(op)
-    if not ("attention" in op or op == "dpc_knn"):
-        assert all(bench.flops(bench.small, d) == 0 for d in bench.directions)
+def test_a_product_added_in_place_is_counted() -> None:
+    a, b, c = (torch.zeros(sizes, device="meta") for sizes in ((2, 3), (3, 5), (2, 5)))
+    assert counted_flops(lambda: c.addmm_(a, b)) == 2 * 2 * 3 * 5
 
 
 # -- peers compute the op -------------------------------------------------------------------------
@@ -171,20 +164,20 @@ def test_ops_without_products_have_no_operations(op: str) -> None:
 CHECKED = [
     (op, name)
     for op in OPS
-    for name, peer in bench_of(op).peers(bench_of(op).small).items()
-    if peer.checked and not peer.tuned and not name.startswith("sdpa")
+    for name, peer in bench_of(op).peers.items()
+    if peer.checked and not peer.compiled and not name.startswith("sdpa")
 ]
 
 
 @pytest.mark.parametrize(("op", "name"), CHECKED, ids=[f"{o}-{n}" for o, n in CHECKED])
 def test_peers_compute_what_the_op_does(op: str, name: str) -> None:
     """In float32: the same values and gradients, up to rounding."""
-    bench, case, made = small(op, FP32, bench_of(op).directions[0])
-    function = bench.peers(case.shape)[name].build()
-    found = outcome(function, made, bench, case.direction)
-    again = bench.arguments(case, "cpu")
+    bench, workload, made = small(op, FP32, bench_of(op).directions[0])
+    function = bench.peers[name].build(False)
+    found = outcome(function, made, bench, workload.direction)
+    again = bench.arguments(workload, "cpu")
     exact = outcome(
-        lambda **kw: bench.call(**kw, backend="reference"), again, bench, case.direction
+        lambda **kw: bench.call(**kw, backend="reference"), again, bench, workload.direction
     )
     assert relative_error(found, [t.double() for t in exact]) < 1e-5
 
@@ -216,9 +209,9 @@ def test_tcformer_clusters_as_published() -> None:
 def test_targets_are_the_designs() -> None:
     reference = {"B": 32, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64}
     for target in TARGETS:
-        assert target.case.dtype == BF16
-        assert target.case.direction in target.bench.directions
-        assert target.case.shape in [*target.bench.shapes(), {**reference, "p": 30}]
-    floors = {t.label: t for t in TARGETS}
-    assert floors["spatial attention backward"].h200_us == 270
-    assert floors["DPC-kNN, M = 4096"].case.shape["M"] == 4096
+        assert target.workload.dtype == BF16
+        assert target.workload.direction in bench_of(target.op).directions
+        assert target.workload.shape in [*bench_of(target.op).shapes, {**reference, "p": 30}]
+    by_label = {t.label: t for t in TARGETS}
+    assert by_label["spatial attention backward"].h200_us == 270
+    assert by_label["DPC-kNN, M = 4096"].workload.shape["M"] == 4096

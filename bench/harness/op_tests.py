@@ -1,7 +1,7 @@
-"""The gate: an op's tests, run on the card that measures it, before anything is recorded.
+"""An op's tests, run on the card that measures it, before anything is recorded.
 
 A speed-up is recorded only where they passed. Each op has a pytest process of its own, which serves
-all its backends; the outcome is read from the report that it writes.
+all its backends; the outcome is read from the report that pytest writes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,33 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.provenance import PROJECT
 from cmpose.ops.backends import BACKENDS
+from cmpose.provenance import PROJECT
 
 CONTRACT = "tests/ops/test_contract.py"
+
+
+class Outcome(NamedTuple):
+    """A test's name, whether it ``passed``, ``failed`` or was ``skipped``, and what failed."""
+
+    name: str
+    status: str
+    text: str
+
+
+def read_report(report: str) -> list[Outcome]:
+    """Every test of pytest's XML."""
+    outcomes = []
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        bad = [c for c in case if c.tag in ("failure", "error")]
+        skipped = any(c.tag == "skipped" for c in case)
+        status = "failed" if bad else "skipped" if skipped else "passed"
+        text = " ".join(f"{c.get('message', '')} {c.text or ''}" for c in bad)
+        name = f"{case.get('classname', '')}::{case.get('name', '')}"
+        outcomes.append(Outcome(name, status, text))
+    return outcomes
 
 
 def command(op: str, report: str) -> list[str]:
@@ -33,28 +54,18 @@ def command(op: str, report: str) -> list[str]:
     ]
 
 
-def outcomes(report: str, op: str) -> list[tuple[str, str]]:
-    """(test, ``passed``, ``failed`` or ``skipped``) of those that name the op, from the XML."""
-    found = []
-    for case in ElementTree.fromstring(report).iter("testcase"):
-        name = f"{case.get('classname', '')}::{case.get('name', '')}"
-        kinds = {child.tag for child in case}
-        bad, left_out = kinds & {"failure", "error"}, "skipped" in kinds
-        if op in name:
-            found.append((name, "failed" if bad else "skipped" if left_out else "passed"))
-    return found
+def verdict(tests: Iterable[Outcome], op: str, backend: str, shown: str) -> dict[str, Any]:
+    """What the tests say of one backend of an op, as a record holds it.
 
-
-def verdict(tests: Iterable[tuple[str, str]], op: str, backend: str, shown: str) -> dict[str, Any]:
-    """The gate of one backend of an op, as a record holds it.
-
-    A test of another backend does not count. At least one test must name this backend; ``auto`` is
-    measured where there are no kernels, and answers for the reference. A skipped test is none that
-    passed.
+    Tests that name the op count, unless they name another backend of it. At least one that passed
+    must name this backend; ``auto`` is measured where there are no kernels, and answers for the
+    reference too. A skipped test is none that passed.
     """
     accepted = {"auto", "reference"} if backend == "auto" else {backend}
     counted, own = [], 0
-    for name, status in tests:
+    for name, status, _ in tests:
+        if op not in name:
+            continue
         [parameters] = re.findall(r"\[(.*)\]$", name) or [""]
         named = [b for b in BACKENDS if f"{op}-{b}" in parameters]
         if named and not accepted & set(named):
@@ -70,21 +81,20 @@ def verdict(tests: Iterable[tuple[str, str]], op: str, backend: str, shown: str)
 def run(
     wanted: dict[str, list[str]], *, workers: int = 1, timeout: float = 500.0
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Runs the tests; op → backend → gate.
+    """Runs the tests; op → backend → outcome.
 
     Args:
         wanted: op → its backends that are measured.
         workers: processes at a time.
-        timeout: seconds of an op's tests, after which its gate is ``not run``.
+        timeout: seconds of an op's tests, after which their outcome is ``not run``.
     """
     environment = {**os.environ, "PYTHONPATH": python_path()}
 
     def one(op: str) -> dict[str, dict[str, Any]]:
+        tests: list[Outcome] = []
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
             line = command(op, str(report))
-            shown = " ".join(["python", *line[1:-1]])
-            text = "<testsuites/>"
             try:
                 subprocess.run(
                     line,
@@ -94,11 +104,10 @@ def run(
                     capture_output=True,
                     check=False,
                 )
+                tests = read_report(report.read_text()) if report.is_file() else []
             except subprocess.TimeoutExpired:
                 pass
-            else:
-                text = report.read_text() if report.is_file() else text
-        tests = outcomes(text, op)
+        shown = " ".join(["python", *line[1:-1]])
         return {name: verdict(tests, op, name, shown) for name in wanted[op]}
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:

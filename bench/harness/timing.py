@@ -1,10 +1,10 @@
 """Times calls: on a card by CUDA events around CUDA graphs, on a CPU by the host's clock.
 
-What is timed is one pass over several input sets, so many that together they do not fit the L2
-cache; a time is that of a pass over its calls. A CUDA graph holds the whole pass, so that no launch
-and no host is in it. What cannot be captured runs behind a delay long enough for the host to get
-ahead (``events``); such a time is shown but not compared with one of a graph. Every entrant is
-timed in several turns whose order rotates, so that a clock that drifts favours none.
+What is timed is a pass: one call for each of several input sets, so many that together they do not
+fit the L2 cache. On a card a CUDA graph holds the whole pass, so that no launch and no work of the
+host is in the time. A pass that cannot be captured runs behind a delay long enough for the host to
+get ahead (the timer is then ``events``); such a time is shown, and not compared with a graph's.
+Every entrant is timed in several turns whose order rotates, so that a drifting clock favours none.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Pass(NamedTuple):
 class Clock(Protocol):
     """Prepares passes and times them."""
 
-    def context(self) -> AbstractContextManager[Any]: ...
+    def context(self) -> AbstractContextManager[Any]:
+        """Within it everything that is timed must be made."""
+        ...
 
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass: ...
 
@@ -66,7 +68,7 @@ class HostClock:
     """perf_counter, for a CPU."""
 
     def __init__(self, counter: Callable[[], float] = time.perf_counter) -> None:
-        self.counter = counter
+        self.now = counter
 
     def context(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -78,12 +80,9 @@ class HostClock:
         return Pass(run, len(calls), "host")
 
     def seconds(self, ready: Pass) -> float:
-        start = self.counter()
+        start = self.now()
         ready.run()
-        return self.counter() - start
-
-    def now(self) -> float:
-        return self.counter()
+        return self.now() - start
 
 
 class CudaClock:
@@ -100,8 +99,8 @@ class CudaClock:
         self.stream = cuda.Stream()
 
     def context(self) -> AbstractContextManager[Any]:
-        """Everything that is timed is made in it: a backward pass runs on its forward's stream, and
-        meets the stream on which its inputs were first used."""
+        # A backward pass runs on its forward's stream, and waits for the stream on which its
+        # inputs were first used: both must be the one that is captured.
         return self.cuda.stream(self.stream)
 
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
@@ -146,6 +145,9 @@ def clock_for(device: str) -> Clock:
     return CudaClock() if device == "cuda" else HostClock()
 
 
+# -- cold inputs ----------------------------------------------------------------------------------
+
+
 def input_sets(bytes_of_one: int, l2_bytes: int, free_bytes: int) -> int:
     """How many input sets to rotate, so that a call finds none of its inputs in the L2 cache.
 
@@ -158,7 +160,7 @@ def input_sets(bytes_of_one: int, l2_bytes: int, free_bytes: int) -> int:
         return 1
     wanted = math.ceil(COLD * l2_bytes / bytes_of_one)
     room = max(1, free_bytes // (4 * bytes_of_one))
-    return max(1, min(wanted, room, MOST_SETS))
+    return min(wanted, room, MOST_SETS)
 
 
 def is_cold(sets: int, bytes_of_one: int, l2_bytes: int) -> bool:
@@ -167,23 +169,28 @@ def is_cold(sets: int, bytes_of_one: int, l2_bytes: int) -> bool:
 
 
 def l2_bytes(device: str) -> int:
-    if device != "cuda":
-        return 0
-    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    return torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 0
 
 
 def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device == "cuda" else 1 << 30
 
 
+# -- the race -------------------------------------------------------------------------------------
+
+
 def rotated(names: Sequence[str], turn: int) -> list[str]:
     """The order of a turn: started one further each time, and every other time backwards."""
-    names = list(names)
-    if not names:
-        return names
-    start = turn % len(names)
-    order = names[start:] + names[:start]
+    start = turn % max(len(names), 1)
+    order = [*names[start:], *names[:start]]
     return order[::-1] if turn % 2 else order
+
+
+class Samples(NamedTuple):
+    """Seconds a call of one entrant, and the timer that took them."""
+
+    seconds: list[float]
+    timer: str
 
 
 def race(
@@ -192,12 +199,12 @@ def race(
     *,
     turns: int,
     seconds: float,
-    least: int = 5,
-    most: int = 200,
     failed: Callable[[str, Exception], None],
     began: Callable[[str], None] = lambda name: None,
-) -> dict[str, tuple[list[float], str]]:
-    """Seconds a call, of every entrant: its samples, and by which timer.
+    least: int = 5,
+    most: int = 200,
+) -> dict[str, Samples]:
+    """Times every entrant, in turns.
 
     Only one entrant is in memory at a time: it is set up anew in every turn.
 
@@ -206,11 +213,11 @@ def race(
         clock: times them.
         turns: how often each comes, in an order that rotates.
         seconds: spent on an entrant in a turn, at most; and at least ``least`` samples.
-        least, most: samples in a turn.
         failed: told of an entrant that raised, which is then left out.
         began: told of an entrant before it is set up.
+        least, most: samples in a turn.
     """
-    found: dict[str, tuple[list[float], str]] = {}
+    results: dict[str, Samples] = {}
     out: set[str] = set()
     for turn in range(turns):
         for name in rotated(list(entrants), turn):
@@ -219,19 +226,19 @@ def race(
             try:
                 began(name)
                 ready = clock.prepare(entrants[name])
-                samples, timer = found.setdefault(name, ([], ready.timer))
+                samples = results.setdefault(name, Samples([], ready.timer))
                 start, taken = clock.now(), 0
                 while taken < least or (taken < most and clock.now() - start < seconds):
-                    samples.append(clock.seconds(ready) / ready.calls)
+                    samples.seconds.append(clock.seconds(ready) / ready.calls)
                     taken += 1
-                if timer != ready.timer:
-                    raise RuntimeError(f"was timed by {timer}, then by {ready.timer}")
+                if samples.timer != ready.timer:
+                    raise RuntimeError(f"was timed by {samples.timer}, then by {ready.timer}")
             except Exception as error:
                 out.add(name)
-                found.pop(name, None)
+                results.pop(name, None)
                 failed(name, error)
             ready = None  # type: ignore[assignment]  # frees its graph before the next
-    return found
+    return results
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
@@ -241,7 +248,7 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
     return {name: round(float(v), 3) for name, v in zip(("p20", "p50", "p80"), q, strict=True)}
 
 
-def wall_microseconds(call: Call, clock: Clock, seconds: float = 0.1) -> float:
+def wall_microseconds(call: Call, clock: Clock, seconds: float) -> float:
     """One call as a program sees it, host included: the median of single synchronised calls."""
     samples: list[float] = []
     begin = clock.now()
@@ -252,17 +259,7 @@ def wall_microseconds(call: Call, clock: Clock, seconds: float = 0.1) -> float:
     return quantiles(samples)["p50"]
 
 
-def peak_bytes(call: Call, device: str) -> int:
-    """The most memory that a call holds at once beside what was there before it."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        kept = call()
-        torch.cuda.synchronize()
-        del kept
-        return max(0, torch.cuda.max_memory_allocated() - before)
-    return _peak_of_records(call)
+# -- the profiler, and memory ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -291,11 +288,19 @@ def profile(call: Call, device: str, **options: Any) -> torch.profiler.profile:
     return profiled
 
 
-def _peak_of_records(call: Call) -> int:
-    """On a CPU: the highest running sum of what the profiler notes of torch's allocator."""
-    kept: list[Any] = []
-    profiled = profile(lambda: kept.append(call()), "cpu", profile_memory=True)
-    kept.clear()
+def peak_bytes(call: Call, device: str) -> int:
+    """The most memory that a call holds at once beside what was there before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = call()
+        torch.cuda.synchronize()
+        del kept
+        return max(0, torch.cuda.max_memory_allocated() - before)
+    # On a CPU: the highest running sum of what the profiler notes of torch's allocator.
+    results: list[Any] = []
+    profiled = profile(lambda: results.append(call()), "cpu", profile_memory=True)
     held = peak = 0
     events: list[Any] = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):

@@ -12,16 +12,17 @@ import signal
 import subprocess
 import threading
 import time
-import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import records
-from bench.gate import python_path
-from bench.provenance import PROJECT, machine, slug, version
+from bench.harness import records
+from bench.harness.op_tests import python_path, read_report
+from cmpose.files import write_json
+from cmpose.provenance import PROJECT, machine, version
 
 Outcome = dict[str, Any]
 """``status`` (passed, failed, not run, cut), ``seconds``, ``counts`` and ``details``."""
@@ -57,11 +58,11 @@ class Item:
 
 
 def fingerprint() -> str:
-    """Of the sources, of torch and of the card: results of others are not gone on with."""
+    """Of the sources, of torch, Triton and the card; what another one's run left is not used."""
     digest = hashlib.sha256(f"{machine()} {version('torch')} {version('triton')}".encode())
     for name in SOURCES:
-        place = PROJECT / name
-        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        source = PROJECT / name
+        files = [source] if source.is_file() else sorted(source.rglob("*"))
         for path in files:
             if path.suffix in SUFFIXES and path.is_file():
                 digest.update(str(path.relative_to(PROJECT)).encode())
@@ -74,7 +75,7 @@ class State:
 
     Args:
         folder: of the state and the logs.
-        mark: of the sources; see :func:`fingerprint`.
+        mark: :func:`fingerprint`'s.
     """
 
     def __init__(self, folder: Path, mark: str) -> None:
@@ -96,7 +97,7 @@ class State:
     def note(self, stage: str, item: str, outcome: Outcome) -> None:
         with self.lock:
             self.outcomes(stage)[item] = outcome
-            records.write_json(self.path, self.content)
+            write_json(self.path, self.content)
 
     def forget(self, stage: str) -> None:
         self.content["stages"].pop(stage, None)
@@ -111,8 +112,8 @@ def missing(items: Sequence[Item], done: Mapping[str, Outcome]) -> list[Item]:
 
 # -- outcomes -------------------------------------------------------------------------------------
 
-DECLARED = ("cv2", "jsonargparse", "matplotlib", "safetensors", "shapely", "tensorboard", "tqdm",
-            "yaml", "expecttest", "pytest_benchmark", "numpy")  # fmt: skip
+DECLARED = ("cv2", "jsonargparse", "matplotlib", "msgspec", "numpy", "safetensors", "shapely",
+            "tensorboard", "tqdm", "yaml", "expecttest", "pytest_benchmark")  # fmt: skip
 """Packages of pyproject.toml that a bare machine may lack."""
 
 
@@ -132,44 +133,24 @@ def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
     """
     counts = {"passed": 0, "failed": 0, "skipped": 0, "not run": 0}
     details: list[str] = []
-    for case in ElementTree.fromstring(report).iter("testcase"):
-        name = f"{case.get('classname', '')}::{case.get('name', '')}"
-        bad = [c for c in case if c.tag in ("failure", "error")]
-        if bad:
-            text = " ".join(f"{c.get('message', '')} {c.text or ''}" for c in bad)
-            package = absent_package(text)
-            counts["not run" if package else "failed"] += 1
+    for name, status, text in read_report(report):
+        package = absent_package(text) if status == "failed" else None
+        counts["not run" if package else status] += 1
+        if status == "failed":
             reason = f"not run: needs {package}" if package else " ".join(text.split())[:200]
             details.append(f"{name}: {reason}")
-        elif any(c.tag == "skipped" for c in case):
-            counts["skipped"] += 1
-        else:
-            counts["passed"] += 1
     return counts, details
 
 
-def _kill(process: subprocess.Popen) -> None:
-    """The process and those it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, str]) -> Outcome:
-    """Runs one process, its output to ``log``.
-
-    Returns:
-        ``cut`` when time ran out, ``not run`` when absent packages let no test run, else ``passed``
-        or ``failed``.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    report = log.with_suffix(".xml")
-    report.unlink(missing_ok=True)
+def _run_process(
+    item: Item, log: Path, seconds: float, environment: Mapping[str, str]
+) -> int | None:
+    """Runs an item's command, its output to ``log``: its exit status, None when time ran out."""
     own = max(1, int(seconds - min(30.0, seconds / 4)))  # the command's own limit comes first
     command = [
-        p.replace("{report}", str(report)).replace("{seconds}", str(own)) for p in item.command
+        part.replace("{report}", str(log.with_suffix(".xml"))).replace("{seconds}", str(own))
+        for part in item.command
     ]
-    began = time.monotonic()
     with log.open("w") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
@@ -182,38 +163,48 @@ def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, st
             start_new_session=True,
         )
         try:
-            status: int | None = process.wait(timeout=max(1.0, seconds))
-        except subprocess.TimeoutExpired:
-            _kill(process)
-            status = None
-        except BaseException:
-            _kill(process)
+            return process.wait(timeout=max(1.0, seconds))
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):  # it, and what it started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None
             raise
-    crashed = item.goes_on and status is not None and status < 0
-    outcome: Outcome = {
-        "status": "cut"
-        if crashed or status in (None, TIME_IS_UP)
-        else "failed"
-        if status
-        else "passed",
-        "seconds": round(time.monotonic() - began, 1),
-        "counts": {},
-        "details": [],
-    }
-    if outcome["status"] != "cut" and report.is_file():
+
+
+def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, str]) -> Outcome:
+    """Runs one item.
+
+    Returns:
+        ``cut`` when time ran out, ``not run`` when absent packages let no test run, else ``passed``
+        or ``failed``.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    report = log.with_suffix(".xml")
+    report.unlink(missing_ok=True)
+    began = time.monotonic()
+    exit_status = _run_process(item, log, seconds, environment)
+    crashed = item.goes_on and exit_status is not None and exit_status < 0
+    status = "failed" if exit_status else "passed"
+    counts: dict[str, int] = {}
+    details: list[str] = []
+    if crashed or exit_status in (None, TIME_IS_UP):
+        status = "cut"
+    elif report.is_file():
         counts, details = pytest_outcome(report.read_text())
-        outcome["counts"], outcome["details"] = counts, details
         # pytest's 1 and 2 (files that cannot be collected) are faults unless packages are absent.
-        excused = status in (1, 2) and counts["not run"] and not counts["failed"]
-        good = not counts["failed"] and (excused or status in (0, NO_TESTS))
-        outcome["status"] = "passed" if good else "failed"
+        excused = exit_status in (1, 2) and counts["not run"]
+        good = not counts["failed"] and (excused or exit_status in (0, NO_TESTS))
+        status = "passed" if good else "failed"
         if good and counts["not run"] and not counts["passed"]:
-            outcome["status"] = "not run"
-        if status == NO_TESTS:
-            outcome["details"].append("no test was selected")
-    if outcome["status"] == "failed" and not outcome["details"]:
-        outcome["details"] = log.read_text(errors="replace").splitlines()[-3:]
-    return outcome
+            status = "not run"
+        if exit_status == NO_TESTS:
+            details.append("no test was selected")
+    if status == "failed" and not details:
+        details = log.read_text(errors="replace").splitlines()[-3:]
+    seconds_taken = round(time.monotonic() - began, 1)
+    return {"status": status, "seconds": seconds_taken, "counts": counts, "details": details}
 
 
 def run_stage(
@@ -225,7 +216,6 @@ def run_stage(
     workers: int,
     environment: Mapping[str, str],
     tell: Callable[[str], None] = print,
-    now: Callable[[], float] = time.monotonic,
 ) -> str:
     """Runs what is missing of a stage, each outcome saved as it comes.
 
@@ -237,21 +227,22 @@ def run_stage(
         workers: processes at a time.
         environment: of all of them.
         tell: shows a line.
-        now: a clock.
 
     Returns:
         ``passed``, ``failed`` or ``cut``.
     """
-    begin, logs = now(), state.folder / "logs" / name
+    end = time.monotonic() + seconds
+
+    def left() -> float:
+        return end - time.monotonic()
 
     def one(item: Item) -> None:
-        left = seconds - (now() - begin)
-        if left < 1:
+        if left() < 1:
             return
-        log = logs / f"{slug(item.name)}.log"
-        outcome = run_item(item, log, left, environment)
-        while item.goes_on and outcome["status"] == "cut" and seconds - (now() - begin) > 60:
-            outcome = run_item(item, log, seconds - (now() - begin), environment)
+        log = state.folder / "logs" / name / f"{records.slug(item.name)}.log"
+        outcome = run_item(item, log, left(), environment)
+        while item.goes_on and outcome["status"] == "cut" and left() > 60:
+            outcome = run_item(item, log, left(), environment)
         state.note(name, item.name, outcome)
         counts = ", ".join(f"{n} {what}" for what, n in outcome["counts"].items() if n)
         tell(f"  {item.name}: {outcome['status']} in {outcome['seconds']:.0f} s {counts}".rstrip())
@@ -267,8 +258,7 @@ def run_stage(
 
 def totals(outcomes: Mapping[str, Outcome]) -> dict[str, int]:
     """Counts of all items together."""
-    found: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for outcome in outcomes.values():
-        for what, count in outcome["counts"].items():
-            found[what] = found.get(what, 0) + count
-    return found
+        total.update(outcome["counts"])
+    return dict(total)

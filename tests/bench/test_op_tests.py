@@ -1,10 +1,10 @@
-"""The gate counts what passed for the backend that is measured, and nothing else."""
+"""What passed counts for the backend that is measured, and nothing else."""
 
 from __future__ import annotations
 
 import pytest
 
-from bench import gate
+from bench.harness import op_tests
 
 FILE = "tests.ops.test_contract"
 
@@ -28,8 +28,8 @@ ALL = (
 
 def verdict(backend: str, *changed: tuple[str, str], op: str = "dpc_knn") -> dict[str, object]:
     cases = dict(ALL) | dict(changed)
-    tests = gate.outcomes(report(*cases.items()), op)
-    return gate.verdict(tests, op, backend, "python -m pytest")
+    tests = op_tests.read_report(report(*cases.items()))
+    return op_tests.verdict(tests, op, backend, "python -m pytest")
 
 
 def test_its_own_tests_and_those_of_no_backend_count() -> None:
@@ -50,7 +50,7 @@ def test_nothing_that_passed_is_no_pass() -> None:
     assert verdict("triton")["status"] == "not run"  # has no tests of its own
     skipped = [(name, "skipped") for name, _ in ALL if "cuda" in name]
     assert verdict("cuda", *skipped)["status"] == "not run"
-    assert gate.verdict([], "dpc_knn", "cuda", "c")["status"] == "not run"
+    assert op_tests.verdict([], "dpc_knn", "cuda", "c")["status"] == "not run"
     assert verdict("cuda", op="merge_clusters")["status"] == "failed"
 
 
@@ -63,12 +63,12 @@ def test_auto_answers_for_the_reference() -> None:
 
 def test_it_runs_the_contract_of_the_op() -> None:
     """For real, on one op."""
-    found = gate.run({"unmerge_tokens": ["reference", "cuda"]})["unmerge_tokens"]
+    found = op_tests.run({"unmerge_tokens": ["reference", "cuda"]})["unmerge_tokens"]
     assert found["reference"]["status"] == "passed"
     assert found["reference"]["tests"] > 15
     assert "tests/ops/test_contract.py" in found["reference"]["command"]
 
 
 def test_tests_that_take_too_long_are_not_run() -> None:
-    found = gate.run({"unmerge_tokens": ["reference"]}, timeout=0.01)
+    found = op_tests.run({"unmerge_tokens": ["reference"]}, timeout=0.01)
     assert found["unmerge_tokens"]["reference"]["status"] == "not run"

@@ -1,23 +1,24 @@
 """Records of measurements: their schema, and the files that hold them.
 
-``bench/results/<card>.json`` is ``{"schema", "card", "records", "train_step", "runs"}``. It is
-written by the commands of this folder and never by hand; a file is written beside the old one and
-renamed, so that a cut run leaves a whole file behind.
+``bench/results/<card>.json`` is written by the commands of this folder and never by hand; it
+appears whole or not at all, so that a cut run leaves a whole file behind.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from bench.provenance import PROJECT, slug
+from cmpose.files import write_json
+from cmpose.provenance import PROJECT
 
-VERSION = 1
+VERSION = 2
 RESULTS = PROJECT / "bench" / "results"
+NOT_A_RESULT = "CPU: not a performance result"
 
 Record = dict[str, Any]
 
@@ -29,63 +30,50 @@ class SchemaError(ValueError):
 # -- the schema -----------------------------------------------------------------------------------
 
 Check = Callable[[str, Any], None]
+"""(path of a value in the file, the value) → raises SchemaError unless it is as it should be."""
 
 
-def _fail(path: str, what: str, value: Any) -> None:
+def _fail(path: str, what: str, value: Any) -> NoReturn:
     raise SchemaError(f"{path} must be {what}, got {value!r}")
 
 
-def text(path: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        _fail(path, "text", value)
-
-
-def flag(path: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        _fail(path, "true or false", value)
-
-
-def count(path: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        _fail(path, "a whole number ≥ 0", value)
-
-
-def positive(path: str, value: Any) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        _fail(path, "a finite number > 0", value)
-
-
-def not_negative(path: str, value: Any) -> None:
-    if value != 0:
-        positive(path, value)
-
-
-def one_of(*names: str) -> Check:
+def _value(what: str, holds: Callable[[Any], bool]) -> Check:
     def check(path: str, value: Any) -> None:
-        if value not in names:
-            _fail(path, f"one of {', '.join(names)}", value)
+        if not holds(value):
+            _fail(path, what, value)
 
     return check
 
 
-def or_none(check: Check) -> Check:
-    def checked(path: str, value: Any) -> None:
-        if value is not None:
-            check(path, value)
-
-    return checked
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
-def time_or_error(path: str, value: Any) -> None:
+def _is_time_or_failure(value: Any) -> bool:
     if isinstance(value, str):
-        if not value.startswith("error: ") or len(value) <= len("error: "):
-            _fail(path, "microseconds or 'error: <message>'", value)
-    else:
-        positive(path, value)
+        return value.startswith("error: ") and len(value) > len("error: ")
+    return _is_number(value) and value > 0
+
+
+text = _value("text", lambda v: isinstance(v, str) and v != "")
+flag = _value("true or false", lambda v: isinstance(v, bool))
+count = _value("a whole number ≥ 0", lambda v: type(v) is int and v >= 0)
+positive = _value("a finite number > 0", lambda v: _is_number(v) and v > 0)
+not_negative = _value("a finite number ≥ 0", lambda v: _is_number(v) and v >= 0)
+time_or_failure = _value("microseconds or 'error: <message>'", _is_time_or_failure)
+
+
+def one_of(*names: str) -> Check:
+    return _value(f"one of {', '.join(names)}", lambda v: v in names)
+
+
+def or_none(check: Check) -> Check:
+    return lambda path, value: None if value is None else check(path, value)
 
 
 def mapping(check: Check) -> Check:
+    """An object whose values are all alike."""
+
     def checked(path: str, value: Any) -> None:
         if not isinstance(value, dict):
             _fail(path, "an object", value)
@@ -95,7 +83,7 @@ def mapping(check: Check) -> Check:
     return checked
 
 
-def _list(check: Check) -> Check:
+def list_of(check: Check) -> Check:
     def checked(path: str, value: Any) -> None:
         if not isinstance(value, list):
             _fail(path, "a list", value)
@@ -106,24 +94,26 @@ def _list(check: Check) -> Check:
 
 
 def fields(**checks: Check) -> Check:
+    """An object that has these fields, all of them, and no others."""
+
     def checked(path: str, value: Any) -> None:
         if not isinstance(value, dict):
             _fail(path, "an object", value)
         for name in checks:
             if name not in value:
                 raise SchemaError(f"{path}.{name} is missing")
-        for name in value:
+        for name, entry in value.items():
             if name not in checks:
                 raise SchemaError(f"{path}.{name} is no field; there are {', '.join(checks)}")
-        for name, check in checks.items():
-            check(f"{path}.{name}", value[name])
+            checks[name](f"{path}.{name}", entry)
 
     return checked
 
 
 _QUANTILES = fields(p20=positive, p50=positive, p80=positive)
+_TIMER = one_of("graph", "events", "host")
 
-PROVENANCE = fields(
+_PROVENANCE = fields(
     gpu=or_none(text),
     cpu=text,
     driver=or_none(text),
@@ -137,15 +127,18 @@ PROVENANCE = fields(
     utc=text,
 )
 
-RATES = fields(
+_RATES = fields(
     copy_bytes_per_s=positive,
     bf16_flops_per_s=positive,
     fp32_flops_per_s=positive,
     tf32_flops_per_s=positive,
 )
 
-GATE = fields(status=one_of("passed", "failed", "not run"), tests=count, failed=count, command=text)
+_OP_TESTS = fields(
+    status=one_of("passed", "failed", "not run"), tests=count, failed=count, command=text
+)
 
+# One workload on one backend; docs/benchmarks.md says what each field means.
 _RECORD = fields(
     op=text,
     direction=one_of("forward", "backward", "forward_backward"),
@@ -154,30 +147,30 @@ _RECORD = fields(
     backend=text,
     us=_QUANTILES,
     wall_us=positive,
-    timer=one_of("graph", "events", "host"),
+    timer=_TIMER,
     input_sets=count,
     cold=flag,
     peak_bytes=count,
     bytes=count,
     flops=count,
-    measured_bytes=or_none(count),
-    floor_us=positive,
-    percent_of_floor=positive,
+    dram_bytes=or_none(count),
+    bound_us=positive,
+    percent_of_bound=positive,
     percent_of_copy=positive,
-    peers=mapping(time_or_error),
+    peers=mapping(time_or_failure),
     peers_wall_us=mapping(positive),
     peers_peak_bytes=mapping(count),
-    peers_timer=mapping(one_of("graph", "events", "host")),
+    peers_timer=mapping(_TIMER),
     best_peer=or_none(text),
     speedup_vs_best_peer=or_none(positive),
     error_vs_fp64=or_none(not_negative),
     peers_error_vs_fp64=mapping(not_negative),
-    kernels=mapping(_list(text)),
-    gate=GATE,
+    kernels=mapping(list_of(text)),
+    op_tests=_OP_TESTS,
     setting=one_of("quick", "full"),
-    rates=RATES,
+    rates=_RATES,
     note=or_none(text),
-    provenance=PROVENANCE,
+    provenance=_PROVENANCE,
 )
 
 _VARIANT = fields(
@@ -191,11 +184,9 @@ _VARIANT = fields(
 )
 
 
-def _variant(path: str, value: Any) -> None:
-    if isinstance(value, str):
-        time_or_error(path, value)
-    else:
-        _VARIANT(path, value)
+def _variant_or_failure(path: str, value: Any) -> None:
+    check = time_or_failure if isinstance(value, str) else _VARIANT
+    check(path, value)
 
 
 _TRAIN_STEP = fields(
@@ -203,27 +194,27 @@ _TRAIN_STEP = fields(
     batch=count,
     precision=one_of("bf16", "fp32"),
     shape=mapping(count),
-    variants=mapping(_variant),
-    rates=RATES,
+    variants=mapping(_variant_or_failure),
+    rates=_RATES,
     note=or_none(text),
-    provenance=PROVENANCE,
+    provenance=_PROVENANCE,
 )
 
-_RUN = fields(
+_STAGE_RUN = fields(
     stage=text,
     status=one_of("passed", "failed", "cut"),
     seconds=not_negative,
     counts=mapping(count),
-    details=_list(text),
-    provenance=PROVENANCE,
+    details=list_of(text),
+    provenance=_PROVENANCE,
 )
 
-_FILE = fields(
+_RESULTS = fields(
     schema=count,
     card=text,
-    records=_list(_RECORD),
-    train_step=_list(_TRAIN_STEP),
-    runs=mapping(_RUN),
+    records=list_of(_RECORD),
+    train_step=list_of(_TRAIN_STEP),
+    runs=mapping(_STAGE_RUN),
 )
 
 
@@ -231,8 +222,8 @@ def check_record(record: Record, path: str = "record") -> None:
     """Raises SchemaError unless a record is whole and says nothing that it must not.
 
     Beyond types: quantiles ascend, the best peer is a peer that ran under the same timer and none
-    is faster, and a speed-up stands only where the op's contract passed in the same run, is that
-    of the medians, and belongs to a GPU.
+    is faster, and a speed-up stands only where the op's tests passed in the same run, is that of
+    the medians, and belongs to a GPU.
     """
     _RECORD(path, record)
     us, peers = record["us"], record["peers"]
@@ -249,8 +240,8 @@ def check_record(record: Record, path: str = "record") -> None:
     speedup = record["speedup_vs_best_peer"]
     if speedup is None:
         return
-    gate = record["gate"]
-    if gate["status"] != "passed" or not gate["tests"] or gate["failed"]:
+    op_tests = record["op_tests"]
+    if op_tests["status"] != "passed" or not op_tests["tests"] or op_tests["failed"]:
         _fail(f"{path}.speedup_vs_best_peer", "null unless the op's tests passed", speedup)
     if record["provenance"]["gpu"] is None:
         _fail(f"{path}.speedup_vs_best_peer", "null without a GPU", speedup)
@@ -260,32 +251,22 @@ def check_record(record: Record, path: str = "record") -> None:
 
 def check_file(content: Any, path: str = "results") -> None:
     """Raises SchemaError unless a results file is as it should be."""
-    _FILE(path, content)
+    _RESULTS(path, content)
     if content["schema"] != VERSION:
         _fail(f"{path}.schema", f"{VERSION}", content["schema"])
     for index, record in enumerate(content["records"]):
         check_record(record, f"{path}.records[{index}]")
-        gpu = record["provenance"]["gpu"] or record["provenance"]["cpu"]
-        if gpu != content["card"]:
-            _fail(f"{path}.records[{index}].provenance", f"of {content['card']}", gpu)
+        machine = record["provenance"]["gpu"] or record["provenance"]["cpu"]
+        if machine != content["card"]:
+            _fail(f"{path}.records[{index}].provenance", f"of {content['card']}", machine)
 
 
 # -- files ----------------------------------------------------------------------------------------
 
 
-def key(record: Record) -> tuple[Any, ...]:
-    """What a record is of; a newer one of the same key replaces it."""
-    shape = tuple(sorted(record["shape"].items()))
-    return record["op"], record["direction"], shape, record["dtype"], record["backend"]
-
-
-def _step_key(step: Record) -> tuple[Any, ...]:
-    return step["backbone"], step["batch"], step["precision"]
-
-
-def empty(card: str) -> Record:
-    """A results file without results."""
-    return {"schema": VERSION, "card": card, "records": [], "train_step": [], "runs": {}}
+def slug(name: str) -> str:
+    """A card's name as a file's: ``NVIDIA GeForce RTX 4090`` → ``nvidia-geforce-rtx-4090``."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def path_of(card: str) -> Path:
@@ -308,13 +289,13 @@ def load(path: Path) -> Record:
 
 
 def load_or_empty(path: Path, card: str) -> Record:
-    """Reads a results file if it is there.
+    """Reads a card's results file, or gives one without results if there is none.
 
     Raises:
         SchemaError: it is not as it should be, or is another card's.
     """
     if not path.is_file():
-        return empty(card)
+        return {"schema": VERSION, "card": card, "records": [], "train_step": [], "runs": {}}
     content = load(path)
     if content["card"] != card:
         raise SchemaError(
@@ -324,26 +305,24 @@ def load_or_empty(path: Path, card: str) -> Record:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes beside ``path`` and renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
-    os.replace(beside, path)
-
-
 def save(path: Path, content: Record) -> None:
     """Checks and writes a results file."""
     check_file(content, path.name)
     write_json(path, content)
 
 
+def _key(entry: Record) -> tuple[Any, ...]:
+    """What a record or a train step is of."""
+    if "op" not in entry:
+        return entry["backbone"], entry["batch"], entry["precision"]
+    shape = tuple(sorted(entry["shape"].items()))
+    return entry["op"], entry["direction"], shape, entry["dtype"], entry["backend"]
+
+
 def add(content: Record, records: Iterable[Record] = (), steps: Iterable[Record] = ()) -> None:
-    """Puts records into a results file, in the place of older ones of the same key."""
-    for name, new, key_of in (("records", records, key), ("train_step", steps, _step_key)):
-        held = {key_of(entry): entry for entry in content[name]}
-        held |= {key_of(entry): entry for entry in new}
-        content[name] = list(held.values())
+    """Puts records into a results file; a newer one replaces the older of the same workload."""
+    for name, new in (("records", records), ("train_step", steps)):
+        content[name] = list({_key(entry): entry for entry in [*content[name], *new]}.values())
 
 
 def all_cards(folder: Path = RESULTS) -> list[Record]:

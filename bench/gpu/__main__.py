@@ -1,0 +1,195 @@
+"""Everything that needs a GPU: ``make gpu``, or ``python -m bench.gpu``.
+
+    python -m bench.gpu [--stages "build tests sanitize bench train"] [--full] [--dry]
+
+Needs no network and nothing installed but torch, triton, nvcc, ninja, pybind11 and pytest: cmpose
+is imported from the checkout. A stage ends within ``--stage-seconds``; what did not fit is done by
+the next call of the same command, as long as the sources are the same. Logs and the state are in
+``--work``; results go to ``bench/results/<card>.json``, and a summary comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.gpu import items
+from bench.gpu.stages import Item, Outcome, State, fingerprint, missing, run_stage, totals
+from bench.harness import records
+from bench.report import summary
+from cmpose import native, ops, provenance
+from cmpose.ops.backends import OPS
+from cmpose.provenance import PROJECT
+
+STAGES = ("build", "tests", "sanitize", "bench", "train")
+STAGE_SECONDS = 520.0
+"""Under nine minutes, so that it fits where one command may take ten."""
+
+
+def build_core() -> int:
+    """Builds by csrc/build.py, whose last line is the module's path, and copies it in place."""
+    done = subprocess.run(
+        [sys.executable, "csrc/build.py"],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    print(done.stdout, end="")
+    if done.returncode:
+        return done.returncode
+    built = Path(done.stdout.strip().splitlines()[-1])
+    package = PROJECT / "cmpose"
+    for stale in package.glob("_C.*.so"):
+        stale.unlink()
+    shutil.copy2(built, package / built.name)
+    print(f"copied to {package.name}/{built.name}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
+    made.add_argument("--stages", default=" ".join(STAGES), help=f"of {' '.join(STAGES)}")
+    made.add_argument("--dry", action="store_true", help="rehearses every stage on the CPU")
+    made.add_argument("--full", action="store_true", help="max-autotune of peers, more samples")
+    made.add_argument("--again", action="store_true", help="also what is done already")
+    made.add_argument(
+        "--work", type=Path, default=PROJECT / "build" / "gpu", help="folder of logs and state"
+    )
+    made.add_argument("--results", type=Path, help="default bench/results/<card>.json")
+    made.add_argument("--copy-to", type=Path, help="folder that gets results, state and summary")
+    made.add_argument(
+        "--stage-seconds", type=float, default=STAGE_SECONDS, help="after which a stage is cut"
+    )
+    made.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes that run tests"
+    )
+    made.add_argument("--build-core", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def stages_of(text: str) -> list[str]:
+    """In the order of :data:`STAGES`; what is measured must be built first.
+
+    Raises:
+        ValueError: no such stage.
+    """
+    asked = text.replace(",", " ").split()
+    for name in asked:
+        if name not in STAGES:
+            raise ValueError(f"--stages: no stage {name!r}; there are {' '.join(STAGES)}")
+    return [name for name in STAGES if name in asked or name == "build"]
+
+
+def items_of(stage: str, options: argparse.Namespace, results: Path) -> list[Item]:
+    """What a stage runs."""
+    importlib.invalidate_caches()  # the core may just have been built
+    native.forget()
+    if stage == "bench":
+        return items.bench(options.dry, options.full, results, options.work)
+    if stage == "train":
+        return items.train(options.dry, results)
+    return {"build": items.build, "tests": items.tests, "sanitize": items.sanitize}[stage](
+        options.dry
+    )
+
+
+def details_of(stage: str, outcomes: dict[str, Outcome], dry: bool, empty: bool) -> list[str]:
+    """What the processes said of themselves, and what was left out; failures come first."""
+    left_out: list[str] = []
+    if stage == "tests" and not dry:
+        left_out = [f"{file}: left out: {why}" for file, why in items.LEFT_OUT.items()]
+    if stage == "sanitize" and empty:
+        left_out = [f"{op}: {ops.available(op, provenance.device())['cuda']}" for op in OPS]
+    said = [
+        (outcome["status"] == "passed", f"{name}: {text}")
+        for name, outcome in outcomes.items()
+        for text in outcome["details"]
+    ]
+    bad, good = ([text for ok, text in said if ok == passed] for passed in (False, True))
+    return [*bad, *left_out, *good]
+
+
+def run(stage: str, state: State, options: argparse.Namespace, results: Path) -> None:
+    """Runs what is missing of a stage, and notes in the results file how it went."""
+    began = time.monotonic()
+    print(f"{stage}:", flush=True)
+    if options.again:
+        state.forget(stage)
+    wanted = items_of(stage, options, results)
+    todo = missing(wanted, state.outcomes(stage))
+    status = run_stage(
+        stage,
+        wanted,
+        state,
+        seconds=options.stage_seconds,
+        workers=items.workers(stage, options.workers),
+        environment=items.environment(options.dry),
+        tell=lambda text: print(text, flush=True),
+    )
+    content = records.load_or_empty(results, provenance.machine())
+    if not todo and stage in content["runs"]:
+        print(f"{stage}: done before", flush=True)
+        return
+    held = state.outcomes(stage)
+    outcomes = {item.name: held[item.name] for item in wanted if item.name in held}
+    content["runs"][stage] = {
+        "stage": stage,
+        "status": status,
+        "seconds": round(time.monotonic() - began, 1),
+        "counts": totals(outcomes) | {"items": len(wanted), "done": len(outcomes)},
+        "details": details_of(stage, outcomes, options.dry, empty=not wanted)[:40],
+        "provenance": provenance.provenance(),
+    }
+    records.save(results, content)
+    print(f"{stage}: {status} in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    made = parser()
+    options = made.parse_args(arguments)
+    if options.build_core:
+        return build_core()
+    try:
+        stages = stages_of(options.stages)
+    except ValueError as error:
+        made.error(str(error))
+    if options.dry:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif provenance.device() == "cpu":
+        print("bench.gpu: torch sees no GPU; --dry rehearses every stage on the CPU")
+        return 1
+    if importlib.util.find_spec("pytest") is None:
+        print(f"bench.gpu: {sys.executable} has no pytest")
+        return 1
+    work = options.work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    card = provenance.machine()
+    default = work / "results.json" if options.dry else records.path_of(card)
+    results = (options.results or default).resolve()
+    state = State(work, fingerprint())
+    print(f"{card}; logs and state in {work.name}/, results in {results.name}", flush=True)
+    for stage in stages:
+        run(stage, state, options, results)
+    content = records.load_or_empty(results, card)
+    page = summary.page(content, stages, dry=options.dry)
+    (work / "summary.txt").write_text(page)
+    if options.copy_to:
+        options.copy_to.mkdir(parents=True, exist_ok=True)
+        for path in (results, state.path, work / "summary.txt"):
+            if path.is_file():
+                shutil.copy2(path, options.copy_to / path.name)
+    print(page, end="")
+    statuses = [content["runs"][stage]["status"] for stage in stages]
+    return 1 if "failed" in statuses else 3 if "cut" in statuses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

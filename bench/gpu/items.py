@@ -1,0 +1,148 @@
+"""What each stage of ``make gpu`` runs: processes, as items.
+
+Each function takes ``dry``, which rehearses its stage on a CPU with little of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.gpu.stages import Item
+from bench.harness.op_tests import CONTRACT
+from bench.harness.targets import TARGETS
+from cmpose import ops, provenance
+from cmpose.ops.backends import OPS
+from cmpose.provenance import PROJECT
+
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={report}")
+
+LEFT_OUT = {
+    "tests/test_packaging.py": "builds in a fresh environment, for which pip needs a registry",
+}
+"""Test files that are about no card and cannot run on a machine without network."""
+
+LONGEST = (
+    "tests/kernels/test_compile_check.py",
+    "tests/test_demo.py",
+    "tests/train/test_real_people.py",
+    "tests/train/test_train.py",
+)
+"""They start first, so that no process is left alone with one of them at the end."""
+
+SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"
+"""Tests of the contract that launch every kernel at odd sizes without compiling graphs."""
+
+
+def build(dry: bool) -> list[Item]:
+    """The CUDA C++ core for the local card, put where ``cmpose._C`` is looked for."""
+    if not (PROJECT / "csrc" / "build.py").is_file():
+        return []
+    if dry:
+        return [Item("which nvcc", (sys.executable, "csrc/build.py", "--nvcc"))]
+    major, minor = torch.cuda.get_device_capability()
+    command = (sys.executable, "-m", "bench.gpu", "--build-core")
+    environment = {"CMPOSE_CUDA_ARCHS": f"{major}.{minor}"}
+    return [Item(f"cmpose._C for {major}.{minor}", command, environment)]
+
+
+def tests(dry: bool) -> list[Item]:
+    """The whole suite, a process a file; the contract, which is longest, a process an op."""
+    if dry:
+        own = "tests/ops/test_merge_clusters.py"
+        few = (*PYTEST, CONTRACT, "-k", "unmerge_tokens and (bitwise or empty)")
+        return [Item(own, (*PYTEST, own)), Item(f"{CONTRACT} unmerge_tokens", few)]
+    files = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "tests").rglob("test_*.py"))]
+    files = [f for f in files if f not in (CONTRACT, *LEFT_OUT)]
+    files.sort(key=lambda f: f not in LONGEST)
+    contract = [Item(f"{CONTRACT} {op}", (*PYTEST, CONTRACT, "-k", op)) for op in OPS]
+    others = " and ".join(f"not {op}" for op in OPS)
+    contract.append(Item(f"{CONTRACT} others", (*PYTEST, CONTRACT, "-k", others)))
+    return [*contract, *(Item(file, (*PYTEST, file)) for file in files)]
+
+
+def sanitize(dry: bool) -> list[Item]:
+    """memcheck and racecheck over the tests of every op that has a CUDA C++ kernel here."""
+    if dry:
+        rehearsed = (*PYTEST, CONTRACT, "-k", "merge_clusters-reference and (bitwise or empty)")
+        return [Item("no tool: merge_clusters reference", rehearsed)]
+    tool = shutil.which("compute-sanitizer")
+    kernels = [op for op in OPS if ops.available(op, provenance.device())["cuda"] is None]
+    parts: list[tuple[str, tuple[str, ...]]] = [
+        (op, (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})")) for op in kernels
+    ]
+    if kernels:
+        parts.append(("tests/csrc", ("tests/csrc", "-m", "sanitized")))
+    # Without torch's cache an access behind a tensor is one behind an allocation.
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    items = []
+    for name, chosen in parts:
+        for check in ("memcheck", "racecheck"):
+            command: tuple[str, ...]
+            if tool is None:
+                say = "print('compute-sanitizer is not on PATH'); raise SystemExit(1)"
+                command = (sys.executable, "-c", say)
+            else:
+                checked = ("--tool", check, "--error-exitcode", "99", "--target-processes", "all")
+                command = (tool, *checked, *PYTEST, *chosen)
+            items.append(Item(f"{check} {name}", command, environment))
+    return items
+
+
+def bench(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
+    """Targets, limits, bytes by Nsight Compute, then the grid until the time is used."""
+    effort = "full" if full else "quick"
+
+    def measured(part: str, *arguments: str) -> tuple[str, ...]:
+        journal = work / f"journal-bench-{part}.json"
+        command = (sys.executable, "-m", "bench", *arguments, "--json", str(results))
+        return (*command, "--journal", str(journal), "--seconds", "{seconds}")
+
+    if dry:
+        few = ("unmerge_tokens", "--quick", "--no-gate", "--no-compile")
+        return [Item("targets", measured("targets", *few))]
+
+    def cases(which: str) -> tuple[str, ...]:
+        return measured(f"{which}-{effort}", f"--{effort}", "--cases", which)
+
+    items = [
+        Item(f"targets, {effort}", cases("targets"), goes_on=True),
+        Item("limits", (*PYTEST, "bench/timed/test_limits.py")),
+    ]
+    ncu = shutil.which("ncu")
+    if ncu:
+        command = (sys.executable, "-m", "bench.gpu.dram_bytes", "--json", str(results))
+        items += [
+            Item(f"ncu {t.op} {t.direction}", (*command, "--ncu", ncu, t.op, t.direction))
+            for t in TARGETS
+            if not t.shape  # it counts at the reference shape
+        ]
+    return [*items, Item(f"grid, {effort}", cases("grid"), open_ended=True, goes_on=True)]
+
+
+def train(dry: bool, results: Path) -> list[Item]:
+    """Each variant of the train step in a process of its own."""
+    from bench.train_step import VARIANTS
+
+    command = (sys.executable, "-m", "bench.train_step", "--json", str(results))
+    wanted = [(b, v) for b in ("base", "huge") for v in VARIANTS]
+    if dry:
+        wanted = [("tiny", "eager reference"), ("tiny", "ours")]
+    return [Item(f"{b} {v}", (*command, "--backbone", b, "--variant", v)) for b, v in wanted]
+
+
+def environment(dry: bool) -> dict[str, str]:
+    """Of all processes."""
+    if dry:
+        return {"OMP_NUM_THREADS": "1"}
+    return {"OMP_NUM_THREADS": "2", "CMPOSE_REQUIRE_CUDA_OPS": "1"}  # CUDA ops' tests must not skip
+
+
+def workers(stage: str, most: int) -> int:
+    """Processes at a time: what is timed has the machine to itself."""
+    if stage in ("build", "bench", "train"):
+        return 1
+    return min(4, most) if stage == "sanitize" else most

@@ -1,0 +1,1 @@
+"""How an op is measured: workloads, peers, clocks, errors, records."""

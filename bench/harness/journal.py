@@ -1,0 +1,80 @@
+"""What a run of ``python -m bench`` is doing and has done, so that another process can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.harness.workload import Workload
+from cmpose.files import write_json
+
+
+class Journal:
+    """Kept in a file, which a process that is lost leaves to the one that follows it.
+
+    Args:
+        path: None keeps nothing on disk.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {"running": None, "died": {}, "failed": {}, "done": []}
+        if path is not None and path.is_file():
+            self.state = json.loads(path.read_text())
+        if self.state["running"] is not None:
+            self._died(*self.state["running"])
+
+    def _died(self, workload: str, entrant: str) -> None:
+        """The process before this one did not get past it; once can have been lack of time."""
+        times = self.state["died"].setdefault(workload, {})
+        times[entrant] = times.get(entrant, 0) + 1
+        if times[entrant] > 1:
+            text = "error: the process died or was stopped twice while it ran"
+            self.fail(workload, entrant, text)
+        self._save(running=None)
+
+    def _save(self, **changes: Any) -> None:
+        self.state |= changes
+        if self.path is not None:
+            write_json(self.path, self.state)
+
+    def began(self, workload: Workload, entrant: str) -> None:
+        self._save(running=[str(workload), entrant])
+
+    def fail(self, workload: str, entrant: str, message: str) -> None:
+        self.state["failed"].setdefault(workload, {})[entrant] = message
+        self._save(running=None)
+
+    def failures(self, workload: Workload) -> dict[str, str]:
+        """Entrant → why it failed in a process before this one."""
+        return dict(self.state["failed"].get(str(workload), {}))
+
+    def finish(self, workload: Workload) -> None:
+        self._save(running=None, done=[*self.state["done"], str(workload)])
+
+    def is_done(self, workload: Workload) -> bool:
+        return str(workload) in self.state["done"]
+
+    def keep_op_tests(self, outcomes: dict[str, Any]) -> None:
+        """For a process that replaces this one within the same run, and so has its number."""
+        self._save(op_tests={"process": os.getpid(), "outcomes": outcomes})
+
+    def op_tests(self) -> dict[str, Any]:
+        """What the ops' tests gave in this run, or nothing."""
+        held = self.state.get("op_tests", {})
+        return held["outcomes"] if held.get("process") == os.getpid() else {}
+
+    def command(self, arguments: list[str]) -> list[str]:
+        """``python -m bench`` with these arguments again, and with this journal."""
+        line = [sys.executable, "-m", "bench", *arguments]
+        if self.path is None:
+            handle, name = tempfile.mkstemp(prefix="cmpose-bench-", suffix=".json")
+            os.close(handle)
+            self.path = Path(name)
+            self._save()
+            line += ["--journal", name]
+        return line

@@ -1,0 +1,363 @@
+"""Measures one workload: the op on each backend, and every peer, in one race."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.harness import records, timing
+from bench.harness.accuracy import WRONG, exact_outcome, outcome, relative_error
+from bench.harness.bound import Rates
+from bench.harness.journal import Journal
+from bench.harness.peers import WrongResult, check_ran, kernel_names
+from bench.harness.workload import (
+    BACKWARD,
+    BOTH,
+    FORWARD,
+    FP32,
+    OpBench,
+    Peer,
+    Workload,
+    tensors,
+    total_bytes,
+)
+from cmpose import ops, provenance
+
+Function = Callable[..., Any]
+
+NOT_RUN = {"status": "not run", "tests": 0, "failed": 0, "command": "--no-gate"}
+
+KERNELS_KEPT = 6
+"""Names of kernels that a record holds of each entrant."""
+
+
+class Lost(RuntimeError):
+    """The card takes no more work in this process: an entrant's kernel has failed on it."""
+
+    def __init__(self, workload: Workload, entrant: str, message: str) -> None:
+        super().__init__(f"{workload}, {entrant}: {message}")
+        self.workload, self.entrant, self.message = workload, entrant, message
+
+
+# -- how much is spent ----------------------------------------------------------------------------
+
+
+@dataclass
+class Setting:
+    """How much is spent on a workload.
+
+    Attributes:
+        full: max-autotune for what torch.compile makes.
+        turns: of the race.
+        seconds: an entrant in a turn.
+        peers: False leaves the peers out.
+        left_out: (workload, peer's name, peer) → why it is not measured, or None.
+    """
+
+    full: bool = False
+    turns: int = 2
+    seconds: float = 0.05
+    peers: bool = True
+    left_out: Callable[[Workload, str, Peer], str | None] = lambda workload, name, peer: None
+
+
+def _slow_on_a_cpu(workload: Workload, name: str, peer: Peer) -> str | None:
+    """Compiling C++ takes seconds a graph: ``compile`` is run once an op."""
+    first = name == "compile" and (workload.direction, workload.dtype) == (FORWARD, FP32)
+    if peer.compiled and not first:
+        return "on a CPU, where compiling takes long, --full measures it"
+    return None
+
+
+def quick(device: str) -> Setting:
+    """For a first pass; on a CPU the least that runs everything."""
+    if device == "cuda":
+        return Setting()
+    return Setting(turns=1, seconds=0.005, left_out=_slow_on_a_cpu)
+
+
+def full() -> Setting:
+    """For the record."""
+    return Setting(full=True, turns=3, seconds=0.3)
+
+
+@dataclass
+class Run:
+    """What all workloads of one run share.
+
+    Attributes:
+        rates: the card's, measured in this run.
+        setting: how much is spent.
+        clock: times calls.
+        origin: provenance of the records.
+        op_tests: op → backend → outcome of its tests in this run; no speed-up without it.
+        journal: what to tell a process that goes on after this one.
+    """
+
+    rates: Rates
+    setting: Setting
+    clock: timing.Clock
+    origin: dict[str, Any]
+    op_tests: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal)
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+
+def call_of(
+    function: Function, arguments: dict[str, Any], bench: OpBench, direction: str
+) -> timing.Call:
+    """One call of the direction that is measured, on one input set."""
+    if direction == FORWARD:
+        return lambda: function(**arguments)
+    inputs = [arguments[name] for name in bench.gradients]
+
+    def run() -> list[Tensor]:
+        return [t for t in tensors(function(**arguments)) if t.requires_grad]
+
+    outputs = run()
+    # 1 is what a loss gets from .backward(); other outputs get something to multiply by.
+    upstream = [torch.ones_like(o) if o.ndim == 0 else torch.randn_like(o) for o in outputs]
+    if direction == BOTH:
+        return lambda: torch.autograd.grad(run(), inputs, upstream, allow_unused=True)
+    return lambda: torch.autograd.grad(
+        outputs, inputs, upstream, retain_graph=True, allow_unused=True
+    )
+
+
+def backends_for(op: str, device: str, asked: str | None) -> list[str]:
+    """The op's kernels that can run on a card; without any ``auto``, which is then a CPU's path.
+
+    On a CPU kernels run in an interpreter or an emulation, if at all, whose time says nothing.
+    """
+    if asked:
+        return [asked]
+    reasons = ops.available(op, device) if device == "cuda" else {}
+    kernels = [name for name, reason in reasons.items() if name != "reference" and reason is None]
+    return kernels or ["auto"]
+
+
+def message(error: BaseException) -> str:
+    """A failure as a record holds it."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"error: {type(error).__name__}: {text}"[:300]
+
+
+# -- one workload ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Entrant:
+    """One that takes part: a backend of ours or a peer, and what is known of it.
+
+    Attributes:
+        name: unique among the entrants.
+        build: makes its function.
+        peer: None for a backend of ours.
+        failure: why it has no time, or None.
+        function: what ``build`` gave.
+        kernels: names of those that the profiler saw.
+        wall_us: of a call between two synchronisations.
+        peak_bytes: memory that a call holds at once beside its inputs.
+        error: relative, against float64; None if it is not taken.
+        samples: its times.
+    """
+
+    name: str
+    build: Callable[[], Function]
+    peer: Peer | None = None
+    failure: str | None = None
+    function: Function | None = None
+    kernels: list[str] = field(default_factory=list)
+    wall_us: float = 0.0
+    peak_bytes: int = 0
+    error: float | None = None
+    samples: timing.Samples | None = None
+
+    @property
+    def us(self) -> dict[str, float]:
+        assert self.samples is not None
+        return timing.quantiles(self.samples.seconds)
+
+
+class _Measurement:
+    """One workload's inputs, and the steps that fill its entrants."""
+
+    def __init__(self, workload: Workload, bench: OpBench, run: Run) -> None:
+        self.workload, self.bench, self.run = workload, bench, run
+        self.device = provenance.device()
+        first = bench.arguments(workload, self.device)
+        size, cache = total_bytes(first), timing.l2_bytes(self.device)
+        count = timing.input_sets(size, cache, timing.free_bytes(self.device))
+        others = (bench.arguments(workload, self.device, seed) for seed in range(1, count))
+        self.sets = [first, *others]
+        self.cold = timing.is_cold(count, size, cache)
+        torch._dynamo.reset()
+        small = Workload(
+            workload.op, workload.direction, bench.exact_shape(workload.shape), workload.dtype
+        )
+        self.exact_inputs = bench.arguments(small, self.device, seed=1)
+        self.exact = exact_outcome(self.exact_inputs, bench, workload.direction)
+
+    def entrants(self, backends: list[str]) -> list[Entrant]:
+        """Ours, then the peers; those that are not to run have their failure already."""
+        setting, known = self.run.setting, self.run.journal.failures(self.workload)
+        made = [
+            Entrant(f"ours:{name}", partial(partial, self.bench.call, backend=name))
+            for name in backends
+        ]
+        for name, peer in self.bench.peers.items() if setting.peers else ():
+            reason = setting.left_out(self.workload, name, peer)
+            failure = None if reason is None else f"error: left out: {reason}"
+            made.append(Entrant(name, partial(peer.build, setting.full), peer, failure))
+        for entrant in made:
+            entrant.failure = known.get(entrant.name, entrant.failure)
+        return made
+
+    def lose(self, entrant: Entrant, error: BaseException) -> None:
+        """Notes a failure; raises Lost if the card is gone with it."""
+        entrant.failure, entrant.function = message(error), None
+        # Whatever the failed call holds through its traceback would count as memory in use.
+        error.__traceback__ = None
+        gc.collect()
+        if self.device == "cuda":
+            try:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            except Exception:
+                raise Lost(self.workload, entrant.name, entrant.failure) from None
+
+    def inspect(self, entrant: Entrant) -> None:
+        """What is found out before the race; the memory that it takes is free afterwards."""
+        direction, peer = self.workload.direction, entrant.peer
+        function = entrant.function = entrant.build()
+        call = call_of(function, self.sets[0], self.bench, direction)
+        call()
+        names = kernel_names(call, self.device)
+        if peer is not None:
+            check_ran(peer, names, self.device)
+        entrant.kernels = [n[:120] for n in names if not n.startswith("Mem")][:KERNELS_KEPT]
+        # What backward needs includes what forward keeps for it.
+        whole = BOTH if direction == BACKWARD else direction
+        entrant.peak_bytes = timing.peak_bytes(
+            call_of(function, self.sets[0], self.bench, whole), self.device
+        )
+        entrant.wall_us = timing.wall_microseconds(call, self.run.clock, self.run.setting.seconds)
+        # Compiling for the small shape too would take long; what a compiled peer computes is
+        # checked through its eager formulation.
+        if peer is None or (peer.checked and not peer.compiled):
+            result = outcome(function, self.exact_inputs, self.bench, direction)
+            entrant.error = relative_error(result, self.exact)
+            if not entrant.error < WRONG:
+                raise WrongResult(f"its result is off by {entrant.error:.3g} of the exact one")
+
+    def race(self, entrants: list[Entrant]) -> None:
+        """Inspects every entrant, then times those that did not fail."""
+        named, journal, setting = {e.name: e for e in entrants}, self.run.journal, self.run.setting
+        for entrant in entrants:
+            if entrant.failure is None:
+                try:
+                    journal.began(self.workload, entrant.name)
+                    self.inspect(entrant)
+                except Exception as error:
+                    self.lose(entrant, error)
+
+        def calls(entrant: Entrant) -> list[timing.Call]:
+            function, direction = entrant.function, self.workload.direction
+            assert function is not None
+            return [call_of(function, given, self.bench, direction) for given in self.sets]
+
+        results = timing.race(
+            {e.name: partial(calls, e) for e in entrants if e.failure is None},
+            self.run.clock,
+            turns=setting.turns,
+            seconds=setting.seconds,
+            failed=lambda name, error: self.lose(named[name], error),
+            began=lambda name: journal.began(self.workload, name),
+        )
+        for name, samples in results.items():
+            named[name].samples = samples
+
+    def record(self, ours: Entrant, peers: list[Entrant]) -> records.Record:
+        """The record of one backend."""
+        assert ours.samples is not None
+        backend = ours.name.removeprefix("ours:")
+        rates, origin, us = self.run.rates, self.run.origin, ours.us
+        moved = self.bench.bytes_of(self.workload)
+        flops = self.bench.flops(self.workload.shape, self.workload.direction)
+        bound = rates.bound_us(moved, flops, self.workload.dtype)
+        copied = rates.bound_us(moved, 0, self.workload.dtype)
+        op_tests = self.run.op_tests.get(self.bench.op, {}).get(backend, NOT_RUN)
+        ran = {p.name: p for p in peers if p.samples is not None}
+        timers = {n: p.samples.timer for n, p in ran.items() if p.samples is not None}
+        times = {n: p.us["p50"] for n, p in ran.items()}
+        alike = {n: t for n, t in times.items() if timers[n] == ours.samples.timer}
+        best = min(alike, key=alike.__getitem__, default=None)
+        proven = op_tests["status"] == "passed" and origin["gpu"] is not None
+        record = {
+            "op": self.workload.op,
+            "direction": self.workload.direction,
+            "shape": dict(self.workload.shape),
+            "dtype": self.workload.dtype,
+            "backend": backend,
+            "us": us,
+            "wall_us": ours.wall_us,
+            "timer": ours.samples.timer,
+            "input_sets": len(self.sets),
+            "cold": self.cold,
+            "peak_bytes": ours.peak_bytes,
+            "bytes": moved,
+            "flops": flops,
+            "dram_bytes": None,
+            "bound_us": round(bound, 4),
+            "percent_of_bound": round(100 * bound / us["p50"], 2) or 0.01,
+            "percent_of_copy": round(100 * copied / us["p50"], 2) or 0.01,
+            "peers": {p.name: times.get(p.name, p.failure) for p in peers},
+            "peers_wall_us": {n: p.wall_us for n, p in ran.items()},
+            "peers_peak_bytes": {n: p.peak_bytes for n, p in ran.items()},
+            "peers_timer": timers,
+            "best_peer": best,
+            "speedup_vs_best_peer": round(alike[best] / us["p50"], 4) if best and proven else None,
+            "error_vs_fp64": ours.error,
+            "peers_error_vs_fp64": {n: p.error for n, p in ran.items() if p.error is not None},
+            "kernels": {"ours": ours.kernels} | {n: p.kernels for n, p in ran.items()},
+            "op_tests": op_tests,
+            "setting": "full" if self.run.setting.full else "quick",
+            "rates": rates.as_dict(),
+            "note": None if origin["gpu"] else records.NOT_A_RESULT,
+            "provenance": origin,
+        }
+        records.check_record(record)
+        return record
+
+
+def measure(
+    workload: Workload, bench: OpBench, backends: list[str], run: Run
+) -> tuple[list[records.Record], dict[str, str]]:
+    """One record a backend; peers are measured once, beside all of them.
+
+    Returns:
+        The records, and for each backend of ours that failed why.
+
+    Raises:
+        Lost: after an entrant whose failure leaves the card unusable.
+    """
+    gc.collect()
+    if provenance.device() == "cuda":
+        torch.cuda.empty_cache()
+    with run.clock.context():
+        measurement = _Measurement(workload, bench, run)
+        entrants = measurement.entrants(backends)
+        measurement.race(entrants)
+    ours, peers = ([e for e in entrants if (e.peer is None) == own] for own in (True, False))
+    return (
+        [measurement.record(e, peers) for e in ours if e.samples is not None],
+        {e.name.removeprefix("ours:"): e.failure for e in ours if e.failure is not None},
+    )

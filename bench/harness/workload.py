@@ -1,0 +1,214 @@
+"""What is measured: an op's workloads, how their inputs are drawn, and the op's peers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+Shape = dict[str, int]
+Arguments = dict[str, Any]
+
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward_backward"
+BF16, FP32 = "bfloat16", "float32"
+BRANCHES = 3
+"""Clean, masked and noised copies, which the model runs as one batch."""
+
+REFERENCE: Shape = {"B": 32, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64}
+"""The documents' reference shape; the width is D = H·d."""
+
+PERCENT = 45
+"""Share of a clip's tokens that is masked, and that is noised."""
+
+BATCHES = (32, 16, 64)
+FRAMES = (3, 2, 8, 16)
+HEADS = ((12, 64), (16, 64), (16, 80))
+"""Heads and head dimension of ViT-B, L and H."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to time: an op, a direction, a shape, a dtype."""
+
+    op: str
+    direction: str
+    shape: Shape
+    dtype: str
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{name}={size}" for name, size in self.shape.items())
+        return f"{self.op} {self.direction} {sizes} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An alternative way to compute what an op computes.
+
+    Attributes:
+        build: (full) → function of the op's arguments. ``full`` asks for the longest tuning, where
+            there is any. It may compile, and it may raise.
+        ran: device type → regular expression that the name of one of its kernels must match. A
+            peer that ran none of them did not run as it was asked to, and is recorded as failed.
+        compiled: whether torch.compile makes it, which takes long on a CPU.
+        checked: whether its result is the op's, so that its error against float64 can be taken.
+    """
+
+    build: Callable[[bool], Callable[..., Any]]
+    ran: Mapping[str, str] = field(default_factory=dict)
+    compiled: bool = False
+    checked: bool = True
+
+
+class Draw:
+    """Draws random inputs; the same seed draws the same ones.
+
+    Args:
+        dtype: of normal numbers.
+        device: ``meta`` gives tensors that have sizes and no numbers.
+        seed: of the generator.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str, seed: int = 0) -> None:
+        self.dtype, self.device = dtype, device
+        self.generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *sizes: int) -> Tensor:
+        """Standard normal numbers: a card runs faster on zeros than on data."""
+        return torch.randn(*sizes, dtype=self.dtype, device=self.device, generator=self.generator)
+
+    def uniform(self, *sizes: int) -> Tensor:
+        """Numbers of [0, 1) in float32."""
+        return torch.rand(*sizes, device=self.device, generator=self.generator)
+
+    def integers(self, end: int, *sizes: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Whole numbers of [0, end)."""
+        return torch.randint(end, sizes, dtype=dtype, device=self.device, generator=self.generator)
+
+
+def no_products(shape: Shape, direction: str) -> int:
+    """Operations of an op without matrix products."""
+    return 0
+
+
+@dataclass(frozen=True)
+class OpBench:
+    """How an op is measured.
+
+    Attributes:
+        op: its name.
+        directions: which of forward, backward, forward_backward are measured.
+        shapes: all that are measured, the reference shape first.
+        small: the shape that a CPU measures.
+        make: (shape, draw) → the op's arguments.
+        call: the op: its arguments and a backend → result.
+        bytes: (shape, element size, direction) → bytes that it must move: each input element that
+            is needed read once, each output written once.
+        peers: name → peer; ``eager`` and ``compile`` are always there.
+        flops: (shape, direction) → operations of its matrix products.
+        gradients: arguments that take a gradient.
+        dtypes: that are measured.
+        exact_shape: shape → shape at which errors against float64 are affordable.
+    """
+
+    op: str
+    directions: tuple[str, ...]
+    shapes: Sequence[Shape]
+    small: Shape
+    make: Callable[[Shape, Draw], Arguments]
+    call: Callable[..., Any]
+    bytes: Callable[[Shape, int, str], int]
+    peers: dict[str, Peer]
+    flops: Callable[[Shape, str], int] = no_products
+    gradients: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = (BF16, FP32)
+    exact_shape: Callable[[Shape], Shape] = lambda shape: {**shape, "B": min(shape["B"], 2)}
+
+    def workloads(self, small: bool = False) -> Iterator[Workload]:
+        """All of them, those nearest to the reference shape first."""
+        shapes = [self.small] if small else self.shapes
+        for shape, dtype, direction in itertools.product(shapes, self.dtypes, self.directions):
+            yield Workload(self.op, direction, dict(shape), dtype)
+
+    def arguments(self, workload: Workload, device: str, seed: int = 0) -> Arguments:
+        """Random arguments, with gradients wanted where there are any."""
+        draw = Draw(getattr(torch, workload.dtype), device, seed)
+        made = self.make(workload.shape, draw)
+        for name in self.gradients:
+            made[name].requires_grad_()
+        return made
+
+    def bytes_of(self, workload: Workload) -> int:
+        """Bytes that a workload must move."""
+        element = getattr(torch, workload.dtype).itemsize
+        return self.bytes(workload.shape, element, workload.direction)
+
+
+def grid(reference: Shape, *axes: Iterable[Shape]) -> list[Shape]:
+    """All combinations, ordered by how many sizes differ from the reference shape's.
+
+    Args:
+        reference: it comes first.
+        axes: each a list of alternatives that set one or several sizes.
+    """
+    shapes = [reference]
+    for parts in itertools.product(*axes):
+        shape = dict(reference)
+        for part in parts:
+            shape |= part
+        if shape not in shapes:
+            shapes.append(shape)
+
+    def distance(shape: Shape) -> int:
+        # d differs only where H does, or with it.
+        return sum(shape[name] != size for name, size in reference.items() if name != "d")
+
+    return sorted(shapes, key=distance)
+
+
+def model_grid(reference: Shape) -> list[Shape]:
+    """Every batch with every number of frames and every backbone's heads."""
+    heads = [{"H": h, "d": d} for h, d in HEADS]
+    return grid(reference, [{"B": b} for b in BATCHES], [{"T": t} for t in FRAMES], heads)
+
+
+# -- tensors and operations -----------------------------------------------------------------------
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors of arguments or of a result."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def size_in_memory(tensor: Tensor) -> int:
+    """Bytes, an expanded dimension counted once."""
+    elements = 1
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= length if stride or not length else 1
+    return elements * tensor.element_size()
+
+
+def total_bytes(value: Any) -> int:
+    """Bytes of all tensors of arguments or of a result."""
+    return sum(map(size_in_memory, tensors(value)))
+
+
+def _product_added(_: Any, a: list[int], b: list[int], **__: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def counted_flops(call: Callable[[], Any]) -> int:
+    """Operations of a call's matrix products and convolutions, two a multiply-add.
+
+    They are what torch's counter counts, with the product that it does not know: one that is added
+    to a tensor in place. On the meta device nothing is computed.
+    """
+    mapping = {torch.ops.aten.addmm_: _product_added}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        call()
+    return counter.get_total_flops()

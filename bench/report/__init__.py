@@ -1,0 +1,1 @@
+"""The generated parts of docs/performance.md: ``python -m bench.report``."""

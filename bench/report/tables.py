@@ -1,0 +1,230 @@
+"""The tables of docs/performance.md, from the results of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from bench.harness.bound import RTX_4090
+from bench.harness.targets import (
+    CLIPS_PER_S,
+    STEP_RATIOS,
+    TARGETS,
+    Target,
+    bench_of,
+    best_record,
+    reached_ratio,
+)
+from cmpose.ops.backends import OPS
+
+NOT_YET = "not yet measured"
+
+Card = dict[str, Any]
+"""A results file's content."""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """As Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    joined = [" | ".join(line) for line in lines]
+    joined[1] = joined[1].replace(" ", "")
+    return "\n".join(f"|{line}|" if i == 1 else f"| {line} |" for i, line in enumerate(joined))
+
+
+def with_records(cards: Iterable[Card]) -> list[Card]:
+    return [card for card in cards if card["records"]]
+
+
+def _origin(origin: dict[str, Any]) -> str:
+    dirty = " with uncommitted changes" if origin["dirty"] else ""
+    return (
+        f"torch {origin['torch']}, triton {origin['triton']}, CUDA {origin['cuda']}, driver "
+        f"{origin['driver']}, Python {origin['python']}, commit `{origin['commit'][:9]}`{dirty}, "
+        f"{origin['utc'][:10]}, `{origin['command']}`"
+    )
+
+
+def status(cards: list[Card]) -> str:
+    """What has been measured at all."""
+    measured = with_records(cards)
+    if not measured:
+        return (
+            "**No kernel has been timed yet.** The kernels are proven on the CPU and compiled for\n"
+            "every card they are meant for; none has run on a GPU, so there is nothing to claim.\n"
+            "What must be reached is written down before it is measured."
+        )
+    lines = ["Measured, per card:", ""]
+    for card in measured:
+        origins = list(dict.fromkeys(_origin(r["provenance"]) for r in card["records"]))
+        lines.append(f"- **{card['card']}**: {len(card['records'])} records.")
+        lines += [f"  - {origin}" for origin in origins]
+    return "\n".join(lines)
+
+
+# -- targets --------------------------------------------------------------------------------------
+
+
+def _reached(record: dict[str, Any] | None, ratios: dict[str, float]) -> tuple[str, str]:
+    """Time with the bound as a share of it, and the ratios reached against those wanted."""
+    if record is None:
+        return NOT_YET, NOT_YET
+    time = f"{record['us']['p50']:,.1f} ({record['percent_of_bound']:.0f} % of bound)"
+    if record["speedup_vs_best_peer"] is None:
+        return time, f"not recorded: tests {record['op_tests']['status']}"
+    parts = []
+    for name, wanted in ratios.items():
+        ratio = reached_ratio(record, name)
+        beside = name or record["best_peer"]
+        if ratio is None:
+            parts.append(f"no {beside} ran alike")
+        else:
+            mark = "" if ratio >= wanted else ", a loss" if ratio < 1 else ", short"
+            parts.append(f"{ratio:.2f}× {beside}{mark}")
+    return time, "; ".join(parts)
+
+
+def _ran(step: dict[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in step["variants"].items() if not isinstance(v, str)}
+
+
+def _step_reached(card: Card | None) -> tuple[str, str]:
+    steps = [s for s in card["train_step"] if s["backbone"] == "base"] if card else []
+    ran = _ran(steps[-1]) if steps else {}
+    ours = {name: v for name, v in ran.items() if "reference" not in name}
+    if card is None or not ours:
+        return NOT_YET, NOT_YET
+    best = max(ours, key=lambda name: ours[name]["clips_per_s"])
+    speed = ours[best]["clips_per_s"]
+    tests = card["runs"].get("tests")
+    same = tests and tests["provenance"]["commit"] == steps[-1]["provenance"]["commit"]
+    if not same or tests["status"] != "passed":
+        return f"{speed:,.0f} clips/s ({best})", "not recorded: no passed tests of the same commit"
+    ratios = [
+        f"{speed / ran[name]['clips_per_s']:.2f}× {name}" for name in STEP_RATIOS if name in ran
+    ]
+    return f"{speed:,.0f} clips/s ({best})", "; ".join(ratios) or "no reference ran"
+
+
+def targets(cards: list[Card]) -> str:
+    """Target and measurement of every hot spot."""
+    measured: list[Card | None] = [*with_records(cards)] or [None]
+    head = ["hot spot", "target on H200 / RTX 4090, µs", "over the peers"]
+    for card in measured:
+        head += ["measured" if card is None else f"{card['card']}, µs", "ratio to the best peer"]
+    rows = []
+    for t in TARGETS:
+        row = [t.label, f"{t.h200_us:,g} / {t.rtx_4090_us:,g}", t.over]
+        for card in measured:
+            record = None if card is None else best_record(card["records"], t.workload)
+            row += _reached(record, t.ratios)
+        rows.append(row)
+    step = [
+        "full train step, ViT-B",
+        f"≥ {CLIPS_PER_S['h200']:g} / ≥ {CLIPS_PER_S['rtx_4090']:g} clips/s",
+        ", ".join(f"≥ {ratio:g}× {name}" for name, ratio in STEP_RATIOS.items()),
+    ]
+    for card in measured:
+        step += _step_reached(card)
+    return table(head, [*rows, step])
+
+
+# -- the RTX 4090 ---------------------------------------------------------------------------------
+
+
+def _estimate(target: Target, record: dict[str, Any] | None) -> list[str]:
+    """A row: the bound from the datasheet, and a time at the share reached on another card."""
+    workload, bench = target.workload, bench_of(target.op)
+    moved, flops = bench.bytes_of(workload), bench.flops(workload.shape, workload.direction)
+    counted = record["dram_bytes"] if record else None
+    # Another L2 cache may change what Nsight Compute counted.
+    bound = RTX_4090.bound_us(counted or moved, flops, workload.dtype)
+    time = "–"
+    if record:
+        algorithmic = RTX_4090.bound_us(moved, flops, workload.dtype)
+        time = f"{algorithmic / (record['percent_of_bound'] / 100):,.1f}"
+    return [target.label, f"{bound:,.1f}", time, "counted by ncu" if counted else "algorithmic"]
+
+
+def estimates(cards: list[Card]) -> str:
+    """An RTX 4090's bounds, and times from what was reached on the first other card."""
+    others = [card for card in with_records(cards) if "4090" not in card["card"]]
+    held = others[0]["records"] if others else []
+    rows = [_estimate(t, best_record(held, t.workload)) for t in TARGETS]
+    beside = "There is no estimate before a card has been measured."
+    if others:
+        beside = f"The estimates are at the share of the bound reached on {others[0]['card']}."
+    head = ["workload", "RTX 4090 bound, µs", "RTX 4090 estimate, µs", "bytes are"]
+    return f"{table(head, rows)}\n\n{beside}"
+
+
+# -- records --------------------------------------------------------------------------------------
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    us, best = record["us"], record["best_peer"]
+    sizes = " ".join(f"{name}={size}" for name, size in record["shape"].items())
+    speedup, error = record["speedup_vs_best_peer"], record["error_vs_fp64"]
+    others = "; ".join(
+        f"{name}: {time[:60]}" if isinstance(time, str) else f"{name} {time:,.1f}"
+        for name, time in record["peers"].items()
+    )
+    return [
+        f"{record['direction'].replace('_', ' + ')}, {sizes}, {record['dtype']}",
+        record["backend"],
+        f"{us['p50']:,.1f} [{us['p20']:,.1f}, {us['p80']:,.1f}]",
+        f"{record['bytes'] / us['p50'] / 1e3:,.0f}",
+        f"{record['percent_of_copy']:.0f}",
+        f"{record['percent_of_bound']:.0f}",
+        f"{record['peak_bytes'] / 1e6:,.1f}",
+        "–" if error is None else f"{error:.1e}",
+        "–" if speedup is None else f"{speedup:.2f}× {best}",
+        others.replace("|", "\\|"),
+    ]
+
+
+_RESULTS_HEAD = ("workload", "backend", "µs [p20, p80]", "GB/s", "% of copy", "% of bound",
+                 "peak MB", "error", "ratio", "peers, µs")  # fmt: skip
+
+
+def results(cards: list[Card]) -> str:
+    """Every record, losses too."""
+    measured = with_records(cards)
+    if not measured:
+        return f"Records: none; {NOT_YET}."
+    parts = []
+    for card in measured:
+        parts.append(f"### {card['card']}")
+        for op in OPS:
+            rows = [_row(r) for r in card["records"] if r["op"] == op]
+            if rows:
+                summary = f"<details>\n<summary>{op}: {len(rows)} records</summary>"
+                parts += [summary, table(_RESULTS_HEAD, rows), "</details>"]
+            else:
+                parts.append(f"`{op}`: {NOT_YET}.")
+    return "\n\n".join(parts)
+
+
+def train_step(cards: list[Card]) -> str:
+    """Variants and parts of the train step."""
+    paragraphs = []
+    for name, step in ((card["card"], step) for card in cards for step in card["train_step"]):
+        paragraphs.append(
+            f"**{name}**, ViT-{step['backbone']}, {step['batch']} clips, "
+            f"{step['precision']}; {_origin(step['provenance'])}"
+        )
+        rows = []
+        for variant, v in step["variants"].items():
+            if isinstance(v, str):
+                rows.append([variant, v[:80], "–", "–", "–"])
+                continue
+            mfu = "–" if v["mfu"] is None else f"{100 * v['mfu']:.1f} %"
+            cells = f"{v['clips_per_s']:,.1f}", f"{v['ms']['p50']:,.1f}"
+            rows.append([variant, *cells, f"{v['peak_bytes'] / 1e9:,.1f}", mfu])
+        paragraphs.append(table(["variant", "clips/s", "ms a step", "peak GB", "MFU"], rows))
+        split = {name: v["parts_ms"] for name, v in _ran(step).items() if v["parts_ms"]}
+        if split:
+            parts = next(iter(split.values()))
+            rows = [[part, *(f"{ms[part]:,.2f}" for ms in split.values())] for part in parts]
+            paragraphs.append(table(["part, ms", *split], rows))
+    return "\n\n".join(paragraphs) or f"The train step on a GPU: {NOT_YET}."

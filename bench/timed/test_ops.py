@@ -1,0 +1,87 @@
+"""The workloads under pytest-benchmark: ``pytest bench/ --benchmark-only``.
+
+One test is one entrant of one workload, grouped by workload. pytest-benchmark compares runs over
+commits: ``--benchmark-autosave``, then ``--benchmark-compare``. On a card the time is of a CUDA
+graph over input sets that do not fit the L2 cache, by CUDA events, per call; on a CPU the sizes are
+small and the times are no performance result. Records, bounds and speed-ups are ``python -m
+bench``'s.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from bench.harness import measure, timing
+from bench.harness.records import NOT_A_RESULT
+from bench.harness.targets import TARGETS, bench_of
+from bench.harness.workload import FP32, Workload, total_bytes
+from cmpose import provenance
+from cmpose.ops.backends import OPS
+
+
+class PassTimer:
+    """A timer for pytest-benchmark that counts what passes take, per call.
+
+    It is read before and after a pass, which synchronises; only passes advance it.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def __call__(self) -> float:
+        return self.total
+
+
+def _workloads() -> list[Workload]:
+    if provenance.device() == "cuda":
+        return [t.workload for t in TARGETS]
+    return [w for op in OPS for w in bench_of(op).workloads(small=True) if w.dtype == FP32]
+
+
+def _entrants(op: str) -> list[str]:
+    ours = measure.backends_for(op, provenance.device(), None)
+    return [*(f"cmpose {name}" for name in ours), *bench_of(op).peers]
+
+
+RUNS = [(workload, entrant) for workload in _workloads() for entrant in _entrants(workload.op)]
+
+
+@pytest.mark.parametrize(("workload", "entrant"), RUNS, ids=[f"{w}-{e}" for w, e in RUNS])
+def test_time(benchmark: Any, workload: Workload, entrant: str) -> None:
+    device, bench = provenance.device(), bench_of(workload.op)
+    torch._dynamo.reset()
+    first = bench.arguments(workload, device)
+    function: Any
+    if entrant.startswith("cmpose "):
+        function = partial(bench.call, backend=entrant.removeprefix("cmpose "))
+    else:
+        peer = bench.peers[entrant]
+        if device == "cpu" and peer.compiled:
+            pytest.skip("compiling takes long on a CPU")
+        try:
+            function = peer.build(False)
+            measure.call_of(function, first, bench, workload.direction)()
+        except Exception as error:
+            pytest.skip(measure.message(error))  # not ours; python -m bench records it
+    size, cache = total_bytes(first), timing.l2_bytes(device)
+    count = timing.input_sets(size, cache, timing.free_bytes(device))
+    sets = [first, *(bench.arguments(workload, device, seed) for seed in range(1, count))]
+    clock, timer = timing.clock_for(device), PassTimer()
+    with clock.context():
+        ready = clock.prepare(
+            lambda: [measure.call_of(function, given, bench, workload.direction) for given in sets]
+        )
+
+        def run() -> None:
+            timer.total += clock.seconds(ready) / ready.calls
+
+        benchmark._timer = timer  # its marker takes one too, but before the test has a clock
+        benchmark.group = str(workload)
+        benchmark.extra_info |= {"timer": ready.timer, "input_sets": count}
+        if device == "cpu":
+            benchmark.extra_info["note"] = NOT_A_RESULT
+        benchmark.pedantic(run, rounds=50 if device == "cuda" else 5, warmup_rounds=1)

@@ -1,0 +1,112 @@
+"""Bounds by hand, rates by an injected clock, Nsight Compute's CSV."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu import dram_bytes
+from bench.harness import bound, records, timing
+from bench.harness.bound import RTX_4090, Rates
+from bench.harness.targets import TARGETS, bench_of
+from bench.harness.workload import BF16, FP32
+from tests.bench.samples import RATES, content, record
+
+H200 = Rates(4.3e12, 788e12, 50e12, 386e12)
+
+
+def test_a_bound_is_the_larger_of_two_times() -> None:
+    assert H200.bound_us(4.3e12, 0, BF16) == 1e6
+    assert H200.bound_us(4.3e12, 2 * 788e12, BF16) == 2e6
+    # float32 may take its own units or three TF32 products.
+    assert H200.bound_us(0, 386e12 / 3, FP32) == 1e6
+    assert RTX_4090.bound_us(0, 82.6e12, FP32) == 1e6
+
+
+def test_bounds_of_the_design() -> None:
+    """The design's bounds, on the rates that it names; to the microsecond that it rounds to."""
+    expected = {
+        "spatial attention forward": (85, 363),
+        "spatial attention backward": (149, 636),
+        "temporal attention forward": (79, 337),
+        "temporal attention backward": (138, 590),
+        "DPC-kNN, M = 1024": (65, 312),
+        "DPC-kNN, M = 4096": (1046, 4992),
+        "merge forward + backward": (7.7, 33),
+        "heatmap loss forward + backward": (1.4, 5.9),
+    }
+    for target in TARGETS:
+        if target.label in expected:
+            workload, bench = target.workload, bench_of(target.op)
+            moved = bench.bytes_of(workload)
+            flops = bench.flops(workload.shape, workload.direction)
+            for rates, us in zip((H200, RTX_4090), expected[target.label], strict=True):
+                assert rates.bound_us(moved, flops, BF16) == pytest.approx(us, rel=0.015, abs=0.05)
+
+
+class Counting:
+    """A pass takes as long as the clock is told."""
+
+    def __init__(self, seconds: float) -> None:
+        self.time = seconds
+
+    def prepare(self, setup: Any) -> timing.Pass:
+        [call] = setup()
+        call()
+        return timing.Pass(call, 1, "host")
+
+    def seconds(self, ready: timing.Pass) -> float:
+        return self.time
+
+    def now(self) -> float:
+        return 0.0
+
+
+def test_rates_count_both_sides_of_a_copy_and_two_operations_a_product() -> None:
+    before = torch.get_float32_matmul_precision()
+    found = bound.measure_rates("cpu", Counting(0.5), side=64, copied=4096)
+    assert found.copy_bytes_per_s == 2 * 4096 / 0.5
+    assert found.bf16_flops_per_s == found.fp32_flops_per_s == 2 * 64**3 / 0.5
+    assert torch.get_float32_matmul_precision() == before
+
+
+CSV = """==PROF== Connected to process 1
+some output
+"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","1","a","dram__bytes_read.sum","Mbyte","1,200.5"
+"0","1","a","dram__bytes_write.sum","Kbyte","500"
+"1","1","b","dram__bytes_read.sum","byte","7"
+"1","1","b","dram__bytes_write.sum","Gbyte","0.001"
+"1","1","b","sm__cycles_elapsed.max","cycle","99"
+"""
+
+
+def test_bytes_of_ncu_are_summed_over_kernels() -> None:
+    assert dram_bytes.summed(CSV) == 1_200_500_000 + 500_000 + 7 + 1_000_000
+
+
+def test_output_without_the_metrics_is_an_error() -> None:
+    with pytest.raises(ValueError, match="run ncu with --csv"):
+        dram_bytes.summed("==ERROR== no permission\n")
+    with pytest.raises(ValueError, match=r"no metric dram__bytes_write\.sum"):
+        dram_bytes.summed("\n".join(x for x in CSV.splitlines() if "write" not in x))
+
+
+def test_counted_bytes_are_put_into_the_records_of_the_reference_shape(tmp_path: Path) -> None:
+    other = record(shape={**record()["shape"], "T": 8})
+    held = content(record(), record(backend="cuda"), other)
+    dram_bytes.put(held, "temporal_attention", "forward", {"triton": 12345})
+    assert [r["dram_bytes"] for r in held["records"]] == [12345, None, None]
+    records.save(tmp_path / "r.json", held)
+    line = dram_bytes.command("ncu", "dpc_knn", "forward", "cuda")
+    assert line[:6] == ["ncu", "--csv", "--profile-from-start", "off", "--clock-control", "none"]
+    assert line[-5:] == ["dpc_knn", "--once", "forward", "--backend", "cuda"]
+
+
+def test_rates_of_a_record_are_its_runs() -> None:
+    assert set(RATES) == set(Rates(**RATES).as_dict())
+    assert json.loads(json.dumps(record()))["rates"] == RATES
