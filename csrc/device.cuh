@@ -1,4 +1,5 @@
-// What the kernels share: number types, keys that order as numbers do, shared memory, warp sums.
+// What the kernels share: number types, integer keys in the order of numbers, shared memory, warp
+// sums.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -52,22 +53,22 @@ __device__ __forceinline__ unsigned ordered(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The dynamic shared memory of the block. No kernel has any other, so that its use is seen in one
-// place, and the tests' CPU build can watch it.
+// The dynamic shared memory of the block. Kernels use no other shared memory, so that all of it is
+// handed out here and the tests' CPU build can watch every access.
 extern __shared__ __align__(128) unsigned char cmpose_shared[];
 
-// Hands out parts of it, one after another, 16-byte aligned.
+// Hands out parts of that memory, one after another, each aligned to 16 bytes.
 struct SharedMemory {
   unsigned offset = 0;
   template <class T>
   __device__ __forceinline__ T* take(int count) {
-    T* const found = reinterpret_cast<T*>(cmpose_shared + offset);
+    T* const part = reinterpret_cast<T*>(cmpose_shared + offset);
     offset += (static_cast<unsigned>(sizeof(T)) * count + 15) / 16 * 16;
-    return found;
+    return part;
   }
 };
 
-// What SharedMemory::take needs for the same parts, on the host.
+// The bytes that SharedMemory::take uses for a part; for the host.
 template <class T>
 constexpr unsigned shared_part(int count) {
   return (static_cast<unsigned>(sizeof(T)) * count + 15) / 16 * 16;

@@ -1,8 +1,8 @@
 // Density peaks with k nearest neighbours (Eqs. 9 and 10), batched.
 //
-// Up to kMatrixTokens tokens a clip, three launches: center_tokens, distance_pass (which keeps the
-// matrix of d², small enough for the L2 cache) and finish_clip. Beyond that d² is computed anew by
-// each pass over the tiles and only O(M · D) memory is used.
+// Clips of up to kMatrixTokens tokens take three launches: center_tokens, distance_pass (which
+// keeps the matrix of d², small enough for the L2 cache) and finish_clip. For longer clips each
+// pass over the tiles computes d² anew, and only O(M · D) memory is used.
 #include <algorithm>
 
 #include "clusters.cuh"
@@ -18,9 +18,10 @@ constexpr int kRankThreads = 256;
 
 // -- centring -------------------------------------------------------------------------------------
 
-// What the clip's tokens are shifted by in one channel, lest |x|² + |y|² − 2xy cancel: the mean,
-// rounded to a multiple of a power of two about as large as the spread around it. So few bits
-// are set that x − shift hardly ever rounds, and that whole numbers stay whole.
+// What is subtracted from a clip's tokens in one channel, so that |x|² + |y|² − 2xy does not
+// cancel: the mean, rounded to a multiple of a power of two that is about as large as the spread
+// around it. The shift then has so few bits that x − shift hardly ever rounds, and whole numbers
+// stay whole.
 __device__ __forceinline__ float shift_of(float sum, float count, float low, float high) {
   if (count == 0.0f || low == high) return count == 0.0f ? 0.0f : high;
   const float mean = sum / count;
@@ -30,14 +31,14 @@ __device__ __forceinline__ float shift_of(float sum, float count, float low, flo
   return isfinite(shift) ? shift : 0.0f;
 }
 
-// Whether x − shift is a number of type T, without rounding.
+// Whether x − shift is exact and a number of type T.
 template <class T>
 __device__ __forceinline__ bool shifts_exactly(float x, float shift) {
   const float y = x - shift;
   return to_float(from_float<T>(y)) == y && y + shift == x;
 }
 
-// Two neighbouring channels, as 16-bit numbers.
+// Stores two neighbouring channels as 16-bit numbers; of float32, as three pieces each.
 __device__ __forceinline__ void store_pieces(float (&y)[2], float, uint16_t* to,
                                              int64_t piece_size) {
 #pragma unroll
@@ -57,11 +58,11 @@ __device__ __forceinline__ void store_pieces(const float (&y)[2], T, uint16_t* t
                                                  from_float<T>(y[1]).bits};
 }
 
-// A block shifts 64 channels of a clip, two neighbouring ones a lane. 16-bit tokens are shifted
-// only where none of a channel's rounds: products of the shifted tokens are then as exact as those
-// of the tokens. Where one does round, the channel's spread is as large as its smallest magnitude,
-// and nothing much can cancel. With KEEPS the clip's channels are read once, into shared memory;
-// else each of the passes over them reads them anew.
+// A block shifts 64 channels of a clip; a lane takes two neighbouring ones. A channel of 16-bit
+// tokens is shifted only if no token rounds, so that the products of shifted tokens are still
+// exact. Where one would round, the channel's spread is as large as its smallest magnitude, so that
+// little can cancel. With KEEPS the clip's channels are read once, into shared memory; otherwise
+// each of the passes over them reads them again.
 template <class T, bool KEEPS>
 __global__ void __launch_bounds__(kCenterThreads, 2)
     center_tokens(const T* __restrict__ tokens, const bool* __restrict__ valid,
@@ -187,7 +188,8 @@ __device__ __forceinline__ uint64_t center_key(float log_density, float delta, b
          static_cast<uint64_t>(ordered(log_density + logf(delta))) << 31 | (0x7fffffffu - i);
 }
 
-// A thread finds one token's rank by counting those before it; as centre, or in density's order.
+// A thread finds one token's rank, by counting the tokens before it: the rank as a centre
+// (CENTERS), or the rank by density.
 template <bool CENTERS>
 __global__ void __launch_bounds__(kRankThreads) rank_tokens(DistancePass pass, int blocks_a_clip) {
   SharedMemory shared;
@@ -203,8 +205,8 @@ __global__ void __launch_bounds__(kRankThreads) rank_tokens(DistancePass pass, i
   const uint64_t mine = i < pass.tokens ? key(i) : 0;
   int rank = 0;
   for (int from = 0; from < pass.tokens; from += kRankThreads) {
-    const int mover = from + static_cast<int>(threadIdx.x);
-    if (mover < pass.tokens) tile[threadIdx.x] = key(mover);
+    const int token = from + static_cast<int>(threadIdx.x);
+    if (token < pass.tokens) tile[threadIdx.x] = key(token);
     __syncthreads();
     const int count = min(kRankThreads, pass.tokens - from);
     for (int j = 0; j < count; ++j) rank += tile[j] > mine;
@@ -222,7 +224,7 @@ __global__ void __launch_bounds__(kRankThreads) rank_tokens(DistancePass pass, i
 // -- the last launch for clips whose distances are kept -------------------------------------------
 
 struct Merge {
-  ClusterSums what;  // weights null: nothing is merged
+  ClusterSums sums;  // if its weights are null, nothing is merged
   const void* tokens;
   void* merged;
   float* total;
@@ -230,8 +232,8 @@ struct Merge {
   int channels;
 };
 
-// δ, centres and assignment of a clip from its matrix of d²; every block of a clip finds them by
-// itself, and merges its own 32 · V channels.
+// δ, centres and assignment of a clip, from its matrix of d². Every block of a clip computes all of
+// them, and merges its own 32 · V channels.
 template <class T, int V>
 __global__ void __launch_bounds__(kFinishThreads, 1)
     finish_clip(DistancePass pass, Merge merge, int slices) {
@@ -262,7 +264,7 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     bool earlier = false;
     for (int from = lane_id(); from < count; from += 4 * kWarp) {
       float values[4];
-      // No load waits for another one, or for whether it counts: hence & below, not &&.
+      // The loads do not wait for each other nor for the conditions: hence & below, not &&.
 #pragma unroll
       for (int u = 0; u < 4; ++u) {
         const int j = from + u * kWarp;
@@ -311,12 +313,12 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
       pass.centers[clip * pass.clusters + c] = centers[c];
     }
   }
-  if (!merge.what.weights) return;
+  if (!merge.sums.weights) return;
   __syncthreads();
   sort_by_cluster(labels, count, pass.clusters, members, starts);
   const int64_t out = clip * pass.clusters;
   for (int c = warp_id(); c < pass.clusters; c += kFinishThreads / kWarp) {
-    sum_cluster<T, V>(static_cast<const T*>(merge.tokens) + base * merge.channels, merge.what, clip,
+    sum_cluster<T, V>(static_cast<const T*>(merge.tokens) + base * merge.channels, merge.sums, clip,
                       count, merge.channels, c, slice * kWarp * V, members, starts,
                       static_cast<T*>(merge.merged) + out * merge.channels,
                       writes ? merge.total + out + c : nullptr,
@@ -329,7 +331,7 @@ unsigned finish_shared(int tokens, int clusters) {
          shared_part<int>(clusters + 1) + shared_part<int>(clusters) + shared_part<bool>(tokens);
 }
 
-// What center_tokens takes when it keeps `kept` tokens of a type of `bytes` bytes.
+// Shared memory of center_tokens if it keeps `kept` tokens of a type of `bytes` bytes.
 constexpr unsigned center_shared(int kept, int bytes) {
   return shared_part<float>(4 * kCenterThreads / kWarp * kCenterChannels) +
          shared_part<float>(kCenterChannels) +
@@ -337,7 +339,8 @@ constexpr unsigned center_shared(int kept, int bytes) {
          shared_part<char>(kept * bytes * kCenterChannels);
 }
 
-// Tokens of 4 bytes that it keeps at most; of 2 bytes twice as many. Two blocks then fit an SM.
+// It keeps at most so many tokens of 4 bytes, or twice as many of 2 bytes: two blocks then fit an
+// SM.
 constexpr int kCenterKept = 128;
 
 // -- host -----------------------------------------------------------------------------------------
@@ -349,15 +352,15 @@ int depth_of(const DpcKnn& shape) {
   return static_cast<int>(ceil_div(channels, kDepthMultiple)) * kDepthMultiple;
 }
 
-// Hands out 256-byte aligned parts of the workspace; from null, to learn its size.
+// Hands out 256-byte aligned parts of the workspace. With a null base it only measures the size.
 struct Workspace {
   char* base;
   int64_t used = 0;
   template <class T>
   T* take(int64_t count) {
-    T* const found = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    T* const part = base ? reinterpret_cast<T*>(base + used) : nullptr;
     used += ceil_div(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
-    return found;
+    return part;
   }
 };
 
@@ -397,13 +400,13 @@ void run_pass(const DistancePass& pass, int64_t clips, void* stream) {
          Shape::shared_bytes(), stream, pass, blocks);
 }
 
-// The rows of a tile beyond kMatrixTokens: many, since each loaded number then serves more
-// products. Float32's three pieces and three sums leave no room for it.
+// The rows of a tile for clips beyond kMatrixTokens: many, because each loaded number then serves
+// more products. Float32's three pieces and three sums leave no room for as many.
 template <class T>
 constexpr int kStreamRows = std::is_same<T, float>::value ? 64 : 128;
 
-// Of a clip whose d² are kept: small tiles, for many blocks, with the columns that leave fewest
-// empty.
+// For clips whose d² are kept: small tiles, so that there are many blocks, and the width that
+// leaves the fewest columns empty.
 template <class T>
 void find_neighbors(const DistancePass& pass, int64_t clips, void* stream) {
   if constexpr (!std::is_same<T, float>::value) {
@@ -438,7 +441,7 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
       constexpr int kVector = 16 / sizeof(T);
       const unsigned bytes = finish_shared(c.tokens, c.clusters);
       const auto finish = [&](auto kernel, int vector) {
-        const int slices = merge.what.weights ? slices_of(c.channels, vector) : 1;
+        const int slices = merge.sums.weights ? slices_of(c.channels, vector) : 1;
         launch("dpc_knn", kernel, c.clips * slices, kFinishThreads, bytes, stream, pass, merge,
                slices);
       };
@@ -493,8 +496,8 @@ void dpc_knn_merge(const DpcKnn& shape, const void* tokens, const bool* valid, f
     throw std::invalid_argument("dpc_knn_merge takes up to " + std::to_string(kMatrixTokens) +
                                 " tokens, got " + std::to_string(shape.clusters.tokens));
   }
-  const ClusterSums what{weights, weight_dtype, normalize, nullptr, shape.clusters.tokens};
-  const Merge merge{what, tokens, merged, total, exact, shape.clusters.channels};
+  const ClusterSums sums{weights, weight_dtype, normalize, nullptr, shape.clusters.tokens};
+  const Merge merge{sums, tokens, merged, total, exact, shape.clusters.channels};
   cluster(shape, tokens, valid, log_density, delta, centers, assignment, merge, workspace, stream);
 }
 

@@ -1,9 +1,9 @@
-// Squared distances between a clip's tokens, tile by tile on tensor cores, and what is read off a
+// Squared distances between a clip's tokens, tile by tile on tensor cores, and what is found from a
 // tile: nearest neighbours, the nearest earlier token, the nearest centre.
 //
-// d² = |x|² + |y|² − 2xy of tokens that were centred (center_tokens). The norms are the diagonal of
-// the same products, step by step in the same order, so d² of equal tokens is 0 to the last bit,
-// and d² is symmetric: both as the reference's differences give it.
+// d² = |x|² + |y|² − 2xy of centred tokens (see center_tokens). The norms are the diagonal of the
+// same products, added in the same order. So d² of equal tokens is exactly 0, and d² is symmetric,
+// as in the reference, which computes it from differences.
 #pragma once
 
 #include <type_traits>
@@ -61,9 +61,9 @@ struct Tile {
   }
 };
 
-// Sums of products: h is the first piece, m and l what it leaves. main = Σ hh + mm; with x and y
-// exchanged, left = Σ h_x (m + l)_y and right = Σ (m + l)_x h_y exchange too, so that
-// main + (left + right) is the same for (x, y) and (y, x).
+// Sums of products of x = h + m + l and y likewise, where h is the first of the three pieces:
+// main = Σ hh + mm, left = Σ h_x (m + l)_y and right = Σ (m + l)_x h_y. If x and y are exchanged,
+// so are left and right; main + (left + right) is therefore the same for (x, y) and (y, x).
 template <bool SPLIT>
 struct Sums {
   float main[4] = {}, left[SPLIT ? 4 : 1] = {}, right[SPLIT ? 4 : 1] = {};
@@ -112,7 +112,7 @@ struct TileView {
   }
 };
 
-// cp.async of one slab of the tile's lines.
+// Starts the copies (cp.async) of one slab of the tile's lines.
 template <class T, int ROWS, int COLUMNS>
 __device__ __forceinline__ void load_slab(const DistancePass& pass,
                                           const TileView<T, ROWS, COLUMNS>& tile, int slab) {
@@ -132,7 +132,7 @@ __device__ __forceinline__ void load_slab(const DistancePass& pass,
   }
 }
 
-// Whether a squared norm is one that distances can be formed of: no NaN, and no sum overflows.
+// Whether distances can be computed from a squared norm: it is not NaN, and no sum overflows.
 __device__ __forceinline__ bool is_sound(float norm) { return norm <= 0x1p125f; }
 
 // 16 lines as the left factor: rows of 16 channels.
@@ -160,8 +160,8 @@ __device__ __forceinline__ void load_right(uint32_t (&b)[Shape::kPieces][4], con
   }
 }
 
-// Fills tile.distances: d² of the tile's rows and columns (infinite where a norm is not sound), or
-// with kNorms only tile.norms.
+// Fills tile.distances with d² of the tile's rows and columns (infinite where a norm is not sound);
+// in the stage kNorms it fills only tile.norms.
 template <class T, int ROWS, int COLUMNS, Stage STAGE>
 __device__ __forceinline__ void compute_tile(const DistancePass& pass,
                                              const TileView<T, ROWS, COLUMNS>& tile) {
@@ -275,7 +275,7 @@ __device__ __forceinline__ float lowest_of_warp(float value) {
   return __uint_as_float(__reduce_min_sync(kAllLanes, __float_as_uint(value)));
 }
 
-// Row r: keeps the k smallest distances seen, the largest, and the matrix's row.
+// For row r: keeps the k smallest and the largest d² so far, and stores the row of the matrix.
 template <class T, int ROWS, int COLUMNS>
 __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
                                                const TileView<T, ROWS, COLUMNS>& tile, int r) {
@@ -324,7 +324,7 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
   if (lane < k) best[lane] = kept;
 }
 
-// Row r, in the order of density: the smallest distance to a token before it.
+// For row r, in the order of density: keeps the smallest d² to a token before it.
 template <class T, int ROWS, int COLUMNS>
 __device__ __forceinline__ void keep_earlier(const TileView<T, ROWS, COLUMNS>& tile, int r) {
   float low = INFINITY;
@@ -340,7 +340,7 @@ __device__ __forceinline__ void keep_earlier(const TileView<T, ROWS, COLUMNS>& t
   if (lane_id() == 0) best[0] = fminf(best[0], low);
 }
 
-// Row r: the nearest centre, of equally near ones the first.
+// For row r: keeps the nearest centre, the first of equally near ones.
 template <class T, int ROWS, int COLUMNS>
 __device__ __forceinline__ void keep_nearest(const TileView<T, ROWS, COLUMNS>& tile, int r) {
   float low = INFINITY;
@@ -367,19 +367,19 @@ __device__ __forceinline__ void keep_nearest(const TileView<T, ROWS, COLUMNS>& t
   }
 }
 
-// log ρ = −(mean of the k smallest d²), in ascending order as the reference adds them.
+// log ρ = −(mean of the k smallest d²), added in ascending order as in the reference.
 __device__ __forceinline__ float log_density_of(const float* best, int k, float unit) {
   float sum = 0.0f;
-  int found = 0;
+  int count = 0;
   for (int n = 0; n < k; ++n) {
     if (best[n] == INFINITY) break;
     sum += best[n];
-    ++found;
+    ++count;
   }
-  return 0.0f - sum / (max(found, 1) * unit);
+  return 0.0f - sum / (max(count, 1) * unit);
 }
 
-// The peak's d²: its largest distance, or the clip's. All lanes of a warp call it.
+// d² of the peak's δ: its own largest, or the clip's. All lanes of a warp must call it.
 __device__ __forceinline__ float peak_square(const DistancePass& pass, int64_t clip, int token) {
   const float* const farthest = pass.farthest + clip * pass.tokens;
   if (!pass.global_max) return farthest[token];
@@ -388,7 +388,7 @@ __device__ __forceinline__ float peak_square(const DistancePass& pass, int64_t c
   return warp_max(far);
 }
 
-// One pass of a stage: a block goes through all tiles of its rows.
+// One stage's pass: a block goes through all tiles of its rows.
 template <class T, int ROWS, int COLUMNS, Stage STAGE>
 __global__ void __launch_bounds__(kTileThreads, 1)
     distance_pass(DistancePass pass, int row_blocks) {
@@ -405,7 +405,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   tile.distances = reinterpret_cast<float*>(tile.slabs);
   tile.clip = blockIdx.x / row_blocks;
   int block = static_cast<int>(blockIdx.x % row_blocks);
-  if (STAGE == Stage::kDelta) block = row_blocks - 1 - block;  // those with most tiles first
+  if (STAGE == Stage::kDelta) block = row_blocks - 1 - block;  // rows with most tiles first
   const int64_t base = tile.clip * pass.tokens;
 
   if constexpr (STAGE == Stage::kNorms) {
@@ -429,20 +429,20 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       tile.farthest[r] = 0.0f;
       tile.nearest[r] = 0;
     }
-    // The tile in which the rows are columns too comes first: it has their norms.
+    // The tile whose columns include the block's rows comes first, because it has their norms.
     const int tiles = (tile.columns + COLUMNS - 1) / COLUMNS;
     const int own = STAGE == Stage::kNeighbors ? tile.row / COLUMNS : 0;
     for (int t = 0; t < tiles; ++t) {
       tile.column = (own + t) % tiles * COLUMNS;
       for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
         const bool is_row = line < ROWS;
-        const int place = is_row ? tile.row + line : tile.column + line - ROWS;
+        const int position = is_row ? tile.row + line : tile.column + line - ROWS;
         int id = -1;
-        if (place < (is_row ? pass.tokens : tile.columns)) {
-          id = place;
-          if (STAGE == Stage::kDelta) id = pass.order[base + place];
+        if (position < (is_row ? pass.tokens : tile.columns)) {
+          id = position;
+          if (STAGE == Stage::kDelta) id = pass.order[base + position];
           if (STAGE == Stage::kAssign && !is_row) {
-            id = static_cast<int>(pass.centers[tile.clip * pass.clusters + place]);
+            id = static_cast<int>(pass.centers[tile.clip * pass.clusters + position]);
           }
         }
         tile.ids[line] = id;
@@ -459,24 +459,24 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       __syncthreads();
     }
     for (int r = warp_id(); r < ROWS && tile.row + r < pass.tokens; r += kTileThreads / kWarp) {
-      const int place = tile.row + r;
+      const int position = tile.row + r;
       const float* const best = tile.best + r * kMaxNeighbors;
       const bool usable = tile.usable[r];
       if constexpr (STAGE == Stage::kNeighbors) {
         if (lane_id() != 0) continue;
-        pass.log_density[base + place] =
+        pass.log_density[base + position] =
             usable ? log_density_of(best, pass.neighbors, pass.unit) : -INFINITY;
-        pass.farthest[base + place] = tile.farthest[r];
-        pass.usable[base + place] = usable;
+        pass.farthest[base + position] = tile.farthest[r];
+        pass.usable[base + position] = usable;
       } else if constexpr (STAGE == Stage::kDelta) {
         const int token = tile.ids[r];
-        const float square = place == 0 ? peak_square(pass, tile.clip, token) : best[0];
+        const float square = position == 0 ? peak_square(pass, tile.clip, token) : best[0];
         if (lane_id() == 0) {
           pass.delta[base + token] = usable ? sqrtf(square / pass.unit) : 0.0f;
         }
       } else if (lane_id() == 0) {
-        const int own = pass.center_of[base + place];
-        pass.assignment[base + place] = own >= 0 && usable ? own : tile.nearest[r];
+        const int own = pass.center_of[base + position];
+        pass.assignment[base + position] = own >= 0 && usable ? own : tile.nearest[r];
       }
     }
   }

@@ -19,7 +19,7 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-// Launches `blocks` blocks (none: nothing) with dynamic shared memory. It does not wait.
+// Launches `blocks` blocks with dynamic shared memory and does not wait; 0 blocks launch nothing.
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads,
             unsigned shared_bytes, void* stream, A... arguments) {

@@ -6,8 +6,9 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kCountThreads = 256;
-constexpr int kSharedTokens = 1024;    // up to here each block sorts a clip by itself
-constexpr int kSharedClusters = 4096;  // and up to here; beyond, the order is made once
+// Up to these sizes each block orders its clip by itself; beyond them, other kernels do it first.
+constexpr int kSharedTokens = 1024;
+constexpr int kSharedClusters = 4096;
 
 bool sorts_in_shared(const Clusters& shape) {
   return shape.tokens <= kSharedTokens && shape.clusters <= kSharedClusters;
@@ -17,7 +18,7 @@ unsigned shared_bytes(int tokens, int clusters) {
   return 2 * shared_part<int>(tokens) + shared_part<int>(clusters + 1);
 }
 
-// A thread finds one token's place in its clip's order by (cluster, index), and counts for it.
+// A thread finds the rank of one token in its clip's order by (cluster, index), by counting.
 __global__ void __launch_bounds__(kCountThreads)
     order_clips(const int64_t* __restrict__ assignment, int* __restrict__ members, int tokens,
                 int clusters, int blocks_a_clip) {
@@ -28,18 +29,18 @@ __global__ void __launch_bounds__(kCountThreads)
       static_cast<int>(blockIdx.x % blocks_a_clip) * kCountThreads + static_cast<int>(threadIdx.x);
   const int64_t* const labels = assignment + clip * tokens;
   const int mine = i < tokens ? cluster_of(labels[i], clusters) : 0;
-  int place = 0;
+  int rank = 0;
   for (int from = 0; from < tokens; from += kCountThreads) {
-    const int mover = from + static_cast<int>(threadIdx.x);
-    if (mover < tokens) tile[threadIdx.x] = cluster_of(labels[mover], clusters);
+    const int token = from + static_cast<int>(threadIdx.x);
+    if (token < tokens) tile[threadIdx.x] = cluster_of(labels[token], clusters);
     __syncthreads();
     const int count = min(kCountThreads, tokens - from);
     for (int j = 0; j < count; ++j) {
-      place += tile[j] < mine || (tile[j] == mine && from + j < i);
+      rank += tile[j] < mine || (tile[j] == mine && from + j < i);
     }
     __syncthreads();
   }
-  if (i < tokens) members[clip * tokens + place] = i;
+  if (i < tokens) members[clip * tokens + rank] = i;
 }
 
 __global__ void __launch_bounds__(kCountThreads)
@@ -56,11 +57,11 @@ __global__ void __launch_bounds__(kCountThreads)
               p < tokens ? cluster_of(labels[order[p]], clusters) : clusters);
 }
 
-// A block sums all clusters of a clip over 32 · V channels, each cluster by one warp. With SORTS it
-// finds the clip's order by itself.
+// A block sums all clusters of a clip over 32 · V channels, one warp for each cluster. With SORTS
+// it orders the clip's tokens by itself.
 template <class T, int V, bool SORTS>
 __global__ void __launch_bounds__(kThreads, 1)
-    sum_kernel(const T* __restrict__ tokens, ClusterSums what,
+    sum_kernel(const T* __restrict__ tokens, ClusterSums sums,
                const int64_t* __restrict__ assignment, T* __restrict__ merged,
                float* __restrict__ total, float* __restrict__ exact,
                const int* __restrict__ members, const int* __restrict__ starts, int token_count,
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   const int64_t out = clip * clusters;
   for (int c = warp_id(); c < clusters; c += kThreads / kWarp) {
-    sum_cluster<T, V>(tokens + clip * what.rows * channels, what, clip, token_count, channels, c,
+    sum_cluster<T, V>(tokens + clip * sums.rows * channels, sums, clip, token_count, channels, c,
                       slice * kWarp * V, members, starts, merged + out * channels,
                       total && slice == 0 ? total + out + c : nullptr,
                       exact ? exact + out * channels : nullptr);
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 // One warp a token: d f_j = (s_j / Σ s) g_c and d s_j = (g_c · (f_j − F_c)) / Σ s.
 template <class T, int V>
 __global__ void __launch_bounds__(kCountThreads)
-    merge_backward(const T* __restrict__ tokens, ClusterSums what,
+    merge_backward(const T* __restrict__ tokens, ClusterSums sums,
                    const int64_t* __restrict__ assignment, const float* __restrict__ total,
                    const float* __restrict__ exact, const T* __restrict__ d_merged,
                    T* __restrict__ d_tokens, void* __restrict__ d_weights, int64_t rows,
@@ -106,10 +107,10 @@ __global__ void __launch_bounds__(kCountThreads)
   const int64_t cluster = row / token_count * clusters + c;
   const bool member = c < clusters;
   float divisor = 1.0f;
-  if (what.normalize && member) divisor = total[cluster];
-  // A cluster whose weights sum to 0 is 0 and passes nothing on.
+  if (sums.normalize && member) divisor = total[cluster];
+  // A cluster whose weights sum to 0 is 0 and has no gradient.
   const bool passes = member && divisor != 0.0f;
-  const float factor = passes ? load_number(what.weights, what.weight_dtype, row) / divisor : 0.0f;
+  const float factor = passes ? load_number(sums.weights, sums.weight_dtype, row) / divisor : 0.0f;
   float dot = 0.0f;
   for (int channel = lane_id() * V; channel < channels; channel += kWarp * V) {
     Vector<T, V> gradient = {}, token = {}, out;
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kCountThreads)
       gradient = *reinterpret_cast<const Vector<T, V>*>(d_merged + cluster * channels + channel);
       if (d_weights) {
         token = *reinterpret_cast<const Vector<T, V>*>(tokens + row * channels + channel);
-        if (what.normalize) load_floats<V>(exact + cluster * channels + channel, middle);
+        if (sums.normalize) load_floats<V>(exact + cluster * channels + channel, middle);
       }
     }
 #pragma unroll
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kCountThreads)
   if (!d_weights) return;
   dot = warp_sum(dot);
   if (lane_id() == 0)
-    store_number(d_weights, what.weight_dtype, row, passes ? dot / divisor : 0.0f);
+    store_number(d_weights, sums.weight_dtype, row, passes ? dot / divisor : 0.0f);
 }
 
 }  // namespace
@@ -146,7 +147,7 @@ int64_t clusters_workspace(const Clusters& shape) {
   return 4 * shape.clips * (int64_t{shape.tokens} + shape.clusters + 1);
 }
 
-void sum_clusters(const char* name, const Clusters& shape, const ClusterSums& what,
+void sum_clusters(const char* name, const Clusters& shape, const ClusterSums& sums,
                   const void* tokens, const int64_t* assignment, void* merged, float* total,
                   float* exact, void* workspace, void* stream) {
   const bool shared = sorts_in_shared(shape);
@@ -163,20 +164,21 @@ void sum_clusters(const char* name, const Clusters& shape, const ClusterSums& wh
   }
   with_type(shape.dtype, [&](auto number) {
     using T = decltype(number);
-    const auto go = [&](auto kernel, int vector, unsigned bytes) {
+    const auto launch_kernel = [&](auto kernel, int vector, unsigned bytes) {
       const int slices = slices_of(shape.channels, vector);
       launch(name, kernel, shape.clips * slices, kThreads, bytes, stream,
-             static_cast<const T*>(tokens), what, assignment, static_cast<T*>(merged), total, exact,
+             static_cast<const T*>(tokens), sums, assignment, static_cast<T*>(merged), total, exact,
              members, starts, shape.tokens, shape.channels, shape.clusters, slices);
     };
     constexpr int kVector = 16 / sizeof(T);
     const unsigned bytes = shared_bytes(shape.tokens, shape.clusters);
     const bool whole = whole_vectors<T>(shape.channels, tokens, merged, exact);
     if (shared) {
-      whole ? go(sum_kernel<T, kVector, true>, kVector, bytes)
-            : go(sum_kernel<T, 1, true>, 1, bytes);
+      whole ? launch_kernel(sum_kernel<T, kVector, true>, kVector, bytes)
+            : launch_kernel(sum_kernel<T, 1, true>, 1, bytes);
     } else {
-      whole ? go(sum_kernel<T, kVector, false>, kVector, 0) : go(sum_kernel<T, 1, false>, 1, 0);
+      whole ? launch_kernel(sum_kernel<T, kVector, false>, kVector, 0)
+            : launch_kernel(sum_kernel<T, 1, false>, 1, 0);
     }
   });
 }
@@ -184,8 +186,8 @@ void sum_clusters(const char* name, const Clusters& shape, const ClusterSums& wh
 void merge_clusters(const Clusters& shape, Dtype weight_dtype, bool normalize, const void* tokens,
                     const void* weights, const int64_t* assignment, void* merged, float* total,
                     float* exact, void* workspace, void* stream) {
-  const ClusterSums what{weights, weight_dtype, normalize, nullptr, shape.tokens};
-  sum_clusters("merge_clusters", shape, what, tokens, assignment, merged, total, exact, workspace,
+  const ClusterSums sums{weights, weight_dtype, normalize, nullptr, shape.tokens};
+  sum_clusters("merge_clusters", shape, sums, tokens, assignment, merged, total, exact, workspace,
                stream);
 }
 
@@ -193,19 +195,19 @@ void merge_clusters_backward(const Clusters& shape, Dtype weight_dtype, bool nor
                              const void* tokens, const void* weights, const int64_t* assignment,
                              const float* total, const float* exact, const void* d_merged,
                              void* d_tokens, void* d_weights, void* stream) {
-  const ClusterSums what{weights, weight_dtype, normalize, nullptr, shape.tokens};
+  const ClusterSums sums{weights, weight_dtype, normalize, nullptr, shape.tokens};
   const int64_t rows = shape.clips * shape.tokens;
   with_type(shape.dtype, [&](auto number) {
     using T = decltype(number);
-    const auto go = [&](auto kernel) {
+    const auto launch_kernel = [&](auto kernel) {
       launch("merge_clusters_backward", kernel, ceil_div(rows, kCountThreads / kWarp),
-             kCountThreads, 0, stream, static_cast<const T*>(tokens), what, assignment, total,
+             kCountThreads, 0, stream, static_cast<const T*>(tokens), sums, assignment, total,
              exact, static_cast<const T*>(d_merged), static_cast<T*>(d_tokens), d_weights, rows,
              shape.tokens, shape.channels, shape.clusters);
     };
     constexpr int kVector = 16 / sizeof(T);
     const bool whole = whole_vectors<T>(shape.channels, tokens, d_merged, d_tokens, exact);
-    whole ? go(merge_backward<T, kVector>) : go(merge_backward<T, 1>);
+    whole ? launch_kernel(merge_backward<T, kVector>) : launch_kernel(merge_backward<T, 1>);
   });
 }
 

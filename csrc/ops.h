@@ -64,7 +64,7 @@ void unmerge_tokens_backward(const Clusters& shape, int causal_tokens, const voi
 
 constexpr int kMaxNeighbors = 16;
 constexpr int kMaxTokens = 65536;
-constexpr int kMatrixTokens = 512;  // up to here a clip's distances are kept, beyond recomputed
+constexpr int kMatrixTokens = 512;  // a clip of more tokens has its distances recomputed, not kept
 
 struct DpcKnn {
   Clusters clusters;  // dtype, B, M, D, L
@@ -77,13 +77,14 @@ int64_t dpc_knn_workspace(const DpcKnn& shape);
 // valid [B, M] bool, or null.
 void dpc_knn(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
              float* delta, int64_t* centers, int64_t* assignment, void* workspace, void* stream);
-// The same and merge_clusters of its clusters in the last launch; M ≤ kMatrixTokens.
+// dpc_knn, with merge_clusters of its clusters in the last launch; M ≤ kMatrixTokens.
 void dpc_knn_merge(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
                    float* delta, int64_t* centers, int64_t* assignment, Dtype weight_dtype,
                    bool normalize, const void* weights, void* merged, float* total, float* exact,
                    void* workspace, void* stream);
 
-// -- what blocks take at most ---------------------------------------------------------------------
+// -- the most shared memory of a block
+// ---------------------------------------------------------------------
 
 // Kernel → bytes of dynamic shared memory. select_tokens takes what K × N logits need.
 std::map<std::string, unsigned> clusters_shared();

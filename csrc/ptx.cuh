@@ -1,5 +1,5 @@
-// The instructions that CUDA C++ has no portable name for. With CUDA_ON_CPU the tests put their
-// own versions in their place (tests/cuda_on_cpu/ptx.h).
+// Instructions that have no portable name in CUDA C++. With CUDA_ON_CPU the tests' own versions
+// take their place (tests/cuda_on_cpu/ptx.h).
 #pragma once
 
 #ifdef CUDA_ON_CPU
@@ -56,7 +56,8 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-// 16 bytes from global to shared memory, zeros unless `present`; there after cp_async_wait.
+// Starts a copy of 16 bytes from global to shared memory, or of zeros unless `present`. The bytes
+// are there after cp_async_wait.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool present) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),

@@ -12,7 +12,7 @@ struct Parts {
   float* total;    // [K], Σ exp(logit − largest)
 };
 
-// The parts that both directions need.
+// The parts that the forward and the backward kernel need.
 __device__ __forceinline__ Parts take_parts(SharedMemory& shared, int keypoints, int tokens) {
   Parts parts;
   parts.logits = shared.take<float>(keypoints * tokens);
@@ -52,7 +52,7 @@ __device__ __forceinline__ void load_rows(const T* logits, const Parts& parts, i
   __syncthreads();
 }
 
-// One block a clip. Ranks are counted: a token's is how many come before it.
+// One block for each clip. A token's rank is found by counting the tokens that come before it.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     select_forward(const T* __restrict__ logits, T* __restrict__ scores, T* __restrict__ importance,
@@ -75,9 +75,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   // A token's rank in a row counts those before it in (logit descending, index ascending).
-  for (int place = threadIdx.x; place < keypoints * tokens; place += kThreads) {
-    const int i = place % tokens;
-    const unsigned* const row = keys + place / tokens * tokens;
+  for (int element = threadIdx.x; element < keypoints * tokens; element += kThreads) {
+    const int i = element % tokens;
+    const unsigned* const row = keys + element / tokens * tokens;
     const unsigned mine = row[i];
     int rank = 0;
     for (int j = 0; j < tokens; ++j) rank += row[j] > mine || (row[j] == mine && j < i);
@@ -99,9 +99,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   for (int i = threadIdx.x; i < tokens; i += kThreads) {
     const uint64_t mine = order[i];
-    int place = 0;
-    for (int j = 0; j < tokens; ++j) place += order[j] < mine || (order[j] == mine && j < i);
-    is_causal[i] = place < chosen;
+    int rank = 0;
+    for (int j = 0; j < tokens; ++j) rank += order[j] < mine || (order[j] == mine && j < i);
+    is_causal[i] = rank < chosen;
   }
   __syncthreads();
 
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// d l_ki = S_ki (t_ki − Σ_j S_kj t_kj), t the gradient to S by itself and through the importance.
-// A maximum's gradient is shared evenly by the keypoints that attain it.
+// d l_ki = S_ki (t_ki − Σ_j S_kj t_kj), where t is the gradient of S, both its own and what comes
+// through the importance. The keypoints that attain a maximum share its gradient evenly.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     select_backward(const T* __restrict__ logits, const T* __restrict__ d_scores,

@@ -1,4 +1,4 @@
-// Causal and merged tokens back in their cells, and the gradient.
+// Puts causal and merged tokens back into their cells of the grid; and the gradient.
 #include "clusters.cuh"
 
 namespace cmpose {
@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = lane_id(); i < pieces; i += kWarp) d_causal[row * pieces + i] = from[i];
 }
 
-// Calls `function` with the largest piece, 16 bytes to 2, that rows and pointers are multiples of.
+// Calls `function` with the largest piece (16, 4 or 2 bytes) of which row lengths and pointers are
+// multiples.
 template <class F, class... P>
 void with_piece(int64_t row_bytes, F function, P... pointers) {
   const uint64_t all =

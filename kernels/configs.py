@@ -1,10 +1,10 @@
 """The configuration of every kernel, pinned per architecture.
 
-Nothing is tuned at a user's first step: what runs is what stands here, the same in every process.
-Each line is one variant of a kernel: its name, the variant, and per compute capability the block
-sizes, warps and pipeline stages. A card takes the line of the highest capability that is not
-above its own. ``python -m cmpose.kernels.tune`` measures other settings on the card at hand;
-``CMPOSE_CONFIGS=FILE`` uses what it writes.
+Nothing is tuned while a user's program runs: every process uses what is written here. Each line is
+one variant of a kernel, with block sizes, warps and pipeline stages for each compute capability. A
+card takes the entry of the highest capability that is not above its own. ``python -m
+cmpose.kernels.tune`` measures other settings on the card at hand; ``CMPOSE_CONFIGS=FILE`` uses what
+it writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def c(num_warps: int = 4, num_stages: int = 1, **blocks: int) -> Config:
 
 
 # --- temporal_attention ----------------------------------------------------------------------
-# The variant is the head dimension and an element's bytes. ROWS gives a thread 16 bytes of a tile.
+# The variant is the head dimension and an element's bytes. With these ROWS a thread has 16 bytes of
+# a tile.
 _ROWS: Lines = {
     (32, 2): {80: c(4, ROWS=32)},
     (64, 2): {80: c(4, ROWS=16)},
@@ -38,7 +39,7 @@ _ROWS: Lines = {
     (80, 4): {80: c(4, ROWS=4)},
     (128, 4): {80: c(4, ROWS=4)},
 }
-# One warp an item, which then waits for no other, unless float32's registers need more.
+# One warp an item, so that no warp waits for another; float32 needs the registers of more.
 _TILE: Lines = {
     (32, 2): {80: c(1)},
     (64, 2): {80: c(1)},
@@ -58,12 +59,13 @@ TEMPORAL_ATTENTION: dict[str, Lines] = {
 
 # --- spatial_attention -----------------------------------------------------------------------
 # The variant is the widest head and an element's bytes, or the widest head and the most tokens.
-# 64 queries and 4 warps leave 3 programs a multiprocessor on mma.sync; where memory is fast, 128
-# of them halve what K and V cost the L2 cache, and 2 programs of wgmma's fewer registers fit.
+# With mma.sync, programs of 64 queries and 4 warps fit a multiprocessor three at a time. On 9.0,
+# where memory is fast, 128 queries halve the reads of K and V from the L2 cache; wgmma needs fewer
+# registers, so that two such programs fit.
 _ATTEND_64, _ATTEND_128 = c(4, 2, BLOCK_M=64, BLOCK_N=64), c(4, 2, BLOCK_M=64, BLOCK_N=32)
 _ATTEND_90 = c(8, 2, BLOCK_M=128, BLOCK_N=64)
 _DKV_32, _DKV_16 = (c(4, 2, BLOCK_M=rows, BLOCK_N=64) for rows in (32, 16))
-# dK and dV of 256 keys fill half the registers; with 32 queries at a time mma.sync would spill.
+# dK and dV of 256 keys take half the registers; with 32 queries at a time mma.sync would spill.
 _WHOLE_32, _WHOLE_16 = (c(8, 2, BLOCK_M=rows) for rows in (32, 16))
 SPATIAL_ATTENTION: dict[str, Lines] = {
     "spatial_attention_forward": {
@@ -94,8 +96,9 @@ SPATIAL_ATTENTION: dict[str, Lines] = {
 }
 
 # --- corrupt_tokens --------------------------------------------------------------------------
-# A program is one warp. 256 channels give each lane 16 bytes of bfloat16, four normals twice.
-# Backward a lane has 12 such loads in flight, 6 KB a warp: 80 KB on an SM of 14 warps.
+# A program is one warp. With 256 channels each lane has 16 bytes of bfloat16 and draws four normals
+# twice. In the backward pass a lane has 12 such loads in flight: 6 KB a warp, 80 KB on an SM of 14
+# warps.
 CORRUPT_TOKENS: dict[str, Lines] = {
     "corrupt_tokens_forward": {
         "many rows": {80: c(1, ROWS=8, CHANNELS=256)},
@@ -110,9 +113,10 @@ CORRUPT_TOKENS: dict[str, Lines] = {
 }
 
 # --- reconstruction_loss ---------------------------------------------------------------------
-# The variant is the tile's channels. 32 elements a thread: in bfloat16 4 vectors of 16 bytes each
-# of pred and target in flight at 56 registers, so 9 programs and 144 KB a multiprocessor (less what
-# is not corrupted), where 32 KB keep the memory busy; larger tiles leave it idle at the end.
+# The variant is the tile's channels. A thread has 32 elements: in bfloat16, 4 vectors of 16 bytes
+# of each of pred and target are in flight, at 56 registers. A multiprocessor then has 9 programs
+# and 144 KB in flight (less for tokens that are not corrupted), where 32 KB keep the memory busy.
+# Larger tiles would leave the card idle at the end.
 RECONSTRUCTION_LOSS: dict[str, Lines] = {
     "reconstruction_loss_forward": {
         64: {80: c(4, ROWS=64, BLOCK_D=64)},
@@ -129,8 +133,9 @@ RECONSTRUCTION_LOSS: dict[str, Lines] = {
 }
 
 # --- heatmap_loss ----------------------------------------------------------------------------
-# The variant is the tile's columns: a heatmap's, or 128 of them. 64×48 is one tile a joint, so
-# that 32 clips are a single wave; 16 elements a thread, 48 registers. Wider tiles of 8 warps spill.
+# The variant is the tile's columns: those of the heatmap, 128 at most. A heatmap of 64×48 is one
+# tile, so that 32 clips run in a single wave, with 16 elements and 48 registers a thread. Wider
+# tiles of 8 warps spill.
 HEATMAP_LOSS: dict[str, Lines] = {
     "heatmap_loss_forward": {
         32: {80: c(4, BLOCK_H=32, BLOCK_W=32)},
@@ -141,9 +146,10 @@ HEATMAP_LOSS: dict[str, Lines] = {
 }
 
 # --- warp_clips ------------------------------------------------------------------------------
-# Two pixels a thread at a time: it waits for 24 byte loads at once and needs few registers enough
-# that 12 programs share a multiprocessor. A program inverts its matrix, so where float64 is slow
-# (8.6, 8.9, 12.x) it covers more rows; elsewhere fewer, so that the last ones end together.
+# A thread takes two pixels at a time: it has 24 byte loads in flight, and its registers let 12
+# programs share a multiprocessor. Each program inverts its matrix in float64. Where that is slow
+# (8.6, 8.9, 12.x) a program covers more rows; elsewhere fewer, so that all programs end at about
+# the same time.
 _WARP_LONG, _WARP_SHORT = (c(2, BANDS=bands, BLOCK_Y=4, BLOCK_X=32) for bands in (8, 4))
 WARP_CLIPS: dict[str, Lines] = {
     "warp_clips": {
@@ -166,7 +172,7 @@ CONFIGS = overrides.load(CONFIGS, os.environ)
 
 
 class Lookup(NamedTuple):
-    """One time that :func:`config` was asked: for which line, and for which capability it is."""
+    """One call of :func:`config`: the line it asked for, and the capability of the entry it got."""
 
     kernel: str
     variant: Variant
@@ -181,7 +187,7 @@ _noted: list[Lookup] | None = None
 def noting() -> Iterator[list[Lookup]]:
     """Within it lookups are noted, each with a configuration object of its own.
 
-    So a recorded launch tells by the identity of its configuration which line it comes from.
+    So the identity of a recorded launch's configuration shows which line of the table it is from.
     """
     global _noted
     before, _noted = _noted, []
@@ -192,7 +198,7 @@ def noting() -> Iterator[list[Lookup]]:
 
 
 def config(kernel: str, variant: Variant, arch: int) -> Config:
-    """What ``kernel`` runs with on a card of compute capability ``arch``.
+    """The configuration of ``kernel`` on a card of compute capability ``arch``.
 
     Raises:
         KeyError: the table has no such kernel or variant, which is a bug.
@@ -201,6 +207,6 @@ def config(kernel: str, variant: Variant, arch: int) -> Config:
     entry = max((known for known in line if known <= arch), default=min(line))
     if _noted is None:
         return line[entry]
-    found = Lookup(kernel, variant, entry, Config(*line[entry]))
-    _noted.append(found)
-    return found.config
+    lookup = Lookup(kernel, variant, entry, Config(*line[entry]))
+    _noted.append(lookup)
+    return lookup.config

@@ -1,18 +1,18 @@
 """Clean, masked and noised tokens in one launch, and their gradients.
 
-A clip's rows are its T·S slots, S = N + K: N patch tokens and K keypoint tokens a frame.
+A clip's rows are its T·S slots with S = N + K: N patch tokens and K keypoint tokens a frame.
 
 Bytes at the reference shape (B = 32, T = 3, N = 192, K = 15, D = 768, bf16): the forward pass
-reads 28 MB and writes 92, the backward pass reads 92 and writes 28; 28 µs each at an H200's
-4.3 TB/s. What the forward pass computes meanwhile, in warp instructions of sm_90:
+reads 28 MB and writes 92, the backward pass reads 92 and writes 28. At an H200's 4.3 TB/s each
+takes 28 µs. The forward pass computes meanwhile, counted in warp instructions of sm_90:
 
-- flags: a program of ROWS rows draws 2 · ROWS, one a lane, in about 1,000: 15 Philox calls and
-  the 12 rounds of the shuffle. 2,496 programs of 8 rows: 2.5 million. (If every thread drew the
-  flags of its row, it would be 40 million.)
-- copies: about 190 for a row of 768 channels, 3.8 million.
-- noise: about 350 for 256 channels of a noised row, 8.7 million.
+- flags: a program of ROWS rows draws 2 · ROWS of them, one a lane, in about 1,000 instructions: 15
+  Philox calls and the 12 rounds of the shuffle. 2,496 programs of 8 rows take 2.5 million. (If
+  every thread drew the flags of its row, they would take 40 million.)
+- copies: about 190 instructions for a row of 768 channels, 3.8 million in all.
+- noise: about 350 instructions for 256 channels of a noised row, 8.7 million in all.
 
-In all 15 million, 16 µs of the issue slots of 132 SMs at 1.8 GHz; the flags are 2.6 of them.
+The sum is 15 million. 132 SMs at 1.8 GHz issue them in 16 µs, of which the flags take 2.6.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def _write_row(
     CHANNELS: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Writes a row's clean and masked copies, and the third if it is not to be noised.
+    """Writes a row's clean and masked copies, and the noised branch's too where nothing is noised.
 
-    CHUNKS times CHANNELS are loaded before the first is stored: at the reference shape 1.5 KB of
-    tokens are in flight a warp, and an SM has 19 warps.
+    CHUNKS · CHANNELS channels are loaded before the first is stored: at the reference shape a warp
+    has 1.5 KB of tokens in flight, and an SM has 19 warps.
     """
     dtype = x_ptr.dtype.element_ty
     for start in range(0, DIM, CHUNKS * CHANNELS):
@@ -113,6 +113,7 @@ def _write_row(
 
 
 @triton.jit(do_not_specialize=["first_clip", "mask_limit", "noise_limit"])
+# Long: 30 of its lines are parameters, and 40 hand them on to the helpers, one a line.
 def forward_kernel(
     tokens_ptr,
     keypoints_ptr,
@@ -147,8 +148,8 @@ def forward_kernel(
 ):
     """A program makes ROWS (at most 16) rows of a clip.
 
-    It is one warp, so that what happens to a row is a branch of its own: no other row waits for
-    its noise.
+    It is one warp that takes its rows in turn. So each row takes its own branch, and no other row
+    waits while noise is drawn for one.
     """
     rows = frames * slots
     blocks = tl.cdiv(rows, ROWS)
@@ -202,7 +203,7 @@ def forward_kernel(
                 CHUNKS,
             )
             if is_noised != 0:
-                # The token comes from the first-level cache; it was read just before.
+                # The token was read just before, so it comes from the first-level cache.
                 noised_row_ptr = out_ptr + branch_stride + branch_stride
                 for start in range(0, DIM, CHANNELS):
                     d = (start + tl.arange(0, CHANNELS)).to(tl.int64)
@@ -260,10 +261,10 @@ def backward_kernel(
     CLIPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """A program walks the clips in order, CLIPS at a time, at one slot and CHANNELS channels.
+    """A program takes one slot and CHANNELS channels, and goes through the clips, CLIPS at a time.
 
-    It writes the tokens' gradient and sums the position's; at a keypoint's slot the sum is also
-    what its frame adds to the keypoint's gradient (partial [T, K, D], float32).
+    It writes the gradient of the tokens and sums that of the position. At a keypoint's slot the sum
+    is also what this frame adds to the keypoint's gradient (partial [T, K, D], float32).
     """
     CHUNKS: tl.constexpr = (DIM + CHANNELS - 1) // CHANNELS
     row = tl.program_id(0) // CHUNKS
@@ -308,7 +309,7 @@ def backward_kernel(
 def keypoints_kernel(
     partial_ptr, dkeypoints_ptr, frames, size, FRAMES: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sums the frames' partial gradients, FRAMES at a time in order: [T, size] → [size]."""
+    """Sums the frames' partial gradients in order, FRAMES at a time: [T, size] → [size]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, frames, FRAMES):
@@ -319,6 +320,7 @@ def keypoints_kernel(
     tl.store(dkeypoints_ptr + i, total.to(dkeypoints_ptr.dtype.element_ty), mask=i < size)
 
 
+# Many parameters: they are those of ops.corrupt_tokens.
 def forward(
     tokens: Tensor,
     keypoint_tokens: Tensor,
@@ -331,7 +333,7 @@ def forward(
     position_after: bool,
     first_clip: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three branches and which tokens are corrupted; ``cmpose.ops.corrupt_tokens`` defines it.
+    """The three branches, and which tokens are corrupted, as ``ops.corrupt_tokens`` defines them.
 
     Args:
         tokens: [B, T, N, D] float32, float16 or bfloat16, any strides; T·(N+K) < 2³¹.
@@ -358,11 +360,11 @@ def forward(
     domain = frames * patches if exact else 2.0**32
     variant = "narrow"
     if dim > 128:
-        # 8 rows a program take half the instructions for flags that 4 do, and a card of 132 SMs
-        # still gets 16 programs a SM from 17,000 rows. Few rows are spread further instead.
+        # With 8 rows a program, flags take half the instructions that they take with 4, and 17,000
+        # rows are still 16 programs for each of 132 SMs. Fewer rows are spread over more programs.
         variant = "many rows" if batch * frames * slots >= 8192 else "few rows"
     pinned = config("corrupt_tokens_forward", variant, arch_of(tokens))
-    # As many chunks of a row at a time as make the fewest passes of three or less.
+    # A pass takes three chunks of a row at most; the chunks are spread evenly over the passes.
     chunks = max(1, triton.cdiv(dim, pinned.blocks["CHANNELS"]))
     chunks = triton.cdiv(chunks, triton.cdiv(chunks, 3))
     launch(
@@ -427,7 +429,7 @@ def backward(
         device=device,
     )
     partial = torch.empty((frames, keypoints, dim), dtype=torch.float32, device=device)
-    # Narrow tiles where wide ones would be too few to fill a card.
+    # Narrow tiles where there would be too few wide ones to keep a card busy.
     wide = dim > 128 and frames * slots * triton.cdiv(dim, 256) >= 1024
     pinned = config("corrupt_tokens_backward", "wide" if wide else "narrow", arch_of(grad))
     launch(

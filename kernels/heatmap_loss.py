@@ -1,10 +1,11 @@
-"""Squared error against Gaussian heatmaps that are never built, its gradient in the same pass.
+"""Squared error against Gaussian heatmaps that are never built, and its gradient, in one pass.
 
-Eq. 13 in two launches: every program takes a tile of one joint's heatmap, computes the target
-from its two profiles (a row's and a column's exponentials, not a pixel's), leaves one partial sum
-and writes the tile of the gradient; the partial sums are added. Every program adds up the weights
-for itself; only where they are very many a launch before it shortens them. Bytes: pred once, the
-gradient once, nothing of an invisible joint but its zero gradient.
+Eq. 13 in two launches. In the first, every program takes a tile of one joint's heatmap. It computes
+the target from two profiles (an exponential for each row and column, not for each pixel), stores
+one partial sum, and writes the tile of the gradient. The second adds up the partial sums. Every
+program adds up the weights for itself; only if there are very many, a launch before the others sums
+them in blocks. Bytes: pred is read once and the gradient written once. Of an invisible joint only
+the gradient, zero, is written.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cmpose.kernels.reduce import (
 )
 
 SUMMED_BY_ALL = 2048
-"""Up to so many weights every program adds them up itself, which takes a few loads from L2."""
+"""Up to this many weights, every program adds them up itself: that is a few loads from L2."""
 
 
 @triton.jit
@@ -64,7 +65,8 @@ def forward_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_COUNT: tl.constexpr,
 ):
-    # Triton itself knows only of 16; without this a width of 72 is read element by element.
+    # Triton itself only detects multiples of 16: without this, a width of 72 would be read element
+    # by element.
     width = width // ALIGN * ALIGN
     pred_stride_b = pred_stride_b // ALIGN * ALIGN
     pred_stride_k = pred_stride_k // ALIGN * ALIGN
@@ -80,7 +82,7 @@ def forward_kernel(
     in_row, in_column = (y < height)[:, None], (x < width)[None, :]
 
     weight = tl.load(visible_ptr + joint).to(tl.float32)
-    weight = tl.where(weight > 0, weight, 0.0)  # a weight that does not count may be NaN
+    weight = tl.where(weight > 0, weight, 0.0)  # a NaN counts as 0
     inside = (y < tl.where(weight > 0, height, 0))[:, None] & in_column
     at = b * pred_stride_b + k * pred_stride_k
     at += y.to(tl.int64)[:, None] * pred_stride_h + x.to(tl.int64)[None, :] * pred_stride_w
@@ -94,7 +96,7 @@ def forward_kernel(
     target = profile(y, centre_y, rate, reach)[:, None] * profile(x, centre_x, rate, reach)[None, :]
     difference = tl.where(inside, pred - target, 0.0)
     if gradient_ptr is not None:
-        # Also where the scale is not finite, a joint without weight has gradient 0.
+        # A joint without weight has gradient 0 even where the scale is not finite.
         value = (difference * tl.where(weight > 0, scale, 0.0)).to(gradient_ptr.dtype.element_ty)
         at = (joint.to(tl.int64) * height + y.to(tl.int64)[:, None]) * width + x[None, :]
         tl.store(gradient_ptr + at, value, mask=in_row & in_column)

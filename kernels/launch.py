@@ -1,8 +1,8 @@
 """How every Triton kernel is launched: one function, with a pinned configuration.
 
-While :func:`recording`, launches are noted instead of run. The compile check and the test of
-the launch path work that way: they call a kernel's launcher with tensors on the meta device and
-look at what would have been launched, on a machine without a GPU.
+While :func:`recording`, launches are noted and not run. The compile check and the test of the
+launch path use this on a machine without a GPU: they call a kernel's launcher with tensors on the
+meta device and look at what would have been launched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 """Whether Triton runs kernels on the CPU, in its interpreter (TRITON_INTERPRET=1)."""
 
 INTERPRETER_ARCH = 89
-"""Whose configurations the interpreter uses, so that tests see block sizes that are shipped."""
+"""The interpreter uses this card's configurations, so that tests run shipped block sizes."""
 
 
 class Config(NamedTuple):

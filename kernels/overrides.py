@@ -26,11 +26,11 @@ RANGES: dict[str, dict[str, tuple[int, int]]] = {
     # A row belongs to one warp; two flags a row are the bits of an int32.
     "corrupt_tokens_forward": {"num_warps": (1, 1), "ROWS": (1, 16)},
 }
-"""Kernel → field → what it works with, where that is less than any power of two."""
+"""Kernel → field → (least, most), for kernels that do not work with every power of two."""
 
 
 def allowed(kernel: str, config: Config) -> bool:
-    """Whether ``kernel`` works with a configuration, as far as numbers tell."""
+    """Whether a configuration is within the :data:`RANGES` of ``kernel``."""
     fields = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages}
     ranges = RANGES.get(kernel, {})
     return all(low <= fields[name] <= high for name, (low, high) in ranges.items())
@@ -130,10 +130,12 @@ def load(table: Table, environment: Mapping[str, str]) -> Table:
     return merged(table, overrides, source)
 
 
-def dumped(found: Mapping[tuple[str, Hashable], Config], arch: int, **notes: Any) -> dict[str, Any]:
+def dumped(
+    faster: Mapping[tuple[str, Hashable], Config], arch: int, **notes: Any
+) -> dict[str, Any]:
     """What :func:`merged` reads: a configuration for each (kernel, variant), for one card."""
     configs: dict[str, Any] = {}
-    for (kernel, variant), config in found.items():
+    for (kernel, variant), config in faster.items():
         configs.setdefault(kernel, {})[repr(variant)] = {
             str(arch): {
                 "num_warps": config.num_warps,

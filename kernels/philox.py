@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 _TAG_GAUSSIAN = tl.constexpr(2)
-_ROUNDS = tl.constexpr(12)  # of the permutation; its round keys stand behind, at c0 = 12, 13, 14
+_ROUNDS = tl.constexpr(12)  # of the permutation; c0 = 12, 13 and 14 then give its round keys
 _BERNOULLI = tl.constexpr(16)
 
 _ONE = tl.constexpr(0x3F800000)  # the bits of 1.0
@@ -45,10 +45,10 @@ _C8 = tl.constexpr(_QUARTER**8 / math.factorial(8))
 
 @triton.jit
 def philox4x32(seed, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
-    """The four uint32 words of a counter; the counter's words, of any integer type, broadcast.
+    """The four uint32 words of a counter, whose own words may be of any integer type and broadcast.
 
-    ``tl.philox`` gives the same words. It takes the upper and the lower half of a product from a
-    multiplication each; here most products are one (mul.wide.u32).
+    ``tl.philox`` gives the same words, but takes two multiplications for the two halves of each
+    product. Here most products are one instruction (mul.wide.u32).
 
     Args:
         seed: int64 scalar, the key: low 32 bits, high 32 bits.
@@ -72,10 +72,10 @@ def philox4x32(seed, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
 def radius(word):  # type: ignore[no-untyped-def]
     """√(−2 ln u), float32, of u = (2 · (word >> 9) + 1) · 2⁻²⁴.
 
-    ln u comes from u − 1, which is exact near 1. A logarithm by lg2.approx is off by 2⁻²² there,
-    and the radius by 3e-4.
+    ln u is computed from u − 1, which is exact near 1. With lg2.approx the logarithm would be off
+    by 2⁻²² there, and the radius by 3e-4.
     """
-    # 1 + k · 2⁻²³, made of bits, less 1 - 2⁻²⁴: exact, as u has 24 bits.
+    # 1 + k · 2⁻²³, put together from bits, less 1 - 2⁻²⁴: exact, because u has 24 bits.
     u = ((word >> 9) | _ONE).to(tl.float32, bitcast=True) - (1 - 2.0**-24)
     bits = u.to(tl.int32, bitcast=True)
     exponent = (bits - _SQRT_HALF) & _EXPONENT  # u = 2^e · (1 + f); this is e · 2²³
@@ -94,11 +94,11 @@ def radius(word):  # type: ignore[no-untyped-def]
 def rotation(word):  # type: ignore[no-untyped-def]
     """cos and sin, float32, of (2 · (word >> 9) + 1) · 2⁻²⁴ turns.
 
-    The nearest quarter turn is split off in integers, which is exact; tl.sin and tl.cos would
-    bring the reduction of huge angles along, which needs a stack.
+    The nearest quarter turn is split off in integers, which is exact. tl.sin and tl.cos would
+    include the code that reduces huge angles, which needs a stack frame.
     """
     shifted = word + (1 << 29)  # bits 31 and 30: the nearest quarter turn
-    # 1 + the rest in quarter turns, made of bits, without the word's lowest 9.
+    # 1 + the rest in quarter turns, put together from bits, without the word's lowest 9.
     t = (((shifted >> 7) & 0x7FFFFC) | _ONE).to(tl.float32, bitcast=True) - (1.5 - 2.0**-22)
     z = t * t
     s = _S9 * z + _S7
@@ -119,7 +119,7 @@ def rotation(word):  # type: ignore[no-untyped-def]
 def normals(word0, word1, word2, word3):  # type: ignore[no-untyped-def]
     """Standard normals of E counters by Box–Muller: [E] words → [4 · E] float32.
 
-    Counter e's are elements 4e .. 4e+3: words 0, 1 make the first two, words 2, 3 the others.
+    Counter e gives elements 4e .. 4e+3: words 0 and 1 the first two, words 2 and 3 the others.
     """
     r0, r1 = radius(word0), radius(word2)
     cos0, sin0 = rotation(word1)
@@ -137,7 +137,7 @@ def gaussian(seed, clip, token, element):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def bernoulli(seed, clip, tag, index, limit):  # type: ignore[no-untyped-def]
-    """Whether ``index`` is chosen, with probability limit · 2⁻³²; limit 0 .. 2³², so in int64."""
+    """Whether ``index`` is chosen, with probability limit · 2⁻³²; limit is 0 .. 2³² (so int64)."""
     word, _, _, _ = philox4x32(seed, index * 0 + _BERNOULLI, index, clip, tag)
     return word.to(tl.int64) < limit
 

@@ -1,13 +1,14 @@
-"""Mean squared error over the corrupted tokens, its gradients in the same pass: Eqs. 2 and 3.
+"""Mean squared error over the corrupted tokens, and its gradients, in one pass: Eqs. 2 and 3.
 
-Three launches: the corrupted tokens are counted (none if a normalizer is given); every program
-takes a tile of tokens × channels, leaves one partial sum and writes the tile of the gradients;
-the partial sums are added. A token that is not corrupted is not read, its gradient is stored as
-zero. Bytes: two rows read a corrupted token, one row written a token and gradient.
+There are three launches. The first counts the corrupted tokens (it is left out if a normalizer is
+given). In the second, every program takes a tile of tokens × channels, stores one partial sum and
+writes the tile of the gradients. The third adds up the partial sums. A token that is not corrupted
+is not read, and its gradient is stored as zero. Bytes: two rows are read for each corrupted token,
+and one row is written for each token and gradient.
 
-Counting inside every program instead would save the first launch (about 1.3 µs in a CUDA graph),
-but makes programs read all flags: it pays only if programs are few and large, and those leave the
-card half idle at the end, which costs more.
+If every program counted by itself, the first launch (about 1.3 µs in a CUDA graph) would be saved,
+but every program would read all flags. That pays only if programs are few and large, and such
+programs leave the card half idle at the end, which costs more.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def forward_kernel(
     BLOCK_COUNT: tl.constexpr,
 ):
     program = tl.program_id(0)
-    # Chunks of a row are neighbours. A tile lies within a frame: one place per program to find.
+    # Chunks of a row are neighbours. A tile lies within one frame, so a program divides once.
     chunks, blocks = tl.cdiv(DIM, BLOCK_D), tl.cdiv(width, ROWS)
     block = program // chunks
     frame = block // blocks
@@ -79,7 +80,7 @@ def forward_kernel(
     difference = pred.to(tl.float32) - target.to(tl.float32)
 
     if gradient_pred_ptr is not None or gradient_target_ptr is not None:
-        # Also where the scale is not finite, a token that is not corrupted has gradient 0.
+        # A token that is not corrupted has gradient 0 even where the scale is not finite.
         gradient = difference * tl.where(corrupted, scale, 0.0)[:, None]
         at = row[:, None] * DIM + d
         stored = in_row[:, None] & in_column[None, :]
@@ -115,7 +116,7 @@ def scale_kernel(
 
 
 def _block(dim: int) -> int:
-    """Channels of a tile: as many as leave no lane idle."""
+    """Channels of a tile: the largest size that divides D, so that no lane is idle."""
     return next((block for block in (256, 128, 64) if dim % block == 0), 128)
 
 
@@ -158,7 +159,7 @@ def forward(
     pinned = config("reconstruction_loss_forward", _block(dim), arch_of(pred))
     blocks = triton.cdiv(width, pinned.blocks["ROWS"])
     programs = batch * frames * blocks * triton.cdiv(dim, pinned.blocks["BLOCK_D"])
-    # Where clips and frames are one dimension by stride, as they mostly are, kernels divide less.
+    # Where the strides make clips and frames one dimension, as is usual, kernels divide less.
     if all(x.stride(0) == frames * x.stride(1) for x in (pred, target)):
         pred, target = pred.flatten(0, 1).unsqueeze(1), target.flatten(0, 1).unsqueeze(1)
     partial = torch.empty(programs, device=pred.device, dtype=torch.float32)

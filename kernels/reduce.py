@@ -1,7 +1,7 @@
 """Sums in a fixed order, and the last launch of a loss: the same bits at every run.
 
-A loss's kernel leaves one partial sum a program; :func:`finish` adds them up in float64 and
-divides by the number of things the loss is a mean over, which stays on the device all the while.
+Each program of a loss's kernel stores one partial sum. :func:`finish` adds them up in float64 and
+divides by the number of things over which the loss is a mean; that number never leaves the device.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def finish_kernel(
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a gradient for an upstream gradient of 1 is kept in: float16 has no range for it."""
+    """The dtype of a gradient for an upstream gradient of 1; float16's range is too small."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 def numbers(values: Tensor) -> Tensor:
-    """Few numbers as the kernels take them: contiguous, bool as 0 and 1 (uint8)."""
+    """Values as the kernels take them: contiguous, with bool as 0 and 1 (uint8)."""
     values = values.contiguous()
     return values.view(torch.uint8) if values.dtype == torch.bool else values
 
@@ -72,7 +72,7 @@ def block_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         values: any shape, from :func:`numbers`.
-        dtype: what is added in and comes out.
+        dtype: of the sums, and in which they are added.
 
     Returns:
         [⌈elements / block⌉]; one element up to 32,768.
@@ -85,7 +85,7 @@ def block_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def block_count(count: Tensor) -> int:
-    """The block :func:`divide_by_count` takes for ``count``: a single number needs no reduction."""
+    """The block size with which :func:`divide_by_count` sums ``count``; 1 for a single number."""
     return 1 if count.numel() == 1 else 512
 
 

@@ -1,20 +1,22 @@
-"""Attention over the S tokens of a frame, straight from the packed projection and back into it.
+"""Attention over the S tokens of a frame. It reads the packed QKV projection where it lies.
 
-An item is one head of one frame of one clip. Products take their operands as they are stored and
-accumulate in float32; the softmax runs in base 2, in float32.
+An item is one head of one frame of one clip. Matrix products take their operands in the dtype in
+which they are stored and add up in float32. The softmax is computed in base 2, in float32.
 
-- A head's d channels are two tiles, LOW of a power of two up to 64 and HIGH for the rest (80 is
-  64 + 16), so that a head is not padded to a power of two.
-- Forward: a program per block of queries, which passes over the keys once (online softmax). Keys
-  come in full blocks and one tail of 16, 32, ... keys, so that 207 keys cost 208. The programs of
-  an item are neighbours: K and V come from the L2 cache after the first.
-- Backward, short sequences (:data:`WHOLE`): a program per item holds all keys and passes over the
-  queries once. Whole columns of Pᵀ and dPᵀ are on chip, so that δ = Σ P∘dP needs neither ``out``
-  nor another kernel: 4 tensors read, 3 written, 5 products.
-- Backward, else: a kernel for dQ and δ = Σ out∘dO, then one for dK and dV: 7 products.
+- A head's d channels are split into two tiles: LOW, a power of two up to 64, and HIGH, the rest
+  (80 is 64 + 16). So a head need not be padded to the next power of two.
+- Forward: each program takes a block of queries and passes over the keys once (online softmax).
+  Keys come in full blocks and one tail of 16, 32, ... keys, so that 207 keys cost as much as 208.
+  Programs of the same item are neighbours, so all but the first read K and V from the L2 cache.
+- Backward of short sequences (:data:`WHOLE`): each program takes one item, holds all of its keys
+  and passes over its queries once. Whole columns of Pᵀ and dPᵀ are on the chip, so that
+  δ = Σ P∘dP needs neither ``out`` nor another kernel: 4 tensors are read, 3 written, and there are
+  5 products.
+- Backward of longer sequences: one kernel for dQ and δ = Σ out∘dO, then one for dK and dV, with 7
+  products in all.
 
-Sums run in a fixed order: the same bits every time. Equations: FlashAttention-2 (Dao, 2023,
-arXiv:2307.08691, algorithms 1 and 2).
+Sums run in a fixed order, so the bits are the same every time. The equations are those of
+FlashAttention-2 (Dao, 2023, arXiv:2307.08691, algorithms 1 and 2).
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 LOG_2 = tl.constexpr(math.log(2))
 
 SIZES = ["T", "S", "H", "blocks"]
-"""Of which one compiled kernel serves all values; of strides it knows multiples of 16, and 1."""
+"""Parameters on whose values Triton must not specialise: one compiled kernel serves all sizes.
+
+(Of each stride it still distinguishes three kinds: 1, multiples of 16, and all others.)
+"""
 
 
 @triton.jit
@@ -47,7 +52,10 @@ def _load(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """Two tiles [rows, LOW] and [rows, HIGH] (the first again if HIGH = 0); 0 outside."""
+    """Loads two tiles, [rows, LOW] and [rows, HIGH], with 0 outside of the matrix.
+
+    If HIGH is 0 the second is the first again; nothing uses it.
+    """
     offsets = rows.to(tl.int64)[:, None] * row_stride
     mask = (rows < count)[:, None]
     columns = tl.arange(0, LOW).to(tl.int64)[None, :]
@@ -73,7 +81,7 @@ def _store(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """Stores two tiles of a matrix whose columns are adjacent; only rows below ``count``."""
+    """Stores the two tiles of a matrix whose columns are adjacent, in the rows below ``count``."""
     offsets = rows.to(tl.int64)[:, None] * row_stride
     mask = (rows < count)[:, None]
     dtype = pointer.dtype.element_ty
@@ -106,7 +114,7 @@ def _add_mixed(total, total_high, weights, x, x_high, HIGH: tl.constexpr, PRECIS
 
 @triton.jit
 def _item(pid, T, H):
-    """Clip, frame, head and running number of the frame, from an item's number; int64."""
+    """From an item's number: clip, frame, head, and the frame's number over all clips; int64."""
     head = (pid % H).to(tl.int64)
     row = pid // H
     return (row // T).to(tl.int64), (row % T).to(tl.int64), head, row.to(tl.int64)
@@ -215,10 +223,11 @@ def spatial_attention_forward(
 
 @triton.jit
 def _weights(logits, norm, LOGIT_SCALE: tl.constexpr):
-    """P = exp2(logits - norm) of known norm: 1 at most, NaN stays.
+    """P = exp2(logits - norm), where ``norm`` is known; at most 1, and NaN where an input is NaN.
 
-    The bound holds by itself up to rounding, except for the zeros that stand for keys behind the
-    last: with it their P is finite and what it is multiplied with, 0, stays 0.
+    Logits of keys that exist are at most ``norm`` up to rounding. The limit of 1 is for the zeros
+    that are loaded in place of keys beyond the last: it keeps their P finite, so that its product
+    with a zero of K or V is 0 and not NaN.
     """
     exponent = logits * LOGIT_SCALE - norm
     return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
@@ -314,12 +323,14 @@ def _store_dq(
     PRECISION: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
 ):
-    """Stores dQ of ``rows``, from dSᵀ [keys, rows] of all keys.
+    """Stores dQ of ``rows``, computed from dSᵀ [keys, rows] of all keys.
 
-    Triton distributes a product over the warps like another one that its block connects it with,
-    be it by an address. This one has another shape and would be computed several times over;
-    hence the condition, which is always true and gives it a block of its own, and the row stride
-    that is handed in, so that its two parts share nothing either.
+    Triton gives all matrix products that depend on each other within one basic block the same
+    distribution over the warps; sharing a computed address is dependence enough. The product here
+    has another shape than those of the loop around it: with their distribution several warps would
+    compute the same part of it. ``if start < S`` is always true, but puts it into a basic block of
+    its own. ``row_stride`` is computed by the caller, so that the stores of the two tiles do not
+    share a computation either.
     """
     SCALE: tl.constexpr = D**-0.5
     if start < S:
@@ -334,6 +345,7 @@ def _store_dq(
 
 
 @triton.jit(do_not_specialize=SIZES)
+# Long: 28 of its lines are parameters, and each pointer and tile of the loop is named once.
 def spatial_attention_backward_dkv(
     grad,
     qkv,
@@ -366,7 +378,7 @@ def spatial_attention_backward_dkv(
 ):
     """dK and dV of BLOCK_N keys of an item; if these are all its keys (WHOLE), dQ as well.
 
-    Everything is computed keys by queries, so that Pᵀ and dSᵀ are left operands as they come.
+    All matrices are computed as [keys, queries], so that Pᵀ and dSᵀ can be left operands directly.
     """
     SCALE: tl.constexpr = D**-0.5
     pid = tl.program_id(0)
@@ -419,14 +431,15 @@ def spatial_attention_backward_dkv(
 
 
 WHOLE = ((64, 64), (64, 128), (64, 256), (80, 256), (128, 128))
-"""Head dimension and tokens, at most, of what one program can hold in float16 and bfloat16."""
+"""(head dimension, tokens): the largest items that one program can hold, in 16-bit dtypes."""
 
 WGMMA = range(90, 120)
-"""Cards whose products have 64 rows at least: dQ of fewer queries is computed transposed there."""
+"""Cards whose tensor cores (wgmma) multiply 64 rows or more at a time. There dQ of fewer queries
+is computed transposed, with the channels as rows."""
 
 
 def _width(d: int) -> int:
-    """A head dimension's class in the table of configurations."""
+    """The head dimension under which the table of configurations lists ``d``."""
     return 64 if d <= 64 else 128
 
 
@@ -442,7 +455,7 @@ def _constants(qkv: Tensor) -> dict[str, int | str]:
     d = qkv.shape[-1]
     low = min(64, 1 << (d.bit_length() - 1))
     high = max(16, triton.next_power_of_2(d - low)) if d > low else 0
-    # Products of other dtypes do not heed it.
+    # Products of other dtypes are not affected by this setting.
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" and qkv.dtype == torch.float32
     return {"D": d, "LOW": low, "HIGH": high, "PRECISION": "tf32" if tf32 else "ieee"}
 

@@ -3,19 +3,22 @@
 An item of qkv [B, T, S, 3, H, d] is one (b, s, h): q, k, v [T, d], P = softmax(q kᵀ / √d) over the
 T keys, o = P v. There are B·S·H items with T² scores each, which is little to compute: memory is
 the limit. So every element of q, k, v is read once, where the projection left it, and every
-element of the result is written once. The backward needs nothing but qkv and o's gradient do: it
-recomputes P, and δ_i = Σ_j P_ij dP_ij takes no o.
+element of the result is written once. The backward pass needs only qkv and do, the gradient of o:
+it recomputes P, and δ_i = Σ_j P_ij dP_ij needs no o.
 
     dP = do vᵀ,  dS = P ∘ (dP − δ),  dv = Pᵀ do,  dq = dS k / √d,  dk = dSᵀ q / √d
 
-- Few frames (``ROW_FRAMES``): ``rows``. A program has ROWS items, h fastest, so that neighbours in
-  memory are neighbours in the program. Each frame of q, k, v is a [ROWS, d] tile in the input's
-  dtype, 16 bytes a thread, and all are loaded before anything is computed. The scores are T²
-  vectors over the items. Everything stays in registers.
-- More frames: ``tile``. A program has one item, its frames padded to 16; the products run on
-  tensor cores (float32: as exact FMAs), their operands pass through shared memory. T is not a
-  constant of these kernels: one compilation serves every T. A head dimension that is no power of
-  two is cut in two parts that are (80 = 64 + 16), for which nothing is padded.
+- Up to ``ROW_FRAMES`` frames: the ``rows`` kernels. A program takes ROWS items, with h varying
+  fastest, so that what is adjacent in memory is adjacent in the program. Each frame of q, k and v
+  is a [ROWS, d] tile in the input's dtype, 16 bytes a thread. In the source all loads stand before
+  the first computation. The compiler moves some down: of the compiled loads, 6 of 9 come first in
+  the forward and 11 of 12 in the backward pass, which leaves enough bytes in flight. The scores
+  are T² vectors over the items. Everything stays in registers.
+- More frames: the ``tile`` kernels. A program takes one item, with its frames padded to 16. The
+  products run on tensor cores (in float32 as exact FMAs), and their operands pass through shared
+  memory. T is not a constant of these kernels: one compilation serves every T. A head dimension
+  that is not a power of two is split into two parts that are (80 = 64 + 16), so that no channel is
+  padded.
 
 Softmax and sums run in float32.
 """
@@ -33,10 +36,11 @@ from cmpose.kernels.configs import config
 from cmpose.kernels.launch import arch_of, launch
 
 ROW_FRAMES = 5
-"""The most frames that ``rows`` takes.
+"""The most frames that the ``rows`` kernels take.
 
-Its instructions a byte and its registers grow with T; those of ``tile`` shrink, and stay, for it
-always computes 16 frames. They meet between 5 and 6 (float16, bfloat16).
+With T their instructions per byte and their registers grow. The ``tile`` kernels always compute 16
+frames, so their instructions per byte shrink and their registers stay. In float16 and bfloat16 the
+two cost the same between 5 and 6 frames.
 """
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -61,7 +65,7 @@ def _columns(MAIN: tl.constexpr, REST: tl.constexpr):
 
 @triton.jit
 def _load_frames(pointers, columns, stride, mask):
-    """[16, d] in parts; 0 in the padding, which then adds nothing to any product."""
+    """Loads [16, d] in parts, with 0 in the padding, which then adds nothing to any product."""
     parts = ()
     for c in tl.static_range(len(columns)):
         part = pointers[:, None] + columns[c].to(tl.int64)[None, :] * stride
@@ -71,7 +75,7 @@ def _load_frames(pointers, columns, stride, mask):
 
 @triton.jit
 def _load(pointers, mask, PADDED: tl.constexpr):
-    """A tile; where the head dimension is padded it is 0, and nothing is read."""
+    """Loads a tile. Where the head dimension is padded nothing is read, and the tile is 0."""
     if PADDED:
         return tl.load(pointers, mask=mask, other=0.0)
     return tl.load(pointers)
@@ -200,7 +204,8 @@ def temporal_attention_rows_backward(
         do = do + (_load(grads, mask, PADDED_D > D),)
         pointers += stride_t
         grads += grad_t
-    # All T·T of P and dS first, a number an item each; then one tile of the result at a time.
+    # First all T·T entries of P and dS, each of which is a number an item. Then the result, one
+    # tile at a time.
     p = ()
     ds = ()
     for i in tl.static_range(T):
@@ -318,12 +323,12 @@ def temporal_attention_tile_backward(
     do = _load_frames(grads, columns, grad_d, valid)
     D: tl.constexpr = MAIN + REST
     scale: tl.constexpr = D**-0.5
-    # Between frames and padding: 0 times infinity, which is NaN and must not enter a sum.
+    # A frame and a padded one can give 0 times infinity, which is NaN and must not enter a sum.
     pairs = valid[:, None] & valid[None, :]
     p = tl.where(pairs, _tile_weights(q, k, valid, scale, PRECISION), 0.0)
     dp = tl.where(pairs, _products(do, v, PRECISION), 0.0)
     delta = tl.sum(p * dp, 1)
-    # Rounded before the scale, which would push more of float16's small values below its range.
+    # Rounded before it is scaled: scaled first, more small values would underflow in float16.
     ds = (p * (dp - delta[:, None])).to(qkv.dtype.element_ty)
     width: tl.constexpr = H * D
     results = dqkv + (b * T * dqkv_t + s * (3 * width) + h * D) + t.to(tl.int64) * dqkv_t
@@ -334,13 +339,16 @@ def temporal_attention_tile_backward(
 
 
 def _precision(qkv: Tensor) -> str:
-    """Whether float32 products may be rounded to TF32; other dtypes do not heed it."""
+    """Whether float32 products may be rounded to TF32; it does not affect other dtypes."""
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 and qkv.dtype == torch.float32 else "ieee"
 
 
-def _plan(rows: Any, tile: Any, name: str, qkv: Tensor) -> tuple[Any, tuple[int], int, dict]:
-    """Which of two kernels takes ``qkv``, its grid, its first number and its constants."""
+def _choose_kernel(
+    rows: Any, tile: Any, name: str, qkv: Tensor
+) -> tuple[Any, tuple[int], int, dict]:
+    """The one of two kernels that takes ``qkv``, its grid, its first size (items or T) and its
+    constants."""
     B, T, S, _, H, d = qkv.shape
     items = B * S * H
     variant = d, qkv.element_size()
@@ -367,10 +375,10 @@ def forward(qkv: Tensor) -> Tensor:
     """
     B, T, S, _, H, d = qkv.shape
     out = torch.empty((B, T, S, H, d), dtype=qkv.dtype, device=qkv.device)
-    kernel, grid, number, constants = _plan(
+    kernel, grid, size, constants = _choose_kernel(
         temporal_attention_rows_forward, temporal_attention_tile_forward, "forward", qkv
     )
-    launch(kernel, grid, qkv, out, number, S, *qkv.stride(), out.stride(1), **constants)
+    launch(kernel, grid, qkv, out, size, S, *qkv.stride(), out.stride(1), **constants)
     return out
 
 
@@ -385,9 +393,9 @@ def backward(grad: Tensor, qkv: Tensor) -> Tensor:
         [B, T, S, 3, H, d], contiguous, in qkv's dtype.
     """
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    kernel, grid, number, constants = _plan(
+    kernel, grid, size, constants = _choose_kernel(
         temporal_attention_rows_backward, temporal_attention_tile_backward, "backward", qkv
     )
     strides = *grad.stride(), *qkv.stride(), dqkv.stride(1)
-    launch(kernel, grid, grad, qkv, dqkv, number, qkv.shape[2], *strides, **constants)
+    launch(kernel, grid, grad, qkv, dqkv, size, qkv.shape[2], *strides, **constants)
     return dqkv

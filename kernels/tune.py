@@ -2,11 +2,12 @@
 
     python -m cmpose.kernels.tune [OP ...] [--quick] [--json FILE] [--list [--arch 89]]
 
-For every line of ``configs.py`` that the reference shapes reach it times the pinned configuration
-and its neighbours (blocks and warps halved and doubled, a pipeline stage more and less), each
-launch alone with a cold L2 cache. A candidate counts only if the op's results with it agree with
-the pinned ones. It prints the line to put into ``configs.py``; ``CMPOSE_CONFIGS=FILE`` uses what
-``--json`` writes at once. New lines must pass the compile check (``tests.kernels.compile_check``).
+For every line of ``configs.py`` that one of the shapes below uses, it times the pinned
+configuration and its neighbours (blocks and warps halved and doubled, one pipeline stage more and
+fewer). Each launch is timed alone with a cold L2 cache. A candidate counts only if the op's results
+with it agree with the pinned ones. It prints the line to put into ``configs.py``, which must pass
+the compile check (``tests.kernels.compile_check``). Without a change of the source,
+``CMPOSE_CONFIGS=FILE`` uses the file that ``--json`` writes.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ OPS: dict[str, Callable[[Shape, str], Iterator[tuple[str, Call]]]] = {
 
 
 class Recorded(NamedTuple):
-    """A launch, and the line of the table that it was configured by."""
+    """A launch, and the line of the table from which its configuration comes."""
 
     line: Line
     launched: launch.Launch
@@ -193,11 +194,11 @@ def record(call: Call, arch: int) -> list[Recorded]:
     """What ``call`` would launch on a card of capability ``arch``."""
     with launch.recording(arch) as launches, configs.noting() as lookups:
         call()
-    found = []
+    recorded = []
     for launched in launches:
         [line] = [(n.kernel, n.variant) for n in lookups if n.config is launched.config]
-        found.append(Recorded(line, launched))
-    return found
+        recorded.append(Recorded(line, launched))
+    return recorded
 
 
 @contextmanager
@@ -237,7 +238,7 @@ def candidates(
     def load(config: Config) -> float:
         return math.prod(config.blocks.values()) / config.num_warps
 
-    found = []
+    neighbours = []
     for values in itertools.product(*axes):
         *sizes, warps, stages = values
         changed = sum(a != b for a, b in zip(values, fields, strict=True))
@@ -249,12 +250,12 @@ def candidates(
             and overrides.allowed(kernel, config)
             and 0.25 <= load(config) / load(pinned) <= 4
         ):
-            found.append(config)
-    return found
+            neighbours.append(config)
+    return neighbours
 
 
 class Target(NamedTuple):
-    """A line of the table, and the calls at the reference shapes that it configures."""
+    """A line of the table, and the calls that use it."""
 
     line: Line
     pinned: Config
@@ -267,15 +268,15 @@ class Target(NamedTuple):
 
 def targets(calls: Iterable[tuple[str, Call]], arch: int) -> list[Target]:
     """The lines that ``calls`` reach, each once."""
-    found: dict[Line, Target] = {}
+    by_line: dict[Line, Target] = {}
     for name, call in calls:
         for line, launched in record(call, arch):
             source = inspect.getsource(launched.kernel.fn)
             loops = re.search(r"\bin (tl\.)?range\(", source) is not None
-            target = found.setdefault(line, Target(line, launched.config, loops, []))
+            target = by_line.setdefault(line, Target(line, launched.config, loops, []))
             if (name, call) not in target.calls:
                 target.calls.append((name, call))
-    return list(found.values())
+    return list(by_line.values())
 
 
 def calls_of(op: str, shapes: Iterable[Shape], device: str) -> Iterator[tuple[str, Call]]:
@@ -300,9 +301,9 @@ def tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [t for t in result if t is not None]
 
 
-def agree(found: Any, expected: Any) -> bool:
-    """Whether results differ by no more than sums in another order do."""
-    for a, b in zip(tensors(found), tensors(expected), strict=True):
+def agree(result: Any, expected: Any) -> bool:
+    """Whether two results differ by no more than sums in another order would."""
+    for a, b in zip(tensors(result), tensors(expected), strict=True):
         if not b.is_floating_point():
             if not torch.equal(a, b):
                 return False
@@ -315,7 +316,7 @@ def agree(found: Any, expected: Any) -> bool:
 
 
 def milliseconds(line: Line, call: Call, arch: int, quick: bool) -> float:
-    """What the launches of ``line`` take within ``call``, each alone, its inputs not in L2."""
+    """The time of the launches of ``call`` that use ``line``, each alone, its inputs not in L2."""
     recorded = record(call, arch)
     for _, launched in recorded:  # fills the buffers that later ones read
         run(launched)
@@ -327,8 +328,8 @@ def milliseconds(line: Line, call: Call, arch: int, quick: bool) -> float:
             rep=20 if quick else 100,
             return_mode="median",
         )
-        for found, launched in recorded
-        if found == line
+        for used, launched in recorded
+        if used == line
     )
 
 
@@ -374,16 +375,17 @@ def measure(
 def tune(target: Target, arch: int, quick: bool) -> list[Measured]:
     """The pinned configuration and its candidates, the pinned one first."""
     expected = [call() for _, call in target.calls]
-    found = [measure(target, target.pinned, expected, arch, quick)]
-    if found[0].failure:
-        raise RuntimeError(f"{target.line} as it is pinned: {found[0].failure}")
+    measured = [measure(target, target.pinned, expected, arch, quick)]
+    if measured[0].failure:
+        raise RuntimeError(f"{target.line} as it is pinned: {measured[0].failure}")
     for config in target.candidates(quick):
         one = measure(target, config, expected, arch, quick)
         if not one.failure:
-            ratios = [a / b for a, b in zip(one.milliseconds, found[0].milliseconds, strict=True)]
+            pinned = measured[0].milliseconds
+            ratios = [a / b for a, b in zip(one.milliseconds, pinned, strict=True)]
             one = one._replace(share=math.prod(ratios) ** (1 / len(ratios)))
-        found.append(one)
-    return found
+        measured.append(one)
+    return measured
 
 
 def best(measured: list[Measured]) -> Measured:
@@ -471,7 +473,7 @@ def main(arguments: list[str] | None = None) -> int:
     for op in ops:
         for target in targets(list(calls_of(op, shapes, "cuda")), arch):
             if target.line in reached:
-                continue  # ops share kernels; the first one's shapes decide
+                continue  # ops share kernels: the shapes of the first op that uses one decide
             reached.append(target.line)
             measured = tune(target, arch, options.quick)
             show(target, measured, arch)
@@ -480,8 +482,8 @@ def main(arguments: list[str] | None = None) -> int:
     show_unreached(reached, ops)
     if options.json:
         notes = {"card": card.name, "torch": torch.__version__, "triton": triton.__version__}
-        found = overrides.dumped(chosen, arch, **notes)
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        faster = overrides.dumped(chosen, arch, **notes)
+        options.json.write_text(json.dumps(faster, indent=2) + "\n")
     return 0
 
 

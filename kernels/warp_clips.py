@@ -1,11 +1,11 @@
 """Crops of clips: bilinear samples of uint8 frames, normalised, in one launch.
 
-A program computes one tile of one clip's crop in all T frames, which share its source positions.
-As in cv2 these come from the inverse matrix in float64. That is computed once a column and once a
-row of a tile, not once a pixel: some cards have one float64 unit for 64 of float32.
+A program computes one tile of one clip's crop in all T frames, which share the source positions. As
+in cv2, these come from the inverse matrix in float64. The float64 part is computed once for each
+column and row of a tile, not for each pixel: some cards have one float64 unit for 64 of float32.
 
 Positions and weights are the reference's, bit for bit, and sums of weighted grey levels are exact
-integers, so that the result differs from the reference by no more than its last rounding.
+integers. So the result differs from the reference's by its last rounding at most.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from cmpose.kernels.launch import arch_of, launch
 
 @triton.jit
 def _fixed(pixels):
-    """Float64 pixels to int32 in 1/1024 pixel: half to even, ±2³⁰ at most, 2³⁰ for NaN."""
+    """Float64 pixels to int32 units of 1/1024 pixel: half to even, within ±2³⁰, 2³⁰ for NaN."""
     scaled = pixels * 1024.0
-    scaled = tl.where(scaled < 1073741824.0, scaled, 1073741824.0)  # NaN is not less either
+    scaled = tl.where(scaled < 1073741824.0, scaled, 1073741824.0)  # false for NaN
     scaled = tl.where(scaled > -1073741824.0, scaled, -1073741824.0)
-    # 1.5·2⁵² + x leaves no bit for a fraction, so that the sum is rounded half to even, and its
-    # low bits are x in two's complement. There is nothing here that a compiler could cancel.
+    # 1.5·2⁵² + x has no bits for a fraction, so that the sum is rounded half to even, and its low
+    # bits are x in two's complement. A compiler cannot simplify this away.
     return (scaled + 6755399441055744.0).to(tl.int64, bitcast=True).to(tl.int32)
 
 
 @triton.jit
 def _tap(index, weight, count):
-    """Where to read a tap along one axis, int64, and its weight: 0 outside the ``count`` pixels."""
+    """Along one axis, the index to read (int64) and its weight, which is 0 outside of ``count``."""
     inside = (index >= 0) & (index < count)
     return tl.where(inside, index, 0).to(tl.int64), tl.where(inside, weight, 0)
 
 
 @triton.jit
 def _sample(top_left, top_right, bottom_left, bottom_right, weights, offset):
-    """Σ weight · grey level of four pixels, ``offset`` elements after the pointers: exact."""
+    """Σ weight · grey level of four pixels, each ``offset`` elements after its pointer; exact."""
     value = tl.load(top_left + offset).to(tl.int32) * weights[0]
     value += tl.load(top_right + offset).to(tl.int32) * weights[1]
     value += tl.load(bottom_left + offset).to(tl.int32) * weights[2]
@@ -50,6 +50,7 @@ def _sample(top_left, top_right, bottom_left, bottom_right, weights, offset):
 
 
 @triton.jit
+# Long: 25 of its lines are parameters; what a tile's pixels share is computed before the loops.
 def _warp_clips(
     frames,
     matrices,
@@ -86,7 +87,7 @@ def _warp_clips(
     first_row = tile // across * (BANDS * BLOCK_Y)
     columns = tile % across * BLOCK_X + tl.arange(0, BLOCK_X)
 
-    # Destination → source is (xx, xy, −offset_x), (yx, yy, −offset_y); zeros if it is singular.
+    # The inverse, crop → frame, is (xx, xy, −offset_x), (yx, yy, −offset_y); 0 if there is none.
     upper = matrices + clip * matrix_b
     lower = upper + matrix_row
     a = tl.load(upper).to(tl.float64)
@@ -104,9 +105,10 @@ def _warp_clips(
     offset_x = xx * tx + xy * ty
     offset_y = yx * tx + yy * ty
 
-    # What a column adds to x and to y, [BLOCK_X, 2], and a row, [2 · BANDS, BLOCK_Y]: one tensor
-    # each and sums with a single term to take them apart, because such a sum is computed where
-    # its terms are. Plain vectors would be computed anew by every thread that needs them.
+    # What a column adds to x and y, [BLOCK_X, 2], and what a row adds, [2 · BANDS, BLOCK_Y]. Each
+    # is one tensor, whose parts are taken out by sums with a single term that is not 0: such a sum
+    # is computed only by the threads that hold its terms. Separate vectors would be computed again
+    # by every thread that needs them.
     axis = tl.arange(0, 2)[None, :]
     share = _fixed(tl.where(axis == 0, xx, yx) * columns.to(tl.float64)[:, None])
     column_x = tl.sum(tl.where(axis == 0, share, 0), 1)[None, :] + (zero + 16)
@@ -119,7 +121,7 @@ def _warp_clips(
     plane = (zero + out_height) * out_width
     second = zero + stride_c
     for i in range(tl.minimum(BANDS, tl.cdiv(out_height - first_row, BLOCK_Y))):
-        # Source positions in 1/32 pixel: a whole pixel and how far it is to the next one.
+        # Source positions in 1/32 pixel: a whole pixel, and the share of the way to the next.
         row_x = tl.sum(tl.where(band == i, shares, 0), 0)[:, None]
         row_y = tl.sum(tl.where(band == i + BANDS, shares, 0), 0)[:, None]
         x = ((column_x + row_x) >> 5).to(tl.int32)
@@ -143,12 +145,12 @@ def _warp_clips(
         row = first_row + i * BLOCK_Y
         inner = tl.arange(0, BLOCK_Y)[:, None]
         inside = (row + inner < out_height) & (columns < out_width)[None, :]
-        # The hint keeps neighbouring pixels in neighbouring threads, where their taps share cache
-        # lines; for a 16-byte store a thread would take eight of them.
+        # The hint gives neighbouring pixels to neighbouring threads, whose reads then share cache
+        # lines. Without it a thread would take eight neighbours, for a 16-byte store.
         inner = tl.max_contiguous(inner * out_width + columns[None, :], [1, 1])
         target = out + clip * num_frames * 3 * plane + row.to(tl.int64) * out_width
         for _ in range(num_frames):
-            # All loads stand before the first store: they could not be moved across it.
+            # All loads stand before the first store, because the compiler moves none across it.
             red = _sample(top_left, top_right, bottom_left, bottom_right, weights, zero)
             green = _sample(top_left, top_right, bottom_left, bottom_right, weights, second)
             blue = _sample(top_left, top_right, bottom_left, bottom_right, weights, 2 * second)

@@ -102,7 +102,7 @@ FAULTS: dict[str, Callable[[Tensor], ClusterResult]] = {
 def test_faults_are_refused_on_a_lattice(fault: str) -> None:
     tokens = lattice(2, 60, 6, seed=1)
     assert_equals_reference(reference(tokens), tokens, K, L)
-    with pytest.raises(AssertionError, match="not equal|not close"):
+    with pytest.raises(AssertionError, match=r"not equal|not close"):
         assert_equals_reference(FAULTS[fault](tokens), tokens, K, L)
 
 
