@@ -1,6 +1,7 @@
-"""Every setting of cmpose as typed fields; a YAML recipe or a ``--field value`` sets any of them.
+"""Every setting of cmpose as a typed field, which a YAML recipe or ``--field value`` sets.
 
-The comments name the row of the design's table of open points, or the paper's equation.
+The paper is CM-Pose; "Eq.", "Table" and "Figure" are its own. Where it leaves something open, the
+field's default is what this project chose.
 """
 
 from __future__ import annotations
@@ -24,50 +25,51 @@ class ModelConfig:
         backbone: ViT size. ``tiny`` is for CPUs and is trained from scratch.
         image_size: (height, width) of a person crop in pixels; each a multiple of 16.
         num_frames: T = 2ω+1, odd, ≥ 1; the key frame is the middle one.
-        num_keypoints: K, joints predicted; it must be the annotations' number. 0 takes theirs
-            when training starts.
-        depth: override of the backbone's number of blocks; 0 keeps it.
-        stem: ``patch`` is ViTPose's 16×16 convolution, ``conv`` four stride-2 3×3 convolutions
-            with batch norm; ``auto`` takes ``conv`` for tiny and ``patch`` otherwise.
-        drop_path: stochastic depth rate of the last block (linear from 0); < 0 takes ViTPose's
-            rate for the backbone's size.
-        pretrained: weights to start from; empty starts at random. A ``.safetensors`` or ``.pth``
-            file or a model's folder: ViTPose in the original's, mmpose 1.x's or Hugging Face's
-            keys, a ViT of MAE or timm, or cmpose's own. See ``docs/weights.md``.
+        num_keypoints: K, the number of joints that are predicted. It must be the annotations'
+            number; 0 takes theirs when training starts.
+        depth: number of the backbone's blocks; 0 takes the usual number for its size.
+        stem: ``patch`` is ViTPose's 16×16 convolution; ``conv`` is four 3×3 convolutions of stride
+            2 with batch norm; ``auto`` takes ``conv`` for tiny and ``patch`` otherwise.
+        drop_path: stochastic depth rate of the last block, from where it falls linearly to 0 at the
+            first; a negative number takes ViTPose's rate for the backbone's size.
+        pretrained: weights to start from: a ``.safetensors`` or ``.pth`` file or a model's folder,
+            of ViTPose (original, mmpose 1.x or Hugging Face), of a ViT (MAE or timm), or of
+            cmpose. Empty starts from random weights. See ``docs/weights.md``.
         mask_task: token masking and its reconstruction loss (Eq. 2).
         denoise_task: token noise and its reconstruction loss (Eq. 3).
-        mask_ratio: p_tm, share of a clip's T·N tokens that is masked.
-        noise_ratio: p_tn, share that gets noise.
+        mask_ratio: p_tm, the share of a clip's T·N tokens that are masked.
+        noise_ratio: p_tn, the share of these tokens that get noise.
         noise_std: standard deviation of the Gaussian noise.
         corruption: ``exact`` corrupts round(p·T·N) tokens of every clip, ``bernoulli`` each token
             with probability p.
-        criss_cross_depth: blocks in each of D_S and D_T.
+        criss_cross_depth: number of blocks in each of D_S and D_T.
         criss_cross_heads: attention heads in D_S and D_T; 0 takes the backbone's.
-        mlp_ratio: hidden width of an MLP over D, in backbone and criss-cross blocks.
-        positions_after_corruption: adds the learned frame and slot embeddings after corruption,
-            so that masked tokens know where they are; False adds them before.
+        mlp_ratio: hidden width of an MLP divided by D, in backbone and criss-cross blocks.
+        positions_after_corruption: adds the learned embeddings of frame and position after
+            corruption, so that masked tokens still have them; False adds them before.
         share_pathways: the two criss-cross pathways share the two blocks' weights (Eq. 5).
-        per_channel: divides Eqs. 2–3 by D, so that λ does not depend on the width.
-        detach_target: the reconstruction target F_v takes no gradient.
-        reconstruction_weight: λ of Eq. 14.
-        fine: ``full`` Fine Token Enhancement; ``causal_only`` discards the non-causal tokens
+        per_channel: divides Eqs. 2 and 3 by D, so that λ does not depend on the width.
+        detach_target: no gradient flows into the reconstruction target F_v.
+        reconstruction_weight: λ of Eq. 14, the weight of both reconstruction losses.
+        fine: ``full`` is Fine Token Enhancement; ``causal_only`` discards the non-causal tokens
             (Table 5 a); ``off`` feeds the fused tokens straight to the head (Table 5 b).
         tokens_per_keypoint: n; n·K tokens are causal.
-        num_clusters: L, merged tokens that stand for the non-causal ones.
+        num_clusters: L, the number of clusters into which the non-causal tokens are merged.
         neighbors: k of DPC-kNN.
-        include_self: a token counts among its own k neighbours, as in TCFormer.
+        include_self: counts a token among its own k neighbours, as in TCFormer.
         scale_distance: divides distances by √D, as in TCFormer.
-        peak_delta: the density peak's δ: its ``row_max`` (Eq. 10) or TCFormer's ``global_max``.
-        importance: s_j from the keypoints' scores: their ``mean`` or ``max``.
+        peak_delta: δ of the token with the highest density: the largest distance from it
+            (``row_max``, Eq. 10) or the largest between any two tokens (``global_max``, TCFormer).
+        importance: how a token's scores for the K keypoints become s_j: ``mean`` or ``max``.
         normalize_merge: divides Eq. 11's weights by their sum in the cluster.
-        selection_weight: μ, weight of a pose loss on the scores that select causal tokens, taken
-            as coarse heatmaps; 0 is Eq. 14 as it stands.
+        selection_weight: μ, weight of a pose loss on the scores that select causal tokens, which
+            are then taught as coarse heatmaps; 0 leaves Eq. 14 as it is in the paper.
         head: ``deconv`` is ViTPose's classic head on the restored grid; ``token`` lets keypoint
             queries cross-attend the fine tokens.
         head_channels: width of the deconvolutions.
-        sigma: of the target Gaussian, in heatmap pixels.
+        sigma: standard deviation of the target Gaussian, in heatmap pixels.
         checkpoint_activations: recomputes blocks in the backward pass to save memory.
-        backend: which kernels run the ops.
+        backend: which kernels run the ops; ``auto`` takes the fastest that can.
     """
 
     backbone: Literal["tiny", "small", "base", "large", "huge"] = "base"
@@ -117,14 +119,15 @@ class AugmentConfig:
     """Training-time augmentation of a person crop.
 
     Attributes:
-        enabled: False trains on the plain 1.25× crops.
-        sampling: ``paper``: scale uniform in 1 ± scale, rotation uniform in ± rotation (degrees);
-            ``dcpose``: clipped normals, rotation up to twice the factor with probability 0.6.
-        scale: scale factor.
-        rotation: rotation factor, degrees.
+        enabled: False trains on crops without augmentation.
+        sampling: ``paper`` draws the scale uniformly from 1 ± ``scale`` and the rotation uniformly
+            from ± ``rotation``. ``dcpose`` draws both from normal distributions that are cut off,
+            the rotation at twice ``rotation`` and only with probability 0.6.
+        scale: how much the scale varies, as a share.
+        rotation: how much the rotation varies, in degrees.
         flip: probability of mirroring.
         half_body: probability of cropping to the upper or the lower body (truncation).
-        half_body_min_joints: half body only for people with more visible joints than this.
+        half_body_min_joints: people with at most so many visible joints are never cropped so.
     """
 
     enabled: bool = True
@@ -141,38 +144,41 @@ class DataConfig:
     """Where clips come from.
 
     Attributes:
-        root: folder that the annotations' ``file_name`` is relative to.
-        train_annotations: a folder with one JSON a sequence, or one merged JSON file; relative
-            paths start at ``root``.
-        val_annotations: likewise, for evaluation.
+        root: folder of the frames, from which the annotations' ``file_name`` starts.
+        train_annotations: a folder with one JSON file a sequence, or one JSON file of all; a
+            relative path starts at ``root``.
+        val_annotations: the same for evaluation.
         train_sequences: how many sequences the training annotations must have; 0 takes any
             number. PoseTrack18 has 593 in version 0.45.
-        val_sequences: likewise for the evaluation annotations; PoseTrack18 has 170 in 0.45.
-        format: ``auto`` tells PoseTrack17's annolist from COCO-style files by their keys.
-        boxes: ``gt`` takes ground-truth boxes at evaluation; otherwise a detection file
-            (DCPose's or mmpose's keys), relative to ``root``.
-        box_score_threshold: detections below it are dropped.
-        box_enlarge: a box is enlarged by it before cropping.
-        unannotated: what a joint nobody annotated does in training: ``ignore`` gives it no loss,
-            as DCPose does; ``background`` trains its heatmap towards empty.
+        val_sequences: the same for the evaluation annotations; PoseTrack18 has 170 in 0.45.
+        format: of the annotations; ``auto`` recognises PoseTrack17's annolist and COCO-style files
+            by their keys.
+        boxes: ``gt`` evaluates in ground-truth boxes; otherwise a file of detections with DCPose's
+            or mmpose's keys, whose relative path starts at ``root``.
+        box_score_threshold: detections with a lower score are dropped.
+        box_enlarge: factor by which a box is enlarged before cropping.
+        unannotated: what a joint that nobody annotated teaches: ``ignore`` nothing, as in DCPose;
+            ``background`` that its heatmap is empty.
         on_error: ``raise`` stops at an unreadable frame or a broken annotation; ``skip`` leaves
             the clip out and counts it.
-        udp: unbiased data processing (for ViTPose weights) instead of DCPose's affine.
-        decode: ``quarter`` offset or ``dark``.
+        udp: crops and heatmaps follow unbiased data processing, as ViTPose's weights need, instead
+            of DCPose's affine map.
+        decode: how a joint's position is refined from its heatmap's maximum: ``quarter`` (a quarter
+            pixel towards the higher neighbour) or ``dark``.
         flip_test: averages the heatmaps with those of the mirrored clip.
-        score: a joint's score: heatmap maximum × box score (DCPose), or the maximum ``heatmap``
-            alone (mmpose).
-        num_workers: loader processes; 0 loads in the main process.
-        frame_cache_mb: decoded frames that each loader process keeps, in MB.
-        warp: where crops are made: on the ``host`` by OpenCV, in whole grey levels, or on the
-            ``device``, from cut-outs of the frames; ``auto`` is the device if that is a GPU.
-        cache: folder that ``cmpose cache`` has filled, which clips are then made from in place of
-            the frames; empty reads the frames. See ``docs/data.md``.
-        cache_format: of its pixels: ``raw`` as decoded, or ``jpeg``, smaller, slower and no
-            longer exactly the frames'.
-        cache_quality: of ``jpeg``, 1 to 100.
-        cache_detail: 0 keeps the frames' own pixels. Above, people larger than this × the crop
-            are stored shrunk by a whole factor, not below this × the crop.
+        score: what a joint's score is: ``heatmap_box`` the heatmap's maximum times the box's score
+            (DCPose), ``heatmap`` the maximum alone (mmpose).
+        num_workers: number of loader processes; 0 loads in the main process.
+        frame_cache_mb: memory for decoded frames in each loader process, in MB.
+        warp: where crops are made: on the ``host`` by OpenCV, rounded to whole grey levels, or on
+            the ``device``, from cut-outs of the frames; ``auto`` takes the device if it is a GPU.
+        cache: folder that ``cmpose cache`` has filled; clips are made from it and not from the
+            frames. Empty reads the frames. See ``docs/data.md``.
+        cache_format: how a cache stores pixels: ``raw`` as they were decoded, or ``jpeg``, which is
+            smaller and slower and changes them a little.
+        cache_quality: quality of ``jpeg`` in a cache, 1 to 100.
+        cache_detail: 0 stores people at the frames' resolution. A positive number d shrinks people
+            larger than d times the crop by a whole factor, so far that they stay as large.
         augment: training-time augmentation, see ``AugmentConfig``.
     """
 
@@ -206,32 +212,36 @@ class TrainConfig:
     """How a model is trained. The defaults are the paper's recipe where it gives one.
 
     Attributes:
-        epochs: passes over the clips; a pass is cut to whole batches.
-        batch_size: clips in a step, over all processes and accumulation.
-        accumulate: micro-batches a step is cut into, to save memory.
+        epochs: number of passes over the clips; a pass leaves out what does not fill a batch.
+        batch_size: clips in a step, in all processes and micro-batches together.
+        accumulate: number of micro-batches that a step is cut into, to save memory.
         lr: peak learning rate of AdamW.
-        weight_decay: AdamW's; not applied to biases, norms and embeddings.
-        layer_decay: learning-rate factor from one backbone block to the one before; 1 is off.
-        schedule: ``steps`` multiplies by ``step_factor`` after each epoch in ``step_epochs``;
-            ``one_cycle`` rises for 30 % of the steps and then falls along a cosine.
+        weight_decay: of AdamW; biases, norms and embeddings have none.
+        layer_decay: factor between the learning rates of a backbone block and the next one; 1 gives
+            all the same rate.
+        schedule: ``steps`` multiplies the rate by ``step_factor`` after each epoch in
+            ``step_epochs``; ``one_cycle`` lets it rise for 30 % of the steps and then fall along a
+            cosine.
         step_epochs: epochs after which the rate drops.
-        step_factor: what it is multiplied by.
-        warmup_steps: linear warm-up of the ``steps`` schedule.
-        clip_norm: gradient norm limit; 0 is off.
-        precision: what the model computes in; its weights, their gradients and the optimiser's
-            state are fp32 in any case.
-        speed: ``eager`` runs the step operator by operator, ``compile`` the model and its losses
-            through ``torch.compile``, ``graph`` replays the whole compiled step as a CUDA graph.
-        distributed: what several processes hold: ``ddp`` the whole model each, ``fsdp`` a part
-            of every weight, gradient and moment, for models that are too large otherwise.
-        gradient_compression: what gradients are averaged in: ``none`` is float32, ``bf16`` half
-            the bytes, rounded. Without effect in one process, as ``distributed`` is.
+        step_factor: factor of each drop.
+        warmup_steps: steps in which the rate of the ``steps`` schedule rises linearly.
+        clip_norm: limit of the gradient norm; 0 is no limit.
+        precision: what the model computes in; weights, gradients and the optimiser's state are
+            float32 in any case.
+        speed: ``eager`` runs the step operator by operator; ``compile`` puts the model and its
+            losses through ``torch.compile``; ``graph`` replays the whole compiled step as a CUDA
+            graph.
+        distributed: what each of several processes holds: ``ddp`` the whole model; ``fsdp`` a part
+            of every weight, gradient and moment, for models that are too large otherwise. Without
+            effect in one process.
+        gradient_compression: how several processes exchange gradients: ``none`` in float32,
+            ``bf16`` rounded to half the bytes. Without effect in one process.
         seed: of weights, order, augmentation and corruption.
-        device: ``auto`` takes a GPU when there is one.
+        device: ``cpu``, ``cuda`` or ``auto``, which takes a GPU when there is one.
         log_every: steps between log lines.
-        pictures_every: steps between TensorBoard pictures; 0 is off.
+        pictures_every: steps between pictures in TensorBoard; 0 makes none.
         checkpoint_every: steps between checkpoints; 0 writes one at the end of every epoch.
-        keep_checkpoints: newest checkpoints kept.
+        keep_checkpoints: how many of the newest checkpoints are kept.
         evaluate_every: epochs between evaluations; 0 evaluates at the end only.
     """
 
@@ -272,8 +282,8 @@ SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": 
 
 
 def add_fields(parser: ArgumentParser) -> None:
-    """Gives a parser ``--config FILE`` and ``--model.x``, ``--data.x``, ``--train.x``."""
-    parser.add_argument("--config", action="config", help="a YAML recipe, see configs/")
+    """Adds ``--config FILE`` and ``--model.x``, ``--data.x``, ``--train.x`` to a parser."""
+    parser.add_argument("--config", action="config", help="a recipe in YAML, such as in configs/")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
 
@@ -312,18 +322,29 @@ def from_dict(values: dict) -> Config:
 
 
 def load(path: str | Path, **overrides: object) -> Config:
-    """Reads a YAML recipe; ``overrides`` such as ``{"train.epochs": 3}`` come on top."""
+    """Reads a YAML recipe.
+
+    Args:
+        path: of the file.
+        overrides: fields that differ from it, such as ``{"train.epochs": 3}``.
+
+    Raises:
+        ValueError: the file is not YAML, or not a recipe.
+    """
     import yaml
 
-    values = yaml.safe_load(Path(path).read_text())
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a YAML mapping with {', '.join(SECTIONS)}")
     for dotted, value in overrides.items():
         *sections, name = dotted.split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
+        section = values
+        for each in sections:
+            section = section.setdefault(each, {})
+        section[name] = value
     return from_dict(values)
 
 
@@ -341,6 +362,11 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def in_words(changed: dict[str, tuple[object, object]]) -> str:
+    """What :func:`differences` found, for an error message."""
+    return "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
 
 
 def differences(old: dict, new: dict) -> dict[str, tuple[object, object]]:

@@ -13,7 +13,7 @@ from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.frames import picture_size, read_picture
 from cmpose.data.video_writer import video_writer
 from cmpose.evaluation.evaluate import score_mean_pose
-from cmpose.files import write_metrics, write_text
+from cmpose.files import claim, write_metrics, write_text
 from cmpose.predict.predict import predict_video
 from cmpose.render.dataset import render_dataset
 from cmpose.render.settings import Difficulty
@@ -22,16 +22,16 @@ from cmpose.train.train import train
 
 TRAIN_VIDEOS, VAL_VIDEOS, FRAMES, SEED = 96, 24, 12, 2026
 FPS = 12.5
-"""Fewer frames a second than a camera's: more different poses in as many pictures."""
+"""Fewer frames a second than a camera takes, so that as many pictures show more different poses."""
 
 DIFFICULTY = Difficulty(
     occluders=0.1, defocus=0.1, background_defocus=0.1, crossing=0.1, closeup=0.0, motion_blur=0.1
 )
-"""Easier than the default: there are minutes to learn in."""
+"""Easier than the default, because there are only minutes to learn in."""
 
 
 def write_video(frames: list[Path], path: Path, fps: float) -> Path:
-    """An MP4 of JPEG frames, for ``cmpose predict``."""
+    """Writes JPEG frames as an MP4, for ``cmpose predict`` to read."""
     with video_writer(path, picture_size(frames[0]), fps) as writer:
         for frame in frames:
             writer.write(read_picture(frame))
@@ -39,7 +39,7 @@ def write_video(frames: list[Path], path: Path, fps: float) -> Path:
 
 
 def _showcase(data: Path) -> tuple[Path, Path]:
-    """A held-out sequence with several people as a video, and its true boxes as detections."""
+    """Writes a held-out sequence of several people as a video, and their boxes as detections."""
     sequences = load_annotations("annotations/val", data)
     chosen = max(sequences, key=lambda s: min(len(frame.people) for frame in s.frames))
     frames = [data / frame.file_name for frame in chosen.frames]
@@ -57,12 +57,27 @@ def _showcase(data: Path) -> tuple[Path, Path]:
 def demo(output: str | Path, recipe: str | Path | None = None) -> dict[str, Any]:
     """Renders clips, trains a small CM-Pose, evaluates it and explains it, below ``output``.
 
+    What is there already, from a demo that was stopped, is kept.
+
+    Args:
+        output: a folder.
+        recipe: a YAML file; None is the package's ``demo.yaml``.
+
     Returns:
         What ``metrics.json`` there holds: ``ap`` on held-out clips, ``mean_pose_ap``,
         ``box_source``, ``seconds``, ``clips_per_second``.
+
+    Raises:
+        InUse: another process runs the demo in ``output``.
+        OutputError: when something cannot be written.
     """
-    started = time.perf_counter()
     output = Path(output)
+    with claim(output, "demo", "--output"):
+        return _demo(output, recipe)
+
+
+def _demo(output: Path, recipe: str | Path | None) -> dict[str, Any]:
+    started = time.perf_counter()
     config = configuration.load(recipe or str(files("cmpose.configs") / "demo.yaml"))
     data = output / "data"
     config.data.root = str(data)

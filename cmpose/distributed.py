@@ -1,21 +1,24 @@
 """One process or many: what training and evaluation need of torch.distributed.
 
-``torchrun`` starts the processes and names them in the environment; without it everything here
-is a no-op, so that the engine is written once.
+``torchrun`` starts the processes and names them in the environment. Without it there is one, and
+everything here does nothing, so that training and evaluation are written once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+
+from cmpose.files import OutputError, claim
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over all processes, in place."""
+        """The values' sum over all processes, written over them."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -45,6 +48,12 @@ class World:
         dist.all_gather_object(gathered, value)
         return gathered
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in one process at least; the answer is the same in all."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
     def barrier(self) -> None:
         """Waits for all processes."""
         if self.size > 1:
@@ -52,7 +61,11 @@ class World:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """``auto`` is a GPU when there is one; a GPU's number follows the local rank.
+    """The device that a name stands for: ``auto`` is a GPU when there is one.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        local_rank: number of the process on its machine, and of the GPU that ``cuda`` is for it.
 
     Raises:
         ValueError: for a device torch does not know, or a GPU that is not there.
@@ -100,8 +113,12 @@ def _meeting_point() -> dist.Store:
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
-    """Joins the processes that ``torchrun`` started, and leaves them at the end."""
+def join_world(device: str) -> Iterator[World]:
+    """Joins the processes that ``torchrun`` started, and leaves them at the end.
+
+    Args:
+        device: of the recipe, see :func:`pick_device`.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     picked = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -113,6 +130,28 @@ def world(device: str) -> Iterator[World]:
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+@contextmanager
+def claim_together(
+    world: World, folder: Path, command: str, option: str, subfolders: Iterable[str] = ()
+) -> Iterator[None]:
+    """The main process claims an output folder for all, see :func:`cmpose.files.claim`.
+
+    Raises:
+        OutputError: the same in every process, so that none waits for one that was refused.
+    """
+    with ExitStack() as stack:
+        refusal: OutputError | None = None
+        if world.main:
+            try:
+                stack.enter_context(claim(folder, command, option, subfolders))
+            except OutputError as error:
+                refusal = error
+        refusal = world.gather(refusal)[0]
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 @torch.library.custom_op("cmpose::sum_over_processes", mutates_args=())
@@ -149,7 +188,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         centered = wide - mean[:, None, None]
         variance = sum_over_processes(centered.square().sum(axes)) / count
         with torch.no_grad():
-            # They are there: torch's class leaves them out only when told not to track.
+            # torch's class leaves these out only when it is told not to track them.
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
@@ -164,7 +203,13 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 def synchronize_batch_norms(
     model: nn.Module, device: torch.device, *, compiled: bool = False
 ) -> None:
-    """Makes every batch norm inside ``model`` count the clips of all processes."""
+    """Makes every batch norm inside ``model`` normalise over the clips of all processes.
+
+    Args:
+        model: changed in place.
+        device: it is on.
+        compiled: whether ``torch.compile`` will take it.
+    """
     if device.type == "cuda" and not compiled:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return

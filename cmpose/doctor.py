@@ -20,7 +20,7 @@ def _version(package: str) -> str:
 
 
 def report() -> str:
-    """The report as text."""
+    """What ``cmpose doctor`` prints."""
     lines = [
         f"cmpose  {__version__}",
         f"python  {platform.python_version()} on {platform.platform()}",
@@ -40,7 +40,7 @@ def report() -> str:
 
 
 def _core() -> str:
-    """What the CUDA C++ core was built as, or why there is none."""
+    """What the CUDA C++ core was built for, or why it cannot be used."""
     reason = native.unavailable()
     if reason is not None:
         return reason
@@ -52,14 +52,14 @@ def _core() -> str:
 
 
 def _ops() -> list[str]:
-    """What runs each op on this machine, and why the others do not, each reason once."""
+    """A table of which backends run each op on this machine, and below it why the others do not."""
     reasons: list[str] = []
     lines = [f"{'op':22} {'auto runs':11} {'triton':8} cuda"]
     for op in backends.OPS:
-        found = backends.available(op)
+        why_not = backends.available(op)
         cells = {}
         for name in ("triton", "cuda"):
-            reason = found[name]
+            reason = why_not[name]
             if reason is not None and reason not in reasons:
                 reasons.append(reason)
             cells[name] = "yes" if reason is None else f"no [{reasons.index(reason) + 1}]"

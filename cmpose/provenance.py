@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def device() -> str:
-    """Where cases run."""
+    """The kind of device that figures are measured on: ``cuda`` or ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -27,12 +27,12 @@ def _cpu() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def machine() -> str:
-    """The card's name; without one the processor's."""
+    """The GPU's name; without one the processor's."""
     if device() == "cuda":
         return torch.cuda.get_device_properties(0).name
     return _cpu()
@@ -40,23 +40,23 @@ def machine() -> str:
 
 def _run(*command: str) -> str | None:
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             command, cwd=PROJECT, capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return done.stdout.strip()
 
 
 def commit() -> tuple[str, bool]:
-    """The commit and whether the working tree differs from it.
+    """The commit, and whether the working tree differs from it.
 
-    Where there is no git, ``CMPOSE_COMMIT`` gives it, as ``<sha>`` or ``<sha>+dirty``; else it is
-    ``unknown`` and counts as dirty.
+    Without git the environment variable ``CMPOSE_COMMIT`` names it, as ``<sha>`` or
+    ``<sha>+dirty``. Without that too it is ``unknown``, and the tree counts as different.
     """
     sha = _run("git", "rev-parse", "HEAD")
     if sha:
-        # Results are what a run writes: they do not make its own source differ.
+        # What a benchmark writes does not change the source that it measures.
         changes = _run("git", "status", "--porcelain", "--", ".", ":!bench/results")
         return sha, bool(changes)
     given = os.environ.get("CMPOSE_COMMIT", "")
@@ -67,8 +67,8 @@ def driver() -> str | None:
     """The graphics driver's version, or None without a card."""
     if device() != "cuda":
         return None
-    found = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return found.splitlines()[0].strip() if found else "unknown"
+    versions = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return versions.splitlines()[0].strip() if versions else "unknown"
 
 
 def version(package: str) -> str | None:
@@ -80,7 +80,7 @@ def version(package: str) -> str | None:
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:
-    """The origin of a figure that this process measures.
+    """Where a figure comes from that this process measures.
 
     Args:
         command: what was run; None is this process's command line.

@@ -1,4 +1,4 @@
-"""A recipe small enough for tests of the engine, and how to run the command line."""
+"""A recipe small enough for tests of training, and how to run the command line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-import cmpose.train.train as engine
 from cmpose import config as configuration
 from cmpose.config import Config
+from cmpose.train.step import StepOutput
+from cmpose.train.trainer import Trainer
 from tests.shared_data import PROJECT
 
 
@@ -103,11 +105,11 @@ def interrupt_after(
     monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGINT
 ) -> None:
     """The signal comes in the last of so many training steps, until ``monkeypatch`` is undone."""
-    original = engine._Run._step
+    original = Trainer.step
 
-    def interrupting(self, batch):
-        if self.step == steps - 1:
+    def interrupting(self: Trainer, batch: dict[str, Tensor]) -> StepOutput:
+        if self.state.step == steps - 1:
             signal.raise_signal(number)
         return original(self, batch)
 
-    monkeypatch.setattr(engine._Run, "_step", interrupting)
+    monkeypatch.setattr(Trainer, "step", interrupting)

@@ -32,6 +32,7 @@ from cmpose.data.transforms import (
     sample_augmentation,
     transform_joints,
 )
+from cmpose.files import end_with_parent
 
 _CPU = torch.device("cpu")
 
@@ -257,7 +258,8 @@ def _listing(counts: Counter[str]) -> str:
 
 
 def worker_init(worker_id: int) -> None:
-    """``worker_init_fn`` of a DataLoader: one OpenCV thread a worker."""
+    """``worker_init_fn`` of a DataLoader: one OpenCV thread, and no life after the main process."""
+    end_with_parent()
     cv2.setNumThreads(0)
 
 

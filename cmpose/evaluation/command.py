@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -17,9 +16,13 @@ def _evaluate(subparser: ArgumentParser) -> None:
     subparser.add_argument(
         "--checkpoint",
         required=True,
-        help="a run's folder or a checkpoint: gives the model, and without --config the recipe",
+        help="a run's folder or a checkpoint; gives the model, and without --config the recipe",
     )
-    subparser.add_argument("--output", default="", help="default: CHECKPOINT/evaluation")
+    subparser.add_argument(
+        "--output",
+        default="",
+        help="folder of predictions and metrics; default: CHECKPOINT/evaluation",
+    )
 
 
 def _run_evaluate(args: Namespace) -> None:
@@ -45,27 +48,29 @@ def _score(subparser: ArgumentParser) -> None:
         "--match",
         type=Literal["name", "order"],
         default="name",
-        help="how frames are matched within a file: by name and id, or by their order",
+        help="how a file's frames are matched: by image id or name, or by their order in the file",
     )
     subparser.add_argument(
         "--reference",
         type=Literal["auto", "head", "box"],
         default="auto",
-        help="measure distances in head boxes (PoseTrack's AP) or in the people's boxes",
+        help="unit of distances: head boxes (PoseTrack's AP) or the people's boxes; "
+        "auto: head boxes where the keypoints are PoseTrack's",
     )
 
 
 def _run_score(args: Namespace) -> None:
     from cmpose.evaluation.posetrack_ap import score_folders
-    from cmpose.files import write_text
+    from cmpose.files import claim_file, write_json
 
     reference = None if args.reference == "auto" else args.reference
-    result = score_folders(
-        args.ground_truth, args.predictions, match=args.match, reference=reference
-    )
-    print(result.table())
-    if args.json:
-        write_text(Path(args.json), json.dumps(result.to_json(), indent=1) + "\n")
+    with claim_file(args.json, "score", "--json") if args.json else nullcontext():
+        result = score_folders(
+            args.ground_truth, args.predictions, match=args.match, reference=reference
+        )
+        print(result.table())
+        if args.json:
+            write_json(args.json, result.to_json())
 
 
 EVALUATE = Command(

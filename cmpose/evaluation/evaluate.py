@@ -18,7 +18,7 @@ from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import listed, write_posetrack18
 from cmpose.data.records import GROUND_TRUTH, ClipRecord
 from cmpose.data.skeleton import POSETRACK
-from cmpose.distributed import World, world
+from cmpose.distributed import World, claim_together, join_world
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.evaluation.inference import clip_images, move_pixels, predict_heatmaps
 from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose
@@ -31,13 +31,23 @@ from cmpose.models.vit import PATCH
 from cmpose.models.weights import checkpoint
 from cmpose.models.weights.card import data_name
 
+OUTPUT_FOLDERS = ("predictions", "ground_truth")
+"""Folders that an evaluation writes below its output; the second only for a merged file."""
+
 
 def causal_hits(
     output: CMPoseOutput, batch: dict[str, Tensor], n: int, image_size: tuple[int, int]
 ) -> Tensor:
-    """Of the visible joints: how many have one of their own top-n tokens within a cell of them.
+    """Counts visible joints that have one of their own top-n tokens within a cell of them.
 
-    Returns [hits, joints], float64.
+    Args:
+        output: of the model, with Fine Token Enhancement.
+        batch: from the loader; ``keypoints`` [B, K, 2] in crop pixels, ``visible`` [B, K].
+        n: tokens a keypoint.
+        image_size: (H, W) of the crops.
+
+    Returns:
+        [hits, visible joints], float64.
     """
     assert output.fine is not None
     rows, columns = (side // PATCH for side in image_size)
@@ -52,7 +62,7 @@ def causal_hits(
 
 
 class Pose(NamedTuple):
-    """A predicted pose: whose, keypoints [K, 2] in image pixels, heatmap maxima [K]."""
+    """A predicted pose: whose it is, keypoints [K, 2] in image pixels, heatmap maxima [K]."""
 
     record: ClipRecord
     keypoints: np.ndarray
@@ -61,28 +71,28 @@ class Pose(NamedTuple):
 
 @torch.no_grad()
 def predict_clips(
-    model: CMPose, clips: ClipDataset, config: Config, place: World, *, progress: bool
+    model: CMPose, clips: ClipDataset, config: Config, world: World, *, progress: bool
 ) -> tuple[list[Pose], np.ndarray]:
-    """Poses of all boxes, shared among the processes.
+    """Predicts the poses of all boxes; each process takes some, and every one gets all.
 
     Returns:
-        The poses, in the clips' order, and [hits, joints] of ``causal_hits`` (zeros when boxes
-        are detections or Fine Token Enhancement is off).
+        The poses, in the clips' order, and the sums of ``causal_hits``, [hits, visible joints]
+        (zeros when boxes are detections or Fine Token Enhancement is off).
     """
-    mine = range(place.rank, len(clips), place.size)
+    mine = range(world.rank, len(clips), world.size)
     loader = DataLoader(
         Subset(clips, list(mine)),
-        batch_size=max(1, config.train.batch_size // place.size),
+        batch_size=max(1, config.train.batch_size // world.size),
         num_workers=config.data.num_workers,
         worker_init_fn=worker_init,
         collate_fn=collate,
-        pin_memory=place.device.type == "cuda",
+        pin_memory=world.device.type == "cuda",
     )
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    predicted: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     hits = torch.zeros(2, dtype=torch.float64)
     count_hits = clips.box_source == GROUND_TRUTH and config.model.fine != "off"
     for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not progress):
-        images = clip_images(move_pixels(batch, place.device), config)
+        images = clip_images(move_pixels(batch, world.device), config)
         output = predict_heatmaps(model, images, config.data)
         if count_hits:
             n, size = config.model.tokens_per_keypoint, config.model.image_size
@@ -99,21 +109,20 @@ def predict_clips(
         )
         for row, index in enumerate(batch["index"].tolist()):
             if batch["valid"][row]:  # a clip with unreadable frames gets no prediction
-                found[index] = (image_xy[row].numpy(), scores[row].numpy())
-    everyone: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for part in place.gather(found):
-        everyone |= part
-    poses = [Pose(clips.records[i], *everyone[i]) for i in sorted(everyone)]
-    return poses, place.sum(hits.to(place.device)).cpu().numpy()
+                predicted[index] = (image_xy[row].numpy(), scores[row].numpy())
+    for others in world.gather(predicted):
+        predicted |= others
+    poses = [Pose(clips.records[i], *predicted[i]) for i in sorted(predicted)]
+    return poses, world.sum(hits.to(world.device)).cpu().numpy()
 
 
 def score_predictions(
     config: Config, clips: ClipDataset, poses: list[Pose], folder: Path
 ) -> tuple[APResult, dict[str, dict[str, Any]]]:
-    """Writes predictions into ``folder`` and scores them.
+    """Writes predictions into ``folder`` and scores them by the official AP.
 
-    With the official AP; for keypoints that are not PoseTrack's, or where no person has a head
-    box, with distances in boxes, and under that name.
+    Where keypoints are not PoseTrack's, or no person has a head box, distances are measured in
+    boxes, and the result says so.
 
     Returns:
         The AP, and ``subset_results``, empty where there are no head boxes.
@@ -134,7 +143,7 @@ def score_predictions(
         config.data.score,
     )
     truth = Path(config.data.root).expanduser() / config.data.val_annotations
-    if not truth.is_dir():  # one merged file: the evaluator matches a file a sequence
+    if not truth.is_dir():  # one merged file, but the evaluator wants a file a sequence
         truth = folder.with_name("ground_truth")
         for sequence in clips.sequences:
             write_posetrack18(truth / f"{sequence.file_stem}.json", sequence)
@@ -147,10 +156,14 @@ def score_predictions(
 
 
 def score_mean_pose(config: Config, folder: Path) -> tuple[APResult, dict[str, dict[str, Any]]]:
-    """What always answering the training people's mean pose gets in the same boxes.
+    """Scores the baseline that answers every box with the training people's mean pose.
+
+    Args:
+        config: the recipe.
+        folder: gets the predictions.
 
     Returns:
-        As ``score_predictions``, whose predictions ``folder`` gets.
+        As ``score_predictions``.
     """
     people = open_clips(config, train=True, quiet=True)
     _, keypoints, visible = people.plain_joints()
@@ -166,7 +179,7 @@ def score_mean_pose(config: Config, folder: Path) -> tuple[APResult, dict[str, d
 
 
 def evaluate_model(
-    model: CMPose, config: Config, output: Path, place: World, *, progress: bool = True
+    model: CMPose, config: Config, output: Path, world: World, *, progress: bool = True
 ) -> dict[str, Any]:
     """Evaluates a model on ``data.val_annotations`` with ``data.boxes``.
 
@@ -175,7 +188,7 @@ def evaluate_model(
     apart, where the data says which are), ``data``, ``box_source``, ``annotations``, ``seconds``,
     ``clips_per_second``, ``causal_hit_rate``.
     """
-    clips = open_clips(config, train=False, device=place.device, quiet=not place.main)
+    clips = open_clips(config, train=False, device=world.device, quiet=not world.main)
     if model.skeleton.keypoints != clips.skeleton.keypoints:
         raise ValueError(
             f"the model predicts {listed(model.skeleton)}, the annotations "
@@ -183,10 +196,10 @@ def evaluate_model(
             "model was trained for, in the same order"
         )
     started = time.perf_counter()
-    poses, (hits, joints) = predict_clips(model, clips, config, place, progress=progress)
+    poses, (hits, joints) = predict_clips(model, clips, config, world, progress=progress)
     seconds = time.perf_counter() - started
     metrics: dict[str, Any] = {}
-    if place.main:
+    if world.main:
         result, subsets = score_predictions(config, clips, poses, output / "predictions")
         if progress:
             print(result.table(box_source=clips.box_source))
@@ -202,7 +215,7 @@ def evaluate_model(
             "skipped": dict(clips.skipped),
             "causal_hit_rate": hits / joints if joints else None,
         }
-    return place.gather(metrics)[0]
+    return world.gather(metrics)[0]
 
 
 def evaluate_checkpoint(
@@ -215,13 +228,20 @@ def evaluate_checkpoint(
         data: which annotations and boxes.
         train: batch size, precision and device.
         output: gets ``predictions/`` and ``metrics.json``; default ``CHECKPOINT/evaluation``.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint.
+        ValueError: for annotations that do not fit the model.
+        InUse: another process evaluates into ``output``.
+        OutputError: when something cannot be written.
     """
-    with world(train.device) as place:
+    with join_world(train.device) as world:
         model, config = checkpoint.load_model(path)
         config.data, config.train = data, train
         folder = Path(output) if output else checkpoint.find(path) / "evaluation"
-        metrics = evaluate_model(model.to(place.device), config, folder, place)
-        if place.main:
-            written = write_metrics(folder, metrics)
-            print(f"predictions and {written.name} are in {folder}")
+        with claim_together(world, folder, "evaluate", "--output", OUTPUT_FOLDERS):
+            metrics = evaluate_model(model.to(world.device), config, folder, world)
+            if world.main:
+                written = write_metrics(folder, metrics)
+                print(f"predictions and {written.name} are in {folder}")
     return metrics

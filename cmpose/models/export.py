@@ -1,7 +1,8 @@
-"""``cmpose export``: a model as a folder, a ``torch.export`` program (.pt2) or ONNX, checked.
+"""``cmpose export``: writes a model as a folder, a ``torch.export`` program (.pt2) or ONNX file.
 
-The ops run as their plain PyTorch references while they are traced, so that the result holds
-standard operators only and needs neither cmpose nor its kernels. Fine Token Enhancement is in it.
+Programs and ONNX files are compared with the model before they get their name. The ops are traced
+as their plain PyTorch references, Fine Token Enhancement included, so that the result holds
+standard operators only and needs neither cmpose nor its kernels.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import importlib.util
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from cmpose import ops
 from cmpose.config import Config
 from cmpose.data.skeleton import Skeleton
 from cmpose.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cmpose.files import claim_file, partial_path, remove, whole_file, writing
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
 
@@ -32,21 +33,24 @@ BOUND = 1e-4
 """How far heatmaps may be from the model's, as a share of its largest absolute heatmap value."""
 
 OTHER_CHOICES = 0.25
-"""The share of clips in which rounding may tip a choice between tokens that are almost level."""
+"""In what share of clips tokens may be chosen differently, where rounding decides between two."""
 
 METADATA = "cmpose"
 OPSET = 20
-_EXAMPLE = 2  # clips traced with when the batch is dynamic: torch takes 0 and 1 for constants
+_EXAMPLE = 2  # clips to trace with when the batch is dynamic: torch takes 0 and 1 as constants
 _SEED = 0
 
 
 class ExportError(RuntimeError):
-    """An export that cannot be made or does not compute what the model does."""
+    """A model cannot be exported, or its export does not compute what it does."""
 
 
 class _Exported(nn.Module):
-    """clips [B, T, 3, H, W] → heatmaps [B, K, h, w], and the choices made on the way, if any:
-    causal [B, nK] token indices, clusters [B, N − nK] cluster of each other token."""
+    """The model as a function of clips [B, T, 3, H, W] that returns tensors.
+
+    They are heatmaps [B, K, h, w]; with causal tokens also their indices [B, nK]; with clusters
+    also the cluster [B, N − nK] of each other token.
+    """
 
     def __init__(self, model: CMPose) -> None:
         super().__init__()
@@ -62,13 +66,13 @@ class _Exported(nn.Module):
 
 
 def output_names(config: Config) -> list[str]:
-    """What an export of such a model gives, in its order."""
+    """Names of the tensors that an export of such a model returns, in their order."""
     choices = {"off": 0, "causal_only": 1, "full": 2}[config.model.fine]
     return ["heatmaps", "causal", "clusters"][: 1 + choices]
 
 
 def metadata(config: Config, skeleton: Skeleton) -> dict[str, Any]:
-    """What whoever serves an export must know of crops and heatmaps; it travels in the file."""
+    """What an export's file says of how to make crops and to read heatmaps."""
     return {
         "joints": list(skeleton.keypoints),
         "mean": list(IMAGENET_MEAN),
@@ -84,7 +88,7 @@ def metadata(config: Config, skeleton: Skeleton) -> dict[str, Any]:
 
 
 def trace(model: CMPose, batch: int | Literal["dynamic"]) -> torch.export.ExportedProgram:
-    """The model's graph, with the ops' references in it.
+    """The model's graph, in which the ops are their references.
 
     Args:
         model: in eval mode, with ``backend: reference``.
@@ -118,7 +122,7 @@ def _run_pt2(file: Path) -> Callable[[Tensor], list[Tensor]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings of packages and interfaces that are not used here."""
+    """Silences the exporter's warnings of packages and interfaces that are not used here."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -138,7 +142,7 @@ def _stable_sort(
     import onnxscript
 
     del stable
-    onnx: Any = onnxscript.opset18  # its annotations do not know that a graph's values are meant
+    onnx: Any = onnxscript.opset18  # annotated for arrays, called here with values of a graph
     length = onnx.Gather(onnx.Shape(self), onnx.Constant(value_ints=[dim]))
     return onnx.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
 
@@ -146,17 +150,17 @@ def _stable_sort(
 def _index_put(self: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """The sums of ``merge_clusters``: self [B, L, D], values [B, M, D], indices (clip, cluster).
 
-    The exporter's own way is ScatterND, whose equal indices ONNX Runtime adds up in several threads
-    at once, so that some are lost now and then; those of ScatterElements it takes in turn.
+    The exporter would use ScatterND. There ONNX Runtime adds values of equal indices in several
+    threads at once and now and then loses some; in ScatterElements it adds them one by one.
     """
     import onnxscript
 
     if not accumulate or len(indices) != 2:
-        raise ExportError("an index_put that is not merge_clusters' has no way to ONNX here")
+        raise ExportError("only the index_put of merge_clusters can be exported to ONNX")
     onnx: Any = onnxscript.opset18
     column = onnx.Unsqueeze(indices[1], onnx.Constant(value_ints=[2]))
-    place = onnx.Expand(column, onnx.Shape(values))
-    return onnx.ScatterElements(self, place, values, axis=1, reduction="add")
+    indices_of_all = onnx.Expand(column, onnx.Shape(values))
+    return onnx.ScatterElements(self, indices_of_all, values, axis=1, reduction="add")
 
 
 def _save_onnx(
@@ -190,7 +194,7 @@ def _run_onnx(file: Path) -> Callable[[Tensor], list[Tensor]]:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda clips: [
-        torch.from_numpy(found) for found in session.run(None, {"clips": clips.numpy()})
+        torch.from_numpy(output) for output in session.run(None, {"clips": clips.numpy()})
     ]
 
 
@@ -205,9 +209,11 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 class Agreement:
     """How an export compares with its model.
 
-    difference: the largest one between heatmaps, of clips with the same choices; largest: the
-    model's largest absolute heatmap value; clips: how many were compared; other: in how many of
-    them another token was causal, or a token was in another cluster.
+    Attributes:
+        difference: the largest between two heatmaps' values, in clips with the same choices.
+        largest: the model's largest absolute heatmap value.
+        clips: how many were compared.
+        other: in how many of them another token was causal, or a token was in another cluster.
     """
 
     difference: float
@@ -225,7 +231,7 @@ class Agreement:
 
     @property
     def good(self) -> bool:
-        """Whether both bounds hold; NaN does not."""
+        """Whether both bounds hold, which they do not for NaN."""
         near = self.difference <= BOUND * self.largest
         return near and self.other <= OTHER_CHOICES * self.clips
 
@@ -236,11 +242,19 @@ def compare(
 ) -> Agreement:
     """Runs an export and its model on random clips, in batches of the sizes given.
 
-    The choices of Fine Token Enhancement are discrete: where two tokens are level but for
+    The choices of Fine Token Enhancement are discrete: where two tokens are equal but for
     rounding, the export may take the other one, and the clip's heatmaps then differ visibly. Such
     clips are counted, and their heatmaps are not compared.
+
+    Args:
+        model: in eval mode.
+        run: the export: clips → its results.
+        batches: how many clips to compare at a time.
+
+    Raises:
+        ExportError: the export gives other results than the model, or of other shapes.
     """
-    found = Agreement(0.0, 0.0, 0, 0)
+    agreement = Agreement(0.0, 0.0, 0, 0)
     for number, batch in enumerate(batches):
         clips = example(model, batch, _SEED + 1 + number)
         heatmaps, *choices = _Exported(model)(clips)
@@ -253,20 +267,22 @@ def compare(
         same = torch.ones(batch, dtype=torch.bool)
         for mine, other in zip(choices, other_choices, strict=True):
             same &= (mine == other).all(dim=1)
-        found.clips += batch
-        found.other += int((~same).sum())
-        found.largest = max(found.largest, float(heatmaps.abs().max()))
+        agreement.clips += batch
+        agreement.other += int((~same).sum())
+        agreement.largest = max(agreement.largest, float(heatmaps.abs().max()))
         difference = (theirs - heatmaps)[same].abs().flatten()
-        # Of tensors: unlike Python's max, theirs never loses a NaN.
-        found.difference = float(torch.cat([difference, torch.tensor([found.difference])]).max())
-    return found
+        # By torch: unlike Python's max it never loses a NaN.
+        agreement.difference = float(
+            torch.cat([difference, torch.tensor([agreement.difference])]).max()
+        )
+    return agreement
 
 
 # -- the command ----------------------------------------------------------------------------------
 
 
 def evaluations_of(folder: Path) -> list[dict[str, Any]]:
-    """The metrics known of the model in a folder: its run's, if it is its result, and its own."""
+    """The metrics known of the model in a folder: its run's, and those of ``cmpose evaluate``."""
     files = [folder / "evaluation" / "metrics.json"]
     if folder.name == "model":
         files.insert(0, folder.parent / "metrics.json")
@@ -285,7 +301,7 @@ def export(
     Args:
         path: a run's folder, a checkpoint or an exported folder.
         out: ``FILE.pt2``, ``FILE.onnx``, or a folder, which gets the model with a model card.
-        batch: clips in a batch, or ``dynamic`` for any number; not looked at for a folder.
+        batch: clips in a batch, or ``dynamic`` for any number; without effect for a folder.
         opset: version of ONNX's operators.
 
     Returns:
@@ -296,6 +312,8 @@ def export(
         ValueError: a batch or a suffix that cannot be.
         ExportError: packages are missing, or the file does not compute what the model does; it is
             not left behind then.
+        InUse: another process exports there.
+        OutputError: when it cannot be written.
     """
     out = Path(out).expanduser()
     if out.suffix not in ("", *_FORMATS):
@@ -305,12 +323,6 @@ def export(
         )
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"--batch {batch}: must be at least 1, or dynamic")
-    source = checkpoint.find(path)
-    model, config = checkpoint.load_model(source, backend="reference" if out.suffix else None)
-    if not out.suffix:
-        written = model.save_pretrained(out, evaluations=evaluations_of(source))
-        print(f"{written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
-        return None
     if out.suffix == ".onnx":
         missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
@@ -319,20 +331,48 @@ def export(
             )
         if opset < 18:
             raise ValueError(f"--opset {opset}: must be at least 18")
+    source = checkpoint.find(path)
+    model, config = checkpoint.load_model(source, backend="reference" if out.suffix else None)
+    with claim_file(out, "export", "--out"):
+        if out.suffix:
+            return _export_file(model, config, out, batch, opset)
+        written = model.save_pretrained(out, evaluations=evaluations_of(source))
+    print(f"{written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
+    return None
+
+
+def _export_file(
+    model: CMPose, config: Config, out: Path, batch: int | Literal["dynamic"], opset: int
+) -> Agreement:
     save, load = _FORMATS[out.suffix]
     about = {"outputs": output_names(config)} | metadata(config, model.skeleton)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        partial = Path(folder) / out.name
-        save(trace(model, batch), partial, about, opset)
+    with _work_folder(out) as folder:
+        unchecked = folder / out.name
+        with writing(out):
+            save(trace(model, batch), unchecked, about, opset)
         batches = (1, _EXAMPLE, 5) if batch == "dynamic" else (batch,) * max(2, 8 // batch)
-        found = compare(model, load(partial), batches)
-        if not found.good:
-            raise ExportError(f"{out}: {found}; it is not written. Please report this")
-        files = sorted(Path(folder).iterdir())
-        for file in files:  # ONNX keeps weights of more than 2 GB in a file of their own
-            os.replace(file, out.with_name(file.name))
-    size = sum(out.with_name(file.name).stat().st_size for file in files) / 1e6
-    names = " and ".join(str(out.with_name(file.name)) for file in files)
-    print(f"{names}: {size:.0f} MB, batch {batch}; {found}")
-    return found
+        agreement = compare(model, load(unchecked), batches)
+        if not agreement.good:
+            raise ExportError(f"{out}: {agreement}; it is not written. Please report this")
+        # ONNX keeps weights of more than 2 GB in a second file, which must be there first.
+        files = [out.with_name(file.name) for file in sorted(folder.iterdir(), reverse=True)]
+        for file in files:
+            with whole_file(file) as partial:
+                os.replace(folder / file.name, partial)
+    size = sum(file.stat().st_size for file in files) / 1e6
+    names = " and ".join(map(str, reversed(files)))
+    print(f"{names}: {size:.0f} MB, batch {batch}; {agreement}")
+    return agreement
+
+
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out``, which is claimed, for files that are not checked yet."""
+    folder = partial_path(out.with_name(f"{out.name}.files"))
+    with writing(out):
+        remove(folder)  # a killed export left it
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove(folder)

@@ -21,43 +21,53 @@ def _ablate(subparser: ArgumentParser) -> None:
         "--preset",
         type=Literal["cpu", "gpu"],
         default="cpu",
-        help="recipe, rendered data, seeds, ratios, jobs and limit that are not given otherwise; "
-        "with --config the data are the recipe's own",
+        help="gives the recipe, the rendered data and what the options below leave out; "
+        "with --config nothing is rendered and the data are the recipe's own",
     )
     subparser.add_argument(
         "--parts",
         type=list[Literal["table4", "table5", "figure3"]],
         default=[],
-        help="of the paper, such as [table4,table5]; default: all",
+        help="parts of the paper to run, such as [table4,table5]; default: all",
     )
     subparser.add_argument(
-        "--ratios", type=list[float], default=[], help="of Figure 3; default: the preset's"
+        "--ratios",
+        type=list[float],
+        default=[],
+        help="ratios of masked and noised tokens in Figure 3; default: the preset's",
     )
-    subparser.add_argument("--seeds", type=int, default=0, help="how many; 0: the preset's")
-    subparser.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: the preset's")
+    subparser.add_argument("--seeds", type=int, default=0, help="number of seeds; 0: the preset's")
+    subparser.add_argument(
+        "--jobs", type=int, default=0, help="number of runs at a time; 0: the preset's"
+    )
     subparser.add_argument(
         "--limit_minutes",
         type=float | None,
         default=None,
-        help="saves and ends within this time, 0: never; default: the preset's",
+        help="ends within so many minutes, with runs under way saved; 0: no limit; "
+        "default: the preset's",
     )
-    subparser.add_argument("--report", default="", help="its folder; default: OUTPUT/report")
+    subparser.add_argument(
+        "--report", default="", help="folder of the report; default: OUTPUT/report"
+    )
 
 
 def _run_ablate(args: Namespace) -> None:
-    from cmpose.study.ablate import ablate
+    from cmpose.study.ablate import Options, ablate
 
     done = ablate(
         args.output,
         args.preset,
         config.from_namespace(args),
         own_data=bool(args.config),
-        parts=args.parts,
-        ratios=args.ratios,
-        seeds=args.seeds,
-        jobs=args.jobs,
-        limit_minutes=args.limit_minutes,
-        report=args.report,
+        options=Options(
+            parts=tuple(args.parts),
+            ratios=tuple(args.ratios),
+            seeds=args.seeds,
+            jobs=args.jobs,
+            limit_minutes=args.limit_minutes,
+            report=args.report,
+        ),
     )
     if not done:
         sys.exit(UNFINISHED)
@@ -66,7 +76,7 @@ def _run_ablate(args: Namespace) -> None:
 def _recipe_of_ablate(args: Namespace) -> config.Config | None:
     if args.config:
         return None
-    from cmpose.study.ablate import preset_recipe
+    from cmpose.study.presets import preset_recipe
 
     return preset_recipe(args.preset)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -19,7 +18,7 @@ FULL: Setting = {"model.mask_task": True, "model.denoise_task": True, "model.fin
 
 
 class Row(NamedTuple):
-    """A row of a table: what it is called, its settings, and the paper's mAP on PoseTrack17."""
+    """A row of a table: its label, its setting, and the paper's mAP on PoseTrack17."""
 
     label: str
     setting: Setting
@@ -53,13 +52,18 @@ RATIO_FIELDS = {"model.mask_ratio": "mask ratio p_tm", "model.noise_ratio": "noi
 
 @dataclass(frozen=True)
 class Study:
-    """A set of settings to compare over seeds; the same settings are one run, whoever needs it.
+    """Settings to compare over seeds. Parts that need the same setting share its runs.
 
     Attributes:
         recipe: the full model's, which every run departs from.
         parts: of ``PARTS``.
-        ratios: of Figure 3, of either kind with the other as in the recipe.
-        seeds: 0 to ``seeds`` − 1, the same ones for every setting.
+        ratios: of Figure 3. Each is taken as mask ratio and as noise ratio, while the other one is
+            the recipe's.
+        seeds: their number; every setting runs with seeds 0 to ``seeds`` − 1.
+        full: the full model's setting, ratios included.
+
+    Raises:
+        ValueError: no seed, no part or one twice, a ratio that is not between 0 and 1.
     """
 
     recipe: Config
@@ -82,16 +86,16 @@ class Study:
         object.__setattr__(self, "full", FULL | ratios)
 
     def points(self, name: str) -> list[tuple[float, Setting]]:
-        """Figure 3's points along one of ``RATIO_FIELDS``, ascending, the recipe's own included."""
+        """Figure 3's (ratio, setting) along a field, ascending, the recipe's own among them."""
         ratios = sorted({*self.ratios, float(self.full[name])})  # type: ignore[arg-type]
         return [(ratio, self.full | {name: ratio}) for ratio in ratios]
 
     def rows(self, table: str) -> list[Row]:
-        """A table's rows, settings complete."""
+        """A table's rows, each with a value for every field that some setting changes."""
         return [row._replace(setting=self.full | row.setting) for row in TABLES[table]]
 
     def settings(self) -> dict[str, Setting]:
-        """Name → settings of every different one; the full model first."""
+        """Every different setting by its name; the full model first."""
         wanted: list[Setting] = [self.full]
         for part in self.parts:
             if part == "figure3":
@@ -115,11 +119,11 @@ class Study:
 
 
 def run_name(name: str, seed: int) -> str:
-    """Of a run's files."""
+    """What a run is called in names of files."""
     return f"{name}-seed{seed}"
 
 
 def chosen_parts(parts: Iterable[Part] | None) -> tuple[Part, ...]:
-    """The parts asked for, in the paper's order; all without any."""
-    asked: Items[Part] = list(parts or PARTS)
+    """The parts asked for, in the paper's order; all of them if none was asked for."""
+    asked = list(parts or PARTS)
     return tuple(part for part in PARTS if part in asked)

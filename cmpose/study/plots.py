@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from cmpose.evaluation.intervals import Interval, interval
+from cmpose.files import write_text
 
 COLORS = {"all": "#222222", "clean": "#2c7a51", "occluded": "#b3402e", "defocused": "#3b6fb6"}
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of that many axes beside each other (a list of them if more than one), inches."""
+    """A figure and its axes.
+
+    Args:
+        width: inches.
+        height: inches.
+        columns: how many axes beside one another; if more than one, they come as an array.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -29,13 +36,13 @@ def save_svg(figure: Any, path: Path) -> None:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     lines = file.getvalue().decode().splitlines()
-    path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
+    write_text(path, "\n".join(line.rstrip() for line in lines) + "\n")
 
 
 def difference_plot(
     rows: Sequence[tuple[str, Mapping[str, Interval | None]]], subsets: Sequence[str], path: Path
 ) -> None:
-    """Points with 95 % intervals of AP − full model; a row a setting, a colour a subset.
+    """AP less the full model's, as points with 95 % intervals: a row a setting, a colour a subset.
 
     Args:
         rows: (label, subset → difference).
@@ -43,12 +50,12 @@ def difference_plot(
         path: SVG file.
     """
     figure, axes = new_figure(7.5, 1.0 + 0.2 * len(rows) * max(len(subsets), 2))
-    for place, subset in enumerate(subsets):
-        shift = (place - (len(subsets) - 1) / 2) * 0.8 / max(len(subsets), 1)
+    for index, subset in enumerate(subsets):
+        shift = (index - (len(subsets) - 1) / 2) * 0.8 / max(len(subsets), 1)
         points = [
-            (row + shift, found[subset])
-            for row, (_, found) in enumerate(rows)
-            if found.get(subset) is not None
+            (row + shift, differences[subset])
+            for row, (_, differences) in enumerate(rows)
+            if differences.get(subset) is not None
         ]
         known = [(y, difference) for y, difference in points if difference is not None]
         axes.errorbar(
@@ -72,18 +79,18 @@ def difference_plot(
 def ratio_plot(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[int, float]]]]], path: Path
 ) -> None:
-    """AP against a ratio, a panel a kind of ratio: mean, 95 % interval, and every seed as a dot.
+    """AP against a ratio: mean, 95 % interval, and every seed as a dot.
 
     Args:
-        panels: x label → subset → (ratio, seed → AP), ratios ascending.
+        panels: by the label of the x axis, then by subset: (ratio, AP by seed), ratios ascending.
         path: SVG file.
     """
     figure, axes = new_figure(9.0, 3.8, columns=len(panels))
     for axis, (label, subsets) in zip(axes, panels.items(), strict=True):
-        for place, (subset, own) in enumerate(subsets.items()):
+        for index, (subset, points) in enumerate(subsets.items()):
             color = COLORS.get(subset)
-            shift = 0.006 * (place - (len(subsets) - 1) / 2)  # bars beside, not over each other
-            points = [(x + shift, values) for x, values in own]
+            shift = 0.006 * (index - (len(subsets) - 1) / 2)  # bars beside, not over each other
+            points = [(x + shift, values) for x, values in points]
             means = [(x, interval(list(values.values()))) for x, values in points]
             known = [(x, mean) for x, mean in means if mean is not None]
             axis.errorbar(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence as Items
 from pathlib import Path
@@ -10,36 +11,43 @@ from typing import Any, NamedTuple
 from cmpose import config as configuration
 from cmpose.evaluation.intervals import Interval, interval, paired
 from cmpose.evaluation.subsets import ALL, SUBSETS
-from cmpose.files import write_text
+from cmpose.files import write_json, write_text
 from cmpose.study.grid import RATIO_FIELDS, TABLES, TITLES, Row, Setting, Study
 from cmpose.study.plots import difference_plot, ratio_plot
 
 Results = dict[str, dict[int, dict[str, Any]]]
 """Run's name → seed → result."""
 
+CALLS, MEAN_POSE = "pieces.jsonl", "mean_pose.json"
+"""Files in a study's folder: command and time of each call; what the mean pose gets."""
+
 METRICS = {"ap": "AP", "pckh": "PCKh", "error": "median error"}
 
 
 class Numbers(NamedTuple):
-    """One setting on one subset by one metric."""
+    """One setting on one subset by one metric.
+
+    Attributes:
+        value: mean over the seeds.
+        difference: mean over the seeds of the difference to the full model with the same seed.
+    """
 
     value: Interval | None
     difference: Interval | None
-    """To the full model, seed by seed."""
 
 
 def by_name(results: Items[dict[str, Any]]) -> Results:
     """The results by name and seed."""
-    found: Results = {}
+    named: Results = {}
     for result in results:
-        found.setdefault(result["name"], {})[result["seed"]] = result
-    return found
+        named.setdefault(result["name"], {})[result["seed"]] = result
+    return named
 
 
 def values_of(runs: dict[int, dict[str, Any]], subset: str, metric: str) -> dict[int, float]:
-    """Seed → value, of the seeds that have one."""
-    found = {seed: run["subsets"].get(subset, {}).get(metric) for seed, run in runs.items()}
-    return {seed: value for seed, value in found.items() if value is not None}
+    """Seed → value of a metric on a subset, of the seeds that have one."""
+    values = {seed: run["subsets"].get(subset, {}).get(metric) for seed, run in runs.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def numbers(results: Results, name: str, subset: str, metric: str) -> Numbers:
@@ -82,12 +90,12 @@ def table(study: Study, results: Results, name: str) -> list[str]:
     ]
     for row in study.rows(name):
         run = study.name(row.setting)
-        found = numbers(results, run, ALL, "ap")
+        ap = numbers(results, run, ALL, "ap")
         pckh = numbers(results, run, ALL, "pckh").value
         delta = "–" if run == "full" else f"{row.paper - full_paper:+.1f}"
         lines.append(
-            f"| {row.label} | {len(results.get(run, {}))} | {_cell(found.value)} | "
-            f"{_cell(found.difference, sign=True)} | {verdict(found.difference)} | "
+            f"| {row.label} | {len(results.get(run, {}))} | {_cell(ap.value)} | "
+            f"{_cell(ap.difference, sign=True)} | {verdict(ap.difference)} | "
             f"{_cell(pckh)} | {row.paper} | {delta} |"
         )
     return lines
@@ -102,12 +110,12 @@ def figure_table(study: Study, results: Results) -> list[str]:
     for field, label in RATIO_FIELDS.items():
         for ratio, setting in study.points(field):
             run = study.name(setting)
-            found = numbers(results, run, ALL, "ap")
+            ap = numbers(results, run, ALL, "ap")
             mark = " (the recipe's)" if run == "full" else ""
             lines.append(
                 f"| {label} | {ratio:g}{mark} | {len(results.get(run, {}))} | "
-                f"{_cell(found.value)} | {_cell(found.difference, sign=True)} | "
-                f"{verdict(found.difference)} |"
+                f"{_cell(ap.value)} | {_cell(ap.difference, sign=True)} | "
+                f"{verdict(ap.difference)} |"
             )
     return lines
 
@@ -131,10 +139,10 @@ def subset_table(
     for label, run in labelled:
         cells = []
         for subset in subsets:
-            found = numbers(results, run, subset, metric)
+            shown = numbers(results, run, subset, metric)
             cells += [
-                _cell(found.value, digits=digits),
-                _cell(found.difference, sign=True, digits=digits),
+                _cell(shown.value, digits=digits),
+                _cell(shown.difference, sign=True, digits=digits),
             ]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return lines
@@ -155,34 +163,34 @@ def labelled_runs(study: Study) -> list[tuple[str, str]]:
 
 
 def sentences(labelled: Items[tuple[str, str]], results: Results) -> list[str]:
-    """What the differences to the full model say, a sentence a setting, by their intervals."""
+    """A sentence a setting: what its difference to the full model says, by its interval."""
     lines = []
     for label, run in labelled:
-        found = numbers(results, run, ALL, "ap").difference
-        if found is None:
+        ap = numbers(results, run, ALL, "ap").difference
+        if ap is None:
             continue
-        if found.half is None:
+        if ap.half is None:
             lines.append(
-                f"- {label}: AP {found.mean:+.1f} against the full model with one seed, which says "
+                f"- {label}: AP {ap.mean:+.1f} against the full model with one seed, which says "
                 "nothing about noise."
             )
             continue
-        low, high = found.mean - found.half, found.mean + found.half
+        low, high = ap.mean - ap.half, ap.mean + ap.half
         parts = [
             f"{subset} {verdict(numbers(results, run, subset, 'ap').difference)}"
             for subset in present_subsets(results)
             if subset != ALL
         ]
         lines.append(
-            f"- {label}: AP {found.mean:+.1f} against the full model "
-            f"(95 % interval {low:+.1f} to {high:+.1f}, {found.seeds} seeds): {verdict(found)}"
+            f"- {label}: AP {ap.mean:+.1f} against the full model "
+            f"(95 % interval {low:+.1f} to {high:+.1f}, {ap.seeds} seeds): {verdict(ap)}"
             + (f". By subset: {'; '.join(parts)}." if parts else ".")
         )
     return lines
 
 
-def origin(results: Items[dict[str, Any]], pieces: Items[dict[str, Any]]) -> list[str]:
-    """Where the numbers come from: machine, versions, commits, command, time, boxes."""
+def origin(results: Items[dict[str, Any]], calls: Items[dict[str, Any]]) -> list[str]:
+    """Where the numbers come from: command, machine, versions, commits, time, boxes."""
 
     def distinct(key: str) -> list[str]:
         return sorted({str(run["provenance"][key]) for run in results})
@@ -196,15 +204,15 @@ def origin(results: Items[dict[str, Any]], pieces: Items[dict[str, Any]]) -> lis
     )
     cards = sorted({str(run["provenance"]["gpu"] or run["provenance"]["cpu"]) for run in results})
     run_seconds = [run["training_seconds"] + run["evaluation_seconds"] for run in results]
-    commands = list(dict.fromkeys(piece["command"] for piece in pieces))
-    spent = sum(piece["seconds"] for piece in pieces)
+    commands = list(dict.fromkeys(call["command"] for call in calls))
+    spent = sum(call["seconds"] for call in calls)
     threads = sorted({run["threads"] for run in results})
     return [
         f"- Command: {', '.join(f'`{command}`' for command in commands) or 'not recorded'}",
         f"- Machine: {', '.join(cards)}; {', '.join(map(str, threads))} thread(s) a run; Python "
         f"{', '.join(distinct('python'))}, torch {', '.join(distinct('torch'))}; commit "
         f"{', '.join(commits)}; {results[-1]['provenance']['utc'][:10]}",
-        f"- Time: {spent / 60:.1f} minutes in {len(pieces)} call(s), rendering and evaluation "
+        f"- Time: {spent / 60:.1f} minutes in {len(calls)} call(s), rendering and evaluation "
         f"included; {sum(run_seconds) / len(run_seconds):.0f} s a run",
         f"- Boxes: {', '.join(sorted({run['box_source'] for run in results}))}; "
         f"{results[-1]['clips']} clips evaluated, {results[-1]['steps']} training steps a run",
@@ -221,41 +229,80 @@ _HOW = (
 )
 
 
-def write_report(study: Study, folder: Path, place: Path, finished: Items[dict[str, Any]]) -> Path:
-    """Writes ``ablation.md``, ``ablation.json`` and the plots into ``place``.
+def read_calls(folder: Path) -> list[dict[str, Any]]:
+    """Command and time of each call; a line that was cut when the call was killed is left out."""
+    calls = []
+    for line in (folder / CALLS).read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            calls.append(json.loads(line))
+    return calls
+
+
+def write_report(study: Study, folder: Path, output: Path, finished: Items[dict[str, Any]]) -> Path:
+    """Writes ``ablation.md``, ``ablation.json`` and the plots.
 
     Args:
         study: what was asked for.
-        folder: the study's, for ``pieces.jsonl`` and ``mean_pose.json``.
-        place: of the report.
+        folder: the study's, which says how long calls took and what the mean pose gets.
+        output: folder of the report.
         finished: results of the finished runs, at least one.
 
     Returns:
         The page's path.
+
+    Raises:
+        OutputError: when something cannot be written.
     """
-    results = by_name(finished)
-    subsets = present_subsets(results)
-    labelled = [(label, run) for label, run in labelled_runs(study) if run in results]
+    results, calls = by_name(finished), read_calls(folder)
     missing = len(study.runs()) - len(finished)
-    pieces = [json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()]
     text = ["# Ablations, as they came out", ""]
     if missing:
         text += [f"**Unfinished: {missing} of {len(study.runs())} runs are missing.**", ""]
-    text += [*origin(finished, pieces), "", _HOW, ""]
-    means = folder / "mean_pose.json"
-    if means.exists():
-        shown = [
-            f"{name} AP {values['ap']:.1f}, PCKh {values['pckh']:.1f}"
-            for name, values in json.loads(means.read_text()).items()
-            if values["ap"] is not None and values["pckh"] is not None
-        ]
-        text += [f"Always answering the mean pose, in the same boxes: {'; '.join(shown)}.", ""]
-    counts = [
-        f"{name} {run['frames']} frames"
-        for name, run in next(iter(finished))["subsets"].items()
-        if name in subsets
+    text += [*origin(finished, calls), "", _HOW, "", *_mean_pose(folder / MEAN_POSE)]
+    text += [*_evaluated(finished[0]), *_sections(study, results)]
+    _write_plots(study, results, output)
+    page = output / "ablation.md"
+    write_text(page, "\n".join(text).rstrip() + "\n")
+    content = {
+        "calls": calls,
+        "missing": missing,
+        "recipe": configuration.to_dict(study.recipe),
+        "settings": study.settings(),
+        # Each run's recipe is the above with its setting and seed.
+        "runs": [{k: v for k, v in run.items() if k != "recipe"} for run in finished],
+    }
+    write_json(output / "ablation.json", content)
+    return page
+
+
+def _present_runs(study: Study, results: Results) -> list[tuple[str, str]]:
+    return [(label, run) for label, run in labelled_runs(study) if run in results]
+
+
+def _mean_pose(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    shown = [
+        f"{name} AP {values['ap']:.1f}, PCKh {values['pckh']:.1f}"
+        for name, values in json.loads(path.read_text()).items()
+        if values["ap"] is not None and values["pckh"] is not None
     ]
-    text += [f"Evaluated: {', '.join(counts)} with people.", "", "## In words", ""]
+    return [f"Always answering the mean pose, in the same boxes: {'; '.join(shown)}.", ""]
+
+
+def _evaluated(run: dict[str, Any]) -> list[str]:
+    counts = [
+        f"{name} {values['frames']} frames"
+        for name, values in run["subsets"].items()
+        if name in SUBSETS
+    ]
+    return [f"Evaluated: {', '.join(counts)} with people.", ""]
+
+
+def _sections(study: Study, results: Results) -> list[str]:
+    """The page below its head: sentences, the paper's tables, then every metric by subset."""
+    labelled, subsets = _present_runs(study, results), present_subsets(results)
+    text = ["## In words", ""]
     text += [*(sentences(labelled, results) or ["- Nothing to compare yet."]), ""]
     for part in study.parts:
         lines = figure_table(study, results) if part == "figure3" else table(study, results, part)
@@ -267,14 +314,18 @@ def write_report(study: Study, folder: Path, place: Path, finished: Items[dict[s
     text += ["## On clean, occluded and defocused frames" if len(subsets) > 1 else "## Metrics", ""]
     for metric in METRICS:
         text += [*subset_table(labelled, results, subsets, metric), ""]
-    place.mkdir(parents=True, exist_ok=True)
+    return text
+
+
+def _write_plots(study: Study, results: Results, output: Path) -> None:
+    labelled, subsets = _present_runs(study, results), present_subsets(results)
     if len(labelled) > 1:
         rows = [
             (label, {s: numbers(results, run, s, "ap").difference for s in subsets})
             for label, run in labelled
             if run != "full"
         ]
-        difference_plot(rows, subsets, place / "differences.svg")
+        difference_plot(rows, subsets, output / "differences.svg")
     if "figure3" in study.parts:
         panels = {
             label: {
@@ -286,16 +337,4 @@ def write_report(study: Study, folder: Path, place: Path, finished: Items[dict[s
             }
             for field, label in RATIO_FIELDS.items()
         }
-        ratio_plot(panels, place / "ratios.svg")
-    page = place / "ablation.md"
-    write_text(page, "\n".join(text).rstrip() + "\n")
-    content = {
-        "calls": pieces,
-        "missing": missing,
-        "recipe": configuration.to_dict(study.recipe),
-        "settings": study.settings(),
-        # Each run's recipe is the above with its setting and seed.
-        "runs": [{k: v for k, v in run.items() if k != "recipe"} for run in finished],
-    }
-    write_text(place / "ablation.json", json.dumps(content, indent=1) + "\n")
-    return page
+        ratio_plot(panels, output / "ratios.svg")

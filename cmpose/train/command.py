@@ -24,7 +24,7 @@ def _train(subparser: ArgumentParser) -> None:
 
 def _run_train(args: Namespace) -> None:
     if args.dry_run:
-        from cmpose.train.plan import report
+        from cmpose.train.prediction import report
 
         print(report(config.from_namespace(args), args.processes))
         return

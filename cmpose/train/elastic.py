@@ -9,32 +9,35 @@ from cmpose.distributed import World
 from cmpose.files import write_text
 
 LAUNCH = ".launch"
-"""File in a run's folder: the id of the launch that wrote there last."""
+"""File in a run's folder: the id of the launch that has begun or resumed the run."""
 
 _NO_ID = "none"
-"""torchrun's id of a launch that was given none."""
+"""The id that torchrun gives a launch without ``--rdzv-id``."""
 
 
-def is_restart(output: Path, place: World) -> bool:
-    """Whether this launch has already begun the run in ``output`` and was restarted since.
+def is_restart(output: Path, world: World) -> bool:
+    """Whether ``torchrun`` has restarted this launch after it had begun the run in ``output``.
 
-    A count of restarts alone does not tell: a launch that was refused because the folder holds a
-    run is restarted too. Nor does every node count every restart; so the launch's id must be the
-    one that the run's folder names, and be its own or have a restart counted somewhere.
+    Such a process goes on with the run without ``--resume``. That torchrun counts a restart does
+    not suffice: it also restarts a launch that was refused because the folder holds another run.
+    Nor is a count necessary: a node that joins in place of a dead one has counted none. Therefore
+    the id of the launch must be the one in the run's folder; an id that all launches share
+    (``none``) counts only if some process was restarted.
+
     Every process must call it; all get the main one's answer.
     """
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    restarts = max(place.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
+    restarts = max(world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
     file = output / LAUNCH
-    known = file.read_text() if place.main and file.is_file() else ""
-    again = bool(launch) and known == launch and (launch != _NO_ID or restarts > 0)
-    if place.main and known and not again:
+    begun_by = file.read_text() if world.main and file.is_file() else ""
+    same = bool(launch) and begun_by == launch and (launch != _NO_ID or restarts > 0)
+    if world.main and begun_by and not same:
         file.unlink()
-    return place.gather(again)[0]
+    return world.gather(same)[0]
 
 
-def mark_begun(output: Path, place: World) -> None:
-    """Notes that this launch runs in ``output``, so that its restarts go on there."""
+def mark_begun(output: Path, world: World) -> None:
+    """Writes this launch's id into ``output``, so that its restarts go on there."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if launch and place.main:
+    if launch and world.main:
         write_text(output / LAUNCH, launch)

@@ -1,9 +1,10 @@
 """How several processes share a training step: DistributedDataParallel, or weights in shards.
 
-With ``train.distributed=ddp`` every process holds the whole model and gradients are averaged while
-the backward pass goes on. With ``fsdp`` (FSDP2, ``fully_shard``) every process holds a part of each
-weight, gradient and moment, and gathers a block's weights where it runs. Checkpoints hold whole
-tensors under the same names either way. With one process there is nothing to share.
+With ``train.distributed=ddp`` every process holds the whole model, and gradients are averaged while
+the backward pass goes on. With ``fsdp`` (FSDP2, ``fully_shard``) every process holds a part (shard)
+of each weight, gradient and moment, and gathers a block's weights just before the block runs.
+Checkpoints hold whole tensors under the same names either way. With one process there is nothing
+to share.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from cmpose.distributed import World
 from cmpose.models.cmpose import CMPose
 
 
-def check_parallel(train: TrainConfig, place: World) -> None:
+def check_parallel(train: TrainConfig, world: World) -> None:
     """Raises ValueError for a recipe whose weights cannot be in shards."""
-    if train.distributed != "fsdp" or place.size == 1:
+    if train.distributed != "fsdp" or world.size == 1:
         return
     if train.speed != "eager":
         raise ValueError(
@@ -44,41 +45,46 @@ def check_parallel(train: TrainConfig, place: World) -> None:
 
 
 def sharded_units(core: CMPose) -> list[nn.Module]:
-    """The parts whose weights are gathered together and dropped again; the rest stays gathered.
+    """The parts whose weights are gathered before they run and dropped afterwards.
 
-    A backbone block each. The criss-cross network is one: its blocks read one another's weights
+    All other weights stay gathered during a step. Each backbone block is such a part. The
+    criss-cross network is one part as a whole, because its blocks read one another's weights
     (:func:`cmpose.models.fused.shared_projections`), and run twice.
     """
     return [*core.backbone.blocks, core.coarse.criss_cross]
 
 
-def share(losses: nn.Module, core: CMPose, config: Config, place: World) -> nn.Module:
-    """Makes ``losses``, a module around ``core``, train with all processes; gives what to call.
+def share(losses: nn.Module, core: CMPose, config: Config, world: World) -> nn.Module:
+    """Makes ``losses``, a module around ``core``, train together with all other processes.
 
-    With ``fsdp`` core's parameters are replaced, so that optimisers are made afterwards.
+    With ``fsdp`` core's parameters are replaced: optimisers must be made afterwards.
+
+    Returns:
+        The module to call in place of ``losses``.
     """
     train = config.train
-    if place.size == 1:
+    if world.size == 1:
         return losses
     if train.distributed == "fsdp":
-        mesh = init_device_mesh(place.device.type, (place.size,))
+        mesh = init_device_mesh(world.device.type, (world.size,))
         policy = MixedPrecisionPolicy(
-            # Weights travel in float32 and are cast where they are used, as without shards.
+            # Weights are gathered in float32 and cast where they are used, as without shards.
             reduce_dtype=torch.bfloat16 if train.gradient_compression == "bf16" else None,
             cast_forward_inputs=False,
         )
-        # Nothing writes into what a unit returns, of which torch warns where that is a view.
+        # torch warns where a unit returns a view, in case somebody writes into it: nobody does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         for unit in (*sharded_units(core), core):
             fully_shard(unit, mesh=mesh, mp_policy=policy)
         return losses
-    # DDP records the graph in its first backward pass, which must be one that averages.
+    # DDP records the graph in its first backward pass. With accumulation that pass averages
+    # nothing, so that the record would be of no use.
     static = train.accumulate == 1
-    # The one case in which weights take no gradient: nothing teaches the scores.
+    # The only case in which some weights get no gradient: no loss depends on the scores.
     unused = config.model.fine == "causal_only" and config.model.selection_weight == 0
     shared = DistributedDataParallel(
         losses,
-        device_ids=[place.device.index] if place.device.type == "cuda" else None,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         static_graph=static,
@@ -92,11 +98,11 @@ def share(losses: nn.Module, core: CMPose, config: Config, place: World) -> nn.M
 def _compress(
     group: dist.ProcessGroup | None, bucket: dist.GradBucket
 ) -> torch.futures.Future[Tensor]:
-    """torch's hook under another name: by its own DDP refuses it for gloo, which can do it."""
+    """torch's hook under another name. DDP refuses the original for gloo, which can do it."""
     return bf16_compress_hook(group, bucket)  # type: ignore[arg-type]
 
 
-# DDP compares the hook's annotations with the classes themselves.
+# DDP compares the hook's annotations with classes, not with their names as strings.
 _compress.__annotations__ = {
     "bucket": dist.GradBucket,
     "return": torch.futures.Future[Tensor],
@@ -107,27 +113,33 @@ _compress.__annotations__ = {
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor with all its shards; every process must call it."""
+    """The whole of a tensor that may be in shards; every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def gather(values: Any, place: World) -> Any:
-    """A tree with every sharded tensor whole, on the CPU of the main process; elsewhere None.
+def gather(values: Any, world: World) -> Any:
+    """A tree of values in which every sharded tensor is whole, for the main process to save.
 
-    One tensor at a time is gathered; every process must call it.
+    Sharded tensors are gathered one at a time: to the CPU in the main process, while they are None
+    in the others. Every process must call it.
     """
 
     def one(value: Any) -> Any:
         if not isinstance(value, DTensor):
             return value
         full = value.full_tensor()
-        return full.cpu() if place.main else None
+        return full.cpu() if world.main else None
 
     return tree_map(one, values)
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a whole tensor that every process has; as it is if like is whole."""
+    """This process's shard of a whole tensor that every process has.
+
+    Args:
+        value: the whole tensor.
+        like: says how to cut it; where it is whole itself ``value`` is returned as it is.
+    """
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(
@@ -136,9 +148,9 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def whole_model(core: CMPose) -> CMPose:
-    """The model with whole weights, which processes can run by themselves: for evaluation.
+    """A model with whole weights, which each process can run by itself: for evaluation.
 
-    ``core`` itself if it is not in shards; every process must call it.
+    It is ``core`` itself if that is not in shards. Every process must call it.
     """
     if not isinstance(core, FSDPModule):
         return core
@@ -146,5 +158,5 @@ def whole_model(core: CMPose) -> CMPose:
         model = CMPose(core.config)
     state = {name: whole(value.detach()) for name, value in core.state_dict().items()}
     model.load_state_dict(state, assign=True)
-    model.backbone.keep_below = core.backbone.keep_below  # in no state dict
+    model.backbone.keep_below = core.backbone.keep_below  # not part of the state dict
     return model

@@ -1,8 +1,8 @@
 """A training step as a function of tensors: run as it is, compiled, or captured in a CUDA graph.
 
-Everything here happens on the device: no value is read by the host, so that nothing waits and the
-whole step can be captured. What the host decides (the learning rate, the seed, the step's number)
-comes in as tensors.
+Everything here happens on the device. The host reads no value, so that it never waits and the whole
+step can be captured. What the host decides (learning rate, seed, the step's number) comes in as
+tensors.
 """
 
 from __future__ import annotations
@@ -26,15 +26,21 @@ from cmpose.train.parallel import gather, shard_like, whole
 LOSS_TERMS = ("loss", *Losses._fields[1:])
 
 COMPILER = "inductor"
-"""What ``torch.compile`` hands the graph to."""
+"""The backend of ``torch.compile``."""
 
 WARM_UP = 3
-"""Steps that run before one is captured: allocations, autotuning, the optimiser's state."""
+"""Steps taken before one is captured, in which memory is allocated, kernels are tuned and the
+optimiser makes its state."""
 
 
 class StepOutput(NamedTuple):
-    """Loss terms [5] (``LOSS_TERMS``) and gradient norm [], of all processes' clips, float32; the
-    last micro-batch's heatmaps [b, K, h, w]."""
+    """Results of a step.
+
+    Attributes:
+        terms: [5] loss terms in the order of ``LOSS_TERMS``, over all processes' clips, float32.
+        norm: [] gradient norm before clipping, float32.
+        heatmaps: [b, K, h, w] of the last micro-batch.
+    """
 
     terms: Tensor
     norm: Tensor
@@ -42,7 +48,7 @@ class StepOutput(NamedTuple):
 
 
 class LossModule(nn.Module):
-    """The model and its losses as one module: what DDP wraps and ``torch.compile`` takes whole."""
+    """The model and its losses as one module, for DDP and ``torch.compile`` to take as a whole."""
 
     def __init__(self, core: CMPose, *, compiled: bool = False) -> None:
         super().__init__()
@@ -70,11 +76,11 @@ class LossModule(nn.Module):
 
 
 class FiniteWatch:
-    """Remembers the first step that was not finite, without telling the host.
+    """Remembers on the device the first step that was not finite.
 
     From that step on :attr:`halted` is 1, which keeps the fused optimiser from changing weights
-    or its own state. So the host can look seldom (:meth:`read`) and still finds the weights as
-    they were before the step.
+    or its own state. So the host need not look after every step (:meth:`read`) and still finds the
+    weights as they were before the one that failed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -82,7 +88,14 @@ class FiniteWatch:
         self._record = torch.zeros(len(LOSS_TERMS) + 2, dtype=torch.float64, device=device)
 
     def observe(self, step: Tensor, terms: Tensor, norm: Tensor, *, norm_counts: bool) -> None:
-        """step [] int64; with ``norm_counts`` an infinite gradient is a failure too."""
+        """Takes note of a step.
+
+        Args:
+            step: [] int64, its number.
+            terms: [5] loss terms.
+            norm: [] gradient norm.
+            norm_counts: whether an infinite gradient is a failure too.
+        """
         finite = terms.isfinite().all()
         if norm_counts:
             finite = finite & norm.isfinite()
@@ -109,11 +122,11 @@ class TrainingStep:
     Args:
         losses: a ``LossModule``, or what ``share`` made of one.
         core: its model.
-        optimizer: fused, so that ``watch`` can hold it.
+        optimizer: a fused one, which ``watch`` can keep from taking steps.
         scaler: of the loss, for float16.
-        watch: sees the terms and the norm.
+        watch: is shown the terms and the norm.
         config: the recipe.
-        place: this process.
+        world: this process.
     """
 
     def __init__(
@@ -124,13 +137,13 @@ class TrainingStep:
         scaler: torch.amp.GradScaler,
         watch: FiniteWatch,
         config: Config,
-        place: World,
+        world: World,
     ) -> None:
         self.losses, self.optimizer, self.scaler = losses, optimizer, scaler
-        self.watch, self.train, self.world = watch, config.train, place
+        self.watch, self.train, self.world = watch, config.train, world
         self.parameters = [p for p in core.parameters() if p.requires_grad]
         if not scaler.is_enabled():
-            # torch's fused optimisers leave everything as it is where this is 1.
+            # While this is 1 torch's fused optimisers leave everything as it is.
             optimizer.found_inf = watch.halted  # type: ignore[attr-defined]
 
     def __call__(self, batch: dict[str, Tensor]) -> StepOutput:
@@ -147,7 +160,7 @@ class TrainingStep:
             last = part == train.accumulate - 1
             wait = isinstance(self.losses, DistributedDataParallel) and not last
             with self.losses.no_sync() if wait else nullcontext():  # type: ignore[operator]
-                # NaN is for the watch to report, not for the first op that meets it.
+                # The watch reports NaN, with more about it than the first op that meets it could.
                 with ops.without_value_checks():
                     losses, heatmaps = self.losses(
                         images[window],
@@ -159,7 +172,8 @@ class TrainingStep:
                     )
                 self.scaler.scale(losses.total / train.accumulate).backward()
             terms = terms + torch.stack([term.detach().float() for term in losses])
-        # The pose term is already a share of the global sum; every term is a mean over parts.
+        # Every term is the mean over parts (micro-batches and processes). The pose term is divided
+        # by a part's share of all visible joints already, so that its mean is the global one.
         terms = world.sum(terms / parts)
         self.scaler.unscale_(self.optimizer)
         limit = train.clip_norm if train.clip_norm > 0 else float("inf")
@@ -168,7 +182,7 @@ class TrainingStep:
         self.watch.observe(batch["step"], terms, norm, norm_counts=not self.scaler.is_enabled())
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # Dropped, not zeroed: a captured step's first backward pass writes them anew.
+        # Dropped, not set to 0, so that a captured step's backward pass writes and does not add.
         self.optimizer.zero_grad(set_to_none=True)
         return StepOutput(terms, norm, heatmaps.detach())
 
@@ -206,7 +220,7 @@ class CudaCapture:
         return output
 
     def record(self, call: Callable[[], StepOutput]) -> None:
-        # Loader threads pin memory meanwhile, which only this mode lets them do.
+        # In the other modes a loader thread that pins memory meanwhile would break the capture.
         with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             self._output = call()
 
@@ -217,7 +231,7 @@ class CudaCapture:
 
 
 def capture_on(device: torch.device) -> Capture:
-    """What captures a step on a device.
+    """The way to capture a step on a device.
 
     Raises:
         ValueError: for a device without CUDA graphs.
@@ -287,14 +301,14 @@ class CapturedStep:
             buffer.copy_(value)
 
 
-def check_speed(train: TrainConfig, place: World) -> None:
+def check_speed(train: TrainConfig, world: World) -> None:
     """Raises ValueError for a recipe that cannot be captured."""
     if train.speed != "graph":
         return
-    capture_on(place.device)
-    if place.size > 1:
+    capture_on(world.device)
+    if world.size > 1:
         raise ValueError(
-            f"train.speed='graph' is for one process, there are {place.size}: "
+            f"train.speed='graph' is for one process, there are {world.size}: "
             "use train.speed=compile or eager"
         )
     if train.precision == "fp16":
@@ -308,7 +322,7 @@ def check_speed(train: TrainConfig, place: World) -> None:
 
 
 def prepare_groups(optimizer: torch.optim.Optimizer, device: torch.device, captured: bool) -> None:
-    """Lets a captured step see the rates change: a tensor on the device holds each group's."""
+    """Keeps each group's rate in a tensor on the device, where a captured step sees it change."""
     for group in optimizer.param_groups:
         group["capturable"] = captured and device.type == "cuda"
         if captured:
@@ -328,18 +342,19 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = value
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, place: World) -> dict[str, Any]:
-    """Its state with plain numbers for rates and whole tensors, whatever the speed and the shards.
+def optimizer_state(optimizer: torch.optim.Optimizer, world: World) -> dict[str, Any]:
+    """An optimiser's state with rates as plain numbers and with whole tensors.
 
-    Every process must call it; only the main one's has all tensors.
+    So it is the same for every ``train.speed`` and ``train.distributed``. Every process must call
+    it; only the main one gets all tensors.
     """
-    state = gather(optimizer.state_dict(), place)
+    state = gather(optimizer.state_dict(), world)
     groups = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
     return state | {"param_groups": groups}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes what :func:`optimizer_state` gave, in the shards that this run has."""
+    """Restores what :func:`optimizer_state` gave, cut into this run's shards if it has any."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         index: {name: shard_like(value, parameters[index]) for name, value in values.items()}

@@ -9,15 +9,18 @@ import time
 
 import pytest
 
-import cmpose.study.ablate as engine
-from cmpose import config as configuration
 from cmpose.cli import main
 from cmpose.evaluation.intervals import Interval
+from cmpose.files import Interrupted, InUse, claim
 from cmpose.render.settings import Difficulty
-from cmpose.study.ablate import PRESETS, RenderedData, Workshop, ablate, preset_recipe, run_config
+from cmpose.study import ablate as command
+from cmpose.study.ablate import Options, ablate
 from cmpose.study.command import UNFINISHED
 from cmpose.study.grid import FULL, PARTS, TABLES, Study, chosen_parts, run_name
+from cmpose.study.pool import RunPool
+from cmpose.study.presets import PRESETS, RenderedData, preset_recipe
 from cmpose.study.report import by_name, numbers, sentences, verdict, write_report
+from cmpose.study.runs import finished_results, learnt_fields, run_config, run_one
 from tests.recipes import FINE, interrupt_after, recipe, write_recipe
 
 RATIOS = (0.15, 0.75)
@@ -103,7 +106,11 @@ def tiny(root, **fields):
     return recipe(root, **FINE | {"train.epochs": 1, "train.checkpoint_every": 1} | fields)
 
 
-TWO_RUNS = {"own_data": True, "parts": ["table5"], "seeds": 1, "jobs": 2, "progress": False}
+TWO_RUNS = {
+    "own_data": True,
+    "options": Options(parts=("table5",), seeds=1, jobs=2),
+    "progress": False,
+}
 
 
 def test_a_study_from_start_to_report(rendered, tmp_path, monkeypatch, capsys):
@@ -144,13 +151,13 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(rendered, tmp_path, monk
     """And ends as one that was not."""
     config = tiny(rendered, **{"train.epochs": 2, "train.checkpoint_every": 0})
     straight, cut = tmp_path / "straight", tmp_path / "cut"
-    expected = engine.run_one(config, straight, "full", 0, threads=1)
+    expected = run_one(config, straight, "full", 0, threads=1)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3, signal.SIGTERM)
-        with pytest.raises(engine.Interrupted, match="stopped after step 3"):
-            engine.run_one(config, cut, "full", 0, threads=1)
+        with pytest.raises(Interrupted, match="stopped after step 3"):
+            run_one(config, cut, "full", 0, threads=1)
     assert not (cut / "runs").exists()
-    found = engine.run_one(config, cut, "full", 0, threads=1)
+    found = run_one(config, cut, "full", 0, threads=1)
     assert found["subsets"] == expected["subsets"]
     log = (cut / "train" / "full-seed0" / "log.jsonl").read_text().splitlines()
     steps = [line["step"] for line in map(json.loads, log) if line["kind"] == "train"]
@@ -158,8 +165,8 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(rendered, tmp_path, monk
 
 
 def test_time_that_is_up_starts_no_run_and_the_command_says_so(rendered, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "GRACE", 1.0)
-    monkeypatch.setattr(engine, "baseline", lambda recipe, folder: time.sleep(2.2))
+    monkeypatch.setattr(command, "GRACE", 1.0)
+    monkeypatch.setattr(command, "baseline", lambda recipe, folder: time.sleep(2.2))
     file = write_recipe(tmp_path / "r.yaml", tiny(rendered))
     with pytest.raises(SystemExit) as stopped:
         main(
@@ -173,7 +180,7 @@ def test_time_that_is_up_starts_no_run_and_the_command_says_so(rendered, tmp_pat
 def test_runs_under_way_when_time_is_up_are_saved(rendered, tmp_path):
     config = tiny(rendered, **{"train.epochs": 100_000, "train.checkpoint_every": 10**9})
     study = Study(config, ("table5",), seeds=1)
-    workshop = Workshop(study, tmp_path, jobs=1, progress=False)
+    runs = RunPool(study, tmp_path, jobs=1, progress=False)
     log = tmp_path / "train" / "full-seed0" / "log.jsonl"
     started = time.perf_counter()
 
@@ -183,8 +190,8 @@ def test_runs_under_way_when_time_is_up_are_saved(rendered, tmp_path):
         def __lt__(self, now):
             return (log.is_file() and log.read_text() != "") or now > started + 120
 
-    assert not workshop.work(UntilItTrains())
-    assert not workshop.workers
+    assert not runs.work(UntilItTrains())
+    assert not runs.workers
     [saved] = (tmp_path / "train" / "full-seed0" / "checkpoints").glob("step-*")
     assert int(saved.name[5:]) >= 1
     assert not (tmp_path / "runs").exists()
@@ -195,7 +202,7 @@ def test_a_run_that_fails_is_named_with_its_reason(rendered, tmp_path):
     study = Study(config, ("table5",), seeds=1)
     message = r"run full-seed0 failed: ValueError: train\.batch_size=1000 .*output\.txt"
     with pytest.raises(RuntimeError, match=message):
-        Workshop(study, tmp_path, jobs=1, progress=False).work(float("inf"))
+        RunPool(study, tmp_path, jobs=1, progress=False).work(float("inf"))
 
 
 def result(name, seed, ap, **more):
@@ -231,25 +238,23 @@ def test_results_of_other_settings_or_broken_ones_are_refused(tmp_path):
     path = tmp_path / "runs" / "full-seed0.json"
     path.parent.mkdir()
     config = run_config(study.recipe, study.settings()["full"], 0)
-    flat = configuration.flatten(configuration.to_dict(config))
-    held = {key: value for key, value in flat.items() if key not in engine.FREE_FIELDS}
+    held = learnt_fields(config)
     path.write_text(json.dumps(result("full", 0, 40.0, recipe=held)))
-    workshop = Workshop(study, tmp_path, 1, progress=False)
-    assert [r["name"] for r in workshop.finished()] == ["full"]
+    assert [r["name"] for r in finished_results(study, tmp_path)] == ["full"]
     path.write_text(json.dumps(result("full", 0, 40.0, recipe=held | {"model.depth": 9})))
     message = r"full-seed0\.json is of other settings \(model\.depth was 9, is 2\): delete it"
     with pytest.raises(ValueError, match=message):
-        workshop.finished()
+        finished_results(study, tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"full-seed0\.json is not JSON .*delete it"):
-        workshop.finished()
+        finished_results(study, tmp_path)
 
 
 def test_arguments_that_cannot_work_are_refused(rendered, tmp_path):
     for fields, message in (
         ({"preset": "tpu"}, r"preset='tpu': there are cpu, gpu"),
-        ({"jobs": -1}, r"jobs=-1.*at least 1"),
-        ({"limit_minutes": 1.0}, r"limit_minutes=1\.0: .*more than 1\.3 minutes"),
+        ({"options": Options(jobs=-1)}, r"jobs=-1.*at least 1"),
+        ({"options": Options(limit_minutes=1.0)}, r"limit_minutes=1\.0: .*more than 1\.3 minutes"),
         ({"recipe": recipe(rendered)}, r"data\.root=.*renders its own data.*--config"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -259,28 +264,28 @@ def test_arguments_that_cannot_work_are_refused(rendered, tmp_path):
 
 def test_one_process_at_a_time_works_in_a_folder(rendered, tmp_path):
     with (
-        engine._claimed(tmp_path, recipe(rendered), None),
-        pytest.raises(RuntimeError, match="another cmpose ablate is writing there"),
-        engine._claimed(tmp_path, recipe(rendered), None),
+        claim(tmp_path, "ablate", "folder"),
+        pytest.raises(InUse, match="another cmpose ablate is writing there"),
     ):
-        pass
+        ablate(tmp_path, recipe=recipe(rendered), **TWO_RUNS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rendering_stops_when_time_is_up_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_CHUNK", 1)
-    monkeypatch.setattr(engine, "_cores", lambda: 1)
+    monkeypatch.setattr(command, "_CHUNK", 1)
+    monkeypatch.setattr(command, "cores", lambda: 1)
     calls = []
     monkeypatch.setattr(
-        engine, "render_dataset", lambda root, **fields: calls.append((fields["split"],
+        command, "render_dataset", lambda root, **fields: calls.append((fields["split"],
         fields["first_video"], fields["videos"])),
     )  # fmt: skip
     data = RenderedData(2, 1, 3, 25.0, 1, Difficulty())
-    assert not engine.render(tmp_path, data, stop_at=0.0, progress=False)
+    assert not command.render(tmp_path, data, stop_at=0.0, progress=False)
     assert calls == []
-    assert engine.render(tmp_path, data, stop_at=time.perf_counter() + 60, progress=False)
+    assert command.render(tmp_path, data, stop_at=time.perf_counter() + 60, progress=False)
     assert calls == [("train", 0, 1), ("train", 1, 1), ("val", 0, 1)]
     calls.clear()
-    assert engine.render(tmp_path, data, stop_at=float("inf"), progress=False)
+    assert command.render(tmp_path, data, stop_at=float("inf"), progress=False)
     assert calls == [("train", 0, 2), ("val", 0, 1)]
 
 
@@ -364,7 +369,7 @@ def test_names_of_runs_are_names_of_files():
 
 
 def test_data_without_head_boxes_is_refused_before_a_run(rendered, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "score_mean_pose", lambda recipe, folder: (None, {}))
+    monkeypatch.setattr(command, "score_mean_pose", lambda recipe, folder: (None, {}))
     with pytest.raises(ValueError, match=r"val_annotations='annotations/val': nobody has a head"):
         ablate(tmp_path, recipe=recipe(rendered), **TWO_RUNS)
     assert not list((tmp_path / "runs").glob("*.json"))

@@ -21,17 +21,19 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 import cmpose.evaluation.evaluate as evaluation
 import cmpose.train.step as step_module
-import cmpose.train.train as engine
 from cmpose import config as configuration
-from cmpose.distributed import world
+from cmpose.distributed import join_world
 from cmpose.evaluation.inference import clip_images
 from cmpose.models.cmpose import CMPose
-from cmpose.train import parallel
+from cmpose.train import batches, parallel, state
+from cmpose.train import train as training
 from cmpose.train.parallel import gather, share, whole
-from cmpose.train.step import LossModule
+from cmpose.train.step import LossModule, StepOutput
+from cmpose.train.trainer import NonFiniteLoss, Trainer
 
 
 class Descend(torch.optim.SGD):
@@ -49,8 +51,8 @@ def precision(dtype: str) -> Iterator[None]:
     images = functools.partial(clip_images, dtype=wide)
     buckets = functools.partial(parallel.DistributedDataParallel, bucket_cap_mb=4)
     with (
-        mock.patch.object(engine, "CMPose", lambda model: CMPose(model).to(wide)),
-        mock.patch.object(engine, "clip_images", images),
+        mock.patch.object(state, "CMPose", lambda model: CMPose(model).to(wide)),
+        mock.patch.object(batches, "clip_images", images),
         mock.patch.object(evaluation, "clip_images", images),
         mock.patch.object(step_module, "COMPILER", "aot_eager"),
         # Small buckets, so that this small model has several, as large ones have.
@@ -59,15 +61,20 @@ def precision(dtype: str) -> Iterator[None]:
         yield
 
 
-class Started(engine._Run):
-    """Keeps the weights it starts from."""
+@contextmanager
+def weights_kept_before_the_first_step(file: Path) -> Iterator[None]:
+    """Runs within it write the weights that they start from."""
+    original = Trainer.step
 
-    def run(self, resume):
-        weights = gather(self.core.state_dict(), self.world)
-        if self.world.main:
-            self.output.mkdir(parents=True)
-            save_file(weights, self.output / "start.safetensors")
-        return super().run(resume)
+    def step(self: Trainer, batch: dict[str, Tensor]) -> StepOutput:
+        if self.state.step == 0:
+            weights = gather(self.state.model.state_dict(), self.state.world)
+            if self.state.world.main:
+                save_file(weights, file)
+        return original(self, batch)
+
+    with mock.patch.object(Trainer, "step", step):
+        yield
 
 
 def descend(recipe: str, output: str, dtype: str) -> None:
@@ -75,9 +82,9 @@ def descend(recipe: str, output: str, dtype: str) -> None:
     with (
         precision(dtype),
         mock.patch.object(torch.optim, "AdamW", Descend),
-        mock.patch.object(engine, "_Run", Started),
+        weights_kept_before_the_first_step(Path(output) / "start.safetensors"),
     ):
-        engine.train(configuration.load(recipe), output, progress=False)
+        training.train(configuration.load(recipe), output, progress=False)
 
 
 def train(recipe: str, output: str, dtype: str, goes_on_from: str = "") -> None:
@@ -87,14 +94,14 @@ def train(recipe: str, output: str, dtype: str, goes_on_from: str = "") -> None:
         shutil.copytree(source, Path(output) / "checkpoints" / source.name)
     with precision(dtype):
         config = configuration.load(recipe)
-        engine.train(config, output, resume=bool(goes_on_from), progress=False)
+        training.train(config, output, resume=bool(goes_on_from), progress=False)
 
 
 def fail(recipe: str, output: str) -> None:
     """A run that must find its gradient not finite; its message goes to OUTPUT/message."""
     try:
-        engine.train(configuration.load(recipe), output, progress=False)
-    except engine.NonFiniteLoss as error:
+        training.train(configuration.load(recipe), output, progress=False)
+    except NonFiniteLoss as error:
         (Path(output) / f"message{os.environ['RANK']}").write_text(str(error))
 
 
@@ -105,7 +112,7 @@ def gradients(recipe: str, output: str) -> None:
     """
     found: dict[str, torch.Tensor] = {}
     config = configuration.load(recipe)
-    with world("cpu") as place:
+    with join_world("cpu") as world:
         for way in ("own", "ddp.none", "ddp.bf16", "fsdp.none", "fsdp.bf16"):
             kind, _, compression = way.partition(".")
             torch.manual_seed(0)
@@ -114,19 +121,19 @@ def gradients(recipe: str, output: str) -> None:
             module: torch.nn.Module = losses
             if way != "own":
                 config.train.distributed, config.train.gradient_compression = kind, compression
-                module = share(losses, core, config, place)
-            torch.manual_seed(1 + place.rank)
+                module = share(losses, core, config, world)
+            torch.manual_seed(1 + world.rank)
             model = config.model
             images = torch.randn(2, model.num_frames, 3, *model.image_size)
             centers = torch.rand(2, model.num_keypoints, 2) * 10
             weight = torch.ones(2, model.num_keypoints)
             seed, joints = torch.tensor([5]), torch.tensor(30.0)
-            result, _ = module(images, seed, 2 * place.rank, centers, weight, joints)
+            result, _ = module(images, seed, 2 * world.rank, centers, weight, joints)
             result.total.backward()
             for name, parameter in core.named_parameters():
                 found[f"{way}/{name}"] = whole(parameter.grad).clone()
             dist.barrier()
-        save_file(found, Path(output) / f"{place.rank}.safetensors")
+        save_file(found, Path(output) / f"{world.rank}.safetensors")
 
 
 JOBS = {"descend": descend, "train": train, "fail": fail, "gradients": gradients}
@@ -136,15 +143,15 @@ def die_twice(recipe: str, output: str) -> None:
     """A run whose second process is killed before the first checkpoint, and after it."""
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     deadly = {0: 1, 1: 3}.get(attempt)
-    original = engine._Run._step
+    original = Trainer.step
 
-    def step(self, batch):
-        if self.step == deadly and self.world.rank == 1:
+    def step(self: Trainer, batch: dict[str, Tensor]) -> StepOutput:
+        if self.state.step == deadly and self.state.world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, batch)
 
-    with mock.patch.object(engine._Run, "_step", step):
-        engine.train(configuration.load(recipe), output, progress=False)
+    with mock.patch.object(Trainer, "step", step):
+        training.train(configuration.load(recipe), output, progress=False)
 
 
 if __name__ == "__main__":

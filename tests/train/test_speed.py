@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 import cmpose.evaluation.evaluate as evaluation
 import cmpose.train.step as step_module
-import cmpose.train.train as engine
 from cmpose import config as configuration
 from cmpose.config import TrainConfig
 from cmpose.distributed import World
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
+from cmpose.train import batches, state, trainer
 from cmpose.train.step import CapturedStep, FiniteWatch, LossModule, StepOutput, check_speed
 from cmpose.train.train import Interrupted, NonFiniteLoss, OutOfMemory, train
 from tests.recipes import FINE, interrupt_after, recipe
@@ -67,8 +67,8 @@ def captures(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(step_module, "capture_on", capture_on)
-    monkeypatch.setattr(engine, "capture_on", capture_on)
-    monkeypatch.setattr(engine, "LossModule", lambda core, compiled: LossModule(core))
+    monkeypatch.setattr(trainer, "capture_on", capture_on)
+    monkeypatch.setattr(state, "LossModule", lambda core, compiled: LossModule(core))
     return made
 
 
@@ -92,9 +92,9 @@ def test_a_compiled_run_learns_the_same(rendered, tmp_path, monkeypatch):
     """In double precision, where only a real difference shows; drop path and noise too."""
     monkeypatch.setattr(step_module, "COMPILER", "aot_eager")
     double = functools.partial(evaluation.clip_images, dtype=torch.float64)
-    monkeypatch.setattr(engine, "clip_images", double)
+    monkeypatch.setattr(batches, "clip_images", double)
     monkeypatch.setattr(evaluation, "clip_images", double)
-    monkeypatch.setattr(engine, "CMPose", lambda model: CMPose(model).double())
+    monkeypatch.setattr(state, "CMPose", lambda model: CMPose(model).double())
     torch._dynamo.reset()
     fields = DEEP | {"train.accumulate": 1}
     w, logs = trained(rendered, tmp_path / "eager", **fields)
@@ -233,7 +233,7 @@ def test_out_of_memory_names_the_fields(rendered, tmp_path, monkeypatch):
     def full(self, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 ...")
 
-    monkeypatch.setattr(engine._Run, "_step", full)
+    monkeypatch.setattr(trainer.Trainer, "step", full)
     message = (
         r"does not hold a step of train\.batch_size=4 in train\.accumulate=1 part\(s\) "
         r"\(CUDA out of memory\): set train\.precision=bf16, then "
@@ -288,7 +288,7 @@ def test_a_captured_step_has_one_shape():
 
 
 @pytest.mark.parametrize(
-    ("fields", "place", "message"),
+    ("fields", "world", "message"),
     [
         ({}, World(0, 1, CPU), r"train\.speed='graph' captures a CUDA graph, but .* is cpu"),
         ({}, World(0, 2, torch.device("cuda", 0)), r"one process, there are 2: .*compile"),
@@ -299,12 +299,12 @@ def test_a_captured_step_has_one_shape():
         ),
     ],
 )
-def test_what_cannot_be_captured_is_refused(monkeypatch, fields, place, message):
+def test_what_cannot_be_captured_is_refused(monkeypatch, fields, world, message):
     monkeypatch.setattr(step_module, "CudaCapture", lambda device: SimpleNamespace())
     with pytest.raises(ValueError, match=message):
-        check_speed(TrainConfig(speed="graph", **fields), place)
+        check_speed(TrainConfig(speed="graph", **fields), world)
     for speed in ("eager", "compile"):
-        check_speed(TrainConfig(speed=speed, **fields), place)
+        check_speed(TrainConfig(speed=speed, **fields), world)
 
 
 def test_a_graph_on_a_cpu_is_refused_before_anything_runs(rendered, tmp_path):

@@ -1,7 +1,7 @@
-"""Checkpoints of training: a model's folder (``cmpose/models/weights/folder.py``) each.
+"""Checkpoints of training: each is a model's folder (``cmpose/models/weights/folder.py``).
 
-Beside the model, ``state.pt`` holds everything else that training needs (plain tensors and numbers,
-loaded with ``weights_only=True``).
+Its ``state.pt`` holds everything else that training needs: plain tensors and numbers, which are
+loaded with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cmpose.config import Backend, Config
 from cmpose.data.skeleton import Skeleton
-from cmpose.files import write_text
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import folder as model_folder
 from cmpose.models.weights.folder import (
@@ -30,7 +29,9 @@ from cmpose.models.weights.folder import (
 )
 
 __all__ = [
+    "CHECKPOINTS",
     "CONFIG",
+    "MODEL",
     "STATE",
     "WEIGHTS",
     "CheckpointError",
@@ -45,10 +46,12 @@ __all__ = [
     "prune",
     "save",
     "training_checkpoints",
-    "write_text",
 ]
 
 STATE = "state.pt"
+CHECKPOINTS, MODEL = "checkpoints", "model"
+"""Folders in a run's: of its checkpoints, and of the final model."""
+
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -60,6 +63,7 @@ def save(
     state: dict[str, Any] | None = None,
     skeleton: Skeleton | None = None,
     card: str = "",
+    remedy: str = "",
 ) -> Path:
     """Writes ``folder/name`` whole or not at all.
 
@@ -68,16 +72,20 @@ def save(
         name: of the new one, such as ``step-00000120``.
         weights: the model's state dict.
         config: the recipe it was trained with.
-        state: what else training needs; None for a model to be used only.
+        state: what else training needs; None for a model that is not trained on.
         skeleton: of the model; None is the default for its number of keypoints.
         card: the model card; empty writes none.
+        remedy: what to do about a failure, for the message.
+
+    Raises:
+        OutputError: when it cannot be written.
     """
 
     def more(partial: Path) -> None:
         if state is not None:
             torch.save(state, partial / STATE)
 
-    return model_folder.write(folder / name, weights, config, skeleton, card, more)
+    return model_folder.write(folder / name, weights, config, skeleton, card, more, remedy)
 
 
 def name_of(step: int) -> str:
@@ -107,8 +115,8 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         path = path.parent
-    candidates = [path, path / "model"]
-    candidates += reversed(training_checkpoints(path / "checkpoints"))
+    candidates = [path, path / MODEL]
+    candidates += reversed(training_checkpoints(path / CHECKPOINTS))
     candidates += reversed(training_checkpoints(path))
     for candidate in candidates:
         if model_folder.is_model(candidate):

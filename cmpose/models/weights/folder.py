@@ -1,17 +1,13 @@
 """A model's folder, the one format in which models are kept, loaded and handed on.
 
-``model.safetensors`` holds the tensors, ``config.json`` the recipe (section ``model`` builds the
-network), ``skeleton.json`` what the keypoints are, as a COCO-style category, ``README.md`` the
-model card where there is one. A training checkpoint is such a folder with the optimiser's
-``state.pt`` beside. Folders are written beside their place and renamed, so
-that a killed process leaves none half.
+``model.safetensors`` holds the tensors, ``config.json`` the recipe (its section ``model`` builds
+the network), ``skeleton.json`` what the keypoints are, as a COCO-style category, and ``README.md``
+the model card if there is one. A training checkpoint is such a folder with ``state.pt`` in it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,7 @@ from cmpose.data.formats.reader import read
 from cmpose.data.formats.skeleton import read_skeleton
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import Skeleton, default_skeleton
-from cmpose.files import sync
+from cmpose.files import whole_folder
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SKELETON = "skeleton.json"
@@ -32,7 +28,7 @@ _ANOTHER = "use another checkpoint of the run"
 
 
 class CheckpointError(RuntimeError):
-    """A model's folder that cannot be read or does not fit; the message names file and remedy."""
+    """A model's folder cannot be read or does not fit; the message says what to do about it."""
 
 
 def write(
@@ -42,6 +38,7 @@ def write(
     skeleton: Skeleton | None = None,
     card: str = "",
     more: Callable[[Path], None] | None = None,
+    remedy: str = "",
 ) -> Path:
     """Writes a model's folder whole or not at all, in place of one that is there.
 
@@ -51,31 +48,24 @@ def write(
         config: the recipe.
         skeleton: of the model; None is the default for its number of keypoints.
         card: the model card; empty writes none.
-        more: writes what else belongs there into the folder that it is given.
+        more: called with the unfinished folder, to write what else belongs there.
+        remedy: what to do about a failure, for the message.
+
+    Raises:
+        OutputError: when it cannot be written.
     """
     from safetensors.torch import save_file  # a model is built without the package
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-    (partial / CONFIG).write_text(json.dumps(configuration.to_dict(config), indent=1) + "\n")
     skeleton = skeleton or default_skeleton(config.model.num_keypoints)
-    (partial / SKELETON).write_text(json.dumps(skeleton.category(), indent=1) + "\n")
-    if card:
-        (partial / CARD).write_text(card)
-    if more is not None:
-        more(partial)
-    for file in partial.iterdir():
-        sync(file)
-    replaced = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        os.rename(folder, replaced)
-    os.rename(partial, folder)
-    sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with whole_folder(folder, remedy) as partial:
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / CONFIG).write_text(json.dumps(configuration.to_dict(config), indent=1) + "\n")
+        (partial / SKELETON).write_text(json.dumps(skeleton.category(), indent=1) + "\n")
+        if card:
+            (partial / CARD).write_text(card)
+        if more is not None:
+            more(partial)
     return folder
 
 
@@ -96,7 +86,10 @@ def load_config(folder: Path) -> Config:
 
 
 def load_skeleton(folder: Path, num_keypoints: int) -> Skeleton:
-    """What a checkpoint's keypoints are; the default where it does not say (before there was K)."""
+    """What a checkpoint's keypoints are.
+
+    Checkpoints from before other keypoints could be trained do not say: they get the default.
+    """
     file = folder / SKELETON
     if not file.is_file():
         return default_skeleton(num_keypoints)
@@ -138,11 +131,11 @@ def load_into(
         model: takes them.
         weights: whole tensors.
         source: what to call them in an error.
-        shard: of a whole tensor and the model's own, what this process holds of it; None where
-            the model is whole.
+        shard: called with a whole tensor and the model's own; returns this process's part of the
+            former. None for a model that is not in shards.
 
     Raises:
-        CheckpointError: naming the first misfits.
+        CheckpointError: naming the first tensors that do not fit.
     """
     own = model.state_dict()
     wrong = [f"{k}: missing" for k in own if k not in weights]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmpose.config import Config
+from cmpose.files import OutputError
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
 from tests.models.builders import build, small_config
@@ -61,7 +62,7 @@ def test_a_failed_save_leaves_the_old_one(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match=r"step-00000003: .*the disk is full"):
         checkpoint.save(path.parent, path.name, model.state_dict(), Config(), {"step": 4})
     monkeypatch.undo()
     assert checkpoint.load_state(path)["step"] == 3

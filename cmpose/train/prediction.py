@@ -1,7 +1,7 @@
-"""What a training step will need, before it runs: memory, floating-point operations, time.
+"""Predicts what a training step will need: memory, floating-point operations, time.
 
-Nothing here is measured. Memory comes from running the step on torch's meta device, which has
-shapes and no values; operations from the formulas of the layers; time from a card's datasheet.
+Nothing here is measured. Memory comes from running the step on torch's meta device, where tensors
+have shapes and no values; operations from the layers' formulas; time from a card's datasheet.
 """
 
 from __future__ import annotations
@@ -31,12 +31,20 @@ SMALL_CARD = 24564 << 20
 """Bytes of an RTX 4090, the 24 GB card."""
 
 OPTIMIZER_TRAFFIC = 28
-"""Bytes a weight that fused AdamW moves: reads weight, gradient, two moments; writes three."""
+"""Bytes that fused AdamW moves for each weight: it reads the weight, its gradient and two moments,
+and writes all but the gradient, 4 bytes each."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card by its datasheet: dense FLOP/s of 16-bit and of float32 products, bytes/s."""
+    """A card by its datasheet.
+
+    Attributes:
+        name: as it is sold.
+        flops_16: dense FLOP/s of 16-bit products.
+        flops_32: FLOP/s of float32 products.
+        bandwidth: bytes/s of its memory.
+    """
 
     name: str
     flops_16: float
@@ -54,10 +62,10 @@ CARDS = (
 
 
 def forward_flops(config: ModelConfig) -> dict[str, float]:
-    """Floating-point operations of the products in a training forward pass of one clip, by part.
+    """Floating-point operations of a clip's forward pass in training, by part of the model.
 
-    A multiplication and an addition are two. Only matrix products, convolutions and attention
-    count, as in torch's ``FlopCounterMode``; the clustering's distances do not.
+    A multiplication and an addition are two operations. Only matrix products, convolutions and
+    attention count, as in torch's ``FlopCounterMode``; the clustering's distances do not.
     """
     size = VIT_SIZES[config.backbone]
     D, depth, T, K = size.width, config.depth or size.depth, config.num_frames, config.num_keypoints
@@ -101,9 +109,10 @@ def forward_flops(config: ModelConfig) -> dict[str, float]:
 
 
 def training_flops(config: ModelConfig) -> float:
-    """Operations of a clip's forward and backward pass: three times the forward pass's.
+    """Operations of a clip's forward and backward pass.
 
-    The first layer passes no gradient to the pixels; recomputed blocks run forward twice.
+    They are three times the forward pass's, less the first layer's gradient to the pixels, which is
+    not computed, and plus the second forward pass of recomputed blocks.
     """
     parts = forward_flops(config)
     first = parts["stem"]
@@ -117,8 +126,8 @@ def training_flops(config: ModelConfig) -> float:
         size = VIT_SIZES[config.backbone]
         fuse = 4 * rows * size.width**2
         total += parts["backbone"] + parts["coarse"] - fuse
-        # A recomputed part ends where nothing more is needed, before its last product; the two
-        # first blocks of the criss-cross network are one part.
+        # Recomputing a part ends before its last product, whose result the backward pass does not
+        # need. The first blocks of the two pathways are one part.
         last = 2 * size.width * int(size.width * config.mlp_ratio)
         depth = config.depth or size.depth
         total -= last * depth * config.num_frames * (S - config.num_keypoints)
@@ -132,11 +141,11 @@ _PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolut
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it every operator's results are counted until they are freed.
+    """Counts the bytes of every operator's results from when they are made until they are freed.
 
     Attributes:
         live: bytes that are held now.
-        peak: the most so far.
+        peak: the most that were held so far.
         traffic: bytes that operators other than products have read and written.
     """
 
@@ -173,15 +182,23 @@ class LiveBytes(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a recipe's step is predicted to need on one of its cards, in bytes, and its work.
+class StepPrediction:
+    """What a recipe's step is predicted to need on one of its cards; sizes are in bytes.
 
-    With shards ``weights``, ``gradients`` and ``optimizer`` are this card's; ``gathered`` is what
-    is whole for a while: the weights outside blocks, two blocks' (one runs, the next arrives), and
-    the largest gradient on its way.
-    ``activations`` is what the forward pass leaves for the backward pass, by part, of one
-    micro-batch. ``difference`` is the worst moment less the sum of all: working memory, less the
-    gradients that come only when activations are gone; mostly below 0.
+    Attributes:
+        config: the recipe.
+        micro_batch: clips that this card takes at once.
+        parameters: weights of the whole model, their number.
+        weights: what this card holds of them, with buffers.
+        gradients: what it holds of the gradients.
+        optimizer: what it holds of AdamW's moments.
+        batch: the images of its clips.
+        activations: what the forward pass of a micro-batch leaves for the backward pass, by part.
+        peak: the most that is held at any moment.
+        traffic: what operators other than products read and write in a micro-batch.
+        processes: cards that share the step.
+        gathered: with shards, what is whole for a while: the weights outside units, those of two
+            units (while one runs, the next is gathered), and the largest gradient on its way.
     """
 
     config: Config
@@ -199,11 +216,20 @@ class Plan:
 
     @property
     def difference(self) -> int:
+        """The peak less all other parts.
+
+        Working memory counts up, and gradients that come when activations have gone count down, so
+        that it is mostly below 0.
+        """
         known = self.weights + self.gradients + self.optimizer + self.batch + self.gathered
         return self.peak - known - sum(self.activations.values()) - int(LIBRARIES)
 
     def seconds(self, card: Card) -> tuple[float, float]:
-        """A step's time on a card: its products alone, and with the other operators' bytes."""
+        """Predicts a step's time on a card.
+
+        Returns:
+            Seconds of the products alone, and with the bytes that the other operators move.
+        """
         train = self.config.train
         rate = card.flops_32 if train.precision == "fp32" else card.flops_16
         clips = self.micro_batch * train.accumulate
@@ -214,7 +240,7 @@ class Plan:
 
 
 def _parts_of(core: CMPose, live: LiveBytes, held: dict[str, int]) -> list[Any]:
-    """Hooks that note what each part's forward pass leaves behind."""
+    """Makes each part's forward pass note in ``held`` the bytes that it leaves; gives the hooks."""
     before: list[int] = []
 
     def enter(*_: Any) -> None:
@@ -237,7 +263,7 @@ def _in_shards(config: Config, processes: int) -> bool:
 
 
 def _drop_gradients(parameters: list[torch.nn.Parameter], processes: int) -> list[Tensor]:
-    """As in shards: what is left of a gradient that has come is this card's part."""
+    """Lets only this card's part of each gradient stay, as with shards; gives these parts."""
     kept: list[Tensor] = []
 
     def reduce(parameter: Tensor) -> None:
@@ -250,13 +276,14 @@ def _drop_gradients(parameters: list[torch.nn.Parameter], processes: int) -> lis
 
 
 def _gathered(core: CMPose) -> int:
+    """Bytes of ``StepPrediction.gathered``."""
     units = [sum(p.numel() * p.element_size() for p in u.parameters()) for u in sharded_units(core)]
     rest = sum(p.numel() * p.element_size() for p in core.parameters()) - sum(units)
     return rest + 2 * max(units) + max(rest, *units)
 
 
-def plan_step(config: Config, processes: int = 1) -> Plan:
-    """The plan of a recipe's eager step on one of its cards; takes seconds, needs no card.
+def predict_step(config: Config, processes: int = 1) -> StepPrediction:
+    """Predicts a recipe's eager step on one of its cards; takes seconds and needs no card.
 
     Args:
         config: the recipe.
@@ -281,7 +308,7 @@ def plan_step(config: Config, processes: int = 1) -> Plan:
     parameters = list(core.parameters())
     count = sum(p.numel() for p in parameters)
     size = sum(p.numel() * p.element_size() for p in parameters)
-    if train.accumulate > 1 and not shards:  # gradients from the micro-batch before
+    if train.accumulate > 1 and not shards:  # as the micro-batch before has left them
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
     parts = processes if shards else 1
@@ -301,7 +328,7 @@ def plan_step(config: Config, processes: int = 1) -> Plan:
     batch = images.numel() * images.element_size() * train.accumulate
     grown = live.peak + (size if train.accumulate > 1 else 0)
     del heatmaps, kept
-    return Plan(
+    return StepPrediction(
         config=config,
         micro_batch=micro_batch,
         parameters=count,
@@ -317,26 +344,30 @@ def plan_step(config: Config, processes: int = 1) -> Plan:
     )
 
 
-# -- words ----------------------------------------------------------------------------------------
+# -- in words -------------------------------------------------------------------------------------
 
 
 def savings(config: Config) -> list[tuple[str, Config]]:
-    """Recipes that need less memory and learn the same, in the order to try them: field, recipe."""
-    found = []
+    """Recipes that need less memory and learn the same, in the order to try them.
+
+    Returns:
+        (field, recipe with this field and those before it).
+    """
+    cheaper_recipes = []
     model, train = config.model, config.train
     if train.precision == "fp32":
         train = replace(train, precision="bf16")
-        found.append(("train.precision=bf16", replace(config, train=train)))
+        cheaper_recipes.append(("train.precision=bf16", replace(config, train=train)))
     if not model.checkpoint_activations:
         model = replace(model, checkpoint_activations=True)
         names = "model.checkpoint_activations=true"
-        found.append((names, replace(config, model=model, train=train)))
+        cheaper_recipes.append((names, replace(config, model=model, train=train)))
     for accumulate in range(train.accumulate + 1, train.batch_size + 1):
         if train.batch_size % accumulate == 0:
             cut = replace(train, accumulate=accumulate)
             cheaper = replace(config, model=model, train=cut)
-            found.append((f"train.accumulate={accumulate}", cheaper))
-    return found
+            cheaper_recipes.append((f"train.accumulate={accumulate}", cheaper))
+    return cheaper_recipes
 
 
 def _advice(config: Config) -> str:
@@ -357,7 +388,7 @@ def out_of_memory(config: Config, error: BaseException) -> str:
 
 
 def _fitting(config: Config, memory: int, processes: int) -> str:
-    """Which fields make it fit, tried one after the other on the meta device."""
+    """Says which fields make a step fit, by trying one after the other on the meta device."""
     tried: list[str] = []
     for name, cheaper in savings(config):
         if name.startswith("train.accumulate"):
@@ -365,7 +396,7 @@ def _fitting(config: Config, memory: int, processes: int) -> str:
         if cheaper.train.batch_size % (cheaper.train.accumulate * processes):
             continue
         tried.append(name)
-        if plan_step(cheaper, processes).peak <= memory:
+        if predict_step(cheaper, processes).peak <= memory:
             return f"set {' and '.join(tried)}"
     if processes > 1 and config.train.distributed != "fsdp":
         return "no other field makes it fit: set train.distributed=fsdp"
@@ -376,14 +407,14 @@ def report(config: Config, processes: int = 1) -> str:
     """What ``cmpose train --dry-run`` prints, for one of ``processes`` cards.
 
     Raises:
-        ValueError: as :func:`plan_step`.
+        ValueError: as :func:`predict_step`.
     """
     if processes < 1:
         raise ValueError(f"--processes={processes}: must be at least 1, the number of cards")
-    plan = plan_step(config, processes)
+    predicted = predict_step(config, processes)
     train, model = config.train, config.model
     lines = [
-        f"ViT {model.backbone}, {plan.parameters / 1e6:.1f} M weights, "
+        f"ViT {model.backbone}, {predicted.parameters / 1e6:.1f} M weights, "
         f"{model.image_size[0]}×{model.image_size[1]}, T = {model.num_frames}, {train.precision}, "
         f"{train.batch_size} clips a step in {train.accumulate} part(s)"
         + (", blocks recomputed" if model.checkpoint_activations else "")
@@ -394,19 +425,19 @@ def report(config: Config, processes: int = 1) -> str:
         + ", predicted (GB = 10⁹ bytes)",
     ]
     rows = [
-        ("weights, float32", plan.weights),
-        ("gradients, float32", plan.gradients),
-        ("optimiser state, float32", plan.optimizer),
-        ("images", plan.batch),
-        *((f"activations: {name}", value) for name, value in plan.activations.items()),
-        ("the worst moment, less the sum", plan.difference),
+        ("weights, float32", predicted.weights),
+        ("gradients, float32", predicted.gradients),
+        ("optimiser state, float32", predicted.optimizer),
+        ("images", predicted.batch),
+        *((f"activations: {name}", value) for name, value in predicted.activations.items()),
+        ("the worst moment, less the sum", predicted.difference),
         ("CUDA and its libraries (assumed)", int(LIBRARIES)),
-        *([("gathered for a while", plan.gathered)] if plan.gathered else []),
-        ("peak", plan.peak),
+        *([("gathered for a while", predicted.gathered)] if predicted.gathered else []),
+        ("peak", predicted.peak),
     ]
     lines += [f"  {name:34}{value / GB:8.2f}" for name, value in rows]
-    if plan.peak <= SMALL_CARD:
-        left = (SMALL_CARD - plan.peak) / GB
+    if predicted.peak <= SMALL_CARD:
+        left = (SMALL_CARD - predicted.peak) / GB
         lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): fits, {left:.1f} are left")
     else:
         over = _fitting(config, SMALL_CARD, processes)
@@ -418,7 +449,7 @@ def report(config: Config, processes: int = 1) -> str:
         + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
     ]
     for card in CARDS:
-        bound, eager = (train.batch_size / seconds for seconds in plan.seconds(card))
+        bound, eager = (train.batch_size / seconds for seconds in predicted.seconds(card))
         lines.append(
             f"  {card.name:10} at most {bound:6.0f} clips/s; operators one by one, each at the "
             f"memory's full speed, {eager:6.0f}"

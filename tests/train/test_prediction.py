@@ -13,8 +13,8 @@ from cmpose import ops
 from cmpose.cli import main
 from cmpose.config import Config, ModelConfig, TrainConfig, load
 from cmpose.models.cmpose import CMPose
-from cmpose.train import plan
-from cmpose.train.plan import forward_flops, plan_step, report, savings, training_flops
+from cmpose.train import prediction
+from cmpose.train.prediction import forward_flops, predict_step, report, savings, training_flops
 from cmpose.train.step import LossModule
 from tests.models.builders import seed_tensor, small_config
 from tests.shared_data import PROJECT
@@ -92,16 +92,16 @@ def measured_activations(config: ModelConfig, batch: int, dtype: torch.dtype) ->
 def test_activations_are_predicted_within_a_tenth(fields, precision):
     config, batch = small_config(**fields), 4
     recipe = Config(model=config, train=TrainConfig(batch_size=batch, precision=precision))
-    predicted = sum(plan_step(recipe).activations.values())
-    measured = measured_activations(config, batch, plan.compute_dtype(precision))
+    predicted = sum(predict_step(recipe).activations.values())
+    measured = measured_activations(config, batch, prediction.compute_dtype(precision))
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-def test_the_parts_of_a_plan():
+def test_the_parts_of_a_prediction():
     model = small_config(depth=4)
-    whole = plan_step(Config(model=model, train=TrainConfig(batch_size=8)))
-    twice = plan_step(Config(model=model, train=TrainConfig(batch_size=16)))
-    halves = plan_step(Config(model=model, train=TrainConfig(batch_size=16, accumulate=2)))
+    whole = predict_step(Config(model=model, train=TrainConfig(batch_size=8)))
+    twice = predict_step(Config(model=model, train=TrainConfig(batch_size=16)))
+    halves = predict_step(Config(model=model, train=TrainConfig(batch_size=16, accumulate=2)))
     count = sum(p.numel() for p in CMPose(model).parameters())
     assert whole.parameters == count
     assert whole.gradients == 4 * count
@@ -114,11 +114,11 @@ def test_the_parts_of_a_plan():
     assert whole.peak < halves.peak < twice.peak
     names = ("weights", "gradients", "optimizer", "batch", "difference")
     total = sum(getattr(whole, name) for name in names) + sum(whole.activations.values())
-    assert total + int(plan.LIBRARIES) == whole.peak
+    assert total + int(prediction.LIBRARIES) == whole.peak
 
 
 def test_live_bytes_falls_when_tensors_go():
-    with plan.LiveBytes() as live:
+    with prediction.LiveBytes() as live:
         a = torch.empty(100, device="meta")
         b = a + 1
         view = b[:50]
@@ -147,16 +147,16 @@ def test_what_does_not_fit_is_told_what_does(capsys, tmp_path):
     told = "does not fit; set model.checkpoint_activations=true"
     assert told in text
     config = load(path, **{"train.batch_size": 96, "model.checkpoint_activations": True})
-    assert plan_step(config).peak <= plan.SMALL_CARD
+    assert predict_step(config).peak <= prediction.SMALL_CARD
     assert not list(tmp_path.iterdir())
 
 
 def test_shards_divide_what_is_kept():
     """Weights, gradients and moments by the cards; activations are those of a card's clips."""
     config = load(PROJECT / "configs" / "posetrack18_vit_huge.yaml")
-    alone, whole = plan_step(config), plan_step(config, 2)
+    alone, whole = predict_step(config), predict_step(config, 2)
     config.train.distributed = "fsdp"
-    shards = plan_step(config, 2)
+    shards = predict_step(config, 2)
     assert (whole.weights, whole.gradients) == (alone.weights, alone.gradients)
     assert whole.batch * 2 == alone.batch
     assert whole.activations == shards.activations
@@ -192,8 +192,8 @@ def test_savings_come_in_order_and_learn_the_same():
     assert last.train.batch_size == 12
     assert last.train.accumulate == 12
     assert last.model.checkpoint_activations
-    peaks = [plan_step(Config(model=small_config(depth=4), train=last.train)).peak]
-    assert peaks[0] > plan.LIBRARIES
+    peaks = [predict_step(Config(model=small_config(depth=4), train=last.train)).peak]
+    assert peaks[0] > prediction.LIBRARIES
 
 
 def test_training_needs_an_output_folder():

@@ -1,0 +1,115 @@
+"""The runs of a study: what each trains, what it leaves behind, and which are finished."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmpose import config as configuration
+from cmpose import provenance
+from cmpose.config import Config
+from cmpose.files import remove, write_json
+from cmpose.models.weights import checkpoint
+from cmpose.study.grid import Setting, Study, run_name
+from cmpose.train.state import FREE_FIELDS
+from cmpose.train.train import train
+
+
+def result_file(folder: Path, name: str, seed: int) -> Path:
+    """What a run writes last: a run that has it is finished."""
+    return folder / "runs" / f"{run_name(name, seed)}.json"
+
+
+def training_folder(folder: Path, name: str, seed: int) -> Path:
+    """Where a run trains."""
+    return folder / "train" / run_name(name, seed)
+
+
+def run_config(recipe: Config, setting: Setting, seed: int) -> Config:
+    """The recipe with a setting's fields and a seed."""
+    config = copy.deepcopy(recipe)
+    for dotted, value in setting.items():
+        section, name = dotted.split(".")
+        setattr(config, section, replace(getattr(config, section), **{name: value}))
+    config.train.seed = seed
+    return config
+
+
+def learnt_fields(recipe: Config) -> dict[str, Any]:
+    """The recipe's fields, by dotted name, that change what is learnt."""
+    fields = configuration.flatten(configuration.to_dict(recipe))
+    return {name: value for name, value in fields.items() if name not in FREE_FIELDS}
+
+
+def run_one(config: Config, folder: Path, name: str, seed: int, threads: int) -> dict[str, Any]:
+    """Trains a run from its last checkpoint, evaluates it, and writes its result.
+
+    Its weights are deleted then.
+
+    Args:
+        config: its recipe.
+        folder: the study's.
+        name: of its setting.
+        seed: its number.
+        threads: how many torch may use.
+
+    Returns:
+        What the result file holds.
+
+    Raises:
+        Interrupted, OutputError, ...: as :func:`cmpose.train.train.train`.
+    """
+    torch.set_num_threads(threads)
+    trained = training_folder(folder, name, seed)
+    metrics = train(config, trained, resume=True, progress=False)
+    result = {
+        "name": name,
+        "seed": seed,
+        "recipe": learnt_fields(config),
+        "subsets": metrics["subsets"],
+        "ap": metrics["ap"],
+        "box_source": metrics["box_source"],
+        "clips": metrics["clips"],
+        "causal_hit_rate": metrics["causal_hit_rate"],
+        "steps": metrics["steps"],
+        "training_seconds": metrics["seconds"],
+        "evaluation_seconds": metrics["evaluation_seconds"],
+        "threads": threads,
+        "provenance": provenance.provenance(command=""),
+    }
+    write_json(result_file(folder, name, seed), result, "run the same command again")
+    for weights in (checkpoint.CHECKPOINTS, checkpoint.MODEL):
+        remove(trained / weights)
+    return result
+
+
+def finished_results(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """The finished runs' results, in the study's order.
+
+    Raises:
+        ValueError: a result that is not JSON, or of other settings than the study's.
+    """
+    settings = study.settings()
+    results = []
+    for name, seed in study.runs():
+        path = result_file(folder, name, seed)
+        if not path.exists():
+            continue
+        try:
+            result = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error}): delete it and run again") from error
+        config = run_config(study.recipe, settings[name], seed)
+        changed = configuration.differences(result.get("recipe", {}), learnt_fields(config))
+        if changed:
+            raise ValueError(
+                f"{path} is of other settings ({configuration.in_words(changed)}): "
+                "delete it and run again"
+            )
+        results.append(result)
+    return results

@@ -1,0 +1,184 @@
+"""A run's folder: one writer, leftovers of a killed run, a full disk, workers of a killed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmpose import files
+from cmpose.cli import main
+from cmpose.evaluation.evaluate import evaluate_checkpoint
+from cmpose.files import InUse, OutputError, claim, claim_file
+from cmpose.models.export import export
+from cmpose.models.weights import checkpoint
+from cmpose.train.step import StepOutput
+from cmpose.train.train import train
+from cmpose.train.trainer import Trainer
+from tests.recipes import command, one_thread, recipe, run_cli, write_recipe
+from tests.shared_data import PROJECT
+from tests.small_disk import small_disk
+from tests.train.test_train import weights
+
+
+def test_a_second_training_in_a_folder_is_refused(rendered, tmp_path):
+    config, run = recipe(rendered, **{"train.epochs": 1}), tmp_path / "run"
+    with claim(run, "train", "--output"):
+        with pytest.raises(InUse, match=r"run: another cmpose train .*give another --output"):
+            train(config, run, progress=False)
+        file = str(write_recipe(tmp_path / "recipe.yaml", config))
+        refused = run_cli("train", "--config", file, "--output", str(run), processes=2)
+    assert refused.returncode != 0
+    # The main process alone meets the lock; the other stops with the same words.
+    assert refused.stderr.count("another cmpose train is writing there") == 2
+    train(config, run, progress=False)
+
+
+def test_other_commands_have_one_writer_too(rendered, tmp_path, capsys):
+    config, run = recipe(rendered, **{"train.epochs": 1}), tmp_path / "run"
+    train(config, run, progress=False)
+    with (
+        claim(run / "model" / "evaluation", "evaluate", "--output"),
+        pytest.raises(InUse, match="evaluate"),
+    ):
+        evaluate_checkpoint(run, config.data, config.train)
+    for out in (tmp_path / "m.pt2", tmp_path / "published"):
+        with (
+            claim_file(out, "export", "--out"),
+            pytest.raises(InUse, match="another cmpose export"),
+        ):
+            export(run, out)
+        assert not out.exists()
+    truth, predictions = rendered / "annotations" / "val", run / "predictions"
+    score = ["score", str(truth), str(predictions), "--json", str(tmp_path / "score.json")]
+    with (
+        claim_file(tmp_path / "score.json", "score", "--json"),
+        pytest.raises(SystemExit, match=r"score\.json: another cmpose score .*another --json"),
+    ):
+        main(score)
+    main(score)
+    assert json.loads((tmp_path / "score.json").read_text())["columns"]
+    with (
+        claim(tmp_path / "demo", "demo", "--output"),
+        pytest.raises(SystemExit, match=r"another cmpose demo .*another --output"),
+    ):
+        main(["demo", "--output", str(tmp_path / "demo")])
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, and nothing cleans up after it."""
+
+
+def test_a_kill_at_any_rename_of_a_checkpoint_is_recovered_from(rendered, tmp_path, monkeypatch):
+    """The run goes on from the newest whole checkpoint and ends as one that was not killed."""
+    config = recipe(rendered, **{"train.epochs": 1, "train.checkpoint_every": 1})
+    train(config, tmp_path / "straight", progress=False)
+    rename = files._rename
+    for name in ("step-00000002", "model", "metrics.json"):
+        run = tmp_path / name
+
+        def kill_there(old: Path, new: Path, name: str = name) -> None:
+            if new.name == name:
+                raise Killed
+            rename(old, new)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_rename", kill_there)
+            patch.setattr(files, "remove", lambda path: None)  # the dead do not tidy up
+            with pytest.raises(Killed):
+                train(config, run, progress=False)
+        left = [str(p.relative_to(run)) for p in run.rglob(".*") if p.name != files._LOCK]
+        assert left, name
+        train(config, run, resume=True, progress=False)
+        assert [p for p in run.rglob(".*cmpose*")] == []
+        a, b = weights(run), weights(tmp_path / "straight")
+        assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_a_replaced_model_comes_back_after_a_kill(rendered, tmp_path):
+    """Between the two renames of a folder that is replaced there is none of that name."""
+    config, run = recipe(rendered, **{"train.epochs": 1}), tmp_path / "run"
+    train(config, run, progress=False)
+    newest = checkpoint.training_checkpoints(run / "checkpoints")[-1]
+    newest.rename(newest.with_name(f".{newest.name}{files._REPLACED}"))
+    train(config, run, resume=True, progress=False)
+    assert newest.is_dir()
+
+
+def test_a_full_disk_stops_a_run_and_resume_goes_on(rendered, tmp_path):
+    """Whichever file it is that does not fit: the message names it and says to free space."""
+    config = recipe(rendered, **{"train.epochs": 1})
+    with small_disk(tmp_path) as disk:
+        message = (
+            r"checkpoints/step-\d+: cannot be written: the disk is full; free some space, then go "
+            r"on with --resume"
+        )
+        with pytest.raises(OutputError, match=message):
+            train(config, disk / "run", progress=False)
+        assert not list((disk / "run" / "checkpoints").iterdir())
+        with (disk / "rest").open("wb", buffering=0) as rest, suppress(OSError):
+            while rest.write(bytes(4096)):
+                pass
+        with pytest.raises(OutputError, match=r"cannot be written: the disk is full"):
+            train(config, disk / "other", progress=False)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+def test_loader_processes_end_with_a_killed_run(rendered, tmp_path):
+    config = recipe(rendered, **{"data.num_workers": 2, "train.epochs": 100_000})
+    file = str(write_recipe(tmp_path / "recipe.yaml", config))
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", "--config", file, "--output", str(run)),
+        cwd=PROJECT,
+        env=one_thread(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not ((run / "log.jsonl").is_file() and (run / "log.jsonl").read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while alive := [pid for pid in children if is_alive(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.02)
+    with claim(run, "train", "--output"):
+        pass
+
+
+def is_alive(pid: str) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return not re.search(r"^State:\s+Z", status, re.MULTILINE)
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_named(rendered, tmp_path, monkeypatch):
+    config, run = recipe(rendered, **{"train.epochs": 1}), tmp_path / "run"
+    original = Trainer.step
+
+    def step(self: Trainer, batch: dict[str, Tensor]) -> StepOutput:
+        if self.state.step == 1:
+            os.rename(run, tmp_path / "moved")
+            run.write_text("a file in its place")
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(OutputError, match=r"cannot be written: .*run is a file where a folder"):
+        train(config, run, progress=False)
