@@ -1,4 +1,4 @@
-"""Seconds that the parts of a run took."""
+"""Measures how long the parts of a run take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Clock:
             self.seconds[part] += time.perf_counter() - start
 
     def each(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """The items; the time it takes to get them counts as ``part``."""
+        """Passes the items on, and counts the time that it takes to get each as ``part``."""
         while True:
             with self(part):
                 item = next(items, None)

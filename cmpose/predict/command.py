@@ -9,59 +9,89 @@ from jsonargparse import ArgumentParser, Namespace
 from cmpose.command import Command
 
 
-def _predict(subparser: ArgumentParser) -> None:
-    subparser.add_argument(
-        "video", help="a file, a folder of pictures or a pattern, a camera's number, an address"
+def _add_arguments(subparser: ArgumentParser) -> None:
+    add = subparser.add_argument
+    add(
+        "video",
+        help="a video file, a folder of pictures, a pattern such as 'frames/*.jpg', a camera's "
+        "number, or the address of a stream",
     )
-    subparser.add_argument("--checkpoint", required=True, help="a run's folder or a checkpoint")
-    subparser.add_argument("--out", required=True, help="folder for poses, video and pictures")
-    subparser.add_argument("--detections", default="", help="people's boxes (see docs/predict.md)")
-    subparser.add_argument("--min_score", type=float, default=0.2, help="of a box, to be used")
-    subparser.add_argument(
+    add("--checkpoint", required=True, help="the folder of a training run, or of a model")
+    add("--out", required=True, help="the folder that poses, video and pictures are written to")
+    add(
+        "--detections",
+        default="",
+        help="a JSON file with people's boxes (see docs/predict.md); without one, OpenCV's people "
+        "detector is run",
+    )
+    add(
+        "--min_score",
+        type=float,
+        default=0.2,
+        help="boxes with a lower score are ignored",
+    )
+    add(
         "--outputs",
         type=list[Literal["video", "poses", "coco"]],
         default=["video", "poses", "coco"],
-        help="what to write",
+        help="which files to write",
     )
-    subparser.add_argument(
-        "--explain", action="store_true", help="also draw causal tokens and clusters"
+    add(
+        "--explain",
+        action="store_true",
+        help="also write pictures of heatmaps, causal tokens and clusters, of three frames",
     )
-    subparser.add_argument(
-        "--explain_frames", type=list[int], default=[], help="which frames; default: three"
+    add(
+        "--explain_frames",
+        type=list[int],
+        default=[],
+        help="write such pictures of these frames instead; they count from 0",
     )
-    subparser.add_argument(
-        "--detect_every",
-        type=int,
-        default=3,
-        help="frames from one run of the detector to the next",
-    )
-    subparser.add_argument(
+    add("--detect_every", type=int, default=3, help="run the detector in every Nth frame")
+    add(
         "--bridge",
         type=int | None,
         default=None,
-        help="frames a person may be missing for; default: 10, for boxes with track ids 0",
+        help="how many frames in a row a person may be missing and still gets boxes, between "
+        "those before and after; if not given, 10, or 0 when the boxes have track ids",
     )
-    subparser.add_argument(
+    add(
         "--smooth",
         type=int | None,
         default=None,
-        help="frames on either side to average boxes over; default: 2, with track ids 0",
+        help="average boxes over this many frames before and after; if not given, 2, or 0 when "
+        "the boxes have track ids",
     )
-    subparser.add_argument("--batch_size", type=int, default=16, help="people at once")
-    subparser.add_argument("--max_frames", type=int | None, default=None, help="stop after so many")
-    subparser.add_argument(
-        "--fps", type=float | None, default=None, help="of the drawn video; default: its own, or 25"
+    add(
+        "--batch_size",
+        type=int,
+        default=16,
+        help="how many people go through the model at once",
     )
-    subparser.add_argument(
+    add(
+        "--max_frames",
+        type=int | None,
+        default=None,
+        help="stop after this many frames",
+    )
+    add(
+        "--fps",
+        type=float | None,
+        default=None,
+        help="frames a second of the drawn video; if not given, those of the input, or 25",
+    )
+    add(
         "--on_error",
         type=Literal["raise", "skip"],
         default="raise",
-        help="at an unreadable picture of a folder",
+        help="what to do at an unreadable picture of a folder",
     )
-    subparser.add_argument(
-        "--overwrite", action="store_true", help="throw away what an earlier run left"
+    add(
+        "--overwrite",
+        action="store_true",
+        help="forget what an earlier run did for this video, and start anew",
     )
-    subparser.add_argument("--device", default="auto")
+    add("--device", default="auto", help="auto, cpu or cuda")
 
 
 def _run_predict(args: Namespace) -> None:
@@ -80,6 +110,6 @@ def _run_predict(args: Namespace) -> None:
 PREDICT = Command(
     "predict",
     "poses of the people in a video",
-    _predict,
+    _add_arguments,
     _run_predict,
 )

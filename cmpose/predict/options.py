@@ -1,4 +1,4 @@
-"""What ``cmpose predict`` can be told, checked, and what of it a journal must not mix."""
+"""The options of ``cmpose predict``, their checks, and the settings that a journal is of."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ from cmpose.predict.detect import VideoDetections, load_video_detections
 
 Output = Literal["video", "poses", "coco"]
 
-_KEPT = (
+_SETTINGS = (
     *("min_score", "outputs", "explain", "explain_frames", "detect_every", "bridge", "smooth"),
     *("batch_size", "max_frames", "on_error"),
 )
-_BRIDGE, _SMOOTH = 10, 2  # frames, for boxes that come without track ids
+"""Options that results depend on: a journal must not mix two values of them."""
+
+_BRIDGE, _SMOOTH = 10, 2
+"""In frames; the defaults for boxes that come without track ids."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a prediction's results depend on beside video, model and device; all is checked.
+    """What the results of a prediction depend on, besides video, model and device.
 
     Attributes:
-        detections: a file with people's boxes; None detects them with OpenCV's HOG detector.
-        min_score: boxes with a lower score are left out.
+        detections: a file with people's boxes; None runs OpenCV's HOG detector.
+        min_score: boxes with a lower score are ignored.
         outputs: which of video, poses (PoseTrack18's format) and coco (COCO's results) to write.
-        explain: draws heatmaps, causal tokens and clusters of the people in three frames: the
-            first with people at or after each of three spread over the video.
-        explain_frames: draws them in these frames instead, from 0.
-        detect_every: frames from one run of the detector to the next.
-        bridge: frames that a person may be missing for, and gets interpolated boxes in; None is
-            10, and 0 for boxes with track ids.
-        smooth: frames on either side that boxes are averaged over; None is 2, and 0 likewise.
-        batch_size: people that go through the model together, of one frame or of several.
-        max_frames: ends the video after so many; None does not.
-        fps: frames a second of the drawn video; None is the video's own.
-        on_error: ``skip`` goes on without unreadable pictures of a folder.
+        explain: also draw heatmaps, causal tokens and clusters of everybody in three frames, which
+            are spread over the video. If one of them is empty, the next with people is taken.
+        explain_frames: draw them in exactly these frames instead; frames count from 0.
+        detect_every: the detector is run in every Nth frame.
+        bridge: how many frames in a row a person may be missing and still gets boxes there, which
+            are interpolated. None is 10, or 0 for boxes with track ids.
+        smooth: boxes are averaged over so many frames before and after. None is 2, or 0 for boxes
+            with track ids.
+        batch_size: how many people, of one frame or of several, go through the model at once.
+        max_frames: stop after so many frames; None does not stop.
+        fps: frames a second of the drawn video; None takes the input's.
+        on_error: ``skip`` goes on past unreadable pictures of a folder, ``raise`` stops.
     """
 
     detections: str | Path | None = None
@@ -79,12 +83,20 @@ class Options:
 
 
 def default_explain_frames(frames: int) -> list[int]:
-    """Three frames spread over a video; the first one where its length is not known."""
+    """Three frames spread over a video; of a video of unknown length (0), the first one."""
     return sorted({frames // 6, frames // 2, frames * 5 // 6})
 
 
 def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options]:
-    """The boxes of the detection file, and the options without open defaults.
+    """Reads the detection file, and fills in the defaults that depend on it and on the video.
+
+    Args:
+        o: as the user gave them, checked.
+        info: the video's.
+
+    Returns:
+        The file's boxes, or None without a file; and the options, of which ``bridge`` and
+        ``smooth`` are numbers now. ``explain`` stays True only if no frames were named.
 
     Raises:
         FileNotFoundError: no such detection file.
@@ -94,20 +106,20 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
     beyond = [i for i in o.explain_frames if i < 0 or 0 <= last < i]
     if beyond:
         raise ValueError(f"--explain_frames {beyond}: {info.source} has frames 0 to {last}")
-    given = None
+    detections = None
     if o.detections is not None:
         if info.live:
             raise ValueError(
                 f"--detections {o.detections}: {info.source} is live, a file cannot know its "
                 "frames; leave the option out"
             )
-        given = load_video_detections(
+        detections = load_video_detections(
             o.detections,
             info.frames or None,
             size=(info.width, info.height),
             min_score=o.min_score,
         )
-    tracked = given is not None and given.tracked
+    tracked = detections is not None and detections.tracked
     bridge = max(_BRIDGE, o.detect_every - 1) if o.bridge is None else o.bridge
     smooth = _SMOOTH if o.smooth is None else o.smooth
     if tracked:
@@ -115,11 +127,13 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
     wanted = tuple(sorted(o.explain_frames))
     if o.explain and not wanted:
         wanted = tuple(default_explain_frames(last + 1))
-        return given, replace(o, bridge=bridge, smooth=smooth, explain_frames=wanted)
-    return given, replace(o, bridge=bridge, smooth=smooth, explain=False, explain_frames=wanted)
+        return detections, replace(o, bridge=bridge, smooth=smooth, explain_frames=wanted)
+    settled = replace(o, bridge=bridge, smooth=smooth, explain=False, explain_frames=wanted)
+    return detections, settled
 
 
 def _digest(path: Path) -> str:
+    """The first 16 digits of a file's SHA-256."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -130,7 +144,15 @@ def _digest(path: Path) -> str:
 def settings_of(
     source: Video, config: Config, device: str, o: Options, weights: Path
 ) -> dict[str, Any]:
-    """All that the poses depend on, by the names that messages use."""
+    """Everything that the results depend on, by the names that messages use.
+
+    Args:
+        source: the video.
+        config: of the model.
+        device: ``cpu`` or ``cuda``.
+        o: settled.
+        weights: the model's folder.
+    """
     recipe = json.dumps(to_dict(config), sort_keys=True).encode()
     info = source.info
     settings = {
@@ -142,7 +164,7 @@ def settings_of(
         "checkpoint's recipe": hashlib.sha256(recipe).hexdigest()[:16],
         "device": device,
     }
-    for name in _KEPT:
+    for name in _SETTINGS:
         settings[f"--{name}"] = getattr(o, name)
     settings["--detections"] = None if o.detections is None else _digest(Path(o.detections))
     return settings

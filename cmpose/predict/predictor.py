@@ -1,4 +1,4 @@
-"""The model on people in windows of frames, and the picture of what it saw."""
+"""Runs the model on people in windows of frames, and draws what it based a pose on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def windows(items: Iterable[T], num_frames: int) -> Iterator[list[T]]:
-    """Every item with its neighbours: T items around it, the ends repeated at the borders."""
+    """For every item the ``num_frames`` items around it; the first and last are repeated."""
     reach = num_frames // 2
     recent: deque[T] = deque(maxlen=num_frames)
     for item in items:
@@ -43,8 +43,14 @@ def windows(items: Iterable[T], num_frames: int) -> Iterator[list[T]]:
 
 
 class Poses(NamedTuple):
-    """The poses of P boxes in a frame: keypoints [P, K, 2] in image pixels, heatmap maxima
-    [P, K], the model's output and the image → crop matrices [P, 2, 3]."""
+    """The poses of a batch of P people.
+
+    Attributes:
+        keypoints: [P, K, 2] in image pixels.
+        scores: [P, K], the heatmaps' maxima.
+        output: the model's.
+        matrices: [P, 2, 3], from image to crop pixels.
+    """
 
     keypoints: np.ndarray
     scores: np.ndarray
@@ -53,7 +59,7 @@ class Poses(NamedTuple):
 
 
 class Predictor:
-    """A model that answers with the poses of given boxes in windows of T frames."""
+    """A model, its recipe, and the device that it runs on."""
 
     def __init__(self, model: CMPose, config: Config, device: torch.device) -> None:
         self.model, self.config, self.device = model.to(device).eval(), config, device
@@ -61,11 +67,15 @@ class Predictor:
     def crops(
         self, window: Sequence[Shot], boxes: Sequence[np.ndarray]
     ) -> tuple[Tensor, np.ndarray]:
-        """The model's input for the boxes [4] (x, y, width, height) in a window's middle frame.
+        """Cuts people out of a window of T frames.
+
+        Args:
+            window: the frames.
+            boxes: P boxes [4] (x, y, width, height) in pixels of the middle frame.
 
         Returns:
-            Clips [P, T, 3, H, W], made where the recipe has them made, and the image → crop
-            matrices [P, 2, 3].
+            The model's input: normalised clips [P, T, 3, H, W], warped on the host or on the
+            device as ``data.warp`` says, and the matrices [P, 2, 3] from image to crop pixels.
         """
         c = self.config
         size, dtype = c.model.image_size, compute_dtype(c.train.precision)
@@ -104,7 +114,18 @@ class Predictor:
         return Poses(image_xy.numpy(), scores.numpy(), output, matrices)
 
     def explain(self, shot: Shot, poses: Poses, person: int, title: str, path: Path) -> None:
-        """Writes the picture of what one person's pose was read from."""
+        """Writes a picture, and a record, of what one person's pose was read from.
+
+        Args:
+            shot: the frame.
+            poses: of the batch that the person is in.
+            person: their row in it.
+            title: of the picture.
+            path: of the picture.
+
+        Raises:
+            OutputError: the picture cannot be written.
+        """
         c = self.config
         crop = warp(shot.picture, poses.matrices[person], c.model.image_size)[..., ::-1]
         keypoints = apply_matrix(poses.matrices[person], poses.keypoints[person])

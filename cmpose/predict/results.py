@@ -1,4 +1,4 @@
-"""What ``cmpose predict`` makes of its journal: counts, result files, and what it tells people."""
+"""Makes the results of ``cmpose predict`` from its journal: counts, files, and a summary."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Tally:
     """What predicted frames add up to.
 
     Attributes:
-        counts: what ``metrics.json`` counts.
-        pictures: explaining pictures, below the output folder.
+        counts: frames, people, tracks and boxes, by their names in ``metrics.json``.
+        pictures: paths of explaining pictures below the output folder.
     """
 
     def __init__(self) -> None:
@@ -126,13 +126,13 @@ def write_last_metrics(out: Path, metrics: dict[str, Any]) -> None:
 
 
 def summary(m: dict[str, Any], out: Path, lost: int, unexplained: list[int]) -> str:
-    """What was found and where it lies, for people.
+    """A few sentences for people: what was predicted, and where it lies.
 
     Args:
         m: the metrics.
         out: the output folder.
-        lost: detections of frames behind the last one decoded.
-        unexplained: frames that were to be explained and had nobody in them.
+        lost: how many detections are of frames behind the last one that could be decoded.
+        unexplained: frames that were to be explained, but have nobody in them.
     """
     lines = [
         f"{m['people']} poses of {m['tracks']} tracks in {m['frames']} frames, "

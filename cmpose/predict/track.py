@@ -1,16 +1,18 @@
-"""Boxes that stay with their person: linked over frames, bridged, smoothed.
+"""Gives boxes track ids, fills short gaps of a track, and smooths it.
 
-Three steps, none of which looks further ahead than ``bridge + smooth`` frames, so that a video of
-any length, or a camera, is followed in constant memory:
+There are three steps. None looks further ahead than ``bridge + smooth`` frames, so that memory is
+constant for a video of any length and for a camera:
 
-1. *Link.* A box goes to the track that it overlaps most, by intersection over union with the
-   track's last box or with where that box is now at the track's speed; best pairs first, nothing
-   below ``min_overlap``. What is left begins a track.
-2. *Bridge.* A person who is missing for up to ``bridge`` frames, because the detector missed them
-   or was not run, gets boxes on the straight line between the two that were found. After a longer
-   absence the track has ended.
-3. *Smooth.* Every box becomes the mean of those of up to ``smooth`` frames on either side, equally
-   many on both, in weights that fall linearly: a steady motion is left as it is, without lag.
+1. *Link.* A box is given to the track that it overlaps most. The overlap is the intersection over
+   union with the track's last box, or with that box moved on at the track's speed, whichever is
+   larger. The best pairs come first; pairs below ``min_overlap`` are not linked. A box without a
+   track begins one.
+2. *Bridge.* The detector may miss a person, or not be run, for up to ``bridge`` frames in a row.
+   The person then gets boxes on the straight line between the box before and the box after. After
+   a longer absence the track has ended.
+3. *Smooth.* Every box becomes a weighted mean over up to ``smooth`` frames on either side, as many
+   before as after. Weights fall linearly with the distance, so that a steady motion stays as it is
+   and nothing lags behind.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from cmpose.predict.detect import Detection, overlaps
 
 T = TypeVar("T")
 
-_SIGHTINGS = 5  # that a track's speed is taken from
+_SIGHTINGS = 5
+"""A track's speed is measured over so many of its last boxes."""
 
 
 class BoxTracker:
@@ -35,19 +38,22 @@ class BoxTracker:
     def __init__(self, *, min_overlap: float = 0.1, bridge: int = 10) -> None:
         """
         Args:
-            min_overlap: intersection over union that links.
-            bridge: frames that a person may be missing for; after more the track ends.
+            min_overlap: the least intersection over union at which a box is given to a track.
+            bridge: how many frames a person may be missing; after more the track ends.
         """
         self.min_overlap, self.bridge = min_overlap, bridge
         self._tracks: dict[int, deque[tuple[int, np.ndarray]]] = {}  # id → frames and boxes
         self._next_id = 0
 
     def update(self, frame: int, detections: Iterable[Detection]) -> list[Detection]:
-        """A frame's detections with track ids, in their order; those that have one keep it.
+        """Gives a frame's detections track ids. Those that have one keep it.
 
         Args:
             frame: its number, larger than at the last call.
-            detections: everybody who was found in it.
+            detections: of everybody in it.
+
+        Returns:
+            The detections with track ids, in the order given.
         """
         detections = list(detections)
         for track_id, sightings in list(self._tracks.items()):
@@ -56,18 +62,18 @@ class BoxTracker:
         named = {d.track_id for d in detections if d.track_id >= 0}
         self._next_id = max([self._next_id, *(i + 1 for i in named)])
         linked = self._link(frame, detections, named)
-        seen = []
+        tracked = []
         for k, detection in enumerate(detections):
             track_id = linked.get(k, detection.track_id)
             if track_id < 0:
                 track_id, self._next_id = self._next_id, self._next_id + 1
             sightings = self._tracks.setdefault(track_id, deque(maxlen=_SIGHTINGS))
             sightings.append((frame, detection.box))
-            seen.append(replace(detection, track_id=track_id))
-        return seen
+            tracked.append(replace(detection, track_id=track_id))
+        return tracked
 
     def _link(self, frame: int, detections: Sequence[Detection], named: set[int]) -> dict[int, int]:
-        """Detection → track id, the largest overlaps first."""
+        """Index of a detection → track id. The largest overlaps are linked first."""
         pairs = []
         for track_id, sightings in self._tracks.items():
             if track_id in named:
@@ -88,7 +94,7 @@ class BoxTracker:
 
 
 def _moved(sightings: Sequence[tuple[int, np.ndarray]], frame: int) -> np.ndarray:
-    """A track's last box, moved on at the track's speed."""
+    """A track's last box [4], moved on to ``frame`` at the track's speed."""
     (first, start), (last, end) = sightings[0], sightings[-1]
     if first == last:
         return end
@@ -99,6 +105,8 @@ def _moved(sightings: Sequence[tuple[int, np.ndarray]], frame: int) -> np.ndarra
 
 @dataclass
 class _Entry(Generic[T]):
+    """A frame that waits, and its people by track id."""
+
     item: T | None
     people: dict[int, Detection] = field(default_factory=dict)
 
@@ -106,16 +114,22 @@ class _Entry(Generic[T]):
 def steady_boxes(
     frames: Iterable[tuple[T, Sequence[Detection] | None]], *, bridge: int = 10, smooth: int = 2
 ) -> Iterator[tuple[T, list[Detection]]]:
-    """Frames with their people linked, bridged and smoothed; up to ``bridge + smooth`` late.
+    """Frames with their people linked, bridged and smoothed.
+
+    A frame comes out when up to ``bridge + smooth`` later ones have gone in.
 
     Args:
-        frames: whatever stands for a frame, and who was found in it, or None where nobody looked.
-        bridge: frames that a person may be missing for.
-        smooth: frames on either side that a box is averaged over; 0 leaves boxes as they are.
+        frames: an object of any kind for each frame, and the frame's detections, or None if the
+            detector was not run on it.
+        bridge: how many frames a person may be missing and still gets boxes.
+        smooth: boxes are averaged over so many frames before and after; 0 leaves them as they are.
+
+    Returns:
+        Each object with the people of its frame.
     """
     tracker = BoxTracker(bridge=bridge)
-    last: dict[int, tuple[int, Detection]] = {}  # track → where it was seen last
-    # From `smooth` frames before the next to be handed on to the newest.
+    last: dict[int, tuple[int, Detection]] = {}  # track id → the frame it was last seen in
+    # Frames that are still needed: `smooth` before the next one to be handed on, up to the newest.
     entries: deque[_Entry[T]] = deque()
     number, next_out = -1, 0
 
@@ -149,15 +163,15 @@ def steady_boxes(
             entries.popleft()
         return item, people  # type: ignore[return-value]
 
-    for item, found in frames:
+    for item, detections in frames:
         entries.append(_Entry(item))
         number += 1
-        for detection in tracker.update(number, found) if found is not None else ():
-            before, seen = last.get(detection.track_id, (number, detection))
+        for detection in tracker.update(number, detections) if detections is not None else ():
+            before, earlier = last.get(detection.track_id, (number, detection))
             if 1 < number - before <= bridge + 1:
                 for frame in range(before + 1, number):
                     at(frame).people[detection.track_id] = _between(
-                        seen, detection, (frame - before) / (number - before)
+                        earlier, detection, (frame - before) / (number - before)
                     )
             entries[-1].people[detection.track_id] = detection
             last[detection.track_id] = number, detection
@@ -169,6 +183,7 @@ def steady_boxes(
 
 
 def _between(a: Detection, b: Detection, share: float) -> Detection:
+    """The box on the straight line from ``a`` (share 0) to ``b`` (share 1)."""
     return Detection(
         (1 - share) * a.box + share * b.box,
         (1 - share) * a.score + share * b.score,

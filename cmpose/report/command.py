@@ -7,10 +7,19 @@ from jsonargparse import ArgumentParser, Namespace
 from cmpose.command import Command
 
 
-def _report(subparser: ArgumentParser) -> None:
-    subparser.add_argument("run", help="folder of a training run, or what predict wrote")
-    subparser.add_argument("--out", default="", help="the page; default: RUN/report.html")
-    subparser.add_argument("--clips", type=int, default=4, help="worst ones, and best ones")
+def _add_arguments(subparser: ArgumentParser) -> None:
+    subparser.add_argument(
+        "run", help="the folder of a training run, or the output folder of cmpose predict"
+    )
+    subparser.add_argument(
+        "--out", default="", help="the page's file; if not given, RUN/report.html"
+    )
+    subparser.add_argument(
+        "--clips",
+        type=int,
+        default=4,
+        help="how many of the worst clips to show, and how many of the best",
+    )
 
 
 def _run_report(args: Namespace) -> None:
@@ -21,5 +30,5 @@ def _run_report(args: Namespace) -> None:
 
 
 REPORT = Command(
-    "report", "a page to look at, of a training run or a prediction", _report, _run_report
+    "report", "one HTML page that shows a training run or a prediction", _add_arguments, _run_report
 )

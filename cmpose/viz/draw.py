@@ -1,7 +1,8 @@
-"""Skeletons, boxes and colour keys on images, and sheets of crops.
+"""Draws skeletons, boxes and colour keys on pictures, and sheets of crops.
 
-Pictures are uint8 [H, W, 3]; colours are given for RGB, ``order="bgr"`` draws on OpenCV's order.
-Left limbs are orange, right limbs blue, head and neck green: of the person, not of the picture.
+Pictures are uint8 [H, W, 3]. Colours are given in RGB; ``order="bgr"`` draws them on a picture in
+OpenCV's order of channels. Left limbs are orange, right limbs blue, head and neck green. Left and
+right are the person's, not the picture's.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ JOINT_COLORS: tuple[Color, ...] = (
     (170, 230, 70),  # nose
     (250, 240, 70),  # head top
 )
-"""One colour a joint of PoseTrack: blues and violets right, reds and oranges left, greens to
-yellow middle."""
+"""A colour for each joint of PoseTrack: blue to violet on the right side, red to orange on the
+left, green to yellow in the middle."""
 
 
 def cluster_colors(count: int) -> np.ndarray:
-    """[count, 3] distinct uint8 RGB colours: golden-ratio hues in three strengths."""
+    """[count, 3] distinct uint8 RGB colours.
+
+    Hues are a golden ratio apart, so that neighbours differ much, in three strengths.
+    """
     colors = [
         colorsys.hsv_to_rgb(
             (i * 0.61803398875) % 1.0, (0.75, 0.5, 0.95)[i % 3], (1.0, 0.95, 0.75)[i % 3]
@@ -55,12 +59,14 @@ def cluster_colors(count: int) -> np.ndarray:
     return (np.array(colors).reshape(count, 3) * 255).astype(np.uint8)
 
 
-_SHIFT = 4  # OpenCV's fixed-point coordinates: sixteenths of a pixel
+_SHIFT = 4
+"""OpenCV draws at fixed-point coordinates; with a shift of 4 they are sixteenths of a pixel."""
+
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def keypoint_colors(skeleton: Skeleton) -> tuple[Color, ...]:
-    """One colour a keypoint: ``JOINT_COLORS``, or for other skeletons hues around the circle."""
+    """A colour for each keypoint: ``JOINT_COLORS``, or for other skeletons hues at equal steps."""
     if skeleton == POSETRACK:
         return JOINT_COLORS
     hues = [colorsys.hsv_to_rgb(j / len(skeleton), 0.75, 1.0) for j in range(len(skeleton))]
@@ -68,7 +74,7 @@ def keypoint_colors(skeleton: Skeleton) -> tuple[Color, ...]:
 
 
 def limb_color(a: int, b: int, skeleton: Skeleton = POSETRACK) -> Color:
-    """Of the limb between two joints: their side's, or the middle's where they differ."""
+    """The colour of the limb between two joints: their side's, or the middle's if sides differ."""
     first, second = skeleton.sides[a], skeleton.sides[b]
     return SIDE_COLORS[first if first == second else "middle"]
 
@@ -89,12 +95,16 @@ def _check_image(image: np.ndarray) -> None:
 
 
 def line_width(keypoints: np.ndarray, image: np.ndarray) -> int:
-    """A width in pixels that suits a person of this size, between 1 and 1/100 of the image."""
+    """A width of limbs in pixels that suits a person of this size.
+
+    It is at least 1, and at most a hundredth of the image's longer side.
+    """
     known = keypoints[np.isfinite(keypoints).all(axis=1)]
     extent = float(np.ptp(known, axis=0).max()) if len(known) else 0.0
     return int(np.clip(round(extent / 70), 1, max(1, max(image.shape[:2]) // 100)))
 
 
+# Many parameters: each is one thing to draw or one way to draw it, and callers name them.
 def draw_skeleton(
     image: np.ndarray,
     keypoints: np.ndarray,
@@ -108,17 +118,17 @@ def draw_skeleton(
     order: Order = "rgb",
     skeleton: Skeleton = POSETRACK,
 ) -> np.ndarray:
-    """Draws a person into an image, antialiased, in widths that fit the person's size.
+    """Draws a person into an image, with smooth edges.
 
     Args:
         image: uint8 [H, W, 3], drawn into.
-        keypoints: [K, 2] pixels; not finite ones are left out.
+        keypoints: [K, 2] pixels; those that are not finite are left out.
         scores: [K]; joints below ``min_score`` and their limbs are left out.
-        min_score: see there.
-        box: [4] x, y, width, height to draw.
-        track_id: number to write at the box, or at the top of the pose.
-        width: of the limbs in pixels; by the person's size when left out.
-        color: one colour for everything in place of those of the sides.
+        min_score: the least score of a joint that is drawn.
+        box: [4] x, y, width, height in pixels; drawn if given.
+        track_id: a number to write at the box, or above the pose if there is no box.
+        width: of the limbs in pixels; None takes ``line_width``.
+        color: one colour for all joints and limbs; None takes those of the sides.
         order: of the image's channels.
         skeleton: what the keypoints are.
 
@@ -141,30 +151,38 @@ def draw_skeleton(
     width = width or line_width(keypoints[shown], image)
     if box is not None:
         _draw_box(image, np.asarray(box, np.float64), max(1, width // 2), order)
-    limbs = [(a, b) for a, b in skeleton.limbs if shown[a] and shown[b]]
-    # The dark rim keeps limbs visible on any background.
-    for rim in (True, False):
-        for a, b in limbs:
-            tint = (0, 0, 0) if rim else _ordered(color or limb_color(a, b, skeleton), order)
-            cv2.line(
-                image,
-                _point(keypoints[a]),
-                _point(keypoints[b]),
-                tint,
-                width + (2 if rim else 0),
-                cv2.LINE_AA,
-                _SHIFT,
-            )
-    radius = 0.8 * width + 1
+    limbs = [
+        (_point(keypoints[a]), _point(keypoints[b]), color or limb_color(a, b, skeleton))
+        for a, b in skeleton.limbs
+        if shown[a] and shown[b]
+    ]
+    _draw_limbs(image, limbs, width, order)
     for j in np.flatnonzero(shown):
         tint = _ordered(color or SIDE_COLORS[skeleton.sides[j]], order)
-        center = _point(keypoints[j])
-        for r, fill in ((radius + 1, (0, 0, 0)), (radius, (255, 255, 255)), (0.6 * radius, tint)):
-            cv2.circle(image, center, round(r * 2**_SHIFT), fill, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+        _draw_joint(image, _point(keypoints[j]), 0.8 * width + 1, tint)
     if track_id is not None and (shown.any() or box is not None):
         top = np.asarray(box[:2]) if box is not None else keypoints[shown].min(axis=0)
         _draw_label(image, str(track_id), top, width)
     return image
+
+
+def _draw_limbs(
+    image: np.ndarray,
+    limbs: list[tuple[tuple[int, int], tuple[int, int], Color]],
+    width: int,
+    order: Order,
+) -> None:
+    """Lines from point to point in a colour, on a dark rim that shows on any background."""
+    for start, end, _ in limbs:
+        cv2.line(image, start, end, (0, 0, 0), width + 2, cv2.LINE_AA, _SHIFT)
+    for start, end, color in limbs:
+        cv2.line(image, start, end, _ordered(color, order), width, cv2.LINE_AA, _SHIFT)
+
+
+def _draw_joint(image: np.ndarray, center: tuple[int, int], radius: float, tint: Color) -> None:
+    """A dot in a white ring, on a dark rim."""
+    for r, fill in ((radius + 1, (0, 0, 0)), (radius, (255, 255, 255)), (0.6 * radius, tint)):
+        cv2.circle(image, center, round(r * 2**_SHIFT), fill, cv2.FILLED, cv2.LINE_AA, _SHIFT)
 
 
 def _draw_box(image: np.ndarray, box: np.ndarray, width: int, order: Order) -> None:
@@ -175,7 +193,7 @@ def _draw_box(image: np.ndarray, box: np.ndarray, width: int, order: Order) -> N
 
 
 def _draw_label(image: np.ndarray, text: str, corner: np.ndarray, width: int) -> None:
-    """White on black, its lower left at ``corner`` and inside the image."""
+    """White text on black. Its lower left corner is ``corner``, moved so that all is visible."""
     scale = 0.35 + 0.12 * width
     thickness = max(1, round(1.6 * scale))
     (w, h), below = cv2.getTextSize(text, _FONT, scale, thickness)
@@ -190,7 +208,14 @@ def _draw_label(image: np.ndarray, text: str, corner: np.ndarray, width: int) ->
 def draw_key(
     image: np.ndarray, *, note: str = "", order: Order = "rgb", skeleton: Skeleton = POSETRACK
 ) -> np.ndarray:
-    """Draws the colours' meaning, and a note, into the lower left corner; returns ``image``."""
+    """Writes what the colours mean, and a note, into the lower left corner of ``image``.
+
+    Returns:
+        ``image``.
+
+    Raises:
+        ValueError: a wrong shape or dtype.
+    """
     _check_image(image)
     scale = max(0.35, min(image.shape[:2]) / 1100)
     thickness = max(1, round(1.6 * scale))
@@ -224,6 +249,10 @@ def draw_key(
     return image
 
 
+_TILE_HEIGHT, _GAP = 256, 2
+"""The height of a sheet's crops and the gap between them, in pixels."""
+
+
 def montage(
     crops: np.ndarray,
     keypoints: np.ndarray,
@@ -231,26 +260,21 @@ def montage(
     true_keypoints: np.ndarray | None = None,
     visible: np.ndarray | None = None,
     *,
-    columns: int | None = None,
-    tile_height: int = 256,
-    min_score: float = 0.0,
     skeleton: Skeleton = POSETRACK,
 ) -> np.ndarray:
-    """A sheet of person crops with predicted poses in colour and true ones in white beneath.
+    """A sheet of crops of people: predicted poses in colour over the true ones in white.
 
     Args:
         crops: uint8 [B, H, W, 3] RGB, B ≥ 1.
-        keypoints: [B, K, 2] predicted, crop pixels.
+        keypoints: [B, K, 2] predicted, crop pixels; those with a negative score are left out.
         scores: [B, K].
         true_keypoints: [B, K, 2], crop pixels.
         visible: [B, K]; true joints with 0 are left out.
-        columns: of the sheet; near a square by default.
-        tile_height: crops are resized to this height in pixels.
-        min_score: predicted joints below it are left out.
         skeleton: what the keypoints are.
 
     Returns:
-        uint8 RGB.
+        uint8 RGB. Crops are 256 pixels high, in as many columns as make the sheet about 1.6 times
+        as wide as high.
 
     Raises:
         ValueError: no crops, or shapes that do not fit together.
@@ -264,32 +288,22 @@ def montage(
         if array is not None and array.shape != (count, len(skeleton), 2):
             expected = f"[{count}, {len(skeleton)}, 2]"
             raise ValueError(f"{name} must be {expected}, got {array.shape}")
-    scale = tile_height / height
-    size = round(width * scale), tile_height
-    columns = columns or min(count, max(1, round(np.sqrt(count * 1.6 * height / width))))
+    scale = _TILE_HEIGHT / height
+    shift = (scale - 1) / 2  # pixel centres, as cv2.resize has them
+    size = round(width * scale), _TILE_HEIGHT
+    columns = min(count, max(1, round(np.sqrt(count * 1.6 * height / width))))
     rows = -(-count // columns)
-    gap = 2
-    sheet = np.full(
-        (rows * (size[1] + gap) - gap, columns * (size[0] + gap) - gap, 3), 24, np.uint8
-    )
+    pitch = size[0] + _GAP, size[1] + _GAP
+    sheet = np.full((rows * pitch[1] - _GAP, columns * pitch[0] - _GAP, 3), 24, np.uint8)
     for i in range(count):
         tile = cv2.resize(crops[i], size, interpolation=cv2.INTER_LINEAR)
-        shift = (scale - 1) / 2  # pixel centres, as cv2.resize has them
         if true_keypoints is not None:
             truth = true_keypoints[i] * scale + shift
             if visible is not None:
                 truth = np.where(visible[i][:, None] > 0, truth, np.nan)
-            line = max(1, tile_height // 100)
-            draw_skeleton(tile, truth, width=line, color=(255, 255, 255), skeleton=skeleton)
+            draw_skeleton(tile, truth, width=2, color=(255, 255, 255), skeleton=skeleton)
         predicted = keypoints[i] * scale + shift
-        draw_skeleton(
-            tile,
-            predicted,
-            scores[i],
-            min_score=min_score,
-            width=max(1, tile_height // 150),
-            skeleton=skeleton,
-        )
-        y, x = i // columns * (size[1] + gap), i % columns * (size[0] + gap)
+        draw_skeleton(tile, predicted, scores[i], min_score=0.0, width=1, skeleton=skeleton)
+        y, x = i // columns * pitch[1], i % columns * pitch[0]
         sheet[y : y + size[1], x : x + size[0]] = tile
     return sheet

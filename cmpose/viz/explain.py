@@ -1,4 +1,4 @@
-"""One picture of what the model saw in a clip: heatmaps, causal tokens, clusters of the rest."""
+"""Draws what a pose was read from: heatmaps, causal tokens, and clusters of the other tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cmpose.viz.tokens import Tokens
 WIDTH, HEIGHT = 1600, 1000
 _INK, _FAINT, _PAPER = "#1c1f24", "#6b7280", "#ffffff"
 _LARGE = 448
-"""Height in pixels that crops are enlarged to before anything is drawn on them."""
+"""Crops are enlarged to this height in pixels before anything is drawn on them."""
 
 
 def explain_figure(
@@ -35,18 +35,18 @@ def explain_figure(
     path: str | Path | None = None,
     skeleton: Skeleton = POSETRACK,
 ) -> np.ndarray:
-    """Draws key frame, heatmaps, each keypoint's causal tokens and the clusters of the rest.
+    """Draws the key frame, the heatmaps, each keypoint's causal tokens, and the clusters.
 
     Args:
         crop: uint8 [H, W, 3] RGB, the key frame's.
         heatmaps: [K, h, w].
         keypoints: [K, 2] crop pixels.
         scores: [K].
-        tokens: ``None`` for a model without Fine Token Enhancement.
-        title: of the picture, e.g. video, frame and track.
-        path: where to write it as well (PNG or JPEG by the name), and beside it, ending in
-            ``.json``, the record that it was drawn from (``cmpose.viz.record``); each is there
-            whole or not at all.
+        tokens: None for a model without Fine Token Enhancement.
+        title: of the picture, for instance video, frame and person.
+        path: if given, the picture is also written here, as PNG or JPEG by the name's ending.
+            The record that it was drawn from (``cmpose.viz.record``) is written beside it, with
+            the ending ``.json``. Each file is whole or not there.
         skeleton: what the keypoints are.
 
     Returns:
@@ -93,7 +93,7 @@ def explain_figure(
 
 
 class _Picture:
-    """The crop at drawing size and everything that is drawn on it, in the same pixels."""
+    """The enlarged crop and everything that is drawn on it, in pixels of the enlarged crop."""
 
     def __init__(
         self,
@@ -129,14 +129,14 @@ class _Picture:
         return int(xs[0]), int(ys[0]), int(xs[1]), int(ys[1])
 
     def blank(self, brightness: float = 0.45) -> np.ndarray:
-        """The crop in grey, darkened, to paint on."""
+        """The crop in dark grey, to paint on."""
         return (self.grey * brightness).astype(np.uint8)
 
     def colored_heatmap(self, joints: Sequence[int], base: np.ndarray) -> np.ndarray:
         """Heatmaps in their joints' colours over ``base``.
 
-        Each is scaled to its own maximum, so that weak ones show; but one that is weak beside
-        the strongest joint's stays faint, or its noise would fill the picture.
+        Each is scaled to its own maximum, so that weak ones show. One that is much weaker than
+        the strongest stays faint, because its noise would fill the picture otherwise.
         """
         strongest = float(self.heatmaps.max())
         paint = np.zeros(base.shape, np.float32)
@@ -155,17 +155,19 @@ class _Picture:
 
 
 def _axes(figure: Figure, x: float, y: float, w: float, h: float) -> Axes:
-    """Axes in pixels from the top left."""
+    """Axes at a position and of a size in pixels, counted from the figure's upper left corner."""
     axes = figure.add_axes((x / WIDTH, 1 - (y + h) / HEIGHT, w / WIDTH, h / HEIGHT))
     axes.set_axis_off()
     return axes
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
+    """Fills axes with an image."""
     axes.imshow(image, interpolation="bilinear", aspect="equal")
 
 
 def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
+    """The upper row: pose, heatmaps, causal tokens, the other tokens."""
     skeleton = draw_skeleton(
         picture.crop.copy(),
         picture.keypoints,
@@ -201,9 +203,9 @@ def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
 
 
 def _causal_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
-    """Causal cells in the colour of the joint that ranks them best, the rest in grey."""
+    """Causal tokens' cells in the colour of the joint that ranks them best, the rest in grey."""
     ranks = np.argsort(np.argsort(-tokens.scores, axis=1, kind="stable"), axis=1)
-    # Of the joints that rank a token equally well, the one with the higher score.
+    # If several joints rank a token equally well, it is the one with the highest score.
     best = np.lexsort((-tokens.scores, ranks), axis=0)[0]
     image = picture.blank(0.5)
     for token in tokens.causal:
@@ -216,6 +218,7 @@ def _causal_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
 
 
 def _with_joint_dots(image: np.ndarray, picture: _Picture) -> np.ndarray:
+    """The image with a dot at every predicted joint."""
     for j in range(len(picture.skeleton)):
         if np.isfinite(picture.keypoints[j]).all():
             _dot(image, picture.keypoints[j], picture.colors[j], 4)
@@ -230,7 +233,7 @@ def _dot(image: np.ndarray, xy: np.ndarray, color: Sequence[int], radius: int) -
 
 
 def _cluster_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
-    """Cells of a cluster in one colour, borders between clusters, centres as rings."""
+    """The cells of each cluster in one colour, with borders between clusters, rings at centres."""
     assert tokens.assignment is not None
     assert tokens.centers is not None
     colors = cluster_colors(len(tokens.centers))
@@ -255,6 +258,7 @@ def _cluster_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
 
 
 def _discarded_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
+    """The cells of discarded tokens in dark grey."""
     image = picture.crop.copy()
     for token in tokens.noncausal:
         x1, y1, x2, y2 = picture.cell(token, tokens.grid)
@@ -263,7 +267,7 @@ def _discarded_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
 
 
 def _key(figure: Figure, picture: _Picture) -> None:
-    """The joints' colours and scores, and the limbs' colours, right of the large panels."""
+    """The colours and scores of joints, and the colours of limbs, right of the large panels."""
     axes = _axes(figure, 1424, 60, 164, 488)
     axes.set_xlim(0, 164)
     axes.set_ylim(488, 0)
@@ -289,7 +293,7 @@ def _key(figure: Figure, picture: _Picture) -> None:
 
 
 def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
-    """For every joint its heatmap and, below, the tokens it chose."""
+    """The lower rows: for every joint its heatmap, and below it the joint's causal tokens."""
     left, pitch = 20, 1566 / max(15, len(picture.skeleton))
     width = pitch - 6.4
     height = min(round(width * picture.size[1] / picture.size[0]), 148)
@@ -341,7 +345,7 @@ _DISCARDED = "This model discards the rest."
 
 
 def _own_tokens(picture: _Picture, tokens: Tokens, joint: int) -> np.ndarray:
-    """A joint's top-n cells in full colour, framed; its predicted place as a dot."""
+    """The cells of a joint's causal tokens, framed; a dot where the joint was predicted."""
     image = picture.blank(0.4)
     for token in tokens.top[joint]:
         x1, y1, x2, y2 = picture.cell(token, tokens.grid)

@@ -1,4 +1,4 @@
-"""What Fine Token Enhancement did with a clip, as plain arrays for the drawings."""
+"""What Fine Token Enhancement did with a clip, as plain arrays that are drawn."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tokens:
-    """What Fine Token Enhancement did with a clip's N tokens, on a grid over the key frame.
+    """What Fine Token Enhancement did with a clip's N tokens.
 
     Attributes:
-        grid: (rows, columns), N = rows · columns, in row-major order.
-        scores: [K, N] each keypoint's scores over the tokens.
-        top: [K, n] each keypoint's causal tokens.
-        causal: [nK] all causal tokens.
-        noncausal: [N - nK] the rest.
-        assignment: [N - nK] the cluster of each of the rest, or None when they are discarded.
-        centers: [L] positions within ``noncausal`` of the clusters' centres, likewise.
+        grid: (rows, columns) of the tokens over the key frame; they count row by row.
+        scores: [K, N], each keypoint's scores over the tokens.
+        top: [K, n], each keypoint's causal tokens.
+        causal: [nK], all causal tokens.
+        noncausal: [N - nK], the other tokens.
+        assignment: [N - nK], the cluster of each other token; None if they are discarded.
+        centers: [L], the clusters' centres as indices into ``noncausal``; None if discarded.
     """
 
     grid: tuple[int, int]

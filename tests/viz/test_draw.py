@@ -111,7 +111,7 @@ def test_montage():
     poses = np.stack([standing(100, 48, 10)] * 5)
     visible = np.ones((5, 15))
     visible[:, 3:] = 0
-    sheet = montage(crops, poses, np.ones((5, 15)), poses + 3, visible, columns=3)
+    sheet = montage(crops, poses, np.ones((5, 15)), poses + 3, visible)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (2 * 256 + 2, 3 * 192 + 4, 3)
     assert (sheet[258:, 2 * 194 :] == 24).all()  # the sixth tile stays empty
