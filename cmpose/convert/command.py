@@ -12,9 +12,19 @@ from cmpose.convert.options import ConvertOptions
 
 def _convert(subparser: ArgumentParser) -> None:
     subparser.add_argument("source", help="COCO keypoints (JSON), PoseTrack17 annolist, or CSV")
-    subparser.add_argument("out", help="the data set's folder")
-    subparser.add_argument("--images", required=True, help="folder that file names start from")
-    subparser.add_class_arguments(ConvertOptions)
+    subparser.add_argument("out", help="folder of the new data set")
+    subparser.add_argument(
+        "--images", required=True, help="folder that the source's file names are relative to"
+    )
+    subparser.add_class_arguments(ConvertOptions, skip={"overwrite"})
+    subparser.add_argument(
+        "--overwrite",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="replace the split's annotations",
+    )
 
 
 def _run_convert(args: Namespace) -> None:
@@ -27,10 +37,10 @@ def _run_convert(args: Namespace) -> None:
 
 
 def _frames(subparser: ArgumentParser) -> None:
-    subparser.add_argument("video", help="any file that OpenCV reads")
-    subparser.add_argument("folder", help="gets 000000.jpg and so on")
+    subparser.add_argument("video", help="any video file that OpenCV reads")
+    subparser.add_argument("folder", help="where 000000.jpg and so on are written")
     subparser.add_argument("--every", type=int, default=1, help="keep every n-th frame")
-    subparser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100")
+    subparser.add_argument("--quality", type=int, default=95, help="quality of the JPEGs, 1 to 100")
 
 
 def _run_frames(args: Namespace) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 
+from cmpose.data.formats.reader import read
 from cmpose.data.video import VideoError, open_video
-from cmpose.files import write_text
+from cmpose.files import Interrupted, claim, stop_requests, whole_file, write_json
 
 INDEX = "frames.json"
 
 
 class FramesSummary(NamedTuple):
-    """What was extracted: ``written`` of ``frames`` pictures are new."""
+    """What was extracted.
+
+    Attributes:
+        folder: of the pictures.
+        frames: pictures there.
+        written: of them, those that are new.
+        width: of the pictures, pixels.
+        height: likewise.
+    """
 
     folder: Path
     frames: int
@@ -37,8 +45,8 @@ def extract_frames(
     """Writes every n-th frame as ``folder/000000.jpg`` and so on, named by its number in the video.
 
     Numbers are those of ``cmpose predict`` and its detection files: decoded frames, from 0. Frames
-    are turned upright as the header says. Each is written beside and renamed; an interrupted
-    run goes on when the command is repeated. ``frames.json`` says what the frames are of.
+    are turned upright as the header says. An interrupted run goes on when the command is repeated.
+    ``frames.json`` says what the frames are of.
 
     Args:
         video: any file that OpenCV reads.
@@ -47,10 +55,12 @@ def extract_frames(
         quality: of the JPEGs, 1 to 100.
 
     Raises:
-        VideoError: the video cannot be read, or not to the end that its header promises.
         FileExistsError: the folder holds frames of another video, or of other settings.
+        InUse: another process is writing there.
+        Interrupted: asked to stop; the frames that are written are kept.
+        OutputError: the disk is full, and the like.
         ValueError: an argument out of range.
-        OSError: a frame cannot be written.
+        VideoError: the video cannot be read, or not to the end that its header promises.
     """
     video, folder = Path(video), Path(folder)
     if every < 1:
@@ -60,65 +70,65 @@ def extract_frames(
     if not video.is_file():
         raise VideoError(f"{video}: no such video")
     with open_video(video) as opened:
-        info, stat = opened.info, video.stat()
+        info, state = opened.info, video.stat()
         made_of = {
             "video": video.name,
-            "bytes": stat.st_size,
-            "modified_ns": stat.st_mtime_ns,
+            "bytes": state.st_size,
+            "modified_ns": state.st_mtime_ns,
             "every": every,
             "quality": quality,
         }
-        _claim(folder, made_of)
-        written = kept = decoded = 0
-        for shot in opened.shots():
-            decoded = shot.number + 1
-            if shot.number % every:
-                continue
-            kept += 1
-            path = folder / f"{shot.number:06d}.jpg"
-            if not path.exists():
-                _write_jpeg(path, shot.picture, quality)
-                written += 1
-        # Headers count a frame or two too many at times; many are a file that was cut off.
-        if decoded < 0.95 * info.frames - 2:
-            raise VideoError(
-                f"{video}: {decoded} frames can be decoded of the {info.frames} that its header "
-                f"promises; is it whole? Those decoded are in {folder}"
-            )
-    finished = made_of | {"fps": info.fps, "frames": decoded, "finished": True}
-    write_text(folder / INDEX, json.dumps(finished, indent=1) + "\n")
+        _check_folder(folder, made_of)
+        with claim(folder, "frames", "folder"), stop_requests() as stop:
+            if not (folder / INDEX).exists():
+                write_json(folder / INDEX, made_of)
+            written = kept = decoded = 0
+            for shot in opened.shots():
+                if stop.is_set():
+                    raise Interrupted(
+                        f"{folder}: stopped; {kept} pictures are there: run the same command "
+                        "again, it goes on from them"
+                    )
+                decoded = shot.number + 1
+                if shot.number % every:
+                    continue
+                kept += 1
+                path = folder / f"{shot.number:06d}.jpg"
+                if not path.exists():
+                    _write_jpeg(path, shot.picture, quality)
+                    written += 1
+            # Headers count a frame or two too many at times; many are a file that was cut off.
+            if decoded < 0.95 * info.frames - 2:
+                raise VideoError(
+                    f"{video}: {decoded} frames can be decoded of the {info.frames} that its "
+                    f"header promises; is it whole? Those decoded are in {folder}"
+                )
+            finished = {"fps": info.fps, "frames": decoded, "finished": True}
+            write_json(folder / INDEX, made_of | finished)
     return FramesSummary(folder, kept, written, info.width, info.height)
 
 
-def _claim(folder: Path, made_of: dict[str, Any]) -> None:
-    """Notes what the folder is for, unless it is for something else."""
+def _check_folder(folder: Path, made_of: dict[str, Any]) -> None:
+    """Raises FileExistsError if the folder is for something else."""
     index = folder / INDEX
     if index.is_file():
-        try:
-            there = json.loads(index.read_text())
-        except ValueError:
-            there = {}
+        there = read(index, dict[str, Any], FileExistsError, "give another folder, or delete it")
         for key, value in made_of.items():
             if there.get(key) != value:
                 raise FileExistsError(
                     f"{folder} holds frames of another video or setting: {key} was "
                     f"{there.get(key)!r}, is {value!r}; give another folder, or delete it"
                 )
-    elif folder.is_dir() and any(folder.iterdir()):
+    # A hidden file may be what a killed run has left.
+    elif folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):
         raise FileExistsError(
             f"{folder} holds files that are not this command's: give another folder"
         )
-    else:
-        write_text(index, json.dumps(made_of, indent=1) + "\n")
 
 
-def _write_jpeg(path: Path, picture: Any, quality: int) -> None:
+def _write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
     encoded, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
-        raise OSError(f"{path}: the frame could not be encoded")
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
+        raise VideoError(f"{path}: the frame could not be encoded as a JPEG")
+    with whole_file(path, "run the same command again", durable=False) as partial:
         partial.write_bytes(data.tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ def _export(subparser: ArgumentParser) -> None:
         "--batch",
         type=int | Literal["dynamic"],
         default="dynamic",
-        help="clips in a batch, or dynamic for any number",
+        help="number of clips in a batch, or dynamic for any number",
     )
     subparser.add_argument("--opset", type=int, default=20, help="version of ONNX's operators")
 

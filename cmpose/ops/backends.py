@@ -1,10 +1,10 @@
 """Which implementation of an op runs, and why the others do not.
 
-What is asked for, in order of precedence: the argument ``backend=``, ``with ops.backend(...)``,
-``CMPOSE_<OP>_BACKEND`` (for example ``CMPOSE_DPC_KNN_BACKEND``), ``CMPOSE_BACKEND``, ``auto``.
-``auto`` takes the best backend that can run the call; :func:`explain` tells which, and why not the
-others. Any other choice either runs or raises :class:`BackendUnavailable`: an op never falls back
-behind the caller's back.
+A backend is asked for in five ways; the first that says one wins: the argument ``backend=``,
+``with ops.backend(...)``, ``CMPOSE_<OP>_BACKEND`` (for example ``CMPOSE_DPC_KNN_BACKEND``),
+``CMPOSE_BACKEND``, and ``auto``. ``auto`` takes the best backend that can run the call;
+:func:`explain` tells which one, and why not the others. Any other choice either runs or raises
+:class:`BackendUnavailable`: no op silently runs on a backend other than the one asked for.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ OPS = (
 BACKENDS = ("auto", "reference", "triton", "cuda")
 
 PLAIN = "plain"
-"""The reference as ordinary PyTorch, which is what an explicit ``reference`` means: any order of
-derivatives, and open to Inductor. ``auto`` runs it behind the registered op instead."""
+"""The reference as ordinary PyTorch, which has derivatives of any order and which Inductor can
+compile. An explicit ``reference`` means this; ``auto`` runs the reference as a registered op."""
 
 MIN_CAPABILITY = (8, 0)
 
-_KERNELS = ("cuda", "triton")  # what auto tries, best first
+_KERNELS = ("cuda", "triton")  # the order in which auto tries them
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -59,15 +59,23 @@ _ENTRIES: dict[str, _Entry] = {}
 
 
 def entry(function: Callable[..., Any], tensor: str, **limits: Callable[..., str | None]) -> None:
-    """Makes a public op known: its device's argument, and what each kernel backend refuses.
+    """Makes a public op known to :func:`choose` and :func:`explain`.
 
     Args:
         function: the public function.
         tensor: the name of the argument on whose device it runs.
-        limits: per kernel backend a function of some of the op's arguments, by their names, to
-            the reason why its kernels do not take them, or None.
+        limits: for each kernel backend, a function of some of the op's arguments, which it names
+            as the op does. It returns the reason why the kernels do not take them, or None.
     """
     _ENTRIES[function.__name__] = _Entry(function, tensor, limits)
+
+
+def dtype_refusal(**tensors: Tensor | None) -> str | None:
+    """Why kernels do not take tensors of these dtypes, or None. No kernel computes in float64."""
+    for name, value in tensors.items():
+        if value is not None and value.dtype == torch.float64:
+            return f"{name} is float64; the kernels take float32, float16 and bfloat16"
+    return None
 
 
 # -- what the machine can do ----------------------------------------------------------------------
@@ -76,7 +84,7 @@ _capabilities: dict[int, tuple[str, int, int]] = {}
 
 
 def _card(index: int) -> tuple[str, int, int]:
-    """Name and compute capability."""
+    """Name and compute capability of a GPU."""
     if index not in _capabilities:
         card = torch.cuda.get_device_properties(index)
         _capabilities[index] = card.name, card.major, card.minor
@@ -138,15 +146,16 @@ def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
     return _without_triton(device) if backend == "triton" else _without_cuda(device)
 
 
-# What the machine has is a constant to torch.compile, not code to trace. This is what
-# torch.compiler.assume_constant_result does, but that imports torch._dynamo, a second's work.
+# torch.compile takes what the machine has as a constant and does not trace the function. This is
+# what torch.compiler.assume_constant_result does; that would import torch._dynamo, which takes a
+# second.
 _unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available(op: str, device: torch.device | str | None = None) -> dict[str, str | None]:
     """The backends of ``op`` on a device: name → None when it can run, else the reason why not.
 
-    What a backend refuses because of a call's arguments is :func:`explain`'s.
+    What a backend refuses because of a call's arguments, :func:`explain` tells.
 
     Args:
         op: one of :data:`OPS`.
@@ -158,9 +167,9 @@ def available(op: str, device: torch.device | str | None = None) -> dict[str, st
     _check_op(op)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
+    device = torch.device(device)
     return {"reference": None} | {
-        backend: _unavailable(op, backend, place) for backend in reversed(_KERNELS)
+        backend: _unavailable(op, backend, device) for backend in reversed(_KERNELS)
     }
 
 
@@ -172,9 +181,9 @@ def preferred(op: str, device: torch.device | str | None = None) -> str:
 
 
 def _best(device: torch.device, reasons: dict[str, str | None]) -> str:
-    """What ``auto`` takes of backends and the reasons against them: kernels on a card only."""
-    on_card = device.type == "cuda"
-    return next((k for k in _KERNELS if on_card and reasons[k] is None), "reference")
+    """What ``auto`` takes: on a GPU the first kernel that nothing speaks against (``reasons``)."""
+    on_gpu = device.type == "cuda"
+    return next((k for k in _KERNELS if on_gpu and reasons[k] is None), "reference")
 
 
 def _check_op(op: str) -> None:
@@ -198,10 +207,10 @@ def backend(name: str | None = None, /, **per_op: str) -> Iterator[None]:
     """Within it ops run on the backends named: ``with ops.backend("reference"):``.
 
     Args:
-        name: for every op; None leaves them as they are.
+        name: for every op; None changes nothing.
         per_op: for single ops, ``with ops.backend(dpc_knn="reference"):``; wins over ``name``.
 
-    It holds for the whole process, and ``backend=`` in a call other than ``auto`` wins over it.
+    It holds for the whole process. A call's own ``backend=``, unless ``auto``, wins over it.
 
     Raises:
         ValueError: no such op or backend.
@@ -221,7 +230,7 @@ def backend(name: str | None = None, /, **per_op: str) -> Iterator[None]:
 
 
 def _asked(op: str, backend: str) -> tuple[str, str]:
-    """The backend that is asked for, and by what."""
+    """The backend that is asked for, and what asks for it (empty for ``auto``)."""
     if backend != "auto":
         _check_name("backend", backend)
         return backend, "the argument"
@@ -247,14 +256,14 @@ def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
     """The implementation that runs a call: ``plain``, ``reference``, ``triton`` or ``cuda``.
 
     Args:
-        op: its name.
+        op: the op's name.
         backend: the call's argument.
-        device: of its tensors.
+        device: where its tensors are.
         arguments: what the op's limits take, in their order.
 
     Raises:
-        ValueError: a backend that does not exist.
-        BackendUnavailable: one that cannot run this call.
+        ValueError: there is no such backend.
+        BackendUnavailable: the backend asked for cannot run this call.
     """
     asked, source = _asked(op, backend)
     if asked == "reference":
@@ -280,13 +289,13 @@ def _refusal(op: str, kernel: str, device: torch.device, arguments: tuple[Any, .
 
 
 class Explanation(NamedTuple):
-    """What :func:`explain` finds; printing it reads as text."""
+    """Result of :func:`explain`; printing it gives text."""
 
     op: str
     backend: str
-    """The backend that would run the call; the explicit choice, if it cannot run."""
+    """The backend that would run the call. If the one asked for cannot, still that one."""
     asked: str
-    """What was asked for, and by what."""
+    """What was asked for, and what asked for it."""
     reasons: dict[str, str | None]
     """Backend → None if it could run the call, else the reason why not."""
 
@@ -303,26 +312,26 @@ def explain(op: str, *arguments: Any, **keywords: Any) -> Explanation:
 
     Args:
         op: one of :data:`OPS`.
-        arguments: of the call, as the op takes them, ``backend=`` too.
-        keywords: likewise.
+        arguments: the call's positional arguments.
+        keywords: the call's keyword arguments, ``backend=`` among them.
 
     Raises:
         ValueError: no such op or backend.
         TypeError: arguments that the op does not take.
     """
     _check_op(op)
-    known = _ENTRIES[op]
-    bound = inspect.signature(known.function).bind(*arguments, **keywords)
+    public = _ENTRIES[op]
+    bound = inspect.signature(public.function).bind(*arguments, **keywords)
     bound.apply_defaults()
     values = bound.arguments
-    tensor = values[known.tensor]
+    tensor = values[public.tensor]
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{known.tensor} must be a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{public.tensor} must be a torch.Tensor, got {type(tensor).__name__}")
     reasons: dict[str, str | None] = {"reference": None}
     for kernel in reversed(_KERNELS):
         reasons[kernel] = _unavailable(op, kernel, tensor.device)
         if reasons[kernel] is None:
-            limit = known.limits[kernel]
+            limit = public.limits[kernel]
             reasons[kernel] = limit(**{n: values[n] for n in inspect.signature(limit).parameters})
     asked, source = _asked(op, values["backend"])
     runs = _best(tensor.device, reasons) if asked == "auto" else asked

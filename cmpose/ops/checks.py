@@ -1,8 +1,9 @@
 """Checks of the ops' arguments: one message per violated condition, naming the argument.
 
-Shapes, dtypes and devices are checked always; they cost nothing and ``torch.compile`` folds them
-away. The *values* of a tensor are looked at only where that stalls nobody: on the CPU, outside
-``torch.compile`` (:func:`readable`). Every op says what it does with bad values elsewhere.
+Shapes, dtypes and devices are always checked; that costs next to nothing and leaves no trace in
+what ``torch.compile`` makes. The *values* of a tensor are read only where nothing has to wait for
+them: on the CPU, outside ``torch.compile`` (:func:`readable`). Every op's docstring says what it
+does with bad values elsewhere.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ def tensor(
     Args:
         name: the argument's name, for messages.
         value: what the caller passed.
-        dims: one word a dimension: a number is that size, a symbol is a size that all arguments
-            of a call share, a sum such as ``N+K`` is taken over symbols that are already bound.
-        sizes: the symbols bound so far; new ones are added.
-        dtypes: what is allowed.
+        dims: one word per dimension. A number is that very size; a symbol is a size that all
+            arguments of a call share; a sum such as ``N+K`` adds symbols that are already bound.
+        sizes: symbol → size, as bound so far; new symbols are added.
+        dtypes: the dtypes that are allowed.
 
     Raises:
-        TypeError: not a tensor, or of another dtype.
-        ValueError: another shape.
+        TypeError: it is no tensor, or one of another dtype.
+        ValueError: it has another shape.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -69,10 +70,10 @@ def tensor(
 
 
 def same_device(first: str, reference: Tensor, **others: Tensor | None) -> None:
-    """Checks that every tensor lies where ``reference`` does.
+    """Checks that every tensor is on ``reference``'s device; ``first`` is that one's name.
 
     Raises:
-        ValueError: one does not.
+        ValueError: one is not.
     """
     for name, other in others.items():
         if other is not None and other.device != reference.device:
@@ -82,10 +83,10 @@ def same_device(first: str, reference: Tensor, **others: Tensor | None) -> None:
 
 
 def same_dtype(first: str, reference: Tensor, **others: Tensor) -> None:
-    """Checks that every tensor has ``reference``'s dtype.
+    """Checks that every tensor has ``reference``'s dtype; ``first`` is that one's name.
 
     Raises:
-        TypeError: one has not.
+        TypeError: one does not.
     """
     for name, other in others.items():
         if other.dtype != reference.dtype:
@@ -120,8 +121,8 @@ def seed(value: Any, reference: Tensor) -> None:
     """Checks a seed: an int64 tensor of one element on ``reference``'s device.
 
     Raises:
-        TypeError: not a tensor, or not int64.
-        ValueError: not one element, or elsewhere.
+        TypeError: it is no tensor, or not int64.
+        ValueError: it has not one element, or is on another device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -139,8 +140,8 @@ def normalizer(value: Any, reference: Tensor) -> None:
     """Checks a loss's normalizer: a tensor of one element on ``reference``'s device.
 
     Raises:
-        TypeError: not a tensor.
-        ValueError: not one element, or elsewhere.
+        TypeError: it is no tensor.
+        ValueError: it has not one element, or is on another device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -156,10 +157,10 @@ _values_are_checked = True
 
 @contextmanager
 def without_value_checks() -> Iterator[None]:
-    """Within it the ops take values as they come on the CPU too, as they do on a GPU.
+    """Within it the ops do not check tensors' values on the CPU either, as on a GPU.
 
-    For a caller who looks for NaN himself, as training does: the loss tells, and says in which
-    term. Shapes, dtypes and devices are checked as ever.
+    It is for callers that look for NaN themselves. Training does: it looks at the loss, and names
+    the term that is not finite. Shapes, dtypes and devices are still checked.
     """
     global _values_are_checked
     before, _values_are_checked = _values_are_checked, False
@@ -170,14 +171,14 @@ def without_value_checks() -> Iterator[None]:
 
 
 def readable(value: Tensor) -> bool:
-    """Whether looking at the values of ``value`` stalls nobody, and is wanted."""
+    """Whether the values of ``value`` may be read: nothing waits for them, and checks are on."""
     if torch.compiler.is_compiling():
         return False
     return _values_are_checked and value.device.type == "cpu"
 
 
 def finite(name: str, value: Tensor) -> None:
-    """Checks that ``value`` holds no NaN or infinity, where that can be read.
+    """Checks that ``value`` holds no NaN or infinity, where values may be read.
 
     Raises:
         ValueError: it does.
@@ -187,7 +188,7 @@ def finite(name: str, value: Tensor) -> None:
 
 
 def indices(name: str, value: Tensor, limit: int, unit: str) -> None:
-    """Checks that 0 ≤ ``value`` < ``limit``, where that can be read.
+    """Checks that 0 ≤ ``value`` < ``limit``, where values may be read.
 
     Raises:
         ValueError: an index lies outside.
@@ -200,7 +201,7 @@ def indices(name: str, value: Tensor, limit: int, unit: str) -> None:
 
 
 def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
-    """Within it products keep the dtype of their factors, on ``value``'s device."""
+    """Within it autocast is off on ``value``'s device: products keep the dtype of their factors."""
     kind = value.device.type
     if torch.amp.is_autocast_available(kind):
         return torch.autocast(kind, enabled=False)
@@ -208,5 +209,5 @@ def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
 
 
 def accumulator(*values: Tensor) -> torch.dtype:
-    """The dtype sums are kept in: float64 if any of ``values`` is, else float32."""
+    """The dtype of sums over ``values``: float64 if any of them is float64, else float32."""
     return torch.float64 if any(v.dtype == torch.float64 for v in values) else torch.float32

@@ -1,4 +1,4 @@
-"""The three inputs of the criss-cross network in one go: clean, masked and noised tokens."""
+"""The three inputs of the criss-cross network in one call: clean, masked and noised tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cmpose.ops import backends, checks, library, philox
 
 
 class CorruptedTokens(NamedTuple):
-    """What :func:`corrupt_tokens` gives."""
+    """Result of :func:`corrupt_tokens`."""
 
     x: Tensor
     """[3, B, T, N+K, D]: the clean, the masked and the noised branch."""
@@ -40,9 +40,9 @@ def _selected(
 
 
 def _noise(seed: Tensor, clips: Tensor, noised: Tensor, width: int, count: int | None) -> Tensor:
-    """Unit noise on the noised tokens and 0 on the others: [B, n, width] float32.
+    """Standard normals on the noised tokens and 0 on the others: [B, n, width] float32.
 
-    ``count``, the number of noised tokens in every clip, saves drawing for the others.
+    Where every clip has the same number of noised tokens, ``count``, none are drawn for the others.
     """
     batch, n = noised.shape
     if count is None:
@@ -54,6 +54,7 @@ def _noise(seed: Tensor, clips: Tensor, noised: Tensor, width: int, count: int |
     return empty.scatter(1, rows[..., None].expand(-1, -1, width), drawn)
 
 
+# Many parameters: those of the op itself.
 def corrupt_tokens_reference(
     tokens: Tensor,
     keypoint_tokens: Tensor,
@@ -66,7 +67,7 @@ def corrupt_tokens_reference(
     position_after: bool,
     first_clip: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`corrupt_tokens` as it reads."""
+    """:func:`corrupt_tokens` in plain PyTorch."""
     batch, frames, n, width = tokens.shape
     clips = torch.arange(first_clip, first_clip + batch, device=tokens.device)
     masked, noised = _selected(seed, clips, frames * n, (mask_ratio, noise_ratio), selection)
@@ -78,15 +79,13 @@ def corrupt_tokens_reference(
     dtype = checks.accumulator(tokens)
     patches = tokens.to(dtype)
     keypoints = keypoint_tokens.to(dtype).expand(batch, frames, -1, -1)
-    before = after = None
-    if position is not None:
-        before, after = (None, position.to(dtype)) if position_after else (position.to(dtype), None)
-    if before is not None:
-        patches, keypoints = patches + before[:, :n], keypoints + before[:, n:]
+    position = None if position is None else position.to(dtype)
+    if position is not None and not position_after:
+        patches, keypoints = patches + position[:, :n], keypoints + position[:, n:]
     branches = (patches, patches.masked_fill(masked[..., None], 0.0), patches + noise)
     x = torch.stack([torch.cat((branch, keypoints), dim=2) for branch in branches])
-    if after is not None:
-        x = x + after
+    if position is not None and position_after:
+        x = x + position
     return x.to(tokens.dtype), masked, noised
 
 
@@ -97,11 +96,11 @@ def corrupt_tokens_backward_reference(
     position_dtype: torch.dtype | None,
     position_after: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Its gradients to tokens, keypoint_tokens and position (empty without one).
+    """Its gradients to tokens, keypoint_tokens and position (empty where there is none).
 
-    d tokens = d clean + keep · d masked + d noised: the noise is not needed again. Keypoint tokens
-    take the sum over branches, clips and frames; position that over branches and clips, of all
-    entries when it is added after the corruption, else without the masked ones.
+    d tokens = d clean + keep · d masked + d noised, so the noise is not needed again. The gradient
+    of keypoint tokens is the sum over branches, clips and frames. That of position is the sum over
+    branches and clips; masked tokens count in it only where position is added after the corruption.
     """
     n = masked.shape[-1]
     grad_32 = grad.to(checks.accumulator(grad))
@@ -121,17 +120,7 @@ def corrupt_tokens_backward_reference(
 
 
 def _forward_fake(
-    tokens: Tensor,
-    keypoint_tokens: Tensor,
-    position: Tensor | None,
-    seed: Tensor,
-    mask_ratio: float,
-    noise_ratio: float,
-    noise_std: float,
-    selection: str,
-    position_after: bool,
-    first_clip: int,
-    backend: str,
+    tokens: Tensor, keypoint_tokens: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, N, D = tokens.shape
     x = tokens.new_empty(3, B, T, N + keypoint_tokens.shape[0], D)
@@ -201,6 +190,7 @@ class _CorruptTokens(torch.autograd.Function):
 # -- public ---------------------------------------------------------------------------------------
 
 
+# Many parameters: every open point of the paper's corruption is one, and they are public.
 def corrupt_tokens(
     tokens: Tensor,
     keypoint_tokens: Tensor,
@@ -215,28 +205,27 @@ def corrupt_tokens(
     first_clip: int = 0,
     backend: str = "auto",
 ) -> CorruptedTokens:
-    """Clean, masked and noised copies of a clip's tokens, each with the keypoint tokens behind.
+    """Clean, masked and noised copies of a clip's tokens, each followed by the keypoint tokens.
 
-    Masking puts patch tokens to zero, noising adds noise_std · N(0, 1) to them; the two subsets
-    are drawn independently of each other. Keypoint tokens are copied to every frame and never
-    corrupted. Randomness is Philox4x32-10, addressed by token (``cmpose.ops.philox`` has the
-    layout): the same seed draws the same flags and noise on every device, for every split of
-    the clips into batches.
+    Masking sets patch tokens to zero, noising adds noise_std · N(0, 1) to them; the two subsets are
+    drawn independently. Keypoint tokens are copied to every frame and never corrupted. The random
+    numbers are Philox4x32-10 of each token's place in the clip (``cmpose.ops.philox``): a seed
+    draws the same on every device and for every split of the clips into batches.
 
     Args:
         tokens: [B, T, N, D] floating point, patch tokens.
         keypoint_tokens: [K, D] floating point; cast to tokens' dtype.
         position: [T, N+K, D] floating point, added to every clip and branch; None adds nothing.
-        seed: int64 tensor of one element on tokens' device; all 64 bits count. A tensor, so that
-            a CUDA graph draws afresh at every replay.
+        seed: int64 tensor of one element on tokens' device; all 64 bits count. It is a tensor, so
+            that a CUDA graph draws other numbers at every replay.
         mask_ratio: share of the T·N patch tokens of a clip that is masked, 0 to 1.
         noise_ratio: share that gets noise, 0 to 1.
         noise_std: standard deviation of the noise, ≥ 0.
         selection: ``exact`` takes exactly round(ratio·T·N) tokens of every clip (Python's round:
             halves to even), ``bernoulli`` each token with that probability.
-        position_after: adds position after the corruption, so that masked tokens still know where
-            they are; False adds it before, so that masking wipes it too.
-        first_clip: global index of clip 0, so that the processes of a distributed run draw what
+        position_after: adds position after the corruption, so that masked tokens still tell where
+            they are; False adds it before, so that masking sets it to zero too.
+        first_clip: global index of clip 0; with it the processes of a distributed run draw what
             one process would.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
@@ -250,13 +239,7 @@ def corrupt_tokens(
         ValueError: a wrong shape, device, ratio, noise_std, selection, first_clip or seed.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    sizes: checks.Sizes = {}
-    checks.tensor("tokens", tokens, "B T N D", sizes)
-    checks.tensor("keypoint_tokens", keypoint_tokens, "K D", sizes)
-    if position is not None:
-        checks.tensor("position", position, "T N+K D", sizes)
-    checks.same_device("tokens", tokens, keypoint_tokens=keypoint_tokens, position=position)
-    checks.seed(seed, tokens)
+    sizes = _check_tensors(tokens, keypoint_tokens, position, seed)
     checks.between("mask_ratio", mask_ratio, 0.0, 1.0)
     checks.between("noise_ratio", noise_ratio, 0.0, 1.0)
     checks.between("noise_std", noise_std, 0.0, float("inf"))
@@ -286,12 +269,21 @@ def corrupt_tokens(
     return CorruptedTokens(*_forward(*arguments, chosen))
 
 
+def _check_tensors(
+    tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | None, seed: Tensor
+) -> checks.Sizes:
+    sizes: checks.Sizes = {}
+    checks.tensor("tokens", tokens, "B T N D", sizes)
+    checks.tensor("keypoint_tokens", keypoint_tokens, "K D", sizes)
+    if position is not None:
+        checks.tensor("position", position, "T N+K D", sizes)
+    checks.same_device("tokens", tokens, keypoint_tokens=keypoint_tokens, position=position)
+    checks.seed(seed, tokens)
+    return sizes
+
+
 def _triton_limits(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | None) -> str | None:
-    given = {"tokens": tokens, "keypoint_tokens": keypoint_tokens, "position": position}
-    for name, value in given.items():
-        if value is not None and value.dtype == torch.float64:
-            return f"{name} is float64; the kernels take float32, float16 and bfloat16"
-    return None
+    return backends.dtype_refusal(tokens=tokens, keypoint_tokens=keypoint_tokens, position=position)
 
 
 backends.entry(corrupt_tokens, "tokens", triton=_triton_limits)

@@ -1,7 +1,8 @@
 """Density-peak clustering with k nearest neighbours, batched: Eqs. 9 and 10.
 
-Rodriguez and Laio (Science 2014) with the density of Du et al. (2016), as TCFormer brought it to
-tokens; on log densities, because exp(−mean d²) is 0 in float32 from a few hundred channels on.
+The method is Rodriguez and Laio's (Science 2014) with the density of Du et al. (2016), which
+TCFormer applied to tokens. Here it works on log densities, because exp(−mean d²) is 0 in float32
+from a few hundred channels on.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from cmpose.ops.merge_clusters import (
 )
 
 MAX_NEIGHBORS, MAX_TOKENS = 16, 65_536
-"""What the CUDA kernels take: ``kMaxNeighbors`` and ``kMaxTokens`` of csrc/ops.h."""
+"""The most that the CUDA kernels take: ``kMaxNeighbors`` and ``kMaxTokens`` of csrc/ops.h."""
 
 MATRIX_TOKENS = 512
-"""Up to here they keep a clip's distances and can merge in their last launch: kMatrixTokens."""
+"""Up to so many tokens the kernels keep all distances of a clip, and can merge in their last
+launch: ``kMatrixTokens`` of csrc/ops.h."""
 
-# Elements of the difference tensor a chunk may hold: what a CPU's cache likes, and a GPU.
+# How many differences are held at once: so many that a CPU's cache holds them, more on a GPU.
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 class ClusterResult(NamedTuple):
-    """What :func:`dpc_knn` gives."""
+    """Result of :func:`dpc_knn`."""
 
     log_density: Tensor
     """[B, M]: log ρ of Eq. 9."""
@@ -53,21 +55,21 @@ class ClusterResult(NamedTuple):
 def squared_distances(x: Tensor) -> Tensor:
     """‖x_i − x_j‖² from the differences themselves: [B, M, D] → [B, M, M].
 
-    Unlike |x|² + |y|² − 2xy this cannot cancel: duplicates and the diagonal are exactly 0, the
-    matrix is symmetric, and small whole numbers give whole numbers.
+    Unlike |x|² + |y|² − 2xy this subtracts no large numbers from each other: duplicates and the
+    diagonal are exactly 0, the matrix is symmetric, and small whole numbers give whole numbers.
     """
 
     def rows(part: Tensor) -> Tensor:
         return (part[:, :, None] - x[:, None]).square().sum(dim=-1)
 
     if torch.compiler.is_compiling():
-        return rows(x)  # Inductor fuses this; a loop would be unrolled
+        return rows(x)  # Inductor fuses this; it would unroll a loop
     chunk = _CHUNK.get(x.device.type, _CHUNK["cuda"])
     step = max(1, chunk // max(1, x.numel()))
-    # Written in place: small results kept between the chunks' large ones would fragment the heap.
+    # Written into one tensor: small results between the chunks' large ones would fragment the heap.
     square = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
-    for at in range(0, x.shape[1], step):
-        square[:, at : at + step] = rows(x[:, at : at + step])
+    for start in range(0, x.shape[1], step):
+        square[:, start : start + step] = rows(x[:, start : start + step])
     return square
 
 
@@ -81,13 +83,13 @@ def dpc_knn_reference(
     peak_delta: str,
     valid: Tensor | None,
 ) -> ClusterResult:
-    """:func:`dpc_knn` as it reads."""
+    """:func:`dpc_knn` in plain PyTorch."""
     size, width = tokens.shape[1:]
     unit = float(max(width, 1)) if scale else 1.0
     inf = float("inf")
     finite = tokens.isfinite().all(dim=-1)
     valid = finite if valid is None else finite & valid
-    # Zeros stand for what is no number: nothing below looks at the distances to these tokens.
+    # Tokens that are not finite become zeros; nothing below uses the distances to them.
     x = tokens.masked_fill(~finite[..., None], 0.0)
     square = squared_distances(x.to(checks.accumulator(tokens)))
 
@@ -96,11 +98,11 @@ def dpc_knn_reference(
     if not include_self:
         near = near.masked_fill(torch.eye(size, dtype=torch.bool, device=near.device), inf)
     near = near.topk(k, dim=-1, largest=False).values
-    found = (near < inf).sum(dim=-1).clamp(min=1)
-    log_density = -near.masked_fill(near == inf, 0.0).sum(dim=-1) / (found * unit)
+    count = (near < inf).sum(dim=-1).clamp(min=1)
+    log_density = -near.masked_fill(near == inf, 0.0).sum(dim=-1) / (count * unit)
     log_density = log_density.masked_fill(~valid, -inf)
 
-    # Eq. 10: the nearest of the tokens that come earlier in (log ρ descending, index ascending).
+    # Eq. 10: the distance to the nearest token earlier in (log ρ descending, index ascending).
     order = log_density.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1)
     later = rank[:, None, :] >= rank[:, :, None]
@@ -113,7 +115,7 @@ def dpc_knn_reference(
 
     score = log_density + delta.log()
     ranking = score.argsort(dim=-1, descending=True, stable=True)
-    # Invalid tokens go behind the valid ones, whose score can be −inf too.
+    # Invalid tokens come after all valid ones, of which some can have a score of −inf too.
     ranking = ranking.gather(
         1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     )
@@ -139,33 +141,34 @@ def _cuda_arguments(
     include_self: bool,
     peak_delta: str,
 ) -> tuple[tuple[Any, ...], tuple[Tensor, ...], Tensor]:
-    """What both calls of csrc/dpc_knn.cu take, the results among it, and the workspace."""
+    """What both calls of csrc/dpc_knn.cu take; the results, which are among it; the workspace."""
     *sizes, clusters = clusters_shape(tokens, num_clusters)
     shape = (*sizes, k, clusters)
     space = cuda.workspace(native.module().dpc_knn_workspace(*shape), tokens)
-    found = _cluster_fake(tokens, num_clusters)
+    results = _cluster_fake(tokens, num_clusters)
     valid = None if valid is None else valid.contiguous()
-    # Read here, at every call, and not where torch.compile would make it a constant.
+    # Read at every call: outside the op torch.compile would take it for a constant.
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     options = scale, include_self, peak_delta == "global_max", tf32
-    return (*shape, *options, tokens, valid, *found), found, space
+    return (*shape, *options, tokens, valid, *results), results, space
 
 
 def _cuda_forward(tokens: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     tokens = tokens.contiguous()
-    given, found, space = _cuda_arguments(tokens, *arguments)
+    given, results, space = _cuda_arguments(tokens, *arguments)
     cuda.call("dpc_knn", tokens, *given, space)
-    return found
+    return results
 
 
 def _in_two_calls(
     forward: Any, backend: str, tokens: Tensor, weights: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    """dpc_knn_merge's results from ``forward`` and the merge of ``backend``."""
+    """dpc_knn_merge's results: clusters by ``forward``, merged tokens by ``backend``."""
     *options, normalize, want_gradient = arguments
-    found = forward(tokens, *options)
-    merge = weights, found[3], found[2].shape[1], normalize, want_gradient
-    return *found, *merge_parts(tokens, *merge, backend)
+    clusters = ClusterResult(*forward(tokens, *options))
+    num_clusters = clusters.centers.shape[1]
+    merge = weights, clusters.assignment, num_clusters, normalize, want_gradient
+    return *clusters, *merge_parts(tokens, *merge, backend)
 
 
 def _cuda_forward_merge(tokens: Tensor, weights: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -173,13 +176,14 @@ def _cuda_forward_merge(tokens: Tensor, weights: Tensor, *arguments: Any) -> tup
         return _in_two_calls(_cuda_forward, "cuda", tokens, weights, *arguments)
     *options, normalize, want_gradient = arguments
     tokens, weights = tokens.contiguous(), weights.contiguous()
-    given, found, space = _cuda_arguments(tokens, *options)
-    merged, total, exact = merged_fake(tokens, weights, found[2].shape[1], want_gradient)
+    given, results, space = _cuda_arguments(tokens, *options)
+    num_clusters = ClusterResult(*results).centers.shape[1]
+    merged, total, exact = merged_fake(tokens, weights, num_clusters, want_gradient)
     cuda.call(
         "dpc_knn_merge", tokens, *given, cuda.DTYPES[weights.dtype], normalize, weights, merged,
         total, exact if exact.numel() else None, space,
     )  # fmt: skip
-    return *found, merged, total, exact
+    return *results, merged, total, exact
 
 
 # -- registered ops -------------------------------------------------------------------------------
@@ -206,8 +210,7 @@ def _reference_forward(
     include_self: bool,
     peak_delta: str,
 ) -> tuple[Tensor, ...]:
-    found = dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid)
-    return tuple(found)
+    return tuple(dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid))
 
 
 _forward = library.register(
@@ -235,10 +238,11 @@ class _DpcKnnMerge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weights: Tensor, *arguments: Any) -> Any:
         *options, normalize, backend = arguments
-        found = _forward_merge(tokens, weights, *options, normalize, True, backend)
-        save_merge(ctx, tokens, weights, found[3], found[4:], normalize, backend)
-        ctx.mark_non_differentiable(*found[:4])
-        return found[:5]
+        results = _forward_merge(tokens, weights, *options, normalize, True, backend)
+        clusters, merge = ClusterResult(*results[:4]), results[4:]
+        save_merge(ctx, tokens, weights, clusters.assignment, merge, normalize, backend)
+        ctx.mark_non_differentiable(*clusters)
+        return *clusters, merge[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -261,12 +265,13 @@ def dpc_knn(
 ) -> ClusterResult:
     """Density peaks of a clip's tokens and the cluster of each token: Eqs. 9 and 10.
 
-    With d_ij = ‖f_i − f_j‖ (over √D when ``scale``): log ρ_i = −mean of d_ij² over i's k nearest;
-    δ_i = min of d_ij over the tokens j earlier in (log ρ descending, index ascending), and for the
-    first of that order, the peak, its largest distance. The ``num_clusters`` tokens with the
-    largest log ρ + log δ are the centres (ties, and duplicates, whose δ is 0 and log δ −inf: the
-    smaller index first). A token goes to the centre nearest to it (ties: the centre earlier in
-    ``centers``); a centre stays in its own cluster.
+    With d_ij = ‖f_i − f_j‖ (divided by √D when ``scale``), log ρ_i is −mean of d_ij² over the k
+    tokens nearest to i. δ_i is the smallest d_ij over the tokens j earlier in (log ρ descending,
+    index ascending); for the first in that order, the peak, it is the largest distance. The
+    ``num_clusters`` tokens with the largest log ρ + log δ are the centres. Among equal ones the
+    smaller index comes first, also among duplicates, whose δ is 0 and log δ −inf. A token goes to
+    the centre nearest to it, among equally near ones to the earliest in ``centers``; a centre stays
+    in its own cluster.
 
     Args:
         tokens: [B, M, D] floating point.
@@ -275,19 +280,19 @@ def dpc_knn(
         scale: divides distances by √D, as TCFormer does.
         include_self: a token is one of its own k nearest (at distance 0), as in TCFormer.
         peak_delta: ``row_max``, the peak's largest distance (Eq. 10), or ``global_max``, the
-            clip's (TCFormer).
-        valid: [B, M] bool; None takes every token. Others are nobody's neighbour, have log ρ −inf
-            and δ 0, come last as centres, and are assigned to the nearest valid centre: give them
-            weight 0 in merge_clusters. Means are over the valid neighbours there are. When a clip
-            has fewer valid tokens than L, the centres left over are invalid tokens, and their
-            clusters are empty. A token that holds a NaN or an infinity counts as invalid; no
-            distance to it being a number, it is assigned to cluster 0.
+            largest distance in the clip (TCFormer).
+        valid: [B, M] bool; None takes every token. Invalid tokens are nobody's neighbours, have
+            log ρ −inf and δ 0, come last as centres, and are assigned to the nearest valid centre:
+            give them weight 0 in merge_clusters. Means are over the valid neighbours. When a clip
+            has fewer than L valid tokens, the remaining centres are invalid tokens, and their
+            clusters are empty. A token that holds a NaN or an infinity counts as invalid; as its
+            distances are no numbers, it is assigned to cluster 0.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
-        :class:`ClusterResult`; log_density and delta float32 (float64 for float64 tokens), with
-        distances in the units of ``scale``. No gradients: all of it is piecewise constant or meant
-        for ranking.
+        :class:`ClusterResult`; log_density and delta float32 (float64 for float64 tokens), of
+        distances as scaled by ``scale``. No gradients: the indices are piecewise constant, and
+        log_density and delta only serve to rank.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -304,6 +309,7 @@ def dpc_knn(
     return ClusterResult(*_forward(tokens.detach(), valid, k, num_clusters, *options, chosen))
 
 
+# Many parameters: those of both ops.
 def dpc_knn_merge(
     tokens: Tensor,
     weights: Tensor,
@@ -319,14 +325,14 @@ def dpc_knn_merge(
 ) -> tuple[ClusterResult, Tensor]:
     """:func:`dpc_knn`, then :func:`~cmpose.ops.merge_clusters` of the clusters it finds.
 
-    The same bits as the two calls; CUDA kernels merge in the launch that finds the clusters when
-    both ops run there and M ≤ 512.
+    It gives the same bits as the two calls. When both ops run on CUDA kernels and M ≤ 512, the
+    merging is part of the launch that finds the clusters.
 
     Args:
         tokens: [B, M, D] floating point.
         weights: [B, M] floating point.
-        k, num_clusters, scale, include_self, peak_delta, valid: as dpc_knn takes them.
-        normalize: as merge_clusters takes it.
+        k, num_clusters, scale, include_self, peak_delta, valid: as in dpc_knn.
+        normalize: as in merge_clusters.
         backend: of both ops: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -351,10 +357,10 @@ def dpc_knn_merge(
         return clusters, merged
     arguments = valid, k, num_clusters, scale, include_self, peak_delta, normalize
     if torch.is_grad_enabled() and (tokens.requires_grad or weights.requires_grad):
-        found = _DpcKnnMerge.apply(tokens, weights, *arguments, chosen)
+        results = _DpcKnnMerge.apply(tokens, weights, *arguments, chosen)
     else:
-        found = _forward_merge(tokens, weights, *arguments, False, chosen)
-    return ClusterResult(*found[:4]), found[4]
+        results = _forward_merge(tokens, weights, *arguments, False, chosen)
+    return ClusterResult(*results[:4]), results[4]
 
 
 def _check(
@@ -386,7 +392,7 @@ def _cuda_limits(tokens: Tensor, k: int) -> str | None:
         return f"there are {tokens.shape[1]} tokens; the kernels take up to {MAX_TOKENS}"
     if k > MAX_NEIGHBORS:
         return f"k is {k}; the kernels take up to {MAX_NEIGHBORS}"
-    return cuda.float64_refused(tokens=tokens)
+    return backends.dtype_refusal(tokens=tokens)
 
 
 backends.entry(dpc_knn, "tokens", cuda=_cuda_limits)

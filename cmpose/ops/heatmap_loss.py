@@ -1,4 +1,4 @@
-"""Squared error against Gaussian heatmaps that are given by their centres: Eq. 13."""
+"""Squared error against Gaussian heatmaps, of which the centres are given: Eq. 13."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _difference(pred: Tensor, keypoints: Tensor, weight: Tensor, sigma: float) -
 def heatmap_loss_reference(
     pred: Tensor, keypoints: Tensor, visible: Tensor, sigma: float, normalizer: Tensor | None
 ) -> Tensor:
-    """:func:`heatmap_loss` as it reads."""
+    """:func:`heatmap_loss` in plain PyTorch."""
     weight = visible.detach().to(checks.accumulator(pred))
     difference = _difference(pred, keypoints, weight, sigma)
-    # A weight that does not count may be NaN or negative.
+    # Weights that do not count, NaN or negative, are made 0.
     counted = torch.where(weight > 0, weight, 0.0)
     total = (difference.square().sum(dim=(-2, -1)) * counted).sum()
     return divide_by_count(total, weight.sum() if normalizer is None else normalizer)
@@ -117,7 +117,8 @@ class _HeatmapLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         pred, keypoints, visible, normalizer = ctx.saved_tensors
-        # It is handed out; a retained graph's next backward pass writes it anew.
+        # The gradient is given away, not copied; a second backward pass of a retained graph
+        # computes it again.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             _, gradient = _forward(
@@ -127,8 +128,8 @@ class _HeatmapLoss(torch.autograd.Function):
         def scaled(upstream: Tensor, pred: Tensor) -> Tensor:
             return library.scaled(gradient, upstream, pred.dtype, _scale, visible, ctx.backend)
 
-        found = library.first_order("heatmap_loss", scaled, upstream, pred)
-        return found, None, None, None, None, None
+        d_pred = library.first_order("heatmap_loss", scaled, upstream, pred)
+        return d_pred, None, None, None, None, None
 
 
 # -- public ---------------------------------------------------------------------------------------
@@ -146,17 +147,17 @@ def heatmap_loss(
     """Σ_j v_j Σ_pixels (pred_j − G_j)² / Σ_j v_j: Eq. 13, summed over a heatmap's pixels.
 
     G_j(x, y) = exp(−((x−c_x)² + (y−c_y)²) / 2σ²) where |x−c_x| ≤ 3σ and |y−c_y| ≤ 3σ, else 0.
-    A centre far outside gives an empty target. An empty prediction costs about πσ².
+    A centre far outside the heatmap has an empty target. An empty prediction costs about πσ².
 
     Args:
         pred: [B, K, h, w] floating point.
         keypoints: [B, K, 2] floating point, centres (x, y) in heatmap pixels, used as given
             (a pixel's centre is at whole numbers).
-        visible: [B, K] bool or floating point ≥ 0, weights v. Joints of weight 0 are not looked
-            at: neither their heatmap nor their centre counts, even if it is NaN.
+        visible: [B, K] bool or floating point ≥ 0, weights v. Of joints of weight 0 neither the
+            heatmap nor the centre counts, even if it is NaN.
         sigma: σ > 0 in heatmap pixels.
         normalizer: tensor of one element that replaces Σ v; in a distributed run the global sum
-            over the number of processes. Takes no gradient.
+            divided by the number of processes. It gets no gradient.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -167,7 +168,7 @@ def heatmap_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device or sigma; on the CPU also a negative or NaN weight and
             a visible joint whose centre is NaN. Elsewhere negative and NaN weights count in Σ v
-            only, and a NaN centre is an empty target.
+            only, and a NaN centre has an empty target.
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}
@@ -184,7 +185,7 @@ def heatmap_loss(
             raise ValueError("visible must be ≥ 0 everywhere, got a negative or NaN weight")
         if bool((keypoints.isnan().any(dim=-1) & (visible > 0)).any()):
             raise ValueError("keypoints must not be NaN where visible > 0")
-    chosen = backends.choose("heatmap_loss", backend, pred.device, pred, keypoints)
+    chosen = backends.choose("heatmap_loss", backend, pred.device, pred)
     if chosen == backends.PLAIN:
         return heatmap_loss_reference(pred, keypoints, visible, sigma, normalizer)
     keypoints, visible = keypoints.detach(), visible.detach()
@@ -194,10 +195,8 @@ def heatmap_loss(
     return _forward(pred, keypoints, visible, sigma, normalizer, False, chosen)[0]
 
 
-def _triton_limits(pred: Tensor, keypoints: Tensor) -> str | None:
-    if pred.dtype == torch.float64:
-        return "pred is float64; the kernels take float32, float16 and bfloat16"
-    return None
+def _triton_limits(pred: Tensor) -> str | None:
+    return backends.dtype_refusal(pred=pred)
 
 
 backends.entry(heatmap_loss, "pred", triton=_triton_limits)

@@ -1,10 +1,10 @@
-"""Registration of the ops with torch, so that autograd, torch.compile and tests see them alike.
+"""Registration of the ops with torch: one path for autograd, torch.compile and tests.
 
-Every op is a ``torch.library`` op ``cmpose::<name>`` whose last argument names the backend. It is
-opaque to ``torch.compile``; its fake says what it returns. Gradients come from a
-``torch.autograd.Function`` outside of it, whose backward calls ``cmpose::<name>_backward``; that
-order costs the least per call. The PyTorch reference is one of the backends, on every device, so
-the very same path runs on a machine without a GPU.
+Every op is a ``torch.library`` op ``cmpose::<name>`` whose last argument names the backend.
+``torch.compile`` does not look inside; the op's fake says what it returns. Gradients come from a
+``torch.autograd.Function`` that calls the op, and whose backward calls ``cmpose::<name>_backward``;
+a gradient registered with the op itself would cost more per call. The PyTorch reference is one of
+the backends on every device, so a machine without a GPU runs the same path.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def triton_kernel(op: str, function: str) -> Callable[..., Any]:
 
 
 def on_device(implementations: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The backend named by the last argument, run with the first one's device as the current one.
+    """A function that runs the implementation that its last argument names.
 
-    Triton launches on the current device, which need not be the tensors'.
+    While it runs, the device of the first argument is the current one: Triton launches on the
+    current device, which may be another than the tensors'.
     """
 
     def run(first: Tensor, *rest: Any) -> Any:
@@ -57,10 +58,11 @@ def register(
     """Defines ``cmpose::<schema>`` and returns its overload.
 
     Args:
-        schema: torch's schema without the namespace; the last argument must be ``str backend``
-            and the first a tensor, on whose device the op runs.
-        fake: the same arguments → empty results with the right shapes, dtypes and strides.
-        implementations: backend → function of the arguments before ``backend``.
+        schema: torch's schema without the namespace. The first argument must be a tensor, on
+            whose device the op runs, and the last one ``str backend``.
+        fake: takes the same arguments and returns empty results of the right shapes, dtypes and
+            strides.
+        implementations: for each backend a function of the arguments before ``backend``.
     """
     name = schema.partition("(")[0]
     IMPLEMENTATIONS[name] = implementations
@@ -85,9 +87,9 @@ class _FirstOrder(torch.autograd.Function):
 
 
 def first_order(op: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` for use in a backward: differentiating the result raises.
+    """``function(*arguments)`` in a backward pass; a derivative of its result raises an error.
 
-    Without it a second derivative would be silently wrong, since autograd sees a constant.
+    Without this a second derivative would be silently wrong: autograd would take it for a constant.
     """
     if torch.is_grad_enabled():
         return _FirstOrder.apply(op, function, *arguments)
@@ -98,10 +100,10 @@ def first_order(op: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a loss's gradient is kept in between the forward and the backward pass.
+    """The dtype in which a loss's gradient is kept between the forward and the backward pass.
 
-    A mean over millions of elements has gradients below float16's range, until a loss scaler's
-    upstream gradient lifts them in the backward pass; so float16's are kept in float32.
+    For float16 it is float32: a mean over millions of elements has gradients below float16's range
+    until, in the backward pass, the upstream gradient of a loss scaler makes them larger.
     """
     return torch.float32 if dtype == torch.float16 else dtype
 
@@ -116,8 +118,9 @@ def scaled(
 ) -> Tensor:
     """``gradient`` times the scalar ``upstream``, in ``dtype``; the result may be ``gradient``.
 
-    In a compiled graph a plain product, which Inductor fuses into whatever reads it; else in place
-    by the op ``scale``, which skips ``rows`` that are zero, and everything if upstream is 1.
+    In a compiled graph this is a plain product, which Inductor fuses into what reads it. Elsewhere
+    the op ``scale`` multiplies in place; it skips rows whose entry in ``rows`` is zero, and does
+    nothing at all if upstream is 1.
     """
     if torch.compiler.is_compiling() or gradient.dtype != dtype:
         return (gradient * upstream).to(dtype)

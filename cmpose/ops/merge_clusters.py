@@ -1,4 +1,4 @@
-"""One token a cluster: the weighted sum of Eq. 11."""
+"""One token for each cluster: the weighted sum of Eq. 11."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cmpose.ops import backends, checks, cuda, library
 
 
 def _sums(values: Tensor, assignment: Tensor, num_clusters: int) -> Tensor:
-    """Sums over each cluster's tokens in index order: [B, M, D] → [B, L, D]."""
+    """Sums of each cluster's tokens, in index order: [B, M, D] → [B, L, D]."""
     batch, _, width = values.shape
     clip = torch.arange(batch, device=values.device)[:, None].expand_as(assignment)
     # Unlike index_add, index_put accumulates in a fixed order on every device.
@@ -25,14 +25,14 @@ def _sums(values: Tensor, assignment: Tensor, num_clusters: int) -> Tensor:
 def _merge(
     tokens: Tensor, weights: Tensor, assignment: Tensor, num_clusters: int, normalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """Merged tokens before they are rounded, and each cluster's weights summed."""
+    """The merged tokens before they are rounded, and the sum of each cluster's weights."""
     dtype = checks.accumulator(tokens, weights)
     weight = weights.to(dtype)[..., None]
     merged = _sums(tokens.to(dtype) * weight, assignment, num_clusters)
     total = _sums(weight, assignment, num_clusters)
     if normalize:
         empty = total == 0
-        # Both sides of the division are made harmless, so that no gradient is NaN either.
+        # Both sides of the division are replaced, so that no gradient is NaN either.
         merged = merged.masked_fill(empty, 0.0) / total.masked_fill(empty, 1.0)
     return merged, total[..., 0]
 
@@ -40,10 +40,11 @@ def _merge(
 def merge_clusters_reference(
     tokens: Tensor, weights: Tensor, assignment: Tensor, num_clusters: int, normalize: bool
 ) -> Tensor:
-    """:func:`merge_clusters` as it reads."""
+    """:func:`merge_clusters` in plain PyTorch."""
     return _merge(tokens, weights, assignment, num_clusters, normalize)[0].to(tokens.dtype)
 
 
+# Many parameters: those of the registered op.
 def merge_clusters_backward_reference(
     d_merged: Tensor,
     tokens: Tensor,
@@ -57,7 +58,8 @@ def merge_clusters_backward_reference(
 ) -> tuple[Tensor, Tensor]:
     """d f_j = (s_j / Σ s) g_c and d s_j = g_c · (f_j − F_c) / Σ s, for j in cluster c.
 
-    Without ``normalize`` s_j g_c and g_c · f_j. A cluster whose weights sum to 0 passes nothing.
+    Without ``normalize`` they are s_j g_c and g_c · f_j. A cluster whose weights sum to 0 passes no
+    gradient.
     """
     clip = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(assignment)
     gradient = d_merged.to(total.dtype)[clip, assignment]
@@ -69,7 +71,7 @@ def merge_clusters_backward_reference(
     nothing = divisor == 0
     divisor = divisor.masked_fill(nothing, 1.0)
     d_tokens, d_weights = tokens.new_empty(0), weights.new_empty(0)
-    # Divided by it, never multiplied by its reciprocal: that of a subnormal sum is infinite.
+    # Divided, not multiplied by the reciprocal: the reciprocal of a subnormal sum is infinite.
     if want_tokens:
         scale = (weights.to(total.dtype) / divisor).masked_fill(nothing, 0.0)
         d_tokens = (gradient * scale[..., None]).to(tokens.dtype).contiguous()
@@ -106,6 +108,7 @@ def _cuda_forward(
     return merged, total, exact
 
 
+# Many parameters: those of the registered op.
 def _cuda_backward(
     d_merged: Tensor,
     tokens: Tensor,
@@ -150,7 +153,7 @@ def _forward_reference(
 def merged_fake(
     tokens: Tensor, weights: Tensor, num_clusters: int, want_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty results of a merge: merged, total, and merged before its rounding, if it rounds."""
+    """Empty results of a merge: merged, total, and merged before its rounding, where it rounds."""
     dtype = checks.accumulator(tokens, weights)
     B, _, D = tokens.shape
     keep = want_gradient and dtype != tokens.dtype
@@ -188,13 +191,16 @@ def save_merge(
     tokens: Tensor,
     weights: Tensor,
     assignment: Tensor,
-    found: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor],
     normalize: bool,
     backend: str,
 ) -> None:
-    """Keeps in an autograd function's context what :func:`merge_gradients` takes."""
-    merged, total, exact = found
-    # Where merging did not round, the result itself is exact.
+    """Keeps what :func:`merge_gradients` needs in an autograd function's context.
+
+    ``results`` are those of the registered merge.
+    """
+    merged, total, exact = results
+    # Where merging does not round, the result itself is exact.
     exact = exact if exact.dtype != merged.dtype else merged
     ctx.save_for_backward(tokens, weights, assignment, total, exact)
     ctx.options = normalize, *ctx.needs_input_grad[:2], backend
@@ -202,11 +208,11 @@ def save_merge(
 
 def merge_gradients(ctx: Any, d_merged: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The gradients to tokens and weights."""
-    found = library.first_order(
+    d_tokens, d_weights = library.first_order(
         "merge_clusters", _backward, d_merged, *ctx.saved_tensors, *ctx.options
     )
     _, want_tokens, want_weights, _ = ctx.options
-    return found[0] if want_tokens else None, found[1] if want_weights else None
+    return d_tokens if want_tokens else None, d_weights if want_weights else None
 
 
 class _MergeClusters(torch.autograd.Function):
@@ -220,9 +226,9 @@ class _MergeClusters(torch.autograd.Function):
         normalize: bool,
         backend: str,
     ) -> Tensor:
-        found = merge_parts(tokens, weights, assignment, num_clusters, normalize, True, backend)
-        save_merge(ctx, tokens, weights, assignment, found, normalize, backend)
-        return found[0]
+        results = merge_parts(tokens, weights, assignment, num_clusters, normalize, True, backend)
+        save_merge(ctx, tokens, weights, assignment, results, normalize, backend)
+        return results[0]
 
     @staticmethod
     def backward(ctx: Any, d_merged: Tensor) -> tuple[Tensor | None, ...]:
@@ -245,22 +251,21 @@ def merge_clusters(
 
     Args:
         tokens: [B, M, D] floating point, f.
-        weights: [B, M] floating point, s; of any dtype.
+        weights: [B, M] floating point, s; their dtype may differ from the tokens'.
         assignment: [B, M] int64, the cluster 0 .. num_clusters−1 of each token.
         num_clusters: L ≥ 1.
-        normalize: False leaves the division out (the plain sum of Eq. 11).
+        normalize: False leaves the division out; then F_c is the plain sum of Eq. 11.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
         [B, L, D] in tokens' dtype, summed in at least float32, in index order (bitwise repeatable).
-        Gradients flow to tokens and weights. An empty cluster is zero and passes no gradient; so
-        does, when normalising, one whose weights sum to 0. A NaN token reaches its own cluster
-        only.
+        Gradients flow to tokens and weights. An empty cluster is zero and passes no gradient; when
+        normalising, so is one whose weights sum to 0. A NaN token reaches its own cluster only.
 
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device or num_clusters; on the CPU also an assignment out of
-            range, which is undefined elsewhere.
+            range, with which the result is undefined elsewhere.
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}
@@ -291,7 +296,7 @@ def check_merge(tokens: Tensor, weights: Tensor, sizes: checks.Sizes) -> None:
 
 
 def _cuda_limits(tokens: Tensor, weights: Tensor) -> str | None:
-    return cuda.float64_refused(tokens=tokens, weights=weights)
+    return backends.dtype_refusal(tokens=tokens, weights=weights)
 
 
 backends.entry(merge_clusters, "tokens", cuda=_cuda_limits)

@@ -1,21 +1,22 @@
 """Counter-based random numbers, the same on every device: Philox4x32-10 (Salmon et al., SC 2011).
 
-A 64-bit key and a 128-bit counter give four 32-bit words; nothing is kept between calls. Words are
-held in int64 tensors, in 0 .. 2³²−1. A kernel must reproduce the words bit for bit.
+A 64-bit key and a 128-bit counter give four 32-bit words; no state is kept between calls. Words are
+held in int64 tensors, with values in 0 .. 2³²−1. A kernel must give the same words bit for bit.
 
 **Layout.** The key is the seed: (low 32 bits, high 32 bits). The counter is four words,
 
 | word | meaning |
 |---|---|
-| c0 | what is drawn for the token: see below |
-| c1 | the token t·N + n, or a block of 128 permuted indices |
+| c0 | which of the words that are drawn for c1: see below |
+| c1 | the token's index t·N + n, or the index of a block of 128 permuted indices |
 | c2 | the clip's global index: first_clip + b |
 | c3 | the purpose: ``TAG_MASK`` 0, ``TAG_NOISE`` 1, ``TAG_GAUSSIAN`` 2, ``TAG_DROP_PATH`` 3 |
 
 - ``exact`` selection, round r of 12 (c3 = TAG_MASK or TAG_NOISE): the round's key is
   word r mod 4 at c0 = 12 + ⌊r/4⌋, c1 = 0, scaled to 0 .. n−1 as (word · n) >> 32; the swap bit of
   index i is bit i mod 32 of word ⌊i/32⌋ mod 4 at c0 = r, c1 = ⌊i/128⌋.
-- ``bernoulli`` selection: word 0 at c0 = 16, c1 = token; selected when word < round(p · 2³²).
+- ``bernoulli`` selection: word 0 at c0 = 16, c1 = token; the token is selected when
+  word < round(p · 2³²).
 - Drop path (c3 = TAG_DROP_PATH): word 0 at c0 = 16, c1 = (2 · block + branch) · T + frame.
 - Gaussian noise (c3 = TAG_GAUSSIAN): channels 4e .. 4e+3 of a token are the four normals of the
   words at c0 = e, c1 = token (:func:`normals`).
@@ -54,8 +55,8 @@ def philox4x32(counter: Words, seed: Tensor) -> Words:
     k0, k1 = seed & _WORD, (seed >> 32) & _WORD
     c0, c1, c2, c3 = counter
     for _ in range(10):
-        # The 64-bit products wrap in int64; their upper halves are masked clean below. The lower
-        # halves (c1, c3) stay dirty above bit 31 until they are masked with what they meet.
+        # The 64-bit products wrap around in int64; their upper halves are masked below. The lower
+        # halves (c1, c3) keep other bits above bit 31 until the next XOR is masked.
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1 = ((p1 >> 32) ^ (c1 ^ k0)) & _WORD, p1
         c2, c3 = ((p0 >> 32) ^ (c3 ^ k1)) & _WORD, p0
@@ -64,7 +65,7 @@ def philox4x32(counter: Words, seed: Tensor) -> Words:
 
 
 def normals(words: Words) -> Tensor:
-    """Four float32 standard normals a counter, by Box–Muller: [..., 4].
+    """Four float32 standard normals of each counter's words, by Box–Muller: [..., 4].
 
     With u = (2 · (word >> 9) + 1) · 2⁻²⁴, which float32 holds exactly and which is never 0 or 1,
     words (a, b) give √(−2 ln u_a) · (cos 2πu_b, sin 2πu_b); words 0, 1 make the first two normals,
@@ -81,15 +82,15 @@ def normals(words: Words) -> Tensor:
 def exact_subsets(seed: Tensor, clips: Tensor, tags: Tensor, n: int) -> Tensor:
     """Where a keyed permutation of 0 .. n−1 sends each index, for every tag and clip.
 
-    The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012): in a round with key κ, index
-    x and its partner κ − x mod n swap if a random bit of the larger one says so. Any n is a
-    domain, and each index finds its own image with no other one's help.
+    It is the swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012): in a round with key κ,
+    index x and its partner κ − x mod n swap if a random bit of the larger one is 1. It works for
+    any n, and the image of an index is computed without those of others.
 
     Args:
         seed: int64, one element.
         clips: [B] int64, global clip indices.
-        tags: [P] int64, purposes.
-        n: size of the domain, ≥ 1.
+        tags: [P] int64, purposes (c3).
+        n: how many indices there are, ≥ 1.
 
     Returns:
         [P, B, n] int64, a permutation in each row.
@@ -114,7 +115,7 @@ def exact_subsets(seed: Tensor, clips: Tensor, tags: Tensor, n: int) -> Tensor:
 
 
 def bernoulli_subsets(seed: Tensor, clips: Tensor, tag: int, n: int, probability: float) -> Tensor:
-    """[B, n] bool: each index of each clip with ``probability``, independently."""
+    """[B, n] bool: each index of each clip is chosen with ``probability``, independently."""
     return words_of_clips(seed, clips, tag, n) < round(probability * 2.0**32)
 
 
@@ -127,7 +128,7 @@ def words_of_clips(seed: Tensor, clips: Tensor, tag: int, n: int) -> Tensor:
 
 
 def gaussian_rows(seed: Tensor, clips: Tensor, tokens: Tensor, width: int) -> Tensor:
-    """Standard normals of some tokens: clips [B], tokens [B or 1, R] → [B, R, width] float32."""
+    """Standard normals for some tokens: clips [B], tokens [B or 1, R] → [B, R, width] float32."""
     elements = torch.arange((width + 3) // 4, device=seed.device)
     purpose = torch.full((), TAG_GAUSSIAN, device=seed.device)
     counter = (elements, tokens[:, :, None], clips[:, None, None], purpose)

@@ -26,10 +26,10 @@ def reconstruction_loss_reference(
     detach_target: bool,
     normalizer: Tensor | None,
 ) -> Tensor:
-    """:func:`reconstruction_loss` as it reads."""
+    """:func:`reconstruction_loss` in plain PyTorch."""
     dtype = checks.accumulator(pred, target)
     target = target.detach() if detach_target else target
-    # Masking the difference, not the loss, keeps NaN at other tokens out of the gradient.
+    # The difference is masked, not the loss, which keeps NaN at other tokens out of the gradient.
     difference = torch.where(corrupted[..., None], pred.to(dtype) - target.to(dtype), 0.0)
     total = difference.square().sum()
     if per_channel:
@@ -82,8 +82,8 @@ def _forward_fake(
     return loss, gradients[0], gradients[1]
 
 
-# The gradients, for an upstream gradient of 1, are written while the tokens are at hand. One that
-# is not wanted is an empty tensor.
+# The forward pass reads the tokens and writes their gradients at once, for an upstream gradient of
+# 1. A gradient that is not wanted is an empty tensor.
 _forward = library.register(
     "reconstruction_loss(Tensor pred, Tensor target, Tensor corrupted, Tensor? normalizer, "
     "bool per_channel, bool want_pred, bool want_target, str backend) "
@@ -109,13 +109,10 @@ class _ReconstructionLoss(torch.autograd.Function):
         target: Tensor,
         corrupted: Tensor,
         normalizer: Tensor | None,
-        per_channel: bool,
-        want_pred: bool,
-        want_target: bool,
-        backend: str,
+        *options: Any,
     ) -> Tensor:
-        ctx.options = per_channel, want_pred, want_target, backend
-        loss, *gradients = _forward(pred, target, corrupted, normalizer, *ctx.options)
+        ctx.options = options  # per_channel, want_pred, want_target, backend
+        loss, *gradients = _forward(pred, target, corrupted, normalizer, *options)
         ctx.save_for_backward(pred, target, corrupted, normalizer)
         ctx.gradients = gradients
         return loss
@@ -123,7 +120,8 @@ class _ReconstructionLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         pred, target, corrupted, normalizer = ctx.saved_tensors
-        # They are handed out; a retained graph's next backward pass writes them anew.
+        # The gradients are given away, not copied; a second backward pass of a retained graph
+        # computes them again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, *gradients = _forward(pred, target, corrupted, normalizer, *ctx.options)
@@ -139,8 +137,8 @@ class _ReconstructionLoss(torch.autograd.Function):
                 )
             )
 
-        found = library.first_order("reconstruction_loss", scaled, upstream, pred, target)
-        return *found, None, None, None, None, None, None
+        results = library.first_order("reconstruction_loss", scaled, upstream, pred, target)
+        return *results, None, None, None, None, None, None
 
 
 # -- public ---------------------------------------------------------------------------------------
@@ -163,15 +161,15 @@ def reconstruction_loss(
         target: [B, T, N, D] floating point, the clean tokens F_v.
         corrupted: [B, T, N] bool, C.
         per_channel: divides by D as well, so that the loss's weight does not depend on the width.
-        detach_target: the target takes no gradient.
+        detach_target: the target gets no gradient.
         normalizer: tensor of one element that replaces |C|; in a distributed run the global count
-            over the number of processes. Takes no gradient.
+            divided by the number of processes. It gets no gradient.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
         A scalar, float32 (float64 if pred or target is), summed in that dtype. 0, with zero
-        gradients, when nothing is corrupted or the normalizer is 0. Tokens outside C are not
-        looked at: NaN there does nothing; inside, the loss is NaN.
+        gradients, when nothing is corrupted or the normalizer is 0. A NaN outside C has no effect;
+        one inside makes the loss NaN.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -200,10 +198,7 @@ def reconstruction_loss(
 
 
 def _triton_limits(pred: Tensor, target: Tensor) -> str | None:
-    for name, value in (("pred", pred), ("target", target)):
-        if value.dtype == torch.float64:
-            return f"{name} is float64; the kernels take float32, float16 and bfloat16"
-    return None
+    return backends.dtype_refusal(pred=pred, target=target)
 
 
 backends.entry(reconstruction_loss, "pred", triton=_triton_limits)

@@ -10,14 +10,14 @@ from torch import Tensor
 from cmpose.ops import backends, checks, cuda, library
 
 MAX_SHARED = 101_376
-"""Bytes of shared memory that a block has on the cards with the least, the RTX 4090 among them."""
+"""Bytes of shared memory of a block on the cards that have the least, such as the RTX 4090."""
 
 
 class SelectedTokens(NamedTuple):
-    """What :func:`select_tokens` gives."""
+    """Result of :func:`select_tokens`."""
 
     scores: Tensor
-    """[B, K, N]: softmax of a keypoint's logits over the tokens."""
+    """[B, K, N]: softmax of each keypoint's logits over the tokens."""
     importance: Tensor
     """[B, N]: mean or maximum of the scores over the keypoints."""
     causal: Tensor
@@ -30,16 +30,16 @@ class SelectedTokens(NamedTuple):
 
 
 def select_tokens_reference(logits: Tensor, n: int, importance: str) -> SelectedTokens:
-    """:func:`select_tokens` as it reads."""
+    """:func:`select_tokens` in plain PyTorch."""
     keypoints = logits.shape[1]
     scores = logits.to(checks.accumulator(logits)).softmax(dim=-1)
     s = scores.mean(dim=1) if importance == "mean" else scores.amax(dim=1)
 
-    # The softmax keeps a row's order; its logits also tell apart scores that round alike.
+    # Logits have the order of their scores, and differ where scores round to the same number.
     order = logits.detach().argsort(dim=-1, descending=True, stable=True)
     best_rank = order.argsort(dim=-1).amin(dim=1)
     best_score = scores.detach().amax(dim=1)
-    # Lexicographic: stable sorts, the last key first.
+    # The order by several keys comes from stable sorts, of which the most important key is last.
     by_score = best_score.argsort(dim=-1, descending=True, stable=True)
     by_rank = best_rank.gather(1, by_score).argsort(dim=-1, stable=True)
     chosen = by_score.gather(1, by_rank)
@@ -54,7 +54,7 @@ def select_tokens_backward_reference(
     d_importance: Tensor | None,
     importance: str,
 ) -> Tensor:
-    """Its gradient to logits: S (t − Σ S t) a row, t being what reaches S in all."""
+    """Its gradient to logits: S (t − Σ S t) in each row, where t is the whole gradient to S."""
     scores = logits.to(checks.accumulator(logits)).softmax(dim=-1)
     total = torch.zeros_like(scores)
     if d_scores is not None:
@@ -62,11 +62,11 @@ def select_tokens_backward_reference(
     if d_importance is not None:
         if importance == "mean":
             share = torch.full_like(scores, 1.0 / scores.shape[1])
-        else:  # of the keypoints that attain the maximum, each takes an equal part
+        else:  # the keypoints that have the maximum share it equally
             attained = (scores == scores.amax(dim=1, keepdim=True)).to(scores.dtype)
             share = attained / attained.sum(dim=1, keepdim=True)
         total = total + d_importance.to(scores.dtype)[:, None] * share
-    # As autograd of softmax computes it.
+    # This is what autograd of softmax computes.
     gradient = torch.ops.aten._softmax_backward_data(total, scores, -1, scores.dtype)
     return gradient.to(logits.dtype).contiguous()
 
@@ -80,9 +80,9 @@ def _shape(logits: Tensor, importance: str) -> tuple[int, int, int, int, bool]:
 
 def _cuda_forward(logits: Tensor, n: int, importance: str) -> tuple[Tensor, ...]:
     logits = logits.contiguous()
-    found = _forward_fake(logits, n, importance, "cuda")
-    cuda.call("select_tokens", logits, *_shape(logits, importance), n, logits, *found)
-    return found
+    results = _forward_fake(logits, n, importance, "cuda")
+    cuda.call("select_tokens", logits, *_shape(logits, importance), n, logits, *results)
+    return results
 
 
 def _cuda_backward(
@@ -90,10 +90,10 @@ def _cuda_backward(
 ) -> Tensor:
     logits = logits.contiguous()
     gradients = [None if g is None else g.contiguous() for g in (d_scores, d_importance)]
-    found = torch.empty_like(logits)
+    d_logits = torch.empty_like(logits)
     shape = _shape(logits, importance)
-    cuda.call("select_tokens_backward", logits, *shape, logits, *gradients, found)
-    return found
+    cuda.call("select_tokens_backward", logits, *shape, logits, *gradients, d_logits)
+    return d_logits
 
 
 # -- registered op --------------------------------------------------------------------------------
@@ -131,9 +131,9 @@ class _SelectTokens(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.options = importance, backend
         ctx.set_materialize_grads(False)
-        found = _forward(logits, n, importance, backend)
-        ctx.mark_non_differentiable(*found[2:])
-        return found
+        scores, s, causal, noncausal = _forward(logits, n, importance, backend)
+        ctx.mark_non_differentiable(causal, noncausal)
+        return scores, s, causal, noncausal
 
     @staticmethod
     def backward(
@@ -156,14 +156,14 @@ def select_tokens(
 ) -> SelectedTokens:
     """Scores S = softmax(logits), token importance s, and the nK causal tokens.
 
-    A token's rank in a keypoint's row counts the tokens before it in (score descending, index
-    ascending); its best rank is its smallest over the keypoints, its best score its largest. The
+    A token's rank in a keypoint's row is the number of tokens before it in (score descending, index
+    ascending). Its best rank is the smallest over the keypoints, its best score the largest. The
     nK tokens with the smallest (best rank, −best score, index) are causal: every keypoint's top n
-    is among them, and their number is always the same.
+    are among them, and their number is always the same.
 
     Args:
         logits: [B, K, N] floating point, keypoint against token.
-        n: tokens a keypoint, ≥ 1; n·K ≤ N.
+        n: causal tokens per keypoint, ≥ 1; n·K ≤ N.
         importance: ``mean`` or ``max`` over the keypoints.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
@@ -174,7 +174,7 @@ def select_tokens(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, no keypoint, n < 1, n·K > N, an unknown importance; on the CPU
-            also NaN in logits. Elsewhere the split of a clip with NaN is some split.
+            also NaN in logits. Elsewhere a clip with NaN is split in an undefined way.
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}
@@ -199,7 +199,10 @@ def select_tokens(
 
 
 def shared_bytes(keypoints: int, tokens: int) -> int:
-    """Shared memory of a clip's block: ``select_tokens_shared`` of csrc, for torch.compile too."""
+    """Bytes of shared memory that a clip's block takes.
+
+    The same as ``select_tokens_shared`` of csrc, in Python so that torch.compile can trace it.
+    """
     parts = (4 * keypoints * tokens,) * 2 + (4 * keypoints,) * 2 + (8 * tokens,) + (4 * tokens,) * 2
     return sum(-(-part // 16) * 16 for part in parts)
 
@@ -212,7 +215,7 @@ def _cuda_limits(logits: Tensor) -> str | None:
             f"{K} keypoints by {N} tokens take {shared} bytes of shared memory; the kernels have "
             f"{MAX_SHARED}"
         )
-    return cuda.float64_refused(logits=logits)
+    return backends.dtype_refusal(logits=logits)
 
 
 backends.entry(select_tokens, "logits", cuda=_cuda_limits)

@@ -17,10 +17,10 @@ MAX_HEAD_DIM = 128
 def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √d) v over the last two dimensions; the softmax in at least float32.
 
-    Autocast does not reach inside: the dtype of the inputs is the dtype of the products.
+    Autocast is off inside: products have the dtype of the inputs.
     """
     with checks.without_autocast(q):
-        # Scaling q first keeps float16 products in range.
+        # q is scaled before the product, which keeps float16 products in range.
         logits = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
         weights = torch.softmax(logits, dim=-1, dtype=checks.accumulator(logits)).to(v.dtype)
         return torch.matmul(weights, v)
@@ -51,7 +51,7 @@ def _heads_first(qkv: Tensor) -> tuple[Tensor, ...]:
 
 
 def spatial_attention_reference(qkv: Tensor) -> Tensor:
-    """:func:`spatial_attention` as it reads."""
+    """:func:`spatial_attention` in plain PyTorch."""
     return attention_reference(*_heads_first(qkv)).transpose(2, 3).contiguous()
 
 
@@ -71,8 +71,8 @@ def _forward_fake(qkv: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=torch.float32)
 
 
-# The second result is the log-sum-exp of every row, [B, T, H, S] float32, for the kernels'
-# backward; the reference recomputes it and gives none.
+# The second result is the log-sum-exp of every row, [B, T, H, S] float32, which the kernels'
+# backward pass reads. The reference's backward pass computes it again, so its forward gives none.
 _forward = library.register(
     "spatial_attention(Tensor qkv, str backend) -> (Tensor, Tensor)",
     _forward_fake,
@@ -112,8 +112,8 @@ def spatial_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
     """Multi-head attention within each frame: softmax(q kᵀ / √d) v over S.
 
     Args:
-        qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides: what one
-            linear layer of width 3·H·d gives for the tokens of B clips of T frames.
+        qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides: the output
+            of one linear layer of width 3·H·d for the tokens of B clips of T frames.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -123,7 +123,7 @@ def spatial_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
 
     Raises:
         TypeError: qkv is not a floating-point tensor.
-        ValueError: another shape.
+        ValueError: qkv has another shape.
         BackendUnavailable: the backend asked for cannot run this call.
     """
     checks.tensor("qkv", qkv, "B T S 3 H d", {})
@@ -136,8 +136,8 @@ def spatial_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
 
 
 def _triton_limits(qkv: Tensor) -> str | None:
-    if qkv.dtype == torch.float64:
-        return "qkv is float64; the kernels take float32, float16 and bfloat16"
+    if (refusal := backends.dtype_refusal(qkv=qkv)) is not None:
+        return refusal
     if qkv.shape[-1] % 16 or not 16 <= qkv.shape[-1] <= MAX_HEAD_DIM:
         taken = f"multiples of 16 up to {MAX_HEAD_DIM}"
         return f"the head dimension is {qkv.shape[-1]}; the kernels take {taken}"

@@ -21,7 +21,7 @@ def _time_inside(qkv: Tensor) -> tuple[Tensor, ...]:
 
 
 def temporal_attention_reference(qkv: Tensor) -> Tensor:
-    """:func:`temporal_attention` as it reads."""
+    """:func:`temporal_attention` in plain PyTorch."""
     return attention_reference(*_time_inside(qkv)).permute(0, 3, 1, 2, 4).contiguous()
 
 
@@ -74,7 +74,7 @@ def temporal_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
 
     Args:
         qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides;
-            T ≥ 1 (kernels are for 2 to 16).
+            T ≥ 1 (the kernels take 2 to 16).
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -83,7 +83,7 @@ def temporal_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
 
     Raises:
         TypeError: qkv is not a floating-point tensor.
-        ValueError: another shape, or no frame.
+        ValueError: qkv has another shape, or no frame.
         BackendUnavailable: the backend asked for cannot run this call.
     """
     checks.tensor("qkv", qkv, "B T S 3 H d", {})
@@ -98,8 +98,8 @@ def temporal_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
 
 
 def _triton_limits(qkv: Tensor) -> str | None:
-    if qkv.dtype == torch.float64:
-        return "qkv is float64; the kernels take float32, float16 and bfloat16"
+    if (refusal := backends.dtype_refusal(qkv=qkv)) is not None:
+        return refusal
     if not 2 <= qkv.shape[1] <= MAX_FRAMES:
         return f"there are {qkv.shape[1]} frames; the kernels take 2 to {MAX_FRAMES}"
     if qkv.shape[-1] not in HEAD_DIMS:

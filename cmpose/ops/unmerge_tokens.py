@@ -1,4 +1,4 @@
-"""Causal and merged tokens back on the grid of patch tokens."""
+"""Puts causal and merged tokens back on the grid of patch tokens."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def unmerge_tokens_reference(
     noncausal_index: Tensor,
     assignment: Tensor,
 ) -> Tensor:
-    """:func:`unmerge_tokens` as it reads."""
+    """:func:`unmerge_tokens` in plain PyTorch."""
     batch, _, width = causal.shape
     clip = torch.arange(batch, device=causal.device)[:, None].expand_as(assignment)
-    # Indexing, not gather: its gradient accumulates in a fixed order on every device.
+    # Indexing, unlike gather, has a gradient that adds up in a fixed order on every device.
     values = torch.cat((causal, merged[clip, assignment]), dim=1)
     index = torch.cat((causal_index, noncausal_index), dim=1)
     return torch.zeros_like(values).scatter(1, index[..., None].expand(-1, -1, width), values)
@@ -49,7 +49,7 @@ def unmerge_tokens_backward_reference(
     want_causal: bool,
     want_merged: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Its gradients: causal tokens' cells as they are, and a cluster's cells summed."""
+    """Its gradients: a causal token's is its cell's, a merged token's the sum over its cells."""
     clip = torch.arange(len(d_tokens), device=d_tokens.device)[:, None]
     d_causal, d_merged = d_tokens.new_empty(0), d_tokens.new_empty(0)
     if want_causal:
@@ -68,7 +68,7 @@ def unmerge_tokens_backward_reference(
 
 
 def _shape(d_tokens: Tensor, assignment: Tensor, num_clusters: int) -> tuple[int, ...]:
-    """``Clusters`` of csrc/ops.h, and the number of causal tokens."""
+    """The fields of ``Clusters`` in csrc/ops.h, and the number of causal tokens."""
     B, cells, D = d_tokens.shape
     M = assignment.shape[1]
     return cuda.DTYPES[d_tokens.dtype], B, M, D, num_clusters, cells - M
@@ -81,11 +81,11 @@ def _cuda_forward(
     noncausal_index: Tensor,
     assignment: Tensor,
 ) -> Tensor:
-    found = _forward_fake(causal, merged, causal_index, noncausal_index, assignment, "cuda")
+    tokens = _forward_fake(causal, merged, causal_index, noncausal_index, assignment, "cuda")
     given = (causal, merged, causal_index, noncausal_index, assignment)
-    shape = _shape(found, assignment, merged.shape[1])
-    cuda.call("unmerge_tokens", found, *shape, *(t.contiguous() for t in given), found)
-    return found
+    shape = _shape(tokens, assignment, merged.shape[1])
+    cuda.call("unmerge_tokens", tokens, *shape, *(t.contiguous() for t in given), tokens)
+    return tokens
 
 
 def _cuda_backward(
@@ -178,12 +178,12 @@ class _UnmergeTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
-        found = library.first_order(
+        d_causal, d_merged = library.first_order(
             "unmerge_tokens", _backward, d_tokens, *ctx.saved_tensors, *ctx.options
         )
         _, want_causal, want_merged, _ = ctx.options
-        causal = found[0] if want_causal else None
-        return causal, found[1] if want_merged else None, None, None, None, None
+        causal, merged = d_causal if want_causal else None, d_merged if want_merged else None
+        return causal, merged, None, None, None, None
 
 
 # -- public ---------------------------------------------------------------------------------------
@@ -197,24 +197,24 @@ def unmerge_tokens(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """A causal token goes to its own cell, a merged one to the cells of all its members.
+    """Puts a causal token into its own cell, a merged one into the cells of its whole cluster.
 
     Args:
         causal: [B, C, D] floating point, the causal tokens in the order of selection.causal.
         merged: [B, L, D] of causal's dtype, one token a cluster.
-        selection: what select_tokens gave, or anything with index tensors ``causal`` [B, C] and
-            ``noncausal`` [B, M], int64, that together hold each of 0 .. C+M−1 once.
+        selection: the result of select_tokens, or anything with index tensors ``causal`` [B, C]
+            and ``noncausal`` [B, M], int64, that together hold each of 0 .. C+M−1 once.
         assignment: [B, M] int64, the cluster 0 .. L−1 of each non-causal token.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
-        [B, C+M, D] in causal's dtype. Gradients flow to causal and merged, a merged token's
-        summed over its members in a fixed order. NaN stays in the cells it goes to.
+        [B, C+M, D] in causal's dtype. Gradients flow to causal and merged; a merged token's is
+        summed over its cluster's cells in a fixed order. A NaN reaches its token's cells only.
 
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device; on the CPU also an assignment out of range and a
-            selection that misses a cell, which are undefined elsewhere.
+            selection that misses a cell, with which the result is undefined elsewhere.
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}
@@ -249,7 +249,7 @@ def unmerge_tokens(
 
 
 def _cuda_limits(causal: Tensor) -> str | None:
-    return cuda.float64_refused(causal=causal)
+    return backends.dtype_refusal(causal=causal)
 
 
 backends.entry(unmerge_tokens, "causal", cuda=_cuda_limits)

@@ -1,4 +1,4 @@
-"""Person crops of a clip, warped and normalised as cv2.warpAffine would, on any device."""
+"""Crops of people out of a clip: warped as cv2.warpAffine does it, normalised, on any device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from cmpose.ops import backends, checks, library
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_COORDINATE_BITS = 10  # cv2 rounds a pixel's column and row shares to 1/1024 pixel,
-_FRACTION_BITS = 5  # and their sum to 1/32.
+# cv2 rounds what a pixel's column and its row add to a source position to 1/1024 pixel each, and
+# their sum to 1/32 pixel.
+_COORDINATE_BITS = 10
+_FRACTION_BITS = 5
 _FRACTION = 1 << _FRACTION_BITS
 
 
@@ -31,13 +33,13 @@ def _inverse(matrices: Tensor) -> Tensor:
 
 
 def _fixed(value: Tensor) -> Tensor:
-    """Pixels to int64 in 1/1024 pixel; far-off values are kept in range."""
+    """Pixels as int64 in units of 1/1024 pixel; values far outside are clamped."""
     scaled = (value * (1 << _COORDINATE_BITS)).round()
     return scaled.clamp(-(2.0**30), 2.0**30).nan_to_num(2.0**30).to(torch.int64)
 
 
 def _source(inverse: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Source x and y of every output pixel in 1/32 pixel, each int64 [B, H, W]."""
+    """Source x and y of every output pixel, each int64 [B, H, W] in units of 1/32 pixel."""
     height, width = size
     half = 1 << (_COORDINATE_BITS - _FRACTION_BITS - 1)
     columns = torch.arange(width, device=inverse.device, dtype=torch.float64)
@@ -62,7 +64,7 @@ def warp_clips_reference(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """:func:`warp_clips` as it reads: four gathers of the pixels that are needed, no others."""
+    """:func:`warp_clips` in plain PyTorch: it gathers the four neighbours of every position."""
     batch, num_frames, height, width, _ = frames.shape
     x, y = _source(_inverse(matrices), size)
     x0, y0 = x >> _FRACTION_BITS, y >> _FRACTION_BITS
@@ -127,21 +129,21 @@ def warp_clips(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> Tensor:
-    """Warps one crop a clip out of its frames and normalises it.
+    """Warps one crop out of all frames of each clip, and normalises it.
 
     The bilinear sampling is that of ``cv2.warpAffine(..., flags=cv2.INTER_LINEAR)`` with a border
-    of 0, source positions rounded to 1/32 pixel as there; the values in between are not rounded to
-    whole grey levels, so that the two differ by at most half a level.
+    of 0. Source positions are rounded to 1/32 pixel as there. The sampled values are not rounded to
+    whole grey levels, so the two differ by at most half a level.
 
     Args:
-        frames: uint8 [B, T, h, w, 3] RGB, of any strides. Several people of one clip: expand it
-            over B; nothing is copied but the pixels that the crops need.
+        frames: uint8 [B, T, h, w, 3] RGB, of any strides. For several people of one clip, expand
+            the clip over B; only the pixels that the crops need are copied.
         matrices: [B, 2, 3] floating point, source → destination pixel (x, y), as warpAffine takes
-            it without WARP_INVERSE_MAP. float64 keeps cv2's own precision.
+            it without WARP_INVERSE_MAP. float64 is the precision in which cv2 computes.
         size: (H, W) of the crops.
-        mean: of R, G and B, in 0 to 1; ImageNet's by default.
-        std: likewise, > 0.
-        dtype: of the result: float32, float64, bfloat16 or float16.
+        mean: means of R, G and B, in 0 to 1; ImageNet's by default.
+        std: standard deviations of R, G and B, > 0; ImageNet's by default.
+        dtype: the result's: float32, float64, bfloat16 or float16.
         backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
     Returns:
@@ -151,8 +153,8 @@ def warp_clips(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, size, mean or std; on the CPU also a NaN, infinite or
-            singular matrix. Elsewhere a singular matrix gives a crop of one colour, another bad
-            one any pixels.
+            singular matrix. Elsewhere the crop of a singular matrix has one colour, and that of a
+            matrix that is not finite is undefined.
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from cmpose.data.formats.reader import read
 from cmpose.files import write_text
 from cmpose.render.settings import SPLITS, RenderSettings
 
@@ -55,10 +57,9 @@ class SplitFolder:
             return
         if not root.exists():
             return
-        # Locks and leftovers of a run that was killed before it had written the settings.
         ours = {_manifest(root, split).name for split in SPLITS}
-        own_dots = tuple(f".{name}." for name in ours)
-        there = {path.name for path in root.iterdir() if not path.name.startswith(own_dots)}
+        # A hidden file may be the lock of another split's run, or what a killed run has left.
+        there = {path.name for path in root.iterdir() if path.name[0] != "."}
         taken = self.images.exists() or self.annotations.exists()
         if there and (taken or not there & ours):
             raise ValueError(
@@ -67,12 +68,7 @@ class SplitFolder:
 
     def _check_settings(self) -> None:
         wanted = self.settings.to_json()
-        try:
-            there = dict(json.loads(self.manifest.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"out: {self.manifest} is no JSON of settings ({error}); name a new folder"
-            ) from None
+        there = read(self.manifest, dict[str, Any], ValueError, "name a new folder")
         differing = [
             f"{name} {there.get(name)!r} there, {wanted.get(name)!r} asked"
             for name in sorted({*there, *wanted})

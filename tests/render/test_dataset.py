@@ -394,7 +394,9 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out: .* is a file"):
         render_dataset(foreign / "thesis.tex", **ask)
     (tmp_path / "set/rendered_val.json").write_text("{")
-    with pytest.raises(ValueError, match=r"rendered_val\.json is no JSON of settings"):
+    with pytest.raises(
+        ValueError, match=r"rendered_val\.json: not valid JSON .*; name a new folder"
+    ):
         render_dataset(tmp_path / "set", **ask)
 
 

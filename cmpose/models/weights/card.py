@@ -1,4 +1,4 @@
-"""The model card: what is known of a model, generated; what is not known is said to be unknown."""
+"""Generates the model card: what is known of a model. What is not known is called unknown."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ model.onnx` exports it.
 
 
 def model_card(config: Config, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Markdown with Hugging Face's front matter.
+    """The model card: Markdown with Hugging Face's front matter.
 
     Args:
-        config: the recipe of the model.
-        evaluations: what ``metrics.json`` of each evaluation of these very weights holds: ``ap``,
-            ``box_source``, and if known ``data``, ``clips`` and ``steps``.
+        config: the model's recipe.
+        evaluations: the contents of ``metrics.json`` of each evaluation of exactly these weights:
+            ``ap``, ``box_source``, and where known ``data``, ``clips`` and ``steps``.
     """
     m, d, t = config.model, config.data, config.train
     height, width = m.image_size
@@ -80,8 +80,8 @@ def model_card(config: Config, evaluations: Sequence[Mapping[str, Any]] = ()) ->
 
 
 def data_name(root: str, annotations: str) -> str:
-    """How data is named to others: the data set's folder and the annotations in it."""
-    # Absolute paths are of no use to others, and tell them where the machine keeps its data.
+    """A name of data for other people: the data set's folder and the annotations in it."""
+    # An absolute path would not help them, and would tell where this machine keeps its data.
     last = Path(annotations).name if Path(annotations).is_absolute() else annotations
     return f"{Path(root).expanduser().resolve().name}/{last}"
 

@@ -1,8 +1,8 @@
 """Key layouts of published ViT and ViTPose checkpoints, mapped to the names of :class:`CMPose`.
 
-A layout renames keys one by one. What is not one to one is settled in :func:`translate`: three
-projections joined into one, an expert of ViTPose+ chosen, position embeddings and patch kernels
-resized, COCO's keypoints matched with PoseTrack's joints by name.
+A layout renames keys one by one. :func:`translate` does what takes more than a new name: it joins
+three projections into one, chooses an expert of ViTPose+, resizes position embeddings and patch
+kernels, and matches COCO's keypoints with PoseTrack's joints by name.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from cmpose.models.vit import PATCH
 
 QKV = ("query", "key", "value")
 PART = "#"
-"""Marks one of several tensors that are joined: ``blocks.0.attn.qkv.weight#0`` is the query's."""
+"""Marks one of the tensors that are joined: ``blocks.0.attn.qkv.weight#0`` is the query's."""
 
 SHARED_SLOTS = {
     joint: SLOTS17.index(name)
     for joint, name in enumerate(JOINTS)
     if name not in ("head_bottom", "head_top")
 }
-"""Joint → row of a head of 17 keypoints. COCO's order and PoseTrack18's slots agree but for the
-slots of eyes and ears, where they have other points; those are nobody's."""
+"""Joint → row of a head of 17 keypoints. COCO's order and PoseTrack18's slots agree except in eyes
+and ears: there PoseTrack18 has other points, for which no row is taken."""
 
 
 class Layout(NamedTuple):
@@ -39,22 +39,19 @@ class Layout(NamedTuple):
 
     name: str
     example: str
-    """A key that every file of it has."""
+    """A key that every file in this layout has."""
     rename: Callable[[str], str | None]
-    """Its key → ours, None for what we have no name for."""
-
-
-Rules = list[tuple[re.Pattern[str], str]]
+    """The layout's key → the model's; None for a tensor that the model has no name for."""
 
 
 def _by_rules(*rules: tuple[str, str]) -> Callable[[str], str | None]:
-    compiled: Rules = [(re.compile(pattern), new) for pattern, new in rules]
+    """The first rule (pattern, new name) whose pattern is the whole key gives the new name."""
+    compiled = [(re.compile(pattern), new) for pattern, new in rules]
 
     def rename(key: str) -> str | None:
         for pattern, new in compiled:
-            found = pattern.fullmatch(key)
-            if found:
-                return found.expand(new)
+            if match := pattern.fullmatch(key):
+                return match.expand(new)
         return None
 
     return rename
@@ -99,9 +96,9 @@ LAYOUTS = (
             *(
                 (
                     rf"{_HF_BLOCK}attention\.attention\.{name}\.(.*)",
-                    rf"backbone.blocks.\1.attn.qkv.\2{PART}{place}",
+                    rf"backbone.blocks.\1.attn.qkv.\2{PART}{part}",
                 )
-                for place, name in enumerate(QKV)
+                for part, name in enumerate(QKV)
             ),
             (rf"{_HF_BLOCK}attention\.output\.dense\.(.*)", r"backbone.blocks.\1.attn.proj.\2"),
             (rf"{_HF_BLOCK}layernorm_before\.(.*)", r"backbone.blocks.\1.norm1.\2"),
@@ -131,7 +128,7 @@ LAYOUTS = (
 
 @dataclass
 class Translation:
-    """A file's tensors under our names, and what is to be said of them."""
+    """A file's tensors under the model's names, and what its user is told of them."""
 
     layout: Layout
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -141,20 +138,25 @@ class Translation:
 
 
 def without_wrappers(keys: Iterable[str]) -> dict[str, str]:
-    """Key → key without what DataParallel and ``torch.compile`` put before it."""
+    """Key → key without the prefixes of DataParallel and ``torch.compile``."""
     return {key: re.sub(r"^(?:module\.|_orig_mod\.)+", "", key) for key in keys}
 
 
 def nearest(keys: Iterable[str], own: Iterable[str]) -> tuple[Layout, int]:
-    """The layout that finds most of our names among the keys, and how many."""
+    """The layout that gives most keys a name of the model, and how many keys those are.
+
+    Args:
+        keys: a file's.
+        own: the model's.
+    """
     wanted = set(own)
     names = list(keys)
 
-    def found(layout: Layout) -> int:
+    def count(layout: Layout) -> int:
         return sum((layout.rename(key) or "").partition(PART)[0] in wanted for key in names)
 
-    best = max(LAYOUTS, key=found)
-    return best, found(best)
+    best = max(LAYOUTS, key=count)
+    return best, count(best)
 
 
 _REASONS = (
@@ -167,7 +169,7 @@ _REASONS = (
 
 
 def why_unknown(key: str) -> str:
-    """What a tensor is that no part of the model takes."""
+    """What a tensor is that no part of the model takes, in words for the user."""
     return next((why for pattern, why in _REASONS if re.fullmatch(pattern, key)), "no such part")
 
 
@@ -177,62 +179,64 @@ def translate(
     own: dict[str, Tensor],
     grid: tuple[int, int],
 ) -> Translation:
-    """The tensors of a file in ``layout`` under our names, in our shapes as far as that goes.
+    """A file's tensors under the model's names, and in its shapes where they can be resized.
 
     Args:
         weights: the file's tensors, without wrappers' prefixes.
-        layout: as :func:`nearest` found it.
+        layout: the file's, as :func:`nearest` gives it.
         own: the model's state dict.
-        grid: (rows, columns) of its patch tokens.
+        grid: (rows, columns) of the model's patch tokens.
     """
-    found = Translation(layout)
+    translation = Translation(layout)
     parts: dict[str, dict[int, tuple[str, Tensor]]] = {}
     experts: dict[str, dict[int, tuple[str, Tensor]]] = {}
     for key, tensor in weights.items():
         name = layout.rename(key)
         expert = re.fullmatch(r"(.*\.mlp)\.experts\.(\d+)\.(weight|bias)", name or "")
         if name is None:
-            found.left[key] = why_unknown(key)
+            translation.left[key] = why_unknown(key)
         elif PART in name:
-            whole, _, place = name.partition(PART)
-            parts.setdefault(whole, {})[int(place)] = key, tensor
+            whole, _, part = name.partition(PART)
+            parts.setdefault(whole, {})[int(part)] = key, tensor
         elif expert:
             target = f"{expert[1]}.fc2.{expert[3]}"
             experts.setdefault(target, {})[int(expert[2])] = key, tensor
         else:
-            found.tensors[name] = tensor
-    _join(found, parts)
-    _choose_expert(found, experts)
-    _resize_positions(found, weights, own, grid)
-    _resize_patches(found, own)
-    _match_joints(found, own)
-    return found
+            translation.tensors[name] = tensor
+    _join(translation, parts)
+    _choose_expert(translation, experts)
+    _resize_positions(translation, weights, own, grid)
+    _resize_patches(translation, own)
+    _match_joints(translation, own)
+    return translation
 
 
-def _join(found: Translation, parts: dict[str, dict[int, tuple[str, Tensor]]]) -> None:
+def _join(translation: Translation, parts: dict[str, dict[int, tuple[str, Tensor]]]) -> None:
     for whole, pieces in parts.items():
         if len(pieces) == len(QKV):
-            found.tensors[whole] = torch.cat([pieces[place][1] for place in range(len(QKV))])
+            translation.tensors[whole] = torch.cat([pieces[part][1] for part in range(len(QKV))])
             continue
-        lacking = ", ".join(name for place, name in enumerate(QKV) if place not in pieces)
-        found.left |= {key: f"its {lacking} is missing" for key, _ in pieces.values()}
+        lacking = ", ".join(name for part, name in enumerate(QKV) if part not in pieces)
+        translation.left |= {key: f"its {lacking} is missing" for key, _ in pieces.values()}
     if parts:
-        found.notes.append("query, key and value joined into qkv")
+        translation.notes.append("query, key and value joined into qkv")
 
 
-def _choose_expert(found: Translation, experts: dict[str, dict[int, tuple[str, Tensor]]]) -> None:
-    """ViTPose+: the last channels of fc2 are an expert's, of which the first is COCO's."""
+def _choose_expert(
+    translation: Translation, experts: dict[str, dict[int, tuple[str, Tensor]]]
+) -> None:
+    """ViTPose+: the last channels of fc2 are an expert's; the first expert is COCO's."""
     for target, choices in experts.items():
-        if 0 in choices and target in found.tensors:
-            found.tensors[target] = torch.cat([found.tensors[target], choices[0][1]])
-        found.left |= {
+        if 0 in choices and target in translation.tensors:
+            translation.tensors[target] = torch.cat([translation.tensors[target], choices[0][1]])
+        translation.left |= {
             key: "an expert of another data set" if 0 in choices else "expert 0 is missing"
-            for place, (key, _) in choices.items()
-            if place or 0 not in choices
+            for expert, (key, _) in choices.items()
+            if expert or 0 not in choices
         }
     if experts:
         number = max(map(len, experts.values()))
-        found.notes.append(f"expert 0 of {number} taken, COCO's (ViTPose+)")
+        translation.notes.append(f"expert 0 of {number} taken, COCO's (ViTPose+)")
 
 
 # -- positions ------------------------------------------------------------------------------------
@@ -256,54 +260,56 @@ def resize_grid(tokens: Tensor, old: tuple[int, int], new: tuple[int, int]) -> T
     return resized.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
-def _of_grid(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
     return f"{size[0]}×{size[1]}"
 
 
 def _resize_positions(
-    found: Translation,
+    translation: Translation,
     weights: dict[str, Tensor],
     own: dict[str, Tensor],
     grid: tuple[int, int],
 ) -> None:
-    """``pos_embed`` as [1, 1 + N, D]: the class slot, which is added to all, then the patches'."""
-    stored = found.tensors.get("backbone.pos_embed")
+    """Makes ``pos_embed`` [1, 1 + N, D]: a class token's, which all patches get, then theirs."""
+    stored = translation.tensors.get("backbone.pos_embed")
     if stored is None or stored.dim() != 3:
         return
-    if found.layout.name in ("mmpose 1.x", "MAE or timm ViT"):
-        # Theirs have slots for the extra tokens that their files hold, or none.
+    if translation.layout.name in ("mmpose 1.x", "MAE or timm ViT"):
+        # These have a position for each extra token (class, distillation) that the file holds.
         extra = sum(re.search(r"(^|\.)(cls|dist)_token$", key) is not None for key in weights)
     else:
         extra = 1
     old = grid_of(stored.shape[1] - extra, grid)
     if old is None:
-        del found.tensors["backbone.pos_embed"]
-        found.left["pos_embed"] = f"{stored.shape[1]} positions are no grid of patches"
+        del translation.tensors["backbone.pos_embed"]
+        translation.left["pos_embed"] = f"{stored.shape[1]} positions are no grid of patches"
         return
     patches = stored[:, extra:]
-    # Without one the class slot is zero: mmpose's files have added it to the patches already.
-    slot = stored[:, :1] if extra else torch.zeros_like(stored[:, :1])
+    # Zero where a file has no class token's position: mmpose has added it to the patches' already.
+    class_position = stored[:, :1] if extra else torch.zeros_like(stored[:, :1])
     if old != grid:
         patches = resize_grid(patches, old, grid)
-        found.notes.append(f"pos_embed resized from {_of_grid(old)} to {_of_grid(grid)} (bicubic)")
-    found.tensors["backbone.pos_embed"] = torch.cat([slot, patches], dim=1)
-    slots = found.tensors.get("coarse.slot_embed")
-    keypoints = found.tensors.get("coarse.keypoint_tokens")
+        translation.notes.append(
+            f"pos_embed resized from {_size_text(old)} to {_size_text(grid)} (bicubic)"
+        )
+    translation.tensors["backbone.pos_embed"] = torch.cat([class_position, patches], dim=1)
+    slots = translation.tensors.get("coarse.slot_embed")
+    keypoints = translation.tensors.get("coarse.keypoint_tokens")
     if old != grid and slots is not None and keypoints is not None:
         count = old[0] * old[1]
         if slots.shape[1] == count + len(keypoints):
             resized = resize_grid(slots[:, :count], old, grid)
-            found.tensors["coarse.slot_embed"] = torch.cat([resized, slots[:, count:]], dim=1)
-            found.notes.append("slot_embed likewise")
+            translation.tensors["coarse.slot_embed"] = torch.cat([resized, slots[:, count:]], dim=1)
+            translation.notes.append("slot_embed likewise")
 
 
-def _resize_patches(found: Translation, own: dict[str, Tensor]) -> None:
-    """A patch kernel of another size (MAE's ViT-H has 14×14) becomes one of 16×16.
+def _resize_patches(translation: Translation, own: dict[str, Tensor]) -> None:
+    """Resizes a patch kernel of another size (MAE's ViT-H has 14×14) to 16×16.
 
-    Scaled by the areas, so that an even patch still makes the same token.
+    It is scaled by the ratio of the areas, so that a patch of one colour gives the same token.
     """
     name = "backbone.patch_embed.proj.weight"
-    kernel = found.tensors.get(name)
+    kernel = translation.tensors.get(name)
     if kernel is None or name not in own or own[name].shape[1:] != (3, PATCH, PATCH):
         return
     if kernel.dim() != 4 or kernel.shape[1] != 3 or kernel.shape[-1] == PATCH:
@@ -311,37 +317,40 @@ def _resize_patches(found: Translation, own: dict[str, Tensor]) -> None:
     size = (PATCH, PATCH)
     resized = F.interpolate(kernel.float(), size=size, mode="bicubic", align_corners=False)
     area = kernel.shape[-2] * kernel.shape[-1] / PATCH**2
-    found.tensors[name] = (resized * area).to(kernel.dtype)
-    old = _of_grid((kernel.shape[-2], kernel.shape[-1]))
-    found.notes.append(f"patch kernel resized from {old} to {_of_grid(size)} (bicubic)")
+    translation.tensors[name] = (resized * area).to(kernel.dtype)
+    old = _size_text((kernel.shape[-2], kernel.shape[-1]))
+    translation.notes.append(f"patch kernel resized from {old} to {_size_text(size)} (bicubic)")
 
 
 # -- the head -------------------------------------------------------------------------------------
 
 
-def _match_joints(found: Translation, own: dict[str, Tensor]) -> None:
-    """Rows of a head of 17 keypoints for those of 15 joints; the neck and the head stay fresh."""
+def _match_joints(translation: Translation, own: dict[str, Tensor]) -> None:
+    """Takes rows of a head of 17 keypoints for a head of 15 joints, where the names agree.
+
+    The others, ``head_bottom`` and ``head_top``, keep the model's initial weights.
+    """
     weight, bias = (f"head.final_layer.{kind}" for kind in ("weight", "bias"))
-    if weight not in own or weight not in found.tensors or bias not in found.tensors:
+    if weight not in own or weight not in translation.tensors or bias not in translation.tensors:
         return
-    rows = found.tensors[weight]
+    rows = translation.tensors[weight]
     if len(rows) != len(SLOTS17) or len(own[weight]) != len(JOINTS):
         return
     if rows.shape[1:] != own[weight].shape[1:]:
         return
-    mine, theirs = list(SHARED_SLOTS), list(SHARED_SLOTS.values())
+    joints, slots = list(SHARED_SLOTS), list(SHARED_SLOTS.values())
     for name in (weight, bias):
         matched = own[name].detach().clone()
-        matched[mine] = found.tensors[name][theirs].to(matched)
-        found.tensors[name] = matched
+        matched[joints] = translation.tensors[name][slots].to(matched)
+        translation.tensors[name] = matched
     fresh = ", ".join(name for joint, name in enumerate(JOINTS) if joint not in SHARED_SLOTS)
-    found.notes.append(
-        f"final layer: {len(mine)} of {len(JOINTS)} joints by name from its {len(SLOTS17)} "
+    translation.notes.append(
+        f"final layer: {len(joints)} of {len(JOINTS)} joints by name from its {len(SLOTS17)} "
         f"keypoints; {fresh} start fresh"
     )
 
 
 def parts_of(names: Iterable[str]) -> str:
-    """Names counted by part, such as ``backbone 150, head 12``."""
+    """How many names each part of the model has, such as ``backbone 150, head 12``."""
     counted = Counter(name.partition(".")[0] for name in names)
     return ", ".join(f"{part} {number}" for part, number in counted.items()) or "none"

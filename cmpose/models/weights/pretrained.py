@@ -1,4 +1,4 @@
-"""Starting weights for a model: whose files are read, what is taken of them, what is left."""
+"""Starting weights for a model: finds and reads a file, takes what fits, tells what it left."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _TIMM_SMALL = (
 
 
 def _file_of(path: str | Path) -> Path:
+    """The file itself; in a folder its or its model's tensors, or the only ``.pth`` file."""
     given = Path(path).expanduser()
     if given.is_dir():
         candidates = [given / WEIGHTS, given / "model" / WEIGHTS, *sorted(given.glob("*.pth"))]
@@ -43,7 +44,7 @@ def _file_of(path: str | Path) -> Path:
 
 
 def _load(path: str | Path, file: Path) -> dict[str, Any]:
-    """The file's contents, of which nothing but data is read."""
+    """The file's contents; only data is read, no code of the file is run."""
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
@@ -53,16 +54,16 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
                 "is it whole?"
             ) from error
     try:
-        # Namespace is how MAE's files keep their options; building one runs no code.
+        # MAE's files keep their options in a Namespace; building one runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(
                 file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
             )
     except UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({match[1]})" if match else ""
         raise ValueError(
-            f"model.pretrained={str(path)!r}: {file.name} is no file of weights alone, or is "
+            f"model.pretrained={str(path)!r}: {file.name} holds more than weights, or is "
             f"damaged: it asks for Python objects{what}, which may run any code, so it is not "
             "read. If you trust it, save its tensors: torch.save(torch.load(FILE, "
             "weights_only=False)['state_dict'], NEW)"
@@ -77,8 +78,8 @@ def read_weights(path: str | Path) -> tuple[Path, dict[str, Tensor]]:
     """The file that ``path`` means and its tensors, under its own keys.
 
     Args:
-        path: a ``.safetensors`` or ``.pth`` file, or a folder with one. Tensors may lie under
-            ``state_dict``, ``model`` or ``module``; ``module.`` before every key is taken off.
+        path: a ``.safetensors`` or ``.pth`` file, or a folder with one. Tensors may be under
+            ``state_dict``, ``model`` or ``module``; ``module.`` before every key is removed.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -110,17 +111,17 @@ def _get(content: Any, name: str) -> Any:
 
 
 def load_pretrained(model: CMPose, path: str | Path) -> str:
-    """Copies what fits of a file's tensors into the model.
+    """Copies those of a file's tensors that fit into the model.
 
-    Read are ViTPose's checkpoints in the original's, mmpose 1.x's and Hugging Face's keys, ViTs
-    of MAE and timm, and cmpose's own (:data:`cmpose.models.weights.layouts.LAYOUTS`).
+    It reads ViTPose's checkpoints with the original's, mmpose 1.x's and Hugging Face's keys, ViTs
+    of MAE and timm, and cmpose's own files (:data:`cmpose.models.weights.layouts.LAYOUTS`).
 
     Args:
         model: takes the weights, in place.
         path: see :func:`read_weights`.
 
     Returns:
-        Lines for people: what was taken, what was changed on the way, what was left and why.
+        Lines of text: what was taken, what was changed to fit, what was left and why.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -130,15 +131,15 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
     file, weights = read_weights(path)
     own = model.state_dict()
     layout, known = layouts.nearest(weights, own)
-    found = layouts.translate(weights, layout, own, model.backbone.grid)
-    width, depth = size_of(found.tensors)
+    translation = layouts.translate(weights, layout, own, model.backbone.grid)
+    width, depth = size_of(translation.tensors)
     _check_size(model, path, layout, width, depth)
-    misshapen = {k for k, v in found.tensors.items() if k in own and own[k].shape != v.shape}
+    misshapen = {k for k, v in translation.tensors.items() if k in own and own[k].shape != v.shape}
     broken = {name.rpartition(".")[0] for name in misshapen} - {"backbone", "coarse"}
     taken = {
         k: v
-        for k, v in found.tensors.items()
-        # Half a layer, such as another head's bias, is worth nothing.
+        for k, v in translation.tensors.items()
+        # Half a layer, such as the bias of a head whose weight does not fit, is not taken.
         if k in own and k not in misshapen and k.rpartition(".")[0] not in broken
     }
     if not taken:
@@ -149,51 +150,81 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
             "Is it another architecture?"
         )
     if layout.name == "MAE or timm ViT" and width == VIT_SIZES["small"].width:
-        found.notes.append(_TIMM_SMALL)
+        translation.notes.append(_TIMM_SMALL)
     model.load_state_dict(taken, strict=False)
-    return _report(model, file, found, taken, own, width, depth)
+    return _report(model, file, translation, taken, own)
 
 
 def size_of(tensors: dict[str, Tensor]) -> tuple[int, int]:
-    """Width and number of blocks of a backbone under our names; 0 where there is none."""
+    """Width and number of blocks of a backbone under the model's names; 0 where there is none."""
     norms = [v for k, v in tensors.items() if re.fullmatch(r"backbone\..*norm\d?\.weight", k)]
     blocks = [int(m[1]) for k in tensors if (m := re.match(r"backbone\.blocks\.(\d+)\.", k))]
     return (norms[0].numel() if norms else 0), max(blocks, default=-1) + 1
 
 
-def _name_of(width: int, depth: int) -> str | None:
+def _backbone_of(width: int, depth: int) -> str | None:
     fits = (name for name, s in VIT_SIZES.items() if (s.width, s.depth) == (width, depth))
     return next(fits, None)
 
 
 def _check_size(model: CMPose, path: str | Path, layout: Layout, width: int, depth: int) -> None:
-    mine = model.backbone.width, len(model.backbone.blocks)
-    # Who sets model.depth wants as many of the blocks as that.
-    if not (width and depth) or (width, depth) == mine or (width == mine[0] and model.config.depth):
+    own = model.backbone.width, len(model.backbone.blocks)
+    # Where model.depth is set, that many of the file's first blocks are wanted.
+    if not (width and depth) or (width, depth) == own or (width == own[0] and model.config.depth):
         return
-    name = _name_of(width, depth)
+    name = _backbone_of(width, depth)
     advice = f"set model.backbone={name}" if name else "there is no model.backbone of that size"
-    if width == mine[0]:
-        advice += f", or model.depth={min(depth, mine[1])} to take the first blocks alone"
+    if width == own[0]:
+        advice += f", or model.depth={min(depth, own[1])} to take the first blocks alone"
     raise ValueError(
         f"model.pretrained={str(path)!r} ({layout.name}) has width {width} and {depth} blocks, "
-        f"but model.backbone={model.config.backbone} has width {mine[0]} and {mine[1]}: {advice}"
+        f"but model.backbone={model.config.backbone} has width {own[0]} and {own[1]}: {advice}"
     )
 
 
 def _report(
     model: CMPose,
     file: Path,
-    found: Translation,
+    translation: Translation,
     taken: dict[str, Tensor],
     own: dict[str, Tensor],
-    width: int,
-    depth: int,
 ) -> str:
+    """What :func:`load_pretrained` returns."""
+    left = _left(model, translation, taken, own)
+    if any(name.startswith("head.final_layer.") for name in translation.tensors) and not any(
+        name.startswith("head.deconv_layers.") for name in translation.tensors
+    ):
+        translation.notes.append("its head is ViTPose's simple one; the model's has deconvolutions")
+    width, depth = size_of(translation.tensors)
+    size = _backbone_of(width, depth)
+    kind = translation.layout.name
+    if depth:
+        kind += f", ViT {size or f'of width {width} with {depth} blocks'}"
+    lines = [f"{file} ({kind}): {len(taken)} tensors taken: {layouts.parts_of(taken)}"]
+    lines += [f"  {note}" for note in translation.notes]
+    for why, names in left.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"  left {len(names)}: {shown} ({why})")
+    fresh = [name for name in own if name not in taken]
+    lines.append(
+        f"  {len(fresh)} of the model's {len(own)} tensors start fresh: {layouts.parts_of(fresh)}"
+        if fresh
+        else "  nothing starts fresh"
+    )
+    return "\n".join(lines)
+
+
+def _left(
+    model: CMPose,
+    translation: Translation,
+    taken: dict[str, Tensor],
+    own: dict[str, Tensor],
+) -> dict[str, list[str]]:
+    """Reason → names of the tensors that were not taken for it."""
     left: dict[str, list[str]] = defaultdict(list)
-    for key, why in found.left.items():
+    for key, why in translation.left.items():
         left[why].append(key)
-    for name, tensor in found.tensors.items():
+    for name, tensor in translation.tensors.items():
         if name in taken:
             continue
         if name in own and own[name].shape == tensor.shape:
@@ -209,23 +240,4 @@ def _report(
             left[f"model.head={model.config.head}"].append(name)
         else:
             left[layouts.why_unknown(name)].append(name)
-    if any(name.startswith("head.final_layer.") for name in found.tensors) and not any(
-        name.startswith("head.deconv_layers.") for name in found.tensors
-    ):
-        found.notes.append("its head is ViTPose's simple one; the model's are deconvolutions")
-    size = _name_of(width, depth)
-    what = f", ViT {size or f'of width {width} with {depth} blocks'}" if depth else ""
-    lines = [
-        f"{file} ({found.layout.name}{what}): {len(taken)} tensors taken: {layouts.parts_of(taken)}"
-    ]
-    lines += [f"  {note}" for note in found.notes]
-    for why, names in left.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        lines.append(f"  left {len(names)}: {shown} ({why})")
-    fresh = [name for name in own if name not in taken]
-    lines.append(
-        f"  {len(fresh)} of the model's {len(own)} tensors start fresh: {layouts.parts_of(fresh)}"
-        if fresh
-        else "  nothing starts fresh"
-    )
-    return "\n".join(lines)
+    return left

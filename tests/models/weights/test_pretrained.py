@@ -200,7 +200,7 @@ def test_a_simple_head_is_left(tmp_path):
     model.head.final_layer.weight.data.fill_(7)
     model.head.final_layer.bias.data.fill_(7)
     report = load_pretrained(model, tmp_path / "s.safetensors")
-    assert "its head is ViTPose's simple one; the model's are deconvolutions" in report
+    assert "its head is ViTPose's simple one; the model's has deconvolutions" in report
     assert "head.final_layer.weight (of another shape: [17, 384, 3, 3] in the file" in report
     assert "head.final_layer.bias (the rest of its layer does not fit)" in report
     assert (model.head.final_layer.weight == 7).all()
