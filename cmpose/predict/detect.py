@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from msgspec import Struct
+
+from cmpose.data.formats.reader import Count, Number, Whole, read_items
+from cmpose.data.sequence import AnnotationError
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +165,32 @@ class VideoDetections(Mapping[int, list[Detection]]):
         return len(np.unique(self.frames))
 
 
+class VideoBox(Struct, gc=False):
+    """An entry of a file of detections: a box in a frame of a video."""
+
+    bbox: tuple[Number, Number, Number, Number]
+    frame: Count | None = None
+    image_id: Count | None = None
+    score: Number = 1.0
+    track_id: Whole = -1
+    category_id: Whole | str | None = 1
+
+
+_ENTRY = (
+    'an entry is {"frame": 0, "bbox": [x, y, width, height], "score": 0.9, "track_id": 3}, with '
+    "frames counted from 0 and boxes in pixels"
+)
+
+
+def _checked_frame(entry: VideoBox, where: str) -> int:
+    frame = entry.image_id if entry.frame is None else entry.frame
+    if frame is None:
+        raise AnnotationError(f"{where}: has no 'frame' (nor 'image_id'); {_ENTRY}")
+    if entry.bbox[2] <= 0 or entry.bbox[3] <= 0:
+        raise AnnotationError(f"{where}.bbox: {list(entry.bbox)} has no area; {_ENTRY}")
+    return frame
+
+
 def load_video_detections(
     path: str | Path,
     num_frames: int | None = None,
@@ -188,7 +216,8 @@ def load_video_detections(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, no list, no entries, or a broken entry; the message names it.
+        AnnotationError: not JSON, no list, or a broken entry; the message names it.
+        ValueError: no entries, or a track id twice in a frame, or of some entries only.
             Frames that the video does not have; more than a tenth of the boxes outside of it.
     """
     path = Path(path)
@@ -197,19 +226,16 @@ def load_video_detections(
     frames, track_ids, numbers = array("q"), array("q"), array("d")
     used = with_track = 0
     count = -1
-    for count, entry in enumerate(_entries(path)):
-        where = f"{path}: entry {count}"
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"{where} is {entry!r:.60}, expected an object")
-        if entry.get("category_id", 1) != 1:
+    for count, entry in enumerate(read_items(path, VideoBox, AnnotationError, _ENTRY)):
+        if entry.category_id != 1:
             continue
-        frame, detection = _entry(entry, where)
+        frame = _checked_frame(entry, f"{path}: [{count}]")
         used += 1
-        with_track += detection.track_id >= 0
-        if detection.score >= min_score:
+        with_track += entry.track_id >= 0
+        if entry.score >= min_score:
             frames.append(frame)
-            track_ids.append(detection.track_id)
-            numbers.extend((*detection.box, detection.score))
+            track_ids.append(entry.track_id)
+            numbers.extend((*entry.bbox, entry.score))
     if count < 0:
         raise ValueError(f"{path} has no detections; leave the file out to detect people")
     if with_track not in (0, used):
@@ -256,98 +282,3 @@ def _check_places(found: VideoDetections, path: Path, size: tuple[int, int]) -> 
             f"video's {size[0]}×{size[1]} pixels, e.g. bbox {found.boxes[i].round(1).tolist()} in "
             f"frame {found.frames[i]}; were they found in a video of another size?"
         )
-
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-_PIECE = 1 << 20
-_LONGEST = 4 << 20  # an entry that is longer is none
-
-
-def _entries(path: Path) -> Iterator[Any]:
-    """The elements of a file's JSON list, without holding the file in memory."""
-    decoder = json.JSONDecoder()
-    count, text, at = 0, "", 0
-    try:
-        with open(path, encoding="utf-8") as file:
-
-            def more() -> bool:
-                nonlocal text, at
-                piece = file.read(_PIECE)
-                if piece:
-                    text, at = text[at:] + piece, 0
-                return bool(piece)
-
-            def next_sign() -> str:
-                """The next character that is no space, or nothing at the end."""
-                nonlocal at
-                while True:
-                    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-                    if at < len(text):
-                        return text[at]
-                    if not more():
-                        return ""
-
-            if next_sign() != "[":
-                kind = type(json.loads(text + file.read())).__name__
-                raise ValueError(
-                    f"{path}: expected a list of {{'frame', 'bbox', 'score'}} entries, got a {kind}"
-                )
-            at += 1
-            while (sign := next_sign()) != "]":
-                if count:
-                    if sign != ",":
-                        raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-                    at += 1
-                    next_sign()
-                while True:
-                    try:
-                        entry, end = decoder.raw_decode(text, at)
-                        if end < len(text) or not more():
-                            break
-                    except json.JSONDecodeError:
-                        if len(text) - at > _LONGEST or not more():
-                            raise
-                at = end
-                count += 1
-                yield entry
-            at += 1
-            if next_sign():
-                raise json.JSONDecodeError("Extra data", text, at)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ValueError(
-            f"{path} is not valid JSON: {reason}, after {count} whole entries"
-        ) from error
-
-
-def _entry(entry: Mapping[str, Any], where: str) -> tuple[int, Detection]:
-    key = "frame" if "frame" in entry else "image_id"
-    if key not in entry:
-        raise ValueError(f"{where} has no 'frame' (nor 'image_id')")
-    frame = entry[key]
-    if isinstance(frame, bool) or not isinstance(frame, int) or frame < 0:
-        raise ValueError(f"{where}: {key} must be a frame number from 0 on, got {frame!r}")
-    box = _finite(entry.get("bbox"), where, "bbox", "[x, y, width, height] in pixels")
-    if box.shape != (4,):
-        raise ValueError(
-            f"{where}: bbox must be [x, y, width, height] in pixels, got {entry.get('bbox')!r:.60}"
-        )
-    if box[2] <= 0 or box[3] <= 0:
-        raise ValueError(f"{where}: bbox {box.tolist()} has no area (x, y, width, height)")
-    score = _finite(entry.get("score", 1.0), where, "score", "a number")
-    if score.shape != ():
-        raise ValueError(f"{where}: score must be a number, got {entry['score']!r:.60}")
-    track_id = entry.get("track_id", -1)
-    if isinstance(track_id, bool) or not isinstance(track_id, int):
-        raise ValueError(f"{where}: track_id must be an integer, got {track_id!r}")
-    return frame, Detection(box, float(score), track_id)
-
-
-def _finite(value: Any, where: str, name: str, expected: str) -> np.ndarray:
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        array = np.array(np.nan)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{where}: {name} must be {expected}, got {value!r:.60}")
-    return array

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
+from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read
 from cmpose.data.video import NOT_DECODED, Shot
 from cmpose.files import claim, write_json, writing
 from cmpose.predict.detect import Detection
@@ -27,6 +29,30 @@ _SYNC_SECONDS = 5.0
 
 class JournalError(RuntimeError):
     """A journal that is damaged or of something else; the message says what to do."""
+
+
+_ANEW = "run with --overwrite to start anew"
+
+
+class PersonInLine(Struct):
+    """A person of a line, as :class:`PredictedPerson` has it."""
+
+    track_id: Whole
+    score: Number
+    box: tuple[Number, Number, Number, Number]
+    keypoints: list[tuple[Number, Number]]
+    scores: list[Number]
+    interpolated: bool = False
+
+
+class FrameLine(Struct):
+    """A line: a frame, its people, and what the detector found there (x, y, w, h, score)."""
+
+    frame: Count
+    people: list[PersonInLine]
+    found: list[tuple[Number, Number, Number, Number, Number]] | None = None
+    unreadable: bool = False
+    explained: list[str] = []
 
 
 class Journal:
@@ -44,7 +70,7 @@ class Journal:
         self.done, self.ended = 0, False
         self.finished: dict[str, Any] | None = None
         if (folder / FINISHED).exists():
-            self.finished = json.loads((folder / FINISHED).read_text())
+            self.finished = read(folder / FINISHED, dict[str, Any], JournalError, _ANEW)
             return
         size = 0
         with writing(self.path), open(self.path, "a+b") as file:
@@ -52,8 +78,14 @@ class Journal:
             for line in file:
                 if line == _end(self.done):
                     self.ended = True
-                elif not (line.startswith(_start(self.done)) and line.endswith(b"}\n")):
-                    break  # torn by a kill or a power cut, and whatever comes behind it
+                elif not _is_whole(line, self.done):
+                    # Torn by a kill or a power cut; but of what comes behind, nothing is whole.
+                    if any(map(_is_whole, file)):
+                        raise JournalError(
+                            f"{self.path}: line {self.done + 1}: damaged, and behind it are whole "
+                            f"lines; delete it and those behind it to go on from there, or {_ANEW}"
+                        )
+                    break
                 else:
                     self.done += 1
                 size += len(line)
@@ -65,15 +97,26 @@ class Journal:
             self._file.seek(size)
         self._size, self._synced = size, time.monotonic()
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The frames' lines from the first on, read as they are asked for."""
-        with open(self.path, "rb") as file:
-            for _ in range(self.done):
-                yield json.loads(file.readline())
-
     def frames(self) -> Iterator[PredictedFrame]:
-        """The frames from the first on, without their pictures, read as they are asked for."""
-        return map(_frame, self.lines())
+        """The frames from the first on, without their pictures, read as they are asked for.
+
+        Raises:
+            JournalError: a line is damaged; the message names it.
+        """
+        num_keypoints = None
+        with open(self.path, "rb") as file:
+            for number in range(self.done):
+                where = f"{self.path}: line {number + 1}"
+                document = parse(file.readline(), where, JournalError, _ANEW)
+                line = convert(document, FrameLine, where, JournalError, remedy=_ANEW)
+                for i, person in enumerate(line.people):
+                    num_keypoints = num_keypoints or len(person.keypoints)
+                    if (len(person.keypoints), len(person.scores)) != (num_keypoints,) * 2:
+                        raise JournalError(
+                            f"{where}: people[{i}]: {len(person.keypoints)} keypoints and "
+                            f"{len(person.scores)} scores, expected {num_keypoints}; {_ANEW}"
+                        )
+                yield _frame(line)
 
     def append(self, frames: Sequence[PredictedFrame]) -> None:
         """Adds the next frames.
@@ -144,24 +187,30 @@ def _line(frame: PredictedFrame) -> dict[str, Any]:
     return line
 
 
-def _frame(line: dict[str, Any]) -> PredictedFrame:
+def _frame(line: FrameLine) -> PredictedFrame:
     """The frame that ``_line`` made this of, without its picture."""
     people = [
         PredictedPerson(
-            track_id=entry["track_id"],
-            score=entry["score"],
-            box=np.array(entry["box"], np.float64),
-            keypoints=np.array(entry["keypoints"], np.float64),
-            scores=np.array(entry["scores"], np.float64),
-            interpolated="interpolated" in entry,
+            track_id=entry.track_id,
+            score=entry.score,
+            box=np.array(entry.box, np.float64),
+            keypoints=np.array(entry.keypoints, np.float64),
+            scores=np.array(entry.scores, np.float64),
+            interpolated=entry.interpolated,
         )
-        for entry in line["people"]
+        for entry in line.people
     ]
     detections = None
-    if "found" in line:
-        detections = [Detection(np.array(v[:4]), v[4]) for v in line["found"]]
-    shot = Shot(line["frame"], NOT_DECODED, readable="unreadable" not in line)
-    return PredictedFrame(shot, people, detections, explained=line.get("explained", ()))
+    if line.found is not None:
+        detections = [Detection(np.array(box), score) for *box, score in line.found]
+    shot = Shot(line.frame, NOT_DECODED, readable=not line.unreadable)
+    return PredictedFrame(shot, people, detections, explained=line.explained)
+
+
+def _is_whole(line: bytes, frame: int | None = None) -> bool:
+    """Whether a line is that of a frame (None is any), and has its end."""
+    start = b'{"frame": ' if frame is None else _start(frame)
+    return line.startswith(start) and line.endswith(b"}\n")
 
 
 def _start(frame: int) -> bytes:
@@ -206,12 +255,7 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, settings)
         return
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise JournalError(f"{path}: damaged ({error}): run with --overwrite to start anew") from (
-            error
-        )
+    before = read(path, dict[str, Any], JournalError, _ANEW)
     now = json.loads(json.dumps(settings))
     for key in {**before, **now}:
         if before.get(key) != now.get(key):

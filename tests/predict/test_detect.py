@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cmpose.predict import detect
+from cmpose.data.formats import reader
 from cmpose.predict.detect import (
     Detection,
     detect_people,
@@ -102,12 +102,15 @@ def test_coco_results_file(tmp_path):
 
 GOOD = {"frame": 0, "bbox": [1, 2, 3, 4], "score": 0.5}
 BAD = {
-    "malformed": ('[{"frame": 0,', "boxes.json is not valid JSON"),
-    "no list": ({"frame": 0}, "expected a list .* got a dict"),
+    "malformed": ('[{"frame": 0,', "boxes.json: not valid JSON: .*, after 0 whole items"),
+    "no list": (
+        {"frame": 0},
+        r"boxes.json: expected a list, got {'frame': 0}; an entry is {\"frame\": 0, \"bbox\"",
+    ),
     "empty list": ([], "has no detections; leave the file out"),
     "empty file": ("", "not valid JSON"),
-    "no object": ([3], "entry 0 is 3, expected an object"),
-    "no frame": ([{"bbox": [1, 2, 3, 4]}], r"entry 0 has no 'frame' \(nor 'image_id'\)"),
+    "no object": ([3], r"\[0\]: expected an object, got 3"),
+    "no frame": ([{"bbox": [1, 2, 3, 4]}], r"\[0\]: has no 'frame' \(nor 'image_id'\)"),
     "outside": (
         [GOOD, *({**GOOD, "frame": i} for i in (9, 3, 3))],
         "3 of 4 detections are of frames that the video does not have, e.g. 3, 9; .* 0 to 2",
@@ -117,17 +120,29 @@ BAD = {
         r"1 of 2 boxes have their centre outside of the video's 256×144 pixels, e.g. bbox "
         r"\[300.0, 20.0, 50.0, 90.0\] in frame 0; were they found in a video of another size",
     ),
-    "no comma": ('[{"frame": 0, "bbox": [1, 2, 3, 4]} {}]', "delimiter, after 1 whole entries"),
+    "no comma": ('[{"frame": 0, "bbox": [1, 2, 3, 4]} {}]', "delimiter, after 1 whole items"),
     "more behind": ('[{"frame": 0, "bbox": [1, 2, 3, 4]}] []', "Extra data, after 1 whole"),
-    "negative": ([{**GOOD, "frame": -1}], "frame must be a frame number from 0 on, got -1"),
-    "fraction": ([{**GOOD, "frame": 0.5}], "frame must be a frame number"),
-    "short box": ([{**GOOD, "bbox": [1, 2, 3]}], r"entry 0: bbox must be \[x, y, width, height\]"),
-    "no box": ([{"frame": 0}], r"bbox must be .* got None"),
+    "negative": (
+        [{**GOOD, "frame": -1}],
+        r"\[0\]\.frame: expected an integer of at least 0, got -1; .*counted from 0",
+    ),
+    "fraction": ([{**GOOD, "frame": 0.5}], r"\[0\]\.frame: expected an integer, got 0\.5"),
+    "short box": (
+        [{**GOOD, "bbox": [1, 2, 3]}],
+        r"\[0\]\.bbox: expected 4 values, got 3: .*\"bbox\": \[x, y, width, height\]",
+    ),
+    "no box": ([{"frame": 0}], r"\[0\]: missing key 'bbox'; it has \['frame'\]"),
     "flat box": ([{**GOOD, "bbox": [1, 2, 0, 4]}], "has no area"),
-    "text box": ([{**GOOD, "bbox": ["a", 2, 3, 4]}], "bbox must be"),
-    "NaN score": ('[{"frame": 0, "bbox": [1, 2, 3, 4], "score": NaN}]', "score must be a number"),
-    "list score": ([{**GOOD, "score": [1]}], "score must be a number"),
-    "text track": ([{**GOOD, "track_id": "a"}], "track_id must be an integer, got 'a'"),
+    "text box": (
+        [{**GOOD, "bbox": ["a", 2, 3, 4]}],
+        r"\[0\]\.bbox\[0\]: expected a number, got 'a'",
+    ),
+    "NaN score": (
+        '[{"frame": 0, "bbox": [1, 2, 3, 4], "score": NaN}]',
+        r"\[0\]\.score: expected a finite number, got nan",
+    ),
+    "list score": ([{**GOOD, "score": [1]}], r"\[0\]\.score: expected a number, got \[1\]"),
+    "text track": ([{**GOOD, "track_id": "a"}], r"\[0\]\.track_id: expected an integer, got 'a'"),
     "same track": ([{**GOOD, "track_id": 1}] * 2, "track_id 1 is twice in frame 0"),
     "some tracks": ([GOOD, {**GOOD, "track_id": 1}], "1 of 2 detections have a track_id"),
 }
@@ -149,7 +164,7 @@ def test_a_file_longer_than_a_piece_is_read_piece_by_piece(tmp_path, monkeypatch
     for indent in (None, 1):
         path.write_text(json.dumps(entries, indent=indent, ensure_ascii=False), encoding="utf-8")
         for piece in (1, 7, 1000):
-            monkeypatch.setattr(detect, "_PIECE", piece)
+            monkeypatch.setattr(reader, "_PIECE", piece)
             people = load_video_detections(path, 100)
             assert list(people) == list(range(100))
             assert [d.box[0] for i in people for d in people[i]] == list(range(200))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import zlib
 from collections.abc import Iterator
@@ -12,10 +11,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from msgspec import Struct
 
 from cmpose.config import DataConfig
 from cmpose.data.cache.store import (
     COMPLETE,
+    DAMAGED,
     INDEX,
     PLAN,
     ROW,
@@ -30,8 +31,17 @@ from cmpose.data.cache.store import (
     store_folder,
 )
 from cmpose.data.cutouts import Tile, Window
+from cmpose.data.formats.reader import Count, read
 from cmpose.data.frames import FrameError, PictureCache
 from cmpose.data.records import ClipRecord
+
+
+class Complete(Struct):
+    """``complete.json``: the size of the tiles, and checksums of the index and the plan."""
+
+    bytes: Count
+    index_crc: Count
+    plan_crc: Count
 
 
 class TileCache:
@@ -60,20 +70,18 @@ class TileCache:
         self.plan, plan_crc = read_plan(folder)
         check_source(folder, self.plan, source)
         try:
-            complete = json.loads((folder / COMPLETE).read_bytes())
+            complete = read(folder / COMPLETE, Complete, CacheError, DAMAGED)
         except FileNotFoundError:
             raise CacheError(
                 f"{folder}: the cache is unfinished: run the same cmpose cache command again, it "
                 "goes on where it stopped"
             ) from None
-        except ValueError as error:
-            raise self._damaged(COMPLETE, str(error)) from error
         index = (folder / INDEX).read_bytes()
         size = (folder / TILES).stat().st_size
-        if (zlib.crc32(index), plan_crc) != (complete["index_crc"], complete["plan_crc"]):
+        if (zlib.crc32(index), plan_crc) != (complete.index_crc, complete.plan_crc):
             raise self._damaged(INDEX, f"or {PLAN}: not as it was written")
-        if size != complete["bytes"]:
-            raise self._damaged(TILES, f"{size} bytes, there were {complete['bytes']}")
+        if size != complete.bytes:
+            raise self._damaged(TILES, f"{size} bytes, there were {complete.bytes}")
         self.rows = np.frombuffer(index, ROW)
         check_frames(folder, self.plan, self.rows, source.root)
         self._tiles_of: dict[str, list[int]] = {}

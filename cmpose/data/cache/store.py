@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct, structs
 
 from cmpose.config import DataConfig
 from cmpose.data.cache.tiles import strongest
+from cmpose.data.formats.reader import Whole, convert, parse, refuse_os_error
 from cmpose.data.records import ClipRecord
 from cmpose.data.skeleton import POSETRACK
 
@@ -41,6 +43,9 @@ ROW = np.dtype(
         ("row_crc", "<u4"),  # of the row's other fields: tells a row that is only half written
     ]
 )
+
+
+DAMAGED = "the cache is damaged: run cmpose cache --overwrite to make it anew"
 
 
 class CacheError(RuntimeError):
@@ -104,7 +109,11 @@ def relative_name(file: str, root: Path) -> str:
     return file.removeprefix(f"{root}{os.sep}")
 
 
-class StorePlan(NamedTuple):
+class _Versioned(Struct):
+    version: Whole
+
+
+class StorePlan(Struct, frozen=True):
     """What a store holds, written before its first tile.
 
     Attributes:
@@ -120,12 +129,12 @@ class StorePlan(NamedTuple):
     settings: dict[str, Any]
     digest: str
     files: list[str]
-    sizes: list[tuple[int, int]]
-    tiles: list[tuple[int, int, int, int, int, int]]
+    sizes: list[tuple[Whole, Whole]]
+    tiles: list[tuple[Whole, Whole, Whole, Whole, Whole, Whole]]
 
     def dump(self) -> bytes:
         """As ``plan.json``."""
-        return json.dumps({"version": VERSION} | self._asdict()).encode()
+        return json.dumps({"version": VERSION} | structs.asdict(self)).encode()
 
 
 def read_plan(folder: Path) -> tuple[StorePlan, int]:
@@ -137,22 +146,29 @@ def read_plan(folder: Path) -> tuple[StorePlan, int]:
     path = folder / PLAN
     try:
         text = path.read_bytes()
-        values = json.loads(text)
-        version = values.pop("version")
-        if version != VERSION:
-            raise CacheError(
-                f"{path}: a cache of layout {version}, this version of cmpose reads {VERSION}: "
-                "run cmpose cache --overwrite"
-            )
-        return StorePlan(**values), zlib.crc32(text)
     except FileNotFoundError:
         raise CacheError(
             f"{folder}: no cache there; make it: cmpose cache with the same recipe and data.cache"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise refuse_os_error(path, error, CacheError, DAMAGED) from error
+    document = parse(text, str(path), CacheError, DAMAGED)
+    version = convert(document, _Versioned, str(path), CacheError, remedy=DAMAGED).version
+    if version != VERSION:
         raise CacheError(
-            f"{path}: damaged ({error}): run cmpose cache --overwrite to make the cache anew"
-        ) from error
+            f"{path}: a cache of layout {version}, this version of cmpose reads {VERSION}: "
+            "run cmpose cache --overwrite"
+        )
+    plan = convert(document, StorePlan, str(path), CacheError, remedy=DAMAGED)
+    if len(plan.sizes) != len(plan.files):
+        raise CacheError(f"{path}: sizes: {len(plan.sizes)} of {len(plan.files)} files; {DAMAGED}")
+    for number, (frame, *_) in enumerate(plan.tiles):
+        if not 0 <= frame < len(plan.files):
+            raise CacheError(
+                f"{path}: tiles[{number}][0]: {frame} is none of the {len(plan.files)} files; "
+                f"{DAMAGED}"
+            )
+    return plan, zlib.crc32(text)
 
 
 def check_source(folder: Path, plan: StorePlan, source: Source) -> None:

@@ -567,12 +567,20 @@ def test_a_corrupted_byte_is_found(data, tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("plan.json", lambda b: b[:-1], r"plan\.json: damaged \("),
+        (
+            "plan.json",
+            lambda b: b[:-1],
+            r"plan\.json: not valid JSON .*; the cache is damaged: ",
+        ),
         ("plan.json", lambda b: b.replace(b"000001.jpg", b"000000.jpg"), r"index\.bin: damaged"),
         ("plan.json", lambda b: b.replace(b'"version": 1', b'"version": 9'), r"of layout 9, .* 1:"),
         ("index.bin", lambda b: b[:9] + bytes([b[9] ^ 1]) + b[10:], r"index\.bin: damaged"),
         ("tiles.bin", lambda b: b[:-1], r"tiles\.bin: damaged \(\d+ bytes, there were \d+\)"),
-        ("complete.json", lambda b: b[:5], r"complete\.json: damaged"),
+        (
+            "complete.json",
+            lambda b: b[:5],
+            r"complete\.json: not valid JSON .*; the cache is damaged: ",
+        ),
     ],
 )
 def test_damaged_files_are_not_read(data, tmp_path, name, damage, message):
