@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cmpose.evaluation.posetrack_ap import COLUMNS
-from cmpose.report.inputs import METRICS, read_json
+from cmpose.report.inputs import METRICS, Ap, Metrics, read_metrics
 from cmpose.report.page import Report, Table
 
 _MEAN_ONLY = "The Mean is over all joints, not over the columns."
@@ -35,27 +34,22 @@ class Evaluation:
     """
 
     folder: str
-    metrics: dict[str, Any]
+    metrics: Metrics
 
     @property
-    def ap(self) -> dict[str, Any]:
-        """``joints`` with their ``ap``, and ``columns`` of the published tables."""
-        return self.metrics["ap"]
+    def ap(self) -> Ap:
+        """Of the joints, and of the columns of the published tables."""
+        return self.metrics.ap or Ap()
 
     @property
     def box_source(self) -> str:
         """Where its boxes are from."""
-        return str(self.metrics.get("box_source", "not stated"))
+        return self.metrics.box_source
 
     @property
-    def columns(self) -> dict[str, Any]:
-        """AP by column of the published tables."""
-        return self.ap.get("columns", {})
-
-    @property
-    def joints(self) -> dict[str, Any]:
+    def joints(self) -> dict[str, float | None]:
         """AP by joint."""
-        return dict(zip(self.ap.get("joints", ()), self.ap.get("ap", ()), strict=False))
+        return dict(zip(self.ap.joints, self.ap.ap, strict=False))
 
     def heading(self) -> str:
         """Of its column in the tables."""
@@ -64,16 +58,11 @@ class Evaluation:
     def note(self, data_set: str) -> str:
         """What a reader of its column should know; ``data_set`` is the recipe's."""
         where = "At the end of training" if self.folder == "." else f"In {self.folder}"
-        clips = f", {self.metrics['clips']} clips" if "clips" in self.metrics else ""
-        if "metric" in self.ap:  # these keypoints have no official AP
-            clips += f", {self.ap['metric']}"
-        data_set = self.metrics.get("annotations", data_set)
+        clips = "" if self.metrics.clips is None else f", {self.metrics.clips} clips"
+        if self.ap.metric is not None:  # these keypoints have no official AP
+            clips += f", {self.ap.metric}"
+        data_set = self.metrics.annotations or data_set
         return f"{where}: boxes: {self.box_source}{clips}, data set {data_set}."
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None for anything else that a file may hold in its stead."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def find_evaluations(run: Path) -> list[Evaluation]:
@@ -83,8 +72,8 @@ def find_evaluations(run: Path) -> list[Evaluation]:
     paths += sorted(run.glob(f"*/*/evaluation/{METRICS}"))
     evaluations = []
     for path in paths:
-        metrics = read_json(path)
-        if isinstance(metrics, dict) and isinstance(metrics.get("ap"), dict):
+        metrics = read_metrics(path)
+        if metrics is not None and metrics.ap is not None:
             evaluations.append(Evaluation(str(path.parent.relative_to(run)), metrics))
     return evaluations
 
@@ -102,7 +91,7 @@ def add_tables(
     """
     logged = [line for line in log if line["kind"] == "evaluate"]
     if evaluations:
-        official = any("metric" not in evaluation.ap for evaluation in evaluations)
+        official = any(evaluation.ap.metric is None for evaluation in evaluations)
         rule = (_OFFICIAL if official else _MEAN_ONLY) + (_ONCE if len(logged) == 1 else "")
         report.tables = _tables(evaluations)
         report.table_notes = [rule, *(evaluation.note(data_set) for evaluation in evaluations)]
@@ -119,7 +108,7 @@ def _add_logged(report: Report, line: dict[str, Any], data_set: str) -> None:
         Table(
             f"By column, after step {line['step']}",
             [source],
-            [(name, [number(line.get(name))]) for name in (*COLUMNS, "Mean")],
+            [(name, [line.get(name)]) for name in (*COLUMNS, "Mean")],
             frozenset({"Mean"}),
         )
     ]
@@ -133,13 +122,12 @@ def _add_logged(report: Report, line: dict[str, Any], data_set: str) -> None:
 def _tables(evaluations: list[Evaluation]) -> list[Table]:
     """By joint, and by column of the published tables; a column for each evaluation."""
     headings = [evaluation.heading() for evaluation in evaluations]
-    joints = dict.fromkeys(joint for e in evaluations for joint in e.ap.get("joints", ()))
-    columns = dict.fromkeys(column for e in evaluations for column in e.columns)
+    joints = dict.fromkeys(joint for e in evaluations for joint in e.ap.joints)
+    columns = dict.fromkeys(column for e in evaluations for column in e.ap.columns)
     by_joint = [
-        (joint.replace("_", " "), [number(e.joints.get(joint)) for e in evaluations])
-        for joint in joints
+        (joint.replace("_", " "), [e.joints.get(joint) for e in evaluations]) for joint in joints
     ]
-    by_column = [(c, [number(e.columns.get(c)) for e in evaluations]) for c in columns]
+    by_column = [(c, [e.ap.columns.get(c) for e in evaluations]) for c in columns]
     return [
         Table("By joint", headings, by_joint),
         Table("By column of the published tables", headings, by_column, frozenset({"Mean"})),
@@ -152,9 +140,10 @@ def evaluation_lead(evaluations: list[Evaluation], log: list[dict[str, Any]]) ->
     if not evaluations:
         return f"{steps} steps logged, not evaluated at the end."
     first = evaluations[0]
-    mean = number(first.columns.get("Mean"))
+    mean = first.ap.columns.get("Mean")
     of = "" if first.folder == "." else f", from {first.folder}"
+    ended = steps if first.metrics.steps is None else first.metrics.steps
     return (
-        f"AP {'unknown' if mean is None else f'{mean:.1f}'} after "
-        f"{first.metrics.get('steps', steps)} steps (boxes: {first.box_source}{of})."
+        f"AP {'unknown' if mean is None else f'{mean:.1f}'} after {ended} steps "
+        f"(boxes: {first.box_source}{of})."
     )

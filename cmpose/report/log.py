@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
+from cmpose.data.formats.reader import Number, Whole, convert, read_lines
 from cmpose.evaluation.posetrack_ap import COLUMNS
+from cmpose.report.inputs import ReportError
 from cmpose.report.page import Chart, Line
 from cmpose.train.step import LOSS_TERMS
 
@@ -16,16 +18,27 @@ LOG = "log.jsonl"
 _AP_BY_STEP = "AP by step"
 
 
+class LogHead(Struct):
+    """What every line of a log has."""
+
+    kind: str
+    step: Whole
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, in order of steps; of a step that was run again, the last.
 
-    A killed run may leave half a line, and after ``--resume`` steps come twice.
+    A killed run may leave half a line at the end, and after ``--resume`` steps come twice.
+
+    Raises:
+        ReportError: a line is damaged; the message names it.
     """
     lines: dict[tuple[str, int], dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, TypeError, KeyError):
-            line = json.loads(text)
-            lines[str(line["kind"]), int(line["step"])] = line
+    remedy = "delete that line to have the page without it"
+    values = dict[str, Number | str | bool | None]
+    for source, line in read_lines(path, values, ReportError, remedy):
+        head = convert(line, LogHead, source, ReportError, remedy=remedy)
+        lines[head.kind, head.step] = line | {"step": head.step}
     return sorted(lines.values(), key=lambda line: line["step"])
 
 

@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.transforms import crop_matrix, crop_region, warp
-from cmpose.report.inputs import METRICS, ReportError, read_json
+from cmpose.report.inputs import METRICS, Metrics, ReportError, read_metrics
 from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Tile
 from cmpose.viz.record import RecordError, jpeg_uri, read_record
 
@@ -55,15 +54,15 @@ def is_prediction(run: Path) -> bool:
     """Whether a folder is what ``cmpose predict`` wrote."""
     if any((run / "poses").glob("*.json")):
         return True
-    metrics = read_json(run / METRICS)
-    return isinstance(metrics, dict) and "video" in metrics
+    metrics = read_metrics(run / METRICS)
+    return metrics is not None and metrics.video is not None
 
 
 def prediction_report(run: Path, count: int) -> Report:
     """What the page of a prediction says; see ``cmpose.report.report.gather``."""
-    metrics = read_json(run / METRICS) or {}
+    metrics = read_metrics(run / METRICS) or Metrics()
     poses, people = _poses(run)
-    title = str(metrics.get("video") or run.resolve().name)
+    title = metrics.video or run.resolve().name
     report = Report("Prediction", title, _lead(metrics, people))
     report.charts = _charts(poses, people)
     if not report.charts:
@@ -213,31 +212,23 @@ def _cut_out(run: Path, poses: list[_Pose]) -> dict[_Pose, np.ndarray]:
     return pictures
 
 
-def _lead(metrics: dict[str, Any], people: list[tuple[int, int]]) -> str:
-    poses = metrics.get("people", sum(count for _, count in people))
-    frames = metrics.get("frames", len(people))
-    return f"{poses} poses in {frames} frames (boxes: {metrics.get('box_source', 'not stated')})."
+def _lead(metrics: Metrics, people: list[tuple[int, int]]) -> str:
+    poses = sum(count for _, count in people) if metrics.people is None else metrics.people
+    frames = len(people) if metrics.frames is None else metrics.frames
+    return f"{poses} poses in {frames} frames (boxes: {metrics.box_source})."
 
 
-def _facts(run: Path, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(run: Path, metrics: Metrics) -> list[tuple[str, str]]:
     facts = [("Folder", str(run))]
-    for name, key in (("Video", "video"), ("Boxes", "box_source")):
-        if key in metrics:
-            facts.append((name, str(metrics[key])))
-    for name, key in (
-        ("Frames", "frames"),
-        ("Poses", "people"),
-        ("Seconds", "seconds"),
-        ("Frames a second", "frames_per_second"),
+    if metrics.video is not None:
+        facts += [("Video", metrics.video), ("Boxes", metrics.box_source)]
+    for name, value in (
+        ("Frames", metrics.frames),
+        ("Poses", metrics.people),
+        ("Seconds", metrics.seconds),
+        ("Frames a second", metrics.frames_per_second),
     ):
-        value = metrics.get(key)
-        if isinstance(value, int | float):
+        if value is not None:
             facts.append((name, f"{value:.1f}" if isinstance(value, float) else str(value)))
-    parts = metrics.get("seconds_by_part")
-    if isinstance(parts, dict):
-        facts += [
-            (f"Seconds: {name}", f"{value:.1f}")
-            for name, value in parts.items()
-            if isinstance(value, int | float)
-        ]
-    return facts
+    parts = metrics.seconds_by_part or {}
+    return facts + [(f"Seconds: {name}", f"{value:.1f}") for name, value in parts.items()]

@@ -16,7 +16,6 @@ from cmpose.report.evaluations import (
     add_tables,
     evaluation_lead,
     find_evaluations,
-    number,
 )
 from cmpose.report.inputs import ReportError
 from cmpose.report.log import LOG, log_charts, read_log
@@ -126,7 +125,7 @@ def _facts(
     facts = [("Folder", str(run)), *_recipe_facts(config)]
     last = next((line for line in reversed(log) if line["kind"] == "train"), None)
     if last is not None:
-        speed = number(last.get("clips_per_second"))
+        speed = last.get("clips_per_second")
         at = f"step {last['step']}" + (f", {speed:.1f} clips/s" if speed else "")
         facts.append(("Last logged", at))
     if evaluations and evaluations[0].folder == ".":
@@ -137,7 +136,7 @@ def _facts(
             ("Clips a second, evaluation", "evaluation_clips_per_second", "{:.1f}"),
             ("Causal hit rate", "causal_hit_rate", "{:.2f} of visible joints"),
         ):
-            value = number(metrics.get(key))
+            value = getattr(metrics, key)
             if value is not None:
                 facts.append((name, form.format(value)))
     return facts

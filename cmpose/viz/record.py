@@ -28,8 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
+from msgspec import Struct
 
+from cmpose.data.formats.reader import (
+    Count,
+    Number,
+    Whole,
+    convert,
+    parse_file,
+    refuse_os_error,
+    short,
+)
 from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.files import whole_file
 from cmpose.viz.draw import cluster_colors, keypoint_colors, limb_color
@@ -45,6 +56,44 @@ WEAK = 0.3
 
 class RecordError(ValueError):
     """A file that is no record of this version; the message names it and what to do."""
+
+
+class RecordedHeatmaps(Struct):
+    """``heatmaps`` of a record."""
+
+    size: tuple[Whole, Whole]
+    sheet: str
+
+
+class RecordedTokens(Struct):
+    """``tokens`` of a record."""
+
+    grid: tuple[Count, Count]
+    scores: list[list[Number]]
+    top: list[list[Count]]
+    causal: list[Whole]
+    noncausal: list[Whole]
+    assignment: list[Count] | None
+    centers: list[Count] | None
+    cluster_colors: list[str] | None
+
+
+class Record(Struct):
+    """A record as a file holds it, see the module's docstring."""
+
+    version: Whole
+    title: str
+    size: tuple[Whole, Whole]
+    joints: list[str]
+    limbs: list[tuple[Whole, Whole]]
+    colors: list[str]
+    limb_colors: list[str]
+    crop: str
+    keypoints: list[tuple[Number, Number] | None]
+    scores: list[Number]
+    truth: list[tuple[Number, Number] | None] | None
+    heatmaps: RecordedHeatmaps
+    tokens: RecordedTokens | None
 
 
 def jpeg_uri(image: np.ndarray, quality: int = QUALITY) -> str:
@@ -166,50 +215,50 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     again = "write it again with cmpose predict --explain"
     try:
-        record = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RecordError(f"{path}: cannot be read ({error}); {again}") from error
-    version = record.get("version") if isinstance(record, dict) else None
+        document = parse_file(path, RecordError, again)
+    except FileNotFoundError as error:
+        raise refuse_os_error(path, error, RecordError, again) from error
+    version = document.get("version") if isinstance(document, dict) else None
     if version != VERSION:
-        raise RecordError(f"{path}: version {version!r}, this cmpose reads {VERSION}; {again}")
-    try:
-        wrong = _misfit(record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        wrong = f"{type(error).__name__} {error}"
+        raise RecordError(f"{path}: version {short(version)}, this cmpose reads {VERSION}; {again}")
+    record = convert(document, Record, str(path), RecordError, remedy=again)
+    wrong = _misfit(record)
     if wrong:
         raise RecordError(f"{path}: not a whole record ({wrong}); {again}")
-    return record
+    return msgspec.json.decode(msgspec.json.encode(record))
 
 
-def _misfit(record: dict[str, Any]) -> str:
+def _misfit(record: Record) -> str:
     """What about a record does not fit together; empty when all does."""
-    K = len(record["joints"])
-    lengths = {name: len(record[name]) for name in ("colors", "keypoints", "scores")}
-    if record["truth"] is not None:
-        lengths["truth"] = len(record["truth"])
-    tokens = record["tokens"]
+    K = len(record.joints)
+    lengths = {
+        "colors": len(record.colors),
+        "keypoints": len(record.keypoints),
+        "scores": len(record.scores),
+        "truth": K if record.truth is None else len(record.truth),
+    }
+    tokens = record.tokens
     if tokens is not None:
-        lengths |= {"tokens.scores": len(tokens["scores"]), "tokens.top": len(tokens["top"])}
-        rows, columns = tokens["grid"]
-        for name in ("causal", "noncausal"):
-            if any(not 0 <= token < rows * columns for token in tokens[name]):
+        lengths |= {"tokens.scores": len(tokens.scores), "tokens.top": len(tokens.top)}
+        rows, columns = tokens.grid
+        for name, indices in (("causal", tokens.causal), ("noncausal", tokens.noncausal)):
+            if any(not 0 <= token < rows * columns for token in indices):
                 return f"tokens.{name} leaves its grid of {rows} × {columns}"
-        if tokens["assignment"] is not None:
-            if len(tokens["assignment"]) != len(tokens["noncausal"]):
+        if tokens.assignment is not None:
+            if len(tokens.assignment) != len(tokens.noncausal):
                 return "tokens.assignment and tokens.noncausal differ in length"
-            if max(tokens["assignment"], default=0) >= len(tokens["cluster_colors"]):
+            if max(tokens.assignment, default=0) >= len(tokens.cluster_colors or ()):
                 return "tokens.assignment names a cluster that is not there"
     for name, length in lengths.items():
         if length != K:
             return f"{name} has {length} entries, joints {K}"
-    if len(record["limbs"]) != len(record["limb_colors"]):
+    if len(record.limbs) != len(record.limb_colors):
         return "limbs and limb_colors differ in length"
-    if any(not 0 <= joint < K for limb in record["limbs"] for joint in limb):
+    if any(not 0 <= joint < K for limb in record.limbs for joint in limb):
         return "limbs name a joint that is not there"
-    for name, uri in (("crop", record["crop"]), ("heatmaps.sheet", record["heatmaps"]["sheet"])):
+    for name, uri in (("crop", record.crop), ("heatmaps.sheet", record.heatmaps.sheet)):
         if not uri.startswith("data:image/"):
             return f"{name} is no data:image/ URI"
-    height, width = record["size"]
-    if min(height, width, *record["heatmaps"]["size"]) < 1:
+    if min(*record.size, *record.heatmaps.size) < 1:
         return "an empty size"
     return ""

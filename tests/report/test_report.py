@@ -417,7 +417,9 @@ def test_a_page_has_one_writer_and_is_whole_or_absent(copied, tmp_path, monkeypa
 
 def test_broken_files_are_named(copied, prediction, tmp_path):
     (copied / "metrics.json").write_text("{")
-    with pytest.raises(ReportError, match=r"metrics\.json: cannot be read \(.*\); mend it, or del"):
+    with pytest.raises(
+        ReportError, match=r"metrics\.json: not valid JSON at line 1, .*; mend it, or del"
+    ):
         gather(copied)
     (copied / "metrics.json").unlink()
     next((copied / "predictions").glob("*.json")).write_text("[]")

@@ -67,10 +67,16 @@ def changed(**changes):
 
 
 BAD = {
-    "no JSON": ("{", r"clip\.json: cannot be read \(.*\); write it again with cmpose predict"),
+    "no JSON": (
+        "{",
+        r"clip\.json: not valid JSON at line 1, .*; write it again with cmpose predict",
+    ),
     "a list": ("[]", r"clip\.json: version None, this cmpose reads 1"),
     "another version": (changed(version=9), r"clip\.json: version 9, this cmpose reads 1"),
-    "a field is missing": ('{"version": 1}', r"not a whole record \(KeyError 'joints'\)"),
+    "a field is missing": (
+        '{"version": 1}',
+        r"clip\.json: missing key 'title'; it has \['version'\]; write it again",
+    ),
     "a wrong length": (changed(scores=[1.0]), "scores has 1 entries, joints 15"),
     "a limb of nothing": (changed(limbs=[[0, 15]] * 16), "limbs name a joint that is not there"),
     "limbs without colours": (changed(limb_colors=[]), "limbs and limb_colors differ"),

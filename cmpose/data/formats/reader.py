@@ -109,6 +109,36 @@ def convert(
     raise refuse(_message(source, at + path, what, remedy)) from fault
 
 
+def read_lines(
+    path: Path, type: type[T], refuse: Refuse, remedy: str = ""
+) -> Iterator[tuple[str, T]]:
+    """The lines of a ``.jsonl`` file, a document each, with what messages call them.
+
+    A last line that is torn, as a killed process leaves it, is dropped.
+
+    Args:
+        path: the file.
+        type: of a line.
+        refuse: as in :func:`read`.
+        remedy: likewise.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Exception: what ``refuse`` makes; its message names the file and the line.
+    """
+    lines = _bytes_of(path, refuse, remedy).split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            source = f"{path}: line {number}"
+            try:
+                document = parse(line, source, refuse, remedy)
+            except Exception:
+                if number == len(lines):
+                    return
+                raise
+            yield source, convert(document, type, source, refuse, remedy=remedy)
+
+
 def read_items(path: Path, type: type[T], refuse: Refuse, remedy: str = "") -> Iterator[T]:
     """The items of a file's JSON list, without holding the file in memory.
 
