@@ -244,7 +244,7 @@ def label_parts(step: Step) -> None:
     for module in coarse.criss_cross.modules():
         if isinstance(module, Attention):
             module.attend = labelled("criss-cross attention", module.attend)
-    coarse._branches = labelled("corruption", coarse._branches)  # type: ignore[method-assign]
+    coarse.corrupt = labelled("corruption", coarse.corrupt)  # type: ignore[method-assign]
     step.images = labelled("input", step.images)  # type: ignore[method-assign]
     step.losses = labelled("losses", step.losses)  # type: ignore[method-assign]
     step.update = labelled("optimiser", step.update)  # type: ignore[method-assign]

@@ -96,12 +96,12 @@ class CoarseLearning(nn.Module):
         x = torch.cat([features, keypoints], dim=2)
         return x + (self.frame_embed + self.slot_embed).to(features.dtype)
 
-    def _branches(
+    def corrupt(
         self, features: Tensor, seed: Tensor, first_clip: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """X clean, masked and noised [1 to 3, B, T, N+K, D], and which tokens are either.
+        """X clean, masked and noised [R, B, T, N+K, D], and which tokens are masked and noised.
 
-        A task that is off has no branch. The flags are [B, T, N] bool.
+        A task that is off has no branch, so R is 2 or 3. The flags are [B, T, N] bool.
         """
         c = self.config
         x, masked, noised = ops.corrupt_tokens(
@@ -128,12 +128,12 @@ class CoarseLearning(nn.Module):
         if seed is None or not (self.config.mask_task or self.config.denoise_task):
             clean = self.criss_cross(self._clean(features))
         else:
-            x, masked, noised = self._branches(features, seed, first_clip)
-            branches = in_one_batch(self.criss_cross, x)
-            clean = branches[0]
+            inputs, masked, noised = self.corrupt(features, seed, first_clip)
+            outputs = in_one_batch(self.criss_cross, inputs)
+            clean = outputs[0]
             if self.config.mask_task:
-                mask = Reconstruction(branches[1, :, :, :N], masked)
+                mask = Reconstruction(outputs[1, :, :, :N], masked)
             if self.config.denoise_task:
-                noise = Reconstruction(branches[-1, :, :, :N], noised)
+                noise = Reconstruction(outputs[-1, :, :, :N], noised)
         tokens = self.fusion(clean)
         return CoarseOutput(tokens[:, :N], tokens[:, N:], features, mask, noise)

@@ -41,7 +41,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 def score_heatmaps(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Scores [B, K, N] over the token grid, enlarged to heatmaps [B, K, h, w].
 
-    A keypoint whose whole weight is on one token has a peak of height 1 there.
+    A keypoint whose whole weight is on one token has a peak there, of height 1 at most.
     """
     return nn.functional.interpolate(scores.unflatten(-1, grid), size=size, mode="bilinear")
 

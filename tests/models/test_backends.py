@@ -26,11 +26,11 @@ TRITON = (
 )
 CUDA = ("select_tokens", "dpc_knn", "merge_clusters", "unmerge_tokens")
 REGISTERED = {*TRITON, *CUDA} - {"dpc_knn", "merge_clusters"} | {"dpc_knn_merge"}
-"""The operators in a training step's graph; the two run as one."""
+"""The operators in a training step's graph; the two that are missing run as dpc_knn_merge."""
 
 
 def asking(backend: str) -> AbstractContextManager[None]:
-    """``cuda`` asks for CUDA C++'s four kernels, ``kernels`` for Triton's five too."""
+    """``cuda`` asks for the CUDA C++ kernels of four ops, ``kernels`` for Triton's of five more."""
     if backend in ("kernels", "cuda"):
         triton = dict.fromkeys(TRITON, "triton") if backend == "kernels" else {}
         return ops.backend(**triton, **dict.fromkeys(CUDA, "cuda"))
@@ -38,7 +38,7 @@ def asking(backend: str) -> AbstractContextManager[None]:
 
 
 def batch_of(model: CMPose, batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """Clips, seed, joints' centres and weights; rounded to float32 whatever the dtype."""
+    """Clips, seed, joints' centres and weights, with values that float32 holds in any dtype."""
     generator = torch.Generator().manual_seed(batch)
     K, (h, w) = model.config.num_keypoints, model.heatmap_size
     centers = torch.rand(batch, K, 2, generator=generator) * torch.tensor([w, h])
@@ -78,7 +78,8 @@ def test_training_step_is_that_of_the_reference(backend: str) -> None:
     assert set(gradients) == set(eager) == set(exact)
     assert len(gradients) == len(list(model.parameters()))
     for name, gradient in gradients.items():
-        # The keys' bias has gradient 0: what cancels is as large as in its layer's weight.
+        # The exact gradient of the keys' bias is 0; the terms that cancel in it are as large as in
+        # its layer's weight.
         layer = exact.get(name.removesuffix("bias") + "weight")
         size = 0.0 if layer is None else float(layer.abs().max())
         assert_as_close_as_eager(gradient, eager[name], exact[name], reduction=terms, terms=size)
@@ -90,18 +91,18 @@ def test_inference_is_that_of_the_reference(backend: str) -> None:
     images = batch_of(model, 2)[0]
     with torch.no_grad():
         with asking(backend):
-            found = model(images)
+            output = model(images)
         with asking("reference"):
             eager, exact = model(images), build().to(DEVICE).eval().double()(images.double())
     terms = 4 * model.backbone.width * 16
     for a, b, c in (
-        (found.heatmaps, eager.heatmaps, exact.heatmaps),
-        (found.coarse.tokens, eager.coarse.tokens, exact.coarse.tokens),
-        (found.fine.selection.scores, eager.fine.selection.scores, exact.fine.selection.scores),
+        (output.heatmaps, eager.heatmaps, exact.heatmaps),
+        (output.coarse.tokens, eager.coarse.tokens, exact.coarse.tokens),
+        (output.fine.selection.scores, eager.fine.selection.scores, exact.fine.selection.scores),
     ):
         assert_as_close_as_eager(a, b, c, reduction=terms)
-    assert torch.equal(found.fine.selection.causal, eager.fine.selection.causal)
-    assert torch.equal(found.fine.clusters.assignment, eager.fine.clusters.assignment)
+    assert torch.equal(output.fine.selection.causal, eager.fine.selection.causal)
+    assert torch.equal(output.fine.clusters.assignment, eager.fine.clusters.assignment)
 
 
 def _compiled(backend: str, graphs: list[Any]) -> Any:
@@ -122,11 +123,11 @@ def _mark(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _compare(model: CMPose, compiled: Any, sizes: tuple[int, ...], **tolerance: float) -> None:
     for size in sizes:
         expected, gradients = trained_step(model, batch_of(model, size))
-        loss, found = trained_step(model, _mark(batch_of(model, size)), compiled)
+        loss, compiled_gradients = trained_step(model, _mark(batch_of(model, size)), compiled)
         torch.testing.assert_close(loss, expected, **tolerance)
         for name, gradient in gradients.items():
             torch.testing.assert_close(
-                found[name], gradient, **tolerance, msg=lambda m, n=name: n + m
+                compiled_gradients[name], gradient, **tolerance, msg=lambda m, n=name: n + m
             )
 
 

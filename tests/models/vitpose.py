@@ -1,7 +1,7 @@
 """transformers' VitPose with random weights, and the same weights under other layouts' keys.
 
-The key names are written down here once more, from the layouts' side, so that a wrong rule in
-``cmpose/models/weights/layouts.py`` does not find its mirror image.
+The key names are written down here a second time and in the other direction, so that a wrong rule
+in ``cmpose/models/weights/layouts.py`` is not repeated here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ COCO = 17
 
 
 def _drawn(module: nn.Module, seed: int) -> None:
-    """Weights that keep activations at unit scale, nothing left at zero or one.
+    """Sets weights that keep activations at unit scale; none stays at zero or one.
 
-    Each is a stretch of one pool of numbers, from a place of its own: to draw 630 million takes
-    longer than all the rest.
+    Each tensor is a part of one pool of random numbers, which begins at a random index: drawing 630
+    million numbers would take longer than the rest of the tests.
     """
     generator = torch.Generator().manual_seed(seed)
     pool = torch.empty(1 << 24).uniform_(-1.0, 1.0, generator=generator)
@@ -37,7 +37,7 @@ def _drawn(module: nn.Module, seed: int) -> None:
         elif "norm" in name and name.endswith(("weight", "running_var")):
             fill(tensor, 0.5, 1.5)
         elif tensor.dim() > 1 and "position" not in name:
-            # A tap of a deconvolution sees a quarter of its kernel at each output pixel.
+            # A stride-2 deconvolution applies a quarter of its kernel to each output pixel.
             inputs = tensor.shape[0] * 4 if "deconv" in name else tensor[0].numel()
             limit = (3.0 / inputs) ** 0.5
             fill(tensor, -limit, limit)
@@ -69,7 +69,7 @@ def vitpose(
 
 
 def cmpose(size: str, image_size: tuple[int, int] = (64, 48), **fields) -> CMPose:
-    """Ours of that size, for COCO's keypoints; its weights are whatever memory holds."""
+    """cmpose's model of that size, for COCO's keypoints, with uninitialised weights."""
     with torch.device("meta"):
         model = CMPose(
             ModelConfig(
@@ -82,7 +82,7 @@ def cmpose(size: str, image_size: tuple[int, int] = (64, 48), **fields) -> CMPos
 
 @torch.no_grad()
 def outputs(model: VitPoseForPoseEstimation, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [B, N, D] and heatmaps [B, K, h, w] of transformers'."""
+    """Features [B, N, D] and heatmaps [B, K, h, w] of transformers' model."""
     experts = model.config.backbone_config.num_experts > 1
     index = torch.zeros(len(pixels), dtype=torch.int64) if experts else None
     features = model.backbone(pixels, dataset_index=index).feature_maps[-1]
@@ -91,7 +91,7 @@ def outputs(model: VitPoseForPoseEstimation, pixels: Tensor) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def outputs_of_ours(model: CMPose, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Our backbone and head, frame by frame, without what lies between them."""
+    """The same of cmpose's backbone and head alone, frame by frame."""
     features = model.backbone(images)
     return features, model.head(features)  # type: ignore[call-arg]
 
@@ -112,7 +112,7 @@ def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "head.batchnorm2": "keypoint_head.deconv_layers.4",
         "head.conv": "keypoint_head.final_layer",
     }
-    found = {}
+    renamed = {}
     for key, tensor in state.items():
         if ".attention.attention." in key:
             if ".query." not in key:
@@ -121,12 +121,12 @@ def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
             key, tensor = key.replace("attention.attention.query", "attn.qkv"), torch.cat(parts)
         for theirs, new in names.items():
             key = key.replace(theirs, new)
-        found[key] = tensor
-    return found
+        renamed[key] = tensor
+    return renamed
 
 
 def mmpose(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The original's keys → those of mmpose 1.x, the class slot added to the patches."""
+    """The original's keys → mmpose 1.x's; the class token's position is added to the patches'."""
     names = {
         "patch_embed.proj": "patch_embed.projection",
         "backbone.blocks": "backbone.layers",
@@ -137,21 +137,21 @@ def mmpose(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "last_norm": "ln1",
         "keypoint_head": "head",
     }
-    found = {}
+    renamed = {}
     for key, tensor in state.items():
         if key == "backbone.pos_embed":
             tensor = tensor[:, 1:] + tensor[:, :1]
         for theirs, new in names.items():
             key = key.replace(theirs, new)
-        found[key] = tensor
-    return found
+        renamed[key] = tensor
+    return renamed
 
 
 def bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The original's backbone under timm's and MAE's keys, which have a class token."""
-    found = {
+    renamed = {
         key.removeprefix("backbone.").replace("last_norm", "norm"): tensor
         for key, tensor in state.items()
         if key.startswith("backbone.")
     }
-    return found | {"cls_token": torch.zeros_like(found["pos_embed"][:, :1])}
+    return renamed | {"cls_token": torch.zeros_like(renamed["pos_embed"][:, :1])}
