@@ -119,8 +119,8 @@ def test_what_other_cards_run(
 
 
 KERNELS = [(9, 48, torch.float32), (9, 48, torch.float16), (130, 112, torch.float16)]
-"""Tokens, head dimension and dtype. In the backward pass the first and the last take two kernels (one
-for dQ, one for dK and dV) and the second takes one."""
+"""Tokens, head dimension and dtype. Backward, the first and the last take two kernels (one for dQ,
+one for dK and dV) and the second takes one."""
 
 
 @pytest.mark.parametrize(("S", "d", "dtype"), KERNELS, ids=str)
