@@ -65,7 +65,7 @@ class OwnBoxes:
                 self._boxes.setdefault(_key(entry, where), []).append(box)
 
     def of(self, draft: Draft, frame: Frame, file: Path) -> list[Box]:
-        """The boxes of a picture; they are kept for :meth:`write`."""
+        """The boxes of a picture; :meth:`write` will write them."""
         parts = split_frame_name(file.name)
         keys: list[tuple[str, Any]] = [
             ("image_id", draft.image_id),
@@ -89,21 +89,23 @@ class OwnBoxes:
                 {
                     "image_id": frame.image_id,
                     "category_id": 1,
-                    "bbox": found.box.tolist(),
-                    "score": found.score,
+                    "bbox": box.box.tolist(),
+                    "score": box.score,
                 }
-                for found in self._boxes[key]
+                for box in self._boxes[key]
             ]
             return self._boxes[key]
         return []
 
     @staticmethod
     def choose(boxes: list[Box], person: Person) -> np.ndarray | None:
-        """The box of a person's track; else the one that holds most, at least half, of the
-        keypoints, and of equals the smallest."""
-        for found in boxes:
-            if found.track_id >= 0 and found.track_id == person.track_id:
-                return found.box
+        """The box of a person's track; without one, the box that holds most keypoints.
+
+        It must hold at least half of them; of boxes that hold as many the smallest is taken.
+        """
+        for box in boxes:
+            if box.track_id >= 0 and box.track_id == person.track_id:
+                return box.box
         points = person.keypoints[person.keypoints[:, 2] > 0, :2]
 
         def held(box: np.ndarray) -> int:
@@ -115,7 +117,11 @@ class OwnBoxes:
         return None
 
     def write(self, path: Path, report: Report) -> None:
-        """The boxes of the data set's pictures as a detection file."""
+        """Writes the boxes of the data set's pictures as a detection file.
+
+        Raises:
+            AnnotationError: no entry is of a converted picture.
+        """
         if not self._written:
             raise AnnotationError(
                 f"{self.path}: none of its entries is of a converted picture; they are found by "

@@ -14,15 +14,16 @@ class ConvertOptions:
     """How a source is read and written.
 
     Attributes:
-        format: of the source; ``auto`` goes by its name and keys.
+        format: the source's; ``auto`` tells it by its name and keys.
         split: folder of annotations and images in the data set, e.g. ``train`` or ``val``.
         name: of the sequence of pictures that lie in ``images`` itself; empty takes its name.
         group: ``video`` makes a sequence of the numbered pictures of a folder, ``still`` one of
             every picture; ``auto`` decides folder by folder.
         to: ``own`` keeps the source's keypoints, ``posetrack`` maps them to PoseTrack's by name.
-        category: of a COCO file with several categories that have keypoints.
+        category: which one of a COCO file, where several have keypoints.
         skeleton: JSON file with keypoints, limbs and flips; empty takes the source's.
-        boxes: detection file; gives people without a box theirs, and becomes ``SPLIT_boxes.json``.
+        boxes: detection file: people without a box get theirs from it, and it becomes
+            ``SPLIT_boxes.json``.
         place: pictures are copied, or linked (symbolic links to where they lie).
         on_error: ``skip`` leaves out what is broken and counts it.
         overwrite: replaces the split's annotations.

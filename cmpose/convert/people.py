@@ -22,14 +22,24 @@ class People:
         self.report, self.skeleton, self.boxes = report, skeleton, boxes
 
     def fill(self, draft: Draft, frame: Frame, file: Path) -> None:
-        """Fills a frame with the draft's people that can be used."""
-        size, said = (frame.width, frame.height), (draft.width, draft.height)
-        if None not in said and said != size:
+        """Fills a frame with those of the draft's people that can be used.
+
+        Args:
+            draft: what the source says.
+            frame: with its size.
+            file: the picture.
+
+        Raises:
+            AnnotationError: the picture has another size than the source says, or a person is
+                wrong and ``on_error`` is ``raise``.
+        """
+        size, stated = (frame.width, frame.height), (draft.width, draft.height)
+        if None not in stated and stated != size:
             hint = "label the picture that is trained on, or scale the keypoints"
-            if said[::-1] == size:
+            if stated[::-1] == size:
                 hint = "its orientation tag was applied by the labelling tool; save it turned"
             raise AnnotationError(
-                f"{draft.where}: width, height: {said[0]}×{said[1]}, but {file} is "
+                f"{draft.where}: width, height: {stated[0]}×{stated[1]}, but {file} is "
                 f"{size[0]}×{size[1]}; {hint}"
             )
         boxes = [] if self.boxes is None else self.boxes.of(draft, frame, file)
@@ -94,13 +104,14 @@ class People:
         return replace(person, box=box)
 
     def check_tracks(self, name: str, drafts: list[Draft]) -> None:
-        seen: dict[int, int] = {}
-        for place, draft in enumerate(d for d in drafts if d.people):
+        """Warns of tracks that end and come back in a video, whose drafts are in order."""
+        last: dict[int, int] = {}
+        for index, draft in enumerate(d for d in drafts if d.people):
             for person in draft.people:
                 track = person.track_id
-                if track >= 0 and seen.get(track, place) < place - 1:
+                if track >= 0 and last.get(track, index) < index - 1:
                     self.report.warn(
                         "track id comes back after labelled frames without it",
                         f"{name}: track {track} at {draft.file_name or draft.number}",
                     )
-                seen[track] = place
+                last[track] = index

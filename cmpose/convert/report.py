@@ -1,4 +1,4 @@
-"""What a conversion found: errors that stop it, warnings and omissions that are counted."""
+"""The report of a conversion: errors stop it, warnings and omissions are counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cmpose.data.sequence import AnnotationError
 
 EXAMPLES = 5
-"""Places named for each kind."""
+"""How many examples of each kind are named."""
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Report:
     Attributes:
         on_error: ``raise`` stops at the first error; ``skip`` counts it and leaves out what has it.
         facts: what was written.
-        warnings: kind → places.
-        left_out: kind → places.
+        warnings: kind → where in the source, one entry for each case.
+        left_out: likewise.
     """
 
     on_error: Literal["raise", "skip"] = "raise"
@@ -29,13 +29,13 @@ class Report:
     warnings: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
-    def warn(self, kind: str, place: str) -> None:
-        """Something to look at, which is converted nevertheless."""
-        self.warnings.setdefault(kind, []).append(place)
+    def warn(self, kind: str, where: str) -> None:
+        """Counts something to look at, which is converted nevertheless."""
+        self.warnings.setdefault(kind, []).append(where)
 
-    def leave_out(self, kind: str, place: str) -> None:
-        """Something that has no place in the data set."""
-        self.left_out.setdefault(kind, []).append(place)
+    def leave_out(self, kind: str, where: str) -> None:
+        """Counts something that does not get into the data set."""
+        self.left_out.setdefault(kind, []).append(where)
 
     def error(self, kind: str, message: str) -> None:
         """Raises AnnotationError, or with ``skip`` counts what the caller then leaves out."""
@@ -48,8 +48,8 @@ class Report:
 
         def counted(kinds: Mapping[str, list[str]]) -> dict[str, Any]:
             return {
-                kind: {"count": len(places), "examples": places[:EXAMPLES]}
-                for kind, places in sorted(kinds.items())
+                kind: {"count": len(cases), "examples": cases[:EXAMPLES]}
+                for kind, cases in sorted(kinds.items())
             }
 
         return self.facts | {
@@ -58,15 +58,15 @@ class Report:
         }
 
     def text(self) -> str:
-        """The same for people."""
+        """The same as text for people to read."""
         lines = [
             f"{key.replace('_', ' ')}: {value if isinstance(value, str) else json.dumps(value)}"
             for key, value in self.facts.items()
         ]
         for title, kinds in (("warning", self.warnings), ("left out", self.left_out)):
-            for kind, places in sorted(kinds.items()):
-                lines.append(f"{title}: {len(places)} × {kind}")
-                lines += [f"    {place}" for place in places[:EXAMPLES]]
-                if len(places) > EXAMPLES:
-                    lines.append(f"    and {len(places) - EXAMPLES} more")
+            for kind, cases in sorted(kinds.items()):
+                lines.append(f"{title}: {len(cases)} × {kind}")
+                lines += [f"    {case}" for case in cases[:EXAMPLES]]
+                if len(cases) > EXAMPLES:
+                    lines.append(f"    and {len(cases) - EXAMPLES} more")
         return "\n".join(lines) + "\n"

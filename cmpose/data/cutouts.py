@@ -1,8 +1,8 @@
-"""Cut-outs of frames, for crops that are warped where the model runs.
+"""Cut-outs of frames, for crops that are warped on the device.
 
-A clip's cut-out holds the pixels that its crop is sampled from. Cut-outs differ in size; those of
-a batch stand side by side in one strip, and each clip's matrix leads from the strip to its crop.
-Padded to one size instead, one person who fills a frame would make them all as large as it.
+A clip's cut-out holds the pixels that its crop is sampled from. Cut-outs differ in size. Those of a
+batch stand side by side in one strip, and each clip's matrix maps the strip to its crop. If they
+were padded to one size instead, one person who fills a frame would make all of them that large.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.utils.data import default_collate
 from cmpose.data.transforms import apply_matrix
 
 MAX_WIDTH = 1 << 20
-"""Pixels of a strip: as far as ``cmpose.ops.warp_clips`` tells positions apart."""
+"""Largest width of a strip in pixels: so far ``cmpose.ops.warp_clips`` tells positions apart."""
 
-_MULTIPLE = 16  # of a strip's sides: kernels are compiled for divisible sizes once
+_MULTIPLE = 16  # divides a strip's sides: kernels are compiled once for all such sizes
 
 
 class Tile(NamedTuple):
-    """Pixels of a (shrunk) picture, uint8 [h, w, 3], and where their first one lies in it.
+    """A rectangle of a (shrunk) picture's pixels.
 
     Attributes:
-        pixels: RGB or BGR.
-        left: column of the picture.
-        top: row of the picture.
-        rgb: the order of the channels.
+        pixels: uint8 [h, w, 3].
+        left: column of the first pixel in the picture.
+        top: row of the first pixel in the picture.
+        rgb: True for RGB, False for BGR.
     """
 
     pixels: np.ndarray
@@ -41,10 +41,12 @@ class Tile(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The part of a picture that a crop is sampled from; pixels, ``right`` and ``bottom`` past it.
+    """The part of a picture that a crop is sampled from, in pixels.
 
-    Columns may lie outside the picture and are black there: left and right of a cut-out stand
-    those of other clips, which must not be sampled. Above and below stands nothing.
+    ``right`` and ``bottom`` are the first column and row behind it. Columns may lie outside the
+    picture; a cut-out is black there. It must hold them, because in the strip the cut-outs of
+    other clips stand on its left and right, which the crop must not sample. Rows need not: nothing
+    stands above and below.
     """
 
     left: int
@@ -58,7 +60,11 @@ class Window(NamedTuple):
         return self.bottom - self.top, self.right - self.left
 
     def take(self, tile: Tile) -> np.ndarray:
-        """The cut-out, RGB [rows, columns, 3], of a tile that holds all of it in the picture."""
+        """The cut-out, RGB uint8 [rows, columns, 3].
+
+        Args:
+            tile: holds all pixels of the window that lie in the picture.
+        """
         taken = np.zeros((*self.shape, 3), np.uint8)
         left, right = max(self.left, tile.left), min(self.right, tile.left + tile.pixels.shape[1])
         if left < right:
@@ -69,12 +75,15 @@ class Window(NamedTuple):
         return taken
 
     def matrix(self, matrix: np.ndarray) -> np.ndarray:
-        """Cut-out → crop, float64 [2, 3], of ``matrix``, picture → crop."""
+        """The map cut-out → crop, float64 [2, 3], from ``matrix``, picture → crop."""
         return moved_matrix(matrix, self.left, self.top)
 
 
 def shrunk_size(picture_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """(width, height) of a picture shrunk by a whole factor; the last pixels may stand for less."""
+    """(width, height) of a picture shrunk by a whole factor.
+
+    The last row and column may stand for fewer than ``factor`` of the picture's.
+    """
     return -(-picture_size[0] // factor), -(-picture_size[1] // factor)
 
 
@@ -86,7 +95,13 @@ def shrunk_matrix(matrix: np.ndarray, factor: int) -> np.ndarray:
 
 
 def shrink(picture: np.ndarray, window: Window, factor: int) -> np.ndarray:
-    """``window`` of the shrunk picture: means of factor × factor pixels; [h, w, 3] of a picture."""
+    """Part of the shrunk picture, whose pixels are means of factor × factor pixels.
+
+    Args:
+        picture: uint8 [h, w, 3].
+        window: which part, in pixels of the shrunk picture.
+        factor: whole.
+    """
     part = picture[
         window.top * factor : window.bottom * factor, window.left * factor : window.right * factor
     ]
@@ -107,17 +122,20 @@ def moved_matrix(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
 def sampled_window(
     matrix: np.ndarray, image_size: tuple[int, int], picture_size: tuple[int, int]
 ) -> Window:
-    """What of a picture shows in a crop, and up to two pixels around it; one row at least.
+    """The part of a picture that shows in a crop, and up to two pixels around it.
 
     Args:
         matrix: [2, 3], picture → crop.
         image_size: (H, W) of the crop.
         picture_size: (width, height).
+
+    Returns:
+        The window; it has at least one row.
     """
     height, width = image_size
     corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])
     seen = apply_matrix(cv2.invertAffineTransform(matrix), corners)
-    # Positions are rounded to 1/32 pixel; sampling takes the pixel before and the one after.
+    # Sampling rounds positions to 1/32 pixel and takes the pixels before and after them.
     left, top = (int(v) - 1 for v in np.floor(seen.min(axis=0)))
     right, bottom = (int(v) + 3 for v in np.floor(seen.max(axis=0)))
     top = min(max(top, 0), picture_size[1] - 1)
@@ -125,14 +143,15 @@ def sampled_window(
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch of clips' items, as ``torch.utils.data.default_collate`` makes it, but for cut-outs.
+    """A batch of clips' items; a ``collate_fn`` of a DataLoader.
 
-    Of items with ``frames`` uint8 [T, h, w, 3] and ``frames_matrix`` [2, 3], frame → crop, the
-    batch has ``frames`` [T, h', w', 3], all cut-outs side by side in the items' order, black below
-    the smaller ones, and ``frames_matrix`` [B, 2, 3] from there.
+    Items are stacked by ``torch.utils.data.default_collate``, except that cut-outs, ``frames``
+    uint8 [T, h, w, 3] with ``frames_matrix`` [2, 3], cut-out → crop, become one strip: ``frames``
+    [T, h', w', 3] has all of them side by side in the items' order, black below the smaller ones,
+    and ``frames_matrix`` [B, 2, 3] maps it to each crop.
 
     Raises:
-        ValueError: if they are too wide together.
+        ValueError: the cut-outs are wider than ``MAX_WIDTH`` together.
     """
     if "frames" not in items[0]:
         return default_collate(list(items))

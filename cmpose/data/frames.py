@@ -20,7 +20,8 @@ from cmpose.data.sequence import Frame, Sequence, split_frame_name
 class FrameError(RuntimeError):
     """A frame that is missing, unreadable or of the wrong size; the message names the file.
 
-    ``reason`` is what counters call it.
+    Attributes:
+        reason: what went wrong in few words, as counters of what was left out name it.
     """
 
     def __init__(self, message: str, reason: str = "frame unreadable") -> None:
@@ -47,7 +48,10 @@ class FrameFolder:
     def like(self, file_name: str) -> dict[int, str]:
         """Frame number → name, of the files that differ from ``file_name`` in the number only.
 
-        Any zero padding is understood. Raises FrameError if two files have the same number.
+        Any zero padding is understood.
+
+        Raises:
+            FrameError: two files have the same number.
         """
         parts = split_frame_name(file_name)
         if parts is None:
@@ -72,7 +76,7 @@ class FrameFolder:
 
 
 def neighbor_name(file_name: str, number: int) -> str:
-    """``file_name`` with another frame number, padded alike."""
+    """``file_name`` with another frame number, padded with zeros to the same width."""
     prefix, digits, suffix = split_frame_name(file_name) or ("", "", "")
     return f"{prefix}{number:0{len(digits)}d}{suffix}"
 
@@ -110,7 +114,7 @@ def support_frames(
         num_frames: T = 2ω + 1.
         on_disk: numbers of the files in the key frame's folder.
         listed: frame numbers that the annotation lists.
-        nframes: frames of the video according to the annotation.
+        nframes: how many frames the video has according to the annotation, if it says so.
     """
     first = min(min(on_disk), min(listed, default=key))
     last = max(max(on_disk), max(listed, default=key))
@@ -202,10 +206,10 @@ class ClipFiles:
 
 
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(width, height) of a JPEG from its header; other formats are decoded.
+    """(width, height) of a picture: a JPEG's from its header, others are decoded.
 
     Raises:
-        FrameError: unreadable.
+        FrameError: missing or unreadable.
     """
     if not os.path.isfile(path):
         raise FrameError(f"{path}: cannot be read: No such file")
@@ -220,7 +224,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
                     continue
                 head = file.read(2)
                 length = int.from_bytes(head, "big")
-                # Start of frame, of any coding process; C4, C8 and CC are other segments.
+                # These segments hold the size, one for each way of coding; C4, C8 and CC do not.
                 if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
                     sizes = file.read(5)
                     height = int.from_bytes(sizes[1:3], "big")
@@ -239,8 +243,8 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """Decodes a picture → uint8 [h, w, 3], BGR; an orientation tag is not applied.
 
     Raises:
-        FrameError: the file is missing, not a picture, or a JPEG that is cut off (which OpenCV
-            would fill with grey and a mere warning).
+        FrameError: the file is missing, not a picture, or a JPEG that is cut off, whose rest
+            OpenCV would fill with grey, with no more than a warning.
     """
     try:
         data = Path(path).read_bytes()
@@ -258,7 +262,14 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def check_size(file: str, picture: np.ndarray, size: tuple[int, int], source: str) -> None:
-    """Raises FrameError unless a picture [h, w, 3] has the (width, height) that boxes are for."""
+    """Raises FrameError unless a picture has the size that the boxes are given for.
+
+    Args:
+        file: the picture's, for the message.
+        picture: [h, w, 3].
+        size: (width, height).
+        source: who says so, for the message.
+    """
     height, width = picture.shape[:2]
     if (width, height) != tuple(size):
         raise FrameError(
@@ -270,13 +281,14 @@ def check_size(file: str, picture: np.ndarray, size: tuple[int, int], source: st
 class PictureCache:
     """The last decoded pictures of this process, up to a number of bytes.
 
-    People of one frame and neighbouring clips share frames, so clips in order (an evaluation)
-    decode each frame once. Clips in random order (training) come back to a frame too late to find
-    it, unless a data set fits whole: ``docs/data.md`` has the numbers.
+    The people of one frame share it, and so do neighbouring clips: when clips are read in order,
+    as in evaluation, each frame is decoded once. In training's random order a frame is wanted
+    again only after it was dropped, unless the whole data set fits; ``docs/data.md`` has the
+    numbers.
 
     Attributes:
-        limit: bytes kept; the newest picture is kept in any case.
-        decoded: pictures that were decoded so far.
+        limit: bytes that are kept; the newest picture is kept in any case.
+        decoded: number of pictures that were decoded so far.
     """
 
     def __init__(self, limit: int) -> None:

@@ -1,8 +1,7 @@
 """Crop geometry, augmentation, flips, normalisation and heatmap targets, as DCPose has them.
 
-A pixel's coordinate is that of its centre. ``matrix`` is always image → crop, [2, 3], applied as
-``crop = matrix[:, :2] @ image + matrix[:, 2]``, which is what ``cv2.warpAffine`` takes without
-``WARP_INVERSE_MAP``.
+A pixel's coordinates are those of its centre. ``matrix`` always maps image → crop: it is [2, 3],
+and ``crop = matrix[:, :2] @ image + matrix[:, 2]``. ``cv2.warpAffine`` takes it as it is.
 """
 
 from __future__ import annotations
@@ -22,11 +21,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF_BODY_ENLARGE = 1.5
 FAR_OUTSIDE = -1e4
-"""Heatmap coordinate of a Gaussian none of which reaches the heatmap: an empty target."""
+"""Heatmap coordinate of a Gaussian that is too far away to reach the heatmap: an empty target."""
 
 
 class Region(NamedTuple):
-    """The upright rectangle of the image that fills a crop: center (x, y), size (w, h), pixels."""
+    """The upright rectangle of the image that fills a crop.
+
+    Attributes:
+        center: (x, y), pixels.
+        size: (width, height), pixels.
+    """
 
     center: np.ndarray
     size: np.ndarray
@@ -34,7 +38,13 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw of :func:`sample_augmentation`: the region, its rotation in degrees, mirrored?"""
+    """One draw of :func:`sample_augmentation`.
+
+    Attributes:
+        region: the scaled region that fills the crop.
+        rotation: in degrees, see :func:`crop_matrix`.
+        flip: whether the crop is mirrored.
+    """
 
     region: Region
     rotation: float = 0.0
@@ -198,9 +208,17 @@ def half_body_region(
 ) -> Region | None:
     """The region around the visible joints of the upper or the lower body, 1.5 times enlarged.
 
-    Falls to the lower body if the upper has not more than two visible joints, and back. None if
-    the chosen half has fewer than two joints or no extent (DCPose crashes there; HRNet does not),
-    or the skeleton does not say what the halves are.
+    A half with at most two visible joints gives way to the other one.
+
+    Args:
+        keypoints: [K, 3] in image pixels.
+        image_size: (H, W) of the crop.
+        upper: which half.
+        skeleton: says which joints the halves have.
+
+    Returns:
+        None if the half has fewer than two joints or no extent (DCPose crashes there; HRNet does
+        not), or if the skeleton does not say what the halves are.
     """
     if not (skeleton.upper_body and skeleton.lower_body):
         return None
@@ -239,7 +257,7 @@ def sample_augmentation(
         region: of the whole person.
         keypoints: [K, 3] in image pixels.
         image_size: (H, W) of the crop.
-        config: factors and probabilities; not looked at for ``enabled``.
+        config: factors and probabilities; ``enabled`` is for the caller to look at.
         rng: the item's own generator.
         skeleton: says what the halves of a body are.
     """
@@ -282,7 +300,7 @@ def normalize_clips(clips: torch.Tensor, dtype: torch.dtype = torch.float32) -> 
 
 @lru_cache
 def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's mean and std on the scale of bytes; kept, so that no step waits for a copy."""
+    """ImageNet's mean and std on the scale 0 to 255, kept so that no step waits for a copy."""
     mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
     return mean, torch.tensor(IMAGENET_STD, device=device) * 255
 
@@ -311,9 +329,9 @@ def heatmap_targets(
         visible: [B, K], > 0 where the joint is annotated and inside the crop.
         image_size: (H, W) of the crop.
         heatmap_size: (h, w).
-        sigma: of the Gaussian, heatmap pixels.
+        sigma: the Gaussian's, in heatmap pixels.
         unannotated: ``ignore`` or ``background``.
-        udp: see above.
+        udp: whether coordinates are UDP's.
 
     Returns:
         centers [B, K, 2] in heatmap pixels and weight [B, K], float32.

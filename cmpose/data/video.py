@@ -27,7 +27,7 @@ _RATE = 25.0
 
 
 class VideoError(RuntimeError):
-    """A video that cannot be read or written; the message names it and what to do."""
+    """A video that cannot be read or written; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class VideoInfo:
 
     Attributes:
         source: as the user named it.
-        name: what its results are called: the file's or folder's name, ``camera0``.
+        name: what its results are called, e.g. the file's name without ending, or ``camera0``.
         width: of every frame, pixels.
         height: likewise.
         fps: frames a second; 25 where nothing says.
-        frames: how many its header names, which it need not hold; 0 where it does not say.
-        live: a camera or stream, which cannot be read a second time.
+        frames: number of frames by the header, which may be wrong; 0 where it does not say.
+        live: whether it is a camera or stream, which cannot be read a second time.
     """
 
     source: str
@@ -68,13 +68,13 @@ class Shot(NamedTuple):
 
 
 class Video(ABC):
-    """An open video; its frames can be had once."""
+    """An open video; its frames can be read once."""
 
     info: VideoInfo
 
     @abstractmethod
     def shots(self, skip: int = 0) -> Iterator[Shot]:
-        """All frames in order; the first ``skip`` are passed over, with an empty picture.
+        """All frames in order; the first ``skip`` come with an empty picture.
 
         Raises:
             VideoError: a frame of another size than the first, or an unreadable picture.
@@ -82,14 +82,14 @@ class Video(ABC):
 
     @abstractmethod
     def signature(self) -> dict[str, Any]:
-        """Plain data that tells this video from another of the same name."""
+        """Plain data (for JSON) by which another video of the same name can be told apart."""
 
     def frame_name(self, number: int) -> str:
-        """``NAME/000012.jpg``, or where the frame is a file, its folder and name."""
+        """``NAME/000012.jpg``; for a frame that is a file, its folder and name."""
         return f"{self.info.name}/{number:06d}.jpg"
 
     def close(self) -> None:  # noqa: B027 - pictures hold nothing open
-        """Lets go of the file or device."""
+        """Closes the file or device."""
 
     def _check(self, picture: np.ndarray, what: str) -> None:
         size, first = picture.shape[1::-1], (self.info.width, self.info.height)
@@ -101,7 +101,7 @@ class Video(ABC):
 
 
 class _Capture(Video):
-    """What ``cv2.VideoCapture`` opens."""
+    """A video file, stream or camera, read by ``cv2.VideoCapture``."""
 
     def __init__(
         self, what: str | int, source: str, name: str, fps: float | None, unreadable: str
@@ -128,7 +128,7 @@ class _Capture(Video):
         yield Shot(0, NOT_DECODED if skip else self.first)
         number = 1
         while number < skip:
-            # Seeking is inexact in many formats; a frame that is grabbed is decoded all the same.
+            # Seeking is inexact in many formats, so frames are grabbed one by one.
             if not self.capture.grab():
                 return
             yield Shot(number, NOT_DECODED)
@@ -188,7 +188,7 @@ class _Pictures(Video):
             before = picture
 
     def _nearest(self, number: int) -> np.ndarray:
-        """The last readable picture before; the first one of all was readable."""
+        """The last readable picture before frame ``number``: at least the first was readable."""
         for file in reversed(self.files[:number]):
             try:
                 picture = read_picture(file)
@@ -209,7 +209,7 @@ class _Pictures(Video):
 
 
 def natural_order(path: Path) -> list[Any]:
-    """A key by which ``frame10`` comes after ``frame9``."""
+    """A sorting key by which ``frame10`` comes after ``frame9``."""
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), part) if part.isdigit() else (0, part) for part in parts]
 
@@ -221,7 +221,7 @@ def open_video(
     fps: float | None = None,
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Iterator[Video]:
-    """Opens whatever OpenCV reads.
+    """Opens a video in any form that OpenCV reads.
 
     Args:
         source: a video file; a folder of pictures or a pattern such as ``frames/*.jpg``, in
@@ -259,7 +259,7 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
         why = "OpenCV gets no frame from it; is the address right, and the stream running?"
         return _Capture(text, text, name, fps, f"{text}: {why}")
     elif glob.has_magic(text):
-        name, files = path.parent.resolve().name, [Path(found) for found in glob.glob(text)]
+        name, files = path.parent.resolve().name, [Path(file) for file in glob.glob(text)]
     elif "%" in path.name:
         why = "OpenCV finds no frame by this pattern"
         return _Capture(text, text, path.parent.resolve().name, fps, f"{text}: {why}")

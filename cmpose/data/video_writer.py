@@ -1,4 +1,4 @@
-"""A video as it is written: an MP4 that gets its name once it is whole."""
+"""Writing a video: an MP4 that gets its name once it is whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cmpose.data.video import VideoError
 from cmpose.files import writing
 
 ROOM = 32 << 20
-"""Bytes that are left free: OpenCV does not tell when a frame found no room on the disk."""
+"""Bytes that are left free on the disk: OpenCV does not tell when it runs out of space."""
 
 _LOOK_EVERY = 16  # frames between two looks at the free space
 
@@ -27,7 +27,12 @@ def part_of(path: Path) -> Path:
 
 
 class VideoWriter:
-    """Writes ``part_of(path)``, which ``close`` renames.
+    """Writes ``part_of(path)``, which ``close`` renames to ``path``.
+
+    Args:
+        path: the MP4 file.
+        size: (width, height) of its frames, pixels.
+        fps: frames a second.
 
     Raises:
         OutputError: nothing can be written there.

@@ -18,10 +18,10 @@ def _taper(first: float, last: float) -> np.ndarray:
 
 
 class _Parts:
-    """The parts of one body in one frame, to be drawn by depth.
+    """The parts of one body in one frame, collected to be drawn from far to near.
 
-    Widths and biases are in units of stature; a bias moves a part in the order of drawing,
-    negative towards the camera.
+    Widths and biases are in units of stature. A bias changes a part's depth in the order of
+    drawing: a negative one moves it towards the camera.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class _Parts:
         bias: float = 0.0,
         hem: Literal["start", "end"] | None = None,
     ) -> None:
-        """A tube between two points."""
+        """Adds a tube between two named points, with half-widths ``table`` [PROFILE]."""
         z = (self.depth[start] + self.depth[end]) / 2 + bias * self.stature
         profile = np.maximum(table * (self.stature * self.scale), 0.6).astype(np.float32)
         ends = self.flat[start], self.flat[end]
         self.add(z, partial(self.draw_limb, *ends, profile, texture, hem=hem))
 
     def add_point(self, name: str, origin: str, axes: np.ndarray, offset: list[float]) -> None:
-        """A new point at ``offset`` (left, up, forward; units of stature) from another."""
+        """Names a new point at ``offset`` (left, up, forward; units of stature) from another."""
         away = axes @ np.asarray(offset) * self.stature
         self.flat[name] = self.flat[origin] + np.array([away[0], -away[1]]) * self.scale
         self.depth[name] = self.depth[origin] + float(away[2])
@@ -91,8 +91,9 @@ class Body:
             owner: number that marks this person's pixels.
             flat: point name → picture (x, y).
             depth: point name → metres away from the camera, any origin.
-            chest, head: [3, 3] left/up/forward directions in camera axes (x right, y up,
-                z away).
+            chest: [3, 3]; columns are its left, up and forward directions in camera axes
+                (x right, y up, z away).
+            head: likewise.
             scale: pixels a metre.
             light: see ``draw.shade``.
         """
@@ -149,7 +150,7 @@ class Body:
         return 0.049 * s, 0.41 * 0.163 * s, 0.060 * s
 
     def _skirt(self, parts: _Parts, yaw: float) -> None:
-        """A tube around both thighs, as wide as the legs stand apart, drawn over them."""
+        """Adds a tube around both thighs, drawn over them, as wide as the legs stand apart."""
         flat, depth, long = parts.flat, parts.depth, self.look.skirt
         hips, knees = ((f"left_{p}", f"right_{p}") for p in ("hip", "knee"))
         pairs = list(zip(hips, knees, strict=True))
@@ -165,7 +166,7 @@ class Body:
         parts.limb("pelvis", "hem", table, texture, -0.015, hem="end")
 
     def _head_gear(self, parts: _Parts, head: np.ndarray) -> None:
-        """The nose, and hair or a brim that stand out from the head."""
+        """Adds the nose, and hair or a brim that stands out from the head."""
         h = self.build.head
         skin, hair = self.look.textures["skin"], self.look.textures["hair"]
         parts.add_point("bridge", "head_centre", head, [0, 0.004 * h, 0.057 * h])

@@ -20,12 +20,13 @@ def camera(
     subject: np.ndarray,
     motion: float,
 ) -> np.ndarray:
-    """The camera's way: matrices [F, 2, 3] from canvas to picture (float64).
+    """The camera's way: matrices from canvas to picture, float64 [F, 2, 3].
 
     Args:
+        rng: draws.
         times: [F] seconds.
         size: (height, width) of the picture.
-        subject: [F, 2] canvas point that the camera follows more or less.
+        subject: [F, 2] canvas point that the camera follows, at a strength that is drawn.
         motion: 0 holds the camera still; 1 is the usual pan, zoom, roll and shake.
     """
     height, width = size
@@ -51,7 +52,14 @@ def camera(
 
 
 def defocus_curve(rng: np.random.Generator, frames: int, chance: float, unit: float) -> np.ndarray:
-    """[F] blur sigma in pixels: zero but for a stretch that comes and goes softly."""
+    """[F] blur sigma in pixels: zero, except for a stretch in which it grows and falls again.
+
+    Args:
+        rng: draws.
+        frames: F.
+        chance: probability that there is such a stretch.
+        unit: scales sigma to the size of the picture.
+    """
     if rng.random() >= chance:
         return np.zeros(frames)
     centre, half = rng.uniform(0, frames), rng.uniform(0.12, 0.4) * frames + 1

@@ -9,17 +9,20 @@ from cmpose.render.settings import Difficulty
 
 
 def _render(subparser: ArgumentParser) -> None:
-    subparser.add_argument("out", help="folder of the new data set")
-    subparser.add_argument("--videos", type=int, default=24)
-    subparser.add_argument("--frames", type=int, default=30, help="in each video")
-    subparser.add_argument("--seed", type=int, default=0)
-    subparser.add_argument("--split", default="train", help="train or val")
+    subparser.add_argument("out", help="folder of the data set; made if absent")
+    subparser.add_argument("--videos", type=int, default=24, help="number of sequences")
+    subparser.add_argument("--frames", type=int, default=30, help="frames in each sequence")
+    subparser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    subparser.add_argument("--split", default="train", help="which split to render: train or val")
     subparser.add_argument(
-        "--size", type=tuple[int, int], default=(360, 640), help="[height, width] in pixels"
+        "--size",
+        type=tuple[int, int],
+        default=(360, 640),
+        help="[height, width] in pixels",
     )
-    subparser.add_argument("--max_people", type=int, default=4, help="in a video")
-    subparser.add_argument("--fps", type=float, default=25.0, help="that motion is sampled at")
-    subparser.add_argument("--workers", type=int, default=2, help="processes")
+    subparser.add_argument("--max_people", type=int, default=4, help="in a sequence")
+    subparser.add_argument("--fps", type=float, default=25.0, help="frames a second of the motion")
+    subparser.add_argument("--workers", type=int, default=2, help="processes that render")
     subparser.add_class_arguments(Difficulty, "difficulty")
 
 

@@ -1,9 +1,10 @@
 """Drawing primitives of rendered people: textured, shaded, anti-aliased limbs and heads.
 
 A limb is a tapered tube: an axis between two picture points, a table of half-widths along it, and
-a texture over (along, across). Each pixel of its box finds its place t along the axis and s across
-it, takes the texture there and covers the picture by its distance to the outline. Shading bends
-the texture's brightness over s as a lit cylinder's, so it costs a table, not a pass over pixels.
+a texture over (along, across). For each pixel of the limb's box, its coordinates t along the axis
+and s across it are computed; the texture is sampled there and laid over the picture, with an
+opacity that follows from the distance to the outline. Shading is that of a lit cylinder; it depends
+on s only, so it is applied to the texture's columns and not to pixels.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ _ANGLE = np.arcsin(_S)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """Clips to 0..1 in place: np.clip costs several times as much on arrays this small."""
+    """Clips to 0..1 in place; np.clip takes several times as long on arrays this small."""
     np.maximum(values, 0, out=values)
     return np.minimum(values, 1, out=values)
 
 
 class Layer:
-    """A picture being drawn and, for every pixel, whose it is.
+    """A picture being drawn, and a map of who or what each pixel shows.
 
     Attributes:
         image: uint8 [H, W, 3], BGR.
-        owner: uint8 [H, W]; 0 is background, else the number given when drawing.
+        owner: uint8 [H, W]; 0 is background, else the number that was given when drawing.
     """
 
     def __init__(self, image: np.ndarray) -> None:
@@ -60,7 +61,7 @@ class Layer:
     def cover(
         self, box: tuple[int, int, int, int], colour: np.ndarray, alpha: np.ndarray, owner: int
     ) -> None:
-        """Puts ``colour`` over the box with opacity ``alpha`` (float32 [h, w])."""
+        """Lays ``colour`` uint8 [h, w, 3] over the box, with opacity ``alpha`` float32 [h, w]."""
         left, top, right, bottom = box
         roi = self.image[top:bottom, left:right]
         roi[:] = cv2.blendLinear(colour, roi, alpha, 1 - alpha)
@@ -72,8 +73,10 @@ def shade(texture: np.ndarray, normal: tuple[float, float], light: np.ndarray) -
     """Lights a texture [ALONG, ACROSS, 3] as a cylinder.
 
     Args:
-        normal: picture direction (x, y down) of growing s.
-        light: (x, y, towards the camera, ambient); the first three times the light's strength.
+        texture: uint8.
+        normal: the direction in the picture, (x, y down), in which s grows.
+        light: the direction of the light (x, y, towards the camera) times its strength, and the
+            strength of ambient light.
     """
     lx, ly, lz, ambient = light.tolist()
     facing = (normal[0] * lx + normal[1] * ly) * _S + lz * _BULGE
@@ -108,7 +111,9 @@ def limb(
     """Draws a tube with rounded ends.
 
     Args:
-        start, end: picture points (x, y).
+        layer: picture to draw on.
+        start: picture point (x, y).
+        end: likewise.
         profile: half-widths in pixels from start to end, float32 [PROFILE].
         texture: uint8 [ALONG, ACROSS, 3].
         light: see ``shade``.
@@ -159,6 +164,7 @@ def ball(
     """Draws an ellipsoid with a texture over its longitudes and latitudes (a head).
 
     Args:
+        layer: picture to draw on.
         centre: picture point (x, y).
         radii: half-axes in pixels along the ball's left, up and forward directions.
         axes: [3, 3]; columns left, up, forward in camera axes (x right, y up, z away).
@@ -195,7 +201,7 @@ def ball(
     lat = np.arccos(np.clip(py, -1, 1)) * (rows / np.pi) - 0.5
     colour = cv2.remap(texture, lon, lat, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
-    # The normal is the gradient of the ellipsoid's form, in camera axes.
+    # The normal is the gradient of the ellipsoid's quadratic form, in camera axes.
     nx = m[0, 0] * px + m[1, 0] * py + m[2, 0] * pz
     ny = m[0, 1] * px + m[1, 1] * py + m[2, 1] * pz
     nz = m[0, 2] * px + m[1, 2] * py + m[2, 2] * pz
@@ -203,6 +209,7 @@ def ball(
     facing = (nx * light[0] - ny * light[1] - nz * light[2]) / norm
     brightness = (light[3] + np.maximum(facing, 0)) * (0.7 - 0.3 * nz / norm)
     lit = cv2.multiply(colour, cv2.merge([brightness.astype(np.float32)] * 3), dtype=cv2.CV_8U)
-    # root / a falls from 1 to 0 as 1 - r² does: half of it, in radii, is the way to the outline.
+    # root / a is 1 - r², where r is the distance to the centre in radii: near the outline half of
+    # it is the distance to the outline.
     alpha = _unit(root * (0.5 * min(radii) / a) + 0.5)
     layer.cover(box, lit, alpha.astype(np.float32), owner)

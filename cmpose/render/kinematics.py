@@ -51,12 +51,15 @@ class Build:
 
 @dataclass
 class Pose3D:
-    """A person's motion in person axes before heading and place are applied; F frames.
+    """A person's motion in person axes, which still have to be turned and put somewhere; F frames.
 
     Attributes:
-        points: name → [F, 3], metres. The 15 joints, and what drawing needs besides.
-        chest, pelvis, head: [F, 3, 3]; columns are the part's left, up and forward directions.
-        travel: [F, 2] the root's way (left, forward) in metres that keeps the lower foot still.
+        points: name → [F, 3], metres: the 15 joints, and others that drawing needs.
+        chest: [F, 3, 3]; columns are its left, up and forward directions.
+        pelvis: likewise.
+        head: likewise.
+        travel: [F, 2] position (left, forward) of the root in metres, such that the lower foot
+            stays where it is.
     """
 
     points: dict[str, np.ndarray]
@@ -79,7 +82,13 @@ def _rotation(axis: int, degrees: np.ndarray) -> np.ndarray:
 
 
 def pose(angles: Angles, build: Build, times: np.ndarray) -> Pose3D:
-    """Forward kinematics of ``angles`` for a person of this build; points in metres."""
+    """Forward kinematics: the points of a person of this build, in metres.
+
+    Args:
+        angles: curves in degrees; a missing one counts as 0.
+        build: measures.
+        times: [F] seconds.
+    """
     zero = np.zeros_like(times)
 
     def angle(name: str) -> np.ndarray:
@@ -145,7 +154,7 @@ def pose(angles: Angles, build: Build, times: np.ndarray) -> Pose3D:
     soles = np.stack([points[f"{n}_{p}"] for n in ("left", "right") for p in ("heel", "toe")])
     soles = soles.reshape(2, 2, len(times), 3)
     low = soles[..., 1].min(1)  # [2 feet, F]
-    # The lower foot carries: the root moves against it, so that the foot stays where it is.
+    # The lower foot carries the body: it stays where it is, so the root moves against it.
     weight = np.exp(-(low - low.min(0)) / 0.02)
     weight /= weight.sum(0)
     step = -np.gradient(soles.mean(1)[..., [0, 2]], axis=1) if len(times) > 1 else soles[:, 0] * 0

@@ -21,9 +21,9 @@ _SKINS = (
 )
 _HAIRS = ((28, 26, 30), (34, 48, 70), (52, 84, 128), (88, 148, 196), (150, 156, 162), (38, 52, 140))
 _SHOES = ((40, 40, 44), (230, 230, 232), (60, 70, 110), (48, 52, 180), (150, 90, 40))
-_TURN = 64  # columns of a texture that runs around the torso
+_TURN = 64  # columns of a texture that runs all the way around the torso
 
-# Half-widths in units of stature along an axis: (place 0..1, half-width).
+# Half-widths along an axis: (position from 0 to 1, half-width in units of stature).
 _THIGH = ((0.0, 0.050), (0.25, 0.051), (0.7, 0.040), (1.0, 0.035))
 _SHANK = ((0.0, 0.034), (0.28, 0.036), (0.7, 0.025), (1.0, 0.021))
 _UPPER_ARM = ((0.0, 0.027), (0.2, 0.0295), (0.45, 0.028), (1.0, 0.023))
@@ -86,7 +86,7 @@ def _cloth(
 
 
 def _half(cloth: np.ndarray) -> np.ndarray:
-    """The texture of a limb from one that runs around."""
+    """The texture [ALONG, ACROSS, 3] of a limb, from one that runs all the way around."""
     return cv2.resize(cloth[:, : _TURN // 2], (ACROSS, ALONG), interpolation=cv2.INTER_AREA)
 
 
@@ -129,7 +129,15 @@ def _face(rng: np.random.Generator, skin: np.ndarray, hair: np.ndarray, style: s
 
 @dataclass
 class Look:
-    """A person's clothes and features as textures and half-width tables (units of stature)."""
+    """A person's clothes and features.
+
+    Attributes:
+        hair: style: short, long, pony, bun, bald or cap.
+        hair_colour: BGR.
+        skirt: length as a share of the thigh's; 0 for trousers.
+        textures: part of the body → uint8 picture.
+        tables: part of the body → half-widths [PROFILE] along it, in units of stature.
+    """
 
     hair: str
     hair_colour: np.ndarray
@@ -212,7 +220,7 @@ class Look:
         skin: np.ndarray,
         accent: np.ndarray,
     ) -> np.ndarray:
-        """Rows from the hips up to the neck; shirt over trousers, a front that tells itself."""
+        """A texture from the hips up to the neck: shirt over trousers. Front and back differ."""
         torso = shirt.copy()
         hem = int(rng.integers(1, 9))
         torso[:hem] = below[:hem]

@@ -145,7 +145,7 @@ def jump(t: np.ndarray, rng: np.random.Generator) -> Angles:
 
 
 def jumping_jack(t: np.ndarray, rng: np.random.Generator) -> Angles:
-    """Legs and straight arms open and close in the frontal plane."""
+    """Legs and straight arms open and close sideways."""
     phase = rng.uniform(0.8, 1.2) * t + rng.random()
     opening = 0.5 - 0.5 * np.cos(2 * np.pi * phase)
     top = rng.uniform(120, 165)

@@ -19,8 +19,8 @@ class Occluder:
         kind: post, foliage, box or bench.
         picture: uint8 [h, w, 3], BGR.
         alpha: float32 [h, w].
-        corner: of its top left pixel on the canvas, (x, y).
-        parallax: how much more than the ground the camera's moves shift it.
+        corner: canvas point (x, y) of its top left pixel.
+        parallax: how far a camera movement shifts it more than the ground, as a share.
     """
 
     kind: str
@@ -56,11 +56,14 @@ class Occluder:
 def occluder(
     rng: np.random.Generator, x: float, foot: float, metre: float, blur: float
 ) -> Occluder:
-    """A random thing that stands at canvas (x, foot).
+    """A random thing that stands on the ground.
 
     Args:
-        metre: its size in canvas pixels a metre.
-        blur: sigma in pixels of the defocus baked into it (0: sharp).
+        rng: draws.
+        x: canvas column of its middle.
+        foot: canvas row that it stands on.
+        metre: canvas pixels a metre.
+        blur: sigma in pixels of the defocus that it is drawn with; 0 is sharp.
     """
     kind = str(rng.choice(["post", "foliage", "box", "bench"]))
     wide, tall = {

@@ -1,4 +1,4 @@
-"""A rendered video's plan: who is in it, what they do, where things stand, what the camera does."""
+"""What is decided before a video is drawn: who is in it, what they do, where things stand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cmpose.render.scene import background
 from cmpose.render.settings import Difficulty
 from cmpose.render.video import RenderedVideo
 
-_MOTIONS = {  # spread arms and bent legs are frequent, so that no one pose is always half right
+_MOTIONS = {  # many spread arms and bent legs: a model that always answers one pose is wrong
     "walk": 0.18,
     "run": 0.10,
     "stand": 0.06,
@@ -36,14 +36,15 @@ _MOTIONS = {  # spread arms and bent legs are frequent, so that no one pose is a
 class Stage:
     """Ground and perspective of the canvas.
 
-    A thing at s pixels a metre stands at row ``horizon + s · eye``, ``focal / s`` metres away.
+    A thing that is drawn with s pixels a metre stands on the ground at row ``horizon + s · eye``,
+    ``focal / s`` metres away from the camera.
 
     Attributes:
         middle: column of the canvas's middle.
-        width: of a frame in pixels.
-        horizon: row.
-        eye: the camera's height in metres.
-        focal: length in pixels.
+        width: of a frame, in pixels.
+        horizon: row of the canvas.
+        eye: the camera's height above the ground, in metres.
+        focal: focal length in pixels.
     """
 
     middle: float
@@ -131,7 +132,7 @@ def plan_video(
 def _occluders(
     rng: np.random.Generator, stage: Stage, actors: list[Actor], metre: float, chance: float
 ) -> list[tuple[float, Occluder]]:
-    """Occluders before people who pass them, and clutter behind; each with its pixels a metre."""
+    """Occluders before the people, and clutter behind them; each with its pixels a metre."""
     things = []
     if rng.random() < chance:
         for _ in range(int(rng.integers(1, 3))):
@@ -156,10 +157,13 @@ def plan_actor(
     near: float,
     heading: float | None,
 ) -> Actor:
-    """A person's lot, and their way over the canvas.
+    """Draws a person's looks and motion, and their way over the canvas.
 
     Args:
-        slot: canvas pixels from the middle where they are half way through the video.
+        rng: draws.
+        stage: ground and perspective.
+        times: [F] seconds.
+        slot: where they are half way through the video, in canvas pixels from the middle.
         near: pixels a metre there.
         heading: radians, 0 towards the camera, π/2 to the right; None draws one.
     """

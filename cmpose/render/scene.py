@@ -17,7 +17,14 @@ def tone(
 def noise(
     rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int = 3
 ) -> np.ndarray:
-    """Smooth noise of about unit strength, float32: random grids, each finer and fainter."""
+    """Smooth noise of about unit strength, float32: a sum of random grids, each finer and fainter.
+
+    Args:
+        rng: draws.
+        shape: (height, width).
+        cell: pixels of the coarsest grid's cells.
+        octaves: number of grids.
+    """
     height, width = shape
     out = np.zeros(shape, np.float32)
     for k in range(octaves):
@@ -36,7 +43,7 @@ def _wash(part: np.ndarray, top: np.ndarray, bottom: np.ndarray, grain: np.ndarr
 def _ground(
     part: np.ndarray, rng: np.random.Generator, colour: np.ndarray, strength: float
 ) -> None:
-    """A ground that runs to the horizon at the top row: its grain shrinks with distance."""
+    """Fills ``part`` with ground up to the horizon at its top row; grain shrinks with distance."""
     height, width = part.shape[:2]
     tile = noise(rng, (256, 256), 5, 2) + 0.5 * noise(rng, (256, 256), 40, 2)
     below = np.arange(height, dtype=np.float32)[:, None] + 0.06 * height

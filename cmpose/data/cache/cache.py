@@ -14,12 +14,13 @@ from cmpose.data.cache.store import CacheError, store_folder
 from cmpose.data.clips import ClipDataset, open_clips
 
 _SHOWN = 10
+"""Damaged tiles that an error message lists."""
 
 
 def _clips(config: Config, split: str) -> ClipDataset:
     if not config.data.cache:
         raise ValueError("data.cache: name the folder of the cache, --data.cache PATH")
-    # The clips themselves are opened without it.
+    # They are made from the frames: with the cache they would be read from it.
     data = replace(config.data, cache="")
     return open_clips(replace(config, data=data), train=split == "train")
 
@@ -67,14 +68,14 @@ def verify(config: Config, splits: Iterable[str], *, progress: bool = True) -> N
         clips = _clips(config, split)
         folder = store_folder(config.data.cache, train=split == "train")
         store = TileCache(folder, source_of(clips))
-        found = tqdm(
+        checked = tqdm(
             store.verify(),
             total=len(store.rows),
             unit="tile",
             desc="verify",
             disable=not progress,
         )
-        wrong = [text for text in found if text]
+        wrong = [text for text in checked if text]
         if wrong:
             listed = "; ".join(wrong[:_SHOWN]) + ("; ..." if len(wrong) > _SHOWN else "")
             raise CacheError(

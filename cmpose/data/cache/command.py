@@ -16,13 +16,17 @@ def _cache(subparser: ArgumentParser) -> None:
         "--split",
         type=Literal["train", "val", "both"],
         default="train",
-        help="of training clips, evaluation clips, or both",
+        help="cache the training clips, the evaluation clips, or both",
     )
     subparser.add_argument(
-        "--verify", action="store_true", help="compare a finished cache with its checksums"
+        "--verify",
+        action="store_true",
+        help="compare a finished cache with its checksums",
     )
     subparser.add_argument(
-        "--overwrite", action="store_true", help="throw away what is there and make it anew"
+        "--overwrite",
+        action="store_true",
+        help="throw away what is there and make it anew",
     )
 
 

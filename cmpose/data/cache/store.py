@@ -76,7 +76,7 @@ def describe(
     *,
     train: bool,
 ) -> Source:
-    """The :class:`Source` of a data set's clips; arguments as ``ClipDataset`` has them."""
+    """The :class:`Source` of a data set's clips; the arguments are those of ``ClipDataset``."""
     augmented = train and data.augment.enabled
     scale, rotation = strongest(data.augment) if augmented else (1.0, 0.0)
     halves = augmented and data.augment.half_body > 0
@@ -172,7 +172,7 @@ def read_plan(folder: Path) -> tuple[StorePlan, int]:
 
 
 def check_source(folder: Path, plan: StorePlan, source: Source) -> None:
-    """Raises CacheError unless a plan was made from ``source``; says what differs."""
+    """Raises CacheError, saying what differs, unless a plan was made from ``source``."""
     old, new = plan.settings, source.settings
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if not changed and plan.digest == source.digest:

@@ -1,11 +1,13 @@
 """Which parts of the frames a set of clips can ever sample: what a cache of them must hold.
 
-A clip's frames all go through one matrix, so a frame is sampled around the box of every key frame
-that it serves: those of consecutive clips nearly coincide, and people who stand together overlap.
-Each frame is therefore cut into few *tiles* that hold all of it, whoever it is for.
+All frames of a clip go through one matrix, so each of them is sampled around the box of the clip's
+key frame. A frame serves several clips: the windows of consecutive key frames nearly coincide, and
+those of people who stand together overlap. So each frame is cut into a few *tiles*, which together
+hold the windows of all clips.
 
-With ``data.cache_detail`` people who are much larger than the crop are kept in a picture shrunk by
-a whole factor, one and the same for all frames of a clip. Windows and tiles are in its pixels.
+With ``data.cache_detail`` people who are much larger than the crop are kept in a picture that is
+shrunk by a whole factor, the same for all frames of a clip. Their windows and tiles are in pixels
+of the shrunk picture.
 """
 
 from __future__ import annotations
@@ -23,12 +25,18 @@ from cmpose.data.transforms import Region, crop_region, half_body_region
 CacheFormat = Literal["raw", "jpeg"]
 
 _BEFORE, _AFTER = 2, 4
-"""Pixels around what shows: one more than ``cutouts.sampled_window`` takes, so that rounding
-decides nothing."""
+"""Pixels kept before and after what shows in a crop. ``cutouts.sampled_window`` takes one fewer:
+rounding must not decide whether a tile holds it."""
 
 
 class FrameTiles(NamedTuple):
-    """A frame, the (width, height) that it must have, and its tiles as (factor, window)."""
+    """The tiles that a frame is cut into.
+
+    Attributes:
+        file: path of the frame.
+        picture_size: (width, height) that the frame must have.
+        windows: of each tile, the factor that the frame is shrunk by, and the tile's window there.
+    """
 
     file: str
     picture_size: tuple[int, int]
@@ -37,18 +45,25 @@ class FrameTiles(NamedTuple):
 
 def _reach(along: float, across: float, degrees: float) -> float:
     """Largest |cos r|·along + |sin r|·across for −degrees ≤ r ≤ degrees."""
-    # It rises up to the rectangle's diagonal and falls from there.
+    # The sum grows until the turned side lies along the rectangle's diagonal; then it falls.
     angle = min(np.deg2rad(abs(degrees)), np.arctan2(across, along))
     return float(np.cos(angle) * along + np.sin(angle) * across)
 
 
 def strongest(augment: AugmentConfig) -> tuple[float, float]:
-    """The largest scale and the largest rotation, in degrees, that can be drawn."""
+    """The largest scale and the largest rotation, in degrees, that augmentation can draw."""
     return 1 + abs(augment.scale), augment.rotation * (2 if augment.sampling == "dcpose" else 1)
 
 
 def _window(regions: Iterable[Region], scale: float, rotation: float, size: tuple[int, int]):
-    """The part of a picture of ``size`` (width, height) that regions can show; a pixel at least."""
+    """The part of a picture that regions can show; at least one pixel.
+
+    Args:
+        regions: any of them may be drawn.
+        scale: the largest factor that they can be scaled by.
+        rotation: the largest angle that they can be turned by, in degrees.
+        size: (width, height) of the picture.
+    """
     low, high = [], []
     for region in regions:
         width, height = (float(side) * scale for side in region.size)
@@ -62,7 +77,7 @@ def _window(regions: Iterable[Region], scale: float, rotation: float, size: tupl
 
 
 def shrink_factor(record: ClipRecord, image_size: tuple[int, int], data: DataConfig) -> int:
-    """By how much the pictures of a clip are shrunk in a cache; 1 keeps them as they are."""
+    """The whole factor that a clip's pictures are shrunk by in a cache; 1 keeps their size."""
     if data.cache_detail <= 0:
         return 1
     region = crop_region(record.box, image_size, data.box_enlarge)
@@ -72,15 +87,16 @@ def shrink_factor(record: ClipRecord, image_size: tuple[int, int], data: DataCon
 def clip_window(
     record: ClipRecord, image_size: tuple[int, int], data: DataConfig, *, train: bool
 ) -> Window:
-    """The part of its frames that a clip can sample under any augmentation, cut at the borders.
-
-    In pixels of the picture that ``shrink_factor`` makes.
+    """The part of its frames that a clip can sample under any augmentation.
 
     Args:
         record: the clip.
         image_size: (H, W) of the crops.
         data: the enlargement of boxes and the augmentation.
         train: whether clips are augmented.
+
+    Returns:
+        The window, inside the picture, in pixels of the picture shrunk by ``shrink_factor``.
     """
     regions = [crop_region(record.box, image_size, data.box_enlarge)]
     factor = shrink_factor(record, image_size, data)
@@ -110,11 +126,12 @@ def _area(window: Window) -> int:
 def merge(
     windows: Iterable[Window], picture_size: tuple[int, int], format: CacheFormat
 ) -> tuple[Window, ...]:
-    """Tiles that hold every window.
+    """Few tiles that together hold every window.
 
-    Raw tiles are read in part, so windows share one where that takes no more bytes than two, and
-    the whole picture stands for tiles that are as large together. A JPEG is decoded as a whole:
-    there windows share a tile only if it is at most a quarter larger than the larger of the two.
+    Any part of a raw tile can be read, so two windows share a tile where that takes no more bytes
+    than two tiles; and where all tiles together are as large as the picture, it is the only one. A
+    JPEG tile is decoded as a whole: two windows share it only if it is at most a quarter larger
+    than the larger of them.
     """
     tiles: list[Window] = []
     for window in dict.fromkeys(windows):
@@ -150,7 +167,15 @@ def plan_tiles(
     train: bool,
     format: CacheFormat,
 ) -> list[FrameTiles]:
-    """Every frame of the clips once, in order of path, with the tiles that it is cut into."""
+    """Every frame of the clips once, in order of path, with the tiles that it is cut into.
+
+    Args:
+        records: the clips.
+        image_size: (H, W) of the crops.
+        data: the enlargement of boxes, the augmentation and ``cache_detail``.
+        train: whether clips are augmented.
+        format: how tiles are stored, which decides when windows share one.
+    """
     windows: dict[str, dict[int, list[Window]]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for record in records:

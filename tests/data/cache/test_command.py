@@ -14,6 +14,7 @@ import pytest
 from cmpose.cli import main
 from cmpose.data.cache import store
 from cmpose.train.train import train
+from tests.killed import ends_before_rename
 from tests.recipes import command, one_thread, recipe, write_recipe
 from tests.shared_data import PROJECT
 from tests.small_disk import small_disk
@@ -122,6 +123,22 @@ def test_killed_and_continued(rendered, tmp_path):
     assert 2 <= kept < total
     assert f", {kept} tiles were there; {total - kept} written in" in done.stdout
     assert contents(folder) == contents(tmp_path / "whole" / "train")
+
+
+def test_a_kill_at_any_rename_leaves_a_cache_that_goes_on(rendered, tmp_path):
+    config = recipe(rendered, **{"data.cache": str(tmp_path / "whole")})
+    run(tmp_path, config)
+    number = 0
+    while True:
+        config = recipe(rendered, **{"data.cache": str(tmp_path / str(number))})
+        arguments = ["cache", "--config", str(write_recipe(tmp_path / "r.yaml", config))]
+        if not ends_before_rename(number, arguments):
+            break
+        run(tmp_path, config)
+        folder = tmp_path / str(number) / "train"
+        assert contents(folder) == contents(tmp_path / "whole" / "train")
+        number += 1
+    assert number == 2  # the plan, and the mark of a finished store
 
 
 def test_a_file_that_may_not_grow(rendered, tmp_path):
