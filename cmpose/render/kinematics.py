@@ -151,18 +151,27 @@ def pose(angles: Angles, build: Build, times: np.ndarray) -> Pose3D:
         points[f"{name}_wrist"] = elbow + fore @ [0, -0.148 * s, 0]
         points[f"{name}_hand"] = elbow + fore @ [0, -0.148 * s - 0.062 * s, 0.008 * s]
 
-    soles = np.stack([points[f"{n}_{p}"] for n in ("left", "right") for p in ("heel", "toe")])
-    soles = soles.reshape(2, 2, len(times), 3)
-    low = soles[..., 1].min(1)  # [2 feet, F]
-    # The lower foot carries the body: it stays where it is, so the root moves against it.
-    weight = np.exp(-(low - low.min(0)) / 0.02)
-    weight /= weight.sum(0)
-    step = -np.gradient(soles.mean(1)[..., [0, 2]], axis=1) if len(times) > 1 else soles[:, 0] * 0
-    stride = 1 + (angle("stride") - 1) * (angle("stride") > 0)
-    moved = (weight[..., None] * step[..., :2]).sum(0) * stride[:, None]
-    travel = np.cumsum(moved, 0)
-
+    low, travel = _tread(points, angle("stride"))
     ground = low.min(0) - angle("lift") - 0.012 * s
     for name in points:
         points[name] = points[name] - np.stack([zero, ground, zero], -1)
     return Pose3D(points, chest, pelvis, head, travel)
+
+
+def _tread(points: dict[str, np.ndarray], stride: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Height of each sole's lowest point, [2 feet, F], and ``Pose3D.travel``, [F, 2].
+
+    Args:
+        points: with heels and toes, [F, 3].
+        stride: [F] factor on the length of the steps; 0 means 1.
+    """
+    soles = np.stack([points[f"{n}_{p}"] for n in ("left", "right") for p in ("heel", "toe")])
+    soles = soles.reshape(2, 2, len(stride), 3)
+    low = soles[..., 1].min(1)  # [2 feet, F]
+    # The lower foot carries the body: it stays where it is, so the root moves against it.
+    weight = np.exp(-(low - low.min(0)) / 0.02)
+    weight /= weight.sum(0)
+    step = -np.gradient(soles.mean(1)[..., [0, 2]], axis=1) if len(stride) > 1 else soles[:, 0] * 0
+    factor = 1 + (stride - 1) * (stride > 0)
+    moved = (weight[..., None] * step[..., :2]).sum(0) * factor[:, None]
+    return low, np.cumsum(moved, 0)

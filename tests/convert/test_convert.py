@@ -30,22 +30,22 @@ def pictures(folder: Path, names, size=(64, 48)) -> None:
 
 
 def coco(files, people=((0, 7),), keypoints=NAMES, **category):
-    """One person in each picture that ``people`` lists as (place, track id)."""
+    """One person in each picture that ``people`` lists as (number of the picture, track id)."""
     images = [
         {"id": 50 + i, "file_name": f, "width": 64, "height": 48} for i, f in enumerate(files)
     ]
     annotations = [
         {
             "id": 900 + k,
-            "image_id": 50 + place,
+            "image_id": 50 + picture,
             "category_id": 3,
             "bbox": [5, 6, 30, 40],
             "area": 1200,
             "iscrowd": 0,
-            "keypoints": [v for j in range(len(keypoints)) for v in (10 + j, 20.5 + place, 2)],
+            "keypoints": [v for j in range(len(keypoints)) for v in (10 + j, 20.5 + picture, 2)],
         }
         | ({} if track is None else {"track_id": track})
-        for k, (place, track) in enumerate(people)
+        for k, (picture, track) in enumerate(people)
     ]
     categories = [{"id": 3, "name": "cat", "keypoints": list(keypoints), **category}]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -251,10 +251,10 @@ def change(*path_and_value):
     *path, last, value = path_and_value
 
     def apply(document):
-        place = document
+        part = document
         for key in path:
-            place = place[key]
-        place[last] = value
+            part = part[key]
+        part[last] = value
 
     return apply
 
@@ -308,13 +308,13 @@ def test_warnings_are_counted_with_examples(tmp_path):
     document = coco(files, [(n, 1 if n != 3 else 2) for n in range(8)], keypoints=names)
     for annotation in document["annotations"]:
         annotation["keypoints"][6:9] = [0, 0, 0]
-    for place in range(6):
-        document["annotations"][place]["keypoints"][0] = 64.0 + place  # pixels end at 63.5
+    for number in range(6):
+        document["annotations"][number]["keypoints"][0] = 64.0 + number  # pixels end at 63.5
     document["annotations"][6]["bbox"] = [9, 9, 0, 0]
     document["annotations"][7]["keypoints"] = [0] * 9
     report, [sequence] = run(tmp_path, document)
-    found = report.to_json()["warnings"]
-    counts = {kind.split(":")[0]: entry["count"] for kind, entry in found.items()}
+    warnings = report.to_json()["warnings"]
+    counts = {kind.split(":")[0]: entry["count"] for kind, entry in warnings.items()}
     assert counts == {
         "box of size zero": 1,
         "keypoint of a side without a partner": 1,
@@ -323,8 +323,8 @@ def test_warnings_are_counted_with_examples(tmp_path):
         "person without keypoints": 1,
         "track id comes back after labelled frames without it": 1,
     }
-    assert len(found["keypoint outside the picture"]["examples"]) == 5
-    assert "head at (64, 20.5)" in found["keypoint outside the picture"]["examples"][0]
+    assert len(warnings["keypoint outside the picture"]["examples"]) == 5
+    assert "head at (64, 20.5)" in warnings["keypoint outside the picture"]["examples"][0]
     assert "and 1 more" in report.text()
     assert len(sequence.frames[6].people) == 0, "both keypoints lie in one row: no box from them"
 

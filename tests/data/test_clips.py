@@ -233,8 +233,8 @@ def test_augmented_joints_follow_the_picture(tmp_path):
                 continue
             checked += 1
             ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
-            found = ((xs * shown).sum() / shown.sum(), (ys * shown).sum() / shown.sum())
-            np.testing.assert_allclose([float(v) for v in found], (x, y), atol=0.03)
+            centre = ((xs * shown).sum() / shown.sum(), (ys * shown).sum() / shown.sum())
+            np.testing.assert_allclose([float(v) for v in centre], (x, y), atol=0.03)
     assert 15 < flips < 45
     assert checked > 60
 

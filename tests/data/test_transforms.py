@@ -172,8 +172,8 @@ def test_picture_and_joints_agree(udp, flip, rotation):
             continue
         painted = swap.get(joint, joint) if flip else joint
         crop = T.warp(synthetic.dot(*keypoints[painted, :2], 12), matrix, SIZE).astype(float)
-        found = (xs * crop).sum() / crop.sum(), (ys * crop).sum() / crop.sum()
-        np.testing.assert_allclose(found, (x, y), atol=0.03)
+        centre = (xs * crop).sum() / crop.sum(), (ys * crop).sum() / crop.sum()
+        np.testing.assert_allclose(centre, (x, y), atol=0.03)
         checked += 1
     assert checked >= 5
 

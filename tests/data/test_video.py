@@ -62,9 +62,9 @@ def test_a_file(file):
 def test_frames_that_are_passed_over_are_the_same_ones(file, folder, skip):
     for source, length in ((file, 10), (folder, 12)):
         with open_video(source) as video:
-            found = greys(video.shots(skip))
+            shown = greys(video.shots(skip))
         passed = min(skip, length)
-        assert found == [None] * passed + list(range(passed, length))
+        assert shown == [None] * passed + list(range(passed, length))
 
 
 def test_pictures_in_natural_order(folder, tmp_path):

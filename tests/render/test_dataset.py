@@ -231,17 +231,17 @@ def test_who_hardly_shows_becomes_an_ignore_region() -> None:
         max_people=1,
         difficulty=Difficulty(occluders=0, closeup=0),
     )
-    found = set()
+    counts = set()
     for _ in range(60):
         video.views[:, 1, 2] += 3  # the camera looks up until the person has left the picture
         _, frame = next(video.draw("000001_mpii_test", 0, "images/val"))
-        found.add((len(frame.people), len(frame.ignore_regions)))
+        counts.add((len(frame.people), len(frame.ignore_regions)))
         for region in frame.ignore_regions:
             assert (region >= 0).all()
             assert (region <= [255, 143]).all()
-    assert (1, 0) in found
-    assert (0, 1) in found
-    assert found <= {(1, 0), (0, 1), (0, 0)}
+    assert (1, 0) in counts
+    assert (0, 1) in counts
+    assert counts <= {(1, 0), (0, 1), (0, 0)}
 
 
 # ------------------------------------------------------------------ bodies

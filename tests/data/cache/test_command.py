@@ -167,10 +167,10 @@ def losses(folder):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.parametrize(("place", "workers"), [("host", 0), ("device", 2)])
-def test_training_from_a_cache_is_the_same(rendered, tmp_path, place, workers):
+@pytest.mark.parametrize(("warp", "workers"), [("host", 0), ("device", 2)])
+def test_training_from_a_cache_is_the_same(rendered, tmp_path, warp, workers):
     """Raw tiles hold the frames' own pixels, so losses agree but for rounding of crops."""
-    fields = {"data.warp": place, "data.num_workers": workers}
+    fields = {"data.warp": warp, "data.num_workers": workers}
     train(recipe(rendered, **fields), tmp_path / "frames", progress=False)
     fields["data.cache"] = str(tmp_path / "cache")
     config = recipe(rendered, **fields)

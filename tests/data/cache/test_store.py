@@ -60,8 +60,8 @@ def data(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = rng.integers(0, 256, (synthetic.HEIGHT, synthetic.WIDTH, 3)).astype(np.uint8)
         assert cv2.imwrite(str(path), noise)
-        for place, who in enumerate(frame.people):
-            who.box = np.array([60.0 + 90 * place + frame.index, 60, 50, 70])
+        for number, who in enumerate(frame.people):
+            who.box = np.array([60.0 + 90 * number + frame.index, 60, 50, 70])
     return tmp_path / "data", [item]
 
 
@@ -89,28 +89,28 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # --- the same crops ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["host", "device"])
+@pytest.mark.parametrize("warp", ["host", "device"])
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(sampling="dcpose")])
-def test_raw_tiles_give_the_crops_of_the_frames(rendered, tmp_path, place, augment):
-    data = DataConfig(warp=place, augment=augment)
+def test_raw_tiles_give_the_crops_of_the_frames(rendered, tmp_path, warp, augment):
+    data = DataConfig(warp=warp, augment=augment)
     sequences = load_annotations("annotations/train", rendered)
     plain = make(rendered, sequences, data)
     other = cached(rendered, sequences, tmp_path, data)
     assert other.pixels == plain.pixels == "frames"
     most, _ = worst(plain, other, epochs=2)
-    assert most <= (1 if place == "host" else 0)
+    assert most <= (1 if warp == "host" else 0)
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("place", ["host", "device"])
-def test_raw_tiles_of_real_frames(tmp_path, place):
+@pytest.mark.parametrize("warp", ["host", "device"])
+def test_raw_tiles_of_real_frames(tmp_path, warp):
     root = shared_data("posetrack18")
     sequences = load_annotations("annotations/val", root)
-    data = DataConfig(warp=place)
+    data = DataConfig(warp=warp)
     plain = make(root, sequences, data, size=(256, 192))
     other = cached(root, sequences, tmp_path, data, size=(256, 192))
     most, _ = worst(plain, other, epochs=1)
-    assert most <= (1 if place == "host" else 0)
+    assert most <= (1 if warp == "host" else 0)
 
 
 def test_clips_at_the_borders_and_evaluation(data, tmp_path):
@@ -118,9 +118,9 @@ def test_clips_at_the_borders_and_evaluation(data, tmp_path):
     sequences[0].frames[0].people[0].box = np.array([-20.0, -10, 60, 90])
     sequences[0].frames[3].people[1].box = np.array([280.0, 200, 90, 90])
     for train in (True, False):
-        for place in ("host", "device"):
-            config = DataConfig(warp=place)
-            folder = tmp_path / place
+        for warp in ("host", "device"):
+            config = DataConfig(warp=warp)
+            folder = tmp_path / warp
             plain = make(root, sequences, config, train=train)
             most, _ = worst(plain, cached(root, sequences, folder, config, train=train))
             assert most <= 1
@@ -140,11 +140,11 @@ def test_jpeg_tiles_are_near(rendered, tmp_path):
     assert rms[95] < rms[60] < 8
 
 
-@pytest.mark.parametrize("place", ["host", "device"])
-def test_shrunk_tiles_give_the_crops_of_shrunk_frames(rendered, tmp_path, place):
+@pytest.mark.parametrize("warp", ["host", "device"])
+def test_shrunk_tiles_give_the_crops_of_shrunk_frames(rendered, tmp_path, warp):
     """Against frames that are shrunk whole, and matrices put together in another way."""
     sequences = load_annotations("annotations/train", rendered)
-    config = DataConfig(warp=place, cache_detail=0.8)
+    config = DataConfig(warp=warp, cache_detail=0.8)
     other = cached(rendered, sequences, tmp_path, config)
     assert other.pixels == "frames shrunk to data.cache_detail=0.8"
     factors = set()
@@ -152,7 +152,7 @@ def test_shrunk_tiles_give_the_crops_of_shrunk_frames(rendered, tmp_path, place)
         factor = shrink_factor(record, SIZE, config)
         factors.add(factor)
         sample = other[index]
-        if place == "host":
+        if warp == "host":
             shown = sample["clip"].double()
         else:
             batch = collate([sample])
@@ -428,8 +428,8 @@ def test_tiles_that_did_not_reach_the_disk_are_not_kept(data, tmp_path, monkeypa
             build(plain, tmp_path / "cut", progress=False)
     assert len(synced) == 3  # it is not asked again: the second answer would be a lie
     rows = np.frombuffer((tmp_path / "cut" / "index.bin").read_bytes(), cache.ROW)
-    _, _, (place, *_) = (cache.read_plan(tmp_path / "cut")[0].tiles[i] for i in (0, 1, 2))
-    assert 0 < cache.whole_rows(rows) <= 2 * (place + 1)
+    _, _, (frame, *_) = (cache.read_plan(tmp_path / "cut")[0].tiles[i] for i in (0, 1, 2))
+    assert 0 < cache.whole_rows(rows) <= 2 * (frame + 1)
     build(plain, tmp_path / "cut", progress=False)
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
@@ -557,10 +557,10 @@ def test_a_corrupted_byte_is_found(data, tmp_path):
     position = int(store.rows["offset"][2]) + 1234
     content[position] ^= 4
     path.write_bytes(content)
-    found = list(TileCache(tmp_path / "train", source_of(other)).verify())
-    assert [i for i, text in enumerate(found) if text] == [2]
+    checked = list(TileCache(tmp_path / "train", source_of(other)).verify())
+    assert [i for i, text in enumerate(checked) if text] == [2]
     assert re.search(
-        r"tile 2 \(images/.*\.jpg; bytes \d+ to \d+ of tiles\.bin\) does not", found[2]
+        r"tile 2 \(images/.*\.jpg; bytes \d+ to \d+ of tiles\.bin\) does not", checked[2]
     )
 
 
