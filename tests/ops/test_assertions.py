@@ -62,7 +62,7 @@ def refused(found: Tensor, eager: Tensor, exact: Tensor, match: str = "") -> Non
 
 @every_dtype
 @every_computation
-def test_right_kernels_pass_and_one_percent_is_caught(
+def test_right_kernels_pass_and_planted_faults_do_not(
     compute: Callable[..., Tensor], dtype: torch.dtype
 ) -> None:
     for seed in range(SEEDS):
@@ -74,32 +74,16 @@ def test_right_kernels_pass_and_one_percent_is_caught(
             refused(planted, eager, exact, "gain")
             with pytest.raises(AssertionError, match="gain"):
                 assert_as_close_as_eager(planted, eager, exact, reduction=TERMS, roundings=2)
-
-
-@every_dtype
-@every_computation
-def test_a_planted_bias_is_caught(compute: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    for seed in range(SEEDS):
-        found, eager, exact = triple(compute, dtype, seed)
         refused((found.double() + 0.02 * exact.abs().mean()).to(dtype), eager, exact, "bias")
-
-
-@every_dtype
-@every_computation
-def test_a_single_wrong_element_is_caught(
-    compute: Callable[..., Tensor], dtype: torch.dtype
-) -> None:
-    for seed in range(SEEDS):
-        found, eager, exact = triple(compute, dtype, seed)
         at = random.Random(seed).randrange(found.numel())
         for wrong in (float(exact.flatten()[at]) - 0.03 * float(exact.abs().max()), 1e3):
             planted = found.clone()
             planted.view(-1)[at] = wrong
-            refused(planted, eager, exact, r"worst")
+            refused(planted, eager, exact, "worst")
         swapped = found.clone().view(-1)
-        low, high = int(exact.argmin()), int(exact.argmax())
-        swapped[[low, high]] = swapped[[high, low]]
-        refused(swapped.view_as(found), eager, exact, r"worst")
+        ends = [int(exact.argmin()), int(exact.argmax())]
+        swapped[ends] = swapped[ends[::-1]]
+        refused(swapped.view_as(found), eager, exact, "worst")
 
 
 @every_dtype
