@@ -65,7 +65,7 @@ def matches(line: str, kernel: str) -> bool:
 
 
 def line_for(kernel: str, table: Iterable[str]) -> str | None:
-    """The line of a table that stands for a kernel; of several the one that says most."""
+    """The line of a table that stands for a kernel; of several, the longest."""
     return max((line for line in table if matches(line, kernel)), key=len, default=None)
 
 
@@ -112,7 +112,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def parse(file: str, report: str) -> list[Row]:
-    """ptxas's report on a source as rows; a function that is called, not inlined, is one too.
+    """ptxas's report on a source as rows. A function that is called, not inlined, has one too.
 
     Args:
         file: the source's name without its ending.

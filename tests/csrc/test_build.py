@@ -1,4 +1,4 @@
-"""csrc/build.py: which compiler, which architectures, what is compiled again, what fails how."""
+"""csrc/build.py: its choice of compiler and architectures, what it compiles again, its errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NVCC = Nvcc(Path("/cuda/bin/nvcc"), "13.0", "13.0.88", DEFAULT | {(7, 5), (8, 7)
 
 
 def nvcc_in(folder: Path, script: str = "") -> Path:
-    """A program that stands for nvcc in a toolkit's folder."""
+    """A program in a toolkit's folder that answers as nvcc does."""
     path = folder / "bin" / "nvcc"
     path.parent.mkdir(parents=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -54,7 +54,7 @@ def test_no_nvcc_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         build.find_nvcc({"PATH": "/nowhere"})
     nvcc_in(tmp_path)
     message = r"no bin/nvcc in CUDA_HOME=/nowhere; set it to where"
-    with pytest.raises(BuildError, match=message):  # what is set is not passed over
+    with pytest.raises(BuildError, match=message):  # a variable that is set hides the others
         build.find_nvcc({"CUDA_HOME": "/nowhere", "PATH": str(tmp_path / "bin")})
 
 
@@ -117,7 +117,7 @@ def test_the_first_variable_wins() -> None:
 
 
 def test_an_nvcc_that_is_too_old() -> None:
-    """Of the default list what it does not know is left out, and said; of a given list refused."""
+    """What nvcc does not know is left out of the default list and refused in a given one."""
     old = NVCC._replace(version="12.0", archs=DEFAULT - {(12, 0)})
     target = choose_target(old, {})
     assert target.archs == ((8, 0), (8, 6), (8, 9), (9, 0))
@@ -132,7 +132,7 @@ def test_an_nvcc_that_is_too_old() -> None:
 
 
 def test_cards_that_are_too_old() -> None:
-    """torch's list is made for other packages too; ours is not."""
+    """Old cards are left out of torch's list, which other packages use too; ours may not name them."""
     with pytest.raises(BuildError, match=r"CMPOSE_CUDA_ARCHS=7\.5;8\.9: the kernels need 8\.0"):
         choose_target(NVCC, {"CMPOSE_CUDA_ARCHS": "7.5;8.9"})
     target = choose_target(NVCC, {"TORCH_CUDA_ARCH_LIST": "7.5;8.9"})

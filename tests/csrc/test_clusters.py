@@ -1,6 +1,6 @@
 """The CUDA kernels of merge_clusters, unmerge_tokens and select_tokens, beyond the op contract.
 
-Sizes that take another way through the sources, bad labels, mixed dtypes, unaligned tensors.
+Sizes for each path through the sources, bad labels, mixed dtypes, unaligned tensors.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def test_one_gradient_alone(inputs: str) -> None:
 
 
 def test_weights_that_cancel_and_empty_clusters() -> None:
-    """A cluster that is empty, or whose weights sum to 0, is 0 and passes nothing on."""
+    """A cluster that is empty, or whose weights sum to 0, is 0 and has no gradient."""
     tokens = torch.tensor([[[1.0, 2.0], [3.0, 5.0], [7.0, 11.0]]], device=DEVICE)
     weights = torch.tensor([[2.0, -2.0, 0.5]], device=DEVICE)
     assignment = torch.tensor([[1, 1, 3]], device=DEVICE)
@@ -157,7 +157,7 @@ def test_nan_stays_in_its_cluster() -> None:
 
 
 def unaligned(tensor: Tensor) -> Tensor:
-    """The same numbers, contiguous, one number away from where 16 bytes would start."""
+    """The same numbers, contiguous, but starting one number after a multiple of 16 bytes."""
     padded = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
     return padded[1:].copy_(tensor.flatten()).view(tensor.shape)
 
@@ -226,7 +226,7 @@ def test_unmerge_with_indices_out_of_range() -> None:
 @pytest.mark.parametrize("importance", ["mean", "max"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_select_tokens_with_ties(importance: str, dtype: torch.dtype) -> None:
-    """Whole logits: many are equal, within rows and between them."""
+    """Whole numbers as logits: many are equal, within rows and between them."""
     generator = torch.Generator().manual_seed(5)
     logits = torch.randint(-2, 3, (3, 9, 90), generator=generator).to(dtype).to(DEVICE)
     results = []

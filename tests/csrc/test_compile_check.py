@@ -34,7 +34,7 @@ As nvcc 13.0 compiles them; another version's kernels must not spill and must fi
 """
 
 SLACK = 16
-"""A limit stands at most this far above what is measured, lest a change go unnoticed."""
+"""A limit may be this far above the largest need, so that a change does not go unnoticed."""
 
 STACK: dict[str, tuple[int, str]] = {}
 """Kernel → bytes of stack that it may have, and why; other kernels must have none."""
@@ -139,7 +139,7 @@ def test_nothing_is_warned_of(report: Report) -> None:
 
 
 def test_a_second_run_compiles_nothing(report: Report, plan, capsys) -> None:
-    """And reads the same from the reports that are kept."""
+    """It reads the same from the reports of the first run."""
     assert compile_check.compile_all(plan) == report
     assert "nvcc" not in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Running CUDA sources on the CPU catches what it says it does: planted faults, one a test."""
+"""Each kind of fault that running CUDA sources on the CPU should catch is planted and caught."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_without_a_fault(
 
 
 def test_a_missing_barrier_reads_what_is_not_there(planted: ModuleType) -> None:
-    """In the order of threads each finds its neighbour's value unwritten, which is NaN."""
+    """In the default order each thread reads its neighbour's value before it is written: NaN."""
     out = run(planted, "rotate", planted.MISSING_BARRIER)
     assert out[:63].isnan().all()
 
@@ -76,7 +76,7 @@ def test_a_missing_barrier_reads_what_is_not_there(planted: ModuleType) -> None:
 def test_a_missing_barrier_depends_on_the_order(
     planted: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Backwards the neighbours have written; that the orders differ gives the fault away."""
+    """In reverse order the neighbours have written: the fault shows because the orders differ."""
     monkeypatch.setenv("CUDA_ON_CPU_ORDER", "backward")
     out = run(planted, "rotate", planted.MISSING_BARRIER)
     assert torch.equal(out[:63], torch.arange(1.0, 64.0))
@@ -186,7 +186,7 @@ def test_sanitizers_are_content_with_what_is_sound() -> None:
 
 
 def test_shared_memory_is_declared_in_one_place() -> None:
-    """Elsewhere ``__shared__`` would be a variable of each thread, on the CPU, in silence."""
+    """Elsewhere, on the CPU, ``__shared__`` would silently be a variable of each thread."""
     for path in [*cuda_on_cpu.CSRC.glob("*.cu*"), *PLANTED.glob("*.cu")]:
         text = re.sub(r"//.*", "", path.read_text())
         expected = 1 if path.name == "device.cuh" else 0
@@ -194,7 +194,7 @@ def test_shared_memory_is_declared_in_one_place() -> None:
 
 
 def test_nothing_waits_for_the_device_or_allocates() -> None:
-    """Launches only: so a call can be captured in a CUDA graph."""
+    """They only launch kernels, so that a call can be captured in a CUDA graph."""
     allowed = {
         "cudaError_t",
         "cudaFuncAttributeMaxDynamicSharedMemorySize",

@@ -42,7 +42,7 @@ def random_tokens(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tens
 def clustered_tokens(
     batch: int, size: int, width: int, dtype: torch.dtype, seed: int = 0
 ) -> Tensor:
-    """Around as many centres as a seventh of the tokens, as tokens of one body part are."""
+    """Tokens around M / 7 centres, as tokens of the same body part are close to each other."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(batch, size // 7 + 1, width, generator=generator)
     index = torch.randint(0, size // 7 + 1, (batch, size), generator=generator)
@@ -164,7 +164,7 @@ def test_fewer_valid_tokens_than_neighbours_or_clusters(size: int, options: dict
 @BOTH_WAYS
 @every_dtype
 def test_equal_tokens(size: int, dtype: torch.dtype) -> None:
-    """d² is exactly 0, whatever the tokens: ties go by index, as the reference's."""
+    """Equal tokens are at d² = 0 exactly, so ties go by index, as in the reference."""
     tokens = random_tokens(1, 1, 50, dtype=dtype).expand(2, size, 50) * 37
     result = found(tokens, 3, 6)
     assert (result.log_density == 0).all()
@@ -263,7 +263,7 @@ def test_no_channels(size: int) -> None:
 
 @contextmanager
 def matmul_precision(way: str) -> Iterator[None]:
-    """TF32 allowed in one of torch's ways; they share a state."""
+    """Allows TF32 in one of torch's three ways, which change the same setting."""
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         if way == "set_float32_matmul_precision":

@@ -1,4 +1,4 @@
-"""That the CUDA kernels' tests run at all: without kernels the others skip, and all looks well."""
+"""The CUDA kernels' tests must run at all: without kernels they skip, which looks like success."""
 
 from __future__ import annotations
 

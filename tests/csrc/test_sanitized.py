@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="needs g+
 
 
 def test_kernels_under_sanitizers(tmp_path: Path) -> None:
-    """All in one process: it takes long to start. Of the contract not what calls torch.compile,
-    which runs the same kernels."""
+    """All run in one process, because it takes long to start. Tests of the contract that call
+    torch.compile are left out: they run the same kernels."""
     module = cuda_on_cpu.build(sanitize=True)
     environment = (
         os.environ

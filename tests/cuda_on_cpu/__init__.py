@@ -90,7 +90,7 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
     module = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two test processes one compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)  # only one of two test processes compiles
         if not module.is_file():
             sources = [*sorted(source.glob("*.cu")), source / "bindings.cpp", HERE / "runtime.cpp"]
             _compile(command, sources, module)
@@ -135,7 +135,7 @@ def sanitizer_settings() -> dict[str, str]:
     ]
     return {
         "LD_PRELOAD": " ".join(libraries),
-        # Python itself leaks, and torch's libraries share type descriptors in ways that look odd.
+        # Python itself leaks memory, and torch's libraries define the same type descriptors twice.
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }

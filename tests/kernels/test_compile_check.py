@@ -75,7 +75,7 @@ if not triton.__version__.startswith("3.7."):
     }
 
 SLACK = Limit(16, 1024)
-"""A limit stands this far above what is measured at most, lest a change go unnoticed."""
+"""A limit may be this far above the largest need, so that a change does not go unnoticed."""
 
 HALVES = (ARCHS[:2], ARCHS[2:])
 """One process compiles an op for these."""

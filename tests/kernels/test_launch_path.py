@@ -1,7 +1,7 @@
 """Nothing between an op's call and its last launch waits for the device or copies from the host.
 
-Three ways: by the source, by running every launcher on tensors that have no values, and, where
-there is a GPU, by capturing every op in a CUDA graph.
+This is shown in three ways: by reading the source, by running every launcher on tensors that have
+no values, and on a GPU by capturing every op in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ ALLOWED = {
     ("cmpose/ops/unmerge_tokens.py", "unmerge_tokens_reference"): "assignment is int64, no mask",
     ("cmpose/ops/unmerge_tokens.py", "unmerge_tokens_backward_reference"): "indices are int64",
 }
-"""Functions that may look as if they read, and why they do not. What ``checks.readable`` guards
-needs no line here: it is false on a card and in torch.compile."""
+"""Functions that only seem to read a value, and why they do not. Code behind ``checks.readable``
+needs no entry, because that is false on a card and in torch.compile."""
 
 
 def reads_of(sources: dict[str, str]) -> dict[tuple[str, str], list[str]]:
@@ -151,7 +151,7 @@ class NoReads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.__name__.partition(".")[0]
-        if func.namespace == "cmpose":  # look inside, which calling it here would not
+        if func.namespace == "cmpose":  # calls the implementation, whose operators are then seen
             with self:
                 return library.IMPLEMENTATIONS[name][args[-1]](*args[:-1])
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -198,7 +198,7 @@ READING: dict[str, Callable[[Tensor], Any]] = {
     "new_tensor": lambda x: x.new_tensor(2.0),
 }
 SEEN = {
-    # Host data on the meta device is no operator's; the source shows it, and so does the CPU.
+    # On the meta device no operator copies host data. The source shows it, and so does the CPU.
     "meta": [name for name in READING if name not in ("tensor", "new_tensor")],
     # There is nothing to copy on the CPU.
     "cpu": [name for name in READING if name not in ("tolist", "numpy", "cpu", "to", "copy_")],
@@ -222,8 +222,8 @@ def arguments(case: OpCase, device: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("op", OPS)
 def test_public_ops_read_nothing(op: str) -> None:
-    """From the public function to the launches, forward and backward; the checks are those of a
-    card, which look at no value."""
+    """Forward and backward, from the public function to the launches, with the checks that run on a
+    card: these look at no value."""
     case = CASES[op]
     made = arguments(case, "cpu")
     with ops.without_value_checks(), launch.recording(89) as launches:
@@ -297,7 +297,7 @@ class Captured:
 @on_a_card
 @pytest.mark.parametrize("op", OPS)
 def test_capture_and_replay(op: str) -> None:
-    """A replay gives eager's bits, on the inputs that were captured and on others put in place."""
+    """A replay gives the bits of an eager call, on the captured inputs and on others put there."""
     captured = Captured(CASES[op])
     first = captured.replay()
     assert_same_bits(first, captured.run(), "replay, ")
@@ -326,7 +326,7 @@ def test_a_replay_draws_by_the_seed_tensor() -> None:
 @on_a_card
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_synchronises(op: str) -> None:
-    """torch's own watch raises at a synchronisation, outside of graphs too."""
+    """torch's own check raises at every synchronisation, in graphs or not."""
     case = CASES[op]
     made = arguments(case, "cuda")
     result = case.call(**made, backend="triton")

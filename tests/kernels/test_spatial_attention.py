@@ -48,7 +48,7 @@ def check(qkv: Tensor, grad: Tensor) -> None:
     assert_layout(dqkv, qkv.shape, qkv.dtype)
     exact = spatial_attention_reference(qkv.double())
     eager = spatial_attention_reference(qkv)
-    # P, and in the gradient dS, are rounded before the product that follows.
+    # P (and dS in the gradient) is rounded before the product that follows.
     size = max(S, d)
     assert_as_close_as_eager(out, eager, exact, reduction=size, roundings=2)
     exact = spatial_attention_backward_reference(grad.double(), qkv.double())
@@ -64,7 +64,7 @@ def check(qkv: Tensor, grad: Tensor) -> None:
     assert (lse - expected).abs().max() <= 4 * torch.finfo(torch.float32).eps * scale
 
 
-# B, T, S, H, d. In float16 256 tokens of 64 channels, or 80, are one program backward.
+# B, T, S, H, d. Backward in float16, one program takes up to 256 tokens of 64 or 80 channels.
 SHAPES = [
     (1, 1, 1, 1, 16),
     (2, 1, 1, 2, 64),
@@ -111,7 +111,7 @@ def test_is_the_reference(device: str, shape: tuple[int, ...], dtype: torch.dtyp
 def test_what_other_cards_run(
     device: str, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], arch: int
 ) -> None:
-    """Their block sizes, and dQ transposed on 9.0."""
+    """With their block sizes, and on 9.0 with dQ computed transposed."""
     monkeypatch.setattr(launch, "INTERPRETER_ARCH", arch)
     B, T, S, H, d = shape
     qkv = random(B, T, S, 3, H, d, dtype=torch.float16, device=device)
@@ -140,7 +140,7 @@ def test_any_strides(device: str, S: int, d: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("S", "d", "dtype"), KERNELS, ids=str)
 def test_nothing_around_is_read(device: str, S: int, d: int, dtype: torch.dtype) -> None:
-    """NaN behind the last token and the last channel, of each head and of the memory."""
+    """NaN lies behind the last token and the last channel of each head, and behind the tensor."""
     B, T, H = (1, 2, 2) if S < 130 else (1, 1, 2)
     shape, grad_shape = (B, T, S, 3, H, d), (B, T, S, H, d)
     qkv, grad = (
@@ -159,7 +159,7 @@ def test_nothing_around_is_read(device: str, S: int, d: int, dtype: torch.dtype)
 
 @pytest.mark.parametrize(("S", "d", "dtype"), KERNELS, ids=str)
 def test_nan_stays_in_its_frame_and_head(device: str, S: int, d: int, dtype: torch.dtype) -> None:
-    """And reaches there what it reaches in the reference: all by a key, one row by a query."""
+    """There it spreads as in the reference: from a key to all rows, from a query to one."""
     B, T, H = (2, 1, 2) if S < 130 else (2, 1, 1)
     grad = random(B, T, S, H, d, dtype=dtype, device=device, seed=1)
     for part in range(3):
@@ -181,7 +181,7 @@ def test_nan_stays_in_its_frame_and_head(device: str, S: int, d: int, dtype: tor
 )
 @pytest.mark.parametrize("sign", [1, -1])
 def test_large_logits(device: str, S: int, dtype: torch.dtype, sign: int) -> None:
-    """60 · 60 · 64 exceeds float16; exp of minus that, of keys that are not there, float32."""
+    """60 · 60 · 64 is too large for float16, and its exp, for missing keys, for float32."""
     qkv = random(1, 1, S, 3, 1, 64, dtype=dtype, device=device)
     qkv[:, :, :, 0] = 60.0 * sign
     qkv[:, :, :, 1] = 60.0
@@ -232,7 +232,7 @@ def far(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("dim", range(6))
 def test_offsets_beyond_32_bits(device: str, dim: int, dtype: torch.dtype) -> None:
-    """Along each dimension in turn; of tokens, already from one block of keys to the next."""
+    """Along each dimension in turn; along tokens, even from one block of keys to the next."""
     block = 64 if dtype == torch.float16 else 32
     sizes = [1, 1, 3, 3, 1, 16]
     if dim in (0, 1, 4):

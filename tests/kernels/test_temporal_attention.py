@@ -97,7 +97,7 @@ def test_flat_and_peaked_softmax(frames: int, scale: float, device: str) -> None
 
 
 def test_scores_beyond_float16(device: str) -> None:
-    """q·k is over 65,504, which eager avoids by scaling q first."""
+    """q·k is larger than 65,504, which eager avoids because it scales q first."""
     for frames in (3, 6):
         qkv, grad = inputs((1, frames, 2, 1, 64), device, torch.float16)
         qkv[:, :, :, :2] = 36 + 4 * qkv[:, :, :, :2]
@@ -106,7 +106,7 @@ def test_scores_beyond_float16(device: str) -> None:
 
 
 def sparse(tensor: Tensor) -> Tensor:
-    """Its values, with a NaN after each: who reads between, or past the end, is found out."""
+    """Its values with a NaN after each, which shows in the result if a kernel reads it."""
     apart = torch.full((*tensor.shape, 2), math.nan, dtype=tensor.dtype, device=tensor.device)
     apart[..., 0] = tensor
     return apart[..., 0]
@@ -128,7 +128,7 @@ def turned(tensor: Tensor) -> Tensor:
 
 
 def heads_first(tensor: Tensor) -> Tensor:
-    """Its values as [H, B, T, S, ...]: what a module that splits heads first hands over."""
+    """Its values as [H, B, T, S, ...], as a module gives them that splits the heads first."""
     return tensor.movedim(-2, 0).contiguous().movedim(0, -2)
 
 
@@ -313,10 +313,11 @@ print(json.dumps(counts))
 
 
 def test_every_element_is_loaded_once_and_16_bytes_at_a_time() -> None:
-    """A thread's accesses, by what is compiled.
+    """Counts a thread's memory accesses in the compiled kernels.
 
-    rows: 4 warps of 16 bytes a thread cover a frame of ROWS items at once, so there is one access
-    a frame and tensor. tile: one warp takes 4 for the 16 · 64 elements of a tensor.
+    In ``rows`` kernels 4 warps of 16 bytes a thread cover a frame of ROWS items at once: one access
+    for each frame and tensor. In ``tile`` kernels one warp takes 4 accesses for the 16 · 64
+    elements of a tensor.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The tuning program, as far as it goes without a card, and the file of overrides it writes."""
+"""The tuning program, as far as it runs without a card, and the file of overrides it writes."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def target(table: None, device: str) -> tune.Target:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """A clock in place of the card's: a launch takes as long as it has programs."""
+    """Replaces the card's clock: a launch takes one millisecond for each of its programs."""
     configurations = []
 
     def do_bench(function: Callable[[], None], **options: Any) -> float:
@@ -274,7 +274,7 @@ def test_the_whole_program(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With another clock and the name of a card, but real launches."""
+    """With a replaced clock and the name of a card, but with real launches."""
     x = torch.arange(100.0, device=device)
 
     def calls(shape: tune.Shape, device: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -324,7 +324,7 @@ def test_what_is_written_is_read(table: None) -> None:
 
 
 def test_the_environment_names_the_file(tmp_path: Path) -> None:
-    """In a new process, as it is used, with a line of the table that is shipped."""
+    """In a new process, as users have it, for a line of the shipped table."""
     kernel, lines = next(iter(configs.CONFIGS.items()))
     variant, line = next(iter(lines.items()))
     pinned = line[min(line)]

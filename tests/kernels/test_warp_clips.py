@@ -160,14 +160,14 @@ BEYOND = 2**31 + 8
     ids=["clip", "frame", "row", "column", "channel", "sum"],
 )
 def test_offsets_beyond_2_31(device: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    """Memory that is only asked for takes no room: a page is filled in where pixels lie."""
+    """Memory that is only reserved takes no room: only pages that hold pixels are filled in."""
     span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     assert span > 2**31
     frames = torch.empty(span, dtype=torch.uint8, device=device).as_strided(shape, strides)
     frames.copy_(noise_frames(device, *shape[:-1]))
     matrices = torch.tensor([[[1.2, 0.1, 0.3], [0.0, 1.3, 0.2]]], device=device)
     found = assert_is_the_reference(frames, matrices.expand(shape[0], -1, -1), (4, 5))
-    # Not the reference at the same wrong places: the same pixels, close together.
+    # Compared with the same pixels close together: the reference could read the same wrong ones.
     near = warp_clips.forward(
         frames.contiguous(),
         matrices.expand(shape[0], -1, -1),
@@ -237,7 +237,7 @@ def test_positions_halfway_between_those_that_count(device: str) -> None:
 
 
 def test_matrices_that_are_no_use(device: str) -> None:
-    """The op refuses them where it can look; elsewhere nothing is read out of bounds."""
+    """The op refuses them where it may read values; elsewhere nothing is read out of bounds."""
     nan, inf = math.nan, math.inf
     matrices = torch.tensor(
         [

@@ -1,4 +1,4 @@
-"""The assertions catch what they are for: every helper passes the right and fails the planted."""
+"""Every assertion passes what is right and fails for a planted fault."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ every_computation = pytest.mark.parametrize("compute", [attention, weighted_sum,
 def triple(
     compute: Callable[..., Tensor], dtype: torch.dtype, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a right kernel finds (inside in float32, backwards), eager in ``dtype``, and exact."""
+    """A right kernel's result (in float32, in reverse order), eager's in ``dtype``, the exact."""
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(4, 17, TERMS, generator=generator).to(dtype) for _ in range(3)]
     found = compute(*(t.float().flip(-1) for t in inputs)).to(dtype)
@@ -88,7 +88,7 @@ def test_right_kernels_pass_and_planted_faults_do_not(
 
 @every_dtype
 def test_one_percent_on_a_few_elements(dtype: torch.dtype) -> None:
-    """What the docstring promises: on the largest element, in float32 on any row of this one."""
+    """1 % is caught on the largest element, and in float32 on any row."""
     for seed in range(SEEDS):
         found, eager, exact = triple(square, dtype, seed)
         at = int(exact.argmax())
@@ -248,7 +248,7 @@ def test_fakes(library: torch.library.Library, wrong: str | None) -> None:
 
 
 def test_a_fake_that_keeps_the_strides_of_its_input(library: torch.library.Library) -> None:
-    """The commonest slip: right on compact inputs, wrong on permuted ones."""
+    """The most common mistake: right for contiguous inputs and wrong for permuted ones."""
     library.define("like(Tensor x) -> Tensor")
     library.impl("like", lambda x: (x + x).contiguous(), "CompositeExplicitAutograd")
     torch.library.register_fake("cmpose_test_assertions::like", torch.empty_like, lib=library)
@@ -288,12 +288,12 @@ class _Cube(torch.autograd.Function):
 
 
 def _as_contiguous(grad: Tensor) -> Tensor:
-    """What a kernel reads that takes a gradient's pointer and ignores its strides."""
+    """What a kernel reads if it takes a gradient's pointer and ignores its strides."""
     return grad.as_strided(grad.shape, torch.empty(grad.shape).stride())
 
 
 def _as_dense_rows(grad: Tensor) -> Tensor:
-    """What one reads that takes the first stride and presumes the others."""
+    """What a kernel reads if it takes the first stride and assumes the others."""
     return grad.as_strided(grad.shape, (grad.stride(0), *torch.empty(grad.shape).stride()[1:]))
 
 
@@ -330,7 +330,7 @@ def test_repeats() -> None:
             total = total + part
         return total
 
-    torch.testing.assert_close(racing(), racing())  # no tolerance would see it
+    torch.testing.assert_close(racing(), racing())  # a tolerance would not show it
     with pytest.raises(
         AssertionError, match=r"call \d of 5 differs from the first, result 0: 1 of"
     ):

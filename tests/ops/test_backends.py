@@ -114,7 +114,7 @@ Core = Callable[..., None]
 
 @pytest.fixture
 def core(monkeypatch: pytest.MonkeyPatch) -> Core:
-    """Puts a core in place, by what it was built as, or by why there is none.
+    """Pretends that there is a core that was built so, or none for the given reason.
 
     The op ``dpc_knn`` has a CUDA kernel then that takes every call, and the card 0 is an RTX 4090.
     """
@@ -149,7 +149,7 @@ def refusal(device: str) -> str:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_without_the_core(core: Core, device: str) -> None:
-    """What native.py says of a core that is not built or does not load is the reason."""
+    """The reason is native.py's message about a core that is not built or does not load."""
     core("cmpose._C is not built: …")
     assert refusal(device) == "cmpose._C is not built: …"
     assert ops.available("heatmap_loss", device)["cuda"] == "it has no cuda kernel in this version"
@@ -186,7 +186,7 @@ def test_the_core_on_a_card_that_it_was_not_built_for(core: Core) -> None:
 
 
 def test_the_core_on_the_cpu(core: Core) -> None:
-    """For tests: it takes CPU tensors, only these, and only when it is asked for."""
+    """The core for tests takes CPU tensors only, and only if its backend is asked for."""
     core(on_cpu=True)
     assert chosen("dpc_knn", "cuda", "cpu") == "cuda"
     assert chosen("dpc_knn", "auto", "cpu") == "reference"

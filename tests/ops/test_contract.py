@@ -346,7 +346,7 @@ def test_a_retained_graph_gives_its_gradients_again(case: OpCase, backend: str) 
     copies = [g.clone() for g in first]
     tripled = torch.autograd.grad(outputs, inputs, [3 * g for g in ones])
     for a, b, c in zip(first, copies, tripled, strict=True):
-        assert torch.equal(a, b)  # what was handed out stays as it was
+        assert torch.equal(a, b)  # a gradient that was returned does not change later
         torch.testing.assert_close(c, 3 * b)
 
 

@@ -149,13 +149,13 @@ def test_distances_do_not_cancel(width: int, offset: float) -> None:
     assert (square[:, 20, 3] == 0).all()
     assert torch.equal(square, square.transpose(1, 2))
     exact = squared_distances(tokens.double())
-    # Each difference and product rounds once, a sum of n terms at most log-fold in torch's
-    # pairwise order; 32 ulp hold that for any of these widths.
+    # Each difference and product rounds once, and a sum of n terms log2 n times, because torch
+    # adds in pairs. 32 ulp are enough for any of these widths.
     assert ((square - exact).abs() <= 32 * torch.finfo(torch.float32).eps * exact).all()
 
 
 def test_far_tokens_do_not_underflow() -> None:
-    """exp(−mean d²) is 0 here in float32; its log is not, and ranks."""
+    """exp(−mean d²) is 0 here in float32, but its logarithm still ranks the tokens."""
     tokens = random_tokens(1, 20, 8) * 100
     found = ops.dpc_knn(tokens.float(), 5, 6)
     assert (found.log_density.exp() == 0).all()
@@ -296,7 +296,7 @@ def test_a_token_that_is_no_number_is_an_invalid_one_in_cluster_0(bad: float) ->
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("peak_delta", ["row_max", "global_max"])
 def test_tokens_that_are_no_numbers_as_if_marked(dtype: torch.dtype, peak_delta: str) -> None:
-    """Bit for bit what ``valid`` gives, alone and beside other invalid tokens."""
+    """The same bits as for tokens marked by ``valid``, with and without other invalid ones."""
     tokens = random_tokens(4, 30, 9, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     bad = torch.rand(4, 30, generator=generator) < 0.3
@@ -339,7 +339,7 @@ def test_a_clip_of_no_numbers(include_self: bool) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_the_process_grows_by_the_distances_only() -> None:
-    """The heap, not only what is allocated at a time: 768 tokens took 1.8 GB when it fragmented."""
+    """Counts the whole heap, fragments included: 768 tokens once took 1.8 GB of fragments."""
     program = """
 import re, torch
 from cmpose import ops

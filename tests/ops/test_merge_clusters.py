@@ -76,7 +76,7 @@ def test_clusters_that_are_empty_or_weigh_nothing() -> None:
 
 
 def test_weights_whose_sum_has_no_reciprocal_in_float32() -> None:
-    """The gradient to tokens is a mean's all the same; 1 / 2e-39 would be infinite."""
+    """The tokens' gradient is still that of a mean, although 1 / 2e-39 is infinite in float32."""
     tokens = torch.tensor([[[1.0], [3.0]]], requires_grad=True)
     weights = torch.full((1, 2), 1e-39)
     merged = ops.merge_clusters(tokens, weights, torch.zeros(1, 2, dtype=torch.int64), 1)

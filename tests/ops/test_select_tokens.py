@@ -80,7 +80,7 @@ def test_all_tokens_causal() -> None:
 
 
 def test_scores_that_underflow_still_rank() -> None:
-    """Softmax gives 0 to all but the first token; the logits know better."""
+    """Softmax gives 0 to all tokens but the first; their logits still rank them."""
     logits = torch.tensor([[[500.0, 0.0, 1.0, 3.0, 2.0]]])
     found = ops.select_tokens(logits, 3)
     assert found.scores.tolist() == [[[1, 0, 0, 0, 0]]]

@@ -38,7 +38,7 @@ def test_one_frame_is_its_own_value() -> None:
 
 
 def test_equal_frames_average() -> None:
-    """Keys that are all alike weigh alike."""
+    """Equal keys get equal weights."""
     qkv = random_qkv(1, 4, 3, 3, 1, 8)
     qkv[:, :, :, 1] = qkv[:, :1, :, 1]
     mean = qkv[:, :, :, 2].mean(dim=1, keepdim=True).expand(-1, 4, -1, -1, -1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cmpose.kernels import spatial_attention
 
 HEADS = {32: 12, 64: 12, 80: 16, 96: 8, 128: 8}
-"""By head dimension: ViTPose-S at half its, ViTPose-B, ViTPose-H, and wide ones."""
+"""Head dimension → heads: half of ViTPose-S's, ViTPose-B's, ViTPose-H's, and two wider ones."""
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -33,7 +33,7 @@ def expanded(tokens: int, d: int, dtype: torch.dtype) -> None:
 
 
 def sliced(tokens: int, d: int, dtype: torch.dtype) -> None:
-    """No stride but the last is a multiple of 16."""
+    """The strides are no multiples of 16, but for the last, which is 1."""
     qkv = _empty(2, 3, tokens, 3, 12, d + 3, dtype=dtype)[..., :d]
     out, lse = spatial_attention.forward(qkv)
     spatial_attention.backward(_empty(2, 3, tokens, 12, d + 3, dtype=dtype)[..., :d], qkv, out, lse)

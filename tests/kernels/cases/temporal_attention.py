@@ -33,26 +33,26 @@ def backward(frames: int, width: int, dtype: torch.dtype) -> Any:
 
 
 def expanded(qkv: Tensor) -> None:
-    """Both directions, the gradient one number expanded."""
+    """Forward and backward, with a gradient that is one number expanded."""
     temporal_attention.forward(qkv)
     grad = _empty(1, dtype=qkv.dtype).expand(qkv[:, :, :, 0].shape)
     temporal_attention.backward(grad, qkv)
 
 
 def sliced(frames: int, dtype: torch.dtype) -> None:
-    """No stride but the last is a multiple of 16."""
+    """The strides are no multiples of 16, but for the last, which is 1."""
     expanded(_empty(2, frames, 5, 3, 12, 67, dtype=dtype)[..., :64])
 
 
 def turned(frames: int, dtype: torch.dtype, innermost: int) -> None:
-    """Of one dimension the stride is 1, of which Triton makes a constant, and d's is not."""
+    """Another dimension than d has stride 1, of which Triton makes a constant."""
     sizes = [2, frames, 5, 3, 12, 64]
     sizes[innermost], sizes[-1] = sizes[-1], sizes[innermost]
     expanded(_empty(*sizes, dtype=dtype).transpose(innermost, -1))
 
 
 def one_item(frames: int, dtype: torch.dtype) -> None:
-    """Triton makes constants of the numbers that are 1."""
+    """Sizes of 1, of which Triton makes constants."""
     qkv = _empty(1, frames, 1, 3, 1, 64, dtype=dtype)
     temporal_attention.forward(qkv)
     temporal_attention.backward(_empty(1, frames, 1, 1, 64, dtype=dtype), qkv)

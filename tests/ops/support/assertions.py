@@ -1,4 +1,4 @@
-"""Assertions that the tests of ops and kernels share; test_assertions.py plants what they catch."""
+"""Assertions shared by the tests of ops and kernels; test_assertions.py plants faults for each."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def assert_as_close_as_eager(
     )
     kind = torch.finfo(found.dtype)
     f, e = (t.detach().to(exact).flatten() for t in (found, eager))
-    # What rounds to infinity in the dtype is infinite, as NaN is NaN.
+    # A value that rounds to infinity in the dtype counts as infinite.
     x = exact.detach().to(found.dtype).to(exact).flatten()
     odd = ~(f.isfinite() & x.isfinite())
     wrong = (odd & (f != x) & ~(f.isnan() & x.isnan())).nonzero().flatten()
@@ -88,7 +88,7 @@ def assert_as_close_as_eager(
         return
     inside = reduction**0.5 * EPS_FP32 + (roundings - 1) * kind.eps / 2
     subnormal = kind.tiny * kind.eps / 2
-    # Where eager overflows on its way it is no yardstick: there it counts as exact.
+    # Where eager overflows on its way, it is taken as exact: its error would allow anything.
     errors = [f[~odd] - x, torch.where(e[~odd].isfinite(), e[~odd] - x, 0)]
     rms = float(x.square().mean().sqrt())
     scales = {"worst": float(x.abs().max())}
@@ -121,7 +121,7 @@ def assert_as_close_as_eager(
 
 
 def _strides(tensor: Tensor) -> list[int | None]:
-    """Its strides; None where a stride addresses nothing, in dimensions of size 1 and if empty."""
+    """Its strides; None where they mean nothing: in dimensions of size 1 and empty tensors."""
     empty = tensor.numel() == 0
     return [
         None if empty or n == 1 else s for n, s in zip(tensor.shape, tensor.stride(), strict=True)
@@ -182,9 +182,9 @@ def assert_fake_matches(op: Callable[..., Any], args: Sequence[Any]) -> None:
 
 
 def hostile_gradients(shape: Sequence[int], like: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Gradients as autograd makes them, each with a name, that are not contiguous.
+    """Named gradients that are not contiguous, as autograd makes them.
 
-    Read as if it were contiguous, each gives other numbers and stays inside its memory.
+    Read as if it were contiguous, each gives other numbers, but stays inside its memory.
 
     Args:
         shape: of the output.

@@ -1,4 +1,4 @@
-"""One case an op: arguments that fit it, for the tests that all ten share."""
+"""A case for each op: arguments that fit it, for the tests that all ten ops share."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
-    """Low-precision dtypes to test; the interpreter computes bfloat16 wrongly, in silence."""
+    """The dtypes to test. Triton's interpreter computes bfloat16 wrongly, without an error."""
     if backend == "triton" and DEVICE == "cpu":
         return torch.float32, torch.float16
     return torch.float32, torch.float16, torch.bfloat16
@@ -76,7 +76,7 @@ def clip_dimensions(case: OpCase, result: Any) -> list[int | None]:
 
 
 def differentiable(result: Any) -> list[Tensor]:
-    """Those of them that carry a gradient."""
+    """The tensors of an op's result that carry a gradient."""
     return [leaf for leaf in leaves(result) if leaf.requires_grad]
 
 
@@ -181,7 +181,7 @@ def _unmerge(batch: int, dtype: torch.dtype, D: int = 6) -> Arguments:
 
 @dataclass(frozen=True)
 class Split:
-    """The least a selection is."""
+    """The two fields of a selection that unmerge_tokens reads."""
 
     causal: Tensor
     noncausal: Tensor
