@@ -1,4 +1,4 @@
-"""A real browser without a window, for tests of pages: where it is found, and what if not."""
+"""Opens pages in a real browser without a window; tests skip or fail where there is none."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def require_browser() -> str:
-    """Path of a Chromium; skips the test when a user has none.
+    """The path of a Chromium. Without one the test is skipped.
 
-    ``CMPOSE_BROWSER`` names one; ``CMPOSE_REQUIRE_BROWSER=1``, which CI sets, turns its absence
-    into a failure.
+    ``CMPOSE_BROWSER`` names one. With ``CMPOSE_REQUIRE_BROWSER=1``, which CI sets, the test fails
+    in place of being skipped.
     """
     named = os.environ.get("CMPOSE_BROWSER", "")
-    found = [shutil.which(name) for name in ([named] if named else _NAMES)]
-    path = next(filter(None, found), None)
+    paths = [shutil.which(name) for name in ([named] if named else _NAMES)]
+    path = next(filter(None, paths), None)
     missing = ""
     if path is None:
         missing = f"no browser {named or ' or '.join(_NAMES)}: install Debian's chromium"
@@ -41,7 +41,7 @@ def require_browser() -> str:
 
 
 class Watch:
-    """What a page said and asked for; both should stay empty."""
+    """What a page writes to the console, and what it wants to load; both should stay empty."""
 
     def __init__(self, page: Any) -> None:
         self.said: list[str] = []
@@ -51,7 +51,7 @@ class Watch:
         page.on("request", self._request)
 
     def _request(self, request: Any) -> None:
-        # data: URIs are part of the page; of files only the page itself is read.
+        # data: URIs are part of the page, and the page itself is the only file that is read.
         if not request.url.startswith("data:") and not request.is_navigation_request():
             self.asked.append(request.url)
 
@@ -74,9 +74,10 @@ def open_browser() -> Iterator[Any]:
 
 @contextmanager
 def open_page(browser: Any, file: Path, **options: Any) -> Iterator[tuple[Any, Watch]]:
-    """A file in a context of its own, and what it said and asked for.
+    """Opens a file in a context of its own, and watches it.
 
-    It has no network, and scrolls at once, lest a click fall where something was before.
+    There is no network. The page scrolls at once, so that a click does not fall where something
+    was before.
     """
     context = browser.new_context(offline=True, reduced_motion="reduce", **options)
     page = context.new_page()

@@ -26,7 +26,7 @@ class Detection:
         box: float64 [4] x, y, width, height in pixels.
         score: the detector's; 1 when a file gives none.
         track_id: identity over the video, -1 before a ``BoxTracker`` has given one.
-        interpolated: the box was not found in this frame but lies between two that were.
+        interpolated: nobody was detected here; the box lies between those of two other frames.
     """
 
     box: np.ndarray
@@ -35,9 +35,11 @@ class Detection:
     interpolated: bool = False
 
 
-# HOG's training windows have a margin around the person; OpenCV's own sample cuts these shares.
 _LEFT, _TOP, _WIDTH, _HEIGHT = 0.10, 0.07, 0.80, 0.80
+"""The person's part of a detected window, which has a margin; as in OpenCV's own sample."""
+
 _WINDOW = (64, 128)
+"""(width, height) of the detector's window in pixels; it detects nobody in a smaller frame."""
 
 
 @functools.cache
@@ -57,19 +59,19 @@ def detect_people(
     max_overlap: float = 0.5,
     max_contained: float = 0.8,
 ) -> list[Detection]:
-    """Upright people by histograms of oriented gradients (Dalal and Triggs, CVPR 2005).
+    """Detects upright people by histograms of oriented gradients (Dalal and Triggs, CVPR 2005).
 
-    The weights come with OpenCV, so nothing is downloaded. The detector knows upright people of
-    about 100 pixels and more in the resized frame; it misses crouching, cut-off and small ones.
-    For those, give a detections file.
+    The weights come with OpenCV, so nothing is downloaded. The detector finds people who stand
+    upright and are at least about 100 pixels high in the resized frame. It misses those who
+    crouch, are cut off or are small; give a file of detections for them.
 
     Args:
-        frame: uint8 [H, W, 3], RGB or BGR (gradients are the strongest channel's).
-        max_side: the frame is resized so that its longer side has this many pixels,
-        max_upscale: but never enlarged by more than this.
-        min_distance: from the SVM's plane; boxes below it are dropped.
-        max_overlap: of two boxes with a larger intersection over union the weaker is dropped.
-        max_contained: likewise for the intersection over the smaller box.
+        frame: uint8 [H, W, 3], RGB or BGR: the gradient of the strongest channel counts.
+        max_side: the frame is resized so that its longer side has this many pixels.
+        max_upscale: the frame is enlarged at most by this factor.
+        min_distance: boxes nearer to the SVM's plane are dropped.
+        max_overlap: if the intersection over union of two boxes is larger, the weaker is dropped.
+        max_contained: the same for the intersection over the area of the smaller box.
 
     Returns:
         Boxes inside the frame, best first; the score is 1 - exp(-SVM distance).
@@ -91,7 +93,7 @@ def detect_people(
         padding=(16, 16),
         scale=1.05,
     )
-    found = []
+    detections = []
     for (x, y, w, h), distance in zip(windows, np.ravel(distances), strict=True):
         if distance < min_distance:
             continue
@@ -100,17 +102,26 @@ def detect_people(
         y2 = min(float(size[1]), y + (_TOP + _HEIGHT) * h)
         if x2 > x1 and y2 > y1:
             box = np.array([x1, y1, x2 - x1, y2 - y1]) / scale
-            found.append(Detection(box, 1.0 - math.exp(-float(distance))))
-    return suppress(found, max_overlap, max_contained)
+            detections.append(Detection(box, 1.0 - math.exp(-float(distance))))
+    return suppress(detections, max_overlap, max_contained)
 
 
 def suppress(
-    found: Sequence[Detection], max_overlap: float, max_contained: float
+    detections: Sequence[Detection], max_overlap: float, max_contained: float
 ) -> list[Detection]:
-    """Non-maximum suppression that also drops boxes inside better ones; best first."""
+    """Non-maximum suppression, which also drops boxes that lie inside better ones.
+
+    Args:
+        detections: in any order.
+        max_overlap: see ``detect_people``.
+        max_contained: see there.
+
+    Returns:
+        Those that are kept, best first.
+    """
     kept: list[Detection] = []
-    # The detector's threads hand boxes over in any order.
-    for detection in sorted(found, key=lambda d: (-d.score, *d.box)):
+    # The detector's threads return boxes in any order; sorting by the box too makes it one order.
+    for detection in sorted(detections, key=lambda d: (-d.score, *d.box)):
         pairs = [overlaps(detection.box, other.box) for other in kept]
         if all(u <= max_overlap and c <= max_contained for u, c in pairs):
             kept.append(detection)
@@ -118,7 +129,7 @@ def suppress(
 
 
 def overlaps(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Intersection over union, and over the smaller box."""
+    """Of two boxes [4]: intersection over union, and intersection over the smaller area."""
     corner = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
     intersection = float(np.prod(np.maximum(corner, 0.0)))
     areas = float(a[2] * a[3]), float(b[2] * b[3])
@@ -127,14 +138,14 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 class VideoDetections(Mapping[int, list[Detection]]):
-    """A file's boxes by frame, as arrays: some sixty bytes a box, however long the video.
+    """The boxes of a file by frame. They are kept as arrays, which take about 60 bytes a box.
 
     Attributes:
-        frames: int64 [D], sorted; of a frame's boxes the best comes first.
+        frames: int64 [D], sorted. Of one frame's boxes the best comes first.
         boxes: float64 [D, 4].
         scores: float64 [D].
-        track_ids: int64 [D], -1 without.
-        tracked: the file gives track ids.
+        track_ids: int64 [D], -1 if the file has none.
+        tracked: whether the file has track ids.
     """
 
     def __init__(self, frames: Any, boxes: Any, scores: Any, track_ids: Any) -> None:
@@ -147,6 +158,7 @@ class VideoDetections(Mapping[int, list[Detection]]):
         self.tracked = bool((self.track_ids >= 0).any())
 
     def _rows(self, frame: int) -> range:
+        """The rows of the arrays that are of one frame."""
         first, last = np.searchsorted(self.frames, [frame, frame + 1])
         return range(int(first), int(last))
 
@@ -198,27 +210,28 @@ def load_video_detections(
     size: tuple[int, int] | None = None,
     min_score: float = 0.0,
 ) -> VideoDetections:
-    """Boxes of a video from a JSON file, which is read piece by piece.
+    """Reads the boxes of a video from a JSON file, piece by piece.
 
     The file is a list of ``{"frame": 0, "bbox": [x, y, w, h], "score": 0.9, "track_id": 3}``, in
-    any order. Frames count from 0, boxes are in pixels, ``score`` is 1 when left out, ``track_id``
-    is optional (for all or for none). COCO result lists will do as well: ``image_id`` stands for
-    ``frame``, and entries with a ``category_id`` other than 1 (person) are left out.
+    any order. Frames count from 0, boxes are in pixels, a missing ``score`` is 1. ``track_id`` is
+    optional: all entries have one, or none. A list of COCO results works too: ``image_id`` is the
+    frame then, and entries with a ``category_id`` other than 1 (person) are ignored.
 
     Args:
         path: the file.
-        num_frames: of the video, to check against; ``None`` does not check.
-        size: (width, height) of the video, likewise.
-        min_score: boxes below it are left out.
+        num_frames: of the video; if given, no entry may be of a later frame.
+        size: (width, height) of the video; if given, most boxes must have their centre in it.
+        min_score: boxes with a lower score are ignored.
 
     Returns:
-        Frame → detections, best first; frames without any are absent.
+        Frame → its detections, best first. Frames without any are absent.
 
     Raises:
         FileNotFoundError: no such file.
         AnnotationError: not JSON, no list, or a broken entry; the message names it.
-        ValueError: no entries, or a track id twice in a frame, or of some entries only.
-            Frames that the video does not have; more than a tenth of the boxes outside of it.
+        ValueError: there are no entries; a track id is twice in a frame; only some entries have
+            one; entries are of frames that the video does not have; more than a tenth of the
+            boxes have their centre outside of it.
     """
     path = Path(path)
     if not path.is_file():
@@ -244,41 +257,43 @@ def load_video_detections(
             "or none to have them linked by overlap"
         )
     table = np.array(numbers).reshape(-1, 5)
-    found = VideoDetections(frames, table[:, :4], table[:, 4], track_ids)
-    _check_track_ids(found, path)
+    detections = VideoDetections(frames, table[:, :4], table[:, 4], track_ids)
+    _check_track_ids(detections, path)
     if num_frames is not None:
-        _check_frames(found, path, num_frames)
+        _check_frames(detections, path, num_frames)
     if size is not None:
-        _check_places(found, path, size)
-    return found
+        _check_centers(detections, path, size)
+    return detections
 
 
-def _check_track_ids(found: VideoDetections, path: Path) -> None:
-    order = np.lexsort((found.track_ids, found.frames))
-    frames, ids = found.frames[order], found.track_ids[order]
+def _check_track_ids(detections: VideoDetections, path: Path) -> None:
+    order = np.lexsort((detections.track_ids, detections.frames))
+    frames, ids = detections.frames[order], detections.track_ids[order]
     twice = (frames[1:] == frames[:-1]) & (ids[1:] == ids[:-1]) & (ids[1:] >= 0)
     if twice.any():
         i = int(np.argmax(twice))
         raise ValueError(f"{path}: track_id {ids[i]} is twice in frame {frames[i]}")
 
 
-def _check_frames(found: VideoDetections, path: Path, num_frames: int) -> None:
-    beyond: np.ndarray = found.frames[found.frames >= num_frames]
+def _check_frames(detections: VideoDetections, path: Path, num_frames: int) -> None:
+    beyond: np.ndarray = detections.frames[detections.frames >= num_frames]
     if len(beyond):
         some = ", ".join(map(str, np.unique(beyond)[:3].tolist()))
         raise ValueError(
-            f"{path}: {len(beyond)} of {len(found.frames)} detections are of frames that the video "
-            f"does not have, e.g. {some}; its frames are 0 to {num_frames - 1}, counted from 0"
+            f"{path}: {len(beyond)} of {len(detections.frames)} detections are of frames that the "
+            f"video does not have, e.g. {some}; its frames are 0 to {num_frames - 1}, counted from "
+            "0"
         )
 
 
-def _check_places(found: VideoDetections, path: Path, size: tuple[int, int]) -> None:
-    centers = found.boxes[:, :2] + found.boxes[:, 2:] / 2
+def _check_centers(detections: VideoDetections, path: Path, size: tuple[int, int]) -> None:
+    centers = detections.boxes[:, :2] + detections.boxes[:, 2:] / 2
     outside: np.ndarray = np.any((centers < 0) | (centers > np.array(size)), axis=1)
     if outside.sum() > len(outside) / 10:
         i = int(np.argmax(outside))
+        bbox, frame = detections.boxes[i].round(1).tolist(), detections.frames[i]
         raise ValueError(
             f"{path}: {outside.sum()} of {len(outside)} boxes have their centre outside of the "
-            f"video's {size[0]}×{size[1]} pixels, e.g. bbox {found.boxes[i].round(1).tolist()} in "
-            f"frame {found.frames[i]}; were they found in a video of another size?"
+            f"video's {size[0]}×{size[1]} pixels, e.g. bbox {bbox} in frame {frame}; were they "
+            "found in a video of another size?"
         )

@@ -1,4 +1,4 @@
-"""What a prediction has done so far, on disk: one JSON line a frame, and the settings it is of.
+"""Keeps what a prediction has done so far: one JSON line for each frame, and its settings.
 
 A run that was killed goes on behind its last whole line. ``docs/predict.md`` describes the lines.
 """
@@ -25,6 +25,7 @@ from cmpose.predict.frame import PredictedFrame, PredictedPerson
 
 SETTINGS, FRAMES, FINISHED = "settings.json", "frames.jsonl", "finished.json"
 _SYNC_SECONDS = 5.0
+"""A power cut loses at most so many seconds of work."""
 
 
 class JournalError(RuntimeError):
@@ -56,12 +57,12 @@ class FrameLine(Struct):
 
 
 class Journal:
-    """The lines of one video's prediction.
+    """The frames of one video that have been predicted, on disk.
 
     Attributes:
-        folder: it lies in.
-        done: frames that have a line.
-        ended: the video's last frame has its line.
+        folder: that it lies in.
+        done: how many frames have a line.
+        ended: whether the last frame of the video has one.
         finished: what ``finish`` was given when the results were written, or None.
     """
 
@@ -225,15 +226,16 @@ def _end(frames: int) -> bytes:
 def open_journal(
     folder: Path, settings: dict[str, Any], *, overwrite: bool = False
 ) -> Iterator[Journal]:
-    """The journal in ``folder``: a new one, or the one of an interrupted run of equal settings.
+    """Opens the journal of an interrupted run with the same settings, or a new one.
 
     Args:
         folder: of this video's journal; made if absent.
-        settings: plain data, all that the results depend on; keys are what messages call them.
-        overwrite: throws away what is there.
+        settings: everything that the results depend on, as plain data under the names that messages
+            use.
+        overwrite: deletes the journal that is there.
 
     Raises:
-        JournalError: what is there is of other settings.
+        JournalError: the journal that is there is damaged, or has other settings.
         InUse: another run is writing it.
         OutputError: the folder cannot be made or written.
     """

@@ -1,4 +1,4 @@
-"""A clip as data: crop, pose, heatmaps, causal tokens and clusters, in one small JSON file.
+"""A person in a clip as data: crop, pose, heatmaps, causal tokens and clusters, in one JSON file.
 
 ``cmpose predict --explain`` writes such a record beside each picture, and ``cmpose report`` puts
 records into its page. A record names its joints and limbs itself, so that a reader need not know
@@ -8,12 +8,13 @@ the data set. Fields:
 ``title``     whose pose it is
 ``size``      [H, W] of the crop in pixels
 ``joints``    [K] names; ``limbs`` [[a, b]]: the joints that drawings connect
-``colors``    [K] ``#rrggbb``, one a joint; ``limb_colors`` one a limb
+``colors``    [K] ``#rrggbb``, one for each joint; ``limb_colors``: one for each limb
 ``crop``      the key frame's crop, a JPEG as a data URI
-``keypoints`` [K][2] crop pixels, or null where not finite; ``scores`` [K] heatmap maxima
-``truth``     [K] annotated joints, [x, y] or null, or null when nothing is annotated
-``heatmaps``  ``size`` [h, w]; ``sheet``: a PNG of all K below one another, [K·h, w], white, as a
-              data URI: its alpha is what is to be painted, see ``heatmap_alpha``
+``keypoints`` [K] predicted joints: [x, y] in crop pixels, or null if not finite
+``scores``    [K] the heatmaps' maxima
+``truth``     [K] annotated joints: [x, y] or null; or null for all if nothing is annotated
+``heatmaps``  ``size`` [h, w]; ``sheet``: all K in a column, as a PNG [K·h, w] in a data URI. It is
+              white; its alpha channel says how opaque to paint them, see ``heatmap_alpha``
 ``tokens``    null without Fine Token Enhancement, else ``grid`` [rows, columns], ``scores`` [K][N],
               ``top`` [K][n], ``causal``, ``noncausal``, and null or ``assignment``, ``centers``
               and ``cluster_colors``, as in ``cmpose.viz.tokens.Tokens``
@@ -48,14 +49,15 @@ from cmpose.viz.tokens import Tokens
 
 VERSION = 1
 QUALITY = 82
-"""Of the JPEGs: artefacts do not show at the sizes that pages draw."""
+"""Of the JPEGs. Artefacts are not visible at the sizes at which pages show them."""
 
 WEAK = 0.3
-"""A heatmap weaker than this share of the strongest stays faint, or its noise would fill it."""
+"""A heatmap whose maximum is below this share of the strongest one's stays faint. Otherwise its
+noise would fill the picture."""
 
 
 class RecordError(ValueError):
-    """A file that is no record of this version; the message names it and what to do."""
+    """A file is no record of this version; the message names it and says what to do."""
 
 
 class RecordedHeatmaps(Struct):
@@ -104,10 +106,10 @@ def jpeg_uri(image: np.ndarray, quality: int = QUALITY) -> str:
 
 
 def heatmap_alpha(heatmaps: np.ndarray) -> np.ndarray:
-    """How opaque each heatmap is painted: float32 [K, h, w] → uint8 of the same shape.
+    """How opaque each heatmap is to be painted: float32 [K, h, w] → uint8 of the same shape.
 
-    Each is scaled to its own maximum, so that weak ones show, but at least to ``WEAK`` of the
-    strongest; what is below a tenth of that is left clear.
+    Each is divided by its own maximum, so that weak ones show, but by no less than ``WEAK`` times
+    the largest maximum. Where less than a tenth is left, nothing is painted.
     """
     heatmaps = np.maximum(np.asarray(heatmaps, np.float32), 0)
     peaks = heatmaps.max(axis=(1, 2), keepdims=True)
@@ -131,7 +133,7 @@ def hex_color(color: Sequence[float] | np.ndarray) -> str:
 
 
 def _points(points: np.ndarray) -> list[list[float] | None]:
-    """[K, 2] → K pairs in hundredths of a pixel, None where not finite."""
+    """[K, 2] → K pairs rounded to hundredths of a pixel, None for those that are not finite."""
     return [
         [round(float(x), 2), round(float(y), 2)] if np.isfinite([x, y]).all() else None
         for x, y in points
@@ -149,7 +151,7 @@ def make_record(
     truth: np.ndarray | None = None,
     skeleton: Skeleton = POSETRACK,
 ) -> dict[str, Any]:
-    """A record, see the module's docstring.
+    """Makes a record; its fields are in the module's docstring.
 
     Args:
         crop: uint8 [H, W, 3] RGB, the key frame's.
@@ -208,7 +210,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record as ``write_record`` wrote it.
+    """Reads a record that ``write_record`` wrote.
 
     Raises:
         RecordError: no JSON, another version, or a field that is missing or does not fit.
@@ -229,7 +231,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _misfit(record: Record) -> str:
-    """What about a record does not fit together; empty when all does."""
+    """Says what in a record contradicts something else in it; empty if nothing does."""
     K = len(record.joints)
     lengths = {
         "colors": len(record.colors),

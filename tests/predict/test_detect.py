@@ -65,8 +65,8 @@ def test_hog_on_frames_without_people():
 
 
 def test_suppression_keeps_the_best_of_overlapping_and_nested_boxes():
-    found = [at(0, score=0.5), at(4, score=0.9), at(10, 20, 20, 50, 0.8), at(100, score=0.1)]
-    kept = suppress(found, 0.5, 0.8)
+    detections = [at(0, score=0.5), at(4, score=0.9), at(10, 20, 20, 50, 0.8), at(100, score=0.1)]
+    kept = suppress(detections, 0.5, 0.8)
     assert [d.score for d in kept] == [0.9, 0.1]
 
 

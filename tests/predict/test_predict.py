@@ -126,12 +126,12 @@ def test_poses_do_not_depend_on_who_else_is_there(weights, clip, tmp_path):
     first = entries[0]["track_id"]
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps([e for e in entries if e["track_id"] == first]))
-    found = []
+    keypoints = []
     for name, boxes in (("all", detections), ("alone", alone)):
         predict_video(video, weights, tmp_path / name, detections=boxes, progress=False)
         poses = json.loads((tmp_path / name / "poses" / f"{video.stem}.json").read_text())
-        found.append([a["keypoints"] for a in poses["annotations"] if a["track_id"] == first])
-    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+        keypoints.append([a["keypoints"] for a in poses["annotations"] if a["track_id"] == first])
+    np.testing.assert_allclose(*keypoints, atol=1e-3)
 
 
 def test_nobody_in_the_video(weights, tmp_path, capsys):

@@ -115,13 +115,13 @@ def test_batches_go_over_frames_and_change_nothing(clip, weights, whole, tmp_pat
     patch.undo()
     assert max(sizes) <= batch_size
     assert np.mean(sizes[:-1]) > {1: 0.99, 3: 1.4, 64: 40}[batch_size]
-    found = json.loads((tmp_path / "poses" / "clip.json").read_text())["annotations"]
+    written = json.loads((tmp_path / "poses" / "clip.json").read_text())["annotations"]
     expected = json.loads(whole[1][0][0])["annotations"]
-    assert [(a["image_id"], a["track_id"]) for a in found] == [
+    assert [(a["image_id"], a["track_id"]) for a in written] == [
         (a["image_id"], a["track_id"]) for a in expected
     ]
     np.testing.assert_allclose(
-        [a["keypoints"] for a in found], [a["keypoints"] for a in expected], atol=2e-3
+        [a["keypoints"] for a in written], [a["keypoints"] for a in expected], atol=2e-3
     )
     assert not (tmp_path / "clip_poses.mp4").exists()
     assert not (tmp_path / "coco").exists()
@@ -220,12 +220,12 @@ def test_the_detector_goes_on_as_if_it_had_not_been_cut(weights, clip, tmp_path,
     """Boxes that the detector found are replayed into the tracker, not found again."""
     looked = []
 
-    def found(frame):
+    def one_person(frame):
         looked.append(1)
         at = float(frame.mean()) % 7  # of the picture, and nothing else
         return [Detection(np.array([20 + at, 4.0, 20, 50]), 0.5 + at / 20)]
 
-    monkeypatch.setattr(people, "detect_people", found)
+    monkeypatch.setattr(people, "detect_people", one_person)
     options = {"detections": None, "detect_every": 4, "batch_size": 4}
     whole = predict(clip, weights, tmp_path / "whole", **options)
     expected = len(looked)

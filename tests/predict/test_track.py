@@ -43,10 +43,10 @@ def test_given_ids_are_kept_and_not_given_again():
     assert ids(tracker.update(1, [at(300, track_id=8), at(2), at(200)])) == [8, 7, 9]
 
 
-def run(found, **options):
+def run(detections, **options):
     """Number → people of frames whose items are their numbers."""
-    out = list(steady_boxes(iter(list(enumerate(found))), **options))
-    assert [number for number, _ in out] == list(range(len(found))), "order and every frame"
+    out = list(steady_boxes(iter(list(enumerate(detections))), **options))
+    assert [number for number, _ in out] == list(range(len(detections))), "order and every frame"
     return [people for _, people in out]
 
 
@@ -67,11 +67,11 @@ def test_smoothing_takes_jitter_out_and_leaves_steady_motion_alone():
     np.testing.assert_allclose([p[0].box[0] for p in steady], 7.0 * np.arange(12))
     rng = np.random.default_rng(0)
     jitter = rng.normal(0, 3, 200)
-    found = [[at(2.0 * n + jitter[n])] for n in range(200)]
-    left = np.array([p[0].box[0] for p in run(found, smooth=2)]) - 2.0 * np.arange(200)
+    detections = [[at(2.0 * n + jitter[n])] for n in range(200)]
+    left = np.array([p[0].box[0] for p in run(detections, smooth=2)]) - 2.0 * np.arange(200)
     # Weights 1 2 3 2 1 of independent jitter: √19 / 9.
     assert left[2:-2].std() / jitter.std() == pytest.approx(19**0.5 / 9, rel=0.1)
-    assert [p[0].box[0] for p in run(found, smooth=0)] == [f[0].box[0] for f in found]
+    assert [p[0].box[0] for p in run(detections, smooth=0)] == [f[0].box[0] for f in detections]
 
 
 def test_nothing_looks_further_ahead_than_it_says_and_nothing_is_kept():
@@ -113,11 +113,11 @@ def identity_switches(frames, people):
     that overlaps best of those that are free.
     """
     held, switches, covered, total = {}, 0, 0, 0
-    for boxes, found in zip(frames, people, strict=True):
+    for boxes, detections in zip(frames, people, strict=True):
         total += len(boxes)
         pairs = []
         for person, box in boxes.items():
-            for d in found:
+            for d in detections:
                 overlap = overlaps(d.box, box)[0]
                 if overlap >= 0.5:
                     pairs.append((held.get(person) == d.track_id, overlap, person, d.track_id))
@@ -140,15 +140,15 @@ def test_identities_of_rendered_people(truth, jitter, miss, every, most, least):
     rng = np.random.default_rng(0)
     switches, covered = 0, []
     for frames in truth:
-        found = []
+        detections = []
         for number, boxes in enumerate(frames):
             seen = [
                 Detection(box + rng.normal(0, jitter, 4) * np.tile(box[2:], 2), 0.9)
                 for box in boxes.values()
                 if rng.random() >= miss
             ]
-            found.append(None if number % every and number != len(frames) - 1 else seen)
-        wrong, share = identity_switches(frames, run(found))
+            detections.append(None if number % every and number != len(frames) - 1 else seen)
+        wrong, share = identity_switches(frames, run(detections))
         switches += wrong
         covered.append(share)
     assert switches <= most

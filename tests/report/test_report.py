@@ -100,11 +100,11 @@ def test_errors_are_in_head_sizes():
     assert head_size(person(0)) == pytest.approx(18)
     truth = sequence([person(0, 0, missing=5), person(100, 1)], [person(0, 0, head=0)], [])
     poses = sequence([person(136, 1), person(9, 0)], [person(3, 0)], [])
-    found = rank([truth], [poses], own_boxes=True)
-    errors = [[sample.error for sample in track] for track in found.tracks]
+    samples = rank([truth], [poses], own_boxes=True)
+    errors = [[sample.error for sample in track] for track in samples.tracks]
     assert errors == [[pytest.approx(0.5), None], [pytest.approx(2.0)]]
-    assert found.measured == 2
-    assert found.left_out() == " Not measured: 1 people without a head box."
+    assert samples.measured == 2
+    assert samples.left_out() == " Not measured: 1 people without a head box."
     none = rank([truth], [], own_boxes=True)
     assert not none.ranked
     assert none.left_out() == ""
@@ -143,11 +143,11 @@ def test_a_person_is_shown_once():
 
 
 def test_what_a_training_run_has(run, rendered):
-    found = gather(run, clips=1)
-    assert found.title == "a run"
+    gathered = gather(run, clips=1)
+    assert gathered.title == "a run"
     metrics = json.loads((run / "metrics.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    charts = {chart.title: chart for chart in found.charts}
+    charts = {chart.title: chart for chart in gathered.charts}
     assert list(charts) == ["Loss", "AP by step", "Learning rate", "Gradient norm"]
     named = {line.name: line.points for line in charts["Loss"].lines}
     assert set(named) == {"loss", "pose", "mask", "noise", "selection"}
@@ -160,18 +160,18 @@ def test_what_a_training_run_has(run, rendered):
     known = [c for c in ("Mean", *COLUMNS) if any(e[c] is not None for e in evaluated)]
     assert [line.name for line in charts["AP by step"].lines] == known
 
-    by_joint, by_column = found.tables
+    by_joint, by_column = gathered.tables
     assert [row[1][0] for row in by_joint.rows] == metrics["ap"]["ap"]
     assert dict(by_column.rows)["Mean"] == [metrics["ap"]["columns"]["Mean"]]
     assert by_joint.columns == ["ground truth"]
-    assert any(f"boxes: ground truth, {metrics['clips']} clips" in n for n in found.table_notes)
-    assert any(f"{rendered}: annotations/val" in note for note in found.table_notes)
+    assert any(f"boxes: ground truth, {metrics['clips']} clips" in n for n in gathered.table_notes)
+    assert any(f"{rendered}: annotations/val" in note for note in gathered.table_notes)
 
-    assert len(found.worst) == 1
-    assert "head sizes" in found.worst[0].heading
-    assert found.worst[0].picture.startswith("data:image/jpeg;base64,")
-    assert not found.absent
-    for clip in found.clips:
+    assert len(gathered.worst) == 1
+    assert "head sizes" in gathered.worst[0].heading
+    assert gathered.worst[0].picture.startswith("data:image/jpeg;base64,")
+    assert not gathered.absent
+    for clip in gathered.clips:
         assert 1 <= len(clip.frames) <= 4
         for frame in clip.frames:
             assert frame.record["tokens"]["assignment"] is not None
@@ -181,16 +181,16 @@ def test_what_a_training_run_has(run, rendered):
 
 def test_the_model_run_again_gives_the_evaluated_poses(run, rendered):
     """The page's records hold the poses that were written, ranked and scored."""
-    found = gather(run, clips=1)
+    gathered = gather(run, clips=1)
     [written] = load_annotations(run / "predictions")
-    clip = found.clips[found.worst[0].clip]
+    clip = gathered.clips[gathered.worst[0].clip]
     start = clip.frames[clip.start]
-    error = float(found.worst[0].heading.split()[0])
+    error = float(gathered.worst[0].heading.split()[0])
     record = start.record
     truth = np.array([point or [np.nan] * 2 for point in record["truth"]])
     # In crop pixels and at float32, what was ranked in image pixels from the files.
     [original] = load_annotations("annotations/val", rendered)
-    who = int(found.worst[0].detail.split("person ")[1].split(",")[0])
+    who = int(gathered.worst[0].detail.split("person ")[1].split(",")[0])
     frame = next(f for f in original.frames if start.label == f"frame {f.index}")
     annotated = next(p for p in frame.people if p.track_id == who)
     known = annotated.keypoints[:, 2] > 0
@@ -232,51 +232,51 @@ def test_a_run_without_an_evaluation(copied):
     log = copied / "log.jsonl"
     train_only = [line for line in log.read_text().splitlines() if '"evaluate"' not in line]
     log.write_text("\n".join(train_only) + "\n")
-    found = gather(copied, clips=2)
-    assert found.absent["ap"].startswith("This run has not been evaluated")
-    assert found.groups == ("Clips", "")
-    assert found.worst
-    assert not found.best
-    assert "nothing is ranked" in found.measure
-    assert found.clips
-    assert "not evaluated" in found.lead
+    gathered = gather(copied, clips=2)
+    assert gathered.absent["ap"].startswith("This run has not been evaluated")
+    assert gathered.groups == ("Clips", "")
+    assert gathered.worst
+    assert not gathered.best
+    assert "nothing is ranked" in gathered.measure
+    assert gathered.clips
+    assert "not evaluated" in gathered.lead
 
 
 def test_a_run_that_has_not_ended(copied):
     """Its log knows the AP of its last evaluation."""
     (copied / "metrics.json").unlink()
-    found = gather(copied, clips=1)
-    [table] = found.tables
+    gathered = gather(copied, clips=1)
+    [table] = gathered.tables
     assert table.rows[-1][0] == "Mean"
-    assert "the run has not ended" in found.table_notes[1]
-    assert found.worst
+    assert "the run has not ended" in gathered.table_notes[1]
+    assert gathered.worst
 
 
 def test_data_that_was_moved_away(copied, tmp_path, rendered):
     config = json.loads((copied / "config.json").read_text())
     config["data"]["root"] = str(tmp_path / "gone")
     (copied / "config.json").write_text(json.dumps(config))
-    found = gather(copied)
-    assert found.tables
-    assert found.charts
+    gathered = gather(copied)
+    assert gathered.tables
+    assert gathered.charts
     for part in ("clips", "tokens"):
-        assert "the annotations cannot be read" in found.absent[part]
-        assert str(tmp_path / "gone") in found.absent[part]
+        assert "the annotations cannot be read" in gathered.absent[part]
+        assert str(tmp_path / "gone") in gathered.absent[part]
     (tmp_path / "gone").mkdir()  # the annotations are there, the frames are not
     shutil.copytree(rendered / "annotations", tmp_path / "gone" / "annotations")
-    found = gather(copied)
-    assert "its frames cannot be read" in found.absent["clips"]
-    assert not found.worst
+    gathered = gather(copied)
+    assert "its frames cannot be read" in gathered.absent["clips"]
+    assert not gathered.worst
     report(copied)
 
 
 def test_a_run_whose_weights_are_gone(copied):
     for folder in ("model", "checkpoints"):
         shutil.rmtree(copied / folder)
-    found = gather(copied, clips=1)
-    assert "The model cannot be run again: no checkpoint at" in found.absent["tokens"]
-    assert found.worst[0].clip is None
-    assert not found.clips
+    gathered = gather(copied, clips=1)
+    assert "The model cannot be run again: no checkpoint at" in gathered.absent["tokens"]
+    assert gathered.worst[0].clip is None
+    assert not gathered.clips
 
 
 def test_a_model_without_fine_token_enhancement(copied):
@@ -288,52 +288,52 @@ def test_a_model_without_fine_token_enhancement(copied):
     saved = Config(model=model.config, data=recipe_of.data, train=recipe_of.train)
     checkpoint.save(copied, "model", model.state_dict(), saved)
     (copied / "config.json").write_text(json.dumps(configuration.to_dict(saved)))
-    found = gather(copied, clips=1)
-    assert found.clips[0].frames[0].record["tokens"] is None
-    assert ("Fine Token Enhancement", "model.fine=off") in found.facts
+    gathered = gather(copied, clips=1)
+    assert gathered.clips[0].frames[0].record["tokens"] is None
+    assert ("Fine Token Enhancement", "model.fine=off") in gathered.facts
 
 
 def test_a_run_that_has_logged_nothing(copied):
     (copied / "log.jsonl").write_text("")
-    found = gather(copied, clips=1)
-    assert "train.log_every = 1 steps" in found.absent["curves"]
+    gathered = gather(copied, clips=1)
+    assert "train.log_every = 1 steps" in gathered.absent["curves"]
 
 
 # -- a prediction ----------------------------------------------------------------------------------
 
 
 def test_what_a_prediction_has(prediction):
-    found = gather(prediction, clips=2)
+    gathered = gather(prediction, clips=2)
     metrics = json.loads((prediction / "metrics.json").read_text())
     poses = json.loads((prediction / "poses" / "walk.json").read_text())["annotations"]
-    assert found.kind == "Prediction"
-    assert found.title == "walk.mp4"
-    assert f"{metrics['people']} poses in 4 frames (boxes: boxes.json)" in found.lead
-    assert "no AP" in found.absent["ap"]
-    scores = found.charts[0]
+    assert gathered.kind == "Prediction"
+    assert gathered.title == "walk.mp4"
+    assert f"{metrics['people']} poses in 4 frames (boxes: boxes.json)" in gathered.lead
+    assert "no AP" in gathered.absent["ap"]
+    scores = gathered.charts[0]
     assert scores.title == "Score by frame"
     drawn = sorted(y for line in scores.lines for _, y in line.points)
     slots = [0, 1, 2, *range(5, 17)]  # all but the ears
     assert drawn == pytest.approx(sorted(np.array(p["scores"])[slots].mean() for p in poses))
-    assert found.groups == ("Lowest score", "Highest score")
+    assert gathered.groups == ("Lowest score", "Highest score")
     lowest = min(drawn)
-    assert found.worst[0].heading == f"score {lowest:.2f}"
+    assert gathered.worst[0].heading == f"score {lowest:.2f}"
     tracks = {p["track_id"] for p in poses}
-    assert {clip.name for clip in found.clips} == {f"walk, person {t}" for t in tracks}
-    assert [f.label for f in found.clips[0].frames] == ["frame 1", "frame 2"]
-    assert found.worst[0].clip is not None
+    assert {clip.name for clip in gathered.clips} == {f"walk, person {t}" for t in tracks}
+    assert [f.label for f in gathered.clips[0].frames] == ["frame 1", "frame 2"]
+    assert gathered.worst[0].clip is not None
 
 
 def test_a_prediction_without_pictures(prediction, tmp_path):
     out = Path(shutil.copytree(prediction, tmp_path / "out"))
     shutil.rmtree(out / "explain")
     (out / "walk_poses.mp4").unlink()
-    found = gather(out)
-    assert "cmpose predict --explain writes one beside each" in found.absent["tokens"]
-    assert "cut out of NAME_poses.mp4, which is not here" in found.absent["clips"]
+    gathered = gather(out)
+    assert "cmpose predict --explain writes one beside each" in gathered.absent["tokens"]
+    assert "cut out of NAME_poses.mp4, which is not here" in gathered.absent["clips"]
     shutil.rmtree(out / "poses")
-    found = gather(out)
-    assert "Nobody was found" in found.absent["curves"]
+    gathered = gather(out)
+    assert "Nobody was found" in gathered.absent["curves"]
     report(out)
 
 
