@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -410,6 +411,9 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getppid() != parent.pid:
+            os._exit(1)  # it was killed while this process started
 
 
 # -- asked to stop ----------------------------------------------------------------------------

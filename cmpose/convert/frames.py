@@ -10,7 +10,7 @@ import numpy as np
 
 from cmpose.data.formats.reader import read
 from cmpose.data.video import VideoError, open_video
-from cmpose.files import Interrupted, claim, stop_requests, whole_file, write_json
+from cmpose.files import Interrupted, OutputError, claim, stop_requests, whole_file, write_json
 
 INDEX = "frames.json"
 
@@ -92,6 +92,11 @@ def extract_frames(
                 decoded = shot.number + 1
                 if shot.number % every:
                     continue
+                if not (folder / INDEX).is_file():
+                    raise OutputError(
+                        f"{folder / INDEX}: is not there any more; run the same command again to "
+                        "extract the frames anew"
+                    )
                 kept += 1
                 path = folder / f"{shot.number:06d}.jpg"
                 if not path.exists():

@@ -16,10 +16,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,9 @@ def _render(split: SplitFolder, videos: list[int], workers: int) -> Generator[No
     # Spawned, because forking a process whose OpenCV has threads can hang.
     context = multiprocessing.get_context("spawn")
     processes = min(workers, len(videos))
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
-        jobs = [pool.submit(_render_sequence, split, video) for video in videos]
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool:
+        with _ignored_interrupts():
+            jobs = [pool.submit(_render_sequence, split, video) for video in videos]
         try:
             for job in as_completed(jobs):
                 yield job.result()
@@ -165,16 +167,27 @@ def _render(split: SplitFolder, videos: list[int], workers: int) -> Generator[No
             raise
 
 
-def _start_worker() -> None:
-    """Ctrl-C reaches every process of the terminal; only the one that started this acts on it."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Processes that are started here ignore Ctrl-C, from their first moment on.
+
+    It reaches every process of the terminal, but only the one that started them acts on it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _render_sequence(split: SplitFolder, video: int) -> None:
     """Renders one sequence: all its frames appear at once, and then its annotation file."""
     settings, annotation = split.settings, split.annotation(video)
     name = settings.sequence_name(video)
+    split.check_there()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

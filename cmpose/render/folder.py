@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpose.data.formats.reader import read
-from cmpose.files import write_text
+from cmpose.files import OutputError, write_text
 from cmpose.render.settings import SPLITS, RenderSettings
 
 
@@ -78,6 +78,14 @@ class SplitFolder:
             raise ValueError(
                 f"out: {self.root} holds the {self.settings.split} split with other settings "
                 f"({'; '.join(differing)}); name a new folder"
+            )
+
+    def check_there(self) -> None:
+        """Raises OutputError if the folder was deleted; else a part of the set would come back."""
+        if not self.manifest.is_file():
+            raise OutputError(
+                f"{self.manifest}: is not there any more; run the same command again to render the "
+                "data set anew"
             )
 
     def mark(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -88,6 +89,18 @@ def test_frames_stop_when_asked_and_go_on(
         extract_frames(source / "walk.avi", tmp_path / "f")
     monkeypatch.undo()
     assert extract_frames(source / "walk.avi", tmp_path / "f").written == 2
+
+
+def test_a_folder_of_frames_that_is_deleted_meanwhile(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete(path: Path, picture: np.ndarray, quality: int) -> None:
+        shutil.rmtree(path.parent)
+
+    monkeypatch.setattr(frames_module, "_write_jpeg", delete)
+    with pytest.raises(OutputError, match=r"frames\.json: is not there any more; run the same"):
+        extract_frames(source / "walk.avi", tmp_path / "f")
+    assert not (tmp_path / "f").exists()
 
 
 def test_frames_on_a_full_disk(source: Path, tmp_path: Path) -> None:

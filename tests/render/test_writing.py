@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,3 +121,39 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file is a file where a folder should be; move it"):
         render_dataset(tmp_path / "file" / "set", **ASK)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_reaches_all_processes_and_ends_them_quietly(tmp_path: Path, workers: str) -> None:
+    """Also while workers start: they are asked as soon as there is more than one process."""
+    code = [sys.executable, "-m", "cmpose", "render", str(tmp_path), "--videos", "40"]
+    asked = [*code, "--frames", "4", "--size", "[144,256]", "--workers", workers]
+    process = subprocess.Popen(
+        asked, cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "rendered_train.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in shown
+    assert "train sequences; run the same command again: complete sequences are kept" in shown
+
+
+def test_a_folder_that_is_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = rendered.tqdm.update
+
+    def delete(self: object, n: int) -> None:
+        shutil.rmtree(tmp_path / "set")
+        update(self, n)
+
+    monkeypatch.setattr(rendered.tqdm, "update", delete)
+    with pytest.raises(OutputError, match=r"rendered_val\.json: is not there any more; run the"):
+        render_dataset(tmp_path / "set", **ASK)
+    assert not (tmp_path / "set").exists()

@@ -32,7 +32,7 @@ from cmpose.data.cache.writer import CutFrame, StoreWriter
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import Window, shrink
 from cmpose.data.frames import FrameError, check_size, read_picture
-from cmpose.files import claim, end_with_parent, stop_requests, write_bytes, writing
+from cmpose.files import claim, stop_requests, write_bytes, writing
 
 
 class BuildSummary(NamedTuple):
@@ -200,6 +200,5 @@ def _as_it_is(frame: Any) -> Any:
 
 def _start_worker(worker_id: int) -> None:
     """Ctrl-C reaches every process of the terminal; only the one that writes acts on it."""
-    end_with_parent()
     worker_init(worker_id)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
