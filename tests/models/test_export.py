@@ -47,22 +47,23 @@ def dynamic(tmp_path_factory):
     """A model with Fine Token Enhancement and its two exports for any batch."""
     folder = tmp_path_factory.mktemp("export")
     source = saved(folder, num_keypoints=3, tokens_per_keypoint=1)
-    found = {suffix: export(source, folder / f"m.{suffix}") for suffix in ("pt2", "onnx")}
-    return folder, CMPose.from_pretrained(source, backend="reference"), found
+    agreements = {suffix: export(source, folder / f"m.{suffix}") for suffix in ("pt2", "onnx")}
+    return folder, CMPose.from_pretrained(source, backend="reference"), agreements
 
 
 def test_the_command_checks_what_it_writes(dynamic):
-    folder, _, found = dynamic
-    for agreement in found.values():
+    folder, _, agreements = dynamic
+    for agreement in agreements.values():
         assert agreement.good
         assert agreement.clips == 8
-        assert agreement.largest > 0.1  # not equal for being empty
+        assert agreement.largest > 0.1  # empty heatmaps would agree too
     assert {p.name for p in folder.iterdir()} == {"model", "m.pt2", "m.onnx"}
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7])
 def test_any_batch(dynamic, batch):
-    """Sizes other than the one traced with, outside the command, and every choice the same."""
+    """Files run outside the command, for batches of other sizes than the traced one, and choose the
+    same tokens and clusters."""
     folder, model, _ = dynamic
     clips = example(model, batch, seed=100 + batch)
     with torch.no_grad():
@@ -73,11 +74,11 @@ def test_any_batch(dynamic, batch):
     names = [o.name for o in session.get_outputs()]
     assert names == ["heatmaps", "causal", "clusters"]
     answered = [torch.from_numpy(o) for o in session.run(None, {"clips": clips.numpy()})]
-    for found in (program, answered):
-        assert torch.equal(found[1], wanted[1])
-        assert torch.equal(found[2], wanted[2])
+    for outputs in (program, answered):
+        assert torch.equal(outputs[1], wanted[1])
+        assert torch.equal(outputs[2], wanted[2])
         atol = BOUND * float(wanted[0].abs().max())
-        torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=atol)
+        torch.testing.assert_close(outputs[0], wanted[0], rtol=0, atol=atol)
 
 
 def test_standard_operators_only(dynamic):
@@ -87,7 +88,7 @@ def test_standard_operators_only(dynamic):
     assert not [target for target in targets if "cmpose" in target]
     model = onnx.load(folder / "m.onnx")
     assert {node.domain for node in model.graph.node} == {""}
-    # ONNX Runtime's threads race for its equal indices; ScatterElements sums as clusters are.
+    # ONNX Runtime's threads lose sums in ScatterND; ScatterElements sums clusters instead.
     assert all(node.op_type != "ScatterND" or not node.attribute for node in model.graph.node)
     assert "ScatterElements" in {node.op_type for node in model.graph.node}
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [20]
@@ -125,16 +126,16 @@ def test_neither_needs_cmpose(dynamic):
 )
 def test_every_kind_of_model(tmp_path, fields):
     """As ONNX, which is made of the traced program that a .pt2 file holds."""
-    found = export(saved(tmp_path, **fields), tmp_path / "m.onnx", batch=2, opset=18)
-    assert found is not None
-    assert found.good
-    assert found.clips == 8
+    agreement = export(saved(tmp_path, **fields), tmp_path / "m.onnx", batch=2, opset=18)
+    assert agreement is not None
+    assert agreement.good
+    assert agreement.clips == 8
     [entry] = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_inputs()
     assert entry.shape == [2, 3, 3, 64, 48]
 
 
 def test_equal_tokens_are_taken_by_their_index(tmp_path):
-    """ONNX's TopK stands for stable sorts: of level tokens the lower index comes first in both."""
+    """ONNX's TopK replaces stable sorts: in both the lower index of equal tokens comes first."""
     model = lively(num_keypoints=3, tokens_per_keypoint=1)
     with torch.no_grad():
         model.coarse.slot_embed.zero_()
@@ -168,8 +169,8 @@ def test_what_counts_as_agreement():
         def answer(clips):
             output = model(clips)
             fine = output.fine
-            found = output.heatmaps, fine.selection.causal, fine.clusters.assignment
-            return change(*(tensor.clone() for tensor in found))
+            results = output.heatmaps, fine.selection.causal, fine.clusters.assignment
+            return change(*(tensor.clone() for tensor in results))
 
         return answer
 
@@ -184,8 +185,8 @@ def test_what_counts_as_agreement():
         return [heatmaps, causal, clusters]
 
     # A clip with another choice is counted, its heatmaps are not compared.
-    found = compare(model, run(other_clip), (4,))
-    assert (found.difference, found.other, found.good) == (0.0, 1, True)
+    agreement = compare(model, run(other_clip), (4,))
+    assert (agreement.difference, agreement.other, agreement.good) == (0.0, 1, True)
     assert not compare(model, run(other_clip), (3,)).good
     # A NaN is not lost among later batches.
     assert not compare(model, run(one_nan), (2, 1, 2)).good
@@ -270,7 +271,7 @@ def test_the_example_serves_the_poses_that_cmpose_predicts(served, tmp_path, udp
     )
     assert (scores > 0).all()  # where no heatmap rises, cmpose answers (0, 0)
     assert [[p["joint"] for p in pose] for pose in poses] == [list(JOINTS)] * 2
-    found = torch.tensor([[p["xy"] for p in pose] for pose in poses], dtype=torch.float64)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    served_xy = torch.tensor([[p["xy"] for p in pose] for pose in poses], dtype=torch.float64)
+    torch.testing.assert_close(served_xy, wanted, rtol=0, atol=1e-6)
     theirs = torch.tensor([[p["score"] for p in pose] for pose in poses])
     torch.testing.assert_close(theirs, scores, rtol=0, atol=BOUND * float(scores.max()))

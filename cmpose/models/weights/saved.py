@@ -86,6 +86,7 @@ class SavedModel(nn.Module):
 
         Raises:
             FileExistsError: if the folder holds anything but a model.
+            OutputError: when it cannot be written.
         """
         folder = Path(path).expanduser()
         if (

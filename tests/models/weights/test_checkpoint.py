@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, found by what a user has at hand, misfits named."""
+"""Checkpoints are written whole or not at all, found by any of their paths, and refused by name."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_the_card_says_what_is_known(tmp_path):
     assert "| Starting weights | `vitpose-b.pth` |" in card
     assert "| Steps | 120 |" in card
     assert f"torch {torch.__version__}" in card
-    # Where things lie on somebody's machine is nobody's business.
+    # A published card does not tell the paths of the machine that wrote it.
     assert "disk7" not in card
     assert "somebody" not in card
     front = yaml.safe_load(card.split("---")[1])

@@ -21,10 +21,10 @@ def pixels(size=(64, 48), batch: int = 1):
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def same(ours, theirs) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.abs().max() > 0.5  # nothing is equal for being empty
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+def assert_same(ours, theirs) -> None:
+    for own, other in zip(ours, theirs, strict=True):
+        assert own.abs().max() > 0.5  # zeros would be equal too
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
@@ -38,7 +38,7 @@ def test_features_and_heatmaps_are_those_of_transformers(size, tmp_path):
     (tmp_path / "model.safetensors").unlink()  # 2.5 GB for huge
     assert f"(Hugging Face VitPose, ViT {size})" in report
     assert "left" not in report
-    same(vitpose.outputs_of_ours(model, pixels()), wanted)
+    assert_same(vitpose.outputs_of_ours(model, pixels()), wanted)
 
 
 def test_a_saved_model_of_transformers_at_its_own_size(tmp_path):
@@ -47,7 +47,7 @@ def test_a_saved_model_of_transformers_at_its_own_size(tmp_path):
     model = vitpose.cmpose("small", (256, 192))
     load_pretrained(model, tmp_path)
     images = pixels((256, 192), batch=2)
-    same(vitpose.outputs_of_ours(model, images), vitpose.outputs(theirs, images))
+    assert_same(vitpose.outputs_of_ours(model, images), vitpose.outputs(theirs, images))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_every_layout_as_pth(small, tmp_path, arrange, name):
     report = load_pretrained(model, tmp_path / "vitpose-s.pth")
     assert f"({name}, ViT small)" in report
     assert "left" not in report
-    same(vitpose.outputs_of_ours(model, pixels()), wanted)
+    assert_same(vitpose.outputs_of_ours(model, pixels()), wanted)
 
 
 def test_a_bare_vit_gives_the_backbone(small, tmp_path):
@@ -101,7 +101,7 @@ def test_a_bare_vit_gives_the_backbone(small, tmp_path):
     assert "left 1: head.weight (a classifier)" in report
     assert "left 1: decoder_embed.weight (MAE's decoder)" in report
     assert "timm's ViT-S has 6 heads, ViTPose's 12" in report
-    same([vitpose.outputs_of_ours(model, pixels())[0]], [features])
+    assert_same([vitpose.outputs_of_ours(model, pixels())[0]], [features])
 
 
 @pytest.mark.parametrize("arrange", [lambda state: state, vitpose.original])
@@ -113,7 +113,7 @@ def test_expert_0_of_vitpose_plus(tmp_path, arrange):
     report = load_pretrained(model, tmp_path / "plus.safetensors")
     assert "expert 0 of 3 taken, COCO's (ViTPose+)" in report
     assert "(an expert of another data set)" in report
-    same(vitpose.outputs_of_ours(model, pixels()), vitpose.outputs(theirs, pixels()))
+    assert_same(vitpose.outputs_of_ours(model, pixels()), vitpose.outputs(theirs, pixels()))
 
 
 def test_positions_of_another_grid_are_resized(small, tmp_path):
@@ -206,7 +206,7 @@ def test_a_simple_head_is_left(tmp_path):
     assert (model.head.final_layer.weight == 7).all()
     assert (model.head.final_layer.bias == 7).all()
     features, _ = vitpose.outputs_of_ours(model, pixels())
-    same([features], [vitpose.outputs(theirs, pixels())[0]])
+    assert_same([features], [vitpose.outputs(theirs, pixels())[0]])
 
 
 @pytest.mark.parametrize(
