@@ -6,18 +6,8 @@ import torch
 from torch import Tensor
 
 from bench.harness.peers import eager_and_compiled
-from bench.harness.workload import (
-    BACKWARD,
-    BRANCHES,
-    FORWARD,
-    PERCENT,
-    REFERENCE,
-    Arguments,
-    Draw,
-    OpBench,
-    Shape,
-    model_grid,
-)
+from bench.harness.shapes import BACKWARD, BRANCHES, FORWARD, PERCENT, REFERENCE, Shape, model_grid
+from bench.harness.workload import Arguments, Draw, OpBench
 from cmpose import ops
 
 RATIO = PERCENT / 100

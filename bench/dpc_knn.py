@@ -11,16 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.harness.peers import compiled, eager
-from bench.harness.workload import (
-    BATCHES,
-    FORWARD,
-    Arguments,
-    Draw,
-    OpBench,
-    Shape,
-    counted_flops,
-    grid,
-)
+from bench.harness.shapes import BATCHES, FORWARD, Shape, grid
+from bench.harness.workload import Arguments, Draw, OpBench, counted_flops
 from cmpose import ops
 
 NOISE = 1e-6

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import torch
 
+from bench.report.tables import table
 from cmpose.config import DataConfig
 from cmpose.data import pixels as pixels_module
 from cmpose.data.cache.build import BuildSummary, build
@@ -57,10 +58,6 @@ class Cost(NamedTuple):
     warp: float
     rest: float
     megabytes: float
-
-    @property
-    def total(self) -> float:
-        return self.decode + self.warp + self.rest
 
 
 @contextmanager
@@ -148,66 +145,54 @@ class Bench:
         return ClipDataset(self.sequences, self.root, SIZE, NUM_FRAMES, data, train=True)
 
 
-SPEED_HEAD = (
-    "| pictures | pixels from | crops on | decode, ms | warp, ms | rest, ms | clips/s a core | "
-    + " | ".join(f"cores for {need} ({card})" for card, need in NEEDS.items())
-    + " | MB a clip |\n|"
-    + "---|" * (8 + len(NEEDS))
-)
-STORE_HEAD = (
-    "| pictures | store | MB a frame | times the frames' files | made, frames/s | "
-    "crops differ by, RMS |\n|---|---|---|---|---|---|"
-)
-SHARE_HEAD = (
-    "| pictures | order | "
-    + " | ".join(f"{kept} MB kept" for kept in KEPT_MB)
-    + " |\n|"
-    + "---|" * (2 + len(KEPT_MB))
-)
+SPEED = ("pictures", "pixels from", "crops on", "decode, ms", "warp, ms", "rest, ms",
+         "clips/s a core", *(f"cores for {need} ({card})" for card, need in NEEDS.items()),
+         "MB a clip")  # fmt: skip
+STORE = ("pictures", "store", "MB a frame", "times the frames' files", "made, frames/s",
+         "crops differ by, RMS")  # fmt: skip
+SHARE = ("pictures", "order", *(f"{kept} MB kept" for kept in KEPT_MB))
+HEADS = (SPEED, STORE, SHARE)
+
+Rows = list[tuple[str, ...]]
 
 
-def speed_line(pictures: str, store: str, warp: str, cost: Cost) -> str:
+def speed_row(pictures: str, store: str, warp: str, cost: Cost) -> tuple[str, ...]:
     """A row of the first table."""
-    rate = 1e3 / cost.total
-    cores = " | ".join(f"{need / rate:.1f}" for need in NEEDS.values())
-    return (
-        f"| {pictures} | {store} | {warp} | {cost.decode:.2f} | {cost.warp:.2f} | "
-        f"{cost.rest:.2f} | {rate:,.0f} | {cores} | {cost.megabytes:.2f} |"
-    )
+    *parts, megabytes = cost
+    rate = 1e3 / sum(parts)
+    cores = (f"{need / rate:.1f}" for need in NEEDS.values())
+    times = (f"{part:.2f}" for part in parts)
+    return pictures, store, warp, *times, f"{rate:,.0f}", *cores, f"{megabytes:.2f}"
 
 
-def store_line(pictures: str, store: str, made: BuildSummary, files: int, rms: float) -> str:
+def store_row(
+    pictures: str, store: str, made: BuildSummary, files: int, rms: float
+) -> tuple[str, ...]:
     """A row of the second table; ``files`` is the size of the frames' files in bytes."""
-    return (
-        f"| {pictures} | {store} | {made.bytes / made.frames / 1e6:.2f} | "
-        f"{made.bytes / files:.1f} | {made.frames / made.seconds:.0f} | {rms:.2f} |"
-    )
+    size, rate = made.bytes / made.frames / 1e6, made.frames / made.seconds
+    return pictures, store, f"{size:.2f}", f"{made.bytes / files:.1f}", f"{rate:.0f}", f"{rms:.2f}"
 
 
-def share_line(pictures: str, order: str, decoded: list[float]) -> str:
-    """A row of the third table."""
-    return f"| {pictures} | {order} | {' | '.join(f'{d:.2f}' for d in decoded)} |"
-
-
-def tables(name: str, bench: Bench, seconds: float) -> tuple[list[str], list[str], list[str]]:
+def measured(name: str, bench: Bench, seconds: float) -> tuple[Rows, Rows, Rows]:
     """Rows of the three tables for one data set."""
-    speed, stores, shares = [], [], []
+    speed: Rows = []
+    stores: Rows = []
+    shares: Rows = []
     plain = bench.clips("frames", "host")
     files = {file for record in plain.records for file in record.files}
     on_disk = sum(Path(file).stat().st_size for file in files)
     for store in STORES:
         for warp in ("host", "device"):
             cost = measure(bench.clips(store, warp), seconds)
-            speed.append(speed_line(name, store, warp, cost))
+            speed.append(speed_row(name, store, warp, cost))
         if store != "frames":
             rms = difference(plain, bench.clips(store, "host"))
-            stores.append(store_line(name, store, bench.built[store], on_disk, rms))
+            stores.append(store_row(name, store, bench.built[store], on_disk, rms))
     shuffled = np.random.default_rng(0).permutation(len(plain))
     for order, indices in (("one after the other", np.arange(len(plain))), ("random", shuffled)):
-        decoded = [
-            decoded_per_clip(bench.clips("frames", "host", kept), indices) for kept in KEPT_MB
-        ]
-        shares.append(share_line(name, order, decoded))
+        kept = (bench.clips("frames", "host", megabytes) for megabytes in KEPT_MB)
+        decoded = (f"{decoded_per_clip(clips, indices):.2f}" for clips in kept)
+        shares.append((name, order, *decoded))
     return speed, stores, shares
 
 
@@ -240,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{torch.__version__}, Python {origin['python']}; commit {origin['commit'][:9]}{changed}; "
         f"crops {SIZE[0]}×{SIZE[1]}, {NUM_FRAMES} frames, batches of {BATCH}\n"
     )
-    every: list[list[str]] = [[SPEED_HEAD], [STORE_HEAD], [SHARE_HEAD]]
+    every: tuple[Rows, Rows, Rows] = ([], [], [])
     with tempfile.TemporaryDirectory() as folder:
         sources: dict[str, Path] = {"given": Path(args.root)} if args.root else {}
         for name, size in {} if args.root else PICTURES.items():
@@ -253,9 +238,9 @@ def main(arguments: list[str] | None = None) -> None:
             sequences = load_annotations(args.annotations, root)
             bench = Bench(sequences, root, Path(folder) / f"{name}-caches")
             print(f"{name}: {people(bench)}\n", flush=True)
-            for lines, rows in zip(every, tables(name, bench, seconds), strict=True):
-                lines += rows
-    print("\n\n".join("\n".join(lines) for lines in every))
+            for rows, more in zip(every, measured(name, bench, seconds), strict=True):
+                rows += more
+    print("\n\n".join(table(*both) for both in zip(HEADS, every, strict=True)))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ fails where one is over 10 % slower.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from bench.harness import records
-from bench.harness.targets import TARGETS
+from bench.harness.targets import TARGETS, workload_of
 from bench.harness.workload import Workload
 from cmpose import provenance
+from cmpose.data.formats.reader import convert, parse_file
 from cmpose.files import write_json
 
 FOLDER = records.RESULTS / "limits"
@@ -28,6 +28,10 @@ ALLOWED = 1.10
 
 Times = dict[str, dict[str, float]]
 """Workload → backend → microseconds."""
+
+_FILE = records.struct(
+    "Limits", card=records.Text, commit=records.Text, us=dict[str, dict[str, records.Positive]]
+)
 
 
 def path_of(card: str, folder: Path = FOLDER) -> Path:
@@ -43,10 +47,10 @@ def reached(card: str, folder: Path = FOLDER) -> Times:
     path = path_of(card, folder)
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text())
-    times = records.mapping(records.mapping(records.positive))
-    records.fields(card=records.text, commit=records.text, us=times)(path.name, content)
-    return content["us"]
+    content = parse_file(path, records.SchemaError)
+    return convert(
+        content["us"], dict[str, dict[str, records.Positive]], path.name, records.SchemaError, ".us"
+    )
 
 
 def slow_downs(now: Times, before: Times) -> list[str]:
@@ -66,7 +70,7 @@ def slow_downs(now: Times, before: Times) -> list[str]:
 
 
 def workloads_of(times: Times) -> list[Workload]:
-    """The targets' workloads among those that have a limit."""
+    """The targets' workloads that have a limit."""
     return [t.workload for t in TARGETS if str(t.workload) in times]
 
 
@@ -75,7 +79,7 @@ def from_records(held: list[dict[str, Any]]) -> Times:
     wanted = {str(t.workload) for t in TARGETS}
     times: Times = {}
     for r in held:
-        workload = str(Workload(r["op"], r["direction"], r["shape"], r["dtype"]))
+        workload = str(workload_of(r))
         if workload in wanted and r["op_tests"]["status"] == "passed":
             times.setdefault(workload, {})[r["backend"]] = r["us"]["p50"]
     return times

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bench import dpc_knn
 from bench.harness.peers import compiled, eager
-from bench.harness.workload import BACKWARD, BOTH, FORWARD, Arguments, Draw, OpBench, Shape
+from bench.harness.shapes import BACKWARD, BOTH, FORWARD, Shape
+from bench.harness.workload import Arguments, Draw, OpBench
 from cmpose import ops
 
 

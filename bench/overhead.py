@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.harness.shapes import FORWARD, FP32
 from bench.harness.targets import bench_of
-from bench.harness.workload import FORWARD, FP32, Workload, tensors
+from bench.harness.workload import Workload, tensors
+from bench.report import tables
 from cmpose import ops
 from cmpose.ops import library
 from cmpose.ops.backends import OPS
@@ -112,11 +114,11 @@ def measure(seconds: float = 1.0) -> dict[str, Overhead]:
 
 def table(results: dict[str, Overhead]) -> str:
     """As a Markdown table."""
-    lines = ["| op | no gradient | forward | forward + backward |", "|---|---|---|---|"]
-    for op, times in results.items():
-        cells = ("–" if time is None else f"{time:.1f}" for time in times)
-        lines.append(f"| {op} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        (op, *("–" if time is None else f"{time:.1f}" for time in times))
+        for op, times in results.items()
+    ]
+    return tables.table(("op", "no gradient", "forward", "forward + backward"), rows)
 
 
 if __name__ == "__main__":

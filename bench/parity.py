@@ -27,12 +27,13 @@ import numpy as np
 import torch
 
 from bench.harness.records import slug
+from bench.report.tables import table
 from cmpose import config as configuration
 from cmpose import provenance
 from cmpose.config import Config
 from cmpose.data.clips import open_clips
 from cmpose.evaluation.intervals import Interval, interval
-from cmpose.files import write_json
+from cmpose.files import write_json, write_text
 from cmpose.render.dataset import render_dataset
 from cmpose.study.plots import new_figure, save_svg
 from cmpose.train.train import train
@@ -152,45 +153,41 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     save_svg(figure, path)
 
 
-def section(content: Mapping[str, Any], picture: str) -> list[str]:
+HEAD = ("against eager with the reference ops", "curves of the same seed differ by",
+        "of two seeds by", "ratio", "final loss, difference", "held-out AP, difference",
+        "within noise")  # fmt: skip
+
+
+def section(content: Mapping[str, Any], picture: str) -> str:
     """A machine's part of the page."""
     origin, plain = content["provenance"], content["curves"][PLAIN]
     steps = len(next(iter(plain.values())))
-    lines = [
-        f"## {content['machine']}",
-        "",
+    where = (
         f"`{origin['command']}`, commit `{origin['commit'][:9]}`"
         f"{' with changes' if origin['dirty'] else ''}, {origin['utc'][:10]}; torch "
         f"{origin['torch']}, Python {origin['python']}; {content['threads']} thread(s); "
         f"{len(plain)} seeds, {steps} steps of {content['batch_size']} clips each, "
-        f"{content['precision']}; {content['seconds'] / 60:.1f} minutes.",
-        "",
-        "| against eager with the reference ops | curves of the same seed differ by | of two seeds "
-        "by | ratio | final loss, difference | held-out AP, difference | within noise |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        f"{content['precision']}; {content['seconds'] / 60:.1f} minutes."
+    )
+    rows = []
     for name, found in content["comparison"].items():
         mean, half = found["final_difference"]
         ap = interval(
             [content["ap"][name][seed] - content["ap"][PLAIN][seed] for seed in content["ap"][name]]
         )
         assert ap is not None
-        lines.append(
-            f"| {name} | {found['speed_distance']:.4f} | {found['seed_distance']:.4f} | "
-            f"{found['ratio']:.3f} | {mean:+.4f} ± {half:.4f} | {ap.text(sign=True, digits=2)} | "
-            f"{'yes' if found['passed'] else 'no'} |"
-        )
-    finals = [final(curve) for curve in plain.values()]
-    lines += [
-        "",
+        distances = (f"{found[name]:.4f}" for name in ("speed_distance", "seed_distance"))
+        final_loss, verdict = f"{mean:+.4f} ± {half:.4f}", "yes" if found["passed"] else "no"
+        ap_text = ap.text(sign=True, digits=2)
+        rows.append((name, *distances, f"{found['ratio']:.3f}", final_loss, ap_text, verdict))
+    finals, ap_plain = [final(curve) for curve in plain.values()], content["ap"][PLAIN].values()
+    ranges = (
         f"The plain recipe's final losses lie between {min(finals):.3f} and {max(finals):.3f} over "
-        f"the seeds, its held-out AP between {min(content['ap'][PLAIN].values()):.1f} and "
-        f"{max(content['ap'][PLAIN].values()):.1f} (ground-truth boxes).",
-        "",
-        f"![Loss curves]({picture})",
-        "",
-    ]
-    return lines
+        f"the seeds, its held-out AP between {min(ap_plain):.1f} and {max(ap_plain):.1f} "
+        "(ground-truth boxes)."
+    )
+    parts = [f"## {content['machine']}", where, table(HEAD, rows), ranges]
+    return "\n\n".join([*parts, f"![Loss curves]({picture})"])
 
 
 PAGE = """# Recipe parity
@@ -202,22 +199,19 @@ with those of two seeds of the plain recipe, which is the run-to-run noise. Curv
 means over {window} steps, the difference is the mean absolute one over all steps; the final loss
 is the mean of the last quarter, its difference to the plain recipe's is taken seed by seed and
 given with its 95 % interval. *Within noise* is yes if the ratio is below 1 and that interval covers
-0. This page is written by the command.
-
-"""
+0. This page is written by the command."""
 
 
 def write_page(folder: Path) -> Path:
     """The page of all machines in ``folder``, beside it."""
-    text = PAGE.format(window=WINDOW)
-    results = sorted(folder.glob("*.json"))
-    contents = [json.loads(path.read_text()) for path in results]
-    if not any(content["provenance"]["gpu"] for content in contents):
-        text += "On a GPU, with CUDA graphs and kernels: not yet measured.\n\n"
-    for path, content in zip(results, contents, strict=True):
-        text += "\n".join(section(content, f"{folder.name}/{path.stem}.svg")) + "\n"
+    contents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    parts = [PAGE.format(window=WINDOW)]
+    if not any(content["provenance"]["gpu"] for content in contents.values()):
+        parts.append("On a GPU, with CUDA graphs and kernels: not yet measured.")
+    for path, content in contents.items():
+        parts.append(section(content, f"{folder.name}/{path.stem}.svg"))
     page = folder.with_suffix(".md")
-    page.write_text(text.rstrip() + "\n")
+    write_text(page, "\n\n".join(parts) + "\n")
     return page
 
 
@@ -274,12 +268,11 @@ def main(arguments: list[str] | None = None) -> None:
         "curves": curves,
         "provenance": origin,
     }
-    args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / f"{slug(provenance.machine())}.json"
     write_json(path, content)
     content = json.loads(path.read_text())
     draw(content, path.with_suffix(".svg"))
-    print("\n".join(section(content, path.with_suffix(".svg").name)))
+    print(section(content, path.with_suffix(".svg").name), end="\n\n")
     print(f"written: {path}, its picture, {write_page(args.output)}")
     sys.exit(not all(found["passed"] for found in content["comparison"].values()))
 

@@ -20,9 +20,11 @@ import cv2
 import torch
 
 from bench.report.markers import rendered
+from bench.report.tables import table
 from cmpose.config import Config, ModelConfig
 from cmpose.data.frames import read_picture
 from cmpose.data.video_writer import video_writer
+from cmpose.files import write_json, write_text
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
 from cmpose.predict.detect import detect_people
@@ -44,12 +46,7 @@ MODELS = {
 }  # fmt: skip
 """The demo's model, and the paper's."""
 
-HEAD = (
-    "| model | people | frames/s | people/s | "
-    + " | ".join(f"{part}, ms" for part in PARTS)
-    + " | rest, ms |\n|"
-    + "---|" * (5 + len(PARTS))
-)
+HEAD = ("model", "people", "frames/s", "people/s", *(f"{part}, ms" for part in (*PARTS, "rest")))
 
 
 class Row(NamedTuple):
@@ -70,10 +67,11 @@ def row_of(model: str, people: int, metrics: dict[str, Any]) -> Row:
     return Row(model, people, frames, metrics["frames_per_second"], ms)
 
 
-def line(row: Row) -> str:
+def cells(row: Row) -> list[str]:
     """A row of the table."""
-    parts = " | ".join(f"{row.ms[part]:.1f}" for part in (*PARTS, "rest"))
-    return f"| {row.model} | {row.people} | {row.fps:.2f} | {row.fps * row.people:.2f} | {parts} |"
+    rates = row.fps, row.fps * row.people
+    parts = (f"{row.ms[part]:.1f}" for part in (*PARTS, "rest"))
+    return [row.model, str(row.people), *(f"{rate:.2f}" for rate in rates), *parts]
 
 
 def save_model(folder: Path, config: ModelConfig) -> Path:
@@ -158,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
             frames = length if model == names[0] else 3
             for people in PEOPLE:
                 rows.append(measure(folder, video, model, people, frames))
-                print(line(rows[-1]), flush=True)
+                print(*cells(rows[-1]), flush=True)
         detector = detector_ms(files)
     record = {
         "benchmark": "predict",
@@ -171,16 +169,15 @@ def main(arguments: list[str] | None = None) -> None:
         "rows": [row._asdict() for row in rows],
     }
     if args.save:
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        PAGE.write_text(rendered(PAGE.read_text(), {"predict": report(record)}))
+        write_json(RECORD, record)
+        write_text(PAGE, rendered(PAGE.read_text(), {"predict": report(record)}))
     print(f"\n{report(record)}")
 
 
 def report(record: dict[str, Any]) -> str:
     """The table and where it is from, as the document has them."""
     source = record["provenance"]
-    lines = [HEAD, *(line(Row(**row)) for row in record["rows"])]
+    rows = table(HEAD, (cells(Row(**row)) for row in record["rows"]))
     where = (
         f"`{source['command']}`: {source['cpu']}, {record['threads']} thread(s), torch "
         f"{source['torch']}, OpenCV {record['opencv']}, Python {source['python']}, commit "
@@ -188,7 +185,7 @@ def report(record: dict[str, Any]) -> str:
         f"{'; ' + record['note'] if record['note'] else ''}. One run of the people detector: "
         f"{record['detector_ms']:.0f} ms."
     )
-    return "\n".join(lines) + "\n\n" + where
+    return f"{rows}\n\n{where}"
 
 
 if __name__ == "__main__":

@@ -5,18 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from bench.harness.peers import eager_and_compiled
-from bench.harness.workload import (
-    BACKWARD,
-    BOTH,
-    FORWARD,
-    PERCENT,
-    REFERENCE,
-    Arguments,
-    Draw,
-    OpBench,
-    Shape,
-    model_grid,
-)
+from bench.harness.shapes import BACKWARD, BOTH, FORWARD, PERCENT, REFERENCE, Shape, model_grid
+from bench.harness.workload import Arguments, Draw, OpBench
 from cmpose import ops
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bench.harness.peers import eager_and_compiled
-from bench.harness.workload import BATCHES, BOTH, FORWARD, Arguments, Draw, OpBench, Shape, grid
+from bench.harness.shapes import BATCHES, BOTH, FORWARD, Shape, grid
+from bench.harness.workload import Arguments, Draw, OpBench
 from cmpose import ops
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from bench.harness import attention
-from bench.harness.workload import BACKWARD, FORWARD, REFERENCE, OpBench, Shape, model_grid
+from bench.harness.shapes import BACKWARD, FORWARD, REFERENCE, Shape, model_grid
+from bench.harness.workload import OpBench
 from cmpose import ops
 from cmpose.ops.spatial_attention import (
     spatial_attention_backward_reference,
@@ -22,11 +23,11 @@ def _flops(shape: Shape, direction: str) -> int:
     return attention.operations(shape, _tokens(shape), direction, *references)
 
 
-def _arrange(qkv: Tensor) -> tuple[Tensor, ...]:
+def arrange(qkv: Tensor) -> tuple[Tensor, ...]:
     return qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)  # [B·T, H, S, d]
 
 
-def _restore(out: Tensor, qkv: Tensor) -> Tensor:
+def restore(out: Tensor, qkv: Tensor) -> Tensor:
     return out.transpose(1, 2).unflatten(0, qkv.shape[:2]).contiguous()
 
 
@@ -40,7 +41,7 @@ BENCH = OpBench(
     bytes=lambda shape, element, direction: attention.moved(
         shape, _tokens(shape), element, direction, lse=True
     ),
-    peers=attention.peers(_arrange, _restore),
+    peers=attention.peers(arrange, restore),
     flops=_flops,
     gradients=("qkv",),
 )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bench.harness import attention
 from bench.harness.peers import compiled
-from bench.harness.workload import BACKWARD, FORWARD, REFERENCE, OpBench, Shape, model_grid
+from bench.harness.shapes import BACKWARD, FORWARD, REFERENCE, Shape, model_grid
+from bench.harness.workload import OpBench
 from cmpose import ops
 from cmpose.ops.temporal_attention import (
     temporal_attention_backward_reference,
@@ -32,11 +33,11 @@ def broadcast_formulation(qkv: Tensor) -> Tensor:
     return (weights[..., None] * v[:, None]).sum(2)
 
 
-def _arrange(qkv: Tensor) -> tuple[Tensor, ...]:
+def arrange(qkv: Tensor) -> tuple[Tensor, ...]:
     return qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # [B·S, H, T, d]
 
 
-def _restore(out: Tensor, qkv: Tensor) -> Tensor:
+def restore(out: Tensor, qkv: Tensor) -> Tensor:
     return out.unflatten(0, (-1, qkv.shape[2])).permute(0, 3, 1, 2, 4).contiguous()
 
 
@@ -51,7 +52,7 @@ BENCH = OpBench(
         shape, shape["N"], element, direction, lse=False
     ),
     peers={
-        **attention.peers(_arrange, _restore),
+        **attention.peers(arrange, restore),
         "compile_broadcast": compiled(broadcast_formulation),
     },
     flops=_flops,

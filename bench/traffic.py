@@ -17,8 +17,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import corrupt_tokens, warp_clips
+from bench.harness.shapes import BACKWARD, BF16, FORWARD
 from bench.harness.targets import bench_of
-from bench.harness.workload import BACKWARD, BF16, FORWARD, Workload, tensors, total_bytes
+from bench.harness.workload import Workload, tensors, total_bytes
+from bench.report import tables
 
 PLAIN: dict[str, Callable[..., Any] | None] = {
     "spatial_attention": None,
@@ -84,17 +86,12 @@ def count() -> list[Count]:
 
 def table(counts: list[Count]) -> str:
     """As a Markdown table."""
-    lines = [
-        "| op | direction | plain PyTorch, MB | in calls | fused, MB | ratio |",
-        "|---|---|---|---|---|---|",
-    ]
-    for c in counts:
-        plain, fused = c.plain_bytes / 1e6, c.fused_bytes / 1e6
-        lines.append(
-            f"| `{c.op}` | {c.direction} | {plain:,.1f} | {c.plain_calls} | {fused:,.1f} | "
-            f"{plain / fused:.1f}× |"
-        )
-    return "\n".join(lines)
+    rows = []
+    for op, direction, plain, calls, fused in counts:
+        megabytes = f"{plain / 1e6:,.1f}", str(calls), f"{fused / 1e6:,.1f}"
+        rows.append((f"`{op}`", direction, *megabytes, f"{plain / fused:.1f}×"))
+    head = ("op", "direction", "plain PyTorch, MB", "in calls", "fused, MB", "ratio")
+    return tables.table(head, rows)
 
 
 def sentences(counts: list[Count]) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """The training step: ``python -m bench.train_step [--backbone base] [--variant V] [--json FILE]``.
 
-Crops are warped on the device, the model runs in their dtype as ``cmpose train`` runs it, AdamW is
-fused. The references' attention is torch's scaled_dot_product_attention, everything else of theirs
-is the ops' reference.
+It is ``cmpose train``'s step, with crops that are warped on the device. The references' attention
+is torch's scaled_dot_product_attention, everything else of theirs is the ops' reference.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,38 +21,35 @@ from torch.autograd import DeviceType
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import record_function
 
+from bench import spatial_attention, temporal_attention
 from bench.harness import records, timing
 from bench.harness.bound import Rates, measure_rates
 from bench.harness.measure import message
-from bench.harness.workload import counted_flops
+from bench.harness.workload import Draw, counted_flops
+from bench.report import tables
 from cmpose import ops, provenance
-from cmpose.config import Backend, ModelConfig, TrainConfig
+from cmpose.config import Backend, Config, ModelConfig
+from cmpose.distributed import World
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import Attention
 from cmpose.train.schedule import parameter_groups
+from cmpose.train.step import (
+    WARM_UP,
+    CapturedStep,
+    FiniteWatch,
+    LossModule,
+    StepOutput,
+    TrainingStep,
+    capture_on,
+    prepare_groups,
+)  # fmt: skip
 
-VARIANTS = (
-    "eager reference",
-    "compiled reference",
-    "ours",
-    "ours compiled",
-    "ours in a CUDA graph",
-    "ours compiled in a CUDA graph",
-)
+VARIANTS = ("eager reference", "compiled reference", "ours", "ours compiled",
+            "ours in a CUDA graph", "ours compiled in a CUDA graph")  # fmt: skip
 
-PARTS = (
-    "input",
-    "backbone",
-    "corruption",
-    "criss-cross attention",
-    "other criss-cross",
-    "selection, clustering, merge",
-    "head",
-    "losses",
-    "optimiser",
-    "other",
-)
+PARTS = ("input", "backbone", "corruption", "criss-cross attention", "other criss-cross",
+         "selection, clustering, merge", "head", "losses", "optimiser", "other")  # fmt: skip
 
 BATCH = {"tiny": 2, "small": 32, "base": 32, "large": 16, "huge": 16}
 
@@ -64,33 +61,23 @@ def model_config(backbone: str, backend: Backend) -> ModelConfig:
     """As the recipes have it; ``tiny`` on small crops with fewer tokens, for a CPU."""
     if backbone == "tiny":
         return ModelConfig(
-            backbone="tiny",
-            depth=2,
-            image_size=(128, 96),
-            tokens_per_keypoint=2,
-            num_clusters=8,
-            head_channels=32,
-            backend=backend,
-        )
+            backbone="tiny", depth=2, image_size=(128, 96), tokens_per_keypoint=2, num_clusters=8,
+            head_channels=32, backend=backend,
+        )  # fmt: skip
     return ModelConfig(backbone=backbone, backend=backend)  # type: ignore[arg-type]
 
 
 # -- the reference's attention --------------------------------------------------------------------
 
 
-def sdpa_spatial(qkv: Tensor, *, backend: str = "") -> Tensor:
-    """softmax within a frame by torch's kernel of choice."""
-    B, T = qkv.shape[:2]
-    q, k, v = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(0, (B, T))
+def _by_sdpa(op: ModuleType) -> Callable[..., Tensor]:
+    def attend(qkv: Tensor, *, backend: str = "") -> Tensor:
+        return op.restore(scaled_dot_product_attention(*op.arrange(qkv)), qkv)
+
+    return attend
 
 
-def sdpa_temporal(qkv: Tensor, *, backend: str = "") -> Tensor:
-    """softmax along the frames by torch's kernel of choice."""
-    B, _, S = qkv.shape[:3]
-    q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)
-    out = scaled_dot_product_attention(q, k, v).unflatten(0, (B, S))
-    return out.permute(0, 3, 1, 2, 4)
+sdpa_spatial, sdpa_temporal = _by_sdpa(spatial_attention), _by_sdpa(temporal_attention)
 
 
 def with_sdpa(model: CMPose) -> CMPose:
@@ -106,113 +93,70 @@ def with_sdpa(model: CMPose) -> CMPose:
 
 
 class Step:
-    """A model, its data on the device, its optimiser; calling it trains once.
+    """``cmpose train``'s step on a batch whose frames lie on the device; a call trains once.
 
     Args:
+        variant: of :data:`VARIANTS`.
         config: of the model.
         batch: clips.
         device: ``cuda`` or ``cpu``.
         precision: ``bf16`` (float32 weights are cast where they are used) or ``fp32``.
-        reference: attention by torch.
-        capturable: the optimiser's state lives on the device, for CUDA graphs.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch: int,
-        device: str,
-        precision: str,
-        *,
-        reference: bool = False,
-        capturable: bool = False,
-    ) -> None:
-        torch.manual_seed(0)
-        self.config, self.batch, self.device, self.precision = config, batch, device, precision
-        self.model = CMPose(config).to(device).train()
-        if reference:
-            with_sdpa(self.model)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, TrainConfig()), lr=2e-4, fused=True, capturable=capturable
-        )
-        T, (height, width) = config.num_frames, config.image_size
-        generator = torch.Generator(device=device).manual_seed(0)
-
-        def uniform(*sizes: int) -> Tensor:
-            return torch.rand(*sizes, device=device, generator=generator)
-
-        # Cut-outs of the frames, half as large again as the crops.
-        sides = (3 * height // 2, 3 * width // 2)
-        self.frames = (uniform(batch, T, *sides, 3) * 256).to(torch.uint8)
-        matrix = [[0.66, 0.1, 0.0], [-0.1, 0.66, 8.0]]
-        self.matrices = torch.tensor(matrix, dtype=torch.float64, device=device).repeat(batch, 1, 1)
-        extent = torch.tensor(self.model.heatmap_size[::-1], device=device)
-        self.centers = uniform(batch, config.num_keypoints, 2) * extent
-        self.weight = (uniform(batch, config.num_keypoints) < 0.8).float()
-        self.seed = torch.zeros(1, dtype=torch.int64, device=device)
-        self.loss_of: Callable[..., Tensor] = self._loss
-        self.loss = torch.zeros((), device=device)
-
-    def images(self) -> Tensor:
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return ops.warp_clips(
-            self.frames,
-            self.matrices,
-            self.config.image_size,
-            dtype=dtype,
-            backend=self.config.backend,
-        )
-
-    def _loss(self, images: Tensor, seed: Tensor, centers: Tensor, weight: Tensor) -> Tensor:
-        return self.losses(self.model(images, seed), centers, weight)
-
-    def losses(self, output: Any, centers: Tensor, weight: Tensor) -> Tensor:
-        return cmpose_loss(output, centers, weight, self.config).total
-
-    def update(self) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def __call__(self) -> None:
-        with ops.without_value_checks():
-            loss = self.loss_of(self.images(), self.seed, self.centers, self.weight)
-        loss.backward()
-        self.update()
-        self.seed.add_(1)
-        self.loss.copy_(loss.detach())
-
-
-def captured(step: Step) -> Callable[[], None]:
-    """The whole step as a CUDA graph: input, forward, backward, optimiser."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-    return graph.replay
-
-
-def prepare(
-    variant: str, config: ModelConfig, batch: int, device: str, precision: str
-) -> tuple[Step, Callable[[], None]]:
-    """A variant's step, and how it is run.
 
     Raises:
         ValueError: no such variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    reference, graph = "reference" in variant, "graph" in variant
-    config = replace(config, backend="reference" if reference else "auto")
-    step = Step(config, batch, device, precision, reference=reference, capturable=graph)
-    if "compiled" in variant:
-        step.loss_of = torch.compile(step._loss, fullgraph=True, dynamic=False)
-    return step, captured(step) if graph else step
+
+    def __init__(
+        self, variant: str, config: ModelConfig, batch: int, device: str, precision: str
+    ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        torch.manual_seed(0)
+        reference, captured = "reference" in variant, "graph" in variant
+        self.device = device
+        self.eager = not captured and "compiled" not in variant
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        recipe = Config(model=replace(config, backend="reference" if reference else "auto"))
+        world = World(0, 1, torch.device(device))
+        self.config, self.model = recipe.model, CMPose(recipe.model).to(device).train()
+        if reference:
+            with_sdpa(self.model)
+        groups = parameter_groups(self.model, recipe.train)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, fused=True)
+        prepare_groups(optimizer, world.device, captured)
+        self.losses = LossModule(self.model, compiled="compiled" in variant)
+        scaler, watch = torch.amp.GradScaler(device, enabled=False), FiniteWatch(world.device)
+        self.train: Callable[[dict[str, Tensor]], StepOutput] = TrainingStep(
+            self.losses, self.model, optimizer, scaler, watch, recipe, world
+        )
+        if captured:
+            self.train = CapturedStep(self.train, capture_on(world.device))
+
+        T, K, (height, width) = config.num_frames, config.num_keypoints, config.image_size
+        draw = Draw(torch.float32, device)
+        # Cut-outs of the frames, half as large again as the crops.
+        sides = (3 * height // 2, 3 * width // 2)
+        self.frames = draw.integers(256, batch, T, *sides, 3, dtype=torch.uint8)
+        matrix = [[0.66, 0.1, 0.0], [-0.1, 0.66, 8.0]]
+        self.matrices = torch.tensor(matrix, dtype=torch.float64, device=device).repeat(batch, 1, 1)
+        extent = torch.tensor(self.model.heatmap_size[::-1], device=device)
+        self.inputs = {
+            "centers": draw.uniform(batch, K, 2) * extent,
+            "weight": (draw.uniform(batch, K) < 0.8).float(),
+            "seed": torch.zeros(1, dtype=torch.int64, device=device),
+            "step": torch.zeros((), dtype=torch.int64, device=device),
+        }
+        self.loss = torch.zeros((), device=device)
+
+    def images(self) -> Tensor:
+        """The clips' crops, warped on the device."""
+        size, backend = self.config.image_size, self.config.backend
+        return ops.warp_clips(self.frames, self.matrices, size, dtype=self.dtype, backend=backend)
+
+    def __call__(self) -> None:
+        self.loss = self.train({"images": self.images(), **self.inputs}).terms[0]
+        self.inputs["seed"] += 1
+        self.inputs["step"] += 1
 
 
 # -- parts of a step -----------------------------------------------------------------------------
@@ -229,7 +173,11 @@ def labelled(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def label_parts(step: Step) -> None:
-    """Names the parts of a step; where one lies within another, the inner one counts."""
+    """Names the parts of a step; where one lies within another, the inner one counts.
+
+    So what is left of the losses' module is the losses, and what is left of the step the optimiser
+    with its clipping.
+    """
     coarse = step.model.coarse
     modules: list[tuple[str, nn.Module | None]] = [
         ("backbone", step.model.backbone),
@@ -245,9 +193,9 @@ def label_parts(step: Step) -> None:
         if isinstance(module, Attention):
             module.attend = labelled("criss-cross attention", module.attend)
     coarse.corrupt = labelled("corruption", coarse.corrupt)  # type: ignore[method-assign]
+    step.losses.forward = labelled("losses", step.losses.forward)  # type: ignore[method-assign]
     step.images = labelled("input", step.images)  # type: ignore[method-assign]
-    step.losses = labelled("losses", step.losses)  # type: ignore[method-assign]
-    step.update = labelled("optimiser", step.update)  # type: ignore[method-assign]
+    step.train = labelled("optimiser", step.train)
 
 
 def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
@@ -341,18 +289,17 @@ def measure(
 ) -> dict[str, Any]:
     """One variant, as a results file holds it."""
     on_card = device == "cuda"
-    step, run = prepare(variant, config, batch, device, precision)
-    for _ in range(3 if on_card else 1):
-        run()
-    if on_card and run is step:  # a graph's memory is taken when it is captured
+    step = Step(variant, config, batch, device, precision)
+    for _ in range(WARM_UP + 2 if on_card else 1):
+        step()
+    if on_card and "graph" not in variant:  # a graph's memory is taken when it is captured
         torch.cuda.reset_peak_memory_stats()
-    us = timing.quantiles(timed(run, device, *((10, 5) if on_card else (2, 1))))
+    us = timing.quantiles(timed(step, device, *((10, 5) if on_card else (2, 1))))
     # On a card weights and optimiser count too, on a CPU only what a step takes beside them.
-    peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(run, device)
+    peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(step, device)
     flops, clips_per_s = step_flops(config), 1e6 * batch / us["p50"]
     loss = float(step.loss)
-    eager = run is step and "compiled" not in variant
-    split = parts(step) if eager else {}
+    split = parts(step) if step.eager else {}
     rate = peak_rate(provenance.machine()) if on_card and precision == "bf16" else None
     return {
         "clips_per_s": round(clips_per_s, 3),
@@ -368,6 +315,7 @@ def measure(
 def entry(backbone: str, config: ModelConfig, batch: int, precision: str, rates: Rates) -> Any:
     """A step's record without variants."""
     origin = provenance.provenance()
+    height, width = config.image_size
     return {
         "backbone": backbone,
         "batch": batch,
@@ -375,8 +323,8 @@ def entry(backbone: str, config: ModelConfig, batch: int, precision: str, rates:
         "shape": {
             "T": config.num_frames,
             "K": config.num_keypoints,
-            "height": config.image_size[0],
-            "width": config.image_size[1],
+            "height": height,
+            "width": width,
         },
         "variants": {},
         "rates": rates.as_dict(),
@@ -388,15 +336,13 @@ def entry(backbone: str, config: ModelConfig, batch: int, precision: str, rates:
 def put(path: Path, step: dict[str, Any], variant: str, result: Any) -> None:
     """Adds a variant's outcome to the step's record of a results file."""
     content = records.load_or_empty(path, provenance.machine())
-    same = [
-        s
-        for s in content["train_step"]
-        if all(s[k] == step[k] for k in ("backbone", "batch", "precision"))
+    step["variants"][variant] = result
+    for held in content["train_step"]:
+        alike = all(held[name] == step[name] for name in ("backbone", "batch", "precision"))
         # What another commit's variants took is not compared with these.
-        and s["provenance"]["commit"] == step["provenance"]["commit"]
-    ]
-    held = same[0]["variants"] if same else {}
-    records.add(content, steps=[{**step, "variants": {**held, variant: result}}])
+        if alike and held["provenance"]["commit"] == step["provenance"]["commit"]:
+            step["variants"] = held["variants"] | step["variants"]
+    records.add(content, steps=[step])
     records.save(path, content)
 
 
@@ -434,22 +380,9 @@ def main(arguments: list[str] | None = None) -> int:
             status = status or int("ours" in name)
         if options.json:
             put(options.json, step, name, result)
-        print(
-            f"ViT {options.backbone}, {batch} clips, {options.precision}, {name}: {_text(result)}"
-        )
+        step["variants"][name] = result
+    print(tables.train_step([{"card": provenance.machine(), "train_step": [step]}]))
     return status
-
-
-def _text(result: Any) -> str:
-    if isinstance(result, str):
-        return result
-    mfu = "" if result["mfu"] is None else f", MFU {100 * result['mfu']:.1f} %"
-    lines = [
-        f"{result['clips_per_s']:,.1f} clips/s, peak {result['peak_bytes'] / 1e9:,.2f} GB, "
-        f"{result['model_flops_per_clip'] / 1e9:,.1f} GFLOP a clip{mfu}"
-    ]
-    lines += [f"    {name:30} {ms:10.3f} ms" for name, ms in result["parts_ms"].items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.harness.peers import eager_and_compiled
-from bench.harness.workload import (
-    BATCHES,
-    BOTH,
-    FORWARD,
-    HEADS,
-    Arguments,
-    Draw,
-    OpBench,
-    Shape,
-    grid,
-)
+from bench.harness.shapes import BATCHES, BOTH, FORWARD, HEADS, Shape, grid
+from bench.harness.workload import Arguments, Draw, OpBench
 from cmpose import ops
 
 

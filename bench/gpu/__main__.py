@@ -2,10 +2,10 @@
 
     python -m bench.gpu [--stages "build tests sanitize bench train"] [--full] [--dry]
 
-Needs no network and nothing installed but torch, triton, nvcc, ninja, pybind11 and pytest: cmpose
-is imported from the checkout. A stage ends within ``--stage-seconds``; what did not fit is done by
-the next call of the same command, as long as the sources are the same. Logs and the state are in
-``--work``; results go to ``bench/results/<card>.json``, and a summary comes last.
+Needs no network and nothing installed but torch, triton, msgspec, nvcc, ninja, pybind11 and pytest:
+cmpose is imported from the checkout. A stage ends within ``--stage-seconds``; what did not fit is
+done by the next call of the same command, as long as the sources are the same. Logs and the state
+are in ``--work``; results go to ``bench/results/<card>.json``, and a summary comes last.
 """
 
 from __future__ import annotations
@@ -29,19 +29,13 @@ from cmpose.ops.backends import OPS
 from cmpose.provenance import PROJECT
 
 STAGES = ("build", "tests", "sanitize", "bench", "train")
-STAGE_SECONDS = 520.0
-"""Under nine minutes, so that it fits where one command may take ten."""
+WORK = PROJECT / "build" / "gpu"
 
 
 def build_core() -> int:
     """Builds by csrc/build.py, whose last line is the module's path, and copies it in place."""
-    done = subprocess.run(
-        [sys.executable, "csrc/build.py"],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "csrc/build.py"]
+    done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, end="")
     if done.returncode:
         return done.returncode
@@ -60,17 +54,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dry", action="store_true", help="rehearses every stage on the CPU")
     made.add_argument("--full", action="store_true", help="max-autotune of peers, more samples")
     made.add_argument("--again", action="store_true", help="also what is done already")
-    made.add_argument(
-        "--work", type=Path, default=PROJECT / "build" / "gpu", help="folder of logs and state"
-    )
+    made.add_argument("--work", type=Path, default=WORK, help="folder of logs and state")
     made.add_argument("--results", type=Path, help="default bench/results/<card>.json")
     made.add_argument("--copy-to", type=Path, help="folder that gets results, state and summary")
-    made.add_argument(
-        "--stage-seconds", type=float, default=STAGE_SECONDS, help="after which a stage is cut"
-    )
-    made.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes that run tests"
-    )
+    made.add_argument("--stage-seconds", type=float, default=520.0, help="then a stage is cut")
+    made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="test processes")
     made.add_argument("--build-core", action="store_true", help=argparse.SUPPRESS)
     return made
 
@@ -96,9 +84,8 @@ def items_of(stage: str, options: argparse.Namespace, results: Path) -> list[Ite
         return items.bench(options.dry, options.full, results, options.work)
     if stage == "train":
         return items.train(options.dry, results)
-    return {"build": items.build, "tests": items.tests, "sanitize": items.sanitize}[stage](
-        options.dry
-    )
+    of_stage = {"build": items.build, "tests": items.tests, "sanitize": items.sanitize}
+    return of_stage[stage](options.dry)
 
 
 def details_of(stage: str, outcomes: dict[str, Outcome], dry: bool, empty: bool) -> list[str]:

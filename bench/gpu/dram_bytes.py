@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import records
-from bench.harness.targets import bench_of
-from cmpose import provenance
+from bench.harness.targets import bench_of, workload_of
+from bench.harness.workload import Workload
+from cmpose.provenance import PROJECT, machine
 
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 _UNITS = {"byte": 1, "kbyte": 1e3, "mbyte": 1e6, "gbyte": 1e9}
@@ -48,24 +49,19 @@ def summed(text: str) -> int:
             unit = _UNITS[row["Metric Unit"].lower()]
             total += float(row["Metric Value"].replace(",", "")) * unit
             seen.add(row["Metric Name"])
-    missing = [name for name in METRICS if name not in seen]
-    if missing:
-        raise ValueError(
-            f"no metric {missing[0]} in ncu's CSV: run it with --metrics {','.join(METRICS)}"
-        )
+    for name in METRICS:
+        if name not in seen:
+            asked = ",".join(METRICS)
+            raise ValueError(f"no metric {name} in ncu's CSV: run it with --metrics {asked}")
     return round(total)
 
 
 def put(content: dict[str, Any], op: str, direction: str, counted: dict[str, int]) -> None:
     """Notes the bytes, by backend, in the records of the op's reference shape."""
     bench = bench_of(op)
+    workload = Workload(op, direction, bench.shapes[0], bench.dtypes[0])
     for record in content["records"]:
-        same = (record["op"], record["direction"], record["dtype"]) == (
-            op,
-            direction,
-            bench.dtypes[0],
-        )
-        if same and record["shape"] == bench.shapes[0] and record["backend"] in counted:
+        if workload_of(record) == workload and record["backend"] in counted:
             record["dram_bytes"] = counted[record["backend"]]
 
 
@@ -77,18 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ncu", default="ncu", help="Nsight Compute's program")
     options = parser.parse_args(arguments)
     asked = (options.op, options.direction)
-    content = records.load_or_empty(options.json, provenance.machine())
+    content = records.load_or_empty(options.json, machine())
     counted = {}
-    for backend in sorted(
-        {r["backend"] for r in content["records"] if (r["op"], r["direction"]) == asked}
-    ):
-        done = subprocess.run(
-            command(options.ncu, *asked, backend),
-            cwd=provenance.PROJECT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    held = [r for r in content["records"] if (r["op"], r["direction"]) == asked]
+    for backend in sorted({r["backend"] for r in held}):
+        line = command(options.ncu, *asked, backend)
+        done = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, check=False)
         try:
             counted[backend] = summed(done.stdout)
         except ValueError as error:

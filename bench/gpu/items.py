@@ -21,7 +21,7 @@ from cmpose.provenance import PROJECT
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={report}")
 
 LEFT_OUT = {
-    "tests/test_packaging.py": "builds in a fresh environment, for which pip needs a registry",
+    "tests/test_packaging.py": "builds in a fresh environment, for which pip needs a registry"
 }
 """Test files that are about no card and cannot run on a machine without network."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness.workload import BACKWARD, FORWARD, OpBench, tensors
+from bench.harness.shapes import BACKWARD, FORWARD
+from bench.harness.workload import OpBench, tensors
 
 WRONG = 0.1
 """From this relative error on a result is a wrong one; bfloat16's is a hundredth of it."""

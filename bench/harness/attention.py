@@ -8,15 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness.peers import (
-    Arrange,
-    Restore,
-    compiled,
-    eager,
-    flex_peer,
-    sdpa_peers,
-)
-from bench.harness.workload import BACKWARD, BRANCHES, Arguments, Draw, Peer, Shape, counted_flops
+from bench.harness.peers import Arrange, Restore, compiled, eager, flex_peer, sdpa_peers
+from bench.harness.shapes import BACKWARD, BRANCHES, Shape
+from bench.harness.workload import Arguments, Draw, Peer, counted_flops
 
 
 def packed(shape: Shape, tokens: int, draw: Draw) -> Arguments:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench.harness import timing
-from bench.harness.workload import FP32
+from bench.harness.shapes import FP32
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,8 @@ from bench.harness.accuracy import WRONG, exact_outcome, outcome, relative_error
 from bench.harness.bound import Rates
 from bench.harness.journal import Journal
 from bench.harness.peers import WrongResult, check_ran, kernel_names
-from bench.harness.workload import (
-    BACKWARD,
-    BOTH,
-    FORWARD,
-    FP32,
-    OpBench,
-    Peer,
-    Workload,
-    tensors,
-    total_bytes,
-)
+from bench.harness.shapes import BACKWARD, BOTH, FORWARD, FP32
+from bench.harness.workload import OpBench, Peer, Workload, tensors, total_bytes
 from cmpose import ops, provenance
 
 Function = Callable[..., Any]

@@ -9,10 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
+
+from cmpose.data.formats.reader import convert, parse_file
 from cmpose.files import write_json
 from cmpose.provenance import PROJECT
 
@@ -24,241 +29,152 @@ Record = dict[str, Any]
 
 
 class SchemaError(ValueError):
-    """A record is not as it should be; the message starts with the field's path."""
+    """A record is not as it should be; the message names the field."""
 
 
 # -- the schema -----------------------------------------------------------------------------------
 
-Check = Callable[[str, Any], None]
-"""(path of a value in the file, the value) → raises SchemaError unless it is as it should be."""
+_LARGEST = sys.float_info.max  # excludes infinity; nan is within no limits
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0, le=_LARGEST)]
+NotNegative = Annotated[float, Meta(ge=0, le=_LARGEST)]
+Failure = Annotated[str, Meta(pattern="^error: .")]
+Timer = Literal["graph", "events", "host"]
 
 
-def _fail(path: str, what: str, value: Any) -> NoReturn:
-    raise SchemaError(f"{path} must be {what}, got {value!r}")
-
-
-def _value(what: str, holds: Callable[[Any], bool]) -> Check:
-    def check(path: str, value: Any) -> None:
-        if not holds(value):
-            _fail(path, what, value)
-
-    return check
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_time_or_failure(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.startswith("error: ") and len(value) > len("error: ")
-    return _is_number(value) and value > 0
-
-
-text = _value("text", lambda v: isinstance(v, str) and v != "")
-flag = _value("true or false", lambda v: isinstance(v, bool))
-count = _value("a whole number ≥ 0", lambda v: type(v) is int and v >= 0)
-positive = _value("a finite number > 0", lambda v: _is_number(v) and v > 0)
-not_negative = _value("a finite number ≥ 0", lambda v: _is_number(v) and v >= 0)
-time_or_failure = _value("microseconds or 'error: <message>'", _is_time_or_failure)
-
-
-def one_of(*names: str) -> Check:
-    return _value(f"one of {', '.join(names)}", lambda v: v in names)
-
-
-def or_none(check: Check) -> Check:
-    return lambda path, value: None if value is None else check(path, value)
-
-
-def mapping(check: Check) -> Check:
-    """An object whose values are all alike."""
-
-    def checked(path: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            _fail(path, "an object", value)
-        for name, entry in value.items():
-            check(f"{path}.{name}", entry)
-
-    return checked
-
-
-def list_of(check: Check) -> Check:
-    def checked(path: str, value: Any) -> None:
-        if not isinstance(value, list):
-            _fail(path, "a list", value)
-        for index, entry in enumerate(value):
-            check(f"{path}[{index}]", entry)
-
-    return checked
-
-
-def fields(**checks: Check) -> Check:
+def struct(name: str, **fields: Any) -> Any:
     """An object that has these fields, all of them, and no others."""
-
-    def checked(path: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            _fail(path, "an object", value)
-        for name in checks:
-            if name not in value:
-                raise SchemaError(f"{path}.{name} is missing")
-        for name, entry in value.items():
-            if name not in checks:
-                raise SchemaError(f"{path}.{name} is no field; there are {', '.join(checks)}")
-            checks[name](f"{path}.{name}", entry)
-
-    return checked
+    return msgspec.defstruct(name, list(fields.items()), forbid_unknown_fields=True)
 
 
-_QUANTILES = fields(p20=positive, p50=positive, p80=positive)
-_TIMER = one_of("graph", "events", "host")
+def _all(kind: Any, names: str) -> dict[str, Any]:
+    """Fields of one kind."""
+    return dict.fromkeys(names.split(), kind)
 
-_PROVENANCE = fields(
-    gpu=or_none(text),
-    cpu=text,
-    driver=or_none(text),
-    cuda=or_none(text),
-    torch=text,
-    triton=or_none(text),
-    python=text,
-    commit=text,
-    dirty=flag,
-    command=text,
-    utc=text,
+
+Quantiles = struct("Quantiles", **_all(Positive, "p20 p50 p80"))
+Rates = struct(
+    "Rates",
+    **_all(Positive, "copy_bytes_per_s bf16_flops_per_s fp32_flops_per_s tf32_flops_per_s"),
 )
-
-_RATES = fields(
-    copy_bytes_per_s=positive,
-    bf16_flops_per_s=positive,
-    fp32_flops_per_s=positive,
-    tf32_flops_per_s=positive,
+Provenance = struct(
+    "Provenance",
+    **_all(Text, "cpu torch python commit command utc"),
+    **_all(Text | None, "gpu driver cuda triton"),
+    dirty=bool,
 )
-
-_OP_TESTS = fields(
-    status=one_of("passed", "failed", "not run"), tests=count, failed=count, command=text
+OpTests = struct(
+    "OpTests",
+    status=Literal["passed", "failed", "not run"],
+    command=Text,
+    **_all(Count, "tests failed"),
 )
-
 # One workload on one backend; docs/benchmarks.md says what each field means.
-_RECORD = fields(
-    op=text,
-    direction=one_of("forward", "backward", "forward_backward"),
-    shape=mapping(count),
-    dtype=text,
-    backend=text,
-    us=_QUANTILES,
-    wall_us=positive,
-    timer=_TIMER,
-    input_sets=count,
-    cold=flag,
-    peak_bytes=count,
-    bytes=count,
-    flops=count,
-    dram_bytes=or_none(count),
-    bound_us=positive,
-    percent_of_bound=positive,
-    percent_of_copy=positive,
-    peers=mapping(time_or_failure),
-    peers_wall_us=mapping(positive),
-    peers_peak_bytes=mapping(count),
-    peers_timer=mapping(_TIMER),
-    best_peer=or_none(text),
-    speedup_vs_best_peer=or_none(positive),
-    error_vs_fp64=or_none(not_negative),
-    peers_error_vs_fp64=mapping(not_negative),
-    kernels=mapping(list_of(text)),
-    op_tests=_OP_TESTS,
-    setting=one_of("quick", "full"),
-    rates=_RATES,
-    note=or_none(text),
-    provenance=_PROVENANCE,
+OpRecord = struct(
+    "OpRecord",
+    **_all(Text, "op dtype backend"),
+    **_all(Count, "input_sets peak_bytes bytes flops"),
+    **_all(Positive, "wall_us bound_us percent_of_bound percent_of_copy"),
+    direction=Literal["forward", "backward", "forward_backward"],
+    shape=dict[str, Count],
+    us=Quantiles,
+    timer=Timer,
+    cold=bool,
+    dram_bytes=Count | None,
+    peers=dict[str, Positive | Failure],
+    peers_wall_us=dict[str, Positive],
+    peers_peak_bytes=dict[str, Count],
+    peers_timer=dict[str, Timer],
+    peers_error_vs_fp64=dict[str, NotNegative],
+    best_peer=Text | None,
+    speedup_vs_best_peer=Positive | None,
+    error_vs_fp64=NotNegative | None,
+    kernels=dict[str, list[Text]],
+    op_tests=OpTests,
+    setting=Literal["quick", "full"],
+    rates=Rates,
+    note=Text | None,
+    provenance=Provenance,
 )
-
-_VARIANT = fields(
-    clips_per_s=positive,
-    ms=_QUANTILES,
-    peak_bytes=count,
-    model_flops_per_clip=count,
-    mfu=or_none(positive),
-    loss=or_none(positive),
-    parts_ms=mapping(not_negative),
+Variant = struct(
+    "Variant",
+    **_all(Count, "peak_bytes model_flops_per_clip"),
+    **_all(Positive | None, "mfu loss"),
+    clips_per_s=Positive,
+    ms=Quantiles,
+    parts_ms=dict[str, NotNegative],
 )
-
-
-def _variant_or_failure(path: str, value: Any) -> None:
-    check = time_or_failure if isinstance(value, str) else _VARIANT
-    check(path, value)
-
-
-_TRAIN_STEP = fields(
-    backbone=text,
-    batch=count,
-    precision=one_of("bf16", "fp32"),
-    shape=mapping(count),
-    variants=mapping(_variant_or_failure),
-    rates=_RATES,
-    note=or_none(text),
-    provenance=_PROVENANCE,
+TrainStep = struct(
+    "TrainStep",
+    backbone=Text,
+    batch=Count,
+    precision=Literal["bf16", "fp32"],
+    shape=dict[str, Count],
+    variants=dict[str, Variant | Failure],  # type: ignore[valid-type]
+    rates=Rates,
+    note=Text | None,
+    provenance=Provenance,
 )
-
-_STAGE_RUN = fields(
-    stage=text,
-    status=one_of("passed", "failed", "cut"),
-    seconds=not_negative,
-    counts=mapping(count),
-    details=list_of(text),
-    provenance=_PROVENANCE,
+StageRun = struct(
+    "StageRun",
+    stage=Text,
+    status=Literal["passed", "failed", "cut"],
+    seconds=NotNegative,
+    counts=dict[str, Count],
+    details=list[Text],
+    provenance=Provenance,
 )
-
-_RESULTS = fields(
-    schema=count,
-    card=text,
-    records=list_of(_RECORD),
-    train_step=list_of(_TRAIN_STEP),
-    runs=mapping(_STAGE_RUN),
+Results = struct(
+    "Results",
+    schema=Literal[VERSION],
+    card=Text,
+    records=list[OpRecord],  # type: ignore[valid-type]
+    train_step=list[TrainStep],  # type: ignore[valid-type]
+    runs=dict[str, StageRun],  # type: ignore[valid-type]
 )
 
 
-def check_record(record: Record, path: str = "record") -> None:
+def check_record(record: Record, source: str = "record", at: str = "") -> None:
     """Raises SchemaError unless a record is whole and says nothing that it must not.
 
     Beyond types: quantiles ascend, the best peer is a peer that ran under the same timer and none
     is faster, and a speed-up stands only where the op's tests passed in the same run, is that of
-    the medians, and belongs to a GPU.
+    the medians, and belongs to a GPU. ``source`` and ``at`` say in messages where the record is.
     """
-    _RECORD(path, record)
-    us, peers = record["us"], record["peers"]
-    if not us["p20"] <= us["p50"] <= us["p80"]:
-        _fail(f"{path}.us", "ascending quantiles", us)
-    timers = record["peers_timer"]
-    ran = {n: t for n, t in peers.items() if not isinstance(t, str)}
-    if set(timers) != set(ran):
-        _fail(f"{path}.peers_timer", f"of the peers that ran ({', '.join(ran)})", sorted(timers))
+
+    def require(holds: bool, field: str, expected: str) -> None:
+        if not holds:
+            where = f"{at}.{field}".removeprefix(".")
+            raise SchemaError(f"{source}: {where}: expected {expected}, got {record[field]!r}")
+
+    convert(record, OpRecord, source, SchemaError, at)
+    us, timers = record["us"], record["peers_timer"]
+    require(us["p20"] <= us["p50"] <= us["p80"], "us", "ascending quantiles")
+    ran = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
+    require(set(timers) == set(ran), "peers_timer", f"those of the peers that ran, {list(ran)}")
     comparable = {n: t for n, t in ran.items() if timers[n] == record["timer"]}
     best = min(comparable, key=comparable.__getitem__, default=None)
-    if record["best_peer"] != best:
-        _fail(f"{path}.best_peer", f"{best!r}, the fastest that ran alike", record["best_peer"])
-    speedup = record["speedup_vs_best_peer"]
-    if speedup is None:
-        return
-    op_tests = record["op_tests"]
-    if op_tests["status"] != "passed" or not op_tests["tests"] or op_tests["failed"]:
-        _fail(f"{path}.speedup_vs_best_peer", "null unless the op's tests passed", speedup)
-    if record["provenance"]["gpu"] is None:
-        _fail(f"{path}.speedup_vs_best_peer", "null without a GPU", speedup)
-    if best is None or not math.isclose(speedup, comparable[best] / us["p50"], rel_tol=1e-3):
-        _fail(f"{path}.speedup_vs_best_peer", "best peer over p50", speedup)
+    require(record["best_peer"] == best, "best_peer", f"{best!r}, the fastest that ran alike")
+    speedup, tests = record["speedup_vs_best_peer"], record["op_tests"]
+    if speedup is not None:
+        proven = tests["status"] == "passed" and tests["tests"] and not tests["failed"]
+        field = "speedup_vs_best_peer"
+        require(proven, field, "null, as the op's tests did not pass")
+        require(record["provenance"]["gpu"] is not None, field, "null without a GPU")
+        ratio = 0.0 if best is None else comparable[best] / us["p50"]
+        require(math.isclose(speedup, ratio, rel_tol=1e-3), field, "best peer over p50")
 
 
-def check_file(content: Any, path: str = "results") -> None:
+def check_file(content: Any, source: str = "results") -> None:
     """Raises SchemaError unless a results file is as it should be."""
-    _RESULTS(path, content)
-    if content["schema"] != VERSION:
-        _fail(f"{path}.schema", f"{VERSION}", content["schema"])
+    convert(content, Results, source, SchemaError)
     for index, record in enumerate(content["records"]):
-        check_record(record, f"{path}.records[{index}]")
+        check_record(record, source, f".records[{index}]")
         machine = record["provenance"]["gpu"] or record["provenance"]["cpu"]
         if machine != content["card"]:
-            _fail(f"{path}.records[{index}].provenance", f"of {content['card']}", machine)
+            where = f"{source}: records[{index}].provenance"
+            raise SchemaError(f"{where}: expected that of {content['card']}, got {machine!r}")
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -280,10 +196,7 @@ def load(path: Path) -> Record:
     Raises:
         SchemaError: naming the file and the field.
     """
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise SchemaError(f"{path.name} is not JSON: {error}") from None
+    content = parse_file(path, SchemaError)
     check_file(content, path.name)
     return content
 
@@ -311,12 +224,10 @@ def save(path: Path, content: Record) -> None:
     write_json(path, content)
 
 
-def _key(entry: Record) -> tuple[Any, ...]:
+def _key(entry: Record) -> str:
     """What a record or a train step is of."""
-    if "op" not in entry:
-        return entry["backbone"], entry["batch"], entry["precision"]
-    shape = tuple(sorted(entry["shape"].items()))
-    return entry["op"], entry["direction"], shape, entry["dtype"], entry["backend"]
+    names = ("op", "direction", "shape", "dtype", "backend", "backbone", "batch", "precision")
+    return json.dumps([entry.get(name) for name in names], sort_keys=True)
 
 
 def add(content: Record, records: Iterable[Record] = (), steps: Iterable[Record] = ()) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.harness.workload import BACKWARD, BF16, BOTH, FORWARD, OpBench, Workload
+from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD
+from bench.harness.workload import OpBench, Workload
 from cmpose.ops.backends import OPS
 
 
@@ -85,12 +86,15 @@ CLIPS_PER_S = {"h200": 700.0, "rtx_4090": 170.0}
 STEP_RATIOS = {"eager reference": 2.0, "compiled reference": 1.3}
 
 
+def workload_of(record: dict[str, Any]) -> Workload:
+    """What a record is of."""
+    return Workload(record["op"], record["direction"], record["shape"], record["dtype"])
+
+
 def best_record(held: Iterable[dict[str, Any]], workload: Workload) -> dict[str, Any] | None:
     """The fastest backend's record of a workload, or None."""
-    of_it = [
-        r for r in held if Workload(r["op"], r["direction"], r["shape"], r["dtype"]) == workload
-    ]
-    return min(of_it, key=lambda r: r["us"]["p50"], default=None)
+    own = [record for record in held if workload_of(record) == workload]
+    return min(own, key=lambda record: record["us"]["p50"], default=None)
 
 
 def reached_ratio(record: dict[str, Any], peer: str) -> float | None:

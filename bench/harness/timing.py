@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,33 +27,12 @@ MOST_SETS = 64
 
 
 class Pass(NamedTuple):
-    """One pass over the input sets, ready to be timed.
-
-    Attributes:
-        run: does it.
-        calls: how many calls it has.
-        timer: ``graph``, ``events`` or ``host``.
-        keep: what must live as long.
-    """
+    """One pass over the input sets, ready to be timed."""
 
     run: Call
     calls: int
-    timer: str
-    keep: Any = None
-
-
-class Clock(Protocol):
-    """Prepares passes and times them."""
-
-    def context(self) -> AbstractContextManager[Any]:
-        """Within it everything that is timed must be made."""
-        ...
-
-    def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass: ...
-
-    def seconds(self, ready: Pass) -> float: ...
-
-    def now(self) -> float: ...
+    timer: str  # graph, events or host
+    keep: Any = None  # what must live as long
 
 
 def _one_after_another(calls: Sequence[Call]) -> Call:
@@ -64,13 +43,14 @@ def _one_after_another(calls: Sequence[Call]) -> Call:
     return run
 
 
-class HostClock:
-    """perf_counter, for a CPU."""
+class Clock:
+    """Prepares passes and times them, by perf_counter: for a CPU."""
 
     def __init__(self, counter: Callable[[], float] = time.perf_counter) -> None:
-        self.now = counter
+        self.counter = counter
 
     def context(self) -> AbstractContextManager[Any]:
+        """Within it everything that is timed must be made."""
         return nullcontext()
 
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
@@ -84,17 +64,17 @@ class HostClock:
         ready.run()
         return self.now() - start
 
+    def now(self) -> float:
+        return self.counter()
 
-class CudaClock:
-    """CUDA events.
 
-    Args:
-        cuda: what of torch is used; tests give a fake.
-    """
+class CudaClock(Clock):
+    """By CUDA events; ``cuda`` is what of torch is used, for which tests give a fake."""
 
     warm_ups = 3
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
+        super().__init__()
         self.cuda = cuda
         self.stream = cuda.Stream()
 
@@ -138,11 +118,11 @@ class CudaClock:
 
     def now(self) -> float:
         self.cuda.synchronize()
-        return time.perf_counter()
+        return self.counter()
 
 
 def clock_for(device: str) -> Clock:
-    return CudaClock() if device == "cuda" else HostClock()
+    return CudaClock() if device == "cuda" else Clock()
 
 
 # -- cold inputs ----------------------------------------------------------------------------------

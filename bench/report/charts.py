@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.records import slug
+from bench.harness.shapes import BF16, FORWARD
 from bench.harness.targets import TARGETS, best_record
-from bench.harness.workload import BF16, FORWARD
 from cmpose.study.plots import new_figure
 
 Records = list[dict[str, Any]]

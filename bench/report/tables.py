@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.harness.bound import RTX_4090
@@ -23,13 +23,10 @@ Card = dict[str, Any]
 """A results file's content."""
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """As Markdown."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    joined = [" | ".join(line) for line in lines]
-    joined[1] = joined[1].replace(" ", "")
-    return "\n".join(f"|{line}|" if i == 1 else f"| {line} |" for i, line in enumerate(joined))
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def with_records(cards: Iterable[Card]) -> list[Card]:

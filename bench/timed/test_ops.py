@@ -17,8 +17,9 @@ import torch
 
 from bench.harness import measure, timing
 from bench.harness.records import NOT_A_RESULT
+from bench.harness.shapes import FP32
 from bench.harness.targets import TARGETS, bench_of
-from bench.harness.workload import FP32, Workload, total_bytes
+from bench.harness.workload import Workload, total_bytes
 from cmpose import provenance
 from cmpose.ops.backends import OPS
 

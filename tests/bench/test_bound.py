@@ -12,8 +12,8 @@ import torch
 from bench.gpu import dram_bytes
 from bench.harness import bound, records, timing
 from bench.harness.bound import RTX_4090, Rates
+from bench.harness.shapes import BF16, FP32
 from bench.harness.targets import TARGETS, bench_of
-from bench.harness.workload import BF16, FP32
 from tests.bench.samples import RATES, content, record
 
 H200 = Rates(4.3e12, 788e12, 50e12, 386e12)

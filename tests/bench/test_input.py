@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bench import input as bench
+from bench.report.tables import table
 from cmpose.config import DataConfig
 from cmpose.data import pixels as pixels_module
 from cmpose.data.cache.build import BuildSummary
@@ -17,25 +18,20 @@ from tests.data import synthetic
 from tests.shared_data import PROJECT
 
 
-def columns(line: str) -> int:
-    return line.count("|") - 1
-
-
-def test_lines_by_hand() -> None:
+def test_rows_by_hand() -> None:
     cost = bench.Cost(decode=6.0, warp=3.0, rest=1.0, megabytes=0.444)
-    line = bench.speed_line("720p", "raw", "host", cost)
-    assert line == "| 720p | raw | host | 6.00 | 3.00 | 1.00 | 100 | 1.7 | 7.0 | 0.44 |"
+    row = bench.speed_row("720p", "raw", "host", cost)
+    assert row == ("720p", "raw", "host", "6.00", "3.00", "1.00", "100", "1.7", "7.0", "0.44")
     made = BuildSummary(tiles=9, frames=4, bytes=8_000_000, unreadable=0, written=9, seconds=0.5)
-    stored = bench.store_line("720p", "raw", made, 1_000_000, 0.5)
-    assert stored == "| 720p | raw | 2.00 | 8.0 | 8 | 0.50 |"
-    shared = bench.share_line("720p", "random", [1.0, 0.5, 0.25])
-    assert shared == "| 720p | random | 1.00 | 0.50 | 0.25 |"
-    for head, row in (
-        (bench.SPEED_HEAD, line),
-        (bench.STORE_HEAD, stored),
-        (bench.SHARE_HEAD, shared),
-    ):
-        assert {columns(part) for part in head.splitlines()} == {columns(row)}
+    stored = bench.store_row("720p", "raw", made, 1_000_000, 0.5)
+    assert stored == ("720p", "raw", "2.00", "8.0", "8", "0.50")
+    assert (len(row), len(stored)) == (len(bench.SPEED), len(bench.STORE))
+
+
+def tables_of(text: str) -> list[list[str]]:
+    """The lines of the three tables in a text, without their heads."""
+    heads = (table(head, []) for head in bench.HEADS)
+    return [text.split(head + "\n")[1].split("\n\n")[0].strip().splitlines() for head in heads]
 
 
 @pytest.fixture
@@ -73,10 +69,7 @@ def test_it_runs_and_prints_every_table(rendered, monkeypatch, capsys) -> None:
     bench.main(["--quick", "--root", str(rendered)])
     out = capsys.readouterr().out
     assert re.search(r"given: \d+ clips of 8 frames; boxes are \d+ pixels high", out)
-    speed, stores, shares = (
-        out.split(head + "\n")[1].split("\n\n")[0].strip().splitlines()
-        for head in (bench.SPEED_HEAD, bench.STORE_HEAD, bench.SHARE_HEAD)
-    )
+    speed, stores, shares = tables_of(out)
     assert len(speed) == 2 * len(bench.STORES)
     assert len(stores) == len(bench.STORES) - 1
     assert len(shares) == 2
@@ -85,11 +78,7 @@ def test_it_runs_and_prints_every_table(rendered, monkeypatch, capsys) -> None:
 
 
 def test_documents_state_what_is_measured() -> None:
-    text = (PROJECT / "docs" / "data.md").read_text()
-    speed, stores, shares = (
-        text.split(head + "\n")[1].split("\n\n")[0].splitlines()
-        for head in (bench.SPEED_HEAD, bench.STORE_HEAD, bench.SHARE_HEAD)
-    )
+    speed, stores, shares = tables_of((PROJECT / "docs" / "data.md").read_text())
     names = [*bench.PICTURES, "given"]
     assert [line.split("|")[1:4] for line in speed] == [
         [f" {n} ", f" {store} ", f" {warp} "]

@@ -17,8 +17,9 @@ from bench.harness.accuracy import relative_error
 from bench.harness.bound import Rates
 from bench.harness.journal import Journal
 from bench.harness.measure import Run, Setting
+from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import TARGETS, bench_of
-from bench.harness.workload import BACKWARD, BF16, BOTH, FORWARD, FP32, OpBench, Peer, Workload
+from bench.harness.workload import OpBench, Peer, Workload
 from cmpose import provenance
 from cmpose.ops.backends import OPS
 from tests.bench.fake_cuda import FakeCuda

@@ -18,12 +18,10 @@ METRICS = {
 
 def test_a_row_by_hand():
     row = bench.row_of("tiny", 2, METRICS)
-    assert (
-        bench.line(row) == "| tiny | 2 | 5.00 | 10.00 | 10.0 | 20.0 | 100.0 | 30.0 | 15.0 | 25.0 |"
-    )
+    times = ["10.0", "20.0", "100.0", "30.0", "15.0", "25.0"]
+    assert bench.cells(row) == ["tiny", "2", "5.00", "10.00", *times]
     assert sum(row.ms.values()) == pytest.approx(200)
-    heads = bench.HEAD.splitlines()
-    assert {part.count("|") for part in (*heads, bench.line(row))} == {heads[0].count("|")}
+    assert len(bench.cells(row)) == len(bench.HEAD)
 
 
 def test_it_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):

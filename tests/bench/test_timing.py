@@ -91,7 +91,7 @@ def test_input_sets_do_not_fit_the_cache() -> None:
 
 def test_the_host_clock_times_a_pass() -> None:
     ticks = iter([10.0, 12.5])
-    clock = timing.HostClock(lambda: next(ticks))
+    clock = timing.Clock(lambda: next(ticks))
     calls: list[int] = []
     ready = clock.prepare(lambda: [lambda: calls.append(1), lambda: calls.append(2)])
     assert (ready.calls, ready.timer) == (2, "host")

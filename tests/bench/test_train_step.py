@@ -15,6 +15,8 @@ from bench.harness import records, timing
 from bench.harness.workload import counted_flops
 from bench.train_step import PARTS, Step
 from cmpose.config import ModelConfig
+from cmpose.models.cmpose import CMPose
+from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import Attention, VisionTransformer
 
 
@@ -26,12 +28,12 @@ def tiny(**fields: object) -> ModelConfig:
 
 
 def test_operations_are_those_of_a_real_step() -> None:
-    """Counted without computing, and counted in a step of one clip that is computed."""
+    """Counted without computing, and counted in a forward and backward pass that is computed."""
     config = tiny(criss_cross_depth=2)
-    step = Step(config, 1, "cpu", "fp32")
-    images = step.images()
+    model, clip = CMPose(config).train(), torch.randn(1, 3, 3, 64, 48)
+    seed, centers, weight = torch.zeros(1, dtype=torch.int64), torch.ones(1, 2, 2), torch.ones(1, 2)
     flops = counted_flops(
-        lambda: step.losses(step.model(images, step.seed), step.centers, step.weight).backward()
+        lambda: cmpose_loss(model(clip, seed), centers, weight, config).total.backward()
     )
     assert flops == train_step.step_flops(config) > 0
 
@@ -48,30 +50,30 @@ def test_operations_of_the_published_sizes() -> None:
 
 
 def test_the_references_attention_is_torchs() -> None:
-    config = tiny()
-    plain, sdpa = (Step(config, 2, "cpu", "fp32", reference=r) for r in (False, True))
-    attends = {m.attend for m in sdpa.model.modules() if isinstance(m, Attention)}
-    assert attends == {train_step.sdpa_spatial, train_step.sdpa_temporal}
-    assert not attends & {m.attend for m in plain.model.modules() if isinstance(m, Attention)}
-    for step in (plain, sdpa):
+    steps = [Step(variant, tiny(), 2, "cpu", "fp32") for variant in ("ours", "eager reference")]
+    plain, sdpa = ({m.attend for m in s.model.modules() if isinstance(m, Attention)} for s in steps)
+    assert sdpa == {train_step.sdpa_spatial, train_step.sdpa_temporal}
+    assert not sdpa & plain
+    for step in steps:
         step()
         step()
-    assert float(plain.loss) == pytest.approx(float(sdpa.loss), rel=1e-4)
-    for a, b in zip(plain.model.parameters(), sdpa.model.parameters(), strict=True):
+    ours, reference = steps
+    assert float(ours.loss) == pytest.approx(float(reference.loss), rel=1e-4)
+    for a, b in zip(ours.model.parameters(), reference.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
 def test_a_step_trains() -> None:
-    step = Step(tiny(), 2, "cpu", "fp32")
+    step = Step("ours", tiny(), 2, "cpu", "fp32")
     before = [p.detach().clone() for p in step.model.parameters()]
     step()
     changed = [bool((a != b).any()) for a, b in zip(before, step.model.parameters(), strict=True)]
     assert sum(changed) > 0.9 * len(changed)
-    assert int(step.seed) == 1
+    assert (int(step.inputs["seed"]), int(step.inputs["step"])) == (1, 1)
 
 
 def test_parts_are_all_of_the_step_and_leave_its_numbers() -> None:
-    plain, split = (Step(tiny(backend="auto"), 2, "cpu", "fp32") for _ in range(2))
+    plain, split = (Step("ours", tiny(), 2, "cpu", "fp32") for _ in range(2))
     plain()
     train_step.label_parts(split)
     events = timing.profile(split, "cpu").events()
@@ -145,7 +147,7 @@ def test_what_dies_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_unknown_variants_are_named() -> None:
     with pytest.raises(ValueError, match=r"--variant must be one of eager reference, .*'fast'"):
-        train_step.prepare("fast", tiny(), 1, "cpu", "fp32")
+        Step("fast", tiny(), 1, "cpu", "fp32")
 
 
 def test_utilisation_is_of_the_datasheet() -> None:

@@ -9,19 +9,9 @@ import torch
 
 from bench import dpc_knn
 from bench.harness.accuracy import outcome, relative_error
+from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32, REFERENCE
 from bench.harness.targets import TARGETS, bench_of
-from bench.harness.workload import (
-    BACKWARD,
-    BF16,
-    BOTH,
-    FORWARD,
-    FP32,
-    REFERENCE,
-    OpBench,
-    Workload,
-    counted_flops,
-    total_bytes,
-)
+from bench.harness.workload import OpBench, Workload, counted_flops, total_bytes
 from cmpose.ops.backends import OPS
 
 every_op = pytest.mark.parametrize("op", OPS)
