@@ -132,7 +132,7 @@ def test_an_nvcc_that_is_too_old() -> None:
 
 
 def test_cards_that_are_too_old() -> None:
-    """Old cards are left out of torch's list, which other packages use too; ours may not name them."""
+    """They are left out of torch's list, which other packages use too; ours may not name them."""
     with pytest.raises(BuildError, match=r"CMPOSE_CUDA_ARCHS=7\.5;8\.9: the kernels need 8\.0"):
         choose_target(NVCC, {"CMPOSE_CUDA_ARCHS": "7.5;8.9"})
     target = choose_target(NVCC, {"TORCH_CUDA_ARCH_LIST": "7.5;8.9"})
