@@ -296,6 +296,11 @@ def from_namespace(values: Namespace) -> Config:
 def _plain(section: Namespace) -> dict:
     fields = dict(section.as_dict())
     if "augment" in fields:
+        if not isinstance(fields["augment"], dict):
+            raise ValueError(
+                "bad configuration: data.augment: expected a mapping of its fields, got "
+                f"{fields['augment']!r:.60}"
+            )
         fields["augment"] = AugmentConfig(**fields["augment"])
     return fields
 

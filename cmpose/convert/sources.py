@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct
 from cmpose.convert.report import Report
 from cmpose.data.formats.coco import box_of, check_image_size, file_name_of, numbers
 from cmpose.data.formats.documents import Annotation, Category, PoseDocument, Target, VideoImage
-from cmpose.data.formats.reader import Number, Whole, convert, read, short
+from cmpose.data.formats.reader import Number, Whole, comma_list, convert, read, short
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError, Person
 from cmpose.data.skeleton import POSETRACK, Skeleton
@@ -257,38 +257,7 @@ def read_csv_drafts(
     Raises:
         AnnotationError: naming file, line, column and value.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not UTF-8 text: {error}; save it as UTF-8") from error
-    reader = csv.DictReader(lines, restkey="", strict=True)
-    header = [name.strip().lower() for name in reader.fieldnames or []]
-    missing = [name for name in _NEEDED if name not in header]
-    if missing or not {"image", "frame"} & set(header):
-        raise AnnotationError(
-            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; needed are keypoint, "
-            "x, y and image or frame, separated by commas"
-        )
-    unknown = [name for name in header if name not in _COLUMNS]
-    if unknown:
-        raise AnnotationError(
-            f"{path}: line 1: no column is called {', '.join(map(repr, unknown))}; there are "
-            f"{', '.join(_COLUMNS)}"
-        )
-    reader.fieldnames = header
-    rows: list[tuple[str, dict[str, str]]] = []
-    try:
-        for row in reader:
-            if "" in row or None in row.values():
-                raise AnnotationError(
-                    f"{path}: line {reader.line_num}: other than {len(header)} values; write one "
-                    "for each column"
-                )
-            rows.append((f"{path}: line {reader.line_num}", {k: v.strip() for k, v in row.items()}))
-    except csv.Error as error:
-        raise AnnotationError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
-    if not rows:
-        raise AnnotationError(f"{path}: holds no keypoints, only a header")
+    rows = _csv_rows(path)
     if skeleton is None:
         names = list(dict.fromkeys(row["keypoint"] for _, row in rows))
         skeleton = skeleton_of_category({"keypoints": names}, str(path), "column keypoint")
@@ -299,6 +268,48 @@ def read_csv_drafts(
     for person in people.values():  # a keypoint without a row is not annotated
         person.keypoints = np.nan_to_num(person.keypoints)
     return list(drafts.values()), skeleton
+
+
+def _csv_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a CSV, column → value, each with what messages call it."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: not UTF-8 text: {error}; save it as UTF-8") from error
+    reader = csv.DictReader(lines, restkey="", strict=True)
+    rows: list[tuple[str, dict[str, str]]] = []
+    try:
+        header = [name.strip().lower() for name in reader.fieldnames or []]
+        _check_columns(header, f"{path}: line 1")
+        reader.fieldnames = header
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            if "" in row or None in row.values():
+                raise AnnotationError(
+                    f"{where}: other than {len(header)} values; write one for each column"
+                )
+            rows.append((where, {column: value.strip() for column, value in row.items()}))
+    except csv.Error as error:
+        raise AnnotationError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
+    if not rows:
+        raise AnnotationError(f"{path}: holds no keypoints, only a header")
+    return rows
+
+
+def _check_columns(header: Items[str], where: str) -> None:
+    if not set(_NEEDED) <= set(header) or not {"image", "frame"} & set(header):
+        raise AnnotationError(
+            f"{where}: the columns are {comma_list(header) or 'none'}; needed are keypoint, x, y and "
+            "image or frame, separated by commas"
+        )
+    unknown = [short(name) for name in header if name not in _COLUMNS]
+    if unknown:
+        raise AnnotationError(
+            f"{where}: no column is called {comma_list(unknown)}; there are {', '.join(_COLUMNS)}"
+        )
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise AnnotationError(f"{where}: two columns are called {twice!r}; keep one of them")
 
 
 def _try_csv_row(
@@ -326,7 +337,7 @@ def _csv_row(
     number = None if name else _integer(row.get("frame", ""), f"{where}: frame")
     if row["keypoint"] not in skeleton.keypoints:
         raise AnnotationError(
-            f"{where}: keypoint: {row['keypoint']!r} is not among {', '.join(skeleton.keypoints)}"
+            f"{where}: keypoint: {short(row['keypoint'])} is not among {comma_list(skeleton.keypoints)}"
         )
     joint = skeleton.keypoints.index(row["keypoint"])
     track = _integer(row["track"], f"{where}: track") if row.get("track") else -1
@@ -350,17 +361,20 @@ def _csv_row(
     pose = people[who].keypoints
     if not np.isnan(pose[joint, 0]):
         raise AnnotationError(
-            f"{where}: keypoint: {row['keypoint']} of track {track} is given twice in "
-            f"{name or f'frame {number}'}; number people in the column track"
+            f"{where}: keypoint: {row['keypoint']:.60} of track {track} is given twice in "
+            f"{name[:60] or f'frame {number}'}; number people in the column track"
         )
     pose[joint] = (x, y, 1.0) if visible else (0.0, 0.0, 0.0)
 
 
 def _integer(text: str, where: str) -> int:
     try:
-        return int(text)
-    except ValueError as error:
-        raise AnnotationError(f"{where}: expected a whole number, got {text!r}") from error
+        value = int(text)
+    except ValueError:
+        value = 2**63
+    if abs(value) >= 2**63:
+        raise AnnotationError(f"{where}: expected a whole number, got {short(text)}")
+    return value
 
 
 def _number(text: str, where: str) -> float:
@@ -369,7 +383,7 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise AnnotationError(f"{where}: expected a number of pixels, got {text!r}")
+        raise AnnotationError(f"{where}: expected a number of pixels, got {short(text)}")
     return value
 
 

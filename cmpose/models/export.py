@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from cmpose import ops
 from cmpose.config import Config
+from cmpose.data.formats.reader import convert, parse_file
+from cmpose.data.formats.run import Metrics
 from cmpose.data.skeleton import Skeleton
 from cmpose.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cmpose.files import claim_file, partial_path, remove, whole_file, writing
@@ -281,12 +283,20 @@ def compare(
 # -- the command ----------------------------------------------------------------------------------
 
 
+_METRICS_REMEDY = "evaluate again, or delete it to export without it"
+
+
 def evaluations_of(folder: Path) -> list[dict[str, Any]]:
     """The metrics known of the model in a folder: its run's, and those of ``cmpose evaluate``."""
     files = [folder / "evaluation" / "metrics.json"]
     if folder.name == "model":
         files.insert(0, folder.parent / "metrics.json")
-    return [json.loads(file.read_text()) for file in files if file.is_file()]
+    known = []
+    for file in filter(Path.is_file, files):
+        metrics = parse_file(file, checkpoint.CheckpointError, _METRICS_REMEDY)
+        convert(metrics, Metrics, str(file), checkpoint.CheckpointError, remedy=_METRICS_REMEDY)
+        known.append(metrics)
+    return known
 
 
 def export(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read
+from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read, short
 from cmpose.data.video import NOT_DECODED, Shot
 from cmpose.files import claim, write_json, writing
 from cmpose.predict.detect import Detection
@@ -262,7 +262,7 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     for key in {**before, **now}:
         if before.get(key) != now.get(key):
             raise JournalError(
-                f"{folder} holds a run with other settings ({key} was {before.get(key)!r}, is "
-                f"{now.get(key)!r}): give them as they were to go on with it, another --out, or "
-                "--overwrite to start anew"
+                f"{path} holds a run with other settings ({key} was {short(before.get(key))}, "
+                f"is {short(now.get(key))}): give them as they were to go on with it, another "
+                "--out, or --overwrite to start anew"
             )

@@ -11,7 +11,7 @@ import torch
 
 from cmpose.config import Config
 from cmpose.data.clips import ClipDataset
-from cmpose.data.formats.detections import Detection, Detections
+from cmpose.data.formats.detections import Detections, ScoredBox
 from cmpose.data.transforms import apply_matrix, normalize_clips
 from cmpose.distributed import pick_device
 from cmpose.evaluation.decode import decode_heatmaps, to_crop
@@ -101,7 +101,7 @@ class _CroppedPerson:
         sequence = samples[0].sequence
         boxes = {
             (sequence.file_stem, sample.frame.image_id): [
-                Detection(sample.person.box if sample.pose is None else sample.pose.box, 1.0)
+                ScoredBox(sample.person.box if sample.pose is None else sample.pose.box, 1.0)
             ]
             for sample in samples
         }

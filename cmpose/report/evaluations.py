@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmpose.data.formats.run import Ap, Metrics
 from cmpose.evaluation.posetrack_ap import COLUMNS
-from cmpose.report.inputs import METRICS, Ap, Metrics, read_metrics
+from cmpose.report.inputs import METRICS, read_metrics
 from cmpose.report.page import Report, Table
 
 _MEAN_ONLY = "The Mean is over all joints, not over the columns."

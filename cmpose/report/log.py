@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
-from cmpose.data.formats.reader import Number, Whole, convert, read_lines
+from cmpose.data.formats.reader import Number, convert, read_lines
+from cmpose.data.formats.run import LogLine
 from cmpose.evaluation.posetrack_ap import COLUMNS
 from cmpose.report.inputs import ReportError
 from cmpose.report.page import Chart, Line
@@ -16,13 +15,6 @@ from cmpose.train.step import LOSS_TERMS
 
 LOG = "log.jsonl"
 _AP_BY_STEP = "AP by step"
-
-
-class LogHead(Struct):
-    """What every line of a log has."""
-
-    kind: str
-    step: Whole
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -37,7 +29,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     remedy = "delete that line to have the page without it"
     values = dict[str, Number | str | bool | None]
     for source, line in read_lines(path, values, ReportError, remedy):
-        head = convert(line, LogHead, source, ReportError, remedy=remedy)
+        head = convert(line, LogLine, source, ReportError, remedy=remedy)
         lines[head.kind, head.step] = line | {"step": head.step}
     return sorted(lines.values(), key=lambda line: line["step"])
 

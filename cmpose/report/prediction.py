@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 
 from cmpose.data.formats.posetrack import load_annotations
+from cmpose.data.formats.run import Metrics
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.transforms import crop_matrix, crop_region, warp
-from cmpose.report.inputs import METRICS, Metrics, ReportError, read_metrics
+from cmpose.report.inputs import METRICS, ReportError, read_metrics
 from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Tile
 from cmpose.viz.record import RecordError, jpeg_uri, read_record
 

@@ -18,6 +18,7 @@ from typing import Any
 from cmpose import config as configuration
 from cmpose import provenance
 from cmpose.config import Config
+from cmpose.data.formats.reader import read
 from cmpose.evaluation.evaluate import score_mean_pose
 from cmpose.files import claim, write_json, writing
 from cmpose.render.dataset import render_dataset
@@ -153,7 +154,9 @@ def check_settings(folder: Path, recipe: Config, data: RenderedData | None) -> N
     if not path.exists():
         write_json(path, wanted)
         return
-    changed = configuration.differences(json.loads(path.read_text()), wanted)
+    changed = configuration.differences(
+        read(path, dict[str, Any], ValueError, "give another folder"), wanted
+    )
     if changed:
         raise ValueError(
             f"{path}: the runs in {folder} were made with other settings "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from cmpose import config as configuration
+from cmpose.data.formats.reader import Number, convert, parse, read
 from cmpose.evaluation.intervals import Interval, interval, paired
 from cmpose.evaluation.subsets import ALL, SUBSETS
 from cmpose.files import write_json, write_text
@@ -229,12 +230,32 @@ _HOW = (
 )
 
 
+class Call(Struct):
+    """A line of the calls."""
+
+    seconds: Number
+    command: str
+
+
+class MeanPose(Struct):
+    """What the mean pose gets on a subset, in percent."""
+
+    ap: Number | None
+    pckh: Number | None
+
+
 def read_calls(folder: Path) -> list[dict[str, Any]]:
     """Command and time of each call; a line that was cut when the call was killed is left out."""
     calls = []
-    for line in (folder / CALLS).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            calls.append(json.loads(line))
+    path = folder / CALLS
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        source = f"{path}: line {number}"
+        try:
+            call = parse(line, source, ValueError)
+        except ValueError:
+            continue
+        convert(call, Call, source, ValueError, remedy="delete that line")
+        calls.append(call)
     return calls
 
 
@@ -282,10 +303,11 @@ def _present_runs(study: Study, results: Results) -> list[tuple[str, str]]:
 def _mean_pose(path: Path) -> list[str]:
     if not path.exists():
         return []
+    subsets = read(path, dict[str, MeanPose], ValueError, "delete it and run again")
     shown = [
-        f"{name} AP {values['ap']:.1f}, PCKh {values['pckh']:.1f}"
-        for name, values in json.loads(path.read_text()).items()
-        if values["ap"] is not None and values["pckh"] is not None
+        f"{name} AP {values.ap:.1f}, PCKh {values.pckh:.1f}"
+        for name, values in subsets.items()
+        if values.ap is not None and values.pckh is not None
     ]
     return [f"Always answering the mean pose, in the same boxes: {'; '.join(shown)}.", ""]
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import Struct
 
 from cmpose import config as configuration
 from cmpose import provenance
 from cmpose.config import Config
+from cmpose.data.formats.reader import Count, Number, Whole, convert, parse_file
 from cmpose.files import remove, write_json
 from cmpose.models.weights import checkpoint
 from cmpose.study.grid import Setting, Study, run_name
@@ -88,11 +89,52 @@ def run_one(config: Config, folder: Path, name: str, seed: int, threads: int) ->
     return result
 
 
+_REMEDY = "delete it and run again"
+
+
+class Origin(Struct):
+    """``provenance`` of a result, as far as the report names it."""
+
+    commit: str
+    dirty: bool
+    torch: str
+    python: str
+    utc: str
+    gpu: str | None = None
+    cpu: str | None = None
+
+
+class SubsetResult(Struct):
+    """A subset's AP and PCKh in percent and its error in head sizes; null where there is none."""
+
+    ap: Number | None
+    pckh: Number | None
+    error: Number | None
+    frames: Count
+    joints: Count
+
+
+class RunResult(Struct):
+    """A result file, as far as the report reads it."""
+
+    name: str
+    seed: Whole
+    recipe: dict[str, Any]
+    subsets: dict[str, SubsetResult]
+    box_source: str
+    clips: Count
+    steps: Count
+    training_seconds: Number
+    evaluation_seconds: Number
+    threads: Count
+    provenance: Origin
+
+
 def finished_results(study: Study, folder: Path) -> list[dict[str, Any]]:
     """The finished runs' results, in the study's order.
 
     Raises:
-        ValueError: a result that is not JSON, or of other settings than the study's.
+        ValueError: a result that is damaged, or of other settings than the study's.
     """
     settings = study.settings()
     results = []
@@ -100,12 +142,14 @@ def finished_results(study: Study, folder: Path) -> list[dict[str, Any]]:
         path = result_file(folder, name, seed)
         if not path.exists():
             continue
-        try:
-            result = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}): delete it and run again") from error
+        result = parse_file(path, ValueError, _REMEDY)
+        checked = convert(result, RunResult, str(path), ValueError, remedy=_REMEDY)
+        if (checked.name, checked.seed) != (name, seed):
+            raise ValueError(
+                f"{path}: holds the run {run_name(checked.name, checked.seed)!r}; {_REMEDY}"
+            )
         config = run_config(study.recipe, settings[name], seed)
-        changed = configuration.differences(result.get("recipe", {}), learnt_fields(config))
+        changed = configuration.differences(checked.recipe, learnt_fields(config))
         if changed:
             raise ValueError(
                 f"{path} is of other settings ({configuration.in_words(changed)}): "

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from cmpose.data.formats.reader import convert, parse
+from cmpose.data.formats.run import LogLine
 from cmpose.files import finite_or_none, write_text, writing
 from cmpose.train.state import RESUME
 
@@ -18,7 +20,7 @@ from cmpose.train.state import RESUME
 def _step_of(line: str) -> float:
     """The step of a log line; infinity for a line that a killed process has cut off."""
     try:
-        return json.loads(line)["step"]
+        return convert(parse(line.encode(), "", ValueError), LogLine, "", ValueError).step
     except ValueError:
         return math.inf
 
@@ -35,7 +37,11 @@ class RunLog:
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "log.jsonl"
         if self._path.is_file():
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in self._path.read_text(errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             write_text(self._path, "".join(f"{line}\n" for line in kept), RESUME)
         with writing(self._path, RESUME):
             self._lines = self._path.open("a", buffering=1)

@@ -246,7 +246,7 @@ def test_results_of_other_settings_or_broken_ones_are_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
         finished_results(study, tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"full-seed0\.json is not JSON .*delete it"):
+    with pytest.raises(ValueError, match=r"full-seed0\.json: not valid JSON .*; delete it"):
         finished_results(study, tmp_path)
 
 

@@ -28,7 +28,7 @@ class DetectionEntry(Struct, gc=False):
 
 
 @dataclass(frozen=True, eq=False)
-class Detection:
+class ScoredBox:
     """A detected person: box float64 [4] (x, y, width, height, pixels) and score."""
 
     box: np.ndarray
@@ -46,7 +46,7 @@ class Detections:
     """
 
     name: str
-    boxes: dict[tuple[str, int], list[Detection]]
+    boxes: dict[tuple[str, int], list[ScoredBox]]
     dropped: Counter[str] = field(default_factory=Counter)
 
 
@@ -105,7 +105,7 @@ def load_detections(
         elif entry.score < threshold:
             result.dropped[f"score below {threshold:g}"] += 1
         else:
-            result.boxes.setdefault(key, []).append(Detection(box, entry.score))
+            result.boxes.setdefault(key, []).append(ScoredBox(box, entry.score))
     if not matched:
         raise AnnotationError(
             f"{path}: none of the {len(entries)} detections belongs to a frame of the "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmpose.data.formats.coco import read_coco
-from cmpose.data.formats.detections import Detection, Detections, load_detections
+from cmpose.data.formats.detections import Detections, ScoredBox, load_detections
 from cmpose.data.formats.documents import Image, PoseDocument, PoseFile
 from cmpose.data.formats.posetrack17 import read_annolist
 from cmpose.data.formats.posetrack18 import posetrack18_image_id, write_posetrack18
@@ -23,10 +23,10 @@ from cmpose.data.skeleton import Skeleton
 
 __all__ = [
     "AnnotationError",
-    "Detection",
     "Detections",
     "Frame",
     "Person",
+    "ScoredBox",
     "Sequence",
     "describe",
     "listed",

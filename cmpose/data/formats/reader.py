@@ -171,6 +171,12 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def comma_list(names: Iterable[str]) -> str:
+    """Names with commas between them, cut to a length that fits in a message."""
+    text = ", ".join(names)
+    return text if len(text) <= 400 else text[:397] + "..."
+
+
 # -- parsing -------------------------------------------------------------------------------------
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -396,6 +402,7 @@ class _Pieces:
                 return ""
 
     def value(self, decoder: json.JSONDecoder) -> Any:
+        """The next value of the text."""
         while True:
             try:
                 value, end = decoder.raw_decode(self.text, self.at)
@@ -404,7 +411,9 @@ class _Pieces:
             except json.JSONDecodeError:
                 if len(self.text) - self.at > _LONGEST or not self.more():
                     raise
-        self.at = end
+        written, self.at = self.text[self.at : end], end
+        if _SURROGATE.search(written) and (path := _path_to_surrogate(value)) is not None:
+            raise _Fault("holds half a surrogate pair, which is no character", path)
         return value
 
     def fault(self, what: str) -> json.JSONDecodeError:

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import UNSET
 
 from cmpose.data.formats.documents import Category
-from cmpose.data.formats.reader import convert, parse_file, short
+from cmpose.data.formats.reader import comma_list, convert, parse_file, short
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import Side, Skeleton, is_lower, side_and_rest
 
@@ -118,7 +118,7 @@ def _index(keypoint: int | str, names: Sequence[str], where: str) -> int:
         if keypoint in names:
             return list(names).index(keypoint)
         raise AnnotationError(
-            f"{where}: {short(keypoint)} is no keypoint; there are {', '.join(names)}"
+            f"{where}: {short(keypoint)} is no keypoint; there are {comma_list(names)}"
         )
     if not 1 <= keypoint <= len(names):
         raise AnnotationError(

@@ -90,7 +90,7 @@ def _evaluation(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     scored = [e for e in evaluations if e.get("ap")]
     if not scored:
         return ["AP: unknown. `cmpose evaluate` finds it, `cmpose export` then writes it here."]
-    columns = list(scored[0]["ap"]["columns"])
+    columns = list(scored[0]["ap"].get("columns", ()))
     lines = [
         "Official PoseTrack AP (`cmpose score`). The box source moves it by several points: "
         "compare like with like.",
@@ -99,7 +99,7 @@ def _evaluation(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         "|" + "---|" * (3 + len(columns)),
     ]
     for entry in scored:
-        values = (entry["ap"]["columns"].get(name) for name in columns)
+        values = (entry["ap"].get("columns", {}).get(name) for name in columns)
         shown = " | ".join("–" if value is None else f"{value:.1f}" for value in values)
         data = f"`{entry['data']}`" if entry.get("data") else "unknown"
         lines.append(

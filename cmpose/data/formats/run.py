@@ -1,0 +1,43 @@
+"""What runs leave behind, as typed structs: ``metrics.json`` and the lines of ``log.jsonl``."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from cmpose.data.formats.reader import Number, Whole
+
+
+class Ap(Struct):
+    """``ap`` of an evaluation's metrics; null is what has no value."""
+
+    joints: list[str] = []
+    ap: list[Number | None] = []
+    columns: dict[str, Number | None] = {}
+    metric: str | None = None
+
+
+class Metrics(Struct):
+    """``metrics.json`` of a training, an evaluation or a prediction, as far as others read it."""
+
+    ap: Ap | None = None
+    box_source: str = "not stated"
+    annotations: str | None = None
+    data: str | None = None
+    clips: Whole | None = None
+    steps: Whole | None = None
+    seconds: Number | None = None
+    clips_per_second: Number | None = None
+    evaluation_clips_per_second: Number | None = None
+    causal_hit_rate: Number | None = None
+    video: str | None = None
+    frames: Whole | None = None
+    people: Whole | None = None
+    frames_per_second: Number | None = None
+    seconds_by_part: dict[str, Number] | None = None
+
+
+class LogLine(Struct):
+    """What every line of a training's log has; the rest is values by name."""
+
+    kind: str
+    step: Whole

@@ -1,0 +1,346 @@
+"""Damaged files: every reader takes them or refuses them by name, and never with a traceback.
+
+``make fuzz`` tries more of them: ``CMPOSE_FUZZ=20000`` in all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from cmpose import config as configuration
+from cmpose.config import Config, DataConfig
+from cmpose.convert.boxes import OwnBoxes
+from cmpose.convert.report import Report
+from cmpose.convert.sources import read_coco_drafts, read_csv_drafts
+from cmpose.data.cache.build import build, source_of
+from cmpose.data.cache.reader import TileCache
+from cmpose.data.cache.store import CacheError, read_plan
+from cmpose.data.clips import ClipDataset
+from cmpose.data.formats.posetrack import load_annotations, load_detections
+from cmpose.data.formats.skeleton import read_skeleton
+from cmpose.data.sequence import AnnotationError
+from cmpose.evaluation.posetrack_ap import score_folders
+from cmpose.evaluation.subsets import subsets_of
+from cmpose.models.export import evaluations_of
+from cmpose.models.weights.folder import CheckpointError, load_config, load_skeleton
+from cmpose.predict.detect import load_video_detections
+from cmpose.predict.journal import JournalError, open_journal
+from cmpose.report.inputs import ReportError, read_metrics
+from cmpose.report.log import read_log
+from cmpose.study.ablate import check_settings
+from cmpose.study.grid import Study
+from cmpose.study.presets import preset_recipe
+from cmpose.study.report import CALLS, read_calls
+from cmpose.study.runs import finished_results, learnt_fields, run_config
+from cmpose.viz.record import RecordError, read_record
+from tests.data import synthetic
+from tests.data.formats.mutations import HOSTILE, change_bytes, damaged, dump
+from tests.viz.samples import record
+
+STEM = "000007_mpii_test"
+TRUTH = synthetic.sequence(indices=(0, 1), people=2)
+SETTINGS = {"--min_score": 0.2, "video": "a.mp4", "size": [64, 48]}
+RECIPE = preset_recipe("cpu")
+STUDY = Study(RECIPE, ("table5",), seeds=1)
+SKELETON = {
+    "id": 1,
+    "name": "cat",
+    "keypoints": ["head", "left_paw", "right_paw"],
+    "skeleton": [[1, 2], ["head", "right_paw"]],
+    "flip_pairs": [["left_paw", "right_paw"]],
+    "upper_body": ["head"],
+    "lower_body": ["left_paw", "right_paw"],
+}
+
+
+class Reader(NamedTuple):
+    """A reader of files from outside.
+
+    Attributes:
+        file: what it reads, below the folder that it is given.
+        document: a valid one.
+        read: of the folder.
+        error: what it documents to raise.
+        lines: the file holds a document a line.
+        share: of the tries that others get; a slow one gets fewer.
+    """
+
+    file: str
+    document: Any
+    read: Callable[[Path], Any]
+    error: type[Exception] = AnnotationError
+    lines: bool = False
+    share: float = 1.0
+
+
+def own_keypoints() -> dict[str, Any]:
+    document = synthetic.posetrack18(TRUTH)
+    for annotation in document["annotations"]:
+        annotation["keypoints"] = [1.0, 2.0, 1.0] * 3
+    return document | {"categories": [SKELETON]}
+
+
+def coco() -> dict[str, Any]:
+    annotations = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4], "keypoints": [1, 2, 2] * 3}
+        for i in range(2)
+    ]
+    annotations[0]["attributes"] = {"track_id": 3}
+    crowd = {"id": 9, "image_id": 0, "category_id": 1, "iscrowd": 1}
+    crowd["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48, "video_id": 5, "frame_id": i}
+        for i in range(2)
+    ]
+    return {
+        "images": images,
+        "annotations": [*annotations, crowd],
+        "categories": [SKELETON],
+        "videos": [{"id": 5, "name": "walk"}],
+    }
+
+
+def boxes(**more: Any) -> list[dict[str, Any]]:
+    return [
+        {"bbox": [1.0, 2, 30, 40], "score": 0.9, "category_id": 1, "track_id": k} | more
+        for k in range(2)
+    ]
+
+
+def predicted(document: dict[str, Any]) -> dict[str, Any]:
+    for annotation in document.get("annotations", ()):
+        annotation["scores"] = [0.5] * 17
+    return document
+
+
+def score(folder: Path) -> Any:
+    return score_folders(folder / "truth", folder / "guess")
+
+
+def journal(folder: Path) -> None:
+    with open_journal(folder, SETTINGS) as found:
+        if found.finished is None:
+            list(found.frames())
+
+
+def journal_lines() -> list[dict[str, Any]]:
+    person = {"track_id": 0, "score": 0.5, "box": [1.0, 2, 3, 4], "interpolated": True}
+    person |= {"keypoints": [[1.0, 2.0]] * 3, "scores": [0.1] * 3}
+    line = {"people": [person], "found": [[1.0, 2, 3, 4, 0.5]], "unreadable": True}
+    frames = [{"frame": i} | line | {"explained": ["a.png"]} for i in range(3)]
+    return [*frames, {"end": 3}]
+
+
+def metrics() -> dict[str, Any]:
+    ap = {"joints": ["nose", "head_top"], "ap": [10.0, None], "columns": {"Head": 5.0, "Mean": 3}}
+    numbers = {"clips": 3, "steps": 9, "seconds": 1.5, "people": 4, "frames": 2}
+    parts = {"seconds_by_part": {"model": 1.0}, "causal_hit_rate": None}
+    return {"ap": ap, "box_source": "ground truth", "video": "a.mp4"} | numbers | parts
+
+
+def log() -> list[dict[str, Any]]:
+    train = {"kind": "train", "loss": 3.5, "lr": 1e-3, "gradient_norm": None, "time": 5.0}
+    return [
+        *({"step": i} | train for i in range(3)),
+        {"kind": "evaluate", "step": 3, "box_source": "x", "Mean": 12.5},
+    ]
+
+
+def result() -> dict[str, Any]:
+    subset = {"ap": 40.0, "pckh": 50, "error": None, "frames": 9, "joints": 90}
+    origin = {"gpu": None, "cpu": "a", "commit": "01", "dirty": False, "torch": "2"}
+    config = run_config(RECIPE, STUDY.settings()["full"], 0)
+    return {
+        **{"name": "full", "seed": 0, "recipe": learnt_fields(config)},
+        **{"subsets": {"all": subset}, "box_source": "gt", "clips": 20, "steps": 7},
+        **{"training_seconds": 3.0, "evaluation_seconds": 1.0, "threads": 1},
+        "provenance": origin | {"python": "3", "utc": "2026"},
+    }
+
+
+READERS = {
+    "PoseTrack18": Reader(
+        f"{STEM}.json", synthetic.posetrack18(TRUTH), lambda f: load_annotations(f / f"{STEM}.json")
+    ),
+    "PoseTrack18, skipping": Reader(
+        f"{STEM}.json",
+        synthetic.posetrack18(TRUTH),
+        lambda f: load_annotations(f / f"{STEM}.json", on_error="skip"),
+    ),
+    "PoseTrack21": Reader("a.json", synthetic.posetrack21(TRUTH), load_annotations),
+    "COCO-style PoseTrack17": Reader("a.json", synthetic.detect_and_track(TRUTH), load_annotations),
+    "PoseTrack17": Reader("a.json", synthetic.annolist(TRUTH), load_annotations),
+    "PoseTrack17, skipping": Reader(
+        "a.json", synthetic.annolist(TRUTH), lambda f: load_annotations(f, on_error="skip")
+    ),
+    "own keypoints": Reader("a.json", own_keypoints(), load_annotations),
+    "detections": Reader(
+        "boxes.json",
+        boxes(image_id=10_000_070_001),
+        lambda f: load_detections(f / "boxes.json", [TRUTH]),
+    ),
+    "detections, skipping": Reader(
+        "boxes.json",
+        boxes(image_name=TRUTH.frames[0].file_name),
+        lambda f: load_detections(f / "boxes.json", [TRUTH], on_error="skip"),
+    ),
+    "score's ground truth": Reader("truth/a.json", synthetic.posetrack18(TRUTH), score, ValueError),
+    "score's predictions": Reader(
+        "guess/a.json", predicted(synthetic.posetrack18(TRUTH)), score, ValueError
+    ),
+    "score's annolist": Reader("guess/b.json", synthetic.annolist(TRUTH), score, ValueError),
+    "a video's detections": Reader(
+        "v.json",
+        boxes(frame=0),
+        lambda f: load_video_detections(f / "v.json", 2, size=(64, 48)),
+        ValueError,
+    ),
+    "conversion from COCO": Reader(
+        "c.json", coco(), lambda f: read_coco_drafts(f / "c.json", Report("raise"))
+    ),
+    "conversion's boxes": Reader("b.json", boxes(frame=3), lambda f: OwnBoxes(f / "b.json")),
+    "skeleton": Reader("s.json", SKELETON, lambda f: read_skeleton(f / "s.json")),
+    "record": Reader("r.json", record(1), lambda f: read_record(f / "r.json"), RecordError),
+    "metrics": Reader("m.json", metrics(), lambda f: read_metrics(f / "m.json"), ReportError),
+    "log": Reader("log.jsonl", log(), lambda f: read_log(f / "log.jsonl"), ReportError, lines=True),
+    "model's recipe": Reader(
+        "config.json", configuration.to_dict(Config()), load_config, CheckpointError, share=0.1
+    ),
+    "model's skeleton": Reader(
+        "skeleton.json", SKELETON, lambda f: load_skeleton(f, 3), CheckpointError
+    ),
+    "model's metrics": Reader(
+        "evaluation/metrics.json", metrics(), evaluations_of, CheckpointError
+    ),
+    "journal's settings": Reader("settings.json", SETTINGS, journal, JournalError),
+    "journal": Reader("frames.jsonl", journal_lines(), journal, JournalError, lines=True),
+    "journal's end": Reader("finished.json", metrics(), journal, JournalError),
+    "study's settings": Reader(
+        "settings.json",
+        learnt_fields(RECIPE),
+        lambda f: check_settings(f, RECIPE, None),
+        ValueError,
+    ),
+    "study's result": Reader(
+        "runs/full-seed0.json", result(), lambda f: finished_results(STUDY, f), ValueError
+    ),
+    "study's calls": Reader(
+        CALLS, [{"seconds": 1.0, "command": "x"}] * 3, read_calls, ValueError, lines=True
+    ),
+}
+COUNT = int(os.environ.get("CMPOSE_FUZZ", len(READERS) * 150)) // len(READERS)
+
+
+def prepare(folder: Path, reader: Reader) -> Path:
+    """The folder with everything but the file itself."""
+    path = folder / reader.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if reader.read is score:
+        for name in ("truth", "guess"):
+            synthetic.write_json(folder / name / path.name, predicted(synthetic.posetrack18(TRUTH)))
+    if reader.error is JournalError:
+        synthetic.write_json(folder / "settings.json", SETTINGS)
+    return path
+
+
+def check(path: Path, reader: Reader, data: bytes, folder: Path) -> str:
+    """Empty where a file was read or refused by name; else what went wrong."""
+    path.write_bytes(data)
+    try:
+        with np.errstate(all="ignore"):
+            reader.read(folder)
+    except reader.error as error:
+        message = str(error)
+        if path.name not in message and reader.file not in message:
+            return f"no file in: {message}"
+        if len(message) > 2000 or "\ud800" in message:
+            return f"no message to print: {message[:300]!r}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    return ""
+
+
+def hunt(name: str, reader: Reader, folder: Path, path: Path) -> None:
+    """Reads the whole file, and then ``COUNT`` damaged ones."""
+    whole = dump(reader.document) + b"\n"
+    if reader.lines:
+        whole = b"".join(dump(line) + b"\n" for line in reader.document)
+    path.write_bytes(whole)
+    reader.read(folder)
+    wrong: dict[str, str] = {}
+    for i in range(int(COUNT * reader.share)):
+        seed = f"{name} {i}"
+        said = check(path, reader, damaged(reader.document, seed, reader.lines), folder)
+        if said:
+            wrong[seed] = said
+    assert not wrong, "\n".join(f"{seed}: {said}" for seed, said in list(wrong.items())[:10])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_read_or_refused_by_name(name, tmp_path):
+    hunt(name, READERS[name], tmp_path, prepare(tmp_path, READERS[name]))
+
+
+@pytest.mark.parametrize("name", ["plan.json", "complete.json"])
+def test_a_damaged_index_of_a_cache_is_refused_by_name(name, tmp_path):
+    synthetic.write_pictures(tmp_path, TRUTH)
+    clips = ClipDataset([TRUTH], tmp_path, (64, 48), 1, DataConfig(), train=True)
+    build(clips, tmp_path / "store", progress=False)
+    source, path = source_of(clips), tmp_path / "store" / name
+    document = json.loads(path.read_bytes())
+
+    def read(folder: Path) -> None:
+        read_plan(folder / "store")  # before checksums show that something has changed
+        TileCache(folder / "store", source)
+
+    wrong = {}
+    for i in range(COUNT):
+        reader = Reader("store", document, read, CacheError)
+        if said := check(path, reader, damaged(document, f"{name} {i}"), tmp_path):
+            wrong[i] = said
+    assert not wrong
+
+
+def test_damaged_tables_are_read_or_refused_by_name(tmp_path):
+    text = "image,track,keypoint,x,y,visible\na.jpg,0,head,1,2,2\na.jpg,1,head,1,2,\nb,0,head,,,\n"
+
+    def read(folder: Path) -> None:
+        read_csv_drafts(folder / "c.csv", Report("raise"))
+
+    path, reader = tmp_path / "c.csv", Reader("c.csv", text, read)
+    cells = [*text.replace("\n", ",").split(","), "", "nan", "1e999", "9" * 5000, '"', "\x00", "-1"]
+    wrong = {}
+    for i in range(COUNT):
+        rng = random.Random(i)
+        rows = [line.split(",") for line in text.splitlines()]
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            row = rng.choice(rows)
+            row[rng.randrange(len(row))] = rng.choice(cells)
+        data = "\n".join(",".join(row) for row in rows).encode()
+        data = change_bytes(data, rng) if rng.random() < 0.5 else data
+        if said := check(path, reader, data, tmp_path):
+            wrong[i] = said
+    assert not wrong
+
+
+@pytest.mark.parametrize("value", HOSTILE[:40], ids=lambda value: repr(value)[:20])
+def test_what_hides_a_rendered_person_is_checked(value):
+    """``Frame.extra`` is kept as it is; the subsets read a part of it."""
+    frame = synthetic.sequence(indices=(0,)).frames[0]
+    for extra in ({"cmpose": value}, {"cmpose": {"occluded_joints": value}}):
+        frame.extra, message = extra, frame.file_name
+        with contextlib.suppress(AnnotationError):
+            subsets_of(frame)
+            continue
+        with pytest.raises(AnnotationError, match=re.escape(message)):
+            subsets_of(frame)
