@@ -17,10 +17,10 @@ endif
 CSRC := $(if $(filter 0,$(BUILD_CUDA)),,$(wildcard csrc/*.*))
 STAMP := $(VENV)/.installed$(if $(CSRC),-cuda)
 
-.PHONY: help venv demo test lint format clean gpu performance-docs
+.PHONY: help venv demo test fuzz lint format clean gpu performance-docs
 
 help:
-	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | clean | gpu | performance-docs"
+	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | fuzz | clean | gpu | performance-docs"
 
 venv: $(STAMP)
 
@@ -43,6 +43,11 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
+
+# Many more damaged files than the tests try, on every reader of files from outside.
+FUZZ ?= 30000
+fuzz: $(STAMP)
+	CMPOSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -p no:benchmark tests/data/formats/test_mutations.py
 
 # Everything that needs a GPU, with $(PYTHON) as it is: nothing is installed, cmpose is imported from
 # here. A run that was cut goes on when it is called again.

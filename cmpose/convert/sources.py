@@ -299,8 +299,8 @@ def _csv_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
 def _check_columns(header: Items[str], where: str) -> None:
     if not set(_NEEDED) <= set(header) or not {"image", "frame"} & set(header):
         raise AnnotationError(
-            f"{where}: the columns are {comma_list(header) or 'none'}; needed are keypoint, x, y and "
-            "image or frame, separated by commas"
+            f"{where}: the columns are {comma_list(header) or 'none'}; needed are keypoint, x, y "
+            "and image or frame, separated by commas"
         )
     unknown = [short(name) for name in header if name not in _COLUMNS]
     if unknown:
@@ -337,7 +337,8 @@ def _csv_row(
     number = None if name else _integer(row.get("frame", ""), f"{where}: frame")
     if row["keypoint"] not in skeleton.keypoints:
         raise AnnotationError(
-            f"{where}: keypoint: {short(row['keypoint'])} is not among {comma_list(skeleton.keypoints)}"
+            f"{where}: keypoint: {short(row['keypoint'])} is not among "
+            f"{comma_list(skeleton.keypoints)}"
         )
     joint = skeleton.keypoints.index(row["keypoint"])
     track = _integer(row["track"], f"{where}: track") if row.get("track") else -1
