@@ -1,9 +1,10 @@
-"""A recipe small enough for tests of training, and how to run the command line."""
+"""A recipe small enough for tests of training, and how to run the command line and end it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,3 +114,17 @@ def interrupt_after(
         return original(self, batch)
 
     monkeypatch.setattr(Trainer, "step", interrupting)
+
+
+def children_of(pid: int) -> list[str]:
+    """The processes that a process has started and that are there, on Linux."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_alive(pid: str) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return not re.search(r"^State:\s+Z", status, re.MULTILINE)

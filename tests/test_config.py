@@ -47,6 +47,14 @@ def test_a_recipe_that_is_no_mapping(tmp_path):
         config.load(path)
 
 
+@pytest.mark.parametrize("content", [b"train: [1\n", b"train:\n\tlr: 1\n", b"\xff\xfe"])
+def test_a_recipe_that_is_not_yaml(tmp_path, content):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"r\.yaml is not YAML"):
+        config.load(path)
+
+
 def test_differences_names_fields():
     old, new = config.Config(), config.Config()
     new.data.augment.flip, new.train.lr = 0.1, 1.0

@@ -17,12 +17,12 @@ def decode_heatmaps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Joint positions and scores from heatmaps.
 
-    ``quarter`` moves the arg max a quarter pixel towards the higher neighbour in x and in y, as
-    HRNet and DCPose do, where the arg max is at least two pixels from the border. ``dark`` is
+    ``quarter`` moves the maximum's position by a quarter pixel towards the higher neighbour in x
+    and in y, as HRNet and DCPose do, where it is at least two pixels from the border. ``dark`` is
     "Distribution-Aware Coordinate Representation" (Zhang et al., CVPR 2020): the heatmap is
     blurred with the target's own Gaussian, and one Newton step is taken on its logarithm, which
-    is exact for a Gaussian. The step is left out within two pixels of the border and where the
-    logarithm has no maximum, and is at most one pixel long in x and in y.
+    is exact for a Gaussian. No step is taken within two pixels of the border or where the
+    logarithm has no maximum; none is longer than one pixel in x and in y.
 
     Args:
         heatmaps: [B, K, h, w], floating point.
@@ -53,7 +53,7 @@ def decode_heatmaps(
 
 
 def _sample(maps: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Values [B, K] at pixels, the border's value outside. Callers mask what lies there."""
+    """Values [B, K] at pixels; outside the map the border's value, which callers must mask."""
     height, width = maps.shape[-2:]
     index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
     return maps.flatten(2).gather(2, index[..., None])[..., 0]
@@ -120,7 +120,7 @@ def to_crop(
         xy: [..., 2].
         heatmap_size: (h, w).
         image_size: (H, W) of the crop.
-        udp: which of the two.
+        udp: whether both follow UDP.
 
     Raises:
         ValueError: UDP with a heatmap that is one pixel high or wide.
@@ -179,13 +179,13 @@ def flip_heatmaps(
     """Heatmaps of a mirrored crop → heatmaps of the crop.
 
     Mirrors the columns and swaps left and right joints. Without UDP a mirrored crop's heatmap is
-    off by (W/w - 1)/(W/w) of a heatmap pixel (crop pixel x becomes W-1-x, but heatmap pixels
-    scale by W/w), so it is moved one pixel to the right, as HRNet and DCPose do.
+    then off by (W/w - 1)/(W/w) of a heatmap pixel, because crop pixel x becomes W-1-x while
+    heatmap pixels scale by W/w. So it is moved one pixel to the right, as HRNet and DCPose do.
 
     Args:
         heatmaps: [B, K, h, w], in the skeleton's order.
-        udp: the crop and its targets follow UDP: nothing to move.
-        skeleton: says which keypoints swap.
+        udp: whether crop and targets follow UDP, so that nothing need be moved.
+        skeleton: says which keypoints are swapped.
 
     Raises:
         ValueError: not the skeleton's K keypoints.

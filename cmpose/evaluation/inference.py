@@ -25,7 +25,7 @@ _PIXELS = ("clip", "frames", "frames_matrix")
 
 
 def move_pixels(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """What of a batch images are made of, on its way to ``device``."""
+    """The parts of a batch from which images are made, moved to ``device``."""
     moved = {key: batch[key] for key in _PIXELS if key in batch}
     return {key: value.to(device, non_blocking=True) for key, value in moved.items()}
 
@@ -52,7 +52,7 @@ def clip_images(
         return normalize_clips(pixels["clip"][part], dtype)
     matrices = pixels["frames_matrix"][part]
     return ops.warp_clips(
-        pixels["frames"].expand(len(matrices), -1, -1, -1, -1),  # one strip for all
+        pixels["frames"].expand(len(matrices), -1, -1, -1, -1),  # all clips share one picture
         matrices,
         config.model.image_size,
         dtype=dtype,

@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
     """t such that Student's distribution has ``confidence`` of its mass within ± t.
 
-    Found by bisection on the distribution function of whole degrees of freedom, which is a finite
+    It is found by bisection. For whole degrees of freedom the distribution function is a finite
     sum (Abramowitz and Stegun 26.7.3 and 26.7.4).
 
     Args:
@@ -52,7 +52,7 @@ def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
 
 
 class Interval(NamedTuple):
-    """A mean over seeds, and half the width of its 95 % interval (None of a single seed)."""
+    """A mean over seeds, and half the width of its 95 % interval (None for a single seed)."""
 
     mean: float
     half: float | None
@@ -70,7 +70,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Mean ± t · s / √n with s over n − 1; None without any value."""
+    """Mean ± t · s / √n, where s² divides by n − 1; None without any value."""
     if not len(values):
         return None
     array = np.asarray(values, np.float64)

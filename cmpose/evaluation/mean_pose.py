@@ -1,4 +1,4 @@
-"""The baseline every model must beat: always answer the mean pose of the training people."""
+"""The baseline that every model must beat: the mean pose of the training people as every answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def mean_pose(
         image_size: (H, W) of the crops.
 
     Returns:
-        float64 [K, 2] in widths and heights of the crop (0 to 1). A joint nobody has visible is
+        float64 [K, 2] as shares of the crop's width and height. A joint that nobody has visible is
         put at the mean of the others.
 
     Raises:
@@ -40,7 +40,7 @@ def mean_pose(
 def place_mean_pose(
     mean: np.ndarray, matrices: np.ndarray, image_size: tuple[int, int]
 ) -> np.ndarray:
-    """The mean pose in every test box.
+    """Puts the mean pose into every test box.
 
     Args:
         mean: [K, 2] from ``mean_pose``.
@@ -48,8 +48,7 @@ def place_mean_pose(
         image_size: (H, W) of the crops; may differ from the training crops'.
 
     Returns:
-        float64 [P, K, 2] in image pixels. As scores, the box's score for every joint will do:
-        only their order counts.
+        float64 [P, K, 2] in image pixels.
 
     Raises:
         ValueError: wrong shapes, or a matrix that cannot be inverted.

@@ -6,11 +6,11 @@ head box's diagonal from the joint of the person its pose was assigned to; per j
 and recall over the whole set, ranked by score, give the area under the monotone precision curve.
 
 Keypoints other than PoseTrack's 15, and people without head boxes, have no such measure. They get
-the same average precision at another distance, :data:`BOX_THRESHOLD` of the longer side of the
-person's box, under a name of its own (``APResult.metric``).
+the same average precision at another distance, a tenth (``BOX_THRESHOLD``) of the longer side of
+the person's box, under a name of its own (``APResult.metric``).
 
 The official tool leaves the order of equal scores to an unstable sort. Here it is: score
-descending, then file name, then frame, then the person's place in the prediction file.
+descending, then file name, then frame, then the order of people in the prediction file.
 """
 
 from __future__ import annotations
@@ -20,37 +20,28 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import shapely
 
 from cmpose.data.formats.reader import parse_file
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.evaluation.pose_files import (
     MISSING_SCORE,
-    FramePoses,
     Match,
     match_frames,
     parse_poses,
     pose_document,
     skeleton_of_file,
 )
-
-THRESHOLD = 0.5
-"""A joint is right within this many head sizes."""
-
-BOX_THRESHOLD = 0.1
-"""Where there are no head sizes: within this share of the longer side of the person's box."""
-
-Reference = Literal["head", "box"]
+from cmpose.evaluation.tally import BOX_THRESHOLD, Reference, Tally
 
 METRICS: dict[Reference, str] = {
     "head": "PoseTrack AP, PCKh 0.5",
     "box": f"keypoint AP, PCK {BOX_THRESHOLD} of the box's longer side (not PoseTrack's AP)",
 }
-"""What results are called, by the length that distances are measured in."""
+"""Names of the results, by the length that distances are measured in."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "Head": ("head_top", "head_bottom", "nose"),
@@ -69,9 +60,9 @@ class APResult:
     """Average precision of a set of sequences.
 
     Attributes:
-        ap: float64 [K] percent, in the skeleton's order. NaN: the joint has predictions but no
-            ground truth. 0 when it has neither, which the official mean counts; NaN then too when
-            distances are in boxes.
+        ap: float64 [K] percent, in the skeleton's order. A joint with predictions but without
+            ground truth has NaN. A joint without either has 0, which counts in the official mean;
+            but NaN when distances are measured in boxes.
         precision: float64 [K] percent, over all of a joint's predictions.
         recall: float64 [K] percent.
         num_files: sequences scored.
@@ -79,8 +70,8 @@ class APResult:
         num_frames_total: frames in the files.
         num_people: people of the ground truth in the scored frames who have a joint outside the
             ignore regions.
-        num_predictions: predicted people there, likewise.
-        notes: things a reader of the number should know.
+        num_predictions: predicted people of whom the same holds.
+        notes: what a reader of the numbers should know.
         skeleton: what the joints are.
         reference: the length that distances are measured in; decides the metric's name.
     """
@@ -99,17 +90,17 @@ class APResult:
 
     @property
     def metric(self) -> str:
-        """What the number is to be called."""
+        """Name of the number."""
         return METRICS[self.reference]
 
     @property
     def mean(self) -> float:
-        """Over the joints, NaN left out: of PoseTrack's 15 the official Mean ("Total")."""
+        """Mean AP over the joints, NaN left out; PoseTrack's official Mean ("Total") for its 15."""
         return _mean_ignoring_nan(self.ap)
 
     @property
     def columns(self) -> dict[str, float]:
-        """``Mean`` over the joints; of PoseTrack's before it the seven columns of its tables."""
+        """Mean APs by name: the seven columns for PoseTrack's joints, then ``Mean``."""
         if self.skeleton != POSETRACK:
             return {"Mean": self.mean}
         named = dict(zip(self.skeleton.keypoints, self.ap, strict=True))
@@ -121,14 +112,14 @@ class APResult:
 
     @property
     def seven_column_mean(self) -> float:
-        """Mean of the seven columns, as some papers report; not the official Mean."""
+        """Mean of the seven columns, which some papers report; it is not the official Mean."""
         columns = self.columns
         return _mean_ignoring_nan(np.array([columns[name] for name in COLUMNS]))
 
     def to_json(self) -> dict[str, Any]:
         """``{"columns": {...}, "joints": [K names], "ap": [K]}``, NaN as ``None``.
 
-        When it is not PoseTrack's AP, ``metric`` says first what it is.
+        When it is not PoseTrack's AP, ``metric`` comes first and says what it is.
         """
         return ({} if self.reference == "head" else {"metric": self.metric}) | {
             "columns": {name: _none_if_nan(value) for name, value in self.columns.items()},
@@ -137,7 +128,7 @@ class APResult:
         }
 
     def table(self, box_source: str | None = None) -> str:
-        """The columns as text, with what was scored and whose boxes the poses came from."""
+        """The columns as text, with what was scored and where the people's boxes came from."""
         columns = self.columns
         if self.skeleton != POSETRACK:
             columns = dict(zip(self.skeleton.keypoints, self.ap, strict=True)) | columns
@@ -178,7 +169,7 @@ def score_folders(
         predictions: folder with a file of the same name for each. Further files are left out and
             noted in the result.
         match: how frames are matched, see ``score_sequences``.
-        reference: likewise.
+        reference: length that distances are measured in, see ``score_sequences``.
 
     Raises:
         FileNotFoundError: a folder does not exist, has no JSON, or lacks a sequence's file.
@@ -235,7 +226,7 @@ def score_sequences(
             name; ``order`` pairs the i-th with the i-th, as the official tool does.
         reference: the length that distances are measured in: ``head`` is PoseTrack's, ``box`` the
             longer side of the person's box. None takes ``head`` for PoseTrack's joints and ``box``
-            for others, for which there is no other.
+            for others, which can have nothing else.
 
     Raises:
         ValueError: a sequence has no prediction; the number of frames differs; frames cannot be
@@ -256,7 +247,7 @@ def score_sequences(
     return _score(truth, predicted, match, [], reference)
 
 
-# What to call a sequence in messages, and how to get it: a data set's files one at a time.
+# By sequence: what messages call it, and a function that reads it, so that one is held at a time.
 _Sources = dict[str, tuple[str, Callable[[], Any]]]
 
 
@@ -294,47 +285,6 @@ def _mean_ignoring_nan(values: np.ndarray) -> float:
 # The evaluation --------------------------------------------------------------------------------
 
 
-class _Tally:
-    """Scores and labels of every predicted joint, and counts of annotated joints."""
-
-    def __init__(self, num_keypoints: int, reference: Reference) -> None:
-        self.scores: list[np.ndarray] = []  # each [P, K], NaN where a joint is not predicted
-        self.right: list[np.ndarray] = []
-        self.annotated = np.zeros(num_keypoints, np.int64)
-        self.reference = reference
-
-    def average_precision(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        count = len(self.annotated)
-        scores = np.concatenate([np.empty((0, count)), *self.scores])
-        right = np.concatenate([np.empty((0, count), bool), *self.right])
-        ap, precision, recall = np.zeros((3, count))
-        if self.reference == "box":
-            ap[self.annotated == 0] = math.nan
-        for j in range(count):
-            predicted = ~np.isnan(scores[:, j])
-            if predicted.any():
-                ap[j], precision[j], recall[j] = _area_under_curve(
-                    scores[predicted, j], right[predicted, j], int(self.annotated[j])
-                )
-        return 100 * ap, 100 * precision, 100 * recall
-
-
-def _area_under_curve(
-    scores: np.ndarray, right: np.ndarray, annotated: int
-) -> tuple[float, float, float]:
-    """AP over all recall changes (VOC 2010), and the last precision and recall."""
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(right[order])
-    precision = hits / np.arange(1, len(hits) + 1)
-    if annotated == 0:
-        return math.nan, float(precision[-1]), math.nan
-    recall = hits / annotated
-    envelope = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1]
-    edges = np.concatenate([[0.0], recall, [1.0]])
-    ap = float(np.sum(np.diff(edges) * envelope))
-    return ap, float(precision[-1]), float(recall[-1])
-
-
 def _score(
     truth: _Sources,
     predicted: _Sources,
@@ -342,17 +292,16 @@ def _score(
     notes: list[str],
     reference: Reference | None,
 ) -> APResult:
-    skeleton: Skeleton | None = None
-    frames = total = people = predictions = no_score = flat = 0
+    tally: Tally | None = None
+    skeleton, total = POSETRACK, 0
     for name in sorted(truth):
         truth_source, read_truth = truth[name]
         predicted_source, read_predicted = predicted[name]
         document = pose_document(read_truth(), truth_source)
         own = skeleton_of_file(document, truth_source)
-        if skeleton is None:
+        if tally is None:
             skeleton = own
-            reference = _reference(skeleton, reference, truth_source)
-            tally = _Tally(len(skeleton), reference)
+            tally = Tally(len(skeleton), _reference(skeleton, reference, truth_source))
         elif own.keypoints != skeleton.keypoints:
             raise ValueError(
                 f"{truth_source}: categories[0].keypoints are {', '.join(own.keypoints)}; the "
@@ -365,48 +314,28 @@ def _score(
         total += len(truth_frames)
         pairs = match_frames(truth_frames, predicted_frames, match, truth_source, predicted_source)
         for i, (real, guess) in enumerate(pairs):
-            if real.annotated == 0:
-                continue
-            frames += 1
-            regions = real.ignore_regions
-            real, guess = _outside(real, regions), _outside(guess, regions)
-            lengths = real.head_size if reference == "head" else real.box_size
-            if reference == "box" and np.isnan(lengths).any():
-                raise ValueError(
-                    f"{truth_source}: frame {i} ({real.name or real.image_id}) has a person with "
-                    "joints but no box (bbox: x, y, w, h); the distances are in shares of it"
-                )
-            if np.isnan(lengths).any():
-                raise ValueError(
-                    f"{truth_source}: frame {i} ({real.name or real.image_id}) has a person with "
-                    "joints but no head box (bbox_head; x1, y1, x2, y2 in PoseTrack17); the AP's "
-                    "distances are in head sizes. --reference box measures in boxes"
-                )
-            people += len(real.xy)
-            predictions += len(guess.xy)
-            flat += int((lengths == 0).sum())
-            no_score += int(((guess.scores == MISSING_SCORE) & ~np.isnan(guess.xy[..., 0])).sum())
-            _tally_frame(tally, real, guess)
-    if frames == 0:
+            where = f"{truth_source}: frame {i} ({real.name or real.image_id})"
+            tally.add_frame(real, guess, where)
+    if tally is None or tally.frames == 0:
         raise ValueError(
             f"no person is annotated in any of the {total} frames of the ground truth: "
             "there is nothing to score"
         )
-    if no_score:
-        notes = notes + [
-            f"{_count(no_score, 'predicted joint')} without a score, ranked last "
-            f"({MISSING_SCORE:g})"
-        ]
-    if flat:
-        of = "head " if reference == "head" else ""
-        notes = notes + [
-            f"{_count(flat, f'annotated {of}box')} of size 0: no joint of theirs can be right"
-        ]
-    assert skeleton is not None
-    assert reference is not None
-    ap, precision, recall = tally.average_precision()
-    counts = len(truth), frames, total, people, predictions
-    return APResult(ap, precision, recall, *counts, notes, skeleton, reference)
+    counts = len(truth), tally.frames, total, tally.people, tally.predictions
+    notes = notes + _notes(tally)
+    return APResult(*tally.average_precision(), *counts, notes, skeleton, tally.reference)
+
+
+def _notes(tally: Tally) -> list[str]:
+    """What a reader should know of joints that count otherwise than one may expect."""
+    notes = []
+    if tally.no_score:
+        joints = _count(tally.no_score, "predicted joint")
+        notes.append(f"{joints} without a score, ranked last ({MISSING_SCORE:g})")
+    if tally.no_size:
+        box = "annotated head box" if tally.reference == "head" else "annotated box"
+        notes.append(f"{_count(tally.no_size, box)} of size 0: no joint of theirs can be right")
+    return notes
 
 
 def _reference(skeleton: Skeleton, asked: Reference | None, source: str) -> Reference:
@@ -420,54 +349,3 @@ def _reference(skeleton: Skeleton, asked: Reference | None, source: str) -> Refe
             f"{len(skeleton)} others; use box"
         )
     return "box"
-
-
-def _outside(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
-    """Drops joints inside a region, its border excluded, and people without any (left)."""
-    xy = frame.xy
-    if regions and len(xy):
-        present = ~np.isnan(xy[..., 0])
-        points = shapely.points(xy[present])
-        inside = np.zeros(len(points), bool)
-        for region in regions:
-            inside |= shapely.contains(shapely.Polygon(region), points)
-        xy = xy.copy()
-        xy[present] = np.where(inside[:, None], np.nan, xy[present])
-    kept = ~np.isnan(xy[..., 0]).all(axis=1)
-    return FramePoses(
-        frame.name,
-        frame.image_id,
-        xy[kept],
-        frame.scores[kept],
-        frame.head_size[kept],
-        frame.box_size[kept],
-        frame.annotated,
-        frame.ignore_regions,
-    )
-
-
-def _tally_frame(tally: _Tally, real: FramePoses, guess: FramePoses) -> None:
-    """Assigns predicted to annotated people and files every predicted joint as right or wrong."""
-    annotated = ~np.isnan(real.xy[..., 0])  # [G, K]
-    tally.annotated += annotated.sum(axis=0)
-    heads = tally.reference == "head"
-    lengths, threshold = (real.head_size, THRESHOLD) if heads else (real.box_size, BOX_THRESHOLD)
-    people, persons = len(guess.xy), len(real.xy)
-    if people == 0:
-        return
-    right = np.zeros(guess.xy.shape[:2], bool)
-    if persons:
-        offset = guess.xy[:, None] - real.xy[None]  # NaN unless both joints exist
-        pixels = np.sqrt(np.square(offset).sum(axis=-1))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            match = pixels / lengths[None, :, None] <= threshold  # [P, G, K]
-        pck = match.sum(axis=2) / annotated.sum(axis=1)
-        best_person = pck.argmax(axis=1)
-        only_best = np.zeros_like(pck)
-        rows = np.arange(people)
-        only_best[rows, best_person] = pck[rows, best_person]
-        taken = only_best.argmax(axis=0)  # of each annotated person: its prediction
-        for g in np.flatnonzero(only_best.max(axis=0) > 0):
-            right[taken[g]] = match[taken[g], g]
-    tally.scores.append(np.where(np.isnan(guess.xy[..., 0]), np.nan, guess.scores))
-    tally.right.append(right)

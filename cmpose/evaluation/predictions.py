@@ -17,7 +17,7 @@ ScoreRule = Literal["heatmap_box", "heatmap"]
 
 
 class PoseRecord(Protocol):
-    """Whose pose it is; ``ClipDataset.records`` has these fields.
+    """Says whose pose it is; the items of ``ClipDataset.records`` have these fields.
 
     Attributes:
         sequence: the video; matched by its ``file_stem``.
@@ -46,20 +46,20 @@ def predicted_sequences(
     scores: np.ndarray,
     rule: ScoreRule = "heatmap_box",
 ) -> list[Sequence]:
-    """Sequences with the frames of the given ones and the predicted people in them.
+    """The given sequences with the predicted people in their frames.
 
-    Every frame is there, those without a person too. A joint's score is its heatmap maximum ×
-    the box score (``heatmap_box``, DCPose's way) or the maximum alone (``heatmap``, mmpose's);
-    it decides the ranking and so the AP. A person's score is the box score. A track_id that is
-    missing, or taken by an earlier person of the frame, becomes the smallest free number.
+    Frames without a person stay. A joint's score is its heatmap's maximum times the box's score
+    (``heatmap_box``, as in DCPose) or the maximum alone (``heatmap``, as in mmpose); joints are
+    ranked by it, so that it decides the AP. A person's score is the box's score. A track_id that
+    is missing, or that an earlier person of the frame has, becomes the smallest free number.
 
     Args:
         sequences: as loaded from the ground truth, or made for a video.
-        records: R of them, in any order; people of a frame keep theirs.
+        records: R of them, in any order, which the people of a frame keep.
         keypoints: [R, K, 2] image pixels, in the order of the sequences' skeleton; they may lie
             outside the image.
         scores: [R, K] heatmap maxima.
-        rule: for joint scores.
+        rule: what a joint's score is.
 
     Raises:
         ValueError: a wrong shape or rule, a record of an unknown sequence or frame, or a number
@@ -80,11 +80,11 @@ def predicted_sequences(
     frames = {(s.file_stem, frame.image_id) for s in sequences for frame in s.frames}
     people: dict[tuple[str, int], list[Person]] = defaultdict(list)
     for record, pose, maxima in zip(records, keypoints, scores, strict=True):
-        place = (record.sequence.file_stem, record.frame.image_id)
-        where = f"pose in frame {record.frame.file_name} of sequence {place[0]!r}"
-        if place not in frames:
-            raise ValueError(f"{where}: the sequences have no such frame (image id {place[1]})")
-        people[place].append(_person(record, pose, maxima, rule, skeleton, where))
+        key = (record.sequence.file_stem, record.frame.image_id)
+        where = f"pose in frame {record.frame.file_name} of sequence {key[0]!r}"
+        if key not in frames:
+            raise ValueError(f"{where}: the sequences have no such frame (image id {key[1]})")
+        people[key].append(_person(record, pose, maxima, rule, skeleton, where))
     for group in people.values():
         _make_track_ids_unique(group)
     return [
@@ -118,7 +118,7 @@ def write_predictions(
     scores: np.ndarray,
     rule: ScoreRule = "heatmap_box",
 ) -> list[Path]:
-    """Writes one PoseTrack18 file a sequence, named as its ground truth, each atomically.
+    """Writes one PoseTrack18 file a sequence, named as its ground truth, whole or not at all.
 
     The arguments and errors are those of :func:`predicted_sequences`.
 
@@ -151,7 +151,7 @@ def _person(
     box, score = np.asarray(record.box, np.float64), float(record.score)
     if not (np.isfinite(box).all() and np.isfinite(score)):
         raise ValueError(f"{where}: box {box.tolist()} or its score {score} is not finite")
-    # v = 1 keeps a joint predicted at exactly (0, 0) from reading as unannotated.
+    # With v = 0 a joint predicted at exactly (0, 0) would be read as not annotated.
     visible = np.ones((len(skeleton), 1))
     return Person(
         box=box,
@@ -164,14 +164,14 @@ def _person(
 
 def _make_track_ids_unique(people: list[Person]) -> None:
     taken: set[int] = set()
-    homeless = []
+    without_id = []
     for person in people:
         if person.track_id < 0 or person.track_id in taken:
-            homeless.append(person)
+            without_id.append(person)
         else:
             taken.add(person.track_id)
     free = 0
-    for person in homeless:
+    for person in without_id:
         while free in taken:
             free += 1
         person.track_id = free

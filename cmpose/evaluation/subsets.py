@@ -1,15 +1,17 @@
-"""Results on parts of a data set's frames: clean, occluded and defocused ones apart.
+"""Results on the clean, the occluded and the defocused frames of a data set.
 
-Rendered data says of each frame what got in the way (``Frame.extra["cmpose"]``, see
+Rendered data say of each frame what makes it difficult (``Frame.extra["cmpose"]``, see
 docs/rendered.md). A frame belongs to
 
 - ``occluded``: a thing or another person hides at least one joint of somebody;
 - ``defocused``: the whole picture is out of focus;
-- ``clean``: neither. A frame that is both others counts in both.
+- ``clean``: neither.
 
-The AP of a subset is the official one of the data set that consists of these frames alone: the
-ground truth and the predictions are cut to them and scored as they are, so ranks and recall are
-those among the subset's own people.
+A frame that is both occluded and defocused counts in both.
+
+The AP of a subset is the official AP of the data set that consists of these frames alone: ground
+truth and predictions are cut to them and then scored, so that joints are ranked among the subset's
+own people.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from cmpose.data.formats.documents import PoseFile
 from cmpose.data.formats.reader import Number, Whole, convert, read
 from cmpose.data.sequence import AnnotationError, Frame, Sequence
 from cmpose.evaluation.pose_files import head_size_of
-from cmpose.evaluation.posetrack_ap import THRESHOLD, score_sequences
+from cmpose.evaluation.posetrack_ap import score_sequences
 from cmpose.evaluation.predictions import PoseRecord
+from cmpose.evaluation.tally import THRESHOLD
 
 ALL = "all"
 SUBSETS = (ALL, "clean", "occluded", "defocused")
@@ -42,7 +45,7 @@ class RenderedFrame(Struct):
 
 
 def subsets_of(frame: Frame) -> frozenset[str]:
-    """The subsets that a frame belongs to; ``all`` only where nothing is recorded."""
+    """The subsets that a frame belongs to; only ``all`` where nothing is recorded."""
     if frame.extra.get("cmpose") is None:
         return frozenset({ALL})
     record = convert(
@@ -58,12 +61,12 @@ def subsets_of(frame: Frame) -> frozenset[str]:
 
 def frames_by_subset(sequences: Iterable[Sequence]) -> dict[str, set[tuple[str, int]]]:
     """Subset → its frames as (file stem, image id), in ``SUBSETS``' order; empty ones left out."""
-    found: dict[str, set[tuple[str, int]]] = {name: set() for name in SUBSETS}
+    members: dict[str, set[tuple[str, int]]] = {name: set() for name in SUBSETS}
     for sequence in sequences:
         for frame in sequence.frames:
             for name in subsets_of(frame):
-                found[name].add((sequence.file_stem, frame.image_id))
-    return {name: frames for name, frames in found.items() if frames}
+                members[name].add((sequence.file_stem, frame.image_id))
+    return {name: frames for name, frames in members.items() if frames}
 
 
 def cut_to_frames(document: PoseFile, image_ids: set[int]) -> PoseFile:
@@ -102,24 +105,24 @@ def subset_ap(
 
 
 def joint_errors(records: Items[PoseRecord], keypoints: np.ndarray) -> list[np.ndarray]:
-    """Per pose the distances of its annotated joints, in head sizes (0.6 × the box's diagonal).
+    """The distances of each pose's annotated joints, in head sizes (0.6 × the box's diagonal).
 
     Args:
         records: whose poses they are; a record without a person (a detection), or whose person
             has no head box, gives an empty array.
         keypoints: [R, 15, 2] image pixels.
     """
-    found = []
+    errors = []
     for record, pose in zip(records, keypoints, strict=True):
         person = record.person
         if person is None or person.head_box is None:
-            found.append(np.empty(0))
+            errors.append(np.empty(0))
             continue
         seen = person.keypoints[:, 2] > 0
         pixels = np.linalg.norm(pose[seen] - person.keypoints[seen, :2], axis=-1)
         size = head_size_of(person.head_box[2], person.head_box[3])
-        found.append(pixels / size if size > 0 else np.full(len(pixels), np.inf))
-    return found
+        errors.append(pixels / size if size > 0 else np.full(len(pixels), np.inf))
+    return errors
 
 
 def subset_results(
@@ -130,21 +133,21 @@ def subset_results(
     predictions: Path,
     ap: float,
 ) -> dict[str, dict[str, Any]]:
-    """AP, PCKh and error of every subset that the frames' records tell apart.
+    """AP, PCKh and error of every subset that has frames.
 
     Args:
         sequences: the ground truth's.
         records: whose poses were predicted.
         keypoints: [R, 15, 2] of them, image pixels.
-        truth: folder of the ground truth's files; read only where subsets are recorded, which
-            only PoseTrack18's layout can do.
+        truth: folder of the ground truth's files. They are read only where subsets are recorded,
+            which only PoseTrack18's layout can do.
         predictions: folder with the predictions' files.
         ap: of all frames.
 
     Returns:
-        Subset → ``ap`` (official Mean, percent), ``pckh`` (percent of annotated joints within
-        half a head size), ``error`` (median distance in head sizes), both of predicted people and
-        None when boxes are detections, ``frames`` with people, ``joints`` annotated.
+        By subset: ``ap`` (official Mean, percent), ``pckh`` (percent of annotated joints within
+        half a head size), ``error`` (median distance in head sizes), ``frames`` (with people) and
+        ``joints`` (annotated). ``pckh`` and ``error`` are None when boxes are detections.
     """
     frames = frames_by_subset(sequences)
     stems = [sequence.file_stem for sequence in sequences] if len(frames) > 1 else []
@@ -153,11 +156,11 @@ def subset_results(
         for folder in (truth, predictions)
     )
     errors = joint_errors(records, keypoints)
-    places = [(record.sequence.file_stem, record.frame.image_id) for record in records]
+    keys = [(record.sequence.file_stem, record.frame.image_id) for record in records]
     peopled = {(s.file_stem, f.image_id) for s in sequences for f in s.frames if f.people}
     results: dict[str, dict[str, Any]] = {}
     for name, kept in frames.items():
-        own = [e for e, place in zip(errors, places, strict=True) if place in kept]
+        own = [e for e, key in zip(errors, keys, strict=True) if key in kept]
         distances = np.concatenate([np.empty(0), *own])
         known = distances.size > 0
         results[name] = {

@@ -10,7 +10,7 @@ from cmpose.command import Command
 
 def _train(subparser: ArgumentParser) -> None:
     config.add_fields(subparser)
-    subparser.add_argument("--output", default="", help="the run's folder; needed to train")
+    subparser.add_argument("--output", default="", help="the run's folder; needed unless --dry-run")
     subparser.add_argument("--resume", action="store_true", help="go on from its last checkpoint")
     subparser.add_argument(
         "--dry-run",
@@ -18,13 +18,13 @@ def _train(subparser: ArgumentParser) -> None:
         help="only print the memory and the clips/s that the recipe is predicted to need",
     )
     subparser.add_argument(
-        "--processes", type=int, default=1, help="of --dry-run: cards that share a step"
+        "--processes", type=int, default=1, help="for --dry-run: number of cards that share a step"
     )
 
 
 def _run_train(args: Namespace) -> None:
     if args.dry_run:
-        from cmpose.train.prediction import report
+        from cmpose.train.dry_run import report
 
         print(report(config.from_namespace(args), args.processes))
         return

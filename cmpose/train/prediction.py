@@ -1,13 +1,14 @@
 """Predicts what a training step will need: memory, floating-point operations, time.
 
 Nothing here is measured. Memory comes from running the step on torch's meta device, where tensors
-have shapes and no values; operations from the layers' formulas; time from a card's datasheet.
+have shapes and no values; operations from the layers' formulas (:mod:`cmpose.train.flops`); time
+from a card's datasheet.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,127 +16,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cmpose.config import Config, ModelConfig
+from cmpose.config import Config
 from cmpose.evaluation.inference import compute_dtype
 from cmpose.models.cmpose import CMPose
-from cmpose.models.vit import PATCH, VIT_SIZES
+from cmpose.train.flops import Card, training_flops
 from cmpose.train.parallel import sharded_units
 from cmpose.train.schedule import check_batch
 from cmpose.train.step import LossModule
 
-GB = 1e9
 LIBRARIES = 0.8e9
 """Assumed: a CUDA context, and the workspaces of cuBLAS and cuDNN."""
-
-SMALL_CARD = 24564 << 20
-"""Bytes of an RTX 4090, the 24 GB card."""
 
 OPTIMIZER_TRAFFIC = 28
 """Bytes that fused AdamW moves for each weight: it reads the weight, its gradient and two moments,
 and writes all but the gradient, 4 bytes each."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A card by its datasheet.
-
-    Attributes:
-        name: as it is sold.
-        flops_16: dense FLOP/s of 16-bit products.
-        flops_32: FLOP/s of float32 products.
-        bandwidth: bytes/s of its memory.
-    """
-
-    name: str
-    flops_16: float
-    flops_32: float
-    bandwidth: float
-
-
-CARDS = (
-    Card("RTX 4090", 165.2e12, 82.6e12, 1.008e12),
-    Card("H200 SXM", 989e12, 67e12, 4.8e12),
-)
-
-
-# -- operations -----------------------------------------------------------------------------------
-
-
-def forward_flops(config: ModelConfig) -> dict[str, float]:
-    """Floating-point operations of a clip's forward pass in training, by part of the model.
-
-    A multiplication and an addition are two operations. Only matrix products, convolutions and
-    attention count, as in torch's ``FlopCounterMode``; the clustering's distances do not.
-    """
-    size = VIT_SIZES[config.backbone]
-    D, depth, T, K = size.width, config.depth or size.depth, config.num_frames, config.num_keypoints
-    height, width = (side // PATCH for side in config.image_size)
-    N = height * width
-    S, hidden = N + K, int(D * config.mlp_ratio)
-
-    def block(rows: int, keys: int) -> float:
-        return 2 * rows * (4 * D * D + 2 * D * hidden) + 4 * rows * keys * D
-
-    if config.stem == "conv" or (config.stem == "auto" and config.backbone == "tiny"):
-        stem, channels, pixels = 0.0, 3, N * PATCH * PATCH
-        for out in (D // 8, D // 4, D // 2, D):
-            pixels //= 4
-            stem += 2 * pixels * 9 * channels * out
-            channels = out
-        stem += 2 * N * D * D
-    else:
-        stem = 2 * N * 3 * PATCH * PATCH * D
-    branches = 1 + config.mask_task + config.denoise_task
-    rows = branches * T * S
-    pathway = config.criss_cross_depth * (block(rows, S) + block(rows, T))
-    parts = {
-        "stem": T * stem,
-        "backbone": depth * block(T * N, N),
-        "coarse": 2 * pathway + 4 * rows * D * D,
-        "fusion": 2 * S * T * D * D,
-    }
-    loose = N
-    if config.fine != "off":
-        parts["fine"] = 2 * (K + N) * D * D + 2 * K * N * D
-        loose = config.tokens_per_keypoint * K
-        loose += config.num_clusters if config.fine == "full" else 0
-    C = config.head_channels
-    if config.head == "deconv":
-        parts["head"] = 2 * N * 16 * (D * C + 4 * C * C) + 2 * 16 * N * C * K
-    else:
-        attention = 4 * K * D * D + 4 * loose * D * D + 4 * K * loose * D
-        parts["head"] = attention + 4 * K * D * hidden + 2 * K * D * 16 * N
-    return {name: float(value) for name, value in parts.items()}
-
-
-def training_flops(config: ModelConfig) -> float:
-    """Operations of a clip's forward and backward pass.
-
-    They are three times the forward pass's, less the first layer's gradient to the pixels, which is
-    not computed, and plus the second forward pass of recomputed blocks.
-    """
-    parts = forward_flops(config)
-    first = parts["stem"]
-    if config.stem == "conv" or (config.stem == "auto" and config.backbone == "tiny"):
-        D, pixels = VIT_SIZES[config.backbone].width, config.image_size[0] * config.image_size[1]
-        first = config.num_frames * 2 * (pixels // 4) * 9 * 3 * (D // 8)
-    total = 3 * sum(parts.values()) - first
-    if config.checkpoint_activations:
-        S = config.image_size[0] * config.image_size[1] // PATCH**2 + config.num_keypoints
-        rows = (1 + config.mask_task + config.denoise_task) * config.num_frames * S
-        size = VIT_SIZES[config.backbone]
-        fuse = 4 * rows * size.width**2
-        total += parts["backbone"] + parts["coarse"] - fuse
-        # Recomputing a part ends before its last product, whose result the backward pass does not
-        # need. The first blocks of the two pathways are one part.
-        last = 2 * size.width * int(size.width * config.mlp_ratio)
-        depth = config.depth or size.depth
-        total -= last * depth * config.num_frames * (S - config.num_keypoints)
-        total -= last * (4 * config.criss_cross_depth - 1) * rows
-    return total
-
-
-# -- memory ---------------------------------------------------------------------------------------
 
 _PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolution_backward", "mv")
 
@@ -342,116 +236,3 @@ def predict_step(config: Config, processes: int = 1) -> StepPrediction:
         processes=processes,
         gathered=gathered,
     )
-
-
-# -- in words -------------------------------------------------------------------------------------
-
-
-def savings(config: Config) -> list[tuple[str, Config]]:
-    """Recipes that need less memory and learn the same, in the order to try them.
-
-    Returns:
-        (field, recipe with this field and those before it).
-    """
-    cheaper_recipes = []
-    model, train = config.model, config.train
-    if train.precision == "fp32":
-        train = replace(train, precision="bf16")
-        cheaper_recipes.append(("train.precision=bf16", replace(config, train=train)))
-    if not model.checkpoint_activations:
-        model = replace(model, checkpoint_activations=True)
-        names = "model.checkpoint_activations=true"
-        cheaper_recipes.append((names, replace(config, model=model, train=train)))
-    for accumulate in range(train.accumulate + 1, train.batch_size + 1):
-        if train.batch_size % accumulate == 0:
-            cut = replace(train, accumulate=accumulate)
-            cheaper = replace(config, model=model, train=cut)
-            cheaper_recipes.append((f"train.accumulate={accumulate}", cheaper))
-    return cheaper_recipes
-
-
-def _advice(config: Config) -> str:
-    fields = [name for name, _ in savings(config)]
-    kept = [name for name in fields if not name.startswith("train.accumulate")]
-    kept += [name for name in fields if name.startswith("train.accumulate")][:1]
-    return ", then ".join([*kept, "a smaller train.batch_size"])
-
-
-def out_of_memory(config: Config, error: BaseException) -> str:
-    """The message for a step that did not fit: which fields need less, in the order to try."""
-    reason = str(error).partition(". ")[0]
-    return (
-        f"the device's memory does not hold a step of train.batch_size={config.train.batch_size} "
-        f"in train.accumulate={config.train.accumulate} part(s) ({reason}): set {_advice(config)}; "
-        "`cmpose train --dry-run` predicts what each needs"
-    )
-
-
-def _fitting(config: Config, memory: int, processes: int) -> str:
-    """Says which fields make a step fit, by trying one after the other on the meta device."""
-    tried: list[str] = []
-    for name, cheaper in savings(config):
-        if name.startswith("train.accumulate"):
-            tried = [field for field in tried if not field.startswith("train.accumulate")]
-        if cheaper.train.batch_size % (cheaper.train.accumulate * processes):
-            continue
-        tried.append(name)
-        if predict_step(cheaper, processes).peak <= memory:
-            return f"set {' and '.join(tried)}"
-    if processes > 1 and config.train.distributed != "fsdp":
-        return "no other field makes it fit: set train.distributed=fsdp"
-    return "no field makes it fit: use a smaller model.backbone"
-
-
-def report(config: Config, processes: int = 1) -> str:
-    """What ``cmpose train --dry-run`` prints, for one of ``processes`` cards.
-
-    Raises:
-        ValueError: as :func:`predict_step`.
-    """
-    if processes < 1:
-        raise ValueError(f"--processes={processes}: must be at least 1, the number of cards")
-    predicted = predict_step(config, processes)
-    train, model = config.train, config.model
-    lines = [
-        f"ViT {model.backbone}, {predicted.parameters / 1e6:.1f} M weights, "
-        f"{model.image_size[0]}×{model.image_size[1]}, T = {model.num_frames}, {train.precision}, "
-        f"{train.batch_size} clips a step in {train.accumulate} part(s)"
-        + (", blocks recomputed" if model.checkpoint_activations else "")
-        + (f", {processes} cards by {train.distributed}" if processes > 1 else ""),
-        "",
-        "memory of the eager step"
-        + (" on each card" if processes > 1 else "")
-        + ", predicted (GB = 10⁹ bytes)",
-    ]
-    rows = [
-        ("weights, float32", predicted.weights),
-        ("gradients, float32", predicted.gradients),
-        ("optimiser state, float32", predicted.optimizer),
-        ("images", predicted.batch),
-        *((f"activations: {name}", value) for name, value in predicted.activations.items()),
-        ("the worst moment, less the sum", predicted.difference),
-        ("CUDA and its libraries (assumed)", int(LIBRARIES)),
-        *([("gathered for a while", predicted.gathered)] if predicted.gathered else []),
-        ("peak", predicted.peak),
-    ]
-    lines += [f"  {name:34}{value / GB:8.2f}" for name, value in rows]
-    if predicted.peak <= SMALL_CARD:
-        left = (SMALL_CARD - predicted.peak) / GB
-        lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): fits, {left:.1f} are left")
-    else:
-        over = _fitting(config, SMALL_CARD, processes)
-        lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): does not fit; {over}")
-    flops = training_flops(model)
-    lines += [
-        "",
-        f"speed, predicted from datasheets ({flops / 1e9:.0f} GFLOP a clip, recomputed ones too)"
-        + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
-    ]
-    for card in CARDS:
-        bound, eager = (train.batch_size / seconds for seconds in predicted.seconds(card))
-        lines.append(
-            f"  {card.name:10} at most {bound:6.0f} clips/s; operators one by one, each at the "
-            f"memory's full speed, {eager:6.0f}"
-        )
-    return "\n".join(lines)

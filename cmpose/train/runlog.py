@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,17 @@ class RunLog:
                 if _step_of(line) <= step
             ]
             write_text(self._path, "".join(f"{line}\n" for line in kept), RESUME)
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._without_tensorboards_failures
         with writing(self._path, RESUME):
             self._lines = self._path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def _without_tensorboards_failures(self, args: threading.ExceptHookArgs) -> None:
+        """Prints no traceback when TensorBoard's thread cannot write: :meth:`write` raises then."""
+        tensorboards = type(args.thread).__module__.startswith("tensorboard")
+        if not (tensorboards and isinstance(args.exc_value, OSError)):
+            self._excepthook(args)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Writes a line, and a scalar for every number in it.
@@ -72,6 +81,9 @@ class RunLog:
 
     def close(self) -> None:
         """Writes what is left."""
-        with writing(self._path, RESUME):
-            self._lines.close()
-            self._board.close()
+        try:
+            with writing(self._path, RESUME):
+                self._lines.close()
+                self._board.close()
+        finally:
+            threading.excepthook = self._excepthook

@@ -1,6 +1,6 @@
-"""Which clips a step sees, at which learning rate: functions of (seed, step) alone.
+"""Which clips a step sees and its learning rate, as functions of seed and step alone.
 
-Nothing here has a state to save, which is what makes a resumed run exact.
+Nothing here has a state that would have to be saved, so that a resumed run is exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cmpose.models.cmpose import CMPose
 
 
 def steps_per_epoch(num_clips: int, train: TrainConfig) -> int:
-    """Whole batches in a pass; the clips left over differ from epoch to epoch.
+    """Number of whole batches in a pass; which clips are left over differs from epoch to epoch.
 
     Raises:
         ValueError: when there are fewer clips than a batch has.
@@ -42,15 +42,16 @@ def check_batch(train: TrainConfig, world_size: int) -> None:
 
 
 def seed_of(*numbers: int) -> int:
-    """A 63-bit seed drawn from the numbers, such as (seed, step)."""
+    """A 63-bit seed that is a function of the numbers, such as (seed, step)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """This process's clips of every step from ``first_step`` on, as (epoch, index).
 
-    One loader serves a whole run. The clips of a step are contiguous parts of one shuffled order
-    per epoch, so that any number of processes sees the same global batch.
+    One loader serves a whole run. Each epoch has one shuffled order of all clips; a step takes the
+    next ones of it, and each process its part of these. So the global batch is the same for any
+    number of processes.
     """
 
     def __init__(self, num_clips: int, train: TrainConfig, world: World, first_step: int) -> None:
@@ -74,7 +75,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
 
 def learning_rate(step: int, per_epoch: int, train: TrainConfig) -> float:
-    """The rate at a step (0-based), before layer decay."""
+    """The learning rate at a step, counted from 0, before layer decay."""
     if train.schedule == "one_cycle":
         total = max(per_epoch * train.epochs, 1)
         peak = 0.3 * total
@@ -92,10 +93,11 @@ _EMBEDDINGS = ("pos_embed", "keypoint_tokens", "frame_embed", "slot_embed")
 
 
 def parameter_groups(model: CMPose, train: TrainConfig) -> list[dict]:
-    """AdamW's groups: no decay for vectors and embeddings, ViTPose's layer-wise rates.
+    """AdamW's parameter groups, with layer-wise rates and no decay for vectors and embeddings.
 
-    A group's ``scale`` is layer_decay^(number of layers above), as in ViTPose: patch and position
-    embeddings are layer 0, block i is layer i + 1, everything else is on top at scale 1.
+    A group's learning rate is the schedule's times its ``scale``, layer_decay^(number of layers
+    above), as in ViTPose: patch and position embeddings are layer 0, block i is layer i + 1, and
+    everything else is on top with scale 1.
     """
     depth = len(model.backbone.blocks)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -17,10 +17,10 @@ from cmpose.models.weights import checkpoint
 from cmpose.models.weights.card import model_card
 from cmpose.models.weights.folder import CARD
 from cmpose.train.batches import open_training_clips, training_loader
+from cmpose.train.dry_run import out_of_memory
 from cmpose.train.elastic import is_restart, mark_begun
 from cmpose.train.monitor import Monitor
 from cmpose.train.parallel import check_parallel, gather, whole_model
-from cmpose.train.prediction import out_of_memory
 from cmpose.train.schedule import check_batch
 from cmpose.train.state import RESUME, new_state, resume_or_start
 from cmpose.train.step import check_speed

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from cmpose.cli import main
 from cmpose.evaluation.intervals import Interval
 from cmpose.files import Interrupted, InUse, claim
 from cmpose.render.settings import Difficulty
-from cmpose.study import ablate as command
+from cmpose.study import ablate as study_module
 from cmpose.study.ablate import Options, ablate
 from cmpose.study.command import UNFINISHED
 from cmpose.study.grid import FULL, PARTS, TABLES, Study, chosen_parts, run_name
@@ -21,7 +23,17 @@ from cmpose.study.pool import RunPool
 from cmpose.study.presets import PRESETS, RenderedData, preset_recipe
 from cmpose.study.report import by_name, numbers, sentences, verdict, write_report
 from cmpose.study.runs import finished_results, learnt_fields, run_config, run_one
-from tests.recipes import FINE, interrupt_after, recipe, write_recipe
+from tests.recipes import (
+    FINE,
+    children_of,
+    command,
+    interrupt_after,
+    is_alive,
+    one_thread,
+    recipe,
+    write_recipe,
+)
+from tests.shared_data import PROJECT
 
 RATIOS = (0.15, 0.75)
 
@@ -165,8 +177,8 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(rendered, tmp_path, monk
 
 
 def test_time_that_is_up_starts_no_run_and_the_command_says_so(rendered, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "GRACE", 1.0)
-    monkeypatch.setattr(command, "baseline", lambda recipe, folder: time.sleep(2.2))
+    monkeypatch.setattr(study_module, "GRACE", 1.0)
+    monkeypatch.setattr(study_module, "baseline", lambda recipe, folder: time.sleep(2.2))
     file = write_recipe(tmp_path / "r.yaml", tiny(rendered))
     with pytest.raises(SystemExit) as stopped:
         main(
@@ -177,24 +189,76 @@ def test_time_that_is_up_starts_no_run_and_the_command_says_so(rendered, tmp_pat
     assert not (tmp_path / "out" / "train").exists()
 
 
-def test_runs_under_way_when_time_is_up_are_saved(rendered, tmp_path):
+def study_that_trains_for_ever(rendered):
     config = tiny(rendered, **{"train.epochs": 100_000, "train.checkpoint_every": 10**9})
-    study = Study(config, ("table5",), seeds=1)
-    runs = RunPool(study, tmp_path, jobs=1, progress=False)
-    log = tmp_path / "train" / "full-seed0" / "log.jsonl"
-    started = time.perf_counter()
+    return Study(config, ("table5",), seeds=1)
 
-    class UntilItTrains(float):
-        """Up once the run has taken a step."""
 
-        def __lt__(self, now):
-            return (log.is_file() and log.read_text() != "") or now > started + 120
+class OnceItTrains(float):
+    """A time that has come once the study's first run has taken a step; then calls something."""
 
-    assert not runs.work(UntilItTrains())
-    assert not runs.workers
-    [saved] = (tmp_path / "train" / "full-seed0" / "checkpoints").glob("step-*")
+    def __new__(cls, folder, call=lambda: None):
+        self = super().__new__(cls, "inf")
+        self.log = folder / "train" / "full-seed0" / "log.jsonl"
+        self.call, self.started = call, time.perf_counter()
+        return self
+
+    def __lt__(self, now):
+        trains = self.log.is_file() and self.log.read_text() != ""
+        if trains:
+            self.call()
+        return trains or now > self.started + 120
+
+
+def assert_run_is_saved(folder):
+    [saved] = (folder / "train" / "full-seed0" / "checkpoints").glob("step-*")
     assert int(saved.name[5:]) >= 1
-    assert not (tmp_path / "runs").exists()
+    assert not (folder / "runs").exists()
+
+
+def test_runs_under_way_when_time_is_up_are_saved(rendered, tmp_path):
+    runs = RunPool(study_that_trains_for_ever(rendered), tmp_path, jobs=1, progress=False)
+    assert not runs.work(OnceItTrains(tmp_path))
+    assert not runs.workers
+    assert_run_is_saved(tmp_path)
+
+
+def test_runs_under_way_are_saved_on_request(rendered, tmp_path):
+    runs = RunPool(study_that_trains_for_ever(rendered), tmp_path, jobs=1, progress=False)
+    ask = OnceItTrains(tmp_path, lambda: signal.raise_signal(signal.SIGTERM))
+    message = r"stopped; 0 of 3 runs are finished and those under way are saved: the same command"
+    with pytest.raises(Interrupted, match=message):
+        runs.work(ask)
+    assert_run_is_saved(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+def test_runs_end_with_a_killed_study(rendered, tmp_path):
+    out = tmp_path / "study"
+    study = study_that_trains_for_ever(rendered)
+    file = write_recipe(tmp_path / "r.yaml", study.recipe)
+    arguments = ["ablate", str(out), "--config", str(file), "--parts", "[table5]", "--seeds", "1"]
+    process = subprocess.Popen(
+        command(*arguments, "--jobs", "1"),
+        cwd=PROJECT,
+        env=one_thread(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    trains = OnceItTrains(out)
+    while not trains < time.perf_counter():
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = children_of(process.pid)
+    assert children
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with claim(out / "train" / "full-seed0", "train", "--output"):
+        pass
 
 
 def test_a_run_that_fails_is_named_with_its_reason(rendered, tmp_path):
@@ -272,20 +336,20 @@ def test_one_process_at_a_time_works_in_a_folder(rendered, tmp_path):
 
 
 def test_rendering_stops_when_time_is_up_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_CHUNK", 1)
-    monkeypatch.setattr(command, "cores", lambda: 1)
+    monkeypatch.setattr(study_module, "_CHUNK", 1)
+    monkeypatch.setattr(study_module, "cores", lambda: 1)
     calls = []
     monkeypatch.setattr(
-        command, "render_dataset", lambda root, **fields: calls.append((fields["split"],
+        study_module, "render_dataset", lambda root, **fields: calls.append((fields["split"],
         fields["first_video"], fields["videos"])),
     )  # fmt: skip
     data = RenderedData(2, 1, 3, 25.0, 1, Difficulty())
-    assert not command.render(tmp_path, data, stop_at=0.0, progress=False)
+    assert not study_module.render(tmp_path, data, stop_at=0.0, progress=False)
     assert calls == []
-    assert command.render(tmp_path, data, stop_at=time.perf_counter() + 60, progress=False)
+    assert study_module.render(tmp_path, data, stop_at=time.perf_counter() + 60, progress=False)
     assert calls == [("train", 0, 1), ("train", 1, 1), ("val", 0, 1)]
     calls.clear()
-    assert command.render(tmp_path, data, stop_at=float("inf"), progress=False)
+    assert study_module.render(tmp_path, data, stop_at=float("inf"), progress=False)
     assert calls == [("train", 0, 2), ("val", 0, 1)]
 
 
@@ -369,7 +433,7 @@ def test_names_of_runs_are_names_of_files():
 
 
 def test_data_without_head_boxes_is_refused_before_a_run(rendered, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "score_mean_pose", lambda recipe, folder: (None, {}))
+    monkeypatch.setattr(study_module, "score_mean_pose", lambda recipe, folder: (None, {}))
     with pytest.raises(ValueError, match=r"val_annotations='annotations/val': nobody has a head"):
         ablate(tmp_path, recipe=recipe(rendered), **TWO_RUNS)
     assert not list((tmp_path / "runs").glob("*.json"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -24,7 +23,15 @@ from cmpose.models.weights import checkpoint
 from cmpose.train.step import StepOutput
 from cmpose.train.train import train
 from cmpose.train.trainer import Trainer
-from tests.recipes import command, one_thread, recipe, run_cli, write_recipe
+from tests.recipes import (
+    children_of,
+    command,
+    is_alive,
+    one_thread,
+    recipe,
+    run_cli,
+    write_recipe,
+)
 from tests.shared_data import PROJECT
 from tests.small_disk import small_disk
 from tests.train.test_train import weights
@@ -149,7 +156,7 @@ def test_loader_processes_end_with_a_killed_run(rendered, tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = children_of(process.pid)
     assert len(children) >= 2
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -158,15 +165,6 @@ def test_loader_processes_end_with_a_killed_run(rendered, tmp_path):
         time.sleep(0.02)
     with claim(run, "train", "--output"):
         pass
-
-
-def is_alive(pid: str) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    return not re.search(r"^State:\s+Z", status, re.MULTILINE)
 
 
 def test_a_folder_that_was_deleted_meanwhile_is_named(rendered, tmp_path, monkeypatch):

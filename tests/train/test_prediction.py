@@ -14,7 +14,9 @@ from cmpose.cli import main
 from cmpose.config import Config, ModelConfig, TrainConfig, load
 from cmpose.models.cmpose import CMPose
 from cmpose.train import prediction
-from cmpose.train.prediction import forward_flops, predict_step, report, savings, training_flops
+from cmpose.train.dry_run import SMALL_CARD, report, savings
+from cmpose.train.flops import forward_flops, training_flops
+from cmpose.train.prediction import predict_step
 from cmpose.train.step import LossModule
 from tests.models.builders import seed_tensor, small_config
 from tests.shared_data import PROJECT
@@ -147,7 +149,7 @@ def test_what_does_not_fit_is_told_what_does(capsys, tmp_path):
     told = "does not fit; set model.checkpoint_activations=true"
     assert told in text
     config = load(path, **{"train.batch_size": 96, "model.checkpoint_activations": True})
-    assert predict_step(config).peak <= prediction.SMALL_CARD
+    assert predict_step(config).peak <= SMALL_CARD
     assert not list(tmp_path.iterdir())
 
 

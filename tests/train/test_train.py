@@ -170,14 +170,14 @@ def test_interrupt_saves_and_resume_goes_on(rendered, tmp_path, monkeypatch):
 def test_crops_made_on_the_device_teach_the_same(rendered, tmp_path):
     """Pixels differ by half a grey level at most, and hardly at all in the mean."""
     logs = []
-    for place in ("host", "device"):
+    for where in ("host", "device"):
         config = recipe(
             rendered,
             **FINE,
-            **{"data.warp": place, "train.accumulate": 2, "train.pictures_every": 1},
+            **{"data.warp": where, "train.accumulate": 2, "train.pictures_every": 1},
         )
-        train(config, tmp_path / place, progress=False)
-        logs.append(lines(tmp_path / place))
+        train(config, tmp_path / where, progress=False)
+        logs.append(lines(tmp_path / where))
     assert len(logs[0]) == len(logs[1]) > 2
     first, second = (log[0] for log in logs)
     assert first["loss"] != second["loss"]

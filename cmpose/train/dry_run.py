@@ -1,0 +1,124 @@
+"""``cmpose train --dry-run`` and the advice when memory does not suffice, in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cmpose.config import Config
+from cmpose.train.flops import CARDS, training_flops
+from cmpose.train.prediction import LIBRARIES, predict_step
+
+GB = 1e9
+
+SMALL_CARD = 24564 << 20
+"""Bytes of an RTX 4090, the 24 GB card."""
+
+
+def savings(config: Config) -> list[tuple[str, Config]]:
+    """Recipes that need less memory and learn the same, in the order to try them.
+
+    Returns:
+        (field, recipe with this field and those before it).
+    """
+    cheaper_recipes = []
+    model, train = config.model, config.train
+    if train.precision == "fp32":
+        train = replace(train, precision="bf16")
+        cheaper_recipes.append(("train.precision=bf16", replace(config, train=train)))
+    if not model.checkpoint_activations:
+        model = replace(model, checkpoint_activations=True)
+        names = "model.checkpoint_activations=true"
+        cheaper_recipes.append((names, replace(config, model=model, train=train)))
+    for accumulate in range(train.accumulate + 1, train.batch_size + 1):
+        if train.batch_size % accumulate == 0:
+            cut = replace(train, accumulate=accumulate)
+            cheaper = replace(config, model=model, train=cut)
+            cheaper_recipes.append((f"train.accumulate={accumulate}", cheaper))
+    return cheaper_recipes
+
+
+def _advice(config: Config) -> str:
+    fields = [name for name, _ in savings(config)]
+    kept = [name for name in fields if not name.startswith("train.accumulate")]
+    kept += [name for name in fields if name.startswith("train.accumulate")][:1]
+    return ", then ".join([*kept, "a smaller train.batch_size"])
+
+
+def out_of_memory(config: Config, error: BaseException) -> str:
+    """The message for a step that did not fit: which fields need less, in the order to try."""
+    reason = str(error).partition(". ")[0]
+    return (
+        f"the device's memory does not hold a step of train.batch_size={config.train.batch_size} "
+        f"in train.accumulate={config.train.accumulate} part(s) ({reason}): set {_advice(config)}; "
+        "`cmpose train --dry-run` predicts what each needs"
+    )
+
+
+def _fitting(config: Config, memory: int, processes: int) -> str:
+    """Says which fields make a step fit, by trying one after the other on the meta device."""
+    tried: list[str] = []
+    for name, cheaper in savings(config):
+        if name.startswith("train.accumulate"):
+            tried = [field for field in tried if not field.startswith("train.accumulate")]
+        if cheaper.train.batch_size % (cheaper.train.accumulate * processes):
+            continue
+        tried.append(name)
+        if predict_step(cheaper, processes).peak <= memory:
+            return f"set {' and '.join(tried)}"
+    if processes > 1 and config.train.distributed != "fsdp":
+        return "no other field makes it fit: set train.distributed=fsdp"
+    return "no field makes it fit: use a smaller model.backbone"
+
+
+def report(config: Config, processes: int = 1) -> str:
+    """What ``cmpose train --dry-run`` prints, for one of ``processes`` cards.
+
+    Raises:
+        ValueError: as :func:`predict_step`.
+    """
+    if processes < 1:
+        raise ValueError(f"--processes={processes}: must be at least 1, the number of cards")
+    predicted = predict_step(config, processes)
+    train, model = config.train, config.model
+    lines = [
+        f"ViT {model.backbone}, {predicted.parameters / 1e6:.1f} M weights, "
+        f"{model.image_size[0]}×{model.image_size[1]}, T = {model.num_frames}, {train.precision}, "
+        f"{train.batch_size} clips a step in {train.accumulate} part(s)"
+        + (", blocks recomputed" if model.checkpoint_activations else "")
+        + (f", {processes} cards by {train.distributed}" if processes > 1 else ""),
+        "",
+        "memory of the eager step"
+        + (" on each card" if processes > 1 else "")
+        + ", predicted (GB = 10⁹ bytes)",
+    ]
+    rows = [
+        ("weights, float32", predicted.weights),
+        ("gradients, float32", predicted.gradients),
+        ("optimiser state, float32", predicted.optimizer),
+        ("images", predicted.batch),
+        *((f"activations: {name}", value) for name, value in predicted.activations.items()),
+        ("the worst moment, less the sum", predicted.difference),
+        ("CUDA and its libraries (assumed)", int(LIBRARIES)),
+        *([("gathered for a while", predicted.gathered)] if predicted.gathered else []),
+        ("peak", predicted.peak),
+    ]
+    lines += [f"  {name:34}{value / GB:8.2f}" for name, value in rows]
+    if predicted.peak <= SMALL_CARD:
+        left = (SMALL_CARD - predicted.peak) / GB
+        lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): fits, {left:.1f} are left")
+    else:
+        over = _fitting(config, SMALL_CARD, processes)
+        lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): does not fit; {over}")
+    flops = training_flops(model)
+    lines += [
+        "",
+        f"speed, predicted from datasheets ({flops / 1e9:.0f} GFLOP a clip, recomputed ones too)"
+        + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
+    ]
+    for card in CARDS:
+        bound, eager = (train.batch_size / seconds for seconds in predicted.seconds(card))
+        lines.append(
+            f"  {card.name:10} at most {bound:6.0f} clips/s; operators one by one, each at the "
+            f"memory's full speed, {eager:6.0f}"
+        )
+    return "\n".join(lines)
