@@ -109,6 +109,7 @@ class _Chooser:
         self.notes: Counter[str] = Counter()
 
     def records(self, sequence: Sequence) -> Iterator[ClipRecord]:
+        """The records of one sequence; what is left out or noted is counted."""
         listed = {frame.index for frame in sequence.frames}
         for frame in sequence.frames:
             people = list(self._people(sequence, frame))

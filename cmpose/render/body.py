@@ -38,6 +38,7 @@ class _Parts:
         self.parts: list[tuple[float, int, Callable[[], None]]] = []
 
     def add(self, z: float, draw: Callable[[], None]) -> None:
+        """Adds a part at depth ``z`` (metres away), which ``draw`` draws."""
         self.parts.append((-z, len(self.parts), draw))
 
     def limb(
@@ -62,6 +63,7 @@ class _Parts:
         self.depth[name] = self.depth[origin] + float(away[2])
 
     def draw(self) -> None:
+        """Draws all parts, from far to near."""
         for _, _, draw in sorted(self.parts, key=lambda part: part[:2]):
             draw()
 

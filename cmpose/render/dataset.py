@@ -98,7 +98,8 @@ def render_dataset(
     Args:
         out: folder of the data set; made if absent.
         videos: number of sequences, at least 1.
-        first_video: index of the first sequence, so that several calls can share the work.
+        first_video: index of the first sequence, so that several calls can share the work: one
+            after the other in one folder, or at the same time in folders of their own.
         workers: processes; 0 and 1 render in this one.
         progress: shows a progress bar.
         settings: the fields of :class:`RenderSettings`, e.g. ``seed=0, frames=30``.

@@ -37,6 +37,7 @@ class Build:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Build:
+        """A random person; about one in eight is a child."""
         child = rng.random() < 0.12
         stature = rng.uniform(1.15, 1.45) if child else rng.uniform(1.52, 1.95)
         return Build(

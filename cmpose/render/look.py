@@ -147,6 +147,7 @@ class Look:
 
     @staticmethod
     def draw(rng: np.random.Generator, build: Build) -> Look:
+        """Random clothes and features for a person of this build."""
         skin = _pick(rng, _SKINS) * rng.uniform(0.92, 1.06)
         hair = _pick(rng, _HAIRS) * rng.uniform(0.85, 1.15)
         style = str(

@@ -69,6 +69,7 @@ def walk(t: np.ndarray, rng: np.random.Generator, *, running: bool = False) -> A
 
 
 def run(t: np.ndarray, rng: np.random.Generator) -> Angles:
+    """A faster gait cycle with longer steps, in which both feet leave the ground."""
     return walk(t, rng, running=True)
 
 

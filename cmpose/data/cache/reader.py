@@ -197,7 +197,13 @@ def open_cache(
 
     Evaluation without a store of its own reads frames: None.
 
-    Args: as ``ClipDataset`` has them.
+    Args:
+        records: the clips.
+        root: folder that frames are named relative to.
+        image_size: (H, W) of the crops.
+        num_frames: T.
+        data: names the cache, and says what it must have been made for.
+        train: which of its stores.
 
     Raises:
         CacheError: the store is unfinished, stale or damaged, or there is none to train from.
