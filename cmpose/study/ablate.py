@@ -28,7 +28,8 @@ from cmpose.study.presets import PRESETS, Preset, RenderedData, preset_recipe
 from cmpose.study.report import CALLS, MEAN_POSE, write_report
 from cmpose.study.runs import finished_results, learnt_fields
 
-_CHUNK = 64  # sequences rendered between two looks at the clock
+_CHUNK = 64
+"""Sequences that are rendered between two looks at the clock."""
 
 
 @dataclass(frozen=True)

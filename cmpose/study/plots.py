@@ -89,7 +89,8 @@ def ratio_plot(
     for axis, (label, subsets) in zip(axes, panels.items(), strict=True):
         for index, (subset, points) in enumerate(subsets.items()):
             color = COLORS.get(subset)
-            shift = 0.006 * (index - (len(subsets) - 1) / 2)  # bars beside, not over each other
+            # So that the subsets' bars do not cover one another.
+            shift = 0.006 * (index - (len(subsets) - 1) / 2)
             points = [(x + shift, values) for x, values in points]
             means = [(x, interval(list(values.values()))) for x, values in points]
             known = [(x, mean) for x, mean in means if mean is not None]

@@ -44,8 +44,8 @@ class Monitor:
             disable=not self.progress,
             smoothing=0.1,
         )
-        self._terms: list[Tensor] = []  # of the steps since the last line
-        self._elapsed = 0.0  # seconds of these
+        self._terms: list[Tensor] = []  # loss terms of each step since the last line
+        self._elapsed = 0.0  # seconds that these steps took
         self._mark = 0.0
 
     def __enter__(self) -> Monitor:

@@ -27,14 +27,14 @@ RESUME = "go on with --resume"
 FREE_FIELDS = (
     "data.num_workers",
     "data.frame_cache_mb",
-    "data.warp",  # compared by what it comes to: auto depends on the device
+    "data.warp",  # auto depends on the device; where crops are made is compared instead
     "model.checkpoint_activations",
-    "data.cache",  # likewise: a raw cache holds the frames' own pixels
+    "data.cache",  # a raw cache holds the frames' own pixels; what pixels are made of is compared
     "data.cache_format",
     "data.cache_quality",
     "data.cache_detail",
     "train.device",
-    "train.distributed",  # the same step but for rounding, as with another number of processes
+    "train.distributed",  # changes rounding only, as another number of processes does
     "train.log_every",
     "train.pictures_every",
     "train.checkpoint_every",
@@ -194,7 +194,7 @@ def _check_keypoints_are_unchanged(folder: Path, clips: ClipDataset) -> None:
 
 
 def _check_pixels_are_unchanged(folder: Path, state: dict[str, Any], clips: ClipDataset) -> None:
-    # Checkpoints from before there was a choice do not say.
+    # A checkpoint from before there was a choice does not say.
     before, now = state.get("warp", "host"), clips.data.warp
     if before != now:
         raise ValueError(

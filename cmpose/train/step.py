@@ -172,8 +172,9 @@ class TrainingStep:
                     )
                 self.scaler.scale(losses.total / train.accumulate).backward()
             terms = terms + torch.stack([term.detach().float() for term in losses])
-        # Every term is the mean over parts (micro-batches and processes). The pose term is divided
-        # by a part's share of all visible joints already, so that its mean is the global one.
+        # Every term is the mean over parts (micro-batches and processes). Each part has divided its
+        # pose term by the mean number of visible joints in a part, so that this is the mean over
+        # all joints.
         terms = world.sum(terms / parts)
         self.scaler.unscale_(self.optimizer)
         limit = train.clip_norm if train.clip_norm > 0 else float("inf")

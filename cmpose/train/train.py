@@ -155,7 +155,7 @@ def finish(trainer: Trainer, output: Path, monitor: Monitor) -> dict[str, Any]:
     state, total = trainer.state, trainer.total_steps
     config, main = state.config, state.world.main
     weights = gather(state.model.state_dict(), state.world)
-    if main:  # saved before the evaluation, which can fail for want of data
+    if main:  # saved before the evaluation, which may fail when data are missing
         skeleton, card = state.model.skeleton, model_card(config)
         checkpoint.save(output, checkpoint.MODEL, weights, config, skeleton=skeleton, card=card)
     metrics = evaluate(trainer, output, monitor)

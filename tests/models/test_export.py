@@ -18,6 +18,7 @@ from cmpose.cli import main
 from cmpose.data.skeleton import JOINTS
 from cmpose.data.transforms import crop_matrix, crop_region, normalize_clips, warp
 from cmpose.evaluation.decode import decode_heatmaps, to_image
+from cmpose.files import partial_path
 from cmpose.models import export as exporting
 from cmpose.models.cmpose import CMPose
 from cmpose.models.export import BOUND, Agreement, ExportError, compare, example, export
@@ -47,6 +48,9 @@ def dynamic(tmp_path_factory):
     """A model with Fine Token Enhancement and its two exports for any batch."""
     folder = tmp_path_factory.mktemp("export")
     source = saved(folder, num_keypoints=3, tokens_per_keypoint=1)
+    left_by_a_killed_export = partial_path(folder / "m.pt2.files")
+    left_by_a_killed_export.mkdir()
+    (left_by_a_killed_export / "m.pt2").write_bytes(b"half")
     agreements = {suffix: export(source, folder / f"m.{suffix}") for suffix in ("pt2", "onnx")}
     return folder, CMPose.from_pretrained(source, backend="reference"), agreements
 
