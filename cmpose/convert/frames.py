@@ -83,7 +83,7 @@ def extract_frames(
             if not (folder / INDEX).exists():
                 write_json(folder / INDEX, made_of)
             written = kept = decoded = 0
-            for shot in opened.shots():
+            for shot in opened.frames():
                 if stop.is_set():
                     raise Interrupted(
                         f"{folder}: stopped; {kept} pictures are there: run the same command "

@@ -53,7 +53,7 @@ class VideoInfo:
     live: bool = False
 
 
-class Shot(NamedTuple):
+class VideoFrame(NamedTuple):
     """A frame and its number, from 0.
 
     Attributes:
@@ -73,7 +73,7 @@ class Video(ABC):
     info: VideoInfo
 
     @abstractmethod
-    def shots(self, skip: int = 0) -> Iterator[Shot]:
+    def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
         """All frames in order; the first ``skip`` come with an empty picture.
 
         Raises:
@@ -124,21 +124,21 @@ class _Capture(Video):
             live=isinstance(what, int) or (not count and not Path(source).is_file()),
         )
 
-    def shots(self, skip: int = 0) -> Iterator[Shot]:
-        yield Shot(0, NOT_DECODED if skip else self.first)
+    def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
+        yield VideoFrame(0, NOT_DECODED if skip else self.first)
         number = 1
         while number < skip:
             # Seeking is inexact in many formats, so frames are grabbed one by one.
             if not self.capture.grab():
                 return
-            yield Shot(number, NOT_DECODED)
+            yield VideoFrame(number, NOT_DECODED)
             number += 1
         while True:
             decoded, picture = self.capture.read()
             if not decoded:
                 return
             self._check(picture, f"{self.info.source}: frame {number}")
-            yield Shot(number, picture)
+            yield VideoFrame(number, picture)
             number += 1
 
     def signature(self) -> dict[str, Any]:
@@ -169,11 +169,11 @@ class _Pictures(Video):
             raise VideoError(f"{error} (the first picture tells the video's size)") from error
         self.info = VideoInfo(source, name, width, height, fps or _RATE, len(files))
 
-    def shots(self, skip: int = 0) -> Iterator[Shot]:
+    def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
         before = NOT_DECODED
         for number, file in enumerate(self.files):
             if number < skip:
-                yield Shot(number, NOT_DECODED)
+                yield VideoFrame(number, NOT_DECODED)
                 continue
             readable = True
             try:
@@ -184,7 +184,7 @@ class _Pictures(Video):
                     raise VideoError(f"{error} (--on_error skip goes on without it)") from error
                 readable = False
                 picture = before if before.size else self._nearest(number)
-            yield Shot(number, picture, readable)
+            yield VideoFrame(number, picture, readable)
             before = picture
 
     def _nearest(self, number: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from cmpose.viz.draw import draw_key, draw_skeleton
 
 def draw_frame(frame: PredictedFrame, skeleton: Skeleton) -> np.ndarray:
     """A copy of the frame's picture, uint8 [H, W, 3] BGR, with its people and a colour key."""
-    picture = frame.shot.picture.copy()
+    picture = frame.picture.copy()
     for person in frame.people:
         draw_skeleton(
             picture,
@@ -51,7 +51,7 @@ class Explainer:
 
     def due(self, frame: PredictedFrame) -> bool:
         """Whether a frame is to be explained; what it stands for is wanted no longer then."""
-        number = frame.shot.number
+        number = frame.number
         due = [n for n in self.wanted if n == number or (n < number and not self._only_named)]
         if due and frame.people:
             self.wanted = [n for n in self.wanted if n not in due]
@@ -68,9 +68,9 @@ class Explainer:
             return []
         written = []
         for person, (poses, row) in zip(frame.people, frame.rows, strict=True):
-            number, track_id = frame.shot.number, person.track_id
+            number, track_id = frame.number, person.track_id
             title = f"{self.name}, frame {number}, person {track_id}"
             path = self.out / "explain" / f"{self.name}_{number:06d}_{track_id}.png"
-            self.predictor.explain(frame.shot, poses, row, title, path)
+            self.predictor.explain(frame.picture, poses, row, title, path)
             written.append(str(path.relative_to(self.out)))
         return written

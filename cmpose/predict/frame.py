@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmpose.data.video import Shot
 from cmpose.predict.detect import Detection
 from cmpose.predict.predictor import Poses
 
@@ -41,16 +40,20 @@ class PredictedFrame:
     """A frame and the poses of its people.
 
     Attributes:
-        shot: the frame's number and picture; the picture is empty in a frame of the journal.
+        number: from 0.
+        picture: uint8 [H, W, 3], BGR; empty in a frame of the journal.
         people: in the order of their boxes.
+        readable: False where the picture before stands in for one that could not be read.
         detections: what the detector found here, linked to nobody yet; None where it was not run.
         rows: for each person the batch of poses that the network gave, and the person's row in
             it; empty in a frame of the journal.
         explained: pictures of what these poses were read from, below the output folder.
     """
 
-    shot: Shot
+    number: int
+    picture: np.ndarray
     people: list[PredictedPerson]
+    readable: bool = True
     detections: list[Detection] | None = None
     rows: Sequence[tuple[Poses, int]] = ()
     explained: Sequence[str] = ()

@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Struct
 
 from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read, short
-from cmpose.data.video import NOT_DECODED, Shot
+from cmpose.data.video import NOT_DECODED
 from cmpose.files import claim, write_json, writing
 from cmpose.predict.detect import Detection
 from cmpose.predict.frame import PredictedFrame, PredictedPerson
@@ -178,10 +178,10 @@ def _line(frame: PredictedFrame) -> dict[str, Any]:
             "scores": person.scores.tolist(),
         }
         people.append(entry | ({"interpolated": True} if person.interpolated else {}))
-    line: dict[str, Any] = {"frame": frame.shot.number, "people": people}
+    line: dict[str, Any] = {"frame": frame.number, "people": people}
     if frame.detections is not None:
         line["found"] = [[*d.box.tolist(), d.score] for d in frame.detections]
-    if not frame.shot.readable:
+    if not frame.readable:
         line["unreadable"] = True
     if frame.explained:
         line["explained"] = list(frame.explained)
@@ -204,8 +204,14 @@ def _frame(line: FrameLine) -> PredictedFrame:
     detections = None
     if line.found is not None:
         detections = [Detection(np.array(box), score) for *box, score in line.found]
-    shot = Shot(line.frame, NOT_DECODED, readable=not line.unreadable)
-    return PredictedFrame(shot, people, detections, explained=line.explained)
+    return PredictedFrame(
+        line.frame,
+        NOT_DECODED,
+        people,
+        readable=not line.unreadable,
+        detections=detections,
+        explained=line.explained,
+    )
 
 
 def _is_whole(line: bytes, frame: int | None = None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from cmpose.data.video import Shot
+from cmpose.data.video import VideoFrame
 from cmpose.predict.clock import Clock
 from cmpose.predict.detect import Detection, VideoDetections, detect_people
 from cmpose.predict.frame import PredictedFrame
@@ -22,18 +22,18 @@ class SeenFrame(NamedTuple):
     """A frame on its way to the network.
 
     Attributes:
-        shot: its number and picture.
+        frame: its number and picture.
         detections: what the detector found in it; None where it was not run.
         earlier: what an interrupted run predicted of it.
     """
 
-    shot: Shot
+    frame: VideoFrame
     detections: list[Detection] | None
     earlier: PredictedFrame | None
 
 
 def find_people(
-    shots: Iterable[Shot],
+    frames: Iterable[VideoFrame],
     earlier: Iterator[PredictedFrame],
     file: VideoDetections | None,
     options: Options,
@@ -42,7 +42,7 @@ def find_people(
     """Frames and who is in them: by a detection file, or by OpenCV's HOG detector without one.
 
     Args:
-        shots: the video from its first frame on.
+        frames: the video's, from the first on.
         earlier: the frames that an interrupted run has predicted, from the first on.
         file: people's boxes, or None.
         options: settled; how often the detector is run, and which of its boxes are taken.
@@ -52,26 +52,26 @@ def find_people(
         Frames, and their people before they are tracked, or None where nobody looked.
     """
     if file is None:
-        yield from _detected(shots, earlier, options, clock)
+        yield from _detected(frames, earlier, options, clock)
         return
-    for shot in shots:
-        yield SeenFrame(shot, None, next(earlier, None)), file.get(shot.number, [])
+    for frame in frames:
+        yield SeenFrame(frame, None, next(earlier, None)), file.get(frame.number, [])
 
 
 def _detected(
-    shots: Iterable[Shot], earlier: Iterator[PredictedFrame], options: Options, clock: Clock
+    frames: Iterable[VideoFrame], earlier: Iterator[PredictedFrame], options: Options, clock: Clock
 ) -> Iterator[tuple[SeenFrame, list[Detection] | None]]:
     """The detector also runs in the last frame, so that nobody is lost before it."""
-    for shot, last in _with_last(shots):
+    for frame, last in _with_last(frames):
         before = next(earlier, None)
         detections = None
         if before is not None:
             detections = before.detections
-        elif shot.readable and (last or shot.number % options.detect_every == 0):
+        elif frame.readable and (last or frame.number % options.detect_every == 0):
             with clock("detect"):
-                everybody = detect_people(shot.picture)
+                everybody = detect_people(frame.picture)
             detections = [d for d in everybody if d.score >= options.min_score]
-        yield SeenFrame(shot, detections, before), detections
+        yield SeenFrame(frame, detections, before), detections
 
 
 def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from cmpose.data.video import Shot, Video, open_video
+from cmpose.data.video import Video, VideoFrame, open_video
 from cmpose.distributed import pick_device
 from cmpose.files import Interrupted, OutputError, stop_requests
 from cmpose.models.weights import checkpoint
@@ -142,13 +142,13 @@ def _predict(
             # The network needs the pictures of some frames before the first that is to be done.
             reach = predictor.config.model.num_frames // 2
             skip = 0 if writer.to_draw else max(0, start - reach)
-            shots = clock.each("decode", islice(video.shots(skip), options.max_frames))
+            frames = clock.each("decode", islice(video.frames(skip), options.max_frames))
             if info.live:
-                shots = _until(stop, shots)
-            people = find_people(shots, journal.frames(), detections, options, clock)
+                frames = _until(stop, frames)
+            people = find_people(frames, journal.frames(), detections, options, clock)
             for group in PoseStream(predictor, info, options, clock).groups(people):
                 writer.write(group)
-                bar.update(group[-1].shot.number)
+                bar.update(group[-1].number)
                 if stop.is_set() and not info.live:
                     raise Interrupted(
                         f"stopped after {journal.done} of {info.frames or '?'} frames; their poses "
@@ -171,9 +171,9 @@ def _predict(
     return metrics
 
 
-def _until(stop: Event, shots: Iterator[Shot]) -> Iterator[Shot]:
+def _until(stop: Event, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
     """The frames of a camera until it is told to stop."""
-    for shot in shots:
-        yield shot
+    for frame in frames:
+        yield frame
         if stop.is_set():
             return

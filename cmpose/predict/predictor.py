@@ -15,7 +15,7 @@ from cmpose import ops
 from cmpose.config import Config
 from cmpose.data.clips import resolve_warp
 from cmpose.data.transforms import apply_matrix, crop_matrix, crop_region, normalize_clips, warp
-from cmpose.data.video import Shot
+from cmpose.data.video import VideoFrame
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.evaluation.inference import clip_tokens, compute_dtype, predict_heatmaps
 from cmpose.models.cmpose import CMPose, CMPoseOutput
@@ -65,7 +65,7 @@ class Predictor:
         self.model, self.config, self.device = model.to(device).eval(), config, device
 
     def crops(
-        self, window: Sequence[Shot], boxes: Sequence[np.ndarray]
+        self, window: Sequence[VideoFrame], boxes: Sequence[np.ndarray]
     ) -> tuple[Tensor, np.ndarray]:
         """Cuts people out of a window of T frames.
 
@@ -86,11 +86,11 @@ class Predictor:
             ]
         )
         if resolve_warp(c.data, self.device) == "host":
-            crops = [[warp(shot.picture, m, size) for shot in window] for m in matrices]
+            crops = [[warp(frame.picture, m, size) for frame in window] for m in matrices]
             pixels = torch.from_numpy(np.stack(crops)[..., ::-1].copy())
             return normalize_clips(pixels.to(self.device), dtype), matrices
         # One copy of the frames serves everybody: the op reads them through a stride of zero.
-        frames = torch.from_numpy(np.stack([shot.picture[..., ::-1] for shot in window]))
+        frames = torch.from_numpy(np.stack([frame.picture[..., ::-1] for frame in window]))
         frames = frames.to(self.device).expand(len(boxes), *frames.shape)
         on_device = torch.from_numpy(matrices).to(self.device, torch.float32)
         clips = ops.warp_clips(frames, on_device, size, dtype=dtype, backend=c.model.backend)
@@ -113,11 +113,13 @@ class Predictor:
         )
         return Poses(image_xy.numpy(), scores.numpy(), output, matrices)
 
-    def explain(self, shot: Shot, poses: Poses, person: int, title: str, path: Path) -> None:
+    def explain(
+        self, picture: np.ndarray, poses: Poses, person: int, title: str, path: Path
+    ) -> None:
         """Writes a picture, and a record, of what one person's pose was read from.
 
         Args:
-            shot: the frame.
+            picture: the frame's, uint8 [H, W, 3], BGR.
             poses: of the batch that the person is in.
             person: their row in it.
             title: of the picture.
@@ -127,7 +129,7 @@ class Predictor:
             OutputError: the picture cannot be written.
         """
         c = self.config
-        crop = warp(shot.picture, poses.matrices[person], c.model.image_size)[..., ::-1]
+        crop = warp(picture, poses.matrices[person], c.model.image_size)[..., ::-1]
         keypoints = apply_matrix(poses.matrices[person], poses.keypoints[person])
         heatmaps = poses.output.heatmaps[person].float().cpu().numpy()
         explain_figure(

@@ -44,7 +44,7 @@ class Tally:
         counts["people"] += len(people)
         counts["frames_without_people"] += not people
         counts["boxes_interpolated"] += sum(person.interpolated for person in people)
-        counts["frames_unreadable"] += not frame.shot.readable
+        counts["frames_unreadable"] += not frame.readable
         counts["tracks"] = max([counts["tracks"], *(p.track_id + 1 for p in people)])
         self.pictures += frame.explained
 
@@ -62,7 +62,7 @@ def write_results(
 
     def frames() -> Iterator[Frame]:
         for predicted in journal.frames():
-            number = predicted.shot.number
+            number = predicted.number
             frame = Frame(
                 image_id=number,
                 file_name=video.frame_name(number),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cmpose.data.transforms import clean_box
-from cmpose.data.video import Shot, VideoInfo
+from cmpose.data.video import VideoFrame, VideoInfo
 from cmpose.predict.clock import Clock
 from cmpose.predict.detect import Detection
 from cmpose.predict.frame import PredictedFrame, PredictedPerson
@@ -87,9 +87,9 @@ class PoseStream:
         for window in windows(steady, num_frames):
             seen, people = window[num_frames // 2]
             if seen.earlier is not None:
-                yield [replace(seen.earlier, shot=seen.shot)]
+                yield [replace(seen.earlier, picture=seen.frame.picture)]
                 continue
-            cropped = self._crop([item.shot for item, _ in window], seen, people)
+            cropped = self._crop([item.frame for item, _ in window], seen, people)
             count = sum(len(frame.boxes) for frame in group) + len(cropped.boxes)
             if group and (count > self.options.batch_size or len(group) >= self.most_frames):
                 yield self._predict(group)
@@ -98,10 +98,12 @@ class PoseStream:
         if group:
             yield self._predict(group)
 
-    def _crop(self, window: list[Shot], seen: SeenFrame, people: list[Detection]) -> _CroppedFrame:
+    def _crop(
+        self, window: list[VideoFrame], seen: SeenFrame, people: list[Detection]
+    ) -> _CroppedFrame:
         """Cuts out the people whose box lies in the picture; nobody in an unreadable one."""
         inside, boxes = [], []
-        for detection in people if seen.shot.readable else ():
+        for detection in people if seen.frame.readable else ():
             box = clean_box(detection.box, self.info.width, self.info.height)
             if box is not None:
                 inside.append(detection)
@@ -134,14 +136,14 @@ class PoseStream:
         return rows
 
 
-def _predicted_frame(frame: _CroppedFrame, rows: list[tuple[Poses, int]]) -> PredictedFrame:
-    shot = frame.seen.shot
+def _predicted_frame(cropped: _CroppedFrame, rows: list[tuple[Poses, int]]) -> PredictedFrame:
+    frame, detections, _ = cropped.seen
     people = []
-    for detection, box, (poses, row) in zip(frame.people, frame.boxes, rows, strict=True):
+    for detection, box, (poses, row) in zip(cropped.people, cropped.boxes, rows, strict=True):
         keypoints, scores = poses.keypoints[row], poses.scores[row]
         if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
             raise ValueError(
-                f"frame {shot.number}, person {detection.track_id}: the pose is not finite; look "
+                f"frame {frame.number}, person {detection.track_id}: the pose is not finite; look "
                 "for NaN in the model's heatmaps"
             )
         people.append(
@@ -154,4 +156,4 @@ def _predicted_frame(frame: _CroppedFrame, rows: list[tuple[Poses, int]]) -> Pre
                 interpolated=detection.interpolated,
             )
         )
-    return PredictedFrame(shot, people, frame.seen.detections, rows)
+    return PredictedFrame(frame.number, frame.picture, people, frame.readable, detections, rows)

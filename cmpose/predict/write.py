@@ -78,7 +78,7 @@ class FrameWriter:
         Raises:
             OutputError: the disk is full; of ``group`` all or nothing is in the journal then.
         """
-        if group[0].shot.number >= self._start:
+        if group[0].number >= self._start:
             with self.clock("explain"):
                 group = [replace(f, explained=self.explainer.explain(f)) for f in group]
             with self.clock("journal"):

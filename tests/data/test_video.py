@@ -41,8 +41,8 @@ def folder(tmp_path):
     return folder
 
 
-def greys(shots):
-    return [round(shot.picture.mean() / 10) if shot.picture.size else None for shot in shots]
+def greys(frames):
+    return [round(frame.picture.mean() / 10) if frame.picture.size else None for frame in frames]
 
 
 def test_a_file(file):
@@ -50,9 +50,9 @@ def test_a_file(file):
         info = video.info
         assert (info.name, info.width, info.height) == ("clip", *SIZE)
         assert (info.fps, info.frames, info.live) == (12.5, 10, False)
-        shots = list(video.shots())
-    assert [shot.number for shot in shots] == list(range(10))
-    assert greys(shots) == list(range(10))
+        frames = list(video.frames())
+    assert [frame.number for frame in frames] == list(range(10))
+    assert greys(frames) == list(range(10))
     assert video.frame_name(7) == "clip/000007.jpg"
     with open_video(file, fps=30) as video:
         assert video.info.fps == 30
@@ -62,7 +62,7 @@ def test_a_file(file):
 def test_frames_that_are_passed_over_are_the_same_ones(file, folder, skip):
     for source, length in ((file, 10), (folder, 12)):
         with open_video(source) as video:
-            shown = greys(video.shots(skip))
+            shown = greys(video.frames(skip))
         passed = min(skip, length)
         assert shown == [None] * passed + list(range(passed, length))
 
@@ -70,13 +70,13 @@ def test_frames_that_are_passed_over_are_the_same_ones(file, folder, skip):
 def test_pictures_in_natural_order(folder, tmp_path):
     for source in (folder, f"{folder}/*.png", f"{folder}/f%d.png"):
         with open_video(source) as video:
-            assert greys(video.shots()) == list(range(12)), source
+            assert greys(video.frames()) == list(range(12)), source
             assert video.info.name == "seq"
     with open_video(folder) as video:
         assert video.frame_name(10) == "seq/f10.png"
         assert (video.info.frames, video.info.fps) == (12, 25)
     with open_video(folder / "f3.png") as video:
-        assert greys(video.shots()) == [3], "a single picture is one frame"
+        assert greys(video.frames()) == [3], "a single picture is one frame"
     names = ["a/x2", "a/x10", "a/x11b", "b/1"]
     assert sorted(reversed(names), key=natural_order) == names
 
@@ -120,7 +120,7 @@ def test_a_camera_by_number_and_a_stream_by_address(monkeypatch):
     with open_video("0") as video:
         assert (video.info.name, video.info.live, video.info.frames) == ("camera0", True, 0)
         assert video.info.fps == 25
-        assert len(list(video.shots())) == 4
+        assert len(list(video.frames())) == 4
     with open_video("rtsp://host:554/live/Hall 2.sdp?x=1") as video:
         assert (video.info.name, video.info.live) == ("Hall_2", True)
     assert opened == [0, "closed", "rtsp://host:554/live/Hall 2.sdp?x=1", "closed"]
@@ -152,12 +152,12 @@ def test_unreadable_pictures_stop_or_are_stood_in_for(folder):
             match=r"f4\.png: not a readable picture .*\(--on_error skip goes on without it",
         ),
     ):
-        list(video.shots())
+        list(video.frames())
     for skip in (0, 4, 5):
         with open_video(folder, on_error="skip") as video:
-            shots = list(video.shots(skip))[skip:]
-        assert greys(shots) == [0, 1, 2, 3, 3, 3, 6, 7, 8, 9, 10, 11][skip:]
-        assert [s.number for s in shots if not s.readable] == [4, 5][max(0, skip - 4) :]
+            frames = list(video.frames(skip))[skip:]
+        assert greys(frames) == [0, 1, 2, 3, 3, 3, 6, 7, 8, 9, 10, 11][skip:]
+        assert [s.number for s in frames if not s.readable] == [4, 5][max(0, skip - 4) :]
     (folder / "f0.png").write_bytes(b"")
     with pytest.raises(VideoError, match=r"f0\.png: .*the first picture tells the video's size"):
         open_video(folder, on_error="skip").__enter__()
@@ -176,7 +176,7 @@ def test_a_video_gets_its_name_once_it_is_whole(tmp_path):
         fails_after_two()
     assert not path.exists()
     with open_video(part_of(path)) as video:
-        assert greys(video.shots()) == [1, 2], "what was written can be played"
+        assert greys(video.frames()) == [1, 2], "what was written can be played"
     with video_writer(path, SIZE, 10) as writer:
         writer.write(picture(3))
     assert path.exists()

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cmpose.config import Config
-from cmpose.data.video import Shot, Video, VideoInfo, open_video
+from cmpose.data.video import Video, VideoFrame, VideoInfo, open_video
 from cmpose.data.video_writer import VideoWriter, video_writer
 from cmpose.files import Interrupted, InUse, OutputError
 from cmpose.models.weights import checkpoint
@@ -70,7 +70,7 @@ def predict(clip, weights, out, **options):
 def results(out, name="clip"):
     """What must not depend on how a run went: the poses' files, and the video's pictures."""
     with open_video(out / f"{name}_poses.mp4") as video:
-        pictures = np.stack([shot.picture for shot in video.shots()])
+        pictures = np.stack([frame.picture for frame in video.frames()])
     return [(out / kind / f"{name}.json").read_bytes() for kind in ("poses", "coco")], pictures
 
 
@@ -158,7 +158,7 @@ def test_a_run_that_fails_goes_on_to_the_same_results(
                 predict(clip, weights, tmp_path, outputs=outputs)
     if "video" in outputs:
         with open_video(tmp_path / "clip_poses.part.mp4") as video:
-            assert 10 < len(list(video.shots())) < LENGTH
+            assert 10 < len(list(video.frames())) < LENGTH
     metrics = predict(clip, weights, tmp_path, outputs=outputs)
     assert 10 < metrics["resumed_at_frame"] < LENGTH
     for key in ("frames", "people", "tracks", "boxes_interpolated", "frames_without_people"):
@@ -417,8 +417,8 @@ def test_an_unreadable_picture_stops_and_what_was_done_is_kept(weights, clip, tm
     folder = tmp_path / "seq"
     folder.mkdir()
     with open_video(clip[0]) as video:
-        for shot in video.shots():
-            cv2.imwrite(str(folder / f"{shot.number}.png"), shot.picture)
+        for frame in video.frames():
+            cv2.imwrite(str(folder / f"{frame.number}.png"), frame.picture)
     good = (folder / "45.png").read_bytes()
     (folder / "45.png").write_bytes(good[:99])
     source = folder, clip[1]
@@ -436,8 +436,8 @@ def test_a_video_that_is_cut_off_is_done_as_far_as_it_goes(weights, clip, tmp_pa
     whole = tmp_path / "whole.avi"
     writer = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*"MJPG"), 10, SIZE)
     with open_video(clip[0]) as video:
-        for shot in video.shots():
-            writer.write(shot.picture)
+        for frame in video.frames():
+            writer.write(frame.picture)
     writer.release()
     cut = tmp_path / "cut.avi"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -475,9 +475,9 @@ class Long(Video):
     def __init__(self, frames):
         self.info = VideoInfo("long", "long", 96, 64, 25.0, frames)
 
-    def shots(self, skip=0):
+    def frames(self, skip=0):
         picture = np.zeros((64, 96, 3), np.uint8)
-        return (Shot(n, picture.copy()) for n in range(self.info.frames))
+        return (VideoFrame(n, picture.copy()) for n in range(self.info.frames))
 
     def signature(self):
         return {}
