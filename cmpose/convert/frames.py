@@ -83,14 +83,14 @@ def extract_frames(
             if not (folder / INDEX).exists():
                 write_json(folder / INDEX, made_of)
             written = kept = decoded = 0
-            for shot in opened.frames():
+            for frame in opened.frames():
                 if stop.is_set():
                     raise Interrupted(
                         f"{folder}: stopped; {kept} pictures are there: run the same command "
                         "again, it goes on from them"
                     )
-                decoded = shot.number + 1
-                if shot.number % every:
+                decoded = frame.number + 1
+                if frame.number % every:
                     continue
                 if not (folder / INDEX).is_file():
                     raise OutputError(
@@ -98,9 +98,9 @@ def extract_frames(
                         "extract the frames anew"
                     )
                 kept += 1
-                path = folder / f"{shot.number:06d}.jpg"
+                path = folder / f"{frame.number:06d}.jpg"
                 if not path.exists():
-                    _write_jpeg(path, shot.picture, quality)
+                    _write_jpeg(path, frame.picture, quality)
                     written += 1
             # Headers count a frame or two too many at times; many are a file that was cut off.
             if decoded < 0.95 * info.frames - 2:
