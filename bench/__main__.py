@@ -135,21 +135,21 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
 
 def run_one(workload: Workload, backends: list[str], run: measure.Run, path: Path | None) -> bool:
     """Measures a workload, prints and keeps its records; whether all of ours ran."""
-    found: list[records.Record] = []
+    results: list[records.Record] = []
     faults: dict[str, str] = {}
     try:
-        found, faults = measure.measure(workload, bench_of(workload.op), backends, run)
+        results, faults = measure.measure(workload, bench_of(workload.op), backends, run)
     except measure.Lost:
         raise
     except Exception as error:
         faults = {"every backend": measure.message(error)}
     for name, fault in faults.items():
         print(f"  {name}: {fault}", flush=True)
-    for record in found:
+    for record in results:
         print("\n".join(lines(record)), flush=True)
-    if path and found:
+    if path and results:
         content = records.load_or_empty(path, provenance.machine())
-        records.add(content, found)
+        records.add(content, results)
         records.save(path, content)
     # A workload that is outside of a kernel's limits is no fault of it.
     return all(fault.startswith("error: BackendUnavailable") for fault in faults.values())

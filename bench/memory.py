@@ -68,13 +68,7 @@ def native_workspace() -> Workspace | None:
 def measure(
     sizes: Iterable[int] = SIZES, measured: int = MEASURED, kernel: Workspace | None = None
 ) -> Iterator[Row]:
-    """A row a size, as it is measured.
-
-    Args:
-        sizes: numbers of tokens.
-        measured: the largest at which the reference is run.
-        kernel: what the kernel takes, such as :func:`native_workspace`; None: not built.
-    """
+    """A row a number of tokens, as it is measured; the reference up to ``measured`` of them."""
     for size in sizes:
         reference = reference_peak(size) if size <= measured else None
         yield Row(size, B * size * D * 2, reference, kernel(size) if kernel else None)

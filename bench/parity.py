@@ -50,13 +50,13 @@ VIDEOS, VAL_VIDEOS, FRAMES = 48, 24, 4
 
 def variants(device: str) -> dict[str, dict[str, str]]:
     """Name → fields, the plain one first."""
-    found = {
+    fields = {
         PLAIN: {"train.speed": "eager", "model.backend": "reference"},
         "compile": {"train.speed": "compile", "model.backend": "auto"},
     }
     if device == "cuda":
-        found["graph, kernels"] = {"train.speed": "graph", "model.backend": "auto"}
-    return found
+        fields["graph, kernels"] = {"train.speed": "graph", "model.backend": "auto"}
+    return fields
 
 
 def recipe(data: Path, device: str, steps: int) -> Config:
@@ -64,16 +64,11 @@ def recipe(data: Path, device: str, steps: int) -> Config:
     config = configuration.load(
         str(files("cmpose.configs") / "ablate_cpu.yaml"),
         **{
-            "data.root": str(data),
-            "model.image_size": [96, 80],
-            "model.depth": 1,
-            "model.head_channels": 32,
-            "model.num_clusters": 6,
-            "train.log_every": 1,
-            "train.device": device,
-            "train.precision": "bf16" if device == "cuda" else "fp32",
+            "data.root": str(data), "model.image_size": [96, 80], "model.depth": 1,
+            "model.head_channels": 32, "model.num_clusters": 6, "train.log_every": 1,
+            "train.device": device, "train.precision": "bf16" if device == "cuda" else "fp32",
         },
-    )
+    )  # fmt: skip
     per_epoch = len(open_clips(config, train=True, quiet=True)) // config.train.batch_size
     config.train.epochs = max(1, round(steps / per_epoch))
     return config
@@ -117,21 +112,21 @@ def compare(curves: Curves) -> dict[str, dict[str, Any]]:
     if not between:
         raise ValueError(f"seeds: {len(plain)} shows no run-to-run noise; at least 2 are needed")
     noise = float(np.mean(between))
-    found = {}
+    comparison = {}
     for name, runs in curves.items():
         if name == PLAIN:
             continue
         own = float(np.mean([distance(runs[seed], plain[seed]) for seed in runs]))
         difference = interval([final(runs[seed]) - final(plain[seed]) for seed in sorted(runs)])
         assert isinstance(difference, Interval)
-        found[name] = {
+        comparison[name] = {
             "speed_distance": own,
             "seed_distance": noise,
             "ratio": own / noise,
             "final_difference": [difference.mean, difference.half],
             "passed": own < noise and bool(difference.covers_zero),
         }
-    return found
+    return comparison
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
@@ -170,16 +165,16 @@ def section(content: Mapping[str, Any], picture: str) -> str:
         f"{content['precision']}; {content['seconds'] / 60:.1f} minutes."
     )
     rows = []
-    for name, found in content["comparison"].items():
-        mean, half = found["final_difference"]
+    for name, compared in content["comparison"].items():
+        mean, half = compared["final_difference"]
         ap = interval(
             [content["ap"][name][seed] - content["ap"][PLAIN][seed] for seed in content["ap"][name]]
         )
         assert ap is not None
-        distances = (f"{found[name]:.4f}" for name in ("speed_distance", "seed_distance"))
-        final_loss, verdict = f"{mean:+.4f} ± {half:.4f}", "yes" if found["passed"] else "no"
+        distances = (f"{compared[name]:.4f}" for name in ("speed_distance", "seed_distance"))
+        final_loss, verdict = f"{mean:+.4f} ± {half:.4f}", "yes" if compared["passed"] else "no"
         ap_text = ap.text(sign=True, digits=2)
-        rows.append((name, *distances, f"{found['ratio']:.3f}", final_loss, ap_text, verdict))
+        rows.append((name, *distances, f"{compared['ratio']:.3f}", final_loss, ap_text, verdict))
     finals, ap_plain = [final(curve) for curve in plain.values()], content["ap"][PLAIN].values()
     ranges = (
         f"The plain recipe's final losses lie between {min(finals):.3f} and {max(finals):.3f} over "
@@ -237,11 +232,8 @@ def measure(work: Path, seeds: int, steps: int, device: str) -> tuple[Curves, di
             metrics = train(config, folder, progress=False)
             curves.setdefault(name, {})[seed] = loss_curve(folder)
             ap.setdefault(name, {})[seed] = metrics["ap"]["columns"]["Mean"]
-            print(
-                f"{name}, seed {seed}: final loss {final(curves[name][seed]):.4f}, "
-                f"{metrics['seconds']:.0f} s",
-                flush=True,
-            )
+            loss, seconds = final(curves[name][seed]), metrics["seconds"]
+            print(f"{name}, seed {seed}: final loss {loss:.4f}, {seconds:.0f} s", flush=True)
     return curves, ap, config
 
 
@@ -274,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw(content, path.with_suffix(".svg"))
     print(section(content, path.with_suffix(".svg").name), end="\n\n")
     print(f"written: {path}, its picture, {write_page(args.output)}")
-    sys.exit(not all(found["passed"] for found in content["comparison"].values()))
+    sys.exit(not all(compared["passed"] for compared in content["comparison"].values()))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ from cmpose.provenance import PROJECT, machine, version
 Outcome = dict[str, Any]
 """``status`` (passed, failed, not run, cut), ``seconds``, ``counts`` and ``details``."""
 
-TIME_IS_UP = 3
-"""Exit status of a command that stopped by itself and goes on when it is called again."""
-
-NO_TESTS = 5
-"""Exit status of pytest when no test was selected."""
+TIME_IS_UP = 3  # exit status of a command that goes on when it is called again
+NO_TESTS = 5  # pytest's, when no test was selected
 
 SOURCES = ("cmpose", "kernels", "csrc", "configs", "tests", "bench", "setup.py", "pyproject.toml")
 SUFFIXES = (".py", ".cu", ".cuh", ".cpp", ".h", ".yaml", ".toml")
@@ -39,22 +36,14 @@ SUFFIXES = (".py", ".cu", ".cuh", ".cpp", ".h", ".yaml", ".toml")
 
 @dataclass(frozen=True)
 class Item:
-    """One process of a stage.
+    """One process of a stage."""
 
-    Attributes:
-        name: unique in its stage.
-        command: its argument vector; ``{report}`` in it becomes a file for pytest's XML, and
-            ``{seconds}`` the time that it has.
-        environment: on top of this process's.
-        open_ended: takes what time is left; that it was cut is no shortcoming.
-        goes_on: it keeps a journal: a process that crashed is followed by another.
-    """
-
-    name: str
+    name: str  # unique in its stage
+    # {report} in it becomes a file for pytest's XML, {seconds} the time that it has.
     command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    open_ended: bool = False
-    goes_on: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)  # on top of this process's
+    open_ended: bool = False  # takes what time is left; that it was cut is no shortcoming
+    goes_on: bool = False  # keeps a journal: a process that crashed is followed by another
 
 
 def fingerprint() -> str:
@@ -71,12 +60,7 @@ def fingerprint() -> str:
 
 
 class State:
-    """What is done, in ``state.json``; another fingerprint's is put aside.
-
-    Args:
-        folder: of the state and the logs.
-        mark: :func:`fingerprint`'s.
-    """
+    """What is done, in ``state.json`` of a folder; that of another fingerprint is put aside."""
 
     def __init__(self, folder: Path, mark: str) -> None:
         self.folder, self.path = folder, folder / "state.json"
@@ -217,19 +201,15 @@ def run_stage(
     environment: Mapping[str, str],
     tell: Callable[[str], None] = print,
 ) -> str:
-    """Runs what is missing of a stage, each outcome saved as it comes.
+    """Runs what is missing of a stage, each outcome saved as it comes: passed, failed or cut.
 
     Args:
-        name: the stage's.
-        items: all of it.
+        name, items: the stage's.
         state: what is done.
         seconds: that the stage may take; what does not fit is left for the next call.
         workers: processes at a time.
         environment: of all of them.
         tell: shows a line.
-
-    Returns:
-        ``passed``, ``failed`` or ``cut``.
     """
     end = time.monotonic() + seconds
 

@@ -41,20 +41,13 @@ class Lost(RuntimeError):
 
 @dataclass
 class Setting:
-    """How much is spent on a workload.
+    """How much is spent on a workload."""
 
-    Attributes:
-        full: max-autotune for what torch.compile makes.
-        turns: of the race.
-        seconds: an entrant in a turn.
-        peers: False leaves the peers out.
-        left_out: (workload, peer's name, peer) → why it is not measured, or None.
-    """
-
-    full: bool = False
-    turns: int = 2
-    seconds: float = 0.05
-    peers: bool = True
+    full: bool = False  # max-autotune for what torch.compile makes
+    turns: int = 2  # of the race
+    seconds: float = 0.05  # an entrant in a turn
+    peers: bool = True  # False leaves the peers out
+    # (workload, peer's name, peer) → why it is not measured, or None
     left_out: Callable[[Workload, str, Peer], str | None] = lambda workload, name, peer: None
 
 
@@ -80,21 +73,13 @@ def full() -> Setting:
 
 @dataclass
 class Run:
-    """What all workloads of one run share.
+    """What all workloads of one run share."""
 
-    Attributes:
-        rates: the card's, measured in this run.
-        setting: how much is spent.
-        clock: times calls.
-        origin: provenance of the records.
-        op_tests: op → backend → outcome of its tests in this run; no speed-up without it.
-        journal: what to tell a process that goes on after this one.
-    """
-
-    rates: Rates
+    rates: Rates  # the card's, measured in this run
     setting: Setting
     clock: timing.Clock
-    origin: dict[str, Any]
+    origin: dict[str, Any]  # provenance of the records
+    # op → backend → outcome of its tests in this run; no speed-up without it
     op_tests: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     journal: Journal = field(default_factory=Journal)
 
@@ -146,30 +131,17 @@ def message(error: BaseException) -> str:
 
 @dataclass
 class Entrant:
-    """One that takes part: a backend of ours or a peer, and what is known of it.
-
-    Attributes:
-        name: unique among the entrants.
-        build: makes its function.
-        peer: None for a backend of ours.
-        failure: why it has no time, or None.
-        function: what ``build`` gave.
-        kernels: names of those that the profiler saw.
-        wall_us: of a call between two synchronisations.
-        peak_bytes: memory that a call holds at once beside its inputs.
-        error: relative, against float64; None if it is not taken.
-        samples: its times.
-    """
+    """One that takes part: a backend of ours or a peer, and what is known of it."""
 
     name: str
     build: Callable[[], Function]
-    peer: Peer | None = None
-    failure: str | None = None
-    function: Function | None = None
-    kernels: list[str] = field(default_factory=list)
-    wall_us: float = 0.0
-    peak_bytes: int = 0
-    error: float | None = None
+    peer: Peer | None = None  # None for a backend of ours
+    failure: str | None = None  # why it has no time
+    function: Function | None = None  # what build gave
+    kernels: list[str] = field(default_factory=list)  # that the profiler saw
+    wall_us: float = 0.0  # of a call between two synchronisations
+    peak_bytes: int = 0  # that a call holds at once beside its inputs
+    error: float | None = None  # relative, against float64; None if it is not taken
     samples: timing.Samples | None = None
 
     @property

@@ -29,24 +29,16 @@ def bench_of(op: str) -> OpBench:
 
 @dataclass(frozen=True)
 class Target:
-    """One hot spot.
+    """One hot spot."""
 
-    Attributes:
-        label: as the documents call it.
-        op, direction: of its workload.
-        h200_us, rtx_4090_us: at most.
-        ratios: peers' name or its beginning → how many times faster than the fastest of them; the
-            empty name is the best of all.
-        shape: sizes that differ from the first of the op's grid.
-    """
-
-    label: str
+    label: str  # as the documents call it
     op: str
     direction: str
-    h200_us: float
+    h200_us: float  # at most
     rtx_4090_us: float
+    # The beginning of peers' names → how many times faster than the fastest of these peers.
     ratios: dict[str, float]
-    shape: dict[str, int] = field(default_factory=dict)
+    shape: dict[str, int] = field(default_factory=dict)  # sizes unlike the reference shape's
 
     @property
     def workload(self) -> Workload:

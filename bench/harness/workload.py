@@ -33,31 +33,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Peer:
-    """An alternative way to compute what an op computes.
+    """An alternative way to compute what an op computes."""
 
-    Attributes:
-        build: (full) → function of the op's arguments. ``full`` asks for the longest tuning, where
-            there is any. It may compile, and it may raise.
-        ran: device type → regular expression that the name of one of its kernels must match. A
-            peer that ran none of them did not run as it was asked to, and is recorded as failed.
-        compiled: whether torch.compile makes it, which takes long on a CPU.
-        checked: whether its result is the op's, so that its error against float64 can be taken.
-    """
-
+    # (whether to tune as long as possible) → function of the op's arguments; may raise
     build: Callable[[bool], Callable[..., Any]]
+    # Device type → regular expression that the name of one of its kernels must match; a peer that
+    # ran none of them did not run as it was asked to, and is recorded as failed.
     ran: Mapping[str, str] = field(default_factory=dict)
-    compiled: bool = False
-    checked: bool = True
+    compiled: bool = False  # by torch.compile, which takes long on a CPU
+    checked: bool = True  # its result is the op's, so its error against float64 can be taken
 
 
 class Draw:
-    """Draws random inputs; the same seed draws the same ones.
-
-    Args:
-        dtype: of normal numbers.
-        device: ``meta`` gives tensors that have sizes and no numbers.
-        seed: of the generator.
-    """
+    """Draws random inputs, the same for the same seed; on ``meta`` tensors without numbers."""
 
     def __init__(self, dtype: torch.dtype, device: str, seed: int = 0) -> None:
         self.dtype, self.device = dtype, device
@@ -76,42 +64,24 @@ class Draw:
         return torch.randint(end, sizes, dtype=dtype, device=self.device, generator=self.generator)
 
 
-def no_products(shape: Shape, direction: str) -> int:
-    """Operations of an op without matrix products."""
-    return 0
-
-
 @dataclass(frozen=True)
 class OpBench:
-    """How an op is measured.
-
-    Attributes:
-        op: its name.
-        directions: which of forward, backward, forward_backward are measured.
-        shapes: all that are measured, the reference shape first.
-        small: the shape that a CPU measures.
-        make: (shape, draw) → the op's arguments.
-        call: the op: its arguments and a backend → result.
-        bytes: (shape, element size, direction) → bytes that it must move: each input element that
-            is needed read once, each output written once.
-        peers: name → peer; ``eager`` and ``compile`` are always there.
-        flops: (shape, direction) → operations of its matrix products.
-        gradients: arguments that take a gradient.
-        dtypes: that are measured.
-        exact_shape: shape → shape at which errors against float64 are affordable.
-    """
+    """How an op is measured."""
 
     op: str
-    directions: tuple[str, ...]
-    shapes: Sequence[Shape]
-    small: Shape
+    directions: tuple[str, ...]  # that are measured
+    shapes: Sequence[Shape]  # that are measured, the reference shape first
+    small: Shape  # that a CPU measures
     make: Callable[[Shape, Draw], Arguments]
-    call: Callable[..., Any]
+    call: Callable[..., Any]  # arguments and backend → result
+    # (shape, element size, direction) → bytes that it must move: each input element that is needed
+    # read once, each output written once
     bytes: Callable[[Shape, int, str], int]
-    peers: dict[str, Peer]
-    flops: Callable[[Shape, str], int] = no_products
-    gradients: tuple[str, ...] = ()
+    peers: dict[str, Peer]  # "eager" and "compile" among them
+    flops: Callable[[Shape, str], int] = lambda shape, direction: 0  # of its matrix products
+    gradients: tuple[str, ...] = ()  # arguments that take one
     dtypes: tuple[str, ...] = (BF16, FP32)
+    # shape → shape at which errors against float64 are affordable
     exact_shape: Callable[[Shape], Shape] = lambda shape: {**shape, "B": min(shape["B"], 2)}
 
     def workloads(self, small: bool = False) -> Iterator[Workload]:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,7 @@ def speedups(card: str, records: Records) -> Any:
     return figure
 
 
-def _against(
-    card: str, records: Records, op: str, size: str, others: dict[str, int], title: str
-) -> Any:
+def _against(op: str, size: str, others: dict[str, int], card: str, records: Records) -> Any:
     """Median forward time of one op and of its peers against one size; ``others`` stay the same."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for record in records:
@@ -82,31 +81,21 @@ def _against(
         width = 2.2 if name.startswith("cmpose") else 1.0
         xs, ys = zip(*sorted(set(points)), strict=True)
         axes.plot(xs, ys, marker="o", markersize=3, label=name, linewidth=width)
-    axes.set(xscale="log", yscale="log", xlabel=size, ylabel="µs", title=f"{title}, {card}")
-    sizes = sorted({x for points in lines.values() for x, _ in points})
-    axes.set_xticks(sizes, [f"{x:,}" for x in sizes], minor=False)
+    axes.set(xscale="log", yscale="log", xlabel=size, ylabel="µs")
+    sizes = ", ".join(f"{name} = {value}" for name, value in others.items())
+    axes.set_title(f"{op} forward, {sizes}, bf16, {card}")
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xticks(ticks, [f"{x:,}" for x in ticks], minor=False)
     axes.set_xticks([], minor=True)
     axes.legend(fontsize=7)
     return figure
 
 
-def against_tokens(card: str, records: Records) -> Any:
-    """dpc_knn at 32 clips of 768 channels."""
-    title = "dpc_knn, B = 32, D = 768, bf16"
-    return _against(card, records, "dpc_knn", "M", {"B": 32, "D": 768}, title)
-
-
-def against_frames(card: str, records: Records) -> Any:
-    """temporal_attention at the reference shape."""
-    title = "temporal_attention forward, B = 32, bf16"
-    return _against(card, records, "temporal_attention", "T", {"B": 32, "H": 12, "d": 64}, title)
-
-
 CHARTS: dict[str, Callable[[str, Records], Any]] = {
     "roofline": roofline,
     "speedups": speedups,
-    "time-against-M": against_tokens,
-    "time-against-T": against_frames,
+    "time-against-M": partial(_against, "dpc_knn", "M", {"B": 32, "D": 768}),
+    "time-against-T": partial(_against, "temporal_attention", "T", {"B": 32, "H": 12, "d": 64}),
 }
 
 

@@ -59,13 +59,13 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_stage_passes(rehearsal: tuple[Path, str]) -> None:
     work, _ = rehearsal
-    found = records.load(work / "results.json")
-    assert set(found["runs"]) == set(gpu.STAGES)
-    assert {run["status"] for run in found["runs"].values()} == {"passed"}
-    assert found["runs"]["tests"]["counts"]["passed"] > 10
-    assert found["runs"]["sanitize"]["counts"]["passed"] > 0
-    assert {r["op"] for r in found["records"]} == {"unmerge_tokens"}
-    [trained] = found["train_step"]
+    result = records.load(work / "results.json")
+    assert set(result["runs"]) == set(gpu.STAGES)
+    assert {run["status"] for run in result["runs"].values()} == {"passed"}
+    assert result["runs"]["tests"]["counts"]["passed"] > 10
+    assert result["runs"]["sanitize"]["counts"]["passed"] > 0
+    assert {r["op"] for r in result["records"]} == {"unmerge_tokens"}
+    [trained] = result["train_step"]
     assert set(trained["variants"]) == {"eager reference", "ours"}
     losses = [v["loss"] for v in trained["variants"].values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -108,18 +108,18 @@ def stage(tmp_path: Path, *items: Item, seconds: float = 60.0, **options: Any) -
 
 def test_failures_are_kept_with_what_was_printed(tmp_path: Path) -> None:
     bad = Item("bad", python("print('the reason'); raise SystemExit(4)"))
-    status, found = stage(tmp_path, Item("good", python("")), bad)
+    status, result = stage(tmp_path, Item("good", python("")), bad)
     assert status == "failed"
-    assert found["good"]["status"] == "passed"
-    assert found["bad"]["details"] == ["$ " + " ".join(bad.command), "the reason"]
+    assert result["good"]["status"] == "passed"
+    assert result["bad"]["details"] == ["$ " + " ".join(bad.command), "the reason"]
 
 
 def test_a_process_over_its_time_is_ended_with_its_children(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); "
     code += f"open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
-    status, found = stage(tmp_path, Item("slow", python(code)), seconds=1.5)
-    assert (status, found["slow"]["status"]) == ("cut", "cut")
+    status, result = stage(tmp_path, Item("slow", python(code)), seconds=1.5)
+    assert (status, result["slow"]["status"]) == ("cut", "cut")
     child = Path(f"/proc/{pid.read_text()}/stat")
     for _ in range(50):
         if not child.exists() or child.read_text().split()[2] == "Z":
@@ -136,9 +136,9 @@ def test_a_cut_stage_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     )
     assert stage(tmp_path, *items, waiting, workers=1)[0] == "cut"
     (tmp_path / "logc").touch()
-    status, found = stage(tmp_path, *items, waiting, workers=1)
+    status, result = stage(tmp_path, *items, waiting, workers=1)
     assert (status, log.read_text()) == ("passed", "ab")
-    assert set(found) == {"a", "b", "c"}
+    assert set(result) == {"a", "b", "c"}
 
 
 def test_what_takes_the_rest_of_the_time_may_be_cut(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_a_crash_of_what_keeps_a_journal_is_followed(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     code = f"import os; p = {str(mark)!r}; first = not os.path.exists(p); open(p, 'w').close(); "
     code += "os.abort() if first else None"
-    status, found = stage(tmp_path, Item("x", python(code), goes_on=True), seconds=100.0)
-    assert (status, found["x"]["status"]) == ("passed", "passed")
+    status, result = stage(tmp_path, Item("x", python(code), goes_on=True), seconds=100.0)
+    assert (status, result["x"]["status"]) == ("passed", "passed")
     mark.unlink()
     other = tmp_path / "other"
     assert stage(other, Item("x", python(code)), seconds=100.0)[0] == "failed"
@@ -168,38 +168,17 @@ def test_other_sources_begin_anew(tmp_path: Path) -> None:
     assert stages.fingerprint() == stages.fingerprint()
 
 
-REPORT = """<testsuites><testsuite>
-<testcase classname='t.a' name='test_good'/>
-<testcase classname='t.a' name='test_skipped'><skipped message='no GPU'/></testcase>
-<testcase classname='t.a' name='test_bad'><failure message='assert 1 == 2'>text</failure></testcase>
-<testcase classname='t.b' name=''><error message='collection failure'>ModuleNotFoundError: No module
-named 'jsonargparse'</error></testcase>
-</testsuite></testsuites>""".replace("No module\nnamed", "No module named")
-
-
-def test_outcomes_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts, details = stages.pytest_outcome(REPORT)
-    assert counts == {"passed": 1, "failed": 2, "skipped": 1, "not run": 0}  # it is installed here
-    assert details[0].startswith("t.a::test_bad: assert 1 == 2")
-    monkeypatch.setattr(stages.importlib.util, "find_spec", lambda name: None)
-    counts, details = stages.pytest_outcome(REPORT)
-    assert counts == {"passed": 1, "failed": 1, "skipped": 1, "not run": 1}
-    assert details[1] == "t.b::: not run: needs jsonargparse"
-    own = REPORT.replace("jsonargparse", "cmpose.kernels")
-    assert stages.pytest_outcome(own)[0]["failed"] == 2  # ours is no package that may be absent
-
-
 def test_real_pytest_runs_are_told_apart(tmp_path: Path) -> None:
     file = tmp_path / "test_x.py"
     file.write_text("def test_a(): pass\ndef test_b(): assert 0\n")
     command = (*of_stage.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path), str(file))
     none = Item("none", (*command, "-k", "nothing"))
     good = Item("good", (*command, "-k", "test_a"))
-    status, found = stage(tmp_path, Item("bad", command), good, none)
+    status, result = stage(tmp_path, Item("bad", command), good, none)
     assert status == "failed"
-    assert found["bad"]["counts"] == {"passed": 1, "failed": 1, "skipped": 0, "not run": 0}
-    assert found["good"]["status"] == "passed"
-    assert found["none"]["details"] == ["no test was selected"]
+    assert result["bad"]["counts"] == {"passed": 1, "failed": 1, "skipped": 0, "not run": 0}
+    assert result["good"]["status"] == "passed"
+    assert result["none"]["details"] == ["no test was selected"]
 
 
 def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypatch: Any) -> None:
@@ -213,16 +192,16 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypa
     ):
         (tmp_path / f"test_{name}.py").write_text(code)
     items = [Item(f.stem, (*command, str(f))) for f in tmp_path.glob("test_*.py")]
-    status, found = stage(tmp_path, *items)
+    status, result = stage(tmp_path, *items)
     assert status == "failed"
-    assert {name: o["status"] for name, o in found.items()} == {
+    assert {name: o["status"] for name, o in result.items()} == {
         "test_declared": "not run",
         "test_unknown": "failed",
         "test_partly": "passed",
         "test_broken": "failed",
     }
-    assert "not run: needs surely_absent" in found["test_declared"]["details"][0]
-    assert stages.totals(found)["not run"] == 3
+    assert "not run: needs surely_absent" in result["test_declared"]["details"][0]
+    assert stages.totals(result)["not run"] == 3
 
 
 # -- what a card's run is made of -----------------------------------------------------------------
@@ -254,9 +233,9 @@ def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert memcheck.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     monkeypatch.setattr(of_stage.shutil, "which", lambda name: None)
     without_tool = of_stage.sanitize(dry=False)[0]
-    found = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
-    assert found["status"] == "failed"
-    assert "compute-sanitizer is not on PATH" in found["details"][-1]
+    result = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
+    assert result["status"] == "failed"
+    assert "compute-sanitizer is not on PATH" in result["details"][-1]
 
 
 def test_stages_are_ordered_and_built_first() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,27 +29,18 @@ LEAST = Setting(turns=2, seconds=0.0)
 CPU = ORIGIN | {"gpu": None}
 
 
-class Steady:
+class Steady(timing.Clock):
     """Every call takes a tenth of a millisecond, and so does a look at the clock."""
 
     def __init__(self) -> None:
-        self.time = 0.0
-
-    def context(self) -> Any:
-        return nullcontext()
+        ticks = itertools.count(1)
+        super().__init__(lambda: 1e-4 * next(ticks))
 
     def prepare(self, setup: Any) -> timing.Pass:
-        calls = setup()
-        for call in calls:
-            call()
-        return timing.Pass(lambda: None, len(calls), "graph")
+        return super().prepare(setup)._replace(run=lambda: None, timer="graph")
 
     def seconds(self, ready: timing.Pass) -> float:
         return 1e-4 * ready.calls
-
-    def now(self) -> float:
-        self.time += 1e-4
-        return self.time
 
 
 def plain_bench(**peers: Peer) -> Any:
@@ -69,26 +60,26 @@ def tried(
 
 
 def measured(bench: Any, case: Workload, **options: Any) -> list[records.Record]:
-    found, faults = tried(bench, case, **options)
+    result, faults = tried(bench, case, **options)
     assert faults == {}
-    return found
+    return result
 
 
 def test_a_record_is_whole_and_says_where_it_is_from() -> None:
     bench = plain_bench()
-    [found] = measured(bench, case_of(bench, BOTH))
-    assert found["us"] == {"p20": 100.0, "p50": 100.0, "p80": 100.0}
-    assert found["peers"] == {"eager": 100.0}
-    assert found["best_peer"] == "eager"
-    assert found["error_vs_fp64"] < 1e-6
-    assert found["peers_error_vs_fp64"]["eager"] < 1e-6
-    assert found["bytes"] == bench.bytes(bench.small, 4, BOTH)
-    assert found["bound_us"] == pytest.approx(found["bytes"] / 4e6, abs=1e-4)
-    assert found["peak_bytes"] > 0
-    assert found["wall_us"] == pytest.approx(100.0)
-    assert any("cmpose::" in name for name in found["kernels"]["ours"])
-    assert found["note"] == records.NOT_A_RESULT
-    assert found["speedup_vs_best_peer"] is None
+    [result] = measured(bench, case_of(bench, BOTH))
+    assert result["us"] == {"p20": 100.0, "p50": 100.0, "p80": 100.0}
+    assert result["peers"] == {"eager": 100.0}
+    assert result["best_peer"] == "eager"
+    assert result["error_vs_fp64"] < 1e-6
+    assert result["peers_error_vs_fp64"]["eager"] < 1e-6
+    assert result["bytes"] == bench.bytes(bench.small, 4, BOTH)
+    assert result["bound_us"] == pytest.approx(result["bytes"] / 4e6, abs=1e-4)
+    assert result["peak_bytes"] > 0
+    assert result["wall_us"] == pytest.approx(100.0)
+    assert any("cmpose::" in name for name in result["kernels"]["ours"])
+    assert result["note"] == records.NOT_A_RESULT
+    assert result["speedup_vs_best_peer"] is None
 
 
 @pytest.mark.parametrize(
@@ -105,8 +96,8 @@ def test_a_speed_up_needs_passed_tests_and_a_card(op_tests: Any, gpu: Any, speed
     bench = plain_bench()
     given = {"reconstruction_loss": op_tests}
     origin = ORIGIN | {"gpu": gpu}
-    [found] = measured(bench, case_of(bench, FORWARD), op_tests=given, origin=origin)
-    assert found["speedup_vs_best_peer"] == speedup
+    [result] = measured(bench, case_of(bench, FORWARD), op_tests=given, origin=origin)
+    assert result["speedup_vs_best_peer"] == speedup
 
 
 def broken(**arguments: Any) -> Any:
@@ -119,13 +110,13 @@ def test_a_peer_that_fails_is_recorded_with_its_message() -> None:
         liar=Peer(bench_of("reconstruction_loss").peers["eager"].build,
                   ran={"cpu": "flash"}),
     )  # fmt: skip
-    [found] = measured(bench, case_of(bench, FORWARD))
+    [result] = measured(bench, case_of(bench, FORWARD))
     assert (
-        found["peers"]["broken"] == "error: RuntimeError: an illegal memory access was encountered"
+        result["peers"]["broken"] == "error: RuntimeError: an illegal memory access was encountered"
     )
-    assert found["peers"]["liar"].startswith("error: NotWhatRan: no kernel matches 'flash'")
-    assert found["peers"]["eager"] == 100.0
-    assert set(found["peers_timer"]) == {"eager"}
+    assert result["peers"]["liar"].startswith("error: NotWhatRan: no kernel matches 'flash'")
+    assert result["peers"]["eager"] == 100.0
+    assert set(result["peers_timer"]) == {"eager"}
 
 
 def test_a_peer_that_computes_something_else_is_a_failure() -> None:
@@ -136,10 +127,10 @@ def test_a_peer_that_computes_something_else_is_a_failure() -> None:
         return float("nan") * other(**arguments)
 
     bench = plain_bench(other=Peer(lambda full: other), nothing=Peer(lambda full: nothing))
-    [found] = measured(bench, case_of(bench, FORWARD))
+    [result] = measured(bench, case_of(bench, FORWARD))
     said = "error: WrongResult: its result is off by"
-    assert found["peers"]["other"].startswith(f"{said} 0.2 of the exact one")
-    assert found["peers"]["nothing"].startswith(f"{said} nan")
+    assert result["peers"]["other"].startswith(f"{said} 0.2 of the exact one")
+    assert result["peers"]["nothing"].startswith(f"{said} nan")
 
 
 def test_a_peer_known_to_fail_is_not_run_again() -> None:
@@ -147,8 +138,8 @@ def test_a_peer_known_to_fail_is_not_run_again() -> None:
     case = case_of(bench, FORWARD)
     journal = Journal(None)
     journal.fail(str(case), "broken", "error: the process died")
-    [found] = measured(bench, case, journal=journal)
-    assert found["peers"]["broken"] == "error: the process died"
+    [result] = measured(bench, case, journal=journal)
+    assert result["peers"]["broken"] == "error: the process died"
 
 
 def test_on_a_cpu_quick_compiles_once_an_op() -> None:
@@ -163,8 +154,8 @@ def test_on_a_cpu_quick_compiles_once_an_op() -> None:
     assert [case.op for case, _ in kept] == list(OPS)
     assert {name for _, name in kept} == {"compile"}
     bench = plain_bench(compile=bench_of("reconstruction_loss").peers["compile"])
-    found, _ = tried(bench, case_of(bench, BOTH), setting=setting)
-    assert found[0]["peers"]["compile"].startswith("error: left out: on a CPU")
+    result, _ = tried(bench, case_of(bench, BOTH), setting=setting)
+    assert result[0]["peers"]["compile"].startswith("error: left out: on a CPU")
 
 
 def test_ours_failing_is_an_error() -> None:
@@ -174,8 +165,8 @@ def test_ours_failing_is_an_error() -> None:
         return broken() if backend == "auto" else bench.call(**arguments, backend=backend)
 
     broken_bench = replace(bench, call=call)
-    found, faults = tried(broken_bench, case_of(bench, FORWARD))
-    assert found == []
+    result, faults = tried(broken_bench, case_of(bench, FORWARD))
+    assert result == []
     assert faults == {"auto": "error: RuntimeError: an illegal memory access was encountered"}
 
 
@@ -232,21 +223,21 @@ def test_on_a_card_cases_are_graphs_over_many_input_sets(
     bench = replace(
         bench, peers={"eager": Peer(lambda full: own), "slow": Peer(lambda full: synchronising)}
     )
-    [found] = measured(
+    [result] = measured(
         bench,
         case_of(bench, direction),
         clock=timing.CudaClock(cuda),
         op_tests={"reconstruction_loss": {"auto": PASSED}},
         origin=ORIGIN,
     )
-    assert found["timer"] == "graph"
-    assert found["input_sets"] == timing.MOST_SETS  # small inputs
+    assert result["timer"] == "graph"
+    assert result["input_sets"] == timing.MOST_SETS  # small inputs
     # A replay takes 3 ms here, whatever is in it; a call behind the delay 1 ms.
-    assert found["us"]["p50"] == pytest.approx(3000 / timing.MOST_SETS, rel=1e-3)
-    assert found["peers_timer"] == {"eager": "graph", "slow": "events"}
-    assert found["peers"]["slow"] == pytest.approx(1000.0)
-    assert (found["best_peer"], found["speedup_vs_best_peer"]) == ("eager", 1.0)
-    assert found["kernels"]["ours"] == ["some_kernel"]
+    assert result["us"]["p50"] == pytest.approx(3000 / timing.MOST_SETS, rel=1e-3)
+    assert result["peers_timer"] == {"eager": "graph", "slow": "events"}
+    assert result["peers"]["slow"] == pytest.approx(1000.0)
+    assert (result["best_peer"], result["speedup_vs_best_peer"]) == ("eager", 1.0)
+    assert result["kernels"]["ours"] == ["some_kernel"]
     assert {"sleep", "replay"} <= set(cuda.log)
     assert not any(entry.endswith("on default") for entry in cuda.log)
 
@@ -274,14 +265,14 @@ def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
 
 def test_relative_error_is_of_all_tensors() -> None:
     exact = [torch.tensor([3.0, 0.0]).double(), torch.tensor([4.0]).double()]
-    found = [torch.tensor([3.0, 0.5]), torch.tensor([4.0])]
-    assert relative_error(found, exact) == pytest.approx(0.1)
+    result = [torch.tensor([3.0, 0.5]), torch.tensor([4.0])]
+    assert relative_error(result, exact) == pytest.approx(0.1)
 
 
 def test_low_precision_shows_in_the_error() -> None:
     bench = bench_of("spatial_attention")
-    [found] = measured(replace(bench, peers={}), case_of(bench, BACKWARD, BF16))
-    assert 1e-4 < found["error_vs_fp64"] < 3e-2
+    [result] = measured(replace(bench, peers={}), case_of(bench, BACKWARD, BF16))
+    assert 1e-4 < result["error_vs_fp64"] < 3e-2
 
 
 # -- the program ----------------------------------------------------------------------------------

@@ -33,15 +33,15 @@ def verdict(backend: str, *changed: tuple[str, str], op: str = "dpc_knn") -> dic
 
 
 def test_its_own_tests_and_those_of_no_backend_count() -> None:
-    found = verdict("cuda")
-    assert found == {"status": "passed", "tests": 3, "failed": 0, "command": "python -m pytest"}
+    result = verdict("cuda")
+    assert result == {"status": "passed", "tests": 3, "failed": 0, "command": "python -m pytest"}
     assert verdict("reference")["tests"] == 2
 
 
 @pytest.mark.parametrize("kind", ["failure", "error"])
 def test_one_failure_closes_it(kind: str) -> None:
-    found = verdict("cuda", ("test_empty_batch[dpc_knn-cuda]", kind))
-    assert (found["status"], found["failed"]) == ("failed", 1)
+    result = verdict("cuda", ("test_empty_batch[dpc_knn-cuda]", kind))
+    assert (result["status"], result["failed"]) == ("failed", 1)
     assert verdict("reference", ("test_empty_batch[dpc_knn-cuda]", kind))["status"] == "passed"
     assert verdict("cuda", ("test_gradcheck[dpc_knn]", kind))["status"] == "failed"
 
@@ -63,12 +63,12 @@ def test_auto_answers_for_the_reference() -> None:
 
 def test_it_runs_the_contract_of_the_op() -> None:
     """For real, on one op."""
-    found = op_tests.run({"unmerge_tokens": ["reference", "cuda"]})["unmerge_tokens"]
-    assert found["reference"]["status"] == "passed"
-    assert found["reference"]["tests"] > 15
-    assert "tests/ops/test_contract.py" in found["reference"]["command"]
+    result = op_tests.run({"unmerge_tokens": ["reference", "cuda"]})["unmerge_tokens"]
+    assert result["reference"]["status"] == "passed"
+    assert result["reference"]["tests"] > 15
+    assert "tests/ops/test_contract.py" in result["reference"]["command"]
 
 
 def test_tests_that_take_too_long_are_not_run() -> None:
-    found = op_tests.run({"unmerge_tokens": ["reference"]}, timeout=0.01)
-    assert found["unmerge_tokens"]["reference"]["status"] == "not run"
+    result = op_tests.run({"unmerge_tokens": ["reference"]}, timeout=0.01)
+    assert result["unmerge_tokens"]["reference"]["status"] == "not run"

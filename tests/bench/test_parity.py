@@ -29,11 +29,11 @@ def test_distances_by_hand():
 
 
 def test_rounding_passes_and_another_level_does_not():
-    found = parity.compare(curves(0.0, wiggle=0.01))["compile"]
+    result = parity.compare(curves(0.0, wiggle=0.01))["compile"]
     # Pairs of seeds are 0.5, 0.5 and 1 apart.
-    assert found["seed_distance"] == pytest.approx(2 / 3)
-    assert found["speed_distance"] == pytest.approx(0.01 * 2.3 / 3)
-    assert found["passed"]
+    assert result["seed_distance"] == pytest.approx(2 / 3)
+    assert result["speed_distance"] == pytest.approx(0.01 * 2.3 / 3)
+    assert result["passed"]
     shifted = parity.compare(curves(0.1, wiggle=0.01))["compile"]
     assert shifted["ratio"] < 1, "small beside the seeds, but always in one direction"
     assert shifted["final_difference"][0] == pytest.approx(0.101)

@@ -14,11 +14,11 @@ OP = "temporal_attention"
 
 def names_of(entrant: str, wanted: str | None = None) -> tuple[Peer, list[str]]:
     bench = bench_of(OP)
-    found = bench.peers
+    result = bench.peers
     case = next(bench.workloads(small=True))
     made = bench.arguments(case, "cpu")
-    function = found[entrant].build(False)
-    return found[wanted or entrant], peers.kernel_names(lambda: function(**made), "cpu")
+    function = result[entrant].build(False)
+    return result[wanted or entrant], peers.kernel_names(lambda: function(**made), "cpu")
 
 
 def test_a_forced_backend_of_sdpa_is_seen() -> None:
@@ -52,12 +52,12 @@ def test_a_backend_that_cannot_run_says_so() -> None:
 )
 def test_kernel_names_on_a_card(entrant: str, kernel: str) -> None:
     """Each peer's pattern takes its own kernels and none of SDPA's other backends."""
-    found = bench_of(OP).peers
-    peers.check_ran(found[entrant], ["elementwise_kernel", kernel], "cuda")
+    result = bench_of(OP).peers
+    peers.check_ran(result[entrant], ["elementwise_kernel", kernel], "cuda")
     for other in ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn"):
         if entrant.startswith("sdpa") and other != entrant:
             with pytest.raises(peers.NotWhatRan):
-                peers.check_ran(found[other], [kernel], "cuda")
+                peers.check_ran(result[other], [kernel], "cuda")
 
 
 def test_a_compiled_peer_is_seen_to_be_compiled() -> None:

@@ -69,9 +69,9 @@ def test_what_a_record_must_not_say(changes: dict[str, Any], message: str) -> No
 
 def test_a_peer_that_was_timed_otherwise_is_not_compared() -> None:
     """A time with launch gaps says nothing beside one of a graph."""
-    found = record(peers_timer={"eager": "graph", "compile": "events"}, best_peer="eager",
+    result = record(peers_timer={"eager": "graph", "compile": "events"}, best_peer="eager",
                    speedup_vs_best_peer=9.0)  # fmt: skip
-    records.check_record(found)
+    records.check_record(result)
 
 
 def test_newer_records_replace_older_ones(tmp_path: Path) -> None:
@@ -79,12 +79,12 @@ def test_newer_records_replace_older_ones(tmp_path: Path) -> None:
     held = content(record())
     records.add(held, [record(wall_us=1.0), record(backend="cuda")], [step()])
     records.save(path, held)
-    found = records.load(path)
-    assert [(r["backend"], r["wall_us"]) for r in found["records"]] == [
+    result = records.load(path)
+    assert [(r["backend"], r["wall_us"]) for r in result["records"]] == [
         ("triton", 1.0),
         ("cuda", 130.0),
     ]
-    assert len(found["train_step"]) == 1
+    assert len(result["train_step"]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]  # nothing left beside it
 
 
@@ -116,6 +116,6 @@ def test_another_cards_file_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_committed_is_as_it_should_be() -> None:
     for path in sorted(records.RESULTS.glob("*.json")):
-        found = records.load(path)
-        assert path == records.path_of(found["card"])
-        assert json.loads(path.read_text()) == found
+        result = records.load(path)
+        assert path == records.path_of(result["card"])
+        assert json.loads(path.read_text()) == result

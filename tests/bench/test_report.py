@@ -60,10 +60,10 @@ def test_without_passed_tests_there_is_no_ratio() -> None:
 
 
 def test_a_failed_peer_is_on_the_page() -> None:
-    found = tables.results([content(record())])
-    assert "sdpa_flash: error: RuntimeError: no" in found
-    assert "<summary>temporal_attention: 1 records</summary>" in found
-    assert "`dpc_knn`: not yet measured." in found
+    result = tables.results([content(record())])
+    assert "sdpa_flash: error: RuntimeError: no" in result
+    assert "<summary>temporal_attention: 1 records</summary>" in result
+    assert "`dpc_knn`: not yet measured." in result
     assert "torch 2.13.0, triton 3.7.1" in tables.status([content(record())])
 
 
@@ -90,9 +90,9 @@ def test_the_train_steps_ratio_needs_passed_tests(runs: Any, shown: str) -> None
 
 
 def test_the_train_steps_parts_and_failures_are_shown() -> None:
-    found = tables.train_step([content(steps=(step(),))])
-    assert "| compiled reference | error: RuntimeError: no |" in found
-    assert "| backbone | 159.00 | 45.00 |" in found
+    result = tables.train_step([content(steps=(step(),))])
+    assert "| compiled reference | error: RuntimeError: no |" in result
+    assert "| backbone | 159.00 | 45.00 |" in result
 
 
 def test_an_estimate_is_no_measurement() -> None:
@@ -123,9 +123,9 @@ PAGE = "# Page\nby hand\n<!-- generated: a -->\nold\n<!-- end: a -->\nmore by ha
 
 
 def test_only_generated_parts_change() -> None:
-    found = markers.rendered(PAGE, {"a": "new"})
-    assert found == PAGE.replace("old", "\nnew\n")
-    assert markers.rendered(found, {"a": "new"}) == found
+    result = markers.rendered(PAGE, {"a": "new"})
+    assert result == PAGE.replace("old", "\nnew\n")
+    assert markers.rendered(result, {"a": "new"}) == result
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_stale_and_edited_charts_are_found(page: tuple[Path, Path]) -> None:
     first.unlink()
     second.write_text(second.read_text().replace("</svg>", "<!-- better --></svg>"))
     (images / "test-card-9000-other.svg").write_text("")
-    found = report.problems(path, images, cards())
-    assert f"{first.name} is missing" in found
-    assert f"{second.name} is not what matplotlib drew" in found
-    assert "test-card-9000-other.svg belongs to no records" in found
+    result = report.problems(path, images, cards())
+    assert f"{first.name} is missing" in result
+    assert f"{second.name} is not what matplotlib drew" in result
+    assert "test-card-9000-other.svg belongs to no records" in result
     newer = cards()
     newer[0]["records"][0]["wall_us"] = 1.0
     assert f"{third.name} shows other records" in report.problems(path, images, newer)

@@ -35,13 +35,13 @@ class FakeClock:
 
 def race(cost: dict[str, float], **options: Any) -> tuple[Any, FakeClock, list[str]]:
     clock, failed = FakeClock(cost), []
-    found = timing.race(
+    result = timing.race(
         {name: lambda name=name: [name] for name in cost},  # type: ignore[misc]
         clock,  # type: ignore[arg-type]
         failed=lambda name, error: failed.append(f"{name}: {error}"),
         **options,
     )
-    return found, clock, failed
+    return result, clock, failed
 
 
 def test_the_order_rotates_and_turns_round() -> None:
@@ -56,16 +56,16 @@ def test_the_order_rotates_and_turns_round() -> None:
 
 
 def test_samples_are_of_a_call_and_fill_the_time() -> None:
-    found, _, failed = race({"a": 2.0, "b": 8.0}, turns=2, seconds=20.0, least=3, most=100)
+    result, _, failed = race({"a": 2.0, "b": 8.0}, turns=2, seconds=20.0, least=3, most=100)
     assert failed == []
-    assert found["a"] == ([0.5] * 20, "graph")  # 4 calls a pass, 10 passes a turn
-    assert found["b"] == ([2.0] * 6, "graph")
+    assert result["a"] == ([0.5] * 20, "graph")  # 4 calls a pass, 10 passes a turn
+    assert result["b"] == ([2.0] * 6, "graph")
 
 
 def test_an_entrant_that_fails_is_told_of_and_left_out() -> None:
-    found, clock, failed = race({"a": 1.0, "bad": -1.0}, turns=3, seconds=0.0, least=1)
+    result, clock, failed = race({"a": 1.0, "bad": -1.0}, turns=3, seconds=0.0, least=1)
     assert failed == ["bad: does not run"]
-    assert set(found) == {"a"}
+    assert set(result) == {"a"}
     assert clock.log.count("bad") == 1
 
 

@@ -127,9 +127,9 @@ def test_a_failing_reference_is_a_finding_and_ours_a_fault(
     command = ["--backbone", "tiny", "--json", str(path)]
     assert train_step.main([*command, "--variant", "eager reference"]) == 0
     assert train_step.main([*command, "--variant", "ours"]) == 1
-    [found] = records.load(path)["train_step"]
+    [result] = records.load(path)["train_step"]
     text = "error: RuntimeError: an illegal memory access"
-    assert found["variants"] == {"eager reference": text, "ours": text}
+    assert result["variants"] == {"eager reference": text, "ours": text}
     assert text in capsys.readouterr().out
 
 
@@ -141,8 +141,8 @@ def test_what_dies_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
         train_step.main(["--backbone", "tiny", "--variant", "ours", "--json", str(path)])
-    [found] = records.load(path)["train_step"]
-    assert found["variants"] == {"ours": "error: the process died while it ran"}
+    [result] = records.load(path)["train_step"]
+    assert result["variants"] == {"ours": "error: the process died while it ran"}
 
 
 def test_unknown_variants_are_named() -> None:
