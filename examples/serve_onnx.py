@@ -38,8 +38,8 @@ def main(model: str, boxes: str, out: str, *pictures: str) -> None:
                 point[0] += 0.25 * np.sign(heatmap[v, u + 1] - heatmap[v, u - 1])
                 point[1] += 0.25 * np.sign(heatmap[v + 1, u] - heatmap[v - 1, u])
             crop = point * [(W - udp) / (w - udp), (H - udp) / (h - udp)]
-            place = np.linalg.solve(linear, crop - shift).tolist()
-            pose.append({"joint": joint, "xy": place, "score": float(heatmap[v, u])})
+            xy = np.linalg.solve(linear, crop - shift).tolist()
+            pose.append({"joint": joint, "xy": xy, "score": float(heatmap[v, u])})
         poses.append(pose)
     Path(out).write_text(json.dumps(poses))
 

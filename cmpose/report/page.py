@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: text, pictures, script, data in one file."""
+"""Makes a report into one HTML file, which holds its text, pictures, script and data itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cmpose import _version
 
 _SCRIPTS = ("charts.js", "explorer.js", "page.js")
 _LONGEST = 400
-"""Points of a line in a chart; of a longer one neighbours are averaged."""
+"""A line in a chart has at most so many points; neighbours of a longer one are averaged."""
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Chart:
 
     Attributes:
         title: what the curves show.
-        x: the name of x.
-        lines: at most eight, as many as there are colours; the first lies on top.
-        note: said below the title.
-        log: y on a logarithmic scale where every value is positive.
-        zero: y starts at 0 where the scale is not logarithmic.
+        x: the name of the x axis.
+        lines: at most eight, because there are eight colours; the first is drawn on top.
+        note: written below the title.
+        log: whether y has a logarithmic scale, if every value is positive.
+        zero: whether y starts at 0, if its scale is not logarithmic.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Chart:
 
 @dataclass
 class Table:
-    """Numbers by row and column; None is shown as a dash, ``strong`` rows in bold."""
+    """Numbers by row and column. None is shown as a dash, and rows named in ``strong`` in bold."""
 
     caption: str
     columns: list[str]
@@ -71,9 +71,13 @@ class Tile:
 
 @dataclass
 class ClipFrame:
-    """One frame of a clip: a record of ``cmpose.viz.record`` and what is said of it.
+    """One frame of a clip.
 
-    ``head`` is the head's size in crop pixels, by which errors are divided, if it is known.
+    Attributes:
+        label: its name.
+        record: as ``cmpose.viz.record`` makes it.
+        note: written beside it.
+        head: the head's size in crop pixels, by which errors are divided; None if not known.
     """
 
     label: str
@@ -93,20 +97,20 @@ class Clip:
 
 @dataclass
 class Report:
-    """What a page holds. A part that is absent is explained by its entry in ``absent``.
+    """What a page shows. If a part is empty, its entry in ``absent`` is written in its stead.
 
     Attributes:
         kind: of what, e.g. ``Training run``.
         title: its name.
         lead: the gist, in a sentence or two.
-        charts: absent → ``absent["curves"]``.
-        tables: of AP; absent → ``absent["ap"]``.
-        table_notes: what a reader of them should know.
-        measure: by what worst and best are told.
-        worst: tiles, the worst first; absent (with ``best``) → ``absent["clips"]``.
+        charts: of losses or scores; if empty, ``absent["curves"]``.
+        tables: of AP; if empty, ``absent["ap"]``.
+        table_notes: what a reader of the tables should know.
+        measure: says how worst and best are measured.
+        worst: tiles, the worst first; if empty, ``absent["clips"]``.
         best: tiles, the best first.
-        clips: to look into; absent → ``absent["tokens"]``.
-        clips_intro: said above them.
+        clips: to look into; if empty, ``absent["tokens"]``.
+        clips_intro: written above the clips.
         facts: (name, value).
         absent: part → why it is not there.
         groups: what ``worst`` and ``best`` are called.
