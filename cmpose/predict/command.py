@@ -24,12 +24,7 @@ def _add_arguments(subparser: ArgumentParser) -> None:
         help="a JSON file with people's boxes (see docs/predict.md); without one, OpenCV's people "
         "detector is run",
     )
-    add(
-        "--min_score",
-        type=float,
-        default=0.2,
-        help="boxes with a lower score are ignored",
-    )
+    add("--min_score", type=float, default=0.2, help="boxes with a lower score are ignored")
     add(
         "--outputs",
         type=list[Literal["video", "poses", "coco"]],
@@ -62,18 +57,8 @@ def _add_arguments(subparser: ArgumentParser) -> None:
         help="average boxes over this many frames before and after; if not given, 2, or 0 when "
         "the boxes have track ids",
     )
-    add(
-        "--batch_size",
-        type=int,
-        default=16,
-        help="how many people go through the model at once",
-    )
-    add(
-        "--max_frames",
-        type=int | None,
-        default=None,
-        help="stop after this many frames",
-    )
+    add("--batch_size", type=int, default=16, help="how many people go through the model at once")
+    add("--max_frames", type=int | None, default=None, help="stop after this many frames")
     add(
         "--fps",
         type=float | None,
