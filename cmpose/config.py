@@ -370,8 +370,10 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 def in_words(changed: dict[str, tuple[object, object]]) -> str:
-    """What :func:`differences` found, for an error message."""
-    return "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
+    """What :func:`differences` found, for an error message: at most ten of them."""
+    texts = [f"{name:.80} was {old!r:.40}, is {new!r:.40}" for name, (old, new) in changed.items()]
+    more = [f"and {len(texts) - 10} more"] if len(texts) > 10 else []
+    return "; ".join(texts[:10] + more)
 
 
 def differences(old: dict, new: dict) -> dict[str, tuple[object, object]]:

@@ -26,8 +26,9 @@ from cmpose.convert.sources import (
     read_csv_drafts,
     to_posetrack,
 )
+from cmpose.data.formats.messages import short
 from cmpose.data.formats.posetrack import load_annotations, write_posetrack18
-from cmpose.data.formats.reader import parse_file, short
+from cmpose.data.formats.reader import parse_file
 from cmpose.data.formats.skeleton import read_skeleton
 from cmpose.data.sequence import AnnotationError, Sequence
 from cmpose.data.skeleton import POSETRACK, Skeleton

@@ -19,7 +19,8 @@ from msgspec import UNSET, Struct
 from cmpose.convert.report import Report
 from cmpose.data.formats.coco import box_of, check_image_size, file_name_of, numbers
 from cmpose.data.formats.documents import Annotation, Category, PoseDocument, Target, VideoImage
-from cmpose.data.formats.reader import Number, Whole, comma_list, convert, read, short
+from cmpose.data.formats.messages import comma_list, short
+from cmpose.data.formats.reader import Number, Whole, convert, read
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError, Person
 from cmpose.data.skeleton import POSETRACK, Skeleton

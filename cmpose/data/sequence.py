@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpose.data.formats.reader import short
+from cmpose.data.formats.messages import short
 from cmpose.data.skeleton import NUM_JOINTS, POSETRACK, Skeleton
 
 

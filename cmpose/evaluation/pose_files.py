@@ -28,8 +28,9 @@ from cmpose.data.formats.documents import (
     PoseFile,
     Rect,
 )
+from cmpose.data.formats.messages import short
 from cmpose.data.formats.posetrack17 import corners_of_head, joints_of, many, regions_of, single
-from cmpose.data.formats.reader import convert, short
+from cmpose.data.formats.reader import convert
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import NUM_JOINTS, POSETRACK, SLOTS17, Skeleton

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read, short
+from cmpose.data.formats.messages import short
+from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read
 from cmpose.data.video import NOT_DECODED
 from cmpose.files import claim, write_json, writing
 from cmpose.predict.detect import Detection

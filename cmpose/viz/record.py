@@ -33,15 +33,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from cmpose.data.formats.reader import (
-    Count,
-    Number,
-    Whole,
-    convert,
-    parse_file,
-    refuse_os_error,
-    short,
-)
+from cmpose.data.formats.messages import short
+from cmpose.data.formats.reader import Count, Number, Whole, convert, parse_file, refuse_os_error
 from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.files import whole_file
 from cmpose.viz.draw import cluster_colors, keypoint_colors, limb_color

@@ -22,7 +22,8 @@ from cmpose.data.formats.documents import (
     PoseDocument,
     Target,
 )
-from cmpose.data.formats.reader import convert, short
+from cmpose.data.formats.messages import short
+from cmpose.data.formats.reader import convert
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import (
     AnnotationError,

@@ -13,7 +13,8 @@ import numpy as np
 from msgspec import Struct
 
 from cmpose.data.formats.coco import box_of
-from cmpose.data.formats.reader import Number, Whole, convert, read, short
+from cmpose.data.formats.messages import short
+from cmpose.data.formats.reader import Number, Whole, convert, read
 from cmpose.data.sequence import AnnotationError, Sequence
 
 

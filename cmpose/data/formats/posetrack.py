@@ -15,9 +15,10 @@ from typing import Any, Literal
 from cmpose.data.formats.coco import read_coco
 from cmpose.data.formats.detections import Detections, ScoredBox, load_detections
 from cmpose.data.formats.documents import Image, PoseDocument, PoseFile
+from cmpose.data.formats.messages import short
 from cmpose.data.formats.posetrack17 import read_annolist
 from cmpose.data.formats.posetrack18 import posetrack18_image_id, write_posetrack18
-from cmpose.data.formats.reader import convert, parse_file, short
+from cmpose.data.formats.reader import convert, parse_file
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.skeleton import Skeleton
 

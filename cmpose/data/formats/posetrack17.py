@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cmpose.data.formats.documents import Corner, Joints, LabeledFrame, Rect, Region
-from cmpose.data.formats.reader import convert, short
+from cmpose.data.formats.messages import short
+from cmpose.data.formats.reader import convert
 from cmpose.data.sequence import (
     AnnotationError,
     Frame,

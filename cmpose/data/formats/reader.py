@@ -10,11 +10,8 @@ types the whole document in one pass.
 from __future__ import annotations
 
 import gc
-import itertools
 import json
-import math
 import re
-import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +20,8 @@ from typing import IO, Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
+
+from cmpose.data.formats.messages import explain, message, short
 
 T = TypeVar("T")
 # What raises an error, from its message.
@@ -73,8 +72,7 @@ def parse(data: bytes, source: str, refuse: Refuse, remedy: str = "") -> Any:
     with _named_faults(source, refuse, remedy), _no_collection():
         text = data.decode(json.detect_encoding(data))
         document = _loads(text)
-        if _SURROGATE.search(text) and (at := _path_to_surrogate(document)) is not None:
-            raise _Fault("holds half a surrogate pair, which is no character", at)
+        _check_surrogates(text, document)
         return document
 
 
@@ -105,8 +103,8 @@ def convert(
                 return msgspec.convert(document, type)
             except (msgspec.ValidationError, RecursionError) as error:
                 fault = error
-    path, what = _explain(fault, document)
-    raise refuse(_message(source, at + path, what, remedy)) from fault
+    path, what = explain(fault, document)
+    raise refuse(message(source, at + path, what, remedy)) from fault
 
 
 def read_lines(
@@ -157,24 +155,7 @@ def read_items(path: Path, type: type[T], refuse: Refuse, remedy: str = "") -> I
 
 def refuse_os_error(path: Path, error: OSError, refuse: Refuse, remedy: str = "") -> Exception:
     """The error for a file that is there and cannot be read."""
-    return refuse(_message(str(path), "", f"cannot be read ({error.strerror or error})", remedy))
-
-
-_repr = reprlib.Repr()
-_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 6, 6, 6
-_repr.maxstring = _repr.maxother = _repr.maxlong = 60
-
-
-def short(value: Any) -> str:
-    """``repr`` cut to a length that fits in a message, at any depth of nesting."""
-    text = _repr.repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def comma_list(names: Iterable[str]) -> str:
-    """Names with commas between them, cut to a length that fits in a message."""
-    text = ", ".join(names)
-    return text if len(text) <= 400 else text[:397] + "..."
+    return refuse(message(str(path), "", f"cannot be read ({error.strerror or error})", remedy))
 
 
 # -- parsing -------------------------------------------------------------------------------------
@@ -210,37 +191,53 @@ def _named_faults(source: str, refuse: Refuse, remedy: str, behind: str = "") ->
     except json.JSONDecodeError as error:
         where = f" at line {error.lineno}, column {error.colno}" if not behind else ""
         what = "not valid JSON" + where + f": {error.msg}{behind}"
-        raise refuse(_message(source, "", what, remedy)) from error
+        raise refuse(message(source, "", what, remedy)) from error
     except UnicodeDecodeError as error:
         byte = error.object[error.start : error.start + 1].hex()
         what = f"not valid {error.encoding} text at byte {error.start} (0x{byte}): save it as UTF-8"
-        raise refuse(_message(source, "", what, remedy)) from error
+        raise refuse(message(source, "", what, remedy)) from error
     except RecursionError as error:
         what = "nested too deeply; no such file has more than a few levels"
-        raise refuse(_message(source, "", what, remedy)) from error
+        raise refuse(message(source, "", what, remedy)) from error
     except _Fault as error:
-        raise refuse(_message(source, error.path, str(error), remedy)) from error
+        raise refuse(message(source, error.path, str(error), remedy)) from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its keys and values; of a key that occurs twice either value may be meant."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+class _Doubled(dict[str, Any]):
+    """An object in which a key occurs twice."""
+
+
+class _Objects:
+    """Makes the objects of a document, and notes whether one has a key twice."""
+
+    def __init__(self) -> None:
+        self.doubled: list[str] = []
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Fault(
-            f"an object has the key {short(twice)} twice; it has {_listed(found)}; keep one of them"
-        )
-    return found
+        self.doubled.append(next(key for key in keys if keys.count(key) > 1))
+        return _Doubled(found)
+
+    def check(self, document: Any) -> None:
+        """Of a key that occurs twice either value may be meant."""
+        if self.doubled:
+            path = _path_to(document, lambda value: isinstance(value, _Doubled)) or ""
+            raise _Fault(f"the key {short(self.doubled[0])} occurs twice; keep one of them", path)
 
 
 def _loads(text: str) -> Any:
+    objects = _Objects()
     try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except ValueError as error:
-        if isinstance(error, (json.JSONDecodeError, _Fault)):
-            raise
-        return json.loads(text, object_pairs_hook=_unique, parse_int=_int_or_float)
+        document = json.loads(text, object_pairs_hook=objects)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        document = json.loads(text, object_pairs_hook=objects, parse_int=_int_or_float)
+    objects.check(document)
+    return document
 
 
 def _int_or_float(digits: str) -> int | float:
@@ -257,20 +254,28 @@ def _bytes_of(path: Path, refuse: Refuse, remedy: str) -> bytes:
         raise refuse_os_error(path, error, refuse, remedy) from error
 
 
-def _path_to_surrogate(value: Any, path: str = "") -> str | None:
-    """The path of a string, or of an object with a key, that holds half a surrogate pair."""
-    if isinstance(value, str):
-        return path if any("\ud800" <= letter <= "\udfff" for letter in value) else None
+def _path_to(value: Any, is_wrong: Callable[[Any], bool], path: str = "") -> str | None:
+    """The path of the first part of a document that is wrong."""
+    if is_wrong(value):
+        return path
     inside: Iterable[tuple[Any, str]] = ()
     if isinstance(value, list):
         inside = ((item, f"{path}[{i}]") for i, item in enumerate(value))
     elif isinstance(value, dict):
-        if _path_to_surrogate("".join(value)) is not None:
-            return path
         inside = ((item, f"{path}.{key}") for key, item in value.items())
-    return next(
-        (at for at in itertools.starmap(_path_to_surrogate, inside) if at is not None), None
-    )
+    paths = (_path_to(item, is_wrong, at) for item, at in inside)
+    return next((at for at in paths if at is not None), None)
+
+
+def _holds_surrogate(value: Any) -> bool:
+    """Whether a string, or a key of an object, holds half a surrogate pair."""
+    text = "".join(value) if isinstance(value, dict) else value
+    return isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _check_surrogates(text: str, document: Any) -> None:
+    if _SURROGATE.search(text) and (path := _path_to(document, _holds_surrogate)) is not None:
+        raise _Fault("holds half a surrogate pair, which is no character", path)
 
 
 def _plainer(value: Any) -> Any:
@@ -284,85 +289,6 @@ def _plainer(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plainer(item) for key, item in value.items()}
     return value
-
-
-# -- messages ------------------------------------------------------------------------------------
-
-_KINDS = {
-    "int": "an integer",
-    "float": "a number",
-    "str": "a text",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-    "null": "null",
-}
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "array": list, "object": dict}
-
-
-def _message(source: str, path: str, what: str, remedy: str) -> str:
-    path = path.removeprefix(".")
-    return f"{source}: {path}{': ' if path else ''}{what}{'; ' if remedy else ''}{remedy}"
-
-
-def _listed(document: Any) -> str:
-    return short(sorted(map(str, document)))
-
-
-def _explain(fault: Exception, document: Any) -> tuple[str, str]:
-    """The path to what msgspec did not take; what was expected there and what was found."""
-    if isinstance(fault, RecursionError):
-        return "", "nested too deeply; no such file has more than a few levels"
-    message, _, path = str(fault).partition(" - at `$")
-    got = re.search(r", got `(\w+)`$", message)
-    steps = re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path.rstrip("`"))
-    where, value = next(
-        _values_at(document, [a or b for a, b in steps], got and got[1]), ("", None)
-    )
-    if missing := re.fullmatch(r"Object missing required field `(.+)`", message):
-        return where, f"missing key {missing[1]!r}; it has {_listed(value)}"
-    return where, _misfit(message, value)
-
-
-def _misfit(message: str, value: Any) -> str:
-    """What msgspec's message says was expected, in the words of this package, and the value."""
-    got = f", got {short(value)}"
-    if isinstance(value, float) and not math.isfinite(value) and "`float" in message:
-        return f"expected a finite number{got}; leave out what is not known (a keypoint: 0, 0, 0)"
-    if message == "Number out of range":
-        return f"expected a number that float64 holds{got}"
-    named = re.match(r"Expected `([^`]+)`(?: of length)?(?: (>=|<=))?(?: (\d+))?", message)
-    if named is None:
-        return message[0].lower() + message[1:].replace("`", "") + got
-    kinds = named[1].split(" | ")
-    if len(kinds) > 1 and "null" in kinds:
-        kinds.remove("null")
-    expected = " or ".join(_KINDS.get(kind, kind) for kind in kinds)
-    bound = {">=": "at least ", "<=": "at most "}.get(named[2], "")
-    if "of length" in message:
-        unit = "values" if kinds == ["array"] else "letters"
-        return f"expected {bound}{named[3]} {unit}, got {len(value)}: {short(value)}"
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return f"expected {expected} that int64 holds{got}"
-    return f"expected {expected}" + (f" of {bound}{named[3]}" if bound else "") + got
-
-
-def _values_at(
-    document: Any, steps: list[str], kind: str | None, path: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """What is at a path of msgspec's, with its whole path; ``...`` is any key of a ``kind``."""
-    if not steps:
-        if kind is None or kind not in _TYPES or isinstance(document, _TYPES[kind]):
-            yield path, document
-        return
-    step, behind = steps[0], steps[1:]
-    if step == "..." and isinstance(document, dict):
-        for key, item in document.items():
-            yield from _values_at(item, behind, kind, f"{path}.{key}")
-    elif isinstance(document, list) and step.isdigit() and int(step) < len(document):
-        yield from _values_at(document[int(step)], behind, kind, f"{path}[{step}]")
-    elif isinstance(document, dict) and step in document:
-        yield from _values_at(document[step], behind, kind, f"{path}.{step}")
 
 
 # -- piece by piece ------------------------------------------------------------------------------
@@ -411,9 +337,8 @@ class _Pieces:
             except json.JSONDecodeError:
                 if len(self.text) - self.at > _LONGEST or not self.more():
                     raise
-        written, self.at = self.text[self.at : end], end
-        if _SURROGATE.search(written) and (path := _path_to_surrogate(value)) is not None:
-            raise _Fault("holds half a surrogate pair, which is no character", path)
+        _check_surrogates(self.text[self.at : end], value)
+        self.at = end
         return value
 
     def fault(self, what: str) -> json.JSONDecodeError:
@@ -421,7 +346,8 @@ class _Pieces:
 
 
 def _items(path: Path, refuse: Refuse, remedy: str) -> Iterator[Any]:
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_int_or_float)
+    objects = _Objects()
+    decoder = json.JSONDecoder(object_pairs_hook=objects, parse_int=_int_or_float)
     try:
         with open(path, "rb") as file:
             encoding = json.detect_encoding(file.read(4))
@@ -435,7 +361,7 @@ def _items(path: Path, refuse: Refuse, remedy: str) -> Iterator[Any]:
                 sign = pieces.sign()
                 if not count and sign != "[":
                     what = f"expected a list, got {short(pieces.value(decoder))}"
-                    raise refuse(_message(str(path), "", what, remedy))
+                    raise refuse(message(str(path), "", what, remedy))
                 if count and sign not in (",", "]"):
                     raise pieces.fault("Expecting ',' delimiter")
                 pieces.at += 1
@@ -446,5 +372,6 @@ def _items(path: Path, refuse: Refuse, remedy: str) -> Iterator[Any]:
                     return
                 pieces.sign()
                 item = pieces.value(decoder)
+                objects.check(item)
                 count += 1
             yield item

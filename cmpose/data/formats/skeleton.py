@@ -9,7 +9,8 @@ from typing import Any
 from msgspec import UNSET
 
 from cmpose.data.formats.documents import Category
-from cmpose.data.formats.reader import comma_list, convert, parse_file, short
+from cmpose.data.formats.messages import comma_list, short
+from cmpose.data.formats.reader import convert, parse_file
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import Side, Skeleton, is_lower, side_and_rest
 
