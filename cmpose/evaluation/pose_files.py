@@ -30,7 +30,7 @@ from cmpose.data.formats.documents import (
 )
 from cmpose.data.formats.messages import short
 from cmpose.data.formats.posetrack17 import corners_of_head, joints_of, many, regions_of, single
-from cmpose.data.formats.reader import convert
+from cmpose.data.formats.reader import convert, no_collection
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import NUM_JOINTS, POSETRACK, SLOTS17, Skeleton
@@ -104,6 +104,7 @@ def _category(document: PoseDocument[Any, Any, Any]) -> Category:
     return document.categories[0] if document.categories else Category()
 
 
+@no_collection()
 def parse_poses(
     data: Any, source: str, *, unique_tracks: bool = False, skeleton: Skeleton = POSETRACK
 ) -> list[FramePoses]:

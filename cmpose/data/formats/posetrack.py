@@ -18,7 +18,7 @@ from cmpose.data.formats.documents import Image, PoseDocument, PoseFile
 from cmpose.data.formats.messages import short
 from cmpose.data.formats.posetrack17 import read_annolist
 from cmpose.data.formats.posetrack18 import posetrack18_image_id, write_posetrack18
-from cmpose.data.formats.reader import convert, parse_file
+from cmpose.data.formats.reader import convert, no_collection, parse_file
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.skeleton import Skeleton
 
@@ -106,6 +106,7 @@ def listed(skeleton: Skeleton) -> str:
     return f"{len(skeleton)} keypoints ({names})"
 
 
+@no_collection()
 def _read(file: Path, format: Format, position: int, *, skip: bool) -> list[Sequence]:
     parsed = parse_file(file, AnnotationError)
     if not isinstance(parsed, dict) or not ("annolist" in parsed or "images" in parsed):
