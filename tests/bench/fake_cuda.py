@@ -4,50 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 
 class FakeCuda:
-    """What CudaClock uses of torch.cuda; work takes a millisecond on the current stream."""
+    """Work takes a millisecond on the current stream, a replay 3 and a sleep 7."""
 
     def __init__(self, capturable: bool) -> None:
-        self.capturable, self.log, self.time = capturable, [], 0.0
+        self.capturable, self.capturing, self.time = capturable, False, 0.0
+        self.log: list[str] = []
         self.streams = ["default"]
-        self.capturing = False
+
+    def _spend(self, what: str, milliseconds: float) -> None:
+        self.log.append(what)
+        self.time += milliseconds
 
     def work(self) -> None:
-        self.log.append(f"{'capture' if self.capturing else 'run'} on {self.streams[-1]}")
-        if not self.capturing:
-            self.time += 1.0
+        where = f"on {self.streams[-1]}"
+        self._spend(f"capture {where}" if self.capturing else f"run {where}", not self.capturing)
 
     def Stream(self) -> Any:
-        class Stream:
-            def wait_stream(self, other: Any) -> None:
-                pass
-
-            def __str__(self) -> str:
-                return "side"
-
-        return Stream()
+        return SimpleNamespace(wait_stream=lambda other: None)
 
     def current_stream(self) -> str:
         return self.streams[-1]
 
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
-        self.streams.append(str(stream))
+        self.streams.append("side")
         yield
         self.streams.pop()
 
     def CUDAGraph(self) -> Any:
-        fake = self
-
-        class Graph:
-            def replay(self) -> None:
-                fake.log.append("replay")
-                fake.time += 3.0
-
-        return Graph()
+        return SimpleNamespace(replay=lambda: self._spend("replay", 3.0))
 
     @contextmanager
     def graph(self, graph: Any, stream: Any) -> Iterator[None]:
@@ -62,23 +52,13 @@ class FakeCuda:
 
     def Event(self, enable_timing: bool) -> Any:
         assert enable_timing
-        fake = self
-
-        class Event:
-            def record(self) -> None:
-                self.at = fake.time
-
-            def synchronize(self) -> None:
-                pass
-
-            def elapsed_time(self, end: Any) -> float:
-                return end.at - self.at
-
-        return Event()
+        event = SimpleNamespace(synchronize=lambda: None)
+        event.record = lambda: setattr(event, "at", self.time)
+        event.elapsed_time = lambda end: end.at - event.at
+        return event
 
     def synchronize(self) -> None:
         pass
 
     def _sleep(self, cycles: int) -> None:
-        self.log.append("sleep")
-        self.time += 7.0
+        self._spend("sleep", 7.0)
