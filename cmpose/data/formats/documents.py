@@ -86,7 +86,7 @@ class Annotation(Target, gc=False):
     attributes: Any = None
 
 
-class Video(Struct, gc=False):
+class CocoVideo(Struct, gc=False):
     """An entry of COCO's ``videos``."""
 
     id: Id
@@ -164,7 +164,7 @@ class PoseDocument(Struct, Generic[ImageT, AnnotationT, RectT], gc=False):
     images: list[ImageT] | UnsetType = UNSET
     annotations: list[AnnotationT] | UnsetType = UNSET
     categories: list[Category] | None = None
-    videos: list[Video] | None = None
+    videos: list[CocoVideo] | None = None
 
 
 PoseFile = PoseDocument[Image, Annotation, Rect]
