@@ -76,11 +76,9 @@ def read_coco_drafts(
         AnnotationError: naming file, field and value.
     """
     document = read(path, PoseDocument[VideoImage, Any, Any], AnnotationError)
-    for key, value in (("images", document.images), ("annotations", document.annotations)):
-        if value is UNSET:
-            raise AnnotationError(f"{path}: missing key {key!r}; is it a file of COCO keypoints?")
-    assert document.images is not UNSET
-    assert document.annotations is not UNSET
+    if document.images is UNSET or document.annotations is UNSET:
+        key = "images" if document.images is UNSET else "annotations"
+        raise AnnotationError(f"{path}: missing key {key!r}; is it a file of COCO keypoints?")
     category_id, own = _coco_category(document.categories or [], path, category_name)
     if skeleton is not None and skeleton.keypoints != own.keypoints:
         raise AnnotationError(

@@ -103,8 +103,8 @@ def convert(
         except (msgspec.ValidationError, RecursionError) as error:
             fault = error
         if re.match(r"Expected `[^`]*\bint\b[^`]*`, got `float`|.*got `numpy\.", str(fault)):
-            document = _plainer(document)
             try:
+                document = _plainer(document)
                 return msgspec.convert(document, type)
             except (msgspec.ValidationError, RecursionError) as error:
                 fault = error

@@ -182,3 +182,16 @@ def test_values_in_messages_are_short():
         deep = [deep]
     for value in (deep, "x" * 9999, list(range(9999)), {str(i): i for i in range(99)}, 10**3000):
         assert len(short(value)) <= 80
+
+
+def test_nesting_that_parses_but_is_too_deep_to_walk(tmp_path):
+    """A fraction in place of a whole number makes the document be walked in Python."""
+    path = tmp_path / "f.json"
+    for depth in range(100, 1500, 100):
+        deep = "[" * depth + "]" * depth
+        path.write_text(f'{{"parts": [{{"id": 1.0}}], "more": {deep}, "name": "\\ud83d\\ude00"}}')
+        try:
+            assert read(path, File, Refused).parts[0].id == 1
+        except Refused as error:
+            message = str(error)
+            assert message.startswith(f"{path}: nested too deeply")
