@@ -23,9 +23,9 @@ from cmpose.convert.report import Report
 from cmpose.convert.sources import (
     Draft,
     read_coco_drafts,
-    read_csv_drafts,
     to_posetrack,
 )
+from cmpose.convert.table import read_csv_drafts
 from cmpose.data.formats.messages import short
 from cmpose.data.formats.posetrack import load_annotations, write_posetrack18
 from cmpose.data.formats.reader import parse_file

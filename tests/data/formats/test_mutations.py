@@ -21,7 +21,8 @@ from cmpose import config as configuration
 from cmpose.config import Config, DataConfig
 from cmpose.convert.boxes import OwnBoxes
 from cmpose.convert.report import Report
-from cmpose.convert.sources import read_coco_drafts, read_csv_drafts
+from cmpose.convert.sources import read_coco_drafts
+from cmpose.convert.table import read_csv_drafts
 from cmpose.data.cache.build import build, source_of
 from cmpose.data.cache.reader import TileCache
 from cmpose.data.cache.store import CacheError, read_plan
