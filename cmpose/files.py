@@ -376,18 +376,6 @@ def claim(
 
 
 @contextmanager
-def alone_in(
-    folder: Path, command: str, instead: str, error: type[Exception] = RuntimeError
-) -> Iterator[None]:
-    """Of before :func:`claim`."""
-    try:
-        with claim(folder, command, instead):
-            yield
-    except InUse as refusal:
-        raise error(str(refusal)) from None
-
-
-@contextmanager
 def claim_file(path: str | os.PathLike[str], command: str, option: str) -> Iterator[Path]:
     """As :func:`claim`, for one file, or for a folder that is replaced as a whole."""
     path = _target(path)

@@ -114,3 +114,16 @@ def test_import_initialises_no_cuda_and_is_lean():
         "assert not {'triton', 'cmpose._C'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_model_is_built_with_torch_alone():
+    """On a machine where nothing can be installed, kernels and the network still run."""
+    code = (
+        "import sys; from cmpose.config import ModelConfig;"
+        "from cmpose.models.cmpose import CMPose;"
+        "CMPose(ModelConfig(backbone='tiny', image_size=(64, 48), fine='off'));"
+        "import cmpose.models.losses; from cmpose import ops;"
+        "more = {'msgspec', 'safetensors', 'jsonargparse', 'shapely', 'yaml'} & set(sys.modules);"
+        "assert not more, more"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +33,15 @@ from cmpose.data.formats.reader import parse_file
 from cmpose.data.formats.skeleton import read_skeleton
 from cmpose.data.sequence import AnnotationError, Sequence
 from cmpose.data.skeleton import POSETRACK, Skeleton
-from cmpose.files import claim_file, partial_path, recover, remove, write_text, writing
+from cmpose.files import (
+    claim_file,
+    partial_path,
+    recover,
+    remove,
+    whole_folder,
+    write_text,
+    writing,
+)
 
 
 def convert(
@@ -92,8 +101,19 @@ def convert(
     # The lock of a split: another one's files have other names.
     with claim_file(out / f"{options.split}_report.json", "convert", "--split or folder"):
         _check_free(annotations, options)
-        _write(out, sequences, boxes, options, report)
-        _write_report(out, source, format, [sequence for sequence, _ in sequences], options, report)
+        _recover(out, options.split)
+        for sequence, paths in sequences:
+            place_pictures(
+                paths,
+                out / "images" / options.split / sequence.name,
+                options.place,
+                overwrite=options.overwrite,
+            )
+        if boxes is not None:
+            boxes.write(_box_file(out, options.split), report)
+        described = [sequence for sequence, _ in sequences]
+        _write_report(out, source, format, described, options, report)
+        _write_annotations(annotations, described)
     return report
 
 
@@ -105,30 +125,32 @@ def _check_free(annotations: Path, options: ConvertOptions) -> None:
         )
 
 
-def _write(
-    out: Path,
-    sequences: list[tuple[Sequence, list[Path]]],
-    boxes: OwnBoxes | None,
-    options: ConvertOptions,
-    report: Report,
-) -> None:
-    """All pictures, then the annotations of each sequence, then the boxes."""
-    images, annotations = (out / kind / options.split for kind in ("images", "annotations"))
-    box_file = out / "annotations" / f"{options.split}_boxes.json"
+def _box_file(out: Path, split: str) -> Path:
+    return out / "annotations" / f"{split}_boxes.json"
+
+
+def _recover(out: Path, split: str) -> None:
+    """Removes what a killed conversion of this split left of its files."""
     with writing(out):
-        for folder in (annotations, *images.glob("*")):
+        for folder in (out / "annotations" / split, *(out / "images" / split).glob("*")):
             recover(folder)
-        remove(partial_path(box_file))
-    for sequence, pictures in sequences:
-        place_pictures(pictures, images / sequence.name, options.place, overwrite=options.overwrite)
-    if options.overwrite:
-        with writing(annotations):
-            for old in annotations.glob("*.json"):
-                old.unlink()
-    for sequence, _ in sequences:
-        write_posetrack18(annotations / f"{sequence.file_stem}.json", sequence)
-    if boxes is not None:
-        boxes.write(box_file, report)
+        remove(partial_path(_box_file(out, split)))
+
+
+def _write_annotations(annotations: Path, sequences: list[Sequence]) -> None:
+    """Writes a split's annotations all at once, and last of all.
+
+    So a conversion that was killed can be called again: a split that has annotations is whole.
+    Other files in their folder stay.
+    """
+    with whole_folder(annotations) as partial:
+        for sequence in sequences:
+            write_posetrack18(partial / f"{sequence.file_stem}.json", sequence)
+        for path in annotations.glob("*"):
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name, symlinks=True)
+            elif path.suffix != ".json":
+                shutil.copy2(path, partial / path.name, follow_symlinks=False)
 
 
 def _format(source: Path, asked: Format) -> Format:

@@ -128,17 +128,18 @@ def test_an_index_that_is_no_json(source: Path, tmp_path: Path) -> None:
 # -- convert ----------------------------------------------------------------------------------
 
 
-def test_a_conversion_that_was_killed_at_any_rename_is_made_anew(
+def test_a_conversion_that_was_killed_at_any_rename_is_made_by_the_same_command(
     source: Path, tmp_path: Path
 ) -> None:
     main(arguments(source, tmp_path / "whole"))
     whole = files_of(tmp_path / "whole")
     number = 0
     while ends_before_rename(number, arguments(source, tmp_path / str(number))):
-        main([*arguments(source, tmp_path / str(number)), "--overwrite"])
+        main(arguments(source, tmp_path / str(number)))
         assert files_of(tmp_path / str(number)) == whole
         number += 1
-    assert number == 4 + 1 + 1 + 2  # pictures, annotation, boxes, report
+    # Pictures, boxes, report; last the annotations: a file, and the folder of them.
+    assert number == 4 + 1 + 2 + 2
 
 
 def test_what_another_conversion_of_the_split_was_killed_at_is_removed(

@@ -150,6 +150,7 @@ def exact_noise(seed: Tensor, clips: Tensor, tokens: int, dim: int) -> Tensor:
     return torch.stack(normals, dim=-1).flatten(-2)[..., :dim]
 
 
+# Many parameters: those of the kernel.
 def exact(
     tokens: Tensor,
     keypoint_tokens: Tensor,
@@ -178,6 +179,7 @@ def exact(
     return x
 
 
+# Many parameters: those of the kernel.
 def check_forward(
     tokens: Tensor,
     keypoint_tokens: Tensor,

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from cmpose import config as configuration
 from cmpose.config import Config
-from cmpose.data.formats.reader import read
-from cmpose.data.formats.skeleton import read_skeleton
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import Skeleton, default_skeleton
 from cmpose.files import whole_folder
@@ -76,6 +74,8 @@ def is_model(folder: Path) -> bool:
 
 def load_config(folder: Path) -> Config:
     """The recipe stored in a model's folder."""
+    from cmpose.data.formats.reader import read  # a model is built without msgspec
+
     file = folder / CONFIG
     try:
         return configuration.from_dict(read(file, dict[str, Any], CheckpointError, _ANOTHER))
@@ -90,6 +90,8 @@ def load_skeleton(folder: Path, num_keypoints: int) -> Skeleton:
 
     Checkpoints from before other keypoints could be trained do not say: they get the default.
     """
+    from cmpose.data.formats.skeleton import read_skeleton
+
     file = folder / SKELETON
     if not file.is_file():
         return default_skeleton(num_keypoints)

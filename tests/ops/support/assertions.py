@@ -18,6 +18,7 @@ def _element(tensor: Tensor, flat: int) -> tuple[int, ...]:
     return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), tensor.shape))
 
 
+# Long: nearly half of it is the formula and what it can see.
 def assert_as_close_as_eager(
     found: Tensor,
     eager: Tensor,

@@ -1,0 +1,120 @@
+"""The command line in forked processes, quick to start, that can be killed or held at a rename."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+KILLED = -signal.SIGKILL
+
+
+class Ended(NamedTuple):
+    """How a command ended: exit status (negative: by a signal), renames it began, its output."""
+
+    status: int
+    renames: int
+    output: str
+
+
+def _command(arguments: list[str], output: str, kill_at: int, hold: str, count) -> None:
+    """What the forked process does: the command, with every rename looked at first."""
+    os.setpgid(0, 0)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from cmpose import cli, files
+
+    rename = files._rename
+
+    def watched(old: Path, new: Path) -> None:
+        with count.get_lock():
+            number = count.value
+            count.value += 1
+        if number == kill_at:
+            os.killpg(0, signal.SIGKILL)  # workers too
+        while hold and os.path.exists(hold):
+            time.sleep(0.01)
+        rename(old, new)
+
+    files._rename = watched
+    status = 0
+    try:
+        cli.main(arguments)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            os.write(2, f"{error.code}\n".encode())
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+        status = 70
+    finally:
+        os._exit(status)
+
+
+def _serve(pipe: Connection) -> None:
+    """Imports everything once, then forks a process for each command that is asked for."""
+
+    import cmpose.demo
+    import cmpose.models.export
+    import cmpose.study.ablate  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")
+    while True:
+        commands = pipe.recv()
+        if commands is None:
+            return
+        running = []
+        for arguments, kill_at, hold in commands:
+            if hold == "wait for the one before":
+                while not running[-1][2].value and running[-1][0].is_alive():
+                    time.sleep(0.01)
+                hold = ""
+            output = tempfile.mkstemp()[1]
+            count = fork.Value("i", 0)
+            process = fork.Process(target=_command, args=(arguments, output, kill_at, hold, count))
+            process.start()
+            running.append((process, output, count, hold))
+            if len(running) == 2:  # the second one meets the first one's lock; then both may go on
+                process.join()
+                Path(running[0][3]).unlink()
+        ended = []
+        for process, output, count, _ in running:
+            process.join()
+            ended.append(Ended(process.exitcode, count.value, Path(output).read_text()))
+            os.unlink(output)
+        pipe.send(ended)
+
+
+class Zygote:
+    """Runs commands in processes forked from one that has imported everything."""
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(other,))
+        self._process.start()
+
+    def run(self, *arguments: object, kill_at: int = -1) -> Ended:
+        """A command to its end; with ``kill_at`` it is killed before its rename of that number."""
+        self._pipe.send([([*map(str, arguments)], kill_at, "")])
+        return self._pipe.recv()[0]
+
+    def run_two(self, *arguments: object, hold: Path) -> tuple[Ended, Ended]:
+        """The same command twice: the second one starts when the first is about to rename."""
+        hold.touch()
+        same = [*map(str, arguments)]
+        self._pipe.send([(same, -1, str(hold)), (same, -1, "wait for the one before")])
+        first, second = self._pipe.recv()
+        return first, second
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
