@@ -318,6 +318,12 @@ def from_dict(values: dict) -> Config:
         raise ValueError(
             f"bad configuration: no section {unknown[0]!r}; there are {', '.join(SECTIONS)}"
         )
+    for section, fields in values.items():
+        if not isinstance(fields, dict):
+            raise ValueError(
+                f"bad configuration: {section}: expected a mapping of its fields, got "
+                f"{fields!r:.60}"
+            )
     parser = ArgumentParser(exit_on_error=False)
     add_fields(parser)
     try:

@@ -32,6 +32,8 @@ def test_load_with_overrides(tmp_path):
         ({"model": {"depth": "deep"}}, r"model\.depth"),
         ({"train": {"precision": "fp8"}}, r"train\.precision"),
         ({"data": {"augment": {"flop": 1}}}, "flop"),
+        ({"model": 3.5}, r"model: expected a mapping of its fields, got 3\.5"),
+        ({"data": {"augment": [1]}}, "augment"),
         ({"modl": {}}, "no section 'modl'; there are model, data, train"),
     ],
 )

@@ -318,8 +318,8 @@ def _score(
             tally.add_frame(real, guess, where)
     if tally is None or tally.frames == 0:
         raise ValueError(
-            f"no person is annotated in any of the {total} frames of the ground truth: "
-            "there is nothing to score"
+            f"{_some([source for source, _ in truth.values()])}: no person is annotated in any of "
+            f"the {total} frames of the ground truth: there is nothing to score"
         )
     counts = len(truth), tally.frames, total, tally.people, tally.predictions
     notes = notes + _notes(tally)
