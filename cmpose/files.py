@@ -46,6 +46,8 @@ class Interrupted(RuntimeError):
 # -- what went wrong --------------------------------------------------------------------------
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# How safetensors and numpy say it, which give no number.
+_FULL_TEXTS = ("No space left", "os error 28", "requested and")
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _LEAST_FREE = 1 << 20
 """Bytes. A library that does not tell why it failed has met a full disk if fewer are left."""
@@ -80,7 +82,7 @@ def _reason(error: Exception, path: Path) -> tuple[str, str]:
         return "it is a folder where a file should be", "move it, or give another place"
     if number in (errno.ENOTDIR, errno.EEXIST) and path.is_file():
         return "it is a file where a folder should be", "move it, or give another place"
-    if number in _FULL or "No space left" in str(error) or "os error 28" in str(error):
+    if number in _FULL or any(text in str(error) for text in _FULL_TEXTS):
         return "the disk is full", "free some space"
     if number in _FORBIDDEN or not os.access(standing, os.W_OK):
         return "it is read-only for you", "give a place that you may write to"
@@ -154,7 +156,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _rename(old: Path, new: Path) -> None:
+def rename(old: Path, new: Path) -> None:
     """Every rename of cmpose goes through here: tests kill the process at each one."""
     os.replace(old, new)
 
@@ -186,7 +188,7 @@ def whole_file(
             yield partial
             if durable:
                 sync(partial)
-            _rename(partial, path)
+            rename(partial, path)
             if durable:
                 sync(path.parent)
         except BaseException:
@@ -224,8 +226,8 @@ def whole_folder(
                 for file in partial.rglob("*"):
                     sync(file)
             if path.is_dir():
-                _rename(path, replaced)
-            _rename(partial, path)
+                rename(path, replaced)
+            rename(partial, path)
             if durable:
                 sync(path.parent)
         except BaseException:
@@ -279,7 +281,7 @@ def _recover(path: Path) -> None:
         if path.exists():
             remove(replaced)
         else:
-            _rename(replaced, path)
+            rename(replaced, path)
     remove(partial_path(path))
 
 

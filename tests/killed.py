@@ -13,7 +13,7 @@ import os, sys
 from cmpose import files
 from cmpose.cli import main
 
-left, rename = int(sys.argv[1]), files._rename
+left, rename = int(sys.argv[1]), files.rename
 
 def killed(old, new):
     global left
@@ -22,7 +22,7 @@ def killed(old, new):
     left -= 1
     rename(old, new)
 
-files._rename = killed
+files.rename = killed
 main(sys.argv[2:])
 """
 

@@ -41,7 +41,7 @@ from pathlib import Path
 from cmpose import files
 
 file, folder, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-rename, count = files._rename, 0
+rename, count = files.rename, 0
 
 def killed(old, new):
     global count
@@ -50,7 +50,7 @@ def killed(old, new):
     count += 1
     rename(old, new)
 
-files._rename = killed
+files.rename = killed
 files.write_text(file, "new")
 with files.whole_folder(folder) as partial:
     (partial / "a").write_text("new")

@@ -30,7 +30,7 @@ def _command(arguments: list[str], output: str, kill_at: int, hold: str, count) 
     os.dup2(descriptor, 2)
     from cmpose import cli, files
 
-    rename = files._rename
+    rename = files.rename
 
     def watched(old: Path, new: Path) -> None:
         with count.get_lock():
@@ -42,7 +42,7 @@ def _command(arguments: list[str], output: str, kill_at: int, hold: str, count) 
             time.sleep(0.01)
         rename(old, new)
 
-    files._rename = watched
+    files.rename = watched
     status = 0
     try:
         cli.main(arguments)

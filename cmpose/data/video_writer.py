@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cmpose import files
 from cmpose.data.video import VideoError
 from cmpose.files import writing
 
@@ -83,7 +84,7 @@ class VideoWriter:
             if there != self.frames:
                 reason = f"{there} of {self.frames} frames reached the disk"
                 raise OSError(errno.EIO, reason, str(self.part))
-            os.replace(self.part, self.path)
+            files.rename(self.part, self.path)
 
 
 @contextmanager

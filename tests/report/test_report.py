@@ -405,7 +405,7 @@ def test_a_page_has_one_writer_and_is_whole_or_absent(copied, tmp_path, monkeypa
             report(copied, disk / "page.html", 1)
         assert os.listdir(disk) == ["filler"]
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_rename", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(files, "rename", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             report(copied, clips=1)
     assert page.read_bytes() == before

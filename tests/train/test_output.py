@@ -89,7 +89,7 @@ def test_a_kill_at_any_rename_of_a_checkpoint_is_recovered_from(rendered, tmp_pa
     """The run goes on from the newest whole checkpoint and ends as one that was not killed."""
     config = recipe(rendered, **{"train.epochs": 1, "train.checkpoint_every": 1})
     train(config, tmp_path / "straight", progress=False)
-    rename = files._rename
+    rename = files.rename
     for name in ("step-00000002", "model", "metrics.json"):
         run = tmp_path / name
 
@@ -99,7 +99,7 @@ def test_a_kill_at_any_rename_of_a_checkpoint_is_recovered_from(rendered, tmp_pa
             rename(old, new)
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_rename", kill_there)
+            patch.setattr(files, "rename", kill_there)
             patch.setattr(files, "remove", lambda path: None)  # the dead do not tidy up
             with pytest.raises(Killed):
                 train(config, run, progress=False)
