@@ -171,14 +171,14 @@ def validate(
     Raises:
         AnnotationError: with both numbers.
     """
-    found = len(sequences)
+    count = len(sequences)
     source = Path(sequences[0].source).parent if sequences else "annotations"
-    if expected_sequences is not None and found != expected_sequences:
+    if expected_sequences is not None and count != expected_sequences:
         hint = ""
-        if {found, expected_sequences} == {74, 170}:
+        if {count, expected_sequences} == {74, 170}:
             hint = "; PoseTrack18's validation set has 170 files in version 0.45, 74 in version 0.2"
         raise AnnotationError(
-            f"{source}: {found} sequences, but {expected_sequences} are expected{hint}"
+            f"{source}: {count} sequences, but {expected_sequences} are expected{hint}"
         )
     labeled = sum(frame.labeled for sequence in sequences for frame in sequence.frames)
     if expected_frames is not None and labeled != expected_frames:

@@ -232,12 +232,12 @@ class _Objects:
         self.doubled: list[str] = []
 
     def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) == len(pairs):
-            return found
+        values = dict(pairs)
+        if len(values) == len(pairs):
+            return values
         keys = [key for key, _ in pairs]
         self.doubled.append(next(key for key in keys if keys.count(key) > 1))
-        return _Doubled(found)
+        return _Doubled(values)
 
     def check(self, document: Any) -> None:
         """Of a key that occurs twice either value may be meant."""
