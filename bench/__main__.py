@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def lines(record: records.Record) -> list[str]:
     us, best = record["us"], record["best_peer"]
     beside = "no peer ran" if best is None else f"{best} {record['peers'][best]:,.1f}"
     speedup = record["speedup_vs_best_peer"]
-    ratio = "      –" if speedup is None else f"{speedup:6.2f}×"
+    ratio = "–" if speedup is None else f"{speedup:.2f}×"
     row = (
         f"  {record['backend']:9} {us['p50']:12,.1f} µs [{us['p20']:,.1f}, {us['p80']:,.1f}] "
         f"{record['percent_of_bound']:6.1f} % of bound {record['peak_bytes'] / 1e6:12,.3f} MB  "
@@ -65,12 +66,8 @@ def once(op: str, direction: str, backend: str) -> None:
     bench, device = bench_of(op), provenance.device()
     workloads = bench.workloads(small=device == "cpu")
     workload = next(w for w in workloads if w.direction == direction)
-    call = measure.call_of(
-        lambda **arguments: bench.call(**arguments, backend=backend),
-        bench.arguments(workload, device),
-        bench,
-        direction,
-    )
+    function = partial(bench.call, backend=backend)
+    call = measure.call_of(function, bench.arguments(workload, device), bench, direction)
     call()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -87,19 +84,12 @@ def parser() -> argparse.ArgumentParser:
     effort = made.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="few samples, no tuning of peers")
     effort.add_argument("--full", action="store_true", help="more samples, max-autotune of peers")
-    made.add_argument(
-        "--cases",
-        choices=("targets", "grid", "all"),
-        default="targets",
-        help="the workloads that have a target (the default), the others, or both",
-    )
+    cases = "the workloads that have a target (the default), the others, or both"
+    made.add_argument("--cases", choices=("targets", "grid", "all"), default="targets", help=cases)
     made.add_argument("--json", type=Path, help="results file that the records are put into")
     made.add_argument("--seconds", type=float, help="starts no workload after this time")
     made.add_argument("--no-peers", action="store_true", help="measures our backends alone")
-    made.add_argument("--no-compile", action="store_true", help="no peers that are compiled")
-    choice = made.add_mutually_exclusive_group()
-    choice.add_argument("--gate", action="store_true", help="runs the ops' tests on a CPU too")
-    choice.add_argument("--no-gate", action="store_true", help="no tests, and no speed-ups")
+    made.add_argument("--no-gate", action="store_true", help="no tests, and no speed-ups")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="of the tests")
     made.add_argument("--journal", type=Path, help="file by which a run that was cut goes on")
     made.add_argument("--once", metavar="DIRECTION", help="one call of the op, for a profiler")
@@ -115,13 +105,10 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
     )
     if device == "cpu":
         print(records.NOT_A_RESULT)
-    setting = measure.full() if options.full else measure.quick(device)
-    setting.peers = not options.no_peers
-    if options.no_compile:
-        setting.left_out = lambda workload, name, peer: "--no-compile" if peer.compiled else None
+    setting = measure.setting_of(options.full, device, not options.no_peers)
     journal = Journal(options.journal)
     outcomes: dict[str, Any] = {}
-    if options.gate or (device == "cuda" and not options.no_gate):
+    if device == "cuda" and not options.no_gate:
         outcomes = journal.op_tests() or op_tests.run(backends, workers=options.workers)
         journal.keep_op_tests(outcomes)
     for op, by_backend in outcomes.items():

@@ -3,8 +3,7 @@
 One core: clips in random order, augmented, made into batches, as a loader process does it; from
 frames, and from caches of each kind; crops made on the host, or cut-outs for the device to warp.
 Time is the processor's, of one thread, so that other programs do not count; frames and caches are
-in memory before. The pictures are rendered here, 1280×720 and 1920×1080 JPEG; ``--root`` and
-``--annotations`` take a data set in their place. Beside it stands what the step is to need.
+in memory before. The pictures are rendered here; ``--root`` takes a data set in their place.
 """
 
 from __future__ import annotations
@@ -156,38 +155,34 @@ HEADS = (SPEED, STORE, SHARE)
 Rows = list[tuple[str, ...]]
 
 
-def speed_row(pictures: str, store: str, warp: str, cost: Cost) -> tuple[str, ...]:
-    """A row of the first table."""
-    *parts, megabytes = cost
-    rate = 1e3 / sum(parts)
-    cores = (f"{need / rate:.1f}" for need in NEEDS.values())
-    times = (f"{part:.2f}" for part in parts)
-    return pictures, store, warp, *times, f"{rate:,.0f}", *cores, f"{megabytes:.2f}"
-
-
-def store_row(
-    pictures: str, store: str, made: BuildSummary, files: int, rms: float
-) -> tuple[str, ...]:
-    """A row of the second table; ``files`` is the size of the frames' files in bytes."""
-    size, rate = made.bytes / made.frames / 1e6, made.frames / made.seconds
-    return pictures, store, f"{size:.2f}", f"{made.bytes / files:.1f}", f"{rate:.0f}", f"{rms:.2f}"
-
-
 def measured(name: str, bench: Bench, seconds: float) -> tuple[Rows, Rows, Rows]:
-    """Rows of the three tables for one data set."""
+    """Rows of the three tables for one data set; prints what it holds."""
     speed: Rows = []
     stores: Rows = []
     shares: Rows = []
     plain = bench.clips("frames", "host")
     files = {file for record in plain.records for file in record.files}
     on_disk = sum(Path(file).stat().st_size for file in files)
+    # What a cut-out costs depends on how large people are.
+    low, middle, high = np.percentile([record.box[3] for record in plain.records], [10, 50, 90])
+    print(
+        f"{name}: {len(plain)} clips of {len(files)} frames; boxes are {middle:.0f} pixels high "
+        f"(10th and 90th percentile {low:.0f} and {high:.0f})\n",
+        flush=True,
+    )
     for store in STORES:
         for warp in ("host", "device"):
-            cost = measure(bench.clips(store, warp), seconds)
-            speed.append(speed_row(name, store, warp, cost))
+            *parts, megabytes = measure(bench.clips(store, warp), seconds)
+            rate = 1e3 / sum(parts)
+            cores = (f"{need / rate:.1f}" for need in NEEDS.values())
+            times = (f"{part:.2f}" for part in parts)
+            speed.append((name, store, warp, *times, f"{rate:,.0f}", *cores, f"{megabytes:.2f}"))
         if store != "frames":
-            rms = difference(plain, bench.clips(store, "host"))
-            stores.append(store_row(name, store, bench.built[store], on_disk, rms))
+            made, rms = bench.built[store], difference(plain, bench.clips(store, "host"))
+            stores.append((
+                name, store, f"{made.bytes / made.frames / 1e6:.2f}",
+                f"{made.bytes / on_disk:.1f}", f"{made.frames / made.seconds:.0f}", f"{rms:.2f}",
+            ))  # fmt: skip
     shuffled = np.random.default_rng(0).permutation(len(plain))
     for order, indices in (("one after the other", np.arange(len(plain))), ("random", shuffled)):
         kept = (bench.clips("frames", "host", megabytes) for megabytes in KEPT_MB)
@@ -196,24 +191,11 @@ def measured(name: str, bench: Bench, seconds: float) -> tuple[Rows, Rows, Rows]
     return speed, stores, shares
 
 
-def people(bench: Bench) -> str:
-    """How large the people are, which is what a cut-out's cost depends on."""
-    clips = bench.clips("frames", "host")
-    heights = [record.box[3] for record in clips.records]
-    low, middle, high = np.percentile(heights, [10, 50, 90])
-    frames = len({file for record in clips.records for file in record.files})
-    return (
-        f"{len(clips)} clips of {frames} frames; boxes are {middle:.0f} pixels high "
-        f"(10th and 90th percentile {low:.0f} and {high:.0f})"
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.input")
     parser.add_argument("--quick", action="store_true", help="fewer frames, shorter runs")
     parser.add_argument("--root", default="", help="a data set in place of rendered frames")
-    parser.add_argument("--annotations", default="annotations/train", help="below --root")
     args = parser.parse_args(arguments)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -235,9 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
                 workers=2, progress=False,
             )  # fmt: skip
         for name, root in sources.items():
-            sequences = load_annotations(args.annotations, root)
+            sequences = load_annotations("annotations/train", root)
             bench = Bench(sequences, root, Path(folder) / f"{name}-caches")
-            print(f"{name}: {people(bench)}\n", flush=True)
             for rows, more in zip(every, measured(name, bench, seconds), strict=True):
                 rows += more
     print("\n\n".join(table(*both) for both in zip(HEADS, every, strict=True)))

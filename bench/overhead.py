@@ -13,10 +13,11 @@ import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils import _pytree as pytree
 
 from bench.harness.shapes import FORWARD, FP32
 from bench.harness.targets import bench_of
@@ -29,12 +30,8 @@ from cmpose.ops.backends import OPS
 SDPA = "torch's SDPA, body included"
 
 
-class Overhead(NamedTuple):
-    """Microseconds a call; None for an op that has no gradient."""
-
-    no_gradient: float
-    forward: float | None
-    forward_and_backward: float | None
+Overhead = tuple[float, float | None, float | None]
+"""Microseconds a call: no gradient, forward, forward + backward; None where none is taken."""
 
 
 @contextmanager
@@ -71,30 +68,23 @@ def _time(call: Callable[[], Any], seconds: float) -> float:
     return min(timeit.repeat(call, number=number, repeat=30)) / number * 1e6
 
 
-def _first(result: Any) -> torch.Tensor:
-    return result if isinstance(result, torch.Tensor) else result[0]
-
-
 def _both(call: Callable[[], Any], arguments: dict[str, Any]) -> Callable[[], Any]:
     """Forward, and back from the first result; forward alone for an op without gradients."""
     inputs = [t for t in tensors(arguments) if t.requires_grad]
     if not inputs:
         return call
-    ones = torch.ones_like(_first(call()))
-    return lambda: torch.autograd.grad(_first(call()), inputs, ones)
+    ones = torch.ones_like(tensors(call())[0])
+    return lambda: torch.autograd.grad(tensors(call())[0], inputs, ones)
 
 
 def _overhead(call: Callable[..., Any], arguments: dict[str, Any], seconds: float) -> Overhead:
-    detached = {
-        name: value.detach() if isinstance(value, torch.Tensor) else value
-        for name, value in arguments.items()
-    }
+    detached = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, arguments)
     plain = _time(partial(call, **detached), seconds)
     forward = partial(call, **arguments)
     both = _both(forward, arguments)
     if both is forward:
-        return Overhead(plain, None, None)
-    return Overhead(plain, _time(forward, seconds), _time(both, seconds))
+        return plain, None, None
+    return plain, _time(forward, seconds), _time(both, seconds)
 
 
 def measure(seconds: float = 1.0) -> dict[str, Overhead]:

@@ -74,12 +74,6 @@ def recipe(data: Path, device: str, steps: int) -> Config:
     return config
 
 
-def loss_curve(folder: Path) -> list[float]:
-    """The loss of every step of a run."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["kind"] == "train"]
-
-
 def smooth(curve: list[float]) -> np.ndarray:
     """Running mean over ``WINDOW`` steps."""
     window = min(WINDOW, len(curve))
@@ -97,10 +91,7 @@ def final(curve: list[float]) -> float:
 
 
 def compare(curves: Curves) -> dict[str, dict[str, Any]]:
-    """Every fast variant against the plain one.
-
-    Args:
-        curves: of every variant and seed, ``PLAIN`` among them, at least two seeds.
+    """Every fast variant against the plain one; at least two seeds.
 
     Returns:
         Variant → ``speed_distance`` (mean over seeds, same seed), ``seed_distance`` (mean over
@@ -138,12 +129,8 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         steps = np.arange(smoothed.shape[1]) + WINDOW
         axes.fill_between(steps, smoothed.min(0), smoothed.max(0), color=color, alpha=0.15)
         axes.plot(steps, smoothed.mean(0), color=color, linestyle=line, label=name)
-    seeds = len(content["curves"][PLAIN])
-    axes.set(
-        xlabel="step",
-        ylabel=f"loss, mean of {WINDOW} steps",
-        title=f"{content['machine']}: mean and range of {seeds} seeds",
-    )
+    title = f"{content['machine']}: mean and range of {len(content['curves'][PLAIN])} seeds"
+    axes.set(xlabel="step", ylabel=f"loss, mean of {WINDOW} steps", title=title)
     axes.legend()
     save_svg(figure, path)
 
@@ -164,25 +151,23 @@ def section(content: Mapping[str, Any], picture: str) -> str:
         f"{len(plain)} seeds, {steps} steps of {content['batch_size']} clips each, "
         f"{content['precision']}; {content['seconds'] / 60:.1f} minutes."
     )
-    rows = []
+    aps, rows = content["ap"], []
     for name, compared in content["comparison"].items():
         mean, half = compared["final_difference"]
-        ap = interval(
-            [content["ap"][name][seed] - content["ap"][PLAIN][seed] for seed in content["ap"][name]]
-        )
+        ap = interval([aps[name][seed] - aps[PLAIN][seed] for seed in aps[name]])
         assert ap is not None
         distances = (f"{compared[name]:.4f}" for name in ("speed_distance", "seed_distance"))
         final_loss, verdict = f"{mean:+.4f} ± {half:.4f}", "yes" if compared["passed"] else "no"
         ap_text = ap.text(sign=True, digits=2)
         rows.append((name, *distances, f"{compared['ratio']:.3f}", final_loss, ap_text, verdict))
-    finals, ap_plain = [final(curve) for curve in plain.values()], content["ap"][PLAIN].values()
+    finals, ap_plain = [final(curve) for curve in plain.values()], aps[PLAIN].values()
     ranges = (
         f"The plain recipe's final losses lie between {min(finals):.3f} and {max(finals):.3f} over "
         f"the seeds, its held-out AP between {min(ap_plain):.1f} and {max(ap_plain):.1f} "
         "(ground-truth boxes)."
     )
-    parts = [f"## {content['machine']}", where, table(HEAD, rows), ranges]
-    return "\n\n".join([*parts, f"![Loss curves]({picture})"])
+    heading, shown = f"## {content['machine']}", f"![Loss curves]({picture})"
+    return "\n\n".join([heading, where, table(HEAD, rows), ranges, shown])
 
 
 PAGE = """# Recipe parity
@@ -230,10 +215,11 @@ def measure(work: Path, seeds: int, steps: int, device: str) -> tuple[Curves, di
             folder = work / "runs" / f"{slug(name)}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
             metrics = train(config, folder, progress=False)
-            curves.setdefault(name, {})[seed] = loss_curve(folder)
+            log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            losses = [line["loss"] for line in log if line["kind"] == "train"]
+            curves.setdefault(name, {})[seed] = losses
             ap.setdefault(name, {})[seed] = metrics["ap"]["columns"]["Mean"]
-            loss, seconds = final(curves[name][seed]), metrics["seconds"]
-            print(f"{name}, seed {seed}: final loss {loss:.4f}, {seconds:.0f} s", flush=True)
+            print(f"{name}, seed {seed}: final loss {final(losses):.4f}", flush=True)
     return curves, ap, config
 
 
@@ -249,22 +235,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--seeds {args.seeds}: one seed shows no run-to-run noise; give at least 2")
     origin, started = provenance.provenance(), time.perf_counter()
     curves, ap, config = measure(args.work, args.seeds, args.steps, provenance.device())
-    content = {
-        "machine": provenance.machine(),
-        "threads": torch.get_num_threads(),
-        "batch_size": config.train.batch_size,
-        "precision": config.train.precision,
-        "seconds": time.perf_counter() - started,
-        "comparison": compare(curves),
-        "ap": ap,
-        "curves": curves,
-        "provenance": origin,
-    }
+    content: dict[str, Any] = {
+        "machine": provenance.machine(), "threads": torch.get_num_threads(),
+        "batch_size": config.train.batch_size, "precision": config.train.precision,
+        "seconds": time.perf_counter() - started, "comparison": compare(curves), "ap": ap,
+        "curves": curves, "provenance": origin,
+    }  # fmt: skip
     path = args.output / f"{slug(provenance.machine())}.json"
     write_json(path, content)
-    content = json.loads(path.read_text())
     draw(content, path.with_suffix(".svg"))
-    print(section(content, path.with_suffix(".svg").name), end="\n\n")
     print(f"written: {path}, its picture, {write_page(args.output)}")
     sys.exit(not all(compared["passed"] for compared in content["comparison"].values()))
 

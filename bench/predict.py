@@ -1,10 +1,10 @@
 """What ``cmpose predict`` costs: ``python -m bench.predict``, on any machine.
 
 Frames a second for 1, 2, 4 and 8 people in each frame, and the milliseconds a frame that every
-part takes, by ``predict_video``'s own clock. Boxes come from a file, so the detector is measured
-by itself. The video is rendered here, 1280×720; weights are random, which changes no time. The
-first of two runs warms up. ``--save`` renews ``bench/results/cpu/predict.json`` and the table of
-``docs/predict.md``.
+part takes, by ``predict_video``'s own clock, on one thread. Boxes come from a file, so the detector
+is measured by itself. The video is rendered here, 1280×720; weights are random, which changes no
+time. The first of two runs warms up. ``--save`` renews ``bench/results/cpu/predict.json`` and the
+table of ``docs/predict.md``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import torch
@@ -48,39 +48,23 @@ MODELS = {
 
 HEAD = ("model", "people", "frames/s", "people/s", *(f"{part}, ms" for part in (*PARTS, "rest")))
 
-
-class Row(NamedTuple):
-    """A run: milliseconds a frame by part."""
-
-    model: str
-    people: int
-    frames: int
-    fps: float
-    ms: dict[str, float]
+Row = dict[str, Any]
 
 
 def row_of(model: str, people: int, metrics: dict[str, Any]) -> Row:
-    """A row from what ``predict_video`` returns."""
+    """A run as the record holds it, from what ``predict_video`` returns."""
     frames = metrics["frames"]
     ms = {part: 1e3 * metrics["seconds_by_part"].get(part, 0.0) / frames for part in PARTS}
     ms["rest"] = 1e3 * metrics["seconds"] / frames - sum(ms.values())
-    return Row(model, people, frames, metrics["frames_per_second"], ms)
+    fps = metrics["frames_per_second"]
+    return {"model": model, "people": people, "frames": frames, "fps": fps, "ms": ms}
 
 
 def cells(row: Row) -> list[str]:
     """A row of the table."""
-    rates = row.fps, row.fps * row.people
-    parts = (f"{row.ms[part]:.1f}" for part in (*PARTS, "rest"))
-    return [row.model, str(row.people), *(f"{rate:.2f}" for rate in rates), *parts]
-
-
-def save_model(folder: Path, config: ModelConfig) -> Path:
-    """A checkpoint with random weights that computes in float32."""
-    recipe = Config(model=config)
-    recipe.train.precision = "fp32"
-    torch.manual_seed(0)
-    checkpoint.save(folder, "model", CMPose(config).state_dict(), recipe)
-    return folder
+    rates = row["fps"], row["fps"] * row["people"]
+    parts = (f"{row['ms'][part]:.1f}" for part in (*PARTS, "rest"))
+    return [row["model"], str(row["people"]), *(f"{rate:.2f}" for rate in rates), *parts]
 
 
 def make_video(folder: Path, frames: int) -> tuple[Path, list[Path]]:
@@ -95,25 +79,19 @@ def make_video(folder: Path, frames: int) -> tuple[Path, list[Path]]:
     return folder / "video.mp4", files
 
 
-def boxes_of(path: Path, people: int, frames: int) -> Path:
-    """Standing people side by side, a third of the picture high, who walk slowly."""
-    height, width = SIZE
-    entries = [
-        {
-            "frame": n,
-            "bbox": [(i + 0.2) * width / people + n, 0.3 * height, 0.15 * height, 0.4 * height],
-            "track_id": i,
-        }
+def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> Row:
+    """The second of two runs over the video's first frames.
+
+    Boxes are of standing people side by side, a third of the picture high, who walk slowly.
+    """
+    (height, width), boxes = SIZE, folder / "boxes.json"
+    size = [0.15 * height, 0.4 * height]
+    places = [
+        {"frame": n, "bbox": [(i + 0.2) * width / people + n, 0.3 * height, *size], "track_id": i}
         for n in range(frames)
         for i in range(people)
     ]
-    path.write_text(json.dumps(entries))
-    return path
-
-
-def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> Row:
-    """The second of two runs over the video's first frames."""
-    boxes = boxes_of(folder / "boxes.json", people, frames)
+    boxes.write_text(json.dumps(places))
     metrics: dict[str, Any] = {}
     for count in (1, frames):
         metrics = predict_video(
@@ -133,59 +111,48 @@ def detector_ms(files: list[Path]) -> float:
     return 1e3 * (time.perf_counter() - started) / len(pictures)
 
 
+def report(record: dict[str, Any]) -> str:
+    """The table and where it is from, as the document has them."""
+    source = record["provenance"]
+    where = (
+        f"`{source['command']}`: {source['cpu']}, {record['threads']} thread(s), torch "
+        f"{source['torch']}, OpenCV {record['opencv']}, Python {source['python']}, commit "
+        f"`{source['commit'][:7]}`{' with changes' if source['dirty'] else ''}. One run of the "
+        f"people detector: {record['detector_ms']:.0f} ms."
+    )
+    return f"{table(HEAD, map(cells, record['rows']))}\n\n{where}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints the table as Markdown, and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.predict")
     parser.add_argument("--quick", action="store_true", help="fewer frames, the small model only")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and of OpenCV")
-    parser.add_argument(
-        "--save", action="store_true", help=f"renew {RECORD.name} and the table in {PAGE.name}"
-    )
-    parser.add_argument("--note", default="", help="of the machine's state, for the record")
+    parser.add_argument("--save", action="store_true", help="renew the record and docs/predict.md")
     args = parser.parse_args(arguments)
-    cv2.setNumThreads(args.threads)
-    torch.set_num_threads(args.threads)
-    names = list(MODELS)[:1] if args.quick else list(MODELS)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    names, length = (list(MODELS)[:1], 8) if args.quick else (list(MODELS), 60)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        length = 8 if args.quick else 60
         video, files = make_video(folder, length)
         for model in names:
-            save_model(folder / model, MODELS[model])
-            frames = length if model == names[0] else 3
+            recipe = Config(model=MODELS[model])
+            recipe.train.precision = "fp32"
+            torch.manual_seed(0)
+            checkpoint.save(folder / model, "model", CMPose(recipe.model).state_dict(), recipe)
             for people in PEOPLE:
+                frames = length if model == names[0] else 3
                 rows.append(measure(folder, video, model, people, frames))
                 print(*cells(rows[-1]), flush=True)
         detector = detector_ms(files)
-    record = {
-        "benchmark": "predict",
-        "provenance": provenance(),
-        "threads": args.threads,
-        "opencv": cv2.__version__,
-        "note": args.note,
-        "frame_size": list(SIZE),
-        "detector_ms": detector,
-        "rows": [row._asdict() for row in rows],
-    }
+    record = {"benchmark": "predict", "provenance": provenance(), "threads": 1,
+              "opencv": cv2.__version__, "frame_size": list(SIZE), "detector_ms": detector,
+              "rows": rows}  # fmt: skip
     if args.save:
         write_json(RECORD, record)
         write_text(PAGE, rendered(PAGE.read_text(), {"predict": report(record)}))
     print(f"\n{report(record)}")
-
-
-def report(record: dict[str, Any]) -> str:
-    """The table and where it is from, as the document has them."""
-    source = record["provenance"]
-    rows = table(HEAD, (cells(Row(**row)) for row in record["rows"]))
-    where = (
-        f"`{source['command']}`: {source['cpu']}, {record['threads']} thread(s), torch "
-        f"{source['torch']}, OpenCV {record['opencv']}, Python {source['python']}, commit "
-        f"`{source['commit'][:7]}`{' with changes' if source['dirty'] else ''}"
-        f"{'; ' + record['note'] if record['note'] else ''}. One run of the people detector: "
-        f"{record['detector_ms']:.0f} ms."
-    )
-    return f"{rows}\n\n{where}"
 
 
 if __name__ == "__main__":

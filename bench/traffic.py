@@ -85,11 +85,12 @@ def count() -> list[Count]:
 
 
 def table(counts: list[Count]) -> str:
-    """As a Markdown table."""
-    rows = []
-    for op, direction, plain, calls, fused in counts:
-        megabytes = f"{plain / 1e6:,.1f}", str(calls), f"{fused / 1e6:,.1f}"
-        rows.append((f"`{op}`", direction, *megabytes, f"{plain / fused:.1f}×"))
+    """As Markdown."""
+    rows = [
+        (f"`{op}`", direction, f"{plain / 1e6:,.1f}", str(calls), f"{fused / 1e6:,.1f}",
+         f"{plain / fused:.1f}×")
+        for op, direction, plain, calls, fused in counts
+    ]  # fmt: skip
     head = ("op", "direction", "plain PyTorch, MB", "in calls", "fused, MB", "ratio")
     return tables.table(head, rows)
 
@@ -110,7 +111,4 @@ def sentences(counts: list[Count]) -> dict[str, str]:
 
 if __name__ == "__main__":
     counted = count()
-    print(table(counted))
-    print()
-    for name, sentence in sentences(counted).items():
-        print(f"{name}: {sentence}")
+    print(table(counted), *(": ".join(pair) for pair in sentences(counted).items()), sep="\n")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,22 +27,13 @@ from bench.harness.measure import message
 from bench.harness.workload import Draw, counted_flops
 from bench.report import tables
 from cmpose import ops, provenance
-from cmpose.config import Backend, Config, ModelConfig
+from cmpose.config import Config, ModelConfig
 from cmpose.distributed import World
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import Attention
+from cmpose.train import step as training
 from cmpose.train.schedule import parameter_groups
-from cmpose.train.step import (
-    WARM_UP,
-    CapturedStep,
-    FiniteWatch,
-    LossModule,
-    StepOutput,
-    TrainingStep,
-    capture_on,
-    prepare_groups,
-)  # fmt: skip
 
 VARIANTS = ("eager reference", "compiled reference", "ours", "ours compiled",
             "ours in a CUDA graph", "ours compiled in a CUDA graph")  # fmt: skip
@@ -57,17 +47,14 @@ DATASHEET = {"H200": 989e12, "H100": 989e12, "4090": 165.2e12}
 """Dense bfloat16 operations a second with float32 accumulation, by what a card's name holds."""
 
 
-def model_config(backbone: str, backend: Backend) -> ModelConfig:
+def model_config(backbone: str) -> ModelConfig:
     """As the recipes have it; ``tiny`` on small crops with fewer tokens, for a CPU."""
     if backbone == "tiny":
         return ModelConfig(
             backbone="tiny", depth=2, image_size=(128, 96), tokens_per_keypoint=2, num_clusters=8,
-            head_channels=32, backend=backend,
+            head_channels=32,
         )  # fmt: skip
-    return ModelConfig(backbone=backbone, backend=backend)  # type: ignore[arg-type]
-
-
-# -- the reference's attention --------------------------------------------------------------------
+    return ModelConfig(backbone=backbone)  # type: ignore[arg-type]
 
 
 def _by_sdpa(op: ModuleType) -> Callable[..., Tensor]:
@@ -80,18 +67,6 @@ def _by_sdpa(op: ModuleType) -> Callable[..., Tensor]:
 sdpa_spatial, sdpa_temporal = _by_sdpa(spatial_attention), _by_sdpa(temporal_attention)
 
 
-def with_sdpa(model: CMPose) -> CMPose:
-    """Puts torch's attention in the place of the ops."""
-    for module in model.modules():
-        if isinstance(module, Attention):
-            temporal = module.attend is ops.temporal_attention
-            module.attend = sdpa_temporal if temporal else sdpa_spatial
-    return model
-
-
-# -- a step ---------------------------------------------------------------------------------------
-
-
 class Step:
     """``cmpose train``'s step on a batch whose frames lie on the device; a call trains once.
 
@@ -101,16 +76,11 @@ class Step:
         batch: clips.
         device: ``cuda`` or ``cpu``.
         precision: ``bf16`` (float32 weights are cast where they are used) or ``fp32``.
-
-    Raises:
-        ValueError: no such variant.
     """
 
     def __init__(
         self, variant: str, config: ModelConfig, batch: int, device: str, precision: str
     ) -> None:
-        if variant not in VARIANTS:
-            raise ValueError(f"--variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         torch.manual_seed(0)
         reference, captured = "reference" in variant, "graph" in variant
         self.device = device
@@ -120,17 +90,21 @@ class Step:
         world = World(0, 1, torch.device(device))
         self.config, self.model = recipe.model, CMPose(recipe.model).to(device).train()
         if reference:
-            with_sdpa(self.model)
+            for module in self.model.modules():
+                if isinstance(module, Attention):
+                    temporal = module.attend is ops.temporal_attention
+                    module.attend = sdpa_temporal if temporal else sdpa_spatial
         groups = parameter_groups(self.model, recipe.train)
         optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, fused=True)
-        prepare_groups(optimizer, world.device, captured)
-        self.losses = LossModule(self.model, compiled="compiled" in variant)
-        scaler, watch = torch.amp.GradScaler(device, enabled=False), FiniteWatch(world.device)
-        self.train: Callable[[dict[str, Tensor]], StepOutput] = TrainingStep(
+        training.prepare_groups(optimizer, world.device, captured)
+        self.losses = training.LossModule(self.model, compiled="compiled" in variant)
+        scaler = torch.amp.GradScaler(device, enabled=False)
+        watch = training.FiniteWatch(world.device)
+        self.train: Callable[[dict[str, Tensor]], training.StepOutput] = training.TrainingStep(
             self.losses, self.model, optimizer, scaler, watch, recipe, world
         )
         if captured:
-            self.train = CapturedStep(self.train, capture_on(world.device))
+            self.train = training.CapturedStep(self.train, training.capture_on(world.device))
 
         T, K, (height, width) = config.num_frames, config.num_keypoints, config.image_size
         draw = Draw(torch.float32, device)
@@ -159,9 +133,6 @@ class Step:
         self.inputs["step"] += 1
 
 
-# -- parts of a step -----------------------------------------------------------------------------
-
-
 def labelled(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` under the part's name in the profiler's events."""
 
@@ -179,13 +150,13 @@ def label_parts(step: Step) -> None:
     with its clipping.
     """
     coarse = step.model.coarse
-    modules: list[tuple[str, nn.Module | None]] = [
+    modules: tuple[tuple[str, nn.Module | None], ...] = (
         ("backbone", step.model.backbone),
         ("other criss-cross", coarse.criss_cross),
         ("other criss-cross", coarse.fusion),
         ("selection, clustering, merge", step.model.fine),
         ("head", step.model.head),
-    ]
+    )
     for part, module in modules:
         if module is not None:
             module.forward = labelled(part, module.forward)
@@ -204,7 +175,8 @@ def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
     An event belongs to the innermost part that it lies in. A backward pass lies in none; autograd
     gives its events the sequence number that the forward operator had, and so the part.
     """
-    events = sorted((e for e in events if e.device_type == DeviceType.CPU), key=_start)
+    events = [event for event in events if event.device_type == DeviceType.CPU]
+    events.sort(key=lambda e: (e.time_range.start, -e.time_range.end))
     part_of: dict[int, str] = {}
     forward: dict[int, str] = {}
     seconds = dict.fromkeys(PARTS, 0.0)
@@ -223,21 +195,6 @@ def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
         on_card = 0 if event.name in PARTS else event.self_device_time_total
         seconds[part] += 1e-6 * (on_card if device == "cuda" else event.self_cpu_time_total)
     return seconds
-
-
-def _start(event: Any) -> tuple[float, float]:
-    """Orders events so that one that holds another comes before it."""
-    return event.time_range.start, -event.time_range.end
-
-
-def parts(step: Step) -> dict[str, float]:
-    """Seconds of each part of one eager step; the step's model is not to be used afterwards."""
-    label_parts(step)
-    profiled = timing.profile(step, step.device)
-    return seconds_by_part(profiled.events(), step.device)
-
-
-# -- measuring ------------------------------------------------------------------------------------
 
 
 def step_flops(config: ModelConfig) -> int:
@@ -262,26 +219,15 @@ def step_flops(config: ModelConfig) -> int:
     return counted_flops(step)
 
 
-def timed(run: Callable[[], None], device: str, samples: int, together: int) -> list[float]:
+def timed(step: Step, samples: int, together: int) -> list[float]:
     """Seconds a step, of groups of steps between synchronisations."""
-
-    def now() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    seconds = []
+    clock, seconds = timing.clock_for(step.device), []
     for _ in range(samples):
-        start = now()
+        start = clock.now()
         for _ in range(together):
-            run()
-        seconds.append((now() - start) / together)
+            step()
+        seconds.append((clock.now() - start) / together)
     return seconds
-
-
-def peak_rate(card: str) -> float | None:
-    """The card's datasheet rate, for utilisation; None where it is not known here."""
-    return next((rate for name, rate in DATASHEET.items() if name in card), None)
 
 
 def measure(
@@ -290,17 +236,21 @@ def measure(
     """One variant, as a results file holds it."""
     on_card = device == "cuda"
     step = Step(variant, config, batch, device, precision)
-    for _ in range(WARM_UP + 2 if on_card else 1):
+    for _ in range(training.WARM_UP + 2 if on_card else 1):
         step()
     if on_card and "graph" not in variant:  # a graph's memory is taken when it is captured
         torch.cuda.reset_peak_memory_stats()
-    us = timing.quantiles(timed(step, device, *((10, 5) if on_card else (2, 1))))
+    us = timing.quantiles(timed(step, *((10, 5) if on_card else (2, 1))))
     # On a card weights and optimiser count too, on a CPU only what a step takes beside them.
     peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(step, device)
     flops, clips_per_s = step_flops(config), 1e6 * batch / us["p50"]
     loss = float(step.loss)
-    split = parts(step) if step.eager else {}
-    rate = peak_rate(provenance.machine()) if on_card and precision == "bf16" else None
+    split = {}
+    if step.eager:
+        label_parts(step)  # nothing is run with it afterwards
+        split = seconds_by_part(timing.profile(step, device).events(), device)
+    rates = [rate for name, rate in DATASHEET.items() if name in provenance.machine()]
+    rate = rates[0] if rates and precision == "bf16" else None
     return {
         "clips_per_s": round(clips_per_s, 3),
         "ms": {name: round(value / 1e3, 4) for name, value in us.items()},
@@ -316,18 +266,14 @@ def entry(backbone: str, config: ModelConfig, batch: int, precision: str, rates:
     """A step's record without variants."""
     origin = provenance.provenance()
     height, width = config.image_size
+    frames, keypoints = config.num_frames, config.num_keypoints
     return {
         "backbone": backbone,
         "batch": batch,
         "precision": precision,
-        "shape": {
-            "T": config.num_frames,
-            "K": config.num_keypoints,
-            "height": height,
-            "width": width,
-        },
+        "shape": {"T": frames, "K": keypoints, "height": height, "width": width},
         "variants": {},
-        "rates": rates.as_dict(),
+        "rates": asdict(rates),
         "note": None if origin["gpu"] else records.NOT_A_RESULT,
         "provenance": origin,
     }
@@ -347,20 +293,17 @@ def put(path: Path, step: dict[str, Any], variant: str, result: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.train_step")
     device = provenance.device()
-    parser.add_argument(
-        "--backbone", choices=tuple(BATCH), default="base" if device == "cuda" else "tiny"
-    )
+    backbone, precision = ("base", "bf16") if device == "cuda" else ("tiny", "fp32")
+    parser = argparse.ArgumentParser(prog="python -m bench.train_step")
+    parser.add_argument("--backbone", choices=tuple(BATCH), default=backbone)
     parser.add_argument("--variant", choices=VARIANTS, help="default: every one that can run")
     parser.add_argument("--batch", type=int, help="clips")
-    parser.add_argument(
-        "--precision", choices=("bf16", "fp32"), default="bf16" if device == "cuda" else "fp32"
-    )
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default=precision)
     parser.add_argument("--json", type=Path, help="results file")
     options = parser.parse_args(arguments)
     batch = options.batch or BATCH[options.backbone]
-    config = model_config(options.backbone, "auto")
+    config = model_config(options.backbone)
     if device == "cpu":
         print(records.NOT_A_RESULT)
     rates = measure_rates(device)

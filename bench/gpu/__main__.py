@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -24,8 +23,7 @@ from bench.gpu import items
 from bench.gpu.stages import Item, Outcome, State, fingerprint, missing, run_stage, totals
 from bench.harness import records
 from bench.report import summary
-from cmpose import native, ops, provenance
-from cmpose.ops.backends import OPS
+from cmpose import native, provenance
 from cmpose.provenance import PROJECT
 
 STAGES = ("build", "tests", "sanitize", "bench", "train")
@@ -53,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--stages", default=" ".join(STAGES), help=f"of {' '.join(STAGES)}")
     made.add_argument("--dry", action="store_true", help="rehearses every stage on the CPU")
     made.add_argument("--full", action="store_true", help="max-autotune of peers, more samples")
-    made.add_argument("--again", action="store_true", help="also what is done already")
     made.add_argument("--work", type=Path, default=WORK, help="folder of logs and state")
     made.add_argument("--results", type=Path, help="default bench/results/<card>.json")
     made.add_argument("--copy-to", type=Path, help="folder that gets results, state and summary")
@@ -64,11 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def stages_of(text: str) -> list[str]:
-    """In the order of :data:`STAGES`; what is measured must be built first.
-
-    Raises:
-        ValueError: no such stage.
-    """
+    """In the order of :data:`STAGES`; what is measured must be built first."""
     asked = text.replace(",", " ").split()
     for name in asked:
         if name not in STAGES:
@@ -84,32 +77,19 @@ def items_of(stage: str, options: argparse.Namespace, results: Path) -> list[Ite
         return items.bench(options.dry, options.full, results, options.work)
     if stage == "train":
         return items.train(options.dry, results)
-    of_stage = {"build": items.build, "tests": items.tests, "sanitize": items.sanitize}
-    return of_stage[stage](options.dry)
+    return getattr(items, stage)(options.dry)
 
 
-def details_of(stage: str, outcomes: dict[str, Outcome], dry: bool, empty: bool) -> list[str]:
-    """What the processes said of themselves, and what was left out; failures come first."""
-    left_out: list[str] = []
-    if stage == "tests" and not dry:
-        left_out = [f"{file}: left out: {why}" for file, why in items.LEFT_OUT.items()]
-    if stage == "sanitize" and empty:
-        left_out = [f"{op}: {ops.available(op, provenance.device())['cuda']}" for op in OPS]
-    said = [
-        (outcome["status"] == "passed", f"{name}: {text}")
-        for name, outcome in outcomes.items()
-        for text in outcome["details"]
-    ]
-    bad, good = ([text for ok, text in said if ok == passed] for passed in (False, True))
-    return [*bad, *left_out, *good]
+def details_of(outcomes: dict[str, Outcome]) -> list[str]:
+    """What the processes said of themselves; failures come first."""
+    failed_first = sorted(outcomes.items(), key=lambda pair: pair[1]["status"] == "passed")
+    return [f"{name}: {text}" for name, outcome in failed_first for text in outcome["details"]]
 
 
 def run(stage: str, state: State, options: argparse.Namespace, results: Path) -> None:
     """Runs what is missing of a stage, and notes in the results file how it went."""
     began = time.monotonic()
     print(f"{stage}:", flush=True)
-    if options.again:
-        state.forget(stage)
     wanted = items_of(stage, options, results)
     todo = missing(wanted, state.outcomes(stage))
     status = run_stage(
@@ -132,7 +112,7 @@ def run(stage: str, state: State, options: argparse.Namespace, results: Path) ->
         "status": status,
         "seconds": round(time.monotonic() - began, 1),
         "counts": totals(outcomes) | {"items": len(wanted), "done": len(outcomes)},
-        "details": details_of(stage, outcomes, options.dry, empty=not wanted)[:40],
+        "details": details_of(outcomes)[:40],
         "provenance": provenance.provenance(),
     }
     records.save(results, content)
@@ -152,9 +132,6 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif provenance.device() == "cpu":
         print("bench.gpu: torch sees no GPU; --dry rehearses every stage on the CPU")
-        return 1
-    if importlib.util.find_spec("pytest") is None:
-        print(f"bench.gpu: {sys.executable} has no pytest")
         return 1
     work = options.work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Bytes that Nsight Compute counts in device memory for one call of an op at the reference shape.
 
-    python -m bench.gpu.dram_bytes OP DIRECTION --json FILE [--ncu PROGRAM]
+    python -m bench.gpu.dram_bytes OP DIRECTION --json FILE
 
 They are put beside the algorithmic bytes, into the records of that workload that the file holds.
 """
@@ -24,10 +24,10 @@ METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 _UNITS = {"byte": 1, "kbyte": 1e3, "mbyte": 1e6, "gbyte": 1e9}
 
 
-def command(ncu: str, op: str, direction: str, backend: str) -> list[str]:
+def command(op: str, direction: str, backend: str) -> list[str]:
     """One call of a backend under ncu, which leaves the clocks as they are."""
     return [
-        *(ncu, "--csv", "--profile-from-start", "off", "--clock-control", "none"),
+        *("ncu", "--csv", "--profile-from-start", "off", "--clock-control", "none"),
         *("--metrics", ",".join(METRICS)),
         *(sys.executable, "-m", "bench", op, "--once", direction, "--backend", backend),
     ]
@@ -70,14 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("op")
     parser.add_argument("direction")
     parser.add_argument("--json", type=Path, required=True, help="results file")
-    parser.add_argument("--ncu", default="ncu", help="Nsight Compute's program")
     options = parser.parse_args(arguments)
     asked = (options.op, options.direction)
     content = records.load_or_empty(options.json, machine())
     counted = {}
     held = [r for r in content["records"] if (r["op"], r["direction"]) == asked]
     for backend in sorted({r["backend"] for r in held}):
-        line = command(options.ncu, *asked, backend)
+        line = command(*asked, backend)
         done = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, check=False)
         try:
             counted[backend] = summed(done.stdout)

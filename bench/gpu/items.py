@@ -20,10 +20,8 @@ from cmpose.provenance import PROJECT
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={report}")
 
-LEFT_OUT = {
-    "tests/test_packaging.py": "builds in a fresh environment, for which pip needs a registry"
-}
-"""Test files that are about no card and cannot run on a machine without network."""
+LEFT_OUT = ("tests/test_packaging.py",)
+"""Test files that need a network: it builds in a fresh environment."""
 
 LONGEST = (
     "tests/kernels/test_compile_check.py",
@@ -71,25 +69,22 @@ def sanitize(dry: bool) -> list[Item]:
         return [Item("no tool: merge_clusters reference", rehearsed)]
     tool = shutil.which("compute-sanitizer")
     kernels = [op for op in OPS if ops.available(op, provenance.device())["cuda"] is None]
-    parts: list[tuple[str, tuple[str, ...]]] = [
-        (op, (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})")) for op in kernels
-    ]
+    parts = {op: (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})") for op in kernels}
+    if kernels and tool is None:
+        say = "print('compute-sanitizer is not on PATH'); raise SystemExit(1)"
+        return [Item("compute-sanitizer", (sys.executable, "-c", say))]
     if kernels:
-        parts.append(("tests/csrc", ("tests/csrc", "-m", "sanitized")))
+        parts["tests/csrc"] = ("tests/csrc", "-m", "sanitized")
     # Without torch's cache an access behind a tensor is one behind an allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    items = []
-    for name, chosen in parts:
-        for check in ("memcheck", "racecheck"):
-            command: tuple[str, ...]
-            if tool is None:
-                say = "print('compute-sanitizer is not on PATH'); raise SystemExit(1)"
-                command = (sys.executable, "-c", say)
-            else:
-                checked = ("--tool", check, "--error-exitcode", "99", "--target-processes", "all")
-                command = (tool, *checked, *PYTEST, *chosen)
-            items.append(Item(f"{check} {name}", command, environment))
-    return items
+    options = ("--error-exitcode", "99", "--target-processes", "all")
+    return [
+        Item(
+            f"{check} {name}", (str(tool), "--tool", check, *options, *PYTEST, *chosen), environment
+        )
+        for name, chosen in parts.items()
+        for check in ("memcheck", "racecheck")
+    ]
 
 
 def bench(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
@@ -102,7 +97,7 @@ def bench(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
         return (*command, "--journal", str(journal), "--seconds", "{seconds}")
 
     if dry:
-        few = ("unmerge_tokens", "--quick", "--no-gate", "--no-compile")
+        few = ("unmerge_tokens", "--quick")
         return [Item("targets", measured("targets", *few))]
 
     def cases(which: str) -> tuple[str, ...]:
@@ -112,11 +107,10 @@ def bench(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
         Item(f"targets, {effort}", cases("targets"), goes_on=True),
         Item("limits", (*PYTEST, "bench/timed/test_limits.py")),
     ]
-    ncu = shutil.which("ncu")
-    if ncu:
+    if shutil.which("ncu"):
         command = (sys.executable, "-m", "bench.gpu.dram_bytes", "--json", str(results))
         items += [
-            Item(f"ncu {t.op} {t.direction}", (*command, "--ncu", ncu, t.op, t.direction))
+            Item(f"ncu {t.op} {t.direction}", (*command, t.op, t.direction))
             for t in TARGETS
             if not t.shape  # it counts at the reference shape
         ]

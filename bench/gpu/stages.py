@@ -83,11 +83,6 @@ class State:
             self.outcomes(stage)[item] = outcome
             write_json(self.path, self.content)
 
-    def forget(self, stage: str) -> None:
-        self.content["stages"].pop(stage, None)
-        for journal in self.folder.glob(f"journal-{stage}*.json"):
-            journal.unlink()
-
 
 def missing(items: Sequence[Item], done: Mapping[str, Outcome]) -> list[Item]:
     """Those that have not run to their end."""
@@ -138,14 +133,11 @@ def _run_process(
     with log.open("w") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
+        env = {**os.environ, "PYTHONPATH": python_path(), **environment, **item.environment}
         process = subprocess.Popen(
-            command,
-            cwd=PROJECT,
-            env={**os.environ, "PYTHONPATH": python_path(), **environment, **item.environment},
-            stdout=file,
-            stderr=subprocess.STDOUT,
+            command, cwd=PROJECT, env=env, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        )  # fmt: skip
         try:
             return process.wait(timeout=max(1.0, seconds))
         except BaseException as error:
@@ -158,16 +150,10 @@ def _run_process(
 
 
 def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, str]) -> Outcome:
-    """Runs one item.
-
-    Returns:
-        ``cut`` when time ran out, ``not run`` when absent packages let no test run, else ``passed``
-        or ``failed``.
-    """
+    """Runs one item: ``cut`` when time ran out, ``not run`` when packages are absent."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    report = log.with_suffix(".xml")
+    report, began = log.with_suffix(".xml"), time.monotonic()
     report.unlink(missing_ok=True)
-    began = time.monotonic()
     exit_status = _run_process(item, log, seconds, environment)
     crashed = item.goes_on and exit_status is not None and exit_status < 0
     status = "failed" if exit_status else "passed"
@@ -203,26 +189,18 @@ def run_stage(
 ) -> str:
     """Runs what is missing of a stage, each outcome saved as it comes: passed, failed or cut.
 
-    Args:
-        name, items: the stage's.
-        state: what is done.
-        seconds: that the stage may take; what does not fit is left for the next call.
-        workers: processes at a time.
-        environment: of all of them.
-        tell: shows a line.
+    What does not fit into ``seconds`` is left for the next call; ``workers`` processes run at a
+    time, and all of them have the ``environment``.
     """
     end = time.monotonic() + seconds
 
-    def left() -> float:
-        return end - time.monotonic()
-
     def one(item: Item) -> None:
-        if left() < 1:
+        if (left := end - time.monotonic()) < 1:
             return
         log = state.folder / "logs" / name / f"{records.slug(item.name)}.log"
-        outcome = run_item(item, log, left(), environment)
-        while item.goes_on and outcome["status"] == "cut" and left() > 60:
-            outcome = run_item(item, log, left(), environment)
+        outcome = run_item(item, log, left, environment)
+        while item.goes_on and outcome["status"] == "cut" and (left := end - time.monotonic()) > 60:
+            outcome = run_item(item, log, left, environment)
         state.note(name, item.name, outcome)
         counts = ", ".join(f"{n} {what}" for what, n in outcome["counts"].items() if n)
         tell(f"  {item.name}: {outcome['status']} in {outcome['seconds']:.0f} s {counts}".rstrip())
@@ -238,7 +216,4 @@ def run_stage(
 
 def totals(outcomes: Mapping[str, Outcome]) -> dict[str, int]:
     """Counts of all items together."""
-    total: Counter[str] = Counter()
-    for outcome in outcomes.values():
-        total.update(outcome["counts"])
-    return dict(total)
+    return dict(sum((Counter(o["counts"]) for o in outcomes.values()), Counter()))

@@ -8,7 +8,7 @@ is needed read once, each output written once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,9 +32,6 @@ class Rates:
     fp32_flops_per_s: float
     tf32_flops_per_s: float
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
     def __str__(self) -> str:
         return (
             f"copy {self.copy_bytes_per_s / 1e9:,.0f} GB/s, "
@@ -43,12 +40,10 @@ class Rates:
         )
 
     def matrix(self, dtype: str) -> float:
-        """Products of a dtype at its full precision.
-
-        float32 takes its own units or three TF32 products, whichever is faster: kernels may do
-        either, and what a kernel can be faster than is no bound.
-        """
+        """Products of a dtype at its full precision."""
         if dtype == FP32:
+            # Its own units or three TF32 products: kernels may do either, and what a kernel can
+            # be faster than is no bound.
             return max(self.fp32_flops_per_s, self.tf32_flops_per_s / 3)
         return self.bf16_flops_per_s
 
@@ -86,11 +81,8 @@ def measure_rates(
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), clock, samples)
     products = []
-    for dtype, precision in (
-        (torch.bfloat16, "highest"),
-        (torch.float32, "highest"),
-        (torch.float32, "high"),
-    ):
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for dtype, precision in ((bf16, "highest"), (fp32, "highest"), (fp32, "high")):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         before = torch.get_float32_matmul_precision()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from bench.harness.accuracy import WRONG, exact_outcome, outcome, relative_error
 from bench.harness.bound import Rates
 from bench.harness.journal import Journal
 from bench.harness.peers import WrongResult, check_ran, kernel_names
-from bench.harness.shapes import BACKWARD, BOTH, FORWARD, FP32
+from bench.harness.shapes import BACKWARD, BOTH, FORWARD
 from bench.harness.workload import OpBench, Peer, Workload, tensors, total_bytes
 from cmpose import ops, provenance
 
@@ -31,12 +31,9 @@ KERNELS_KEPT = 6
 class Lost(RuntimeError):
     """The card takes no more work in this process: an entrant's kernel has failed on it."""
 
-    def __init__(self, workload: Workload, entrant: str, message: str) -> None:
-        super().__init__(f"{workload}, {entrant}: {message}")
-        self.workload, self.entrant, self.message = workload, entrant, message
-
-
-# -- how much is spent ----------------------------------------------------------------------------
+    def __init__(self, entrant: str, message: str) -> None:
+        super().__init__(f"{entrant}: {message}")
+        self.entrant, self.message = entrant, message
 
 
 @dataclass
@@ -47,28 +44,16 @@ class Setting:
     turns: int = 2  # of the race
     seconds: float = 0.05  # an entrant in a turn
     peers: bool = True  # False leaves the peers out
-    # (workload, peer's name, peer) → why it is not measured, or None
-    left_out: Callable[[Workload, str, Peer], str | None] = lambda workload, name, peer: None
+    compiled: bool = True  # False leaves out those that torch.compile makes
 
 
-def _slow_on_a_cpu(workload: Workload, name: str, peer: Peer) -> str | None:
-    """Compiling C++ takes seconds a graph: ``compile`` is run once an op."""
-    first = name == "compile" and (workload.direction, workload.dtype) == (FORWARD, FP32)
-    if peer.compiled and not first:
-        return "on a CPU, where compiling takes long, --full measures it"
-    return None
-
-
-def quick(device: str) -> Setting:
-    """For a first pass; on a CPU the least that runs everything."""
+def setting_of(full: bool, device: str, peers: bool) -> Setting:
+    """For the record (``full``), or for a first pass; on a CPU the least that runs."""
+    if full:
+        return Setting(full=True, turns=3, seconds=0.3, peers=peers)
     if device == "cuda":
-        return Setting()
-    return Setting(turns=1, seconds=0.005, left_out=_slow_on_a_cpu)
-
-
-def full() -> Setting:
-    """For the record."""
-    return Setting(full=True, turns=3, seconds=0.3)
+        return Setting(peers=peers)
+    return Setting(turns=1, seconds=0.005, peers=peers, compiled=False)
 
 
 @dataclass
@@ -82,9 +67,6 @@ class Run:
     # op → backend → outcome of its tests in this run; no speed-up without it
     op_tests: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     journal: Journal = field(default_factory=Journal)
-
-
-# -- calls ----------------------------------------------------------------------------------------
 
 
 def call_of(
@@ -108,6 +90,17 @@ def call_of(
     )
 
 
+def rotated_inputs(
+    workload: Workload, bench: OpBench, device: str
+) -> tuple[list[dict[str, Any]], bool]:
+    """Input sets that do not fit the L2 cache together, and whether they really are cold."""
+    first = bench.arguments(workload, device)
+    size, cache = total_bytes(first), timing.l2_bytes(device)
+    count = timing.input_sets(size, cache, timing.free_bytes(device))
+    others = (bench.arguments(workload, device, seed) for seed in range(1, count))
+    return [first, *others], timing.is_cold(count, size, cache)
+
+
 def backends_for(op: str, device: str, asked: str | None) -> list[str]:
     """The op's kernels that can run on a card; without any ``auto``, which is then a CPU's path.
 
@@ -126,9 +119,6 @@ def message(error: BaseException) -> str:
     return f"error: {type(error).__name__}: {text}"[:300]
 
 
-# -- one workload ---------------------------------------------------------------------------------
-
-
 @dataclass
 class Entrant:
     """One that takes part: a backend of ours or a peer, and what is known of it."""
@@ -142,12 +132,8 @@ class Entrant:
     wall_us: float = 0.0  # of a call between two synchronisations
     peak_bytes: int = 0  # that a call holds at once beside its inputs
     error: float | None = None  # relative, against float64; None if it is not taken
-    samples: timing.Samples | None = None
-
-    @property
-    def us(self) -> dict[str, float]:
-        assert self.samples is not None
-        return timing.quantiles(self.samples.seconds)
+    us: dict[str, float] = field(default_factory=dict)  # quantiles; empty if it has no time
+    timer: str = ""
 
 
 class _Measurement:
@@ -156,16 +142,9 @@ class _Measurement:
     def __init__(self, workload: Workload, bench: OpBench, run: Run) -> None:
         self.workload, self.bench, self.run = workload, bench, run
         self.device = provenance.device()
-        first = bench.arguments(workload, self.device)
-        size, cache = total_bytes(first), timing.l2_bytes(self.device)
-        count = timing.input_sets(size, cache, timing.free_bytes(self.device))
-        others = (bench.arguments(workload, self.device, seed) for seed in range(1, count))
-        self.sets = [first, *others]
-        self.cold = timing.is_cold(count, size, cache)
+        self.sets, self.cold = rotated_inputs(workload, bench, self.device)
         torch._dynamo.reset()
-        small = Workload(
-            workload.op, workload.direction, bench.exact_shape(workload.shape), workload.dtype
-        )
+        small = replace(workload, shape=bench.exact_shape(workload.shape))
         self.exact_inputs = bench.arguments(small, self.device, seed=1)
         self.exact = exact_outcome(self.exact_inputs, bench, workload.direction)
 
@@ -177,8 +156,8 @@ class _Measurement:
             for name in backends
         ]
         for name, peer in self.bench.peers.items() if setting.peers else ():
-            reason = setting.left_out(self.workload, name, peer)
-            failure = None if reason is None else f"error: left out: {reason}"
+            left_out = peer.compiled and not setting.compiled
+            failure = "error: left out: compiling takes long on a CPU" if left_out else None
             made.append(Entrant(name, partial(peer.build, setting.full), peer, failure))
         for entrant in made:
             entrant.failure = known.get(entrant.name, entrant.failure)
@@ -195,7 +174,7 @@ class _Measurement:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
             except Exception:
-                raise Lost(self.workload, entrant.name, entrant.failure) from None
+                raise Lost(entrant.name, entrant.failure) from None
 
     def inspect(self, entrant: Entrant) -> None:
         """What is found out before the race; the memory that it takes is free afterwards."""
@@ -246,11 +225,11 @@ class _Measurement:
             began=lambda name: journal.began(self.workload, name),
         )
         for name, samples in results.items():
-            named[name].samples = samples
+            named[name].us = timing.quantiles(samples.seconds)
+            named[name].timer = samples.timer
 
     def record(self, ours: Entrant, peers: list[Entrant]) -> records.Record:
         """The record of one backend."""
-        assert ours.samples is not None
         backend = ours.name.removeprefix("ours:")
         rates, origin, us = self.run.rates, self.run.origin, ours.us
         moved = self.bench.bytes_of(self.workload)
@@ -258,10 +237,8 @@ class _Measurement:
         bound = rates.bound_us(moved, flops, self.workload.dtype)
         copied = rates.bound_us(moved, 0, self.workload.dtype)
         op_tests = self.run.op_tests.get(self.bench.op, {}).get(backend, NOT_RUN)
-        ran = {p.name: p for p in peers if p.samples is not None}
-        timers = {n: p.samples.timer for n, p in ran.items() if p.samples is not None}
-        times = {n: p.us["p50"] for n, p in ran.items()}
-        alike = {n: t for n, t in times.items() if timers[n] == ours.samples.timer}
+        ran = {p.name: p for p in peers if p.us}
+        alike = {n: p.us["p50"] for n, p in ran.items() if p.timer == ours.timer}
         best = min(alike, key=alike.__getitem__, default=None)
         proven = op_tests["status"] == "passed" and origin["gpu"] is not None
         record = {
@@ -272,7 +249,7 @@ class _Measurement:
             "backend": backend,
             "us": us,
             "wall_us": ours.wall_us,
-            "timer": ours.samples.timer,
+            "timer": ours.timer,
             "input_sets": len(self.sets),
             "cold": self.cold,
             "peak_bytes": ours.peak_bytes,
@@ -282,10 +259,10 @@ class _Measurement:
             "bound_us": round(bound, 4),
             "percent_of_bound": round(100 * bound / us["p50"], 2) or 0.01,
             "percent_of_copy": round(100 * copied / us["p50"], 2) or 0.01,
-            "peers": {p.name: times.get(p.name, p.failure) for p in peers},
+            "peers": {p.name: p.us.get("p50", p.failure) for p in peers},
             "peers_wall_us": {n: p.wall_us for n, p in ran.items()},
             "peers_peak_bytes": {n: p.peak_bytes for n, p in ran.items()},
-            "peers_timer": timers,
+            "peers_timer": {n: p.timer for n, p in ran.items()},
             "best_peer": best,
             "speedup_vs_best_peer": round(alike[best] / us["p50"], 4) if best and proven else None,
             "error_vs_fp64": ours.error,
@@ -293,7 +270,7 @@ class _Measurement:
             "kernels": {"ours": ours.kernels} | {n: p.kernels for n, p in ran.items()},
             "op_tests": op_tests,
             "setting": "full" if self.run.setting.full else "quick",
-            "rates": rates.as_dict(),
+            "rates": asdict(rates),
             "note": None if origin["gpu"] else records.NOT_A_RESULT,
             "provenance": origin,
         }
@@ -321,6 +298,6 @@ def measure(
         measurement.race(entrants)
     ours, peers = ([e for e in entrants if (e.peer is None) == own] for own in (True, False))
     return (
-        [measurement.record(e, peers) for e in ours if e.samples is not None],
+        [measurement.record(e, peers) for e in ours if e.us],
         {e.name.removeprefix("ours:"): e.failure for e in ours if e.failure is not None},
     )

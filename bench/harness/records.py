@@ -234,8 +234,3 @@ def add(content: Record, records: Iterable[Record] = (), steps: Iterable[Record]
     """Puts records into a results file; a newer one replaces the older of the same workload."""
     for name, new in (("records", records), ("train_step", steps)):
         content[name] = list({_key(entry): entry for entry in [*content[name], *new]}.values())
-
-
-def all_cards(folder: Path = RESULTS) -> list[Record]:
-    """Every committed results file, by card."""
-    return [load(path) for path in sorted(folder.glob("*.json"))]

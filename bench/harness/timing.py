@@ -125,22 +125,15 @@ def clock_for(device: str) -> Clock:
     return CudaClock() if device == "cuda" else Clock()
 
 
-# -- cold inputs ----------------------------------------------------------------------------------
-
-
 def input_sets(bytes_of_one: int, l2_bytes: int, free_bytes: int) -> int:
     """How many input sets to rotate, so that a call finds none of its inputs in the L2 cache.
 
-    Args:
-        bytes_of_one: of one set's inputs.
-        l2_bytes: of the cache; 0 on a CPU.
-        free_bytes: of memory; at most a quarter is filled.
+    At most a quarter of the free bytes is filled; a cache of 0 bytes is a CPU's.
     """
     if not l2_bytes or not bytes_of_one:
         return 1
-    wanted = math.ceil(COLD * l2_bytes / bytes_of_one)
     room = max(1, free_bytes // (4 * bytes_of_one))
-    return min(wanted, room, MOST_SETS)
+    return min(math.ceil(COLD * l2_bytes / bytes_of_one), room, MOST_SETS)
 
 
 def is_cold(sets: int, bytes_of_one: int, l2_bytes: int) -> bool:
@@ -156,9 +149,6 @@ def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device == "cuda" else 1 << 30
 
 
-# -- the race -------------------------------------------------------------------------------------
-
-
 def rotated(names: Sequence[str], turn: int) -> list[str]:
     """The order of a turn: started one further each time, and every other time backwards."""
     start = turn % max(len(names), 1)
@@ -167,9 +157,9 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
 
 
 class Samples(NamedTuple):
-    """Seconds a call of one entrant, and the timer that took them."""
+    """Of one entrant."""
 
-    seconds: list[float]
+    seconds: list[float]  # a call
     timer: str
 
 
@@ -237,9 +227,6 @@ def wall_microseconds(call: Call, clock: Clock, seconds: float) -> float:
         call()
         samples.append(clock.now() - start)
     return quantiles(samples)["p50"]
-
-
-# -- the profiler, and memory ---------------------------------------------------------------------
 
 
 @contextmanager

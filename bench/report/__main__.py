@@ -23,10 +23,11 @@ PAGE = PROJECT / "docs" / "performance.md"
 IMAGES = PROJECT / "docs" / "images" / "performance"
 
 
-def parts(cards: list[Card], drawn: dict[str, bytes]) -> dict[str, str]:
-    """All generated parts of the page."""
+def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
+    """The page with its generated parts renewed, and its charts by file name."""
+    drawn = {name: svg for card in cards for name, svg in charts.draw(card).items()}
     pictures = "\n\n".join(f"![{name}](images/performance/{name})" for name in drawn)
-    return {
+    parts = {
         "status": tables.status(cards),
         "targets": tables.targets(cards),
         "charts": pictures or f"Charts: none; {NOT_YET}.",
@@ -35,18 +36,14 @@ def parts(cards: list[Card], drawn: dict[str, bytes]) -> dict[str, str]:
         "estimates": tables.estimates(cards),
         "bytes": traffic.table(traffic.count()),
     }
+    return rendered(page.read_text(), parts), drawn
 
 
 def problems(page: Path, images: Path, cards: list[Card]) -> list[str]:
     """What on the page or among its charts is stale or was edited."""
-    drawn: dict[str, bytes] = {}
-    said = []
-    for card in cards:
-        own = charts.draw(card)
-        drawn |= own
-        said += [why for name, svg in own.items() if (why := charts.stale(images / name, svg))]
-    text = page.read_text()
-    if rendered(text, parts(cards, drawn)) != text:
+    text, drawn = render(page, cards)
+    said = [why for name, svg in drawn.items() if (why := charts.stale(images / name, svg))]
+    if text != page.read_text():
         said.append(f"{page.name}: a generated part is stale or was edited")
     extra = {path.name for path in images.glob("*.svg")} - set(drawn)
     return said + [f"{name} belongs to no records" for name in sorted(extra)]
@@ -54,35 +51,32 @@ def problems(page: Path, images: Path, cards: list[Card]) -> list[str]:
 
 def write(page: Path, images: Path, cards: list[Card]) -> None:
     """Renews the page and its charts."""
-    drawn = {name: content for card in cards for name, content in charts.draw(card).items()}
-    page.write_text(rendered(page.read_text(), parts(cards, drawn)))
+    text, drawn = render(page, cards)
+    page.write_text(text)
     for path in images.glob("*.svg"):
-        if path.name not in drawn:
-            path.unlink()
-    for name, content in drawn.items():
+        path.unlink()
+    for name, svg in drawn.items():
         images.mkdir(parents=True, exist_ok=True)
-        (images / name).write_bytes(content)
+        (images / name).write_bytes(svg)
 
 
 def gpu_cards(folder: Path = records.RESULTS) -> list[Card]:
     """Committed results of GPUs; a CPU's are no performance results."""
-    cards = records.all_cards(folder)
+    cards = [records.load(path) for path in sorted(folder.glob("*.json"))]
     return [c for c in cards if all(r["provenance"]["gpu"] for r in c["records"])]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.report", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.report")
     parser.add_argument("--check", action="store_true", help="writes nothing; fails if stale")
     options = parser.parse_args(arguments)
     cards = gpu_cards()
-    if options.check:
-        said = problems(PAGE, IMAGES, cards)
-        print("\n".join([*said, "run make performance-docs"] if said else ["up to date"]))
-        return int(bool(said))
-    write(PAGE, IMAGES, cards)
-    return 0
+    if not options.check:
+        write(PAGE, IMAGES, cards)
+        return 0
+    said = problems(PAGE, IMAGES, cards)
+    print("\n".join([*said, "run make performance-docs"] if said else ["up to date"]))
+    return int(bool(said))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from bench.harness import measure, timing
 from bench.harness.records import NOT_A_RESULT
 from bench.harness.shapes import FP32
 from bench.harness.targets import TARGETS, bench_of
-from bench.harness.workload import Workload, total_bytes
+from bench.harness.workload import Workload
 from cmpose import provenance
 from cmpose.ops.backends import OPS
 
@@ -44,7 +44,7 @@ RUNS = [(workload, entrant) for workload in _workloads() for entrant in _entrant
 def test_time(benchmark: Any, workload: Workload, entrant: str) -> None:
     device, bench = provenance.device(), bench_of(workload.op)
     torch._dynamo.reset()
-    first = bench.arguments(workload, device)
+    sets, _ = measure.rotated_inputs(workload, bench, device)
     function: Any
     if entrant.startswith("cmpose "):
         function = partial(bench.call, backend=entrant.removeprefix("cmpose "))
@@ -54,12 +54,9 @@ def test_time(benchmark: Any, workload: Workload, entrant: str) -> None:
             pytest.skip("compiling takes long on a CPU")
         try:
             function = peer.build(False)
-            measure.call_of(function, first, bench, workload.direction)()
+            measure.call_of(function, sets[0], bench, workload.direction)()
         except Exception as error:
             pytest.skip(measure.message(error))  # not ours; python -m bench records it
-    size, cache = total_bytes(first), timing.l2_bytes(device)
-    count = timing.input_sets(size, cache, timing.free_bytes(device))
-    sets = [first, *(bench.arguments(workload, device, seed) for seed in range(1, count))]
     clock, total = timing.clock_for(device), [0.0]
     with clock.context():
         ready = clock.prepare(
@@ -72,7 +69,7 @@ def test_time(benchmark: Any, workload: Workload, entrant: str) -> None:
         # Read before and after a pass, which alone advances it.
         benchmark._timer = lambda: total[0]
         benchmark.group = str(workload)
-        benchmark.extra_info |= {"timer": ready.timer, "input_sets": count}
+        benchmark.extra_info |= {"timer": ready.timer, "input_sets": len(sets)}
         if device == "cpu":
             benchmark.extra_info["note"] = NOT_A_RESULT
         benchmark.pedantic(run, rounds=50 if device == "cuda" else 5, warmup_rounds=1)

@@ -11,21 +11,10 @@ from bench import input as bench
 from bench.report.tables import table
 from cmpose.config import DataConfig
 from cmpose.data import pixels as pixels_module
-from cmpose.data.cache.build import BuildSummary
 from cmpose.data.cutouts import Window
 from cmpose.data.pixels import ClipPixels
 from tests.data import synthetic
 from tests.shared_data import PROJECT
-
-
-def test_rows_by_hand() -> None:
-    cost = bench.Cost(decode=6.0, warp=3.0, rest=1.0, megabytes=0.444)
-    row = bench.speed_row("720p", "raw", "host", cost)
-    assert row == ("720p", "raw", "host", "6.00", "3.00", "1.00", "100", "1.7", "7.0", "0.44")
-    made = BuildSummary(tiles=9, frames=4, bytes=8_000_000, unreadable=0, written=9, seconds=0.5)
-    stored = bench.store_row("720p", "raw", made, 1_000_000, 0.5)
-    assert stored == ("720p", "raw", "2.00", "8.0", "8", "0.50")
-    assert (len(row), len(stored)) == (len(bench.SPEED), len(bench.STORE))
 
 
 def tables_of(text: str) -> list[list[str]]:

@@ -44,9 +44,3 @@ def test_they_come_from_records_whose_tests_passed() -> None:
     failed = record(backend="cuda", op_tests=PASSED | {"status": "failed", "failed": 1})
     other = record(shape={**record()["shape"], "T": 8})
     assert limits.from_records([record(), failed, other]) == WANTED
-
-
-def test_what_is_committed_is_as_it_should_be() -> None:
-    for path in limits.FOLDER.glob("*.json"):
-        for case in limits.workloads_of(limits.reached(path.stem)):
-            assert case in [t.workload for t in TARGETS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -50,24 +51,12 @@ def test_one_seed_shows_no_noise(capsys):
     assert "give at least 2" in capsys.readouterr().err
 
 
-def test_a_card_has_the_captured_step_too():
-    assert list(parity.variants("cpu")) == [parity.PLAIN, "compile"]
-    card = parity.variants("cuda")
-    assert card["graph, kernels"] == {"train.speed": "graph", "model.backend": "auto"}
-    assert next(iter(card)) == parity.PLAIN
-
-
 @pytest.mark.parametrize(("shift", "status", "verdict"), [(0.0, 0, "yes"), (0.1, 1, "no")])
 def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
     config = parity.configuration.load(provenance.PROJECT / "configs" / "ablate_cpu.yaml")
-
-    def measure(work, seeds, steps, device):
-        made = curves(shift, wiggle=0.01)
-        ap = {name: {s: 40.0 + s + 0.1 * s * (name == "compile") for s in runs}
-              for name, runs in made.items()}  # fmt: skip
-        return made, ap, config
-
-    monkeypatch.setattr(parity, "measure", measure)
+    made = curves(shift, wiggle=0.01)
+    ap = {name: {seed: 40.0 + seed for seed in runs} for name, runs in made.items()}
+    monkeypatch.setattr(parity, "measure", lambda *arguments: (made, ap, config))
     folder = tmp_path / "parity"
     with pytest.raises(SystemExit) as stopped:
         parity.main(["--seeds", "3", "--output", str(folder)])
@@ -78,5 +67,10 @@ def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
     assert f"| {verdict} |" in page
     assert f"](parity/{held.stem}.svg)" in page
     assert held.with_suffix(".svg").is_file()
-    assert "On a GPU, with CUDA graphs and kernels: not yet measured." in page
     assert "3 seeds, 40 steps of 4 clips each" in page
+
+
+def test_the_page_is_what_the_committed_curves_give(tmp_path):
+    shutil.copytree(provenance.PROJECT / "docs" / "parity", tmp_path / "parity")
+    written = parity.write_page(tmp_path / "parity").read_text()
+    assert written == (provenance.PROJECT / "docs" / "parity.md").read_text()

@@ -12,11 +12,6 @@ from bench.harness import records
 from tests.bench.samples import CARD, PASSED, content, record, step
 
 
-def test_a_whole_record_passes() -> None:
-    records.check_record(record())
-    records.check_file(content(record(), steps=(step(),)))
-
-
 @pytest.mark.parametrize("name", list(record()))
 def test_every_field_is_needed_and_typed(name: str) -> None:
     lacking = record()
@@ -25,20 +20,6 @@ def test_every_field_is_needed_and_typed(name: str) -> None:
         records.check_record(lacking)
     with pytest.raises(records.SchemaError, match=rf"^record: {name}: expected "):
         records.check_record(record(**{name: -1.5}))
-
-
-@pytest.mark.parametrize("part", ["us", "op_tests", "rates", "provenance"])
-def test_fields_inside_are_named_too(part: str) -> None:
-    for name in record()[part]:
-        broken = record()
-        broken[part][name] = -1.5
-        with pytest.raises(records.SchemaError, match=rf"^record: {part}\.{name}: expected "):
-            records.check_record(broken)
-
-
-def test_an_unknown_field_is_refused() -> None:
-    with pytest.raises(records.SchemaError, match=r"^record: object contains unknown field speed"):
-        records.check_record(record(speed=1))
 
 
 NULL = r"speedup_vs_best_peer: expected null, as the op's tests did not pass, got 3\.0"
@@ -51,6 +32,8 @@ NULL = r"speedup_vs_best_peer: expected null, as the op's tests did not pass, go
         ({"us": {"p20": 1.0, "p50": float("nan"), "p80": 4.0}}, r"us\.p50: expected a finite"),
         ({"wall_us": float("inf")}, r"wall_us: expected a finite"),
         ({"wall_us": 0.0}, r"wall_us: expected"),
+        ({"speed": 1}, r"^record: object contains unknown field speed"),
+        ({"rates": record()["rates"] | {"copy_bytes_per_s": -1}}, r"rates\.copy_bytes_per_s: exp"),
         ({"best_peer": "eager"}, r"best_peer: expected 'compile', the fastest"),
         ({"best_peer": None}, r"best_peer: expected 'compile', the fastest"),
         ({"peers_timer": {"eager": "graph"}}, r"peers_timer: expected those of the peers that"),
@@ -80,10 +63,8 @@ def test_newer_records_replace_older_ones(tmp_path: Path) -> None:
     records.add(held, [record(wall_us=1.0), record(backend="cuda")], [step()])
     records.save(path, held)
     result = records.load(path)
-    assert [(r["backend"], r["wall_us"]) for r in result["records"]] == [
-        ("triton", 1.0),
-        ("cuda", 130.0),
-    ]
+    backends = {r["backend"]: r["wall_us"] for r in result["records"]}
+    assert backends == {"triton": 1.0, "cuda": 130.0}
     assert len(result["train_step"]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]  # nothing left beside it
 

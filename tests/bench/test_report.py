@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from bench.harness import records
 from bench.harness.targets import TARGETS
 from bench.report import __main__ as report
-from bench.report import charts, markers, summary, tables
+from bench.report import markers, summary, tables
 from cmpose.provenance import machine
 from tests.bench.samples import CARD, ORIGIN, PASSED, content, record, step
 
@@ -38,25 +37,17 @@ def target_row(card: Any) -> str:
     return row
 
 
-def test_a_record_stands_beside_its_target() -> None:
-    row = target_row(content(record()))
-    assert "| 100.0 (85 % of bound) |" in row
-    assert "3.00× compile; no sdpa_flash ran alike |" in row
-
-
-def test_losses_and_shortfalls_are_shown() -> None:
+def test_a_record_stands_beside_its_target_with_losses_and_shortfalls() -> None:
+    whole = "| 100.0 (85 % of bound) | 3.00× compile; no sdpa_flash ran alike |"
+    assert whole in target_row(content(record()))
     slow = record(peers={"eager": 900.0, "compile": 120.0}, speedup_vs_best_peer=1.2)
     assert "1.20× compile, short" in target_row(content(slow))
     lost = record(peers={"eager": 900.0, "compile": 80.0}, speedup_vs_best_peer=0.8)
     assert "0.80× compile, a loss" in target_row(content(lost))
-    assert "0.80× compile" in tables.results([content(lost)])
-
-
-def test_without_passed_tests_there_is_no_ratio() -> None:
     failed = PASSED | {"status": "failed", "failed": 2}
-    row = target_row(content(record(op_tests=failed, speedup_vs_best_peer=None)))
-    assert "not recorded: tests failed" in row
-    assert "×" not in row.split("|")[5]
+    untested = record(op_tests=failed, speedup_vs_best_peer=None)
+    assert "not recorded: tests failed" in target_row(content(untested))
+    assert "0.80× compile" in tables.results([content(lost)])
 
 
 def test_a_failed_peer_is_on_the_page() -> None:
@@ -89,12 +80,6 @@ def test_the_train_steps_ratio_needs_passed_tests(runs: Any, shown: str) -> None
     assert shown in last
 
 
-def test_the_train_steps_parts_and_failures_are_shown() -> None:
-    result = tables.train_step([content(steps=(step(),))])
-    assert "| compiled reference | error: RuntimeError: no |" in result
-    assert "| backbone | 159.00 | 45.00 |" in result
-
-
 def test_an_estimate_is_no_measurement() -> None:
     """By hand: 340 MB in an RTX 4090's 1,008 GB/s; 85 % of its bound reached elsewhere."""
     label = TARGETS[2].label
@@ -107,15 +92,12 @@ def test_an_estimate_is_no_measurement() -> None:
     assert "measured" not in plain
 
 
-def test_the_summary_of_a_card() -> None:
+def test_the_summary_of_a_card_has_its_targets_and_train_step() -> None:
     page = summary.page(content(record(), steps=(step(),)), ["bench"], dry=False)
-    assert "not yet measured" in page
-    [line] = [x for x in page.splitlines() if x.startswith("| temporal attention forward")]
-    assert "| 100.0 (85 % of bound) | 3.00× compile; " in line
+    assert "| 100.0 (85 % of bound) | 3.00× compile; " in page
     assert "| ours | 700.0 | 45.7 | 20.0 | 46.0 % |" in page
-    slow = content(record(peers={"compile": 110.0}, peers_timer={"compile": "graph"},
-                          speedup_vs_best_peer=1.1))  # fmt: skip
-    assert "1.10× compile, short" in summary.page(slow, ["bench"], dry=False)
+    assert "| compiled reference | error: RuntimeError: no |" in page
+    assert "| backbone | 159.00 | 45.00 |" in page
     assert machine() not in page
 
 
@@ -131,7 +113,6 @@ def test_only_generated_parts_change() -> None:
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        (PAGE.replace("<!-- end: a -->", ""), "must have"),
         (PAGE.replace("generated: a", "generated: b"), "no part is called 'b'"),
         (PAGE + PAGE, "once each"),
         ("by hand", "must have"),
@@ -143,76 +124,31 @@ def test_broken_markers_are_errors(page: str, message: str) -> None:
         markers.rendered(page, {"a": "new"})
 
 
-def cards() -> list[Any]:
-    """Enough for every chart."""
-    spatial, dpc = TARGETS[0].workload, TARGETS[6].workload
-    many = [
-        record(),
-        record(shape={**record()["shape"], "T": 8}),
-        record(op="spatial_attention", shape=spatial.shape, flops=38_000_000_000),
-        record(op="dpc_knn", shape=dpc.shape),
-        record(op="dpc_knn", shape={**dpc.shape, "M": 1024, "L": 256}),
+def test_a_stale_or_edited_page_or_chart_is_found(tmp_path: Path) -> None:
+    page, images, cards = tmp_path / "page.md", tmp_path / "images", [content(record())]
+    page.write_text(report.PAGE.read_text())
+    report.write(page, images, cards)
+    [chart] = images.iterdir()
+    assert f"images/performance/{chart.name}" in page.read_text()
+    page.write_text(page.read_text() + "\nMore by hand.\n")
+    assert report.problems(page, images, cards) == []
+    [newer] = [content(record(wall_us=1.0))]
+    assert report.problems(page, images, [newer]) == [f"{chart.name} shows other records"]
+    chart.write_text(chart.read_text().replace("</svg>", "<!-- better --></svg>"))
+    page.write_text(page.read_text().replace("100.0 (85 % of bound)", "10.0 (99 % of bound)"))
+    (images / "other.svg").touch()
+    assert report.problems(page, images, cards) == [
+        f"{chart.name} is not what matplotlib drew",
+        "page.md: a generated part is stale or was edited",
+        "other.svg belongs to no records",
     ]
-    return [content(*many)]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "performance.md").write_text(report.PAGE.read_text())
-    report.write(folder / "performance.md", folder / "images", cards())
-    return folder
-
-
-@pytest.fixture
-def page(written: Path, tmp_path: Path) -> tuple[Path, Path]:
-    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "performance.md", tmp_path / "images"
-
-
-def test_charts_are_drawn_and_repeat(page: tuple[Path, Path]) -> None:
-    path, images = page
-    names = {p.name for p in images.iterdir()}
-    assert names == {f"test-card-9000-{kind}.svg" for kind in charts.CHARTS}
-    assert all(f"images/performance/{name}" in path.read_text() for name in names)
-    assert report.problems(path, images, cards()) == []
-
-
-def test_an_edited_page_is_found(page: tuple[Path, Path]) -> None:
-    path, images = page
-    path.write_text(path.read_text().replace("100.0 (85 % of bound)", "10.0 (99 % of bound)"))
-    assert report.problems(path, images, cards()) == [
-        "performance.md: a generated part is stale or was edited"
-    ]
-
-
-def test_prose_may_be_edited(page: tuple[Path, Path]) -> None:
-    path, images = page
-    path.write_text(path.read_text() + "\nMore by hand.\n")
-    assert report.problems(path, images, cards()) == []
-
-
-def test_stale_and_edited_charts_are_found(page: tuple[Path, Path]) -> None:
-    path, images = page
-    first, second, third, fourth = sorted(images.iterdir())
-    first.unlink()
-    second.write_text(second.read_text().replace("</svg>", "<!-- better --></svg>"))
-    (images / "test-card-9000-other.svg").write_text("")
-    result = report.problems(path, images, cards())
-    assert f"{first.name} is missing" in result
-    assert f"{second.name} is not what matplotlib drew" in result
-    assert "test-card-9000-other.svg belongs to no records" in result
-    newer = cards()
-    newer[0]["records"][0]["wall_us"] = 1.0
-    assert f"{third.name} shows other records" in report.problems(path, images, newer)
-    assert fourth.is_file()
+    chart.unlink()
+    assert f"{chart.name} is missing" in report.problems(page, images, cards)
 
 
 def test_a_cpus_records_are_no_results(tmp_path: Path) -> None:
-    origin = ORIGIN | {"gpu": None, "cpu": CARD}
-    records.save(
-        tmp_path / "cpu.json", content(record(provenance=origin, speedup_vs_best_peer=None))
-    )
+    cpu = record(provenance=ORIGIN | {"gpu": None, "cpu": CARD}, speedup_vs_best_peer=None)
+    records.save(tmp_path / "cpu.json", content(cpu))
     assert report.gpu_cards(tmp_path) == []
     records.save(tmp_path / "card.json", content(record()))
     assert [c["card"] for c in report.gpu_cards(tmp_path)] == [CARD]

@@ -43,14 +43,8 @@ def race(cost: dict[str, float], **options: Any) -> tuple[Any, FakeClock, list[s
 
 
 def test_the_order_rotates_and_turns_round() -> None:
-    assert timing.rotated("abcd", 0) == ["a", "b", "c", "d"]
-    assert timing.rotated("abcd", 1) == ["a", "d", "c", "b"]
-    assert timing.rotated("abcd", 2) == ["c", "d", "a", "b"]
-    assert timing.rotated("", 3) == []
-    firsts = {timing.rotated("abcd", turn)[0] for turn in range(4)}
-    assert len(firsts) > 1
-    _, clock, _ = race({"a": 1.0, "b": 1.0, "c": 1.0}, turns=2, seconds=0.0, least=1)
-    assert clock.log == ["a", "b", "c", "a", "c", "b"]
+    _, clock, _ = race({"a": 1.0, "b": 1.0, "c": 1.0}, turns=3, seconds=0.0, least=1)
+    assert clock.log == ["a", "b", "c", "a", "c", "b", "c", "a", "b"]
 
 
 def test_samples_are_of_a_call_and_fill_the_time() -> None:
@@ -67,14 +61,6 @@ def test_an_entrant_that_fails_is_told_of_and_left_out() -> None:
     assert clock.log.count("bad") == 1
 
 
-def test_quantiles() -> None:
-    assert timing.quantiles([i * 1e-6 for i in range(1, 102)]) == {
-        "p20": 21.0,
-        "p50": 51.0,
-        "p80": 81.0,
-    }
-
-
 def test_input_sets_do_not_fit_the_cache() -> None:
     MB = 1 << 20
     assert timing.input_sets(10 * MB, 50 * MB, 1000 * MB) == 15  # three times the cache
@@ -85,16 +71,6 @@ def test_input_sets_do_not_fit_the_cache() -> None:
     assert timing.input_sets(1000, 50 * MB, 1000 * MB) == timing.MOST_SETS
     assert timing.input_sets(10 * MB, 0, 1000 * MB) == 1  # a CPU
     assert not timing.is_cold(100, 10 * MB, 0)
-
-
-def test_the_host_clock_times_a_pass() -> None:
-    ticks = iter([10.0, 12.5])
-    clock = timing.Clock(lambda: next(ticks))
-    calls: list[int] = []
-    ready = clock.prepare(lambda: [lambda: calls.append(1), lambda: calls.append(2)])
-    assert (ready.calls, ready.timer) == (2, "host")
-    assert clock.seconds(ready) == 2.5
-    assert calls == [1, 2, 1, 2]
 
 
 def test_a_graph_is_captured_where_its_forward_ran() -> None:
