@@ -41,11 +41,13 @@ def _check_fine(config: ModelConfig, tokens: int) -> None:
     """The fields of Fine Token Enhancement, on frames of so many tokens."""
     causal = config.tokens_per_keypoint * config.num_keypoints
     if config.tokens_per_keypoint < 1 or causal > tokens:
+        most = tokens // config.num_keypoints
+        remedy = f"use 1 to {most}" if most else "use a larger model.image_size, or model.fine=off"
         raise ValueError(
             f"model.tokens_per_keypoint={config.tokens_per_keypoint}: "
             f"{config.tokens_per_keypoint} × {config.num_keypoints} keypoints = {causal} causal "
             f"tokens, but a frame of {config.image_size[0]}×{config.image_size[1]} has {tokens}; "
-            f"use 1 to {tokens // config.num_keypoints}"
+            f"{remedy}"
         )
     if config.fine == "causal_only":
         return

@@ -114,6 +114,7 @@ def test_any_odd_number_of_frames_and_any_multiple_of_16(num_frames, size):
         ({"mask_ratio": 1.5}, r"model\.mask_ratio=1\.5"),
         ({"noise_ratio": -0.1}, r"model\.noise_ratio=-0\.1"),
         ({"tokens_per_keypoint": 7}, r"model\.tokens_per_keypoint=7.*use 1 to 6"),
+        ({"num_keypoints": 13}, r"a frame of 64×48 has 12; use a larger model\.image_size"),
         ({"num_clusters": 9}, r"model\.num_clusters=9.*8 non-causal"),
         ({"neighbors": 0}, r"model\.neighbors=0"),
         ({"criss_cross_heads": 5}, r"num_heads=5 does not divide"),
