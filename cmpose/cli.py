@@ -25,8 +25,12 @@ _EXPLAINED = (ValueError, OSError, RuntimeError)
 
 
 def _demo(subparser: ArgumentParser) -> None:
-    subparser.add_argument("--output", default="runs/demo")
-    subparser.add_argument("--config", default="", help="default: the recipe in configs/demo.yaml")
+    subparser.add_argument(
+        "--output", default="runs/demo", help="folder of data, run, pictures and pages"
+    )
+    subparser.add_argument(
+        "--config", default="", help="a recipe in YAML; default: configs/demo.yaml"
+    )
 
 
 def _run_demo(args: Namespace) -> None:

@@ -127,7 +127,8 @@ class AugmentConfig:
         rotation: how much the rotation varies, in degrees.
         flip: probability of mirroring.
         half_body: probability of cropping to the upper or the lower body (truncation).
-        half_body_min_joints: people with at most so many visible joints are never cropped so.
+        half_body_min_joints: people with at most this many visible joints are never
+            cropped to a half.
     """
 
     enabled: bool = True
@@ -147,12 +148,13 @@ class DataConfig:
         root: folder of the frames, from which the annotations' ``file_name`` starts.
         train_annotations: a folder with one JSON file a sequence, or one JSON file of all; a
             relative path starts at ``root``.
-        val_annotations: the same for evaluation.
+        val_annotations: as ``train_annotations``, for evaluation.
         train_sequences: how many sequences the training annotations must have; 0 takes any
             number. PoseTrack18 has 593 in version 0.45.
-        val_sequences: the same for the evaluation annotations; PoseTrack18 has 170 in 0.45.
-        format: of the annotations; ``auto`` recognises PoseTrack17's annolist and COCO-style files
-            by their keys.
+        val_sequences: how many sequences the evaluation annotations must have; 0 takes any
+            number. PoseTrack18 has 170 in version 0.45.
+        format: the annotations' format; ``auto`` recognises PoseTrack17's annolist and
+            COCO-style files by their keys.
         boxes: ``gt`` evaluates in ground-truth boxes; otherwise a file of detections with DCPose's
             or mmpose's keys, whose relative path starts at ``root``.
         box_score_threshold: detections with a lower score are dropped.
@@ -178,7 +180,7 @@ class DataConfig:
             smaller and slower and changes them a little.
         cache_quality: quality of ``jpeg`` in a cache, 1 to 100.
         cache_detail: 0 stores people at the frames' resolution. A positive number d shrinks people
-            larger than d times the crop by a whole factor, so far that they stay as large.
+            larger than d times the crop by a whole factor, to no less than d times the crop.
         augment: training-time augmentation, see ``AugmentConfig``.
     """
 
@@ -216,7 +218,7 @@ class TrainConfig:
         batch_size: clips in a step, in all processes and micro-batches together.
         accumulate: number of micro-batches that a step is cut into, to save memory.
         lr: peak learning rate of AdamW.
-        weight_decay: of AdamW; biases, norms and embeddings have none.
+        weight_decay: AdamW's; biases, norms and embeddings have none.
         layer_decay: factor between the learning rates of a backbone block and the next one; 1 gives
             all the same rate.
         schedule: ``steps`` multiplies the rate by ``step_factor`` after each epoch in
@@ -236,7 +238,7 @@ class TrainConfig:
             effect in one process.
         gradient_compression: how several processes exchange gradients: ``none`` in float32,
             ``bf16`` rounded to half the bytes. Without effect in one process.
-        seed: of weights, order, augmentation and corruption.
+        seed: what weights, order, augmentation and corruption are drawn from.
         device: ``cpu``, ``cuda`` or ``auto``, which takes a GPU when there is one.
         log_every: steps between log lines.
         pictures_every: steps between pictures in TensorBoard; 0 makes none.

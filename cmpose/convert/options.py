@@ -14,13 +14,14 @@ class ConvertOptions:
     """How a source is read and written.
 
     Attributes:
-        format: the source's; ``auto`` tells it by its name and keys.
+        format: the source's format; ``auto`` tells it by the file's name and keys.
         split: folder of annotations and images in the data set, e.g. ``train`` or ``val``.
-        name: of the sequence of pictures that lie in ``images`` itself; empty takes its name.
+        name: name of the sequence whose pictures lie in ``images`` itself; empty takes the
+            folder's name.
         group: ``video`` makes a sequence of the numbered pictures of a folder, ``still`` one of
             every picture; ``auto`` decides folder by folder.
         to: ``own`` keeps the source's keypoints, ``posetrack`` maps them to PoseTrack's by name.
-        category: which one of a COCO file, where several have keypoints.
+        category: name of the category to take, where several of a COCO file have keypoints.
         skeleton: JSON file with keypoints, limbs and flips; empty takes the source's.
         boxes: detection file: people without a box get theirs from it, and it becomes
             ``SPLIT_boxes.json``.

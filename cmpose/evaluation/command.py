@@ -21,7 +21,8 @@ def _evaluate(subparser: ArgumentParser) -> None:
     subparser.add_argument(
         "--output",
         default="",
-        help="folder of predictions and metrics; default: CHECKPOINT/evaluation",
+        help="folder of predictions and metrics; default: evaluation/ in the "
+        "checkpoint's folder, which for a run is RUN/model/evaluation",
     )
 
 

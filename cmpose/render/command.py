@@ -12,7 +12,7 @@ def _render(subparser: ArgumentParser) -> None:
     subparser.add_argument("out", help="folder of the data set; made if absent")
     subparser.add_argument("--videos", type=int, default=24, help="number of sequences")
     subparser.add_argument("--frames", type=int, default=30, help="frames in each sequence")
-    subparser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    subparser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     subparser.add_argument("--split", default="train", help="which split to render: train or val")
     subparser.add_argument(
         "--size",
@@ -20,7 +20,7 @@ def _render(subparser: ArgumentParser) -> None:
         default=(360, 640),
         help="[height, width] in pixels",
     )
-    subparser.add_argument("--max_people", type=int, default=4, help="in a sequence")
+    subparser.add_argument("--max_people", type=int, default=4, help="most people in a sequence")
     subparser.add_argument("--fps", type=float, default=25.0, help="frames a second of the motion")
     subparser.add_argument("--workers", type=int, default=2, help="processes that render")
     subparser.add_class_arguments(Difficulty, "difficulty")

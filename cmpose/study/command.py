@@ -44,7 +44,7 @@ def _ablate(subparser: ArgumentParser) -> None:
         "--limit_minutes",
         type=float | None,
         default=None,
-        help="ends within so many minutes, with runs under way saved; 0: no limit; "
+        help="stop after this many minutes at most, and save the runs under way; 0: no limit; "
         "default: the preset's",
     )
     subparser.add_argument(
