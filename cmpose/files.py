@@ -1,6 +1,6 @@
 """The one way anything is written: whole or not at all, by one process at a time, errors by name.
 
-A new file or folder is written beside its place under the name of :func:`partial_path` and renamed
+A new file or folder is written beside its path under the name of :func:`partial_path` and renamed
 when it is whole. A process that is killed leaves such names behind; the next one that claims the
 folder removes them, or puts back what was about to be replaced.
 """
@@ -77,15 +77,15 @@ def _reason(error: Exception, path: Path) -> tuple[str, str]:
     parent = path.parent
     standing = next(p for p in (parent, *parent.absolute().parents) if p.exists())
     if not standing.is_dir():
-        return f"{standing} is a file where a folder should be", "move it, or give another place"
+        return f"{standing} is a file where a folder should be", "move it, or give another path"
     if number == errno.EISDIR:
-        return "it is a folder where a file should be", "move it, or give another place"
+        return "it is a folder where a file should be", "move it, or give another path"
     if number in (errno.ENOTDIR, errno.EEXIST) and path.is_file():
-        return "it is a file where a folder should be", "move it, or give another place"
+        return "it is a file where a folder should be", "move it, or give another path"
     if number in _FULL or any(text in str(error) for text in _FULL_TEXTS):
         return "the disk is full", "free some space"
     if number in _FORBIDDEN or not os.access(standing, os.W_OK):
-        return "it is read-only for you", "give a place that you may write to"
+        return "it is read-only for you", "give a path that you may write to"
     if not parent.is_dir():
         return f"its folder {parent} is not there (any more)", "make the folder again"
     if number is None and shutil.disk_usage(standing).free < _LEAST_FREE:
@@ -203,7 +203,7 @@ def whole_folder(
 ) -> Iterator[Path]:
     """An empty folder to write into, which becomes ``path`` when the block ends well.
 
-    A folder that is there is replaced: it keeps its place until the new one is whole and on the
+    A folder that is there is replaced: it keeps its name until the new one is whole and on the
     disk, and is put back by :func:`recover` if the process is killed between the two renames.
 
     Args:
@@ -288,7 +288,7 @@ def _recover(path: Path) -> None:
 def recover(folder: Path) -> None:
     """Undoes what killed processes left of writing files and folders in ``folder``.
 
-    What was to be replaced gets its name back where the new one did not take its place; what is
+    What was to be replaced gets its name back where the new one did not get it; what is
     not whole is removed. Only names that :func:`whole_file` and :func:`whole_folder` give are
     touched, and nothing below the folder's own entries.
     """

@@ -68,7 +68,7 @@ def _check_version(loaded: ModuleType, what: str, remedy: str) -> None:
 
 
 @functools.cache
-def _found() -> ModuleType | str:
+def _module_or_reason() -> ModuleType | str:
     """The module, or why there is none."""
     try:
         return _load()
@@ -82,16 +82,16 @@ def module() -> ModuleType:
     Raises:
         ImportError: there is none; the message says why.
     """
-    found = _found()
-    if isinstance(found, str):
-        raise ImportError(found)
-    return found
+    loaded = _module_or_reason()
+    if isinstance(loaded, str):
+        raise ImportError(loaded)
+    return loaded
 
 
 def unavailable() -> str | None:
     """Why the core cannot be used on this machine at all, or None if it loads."""
-    found = _found()
-    return found if isinstance(found, str) else None
+    loaded = _module_or_reason()
+    return loaded if isinstance(loaded, str) else None
 
 
 @functools.cache
@@ -148,5 +148,5 @@ def arch_unavailable(major: int, minor: int, name: str) -> str | None:
 
 def forget() -> None:
     """Looks for the core again at the next use; for tests that change what is there."""
-    for function in (_found, info, on_cpu, arch_unavailable):
+    for function in (_module_or_reason, info, on_cpu, arch_unavailable):
         function.cache_clear()

@@ -89,9 +89,9 @@ def find_nvcc(environ: Mapping[str, str] = os.environ) -> Path:
                 f"there is no bin/nvcc in {variable}={environ[variable]}; set it to where NVIDIA's "
                 "CUDA toolkit is, or unset it"
             )
-    found = shutil.which("nvcc", path=environ.get("PATH", ""))
-    if found:
-        return Path(found)
+    on_path = shutil.which("nvcc", path=environ.get("PATH", ""))
+    if on_path:
+        return Path(on_path)
     path = _DEFAULT_CUDA / "bin" / "nvcc"
     if path.is_file():
         return path
@@ -361,10 +361,10 @@ def _ninja() -> str:
     try:
         import ninja
     except ImportError:
-        found = shutil.which("ninja")
-        if found is None:
+        on_path = shutil.which("ninja")
+        if on_path is None:
             raise BuildError(f"{sys.executable} has no ninja (pip install ninja)") from None
-        return found
+        return on_path
     return str(Path(ninja.BIN_DIR) / "ninja")
 
 

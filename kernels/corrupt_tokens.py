@@ -182,15 +182,15 @@ def forward_kernel(
         slot = row - frame * slots
         t, n = frame.to(tl.int64), slot.to(tl.int64)
         out_ptr = x_ptr + tl.cast(r, tl.int64) * DIM
-        place_ptr = position_ptr
+        position_row_ptr = position_ptr
         if position_ptr is not None:
-            place_ptr += t * position_stride_t + n * position_stride_n
+            position_row_ptr += t * position_stride_t + n * position_stride_n
         if slot < patches:
             token_ptr = tokens_ptr + t * tokens_stride_t + n * tokens_stride_n
             is_masked, is_noised = (flags >> r) & 1, (flags >> (ROWS + r)) & 1
             _write_row(
                 token_ptr,
-                place_ptr,
+                position_row_ptr,
                 out_ptr,
                 tokens_stride_d,
                 position_stride_d,
@@ -213,7 +213,7 @@ def forward_kernel(
                     if position_ptr is None:
                         value += noise
                     else:
-                        position = tl.load(place_ptr + d * position_stride_d, mask=d < DIM)
+                        position = tl.load(position_row_ptr + d * position_stride_d, mask=d < DIM)
                         if POSITION_AFTER:
                             value = (value + noise) + position.to(tl.float32)
                         else:
@@ -223,7 +223,7 @@ def forward_kernel(
         else:
             _write_row(
                 keypoints_ptr + (n - patches) * keypoints_stride_k,
-                place_ptr,
+                position_row_ptr,
                 out_ptr,
                 keypoints_stride_d,
                 position_stride_d,

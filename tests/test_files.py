@@ -242,7 +242,7 @@ def test_what_stands_in_the_way_is_named(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_read_only_place_is_named(tmp_path, number):
-    with pytest.raises(OutputError, match=r"log: .* it is read-only for you; give a place") as met:  # noqa: SIM117
+    with pytest.raises(OutputError, match=r"log: .* it is read-only for you; give a path") as met:  # noqa: SIM117
         with files.writing(tmp_path / "log"):
             raise OSError(number, os.strerror(number), str(tmp_path / "log"))
     assert met.value.errno == number

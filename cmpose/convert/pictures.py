@@ -98,15 +98,15 @@ def place_pictures(
         OutputError: the disk is full, and the like.
     """
     placed = {placed_name(index, picture): picture for index, picture in enumerate(pictures)}
-    in_place = folder.resolve() == pictures[0].parent.resolve()
-    if in_place and any(name != picture.name for name, picture in placed.items()):
+    same_folder = folder.resolve() == pictures[0].parent.resolve()
+    if same_folder and any(name != picture.name for name, picture in placed.items()):
         raise AnnotationError(
             f"{folder}: the pictures already lie where they are to be written, under other "
             "numbers; move them and name their folder with --images"
         )
     for name, picture in placed.items():
         _place(picture, folder / name, how)
-    if overwrite and not in_place:
+    if overwrite and not same_folder:
         with writing(folder):
             _remove_others(folder, placed)
 

@@ -33,7 +33,7 @@ class Draft:
     Attributes:
         file_name: below the folder of images, as the source has it; of a CSV with frame numbers
             the folder, and the file is found by ``number``.
-        where: its place in the source, for messages.
+        where: where the source has it, for messages.
         image_id: the source's, or -1.
         number: frame number where the source gives one apart from the name.
         video: what the source calls the video, or empty.
@@ -195,7 +195,7 @@ def _coco_person(annotation: Annotation, skeleton: Skeleton, source: str, at: st
                 )
     keypoints = np.where(keypoints[:, 2:] > 0, np.minimum(keypoints, [np.inf, np.inf, 1]), 0.0)
     track = annotation.track_id
-    if track is None and isinstance(annotation.attributes, Mapping):  # CVAT's place for it
+    if track is None and isinstance(annotation.attributes, Mapping):  # where CVAT writes it
         at = f"{at}.attributes"
         track = convert(annotation.attributes, _Attributes, source, AnnotationError, at).track_id
     head = annotation.bbox_head

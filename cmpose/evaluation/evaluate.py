@@ -21,7 +21,7 @@ from cmpose.data.skeleton import POSETRACK
 from cmpose.distributed import World, claim_together, join_world
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.evaluation.inference import clip_images, move_pixels, predict_heatmaps
-from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose
+from cmpose.evaluation.mean_pose import mean_pose, mean_pose_in_images
 from cmpose.evaluation.posetrack_ap import APResult, score_folders
 from cmpose.evaluation.predictions import write_predictions
 from cmpose.evaluation.subsets import subset_results
@@ -170,10 +170,10 @@ def score_mean_pose(config: Config, folder: Path) -> tuple[APResult, dict[str, d
     mean = mean_pose(keypoints, visible, config.model.image_size)
     held_out = open_clips(config, train=False, quiet=True)
     matrices, _, _ = held_out.plain_joints()
-    placed = place_mean_pose(mean, matrices, config.model.image_size)
+    in_images = mean_pose_in_images(mean, matrices, config.model.image_size)
     poses = [
         Pose(record, xy, np.ones(len(xy), np.float32))
-        for record, xy in zip(held_out.records, placed, strict=True)
+        for record, xy in zip(held_out.records, in_images, strict=True)
     ]
     return score_predictions(config, held_out, poses, folder)
 
@@ -227,7 +227,8 @@ def evaluate_checkpoint(
         path: a run's folder or a checkpoint.
         data: which annotations and boxes.
         train: batch size, precision and device.
-        output: gets ``predictions/`` and ``metrics.json``; default ``CHECKPOINT/evaluation``.
+        output: gets ``predictions/`` and ``metrics.json``; default ``evaluation/`` in the
+            checkpoint's folder, which for a run is ``RUN/model/evaluation``.
 
     Raises:
         CheckpointError: there is no usable checkpoint.

@@ -37,7 +37,7 @@ def mean_pose(
     return np.where(count[:, None] > 0, mean, mean[count > 0].mean(axis=0))
 
 
-def place_mean_pose(
+def mean_pose_in_images(
     mean: np.ndarray, matrices: np.ndarray, image_size: tuple[int, int]
 ) -> np.ndarray:
     """Puts the mean pose into every test box.

@@ -282,7 +282,7 @@ def _parse_coco(
     if document.images is UNSET or document.annotations is UNSET:
         raise AnnotationError(f"{source}: lacks 'images' or 'annotations'")
     columns, slots = _joint_columns(document, source, skeleton)
-    by_image: dict[int | str, list[tuple[int, Annotation]]] = {}  # with their place in the file
+    by_image: dict[int | str, list[tuple[int, Annotation]]] = {}  # with their index in the file
     for i, image in enumerate(document.images):
         if image.id in by_image:
             raise AnnotationError(f"{source}: images[{i}].id {short(image.id)} occurs twice")

@@ -51,12 +51,12 @@ def subsets_of(frame: Frame) -> frozenset[str]:
     record = convert(
         frame.extra["cmpose"], RenderedFrame, frame.file_name, AnnotationError, "cmpose"
     )
-    found = set()
+    names = set()
     if record.occluded_joints > 0:
-        found.add("occluded")
+        names.add("occluded")
     if record.defocus_sigma > 0:
-        found.add("defocused")
-    return frozenset({ALL} | (found or {"clean"}))
+        names.add("defocused")
+    return frozenset({ALL} | (names or {"clean"}))
 
 
 def frames_by_subset(sequences: Iterable[Sequence]) -> dict[str, set[tuple[str, int]]]:

@@ -209,7 +209,7 @@ def corrupt_tokens(
 
     Masking sets patch tokens to zero, noising adds noise_std · N(0, 1) to them; the two subsets are
     drawn independently. Keypoint tokens are copied to every frame and never corrupted. The random
-    numbers are Philox4x32-10 of each token's place in the clip (``cmpose.ops.philox``): a seed
+    numbers are Philox4x32-10 of each token's index in the clip (``cmpose.ops.philox``): a seed
     draws the same on every device and for every split of the clips into batches.
 
     Args:

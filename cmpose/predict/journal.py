@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 
 from cmpose.data.formats.messages import short
 from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read
@@ -48,11 +48,13 @@ class PersonInLine(Struct):
 
 
 class FrameLine(Struct):
-    """A line: a frame, its people, and what the detector found there (x, y, w, h, score)."""
+    """A line: a frame, its people, and the detector's boxes in it (x, y, w, h, score)."""
 
     frame: Count
     people: list[PersonInLine]
-    found: list[tuple[Number, Number, Number, Number, Number]] | None = None
+    detections: list[tuple[Number, Number, Number, Number, Number]] | None = field(
+        default=None, name="found"
+    )
     unreadable: bool = False
     explained: list[str] = []
 
@@ -203,8 +205,8 @@ def _frame(line: FrameLine) -> PredictedFrame:
         for entry in line.people
     ]
     detections = None
-    if line.found is not None:
-        detections = [Detection(np.array(box), score) for *box, score in line.found]
+    if line.detections is not None:
+        detections = [Detection(np.array(box), score) for *box, score in line.detections]
     return PredictedFrame(
         line.frame,
         NOT_DECODED,

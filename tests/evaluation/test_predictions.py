@@ -11,7 +11,7 @@ import pytest
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.skeleton import SLOT_OF_JOINT, SLOTS17
-from cmpose.evaluation.mean_pose import mean_pose, place_mean_pose
+from cmpose.evaluation.mean_pose import mean_pose, mean_pose_in_images
 from cmpose.evaluation.posetrack_ap import score_folders
 from cmpose.evaluation.predictions import predicted_sequences, write_predictions
 from tests.shared_data import shared_data
@@ -122,9 +122,9 @@ def test_mean_pose_by_hand():
     np.testing.assert_allclose(mean[:2], [[0.15, 0.15], [0.30, 0.20]])
     np.testing.assert_allclose(mean[2], [0.225, 0.175])  # nobody has it: amid the others
     double = np.array([[[2.0, 0, 5], [0, 2, -3]]])  # a crop of half the size, scaled and moved
-    placed = place_mean_pose(mean, double, (100, 50))
+    placed = mean_pose_in_images(mean, double, (100, 50))
     np.testing.assert_allclose(placed[0, 0], [(0.15 * 50 - 5) / 2, (0.15 * 100 + 3) / 2])
-    assert place_mean_pose(mean, np.empty((0, 2, 3)), (100, 50)).shape == (0, 3, 2)
+    assert mean_pose_in_images(mean, np.empty((0, 2, 3)), (100, 50)).shape == (0, 3, 2)
 
 
 def test_bad_mean_pose():
@@ -133,6 +133,6 @@ def test_bad_mean_pose():
     with pytest.raises(ValueError, match="none of the 6 joints is"):
         mean_pose(np.zeros((2, 3, 2)), np.zeros((2, 3)), (8, 8))
     with pytest.raises(ValueError, match=r"matrices must be \[P, 2, 3\]"):
-        place_mean_pose(np.zeros((3, 2)), np.zeros((2, 3)), (8, 8))
+        mean_pose_in_images(np.zeros((3, 2)), np.zeros((2, 3)), (8, 8))
     with pytest.raises(ValueError, match=r"matrices\[0\] cannot be inverted"):
-        place_mean_pose(np.zeros((3, 2)), np.zeros((1, 2, 3)), (8, 8))
+        mean_pose_in_images(np.zeros((3, 2)), np.zeros((1, 2, 3)), (8, 8))

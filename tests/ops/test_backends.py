@@ -126,7 +126,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
         facts = {"archs": archs, "ptx": ptx, "nvcc": "13.0", "on_cpu": on_cpu}
         loaded = SimpleNamespace(build_info=lambda: facts)
         native.forget()
-        monkeypatch.setattr(native, "_found", lambda: reason or loaded)
+        monkeypatch.setattr(native, "_module_or_reason", lambda: reason or loaded)
 
     yield put
     monkeypatch.undo()

@@ -72,7 +72,7 @@ def load_detections(
 
     Raises:
         FileNotFoundError: no such file.
-        AnnotationError: a broken entry, named by its place in the file; or no detection at all
+        AnnotationError: a broken entry, named by its index in the file; or no detection at all
             belongs to a known frame.
     """
     path = Path(path)
