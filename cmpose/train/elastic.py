@@ -18,11 +18,11 @@ _NO_ID = "none"
 def is_restart(output: Path, world: World) -> bool:
     """Whether ``torchrun`` has restarted this launch after it had begun the run in ``output``.
 
-    Such a process goes on with the run without ``--resume``. That torchrun counts a restart does
-    not suffice: it also restarts a launch that was refused because the folder holds another run.
-    Nor is a count necessary: a node that joins in place of a dead one has counted none. Therefore
-    the id of the launch must be the one in the run's folder; an id that all launches share
-    (``none``) counts only if some process was restarted.
+    Such a process goes on with the run without ``--resume``. torchrun's count of restarts cannot
+    decide: torchrun also restarts a launch that was refused because the folder holds another run,
+    and a node that replaces a dead one has a count of 0. Therefore the id of
+    the launch must be the one in the run's folder; an id that all launches share (``none``) counts
+    only if some process was restarted.
 
     Every process must call it; all get the main one's answer.
     """
