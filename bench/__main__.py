@@ -29,10 +29,7 @@ from cmpose.ops.backends import BACKENDS, OPS
 def wanted_workloads(ops: list[str], small: bool, only: str) -> list[Workload]:
     """Targets first, then every op's grid in turns, so that a cut run has something of each.
 
-    Args:
-        ops: which.
-        small: those of a CPU.
-        only: ``targets``, ``grid`` (the others) or ``all``.
+    ``small`` gives those of a CPU; ``only`` is ``targets``, ``grid`` (the others) or ``all``.
     """
     if small:
         return [workload for op in ops for workload in bench_of(op).workloads(small=True)]

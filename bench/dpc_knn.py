@@ -15,9 +15,6 @@ from bench.harness.shapes import BATCHES, FORWARD, Shape, grid
 from bench.harness.workload import Arguments, Draw, OpBench, counted_flops
 from cmpose import ops
 
-NOISE = 1e-6
-"""What TCFormer adds to the densities at most, so that they differ."""
-
 
 @torch.no_grad()
 def tcformer(tokens: Tensor, k: int, num_clusters: int) -> tuple[Tensor, ...]:
@@ -26,7 +23,7 @@ def tcformer(tokens: Tensor, k: int, num_clusters: int) -> tuple[Tensor, ...]:
     distance = torch.cdist(tokens.float(), tokens.float()) * width**-0.5
     near = distance.topk(k, dim=-1, largest=False).values
     density = torch.exp(-near.square().mean(-1))
-    density = density + NOISE * torch.rand_like(density)
+    density = density + 1e-6 * torch.rand_like(density)  # so that they differ
     farthest = distance.flatten(1).amax(-1)[:, None, None]
     denser = density[:, None, :] > density[:, :, None]
     delta = torch.where(denser, distance, farthest).amin(-1)
@@ -74,16 +71,11 @@ def _flops(shape: Shape, direction: str) -> int:
     return counted_flops(lambda: gram(**_make(shape, Draw(torch.float32, "meta"))))
 
 
-def _clusters(tokens: int) -> int:
-    """A quarter of the tokens, as in TCFormer; CM-Pose makes 32 of its 132."""
-    return 32 if tokens == 132 else tokens // 4
-
-
 _REFERENCE = {"B": 32, "M": 192, "D": 768, "k": 5, "L": 48}
 
-TOKENS = (192, 64, 132, 576, 1024, 4096)
-LONG = ((16384, 4), (65536, 1))
-"""Tokens and clips of the two longest shapes."""
+# A quarter of the tokens are clusters, as in TCFormer; CM-Pose makes 32 of its 132.
+_TOKENS = [{"M": m, "L": m // 4} for m in (192, 64, 576, 1024, 4096)] + [{"M": 132, "L": 32}]
+_LONG = [{"M": 16384, "L": 1024, "B": 4}, {"M": 65536, "L": 1024, "B": 1}]
 
 TCFORMER = tuple(
     {"B": 32, "M": m, "D": d, "k": 5, "L": m // 4} for m, d in ((3072, 128), (768, 320), (192, 512))
@@ -99,21 +91,13 @@ CHAT_UNIVI = tuple(
 
 def _shapes() -> list[Shape]:
     """Tokens against batch and width, published shapes, and very many tokens."""
-    combinations = grid(
-        _REFERENCE,
-        [{"M": m, "L": _clusters(m)} for m in TOKENS],
-        [{"B": b} for b in BATCHES],
-        [{"D": d} for d in (768, 1024, 1280)],
-    )
-    long = [{**_REFERENCE, "M": m, "L": 1024, "B": b} for m, b in LONG]
+    widths = [{"D": d} for d in (768, 1024, 1280)]
+    combinations = grid(_REFERENCE, _TOKENS, [{"B": b} for b in BATCHES], widths)
+    long = [_REFERENCE | sizes for sizes in _LONG]
     # What has a target comes first, then what others have published, then the grid.
     first = [s for s in combinations if s["B"] == 32 and s["D"] == 768]
     rest = [s for s in combinations if s not in first]
     return [*first, *TCFORMER, *CHAT_UNIVI, *long, *rest]
-
-
-def _exact(shape: Shape) -> Shape:
-    return {**shape, "B": 1, "M": min(shape["M"], 1024), "L": min(shape["L"], 256)}
 
 
 BENCH = OpBench(
@@ -131,5 +115,5 @@ BENCH = OpBench(
         "compile_tcformer": compiled(tcformer, checked=False),
     },
     flops=_flops,
-    exact_shape=_exact,
+    exact_shape=lambda s: {**s, "B": 1, "M": min(s["M"], 1024), "L": min(s["L"], 256)},
 )

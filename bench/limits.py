@@ -17,7 +17,6 @@ from typing import Any
 
 from bench.harness import records
 from bench.harness.targets import TARGETS, workload_of
-from bench.harness.workload import Workload
 from cmpose import provenance
 from cmpose.data.formats.reader import convert, parse_file
 from cmpose.files import write_json
@@ -29,14 +28,6 @@ ALLOWED = 1.10
 Times = dict[str, dict[str, float]]
 """Workload → backend → microseconds."""
 
-_FILE = records.struct(
-    "Limits", card=records.Text, commit=records.Text, us=dict[str, dict[str, records.Positive]]
-)
-
-
-def path_of(card: str, folder: Path = FOLDER) -> Path:
-    return folder / f"{records.slug(card)}.json"
-
 
 def reached(card: str, folder: Path = FOLDER) -> Times:
     """What a card has reached; empty for a card without a file.
@@ -44,13 +35,11 @@ def reached(card: str, folder: Path = FOLDER) -> Times:
     Raises:
         records.SchemaError: the file is not as it should be.
     """
-    path = path_of(card, folder)
+    path = folder / f"{records.slug(card)}.json"
     if not path.is_file():
         return {}
-    content = parse_file(path, records.SchemaError)
-    return convert(
-        content["us"], dict[str, dict[str, records.Positive]], path.name, records.SchemaError, ".us"
-    )
+    us, times = parse_file(path, records.SchemaError)["us"], dict[str, dict[str, records.Positive]]
+    return convert(us, times, path.name, records.SchemaError, ".us")
 
 
 def slow_downs(now: Times, before: Times) -> list[str]:
@@ -59,19 +48,13 @@ def slow_downs(now: Times, before: Times) -> list[str]:
     for workload, backends in before.items():
         for backend, us in backends.items():
             time = now.get(workload, {}).get(backend)
+            before_us = f"the {us:,.1f} µs that were reached"
             if time is None:
-                said.append(f"{workload}, {backend}: not measured; {us:,.1f} µs were reached")
+                said.append(f"{workload}, {backend}: not measured beside {before_us}")
             elif time > ALLOWED * us:
-                said.append(
-                    f"{workload}, {backend}: {time:,.1f} µs, {100 * (time / us - 1):.0f} % more "
-                    f"than the {us:,.1f} µs that were reached"
-                )
+                more = f"{100 * (time / us - 1):.0f} % more than {before_us}"
+                said.append(f"{workload}, {backend}: {time:,.1f} µs, {more}")
     return said
-
-
-def workloads_of(times: Times) -> list[Workload]:
-    """The targets' workloads that have a limit."""
-    return [t.workload for t in TARGETS if str(t.workload) in times]
 
 
 def from_records(held: list[dict[str, Any]]) -> Times:
@@ -94,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     card = provenance.machine()
     content = records.load(options.json or records.path_of(card))
-    us, path = from_records(content["records"]), path_of(card)
+    us, path = from_records(content["records"]), FOLDER / f"{records.slug(card)}.json"
     write_json(path, {"card": card, "commit": provenance.commit()[0], "us": us})
     print(f"{path.name}: {sum(map(len, us.values()))} times")
     return 0

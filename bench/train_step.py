@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 from bench import spatial_attention, temporal_attention
 from bench.harness import records, timing
-from bench.harness.bound import Rates, measure_rates
+from bench.harness.bound import measure_rates
 from bench.harness.measure import message
 from bench.harness.workload import Draw, counted_flops
 from bench.report import tables
@@ -219,17 +219,6 @@ def step_flops(config: ModelConfig) -> int:
     return counted_flops(step)
 
 
-def timed(step: Step, samples: int, together: int) -> list[float]:
-    """Seconds a step, of groups of steps between synchronisations."""
-    clock, seconds = timing.clock_for(step.device), []
-    for _ in range(samples):
-        start = clock.now()
-        for _ in range(together):
-            step()
-        seconds.append((clock.now() - start) / together)
-    return seconds
-
-
 def measure(
     variant: str, config: ModelConfig, batch: int, device: str, precision: str
 ) -> dict[str, Any]:
@@ -240,7 +229,14 @@ def measure(
         step()
     if on_card and "graph" not in variant:  # a graph's memory is taken when it is captured
         torch.cuda.reset_peak_memory_stats()
-    us = timing.quantiles(timed(step, *((10, 5) if on_card else (2, 1))))
+    clock, seconds = timing.clock_for(device), []
+    groups, together = (10, 5) if on_card else (2, 1)
+    for _ in range(groups):  # of steps between two synchronisations
+        start = clock.now()
+        for _ in range(together):
+            step()
+        seconds.append((clock.now() - start) / together)
+    us = timing.quantiles(seconds)
     # On a card weights and optimiser count too, on a CPU only what a step takes beside them.
     peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(step, device)
     flops, clips_per_s = step_flops(config), 1e6 * batch / us["p50"]
@@ -259,23 +255,6 @@ def measure(
         "mfu": None if rate is None else round(flops * clips_per_s / rate, 4),
         "loss": loss if loss > 0 else None,
         "parts_ms": {name: round(seconds * 1e3, 4) for name, seconds in split.items()},
-    }
-
-
-def entry(backbone: str, config: ModelConfig, batch: int, precision: str, rates: Rates) -> Any:
-    """A step's record without variants."""
-    origin = provenance.provenance()
-    height, width = config.image_size
-    frames, keypoints = config.num_frames, config.num_keypoints
-    return {
-        "backbone": backbone,
-        "batch": batch,
-        "precision": precision,
-        "shape": {"T": frames, "K": keypoints, "height": height, "width": width},
-        "variants": {},
-        "rates": asdict(rates),
-        "note": None if origin["gpu"] else records.NOT_A_RESULT,
-        "provenance": origin,
     }
 
 
@@ -306,8 +285,14 @@ def main(arguments: list[str] | None = None) -> int:
     config = model_config(options.backbone)
     if device == "cpu":
         print(records.NOT_A_RESULT)
-    rates = measure_rates(device)
-    step = entry(options.backbone, config, batch, options.precision, rates)
+    origin, (height, width) = provenance.provenance(), config.image_size
+    step: dict[str, Any] = {
+        "backbone": options.backbone, "batch": batch, "precision": options.precision,
+        "shape": {"T": config.num_frames, "K": config.num_keypoints, "height": height,
+                  "width": width},
+        "variants": {}, "rates": asdict(measure_rates(device)),
+        "note": None if origin["gpu"] else records.NOT_A_RESULT, "provenance": origin,
+    }  # fmt: skip
     names = [options.variant] if options.variant else list(VARIANTS)
     if device == "cpu" and not options.variant:
         names = [name for name in names if "graph" not in name]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,31 +14,20 @@ from bench.harness.workload import Arguments, Draw, OpBench
 from cmpose import ops
 
 
-class Split(NamedTuple):
-    """The least a selection is."""
-
-    causal: Tensor
-    noncausal: Tensor
-
-
-def plain(
-    causal: Tensor,
-    merged: Tensor,
-    causal_index: Tensor,
-    noncausal_index: Tensor,
-    assignment: Tensor,
-) -> Tensor:
+def plain(causal: Tensor, merged: Tensor, assignment: Tensor, **indices: Tensor) -> Tensor:
     """A gather of the merged tokens, then one scatter into the grid."""
     width = causal.shape[-1]
     others = merged.gather(1, assignment[..., None].expand(-1, -1, width))
     values = torch.cat((causal, others), 1)
-    index = torch.cat((causal_index, noncausal_index), 1)[..., None].expand(-1, -1, width)
+    index = torch.cat((indices["causal_index"], indices["noncausal_index"]), 1)
+    index = index[..., None].expand(-1, -1, width)
     return torch.empty_like(values).scatter(1, index, values)
 
 
 def _call(causal_index: Tensor, noncausal_index: Tensor, **arguments: Any) -> Tensor:
     """The op, its indices as arguments of their own."""
-    return ops.unmerge_tokens(selection=Split(causal_index, noncausal_index), **arguments)
+    selection: Any = SimpleNamespace(causal=causal_index, noncausal=noncausal_index)
+    return ops.unmerge_tokens(selection=selection, **arguments)
 
 
 def _make(shape: Shape, draw: Draw) -> Arguments:

@@ -51,8 +51,7 @@ def summed(text: str) -> int:
             seen.add(row["Metric Name"])
     for name in METRICS:
         if name not in seen:
-            asked = ",".join(METRICS)
-            raise ValueError(f"no metric {name} in ncu's CSV: run it with --metrics {asked}")
+            raise ValueError(f"no metric {name} in ncu's CSV: run it with --metrics {name}")
     return round(total)
 
 

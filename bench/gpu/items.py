@@ -23,12 +23,8 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--jun
 LEFT_OUT = ("tests/test_packaging.py",)
 """Test files that need a network: it builds in a fresh environment."""
 
-LONGEST = (
-    "tests/kernels/test_compile_check.py",
-    "tests/test_demo.py",
-    "tests/train/test_real_people.py",
-    "tests/train/test_train.py",
-)
+LONGEST = ("tests/kernels/test_compile_check.py", "tests/test_demo.py",
+           "tests/train/test_real_people.py", "tests/train/test_train.py")  # fmt: skip
 """They start first, so that no process is left alone with one of them at the end."""
 
 SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"
@@ -77,11 +73,9 @@ def sanitize(dry: bool) -> list[Item]:
         parts["tests/csrc"] = ("tests/csrc", "-m", "sanitized")
     # Without torch's cache an access behind a tensor is one behind an allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    options = ("--error-exitcode", "99", "--target-processes", "all")
+    checked = ("--error-exitcode", "99", "--target-processes", "all", *PYTEST)
     return [
-        Item(
-            f"{check} {name}", (str(tool), "--tool", check, *options, *PYTEST, *chosen), environment
-        )
+        Item(f"{check} {name}", (str(tool), "--tool", check, *checked, *chosen), environment)
         for name, chosen in parts.items()
         for check in ("memcheck", "racecheck")
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bench.harness.shapes import BACKWARD, FORWARD
 from bench.harness.workload import OpBench, tensors
@@ -33,23 +34,20 @@ def outcome(
         return values
     outputs = [t for t in tensors(result) if t.requires_grad]
     inputs = [arguments[name] for name in bench.gradients]
-    upstream = [
-        torch.linspace(-1, 2, o.numel(), dtype=torch.float64, device=o.device)
-        .reshape(o.shape)
-        .to(torch.bfloat16)  # the same numbers in every dtype
-        .to(o.dtype)
-        for o in outputs
-    ]
+    # By way of bfloat16, so the same numbers in every dtype.
+    spread = [torch.linspace(-1, 2, o.numel(), device=o.device).view(o.shape) for o in outputs]
+    upstream = [s.bfloat16().to(o.dtype) for s, o in zip(spread, outputs, strict=True)]
     gradients = torch.autograd.grad(outputs, inputs, upstream)
     return list(gradients) if direction == BACKWARD else [*values, *gradients]
 
 
 def exact_outcome(arguments: dict[str, Any], bench: OpBench, direction: str) -> list[Tensor]:
     """The reference's in float64 on the same, already rounded inputs."""
-    double = {
-        name: value.detach().double().requires_grad_(value.requires_grad)
-        if isinstance(value, Tensor) and value.is_floating_point()
-        else value
-        for name, value in arguments.items()
-    }
+
+    def exact(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        return value.detach().double().requires_grad_(value.requires_grad)
+
+    double = pytree.tree_map_only(Tensor, exact, arguments)
     return outcome(lambda **kw: bench.call(**kw, backend="reference"), double, bench, direction)

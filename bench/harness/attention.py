@@ -46,9 +46,8 @@ def operations(
 def peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:
     """Eager, compiled, every backend of SDPA, FlexAttention.
 
-    Args:
-        arrange: qkv → q, k, v, of the four dimensions that fused kernels need: [.., H, tokens, d].
-        restore: (result, qkv) → [B, T, S, H, d], contiguous, as the next linear layer needs it.
+    ``arrange`` gives q, k, v of the four dimensions that fused kernels need, [.., H, tokens, d];
+    ``restore`` makes [B, T, S, H, d] of the result, contiguous as the next linear layer needs it.
     """
 
     def plain(qkv: Tensor) -> Tensor:

@@ -26,16 +26,14 @@ class Journal:
         if path is not None and path.is_file():
             self.state = json.loads(path.read_text())
         if self.state["running"] is not None:
-            self._died(*self.state["running"])
-
-    def _died(self, workload: str, entrant: str) -> None:
-        """The process before this one did not get past it; once can have been lack of time."""
-        times = self.state["died"].setdefault(workload, {})
-        times[entrant] = times.get(entrant, 0) + 1
-        if times[entrant] > 1:
-            text = "error: the process died or was stopped twice while it ran"
-            self.fail(workload, entrant, text)
-        self._save(running=None)
+            # The process before this one did not get past it; once can have been lack of time.
+            workload, entrant = self.state["running"]
+            times = self.state["died"].setdefault(workload, {})
+            times[entrant] = times.get(entrant, 0) + 1
+            if times[entrant] > 1:
+                text = "error: the process died or was stopped twice while it ran"
+                self.fail(workload, entrant, text)
+            self._save(running=None)
 
     def _save(self, **changes: Any) -> None:
         self.state |= changes

@@ -81,12 +81,12 @@ def verdict(tests: Iterable[Outcome], op: str, backend: str, shown: str) -> dict
 def run(
     wanted: dict[str, list[str]], *, workers: int = 1, timeout: float = 500.0
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Runs the tests; op → backend → outcome.
+    """Runs the tests of the wanted backends, by op, as many ops at a time as there are workers.
 
-    Args:
-        wanted: op → its backends that are measured.
-        workers: processes at a time.
-        timeout: seconds of an op's tests, after which their outcome is ``not run``.
+    Tests of an op that take longer than ``timeout`` seconds are ``not run``.
+
+    Returns:
+        op → backend → outcome.
     """
     environment = {**os.environ, "PYTHONPATH": python_path()}
 
@@ -97,13 +97,9 @@ def run(
             line = command(op, str(report))
             try:
                 subprocess.run(
-                    line,
-                    cwd=PROJECT,
-                    env=environment,
-                    timeout=timeout,
-                    capture_output=True,
+                    line, cwd=PROJECT, env=environment, timeout=timeout, capture_output=True,
                     check=False,
-                )
+                )  # fmt: skip
                 tests = read_report(report.read_text()) if report.is_file() else []
             except subprocess.TimeoutExpired:
                 pass

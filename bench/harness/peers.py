@@ -26,20 +26,15 @@ class NotWhatRan(RuntimeError):
     """The profiler saw none of the kernels that the peer asked for."""
 
 
-# -- torch.compile --------------------------------------------------------------------------------
-
 # Where Inductor recognises attention it calls one of SDPA's kernels.
 _COMPILED = {"cuda": r"triton_|flash_(fwd|bwd)|fmha_cutlass|cudnn", "cpu": r"Compiled"}
 
 
 def compile_for(function: Function, full: bool) -> Function:
-    """torch.compile for fixed sizes, in one graph.
-
-    ``full`` takes ``max-autotune`` in place of the default mode, without CUDA graphs of its own:
-    the clock makes one.
-    """
+    """torch.compile for fixed sizes, in one graph; ``full`` tunes as long as possible."""
     # The backward pass is timed on a graph that is kept.
     torch._functorch.config.donated_buffer = False
+    # Without CUDA graphs of its own: the clock makes one.
     mode = "max-autotune-no-cudagraphs" if full else "default"
     return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
 
@@ -59,8 +54,6 @@ def eager_and_compiled(function: Function, **options: Any) -> dict[str, Peer]:
     return {"eager": eager(function, **options), "compile": compiled(function, **options)}
 
 
-# -- attention ------------------------------------------------------------------------------------
-
 Arrange = Callable[[Tensor], tuple[Tensor, ...]]
 Restore = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,12 +72,7 @@ _SDPA = {
 
 
 def sdpa_peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:
-    """scaled_dot_product_attention, each of its backends forced alone.
-
-    Args:
-        arrange: packed qkv → q, k, v as [..., heads, tokens, d].
-        restore: (result, qkv) → [B, T, S, H, d], contiguous, as the next linear layer needs it.
-    """
+    """scaled_dot_product_attention, each of its backends forced alone."""
 
     def peer(backend: SDPBackend, ran: dict[str, str]) -> Peer:
         def call(qkv: Tensor) -> Tensor:
@@ -113,9 +101,6 @@ def flex_peer(arrange: Arrange, restore: Restore) -> Peer:
     # A template of Inductor; its name holds the operator's in some versions only.
     ran = {"cuda": r"flex_attention|triton_tem", "cpu": r"flex_attention|Compiled"}
     return Peer(build, ran=ran, compiled=True)
-
-
-# -- what ran -------------------------------------------------------------------------------------
 
 
 def kernel_names(call: Callable[[], Any], device: str) -> list[str]:

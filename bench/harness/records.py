@@ -32,8 +32,6 @@ class SchemaError(ValueError):
     """A record is not as it should be; the message names the field."""
 
 
-# -- the schema -----------------------------------------------------------------------------------
-
 _LARGEST = sys.float_info.max  # excludes infinity; nan is within no limits
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -53,23 +51,18 @@ def _all(kind: Any, names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split(), kind)
 
 
+_RATES = "copy_bytes_per_s bf16_flops_per_s fp32_flops_per_s tf32_flops_per_s"
+
 Quantiles = struct("Quantiles", **_all(Positive, "p20 p50 p80"))
-Rates = struct(
-    "Rates",
-    **_all(Positive, "copy_bytes_per_s bf16_flops_per_s fp32_flops_per_s tf32_flops_per_s"),
-)
+Rates = struct("Rates", **_all(Positive, _RATES))
 Provenance = struct(
     "Provenance",
     **_all(Text, "cpu torch python commit command utc"),
     **_all(Text | None, "gpu driver cuda triton"),
     dirty=bool,
 )
-OpTests = struct(
-    "OpTests",
-    status=Literal["passed", "failed", "not run"],
-    command=Text,
-    **_all(Count, "tests failed"),
-)
+Verdict = Literal["passed", "failed", "not run"]
+OpTests = struct("OpTests", status=Verdict, command=Text, **_all(Count, "tests failed"))
 # One workload on one backend; docs/benchmarks.md says what each field means.
 OpRecord = struct(
     "OpRecord",
@@ -177,9 +170,6 @@ def check_file(content: Any, source: str = "results") -> None:
             raise SchemaError(f"{where}: expected that of {content['card']}, got {machine!r}")
 
 
-# -- files ----------------------------------------------------------------------------------------
-
-
 def slug(name: str) -> str:
     """A card's name as a file's: ``NVIDIA GeForce RTX 4090`` → ``nvidia-geforce-rtx-4090``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -191,22 +181,14 @@ def path_of(card: str) -> Path:
 
 
 def load(path: Path) -> Record:
-    """Reads a results file.
-
-    Raises:
-        SchemaError: naming the file and the field.
-    """
+    """Reads a results file; raises SchemaError, which names the file and the field."""
     content = parse_file(path, SchemaError)
     check_file(content, path.name)
     return content
 
 
 def load_or_empty(path: Path, card: str) -> Record:
-    """Reads a card's results file, or gives one without results if there is none.
-
-    Raises:
-        SchemaError: it is not as it should be, or is another card's.
-    """
+    """Reads a card's results file, or gives an empty one; raises SchemaError as ``load`` does."""
     if not path.is_file():
         return {"schema": VERSION, "card": card, "records": [], "train_step": [], "runs": {}}
     content = load(path)

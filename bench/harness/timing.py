@@ -174,18 +174,17 @@ def race(
     least: int = 5,
     most: int = 200,
 ) -> dict[str, Samples]:
-    """Times every entrant, in turns.
+    """Times every entrant, in turns whose order rotates.
 
     Only one entrant is in memory at a time: it is set up anew in every turn.
 
     Args:
         entrants: name → () → its calls, one an input set.
         clock: times them.
-        turns: how often each comes, in an order that rotates.
-        seconds: spent on an entrant in a turn, at most; and at least ``least`` samples.
+        turns: how often each comes.
+        seconds: spent on an entrant in a turn, with ``least`` to ``most`` samples.
         failed: told of an entrant that raised, which is then left out.
         began: told of an entrant before it is set up.
-        least, most: samples in a turn.
     """
     results: dict[str, Samples] = {}
     out: set[str] = set()
@@ -266,7 +265,7 @@ def peak_bytes(call: Call, device: str) -> int:
         del kept
         return max(0, torch.cuda.max_memory_allocated() - before)
     # On a CPU: the highest running sum of what the profiler notes of torch's allocator.
-    results: list[Any] = []
+    results: list[Any] = []  # live as long as the measurement
     profiled = profile(lambda: results.append(call()), "cpu", profile_memory=True)
     held = peak = 0
     events: list[Any] = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]

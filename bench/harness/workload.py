@@ -104,9 +104,6 @@ class OpBench:
         return self.bytes(workload.shape, element, workload.direction)
 
 
-# -- tensors and operations -----------------------------------------------------------------------
-
-
 def tensors(value: Any) -> list[Tensor]:
     """The tensors of arguments or of a result."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
@@ -125,17 +122,13 @@ def total_bytes(value: Any) -> int:
     return sum(map(size_in_memory, tensors(value)))
 
 
-def _product_added(_: Any, a: list[int], b: list[int], **__: Any) -> int:
-    return 2 * a[0] * a[1] * b[1]
-
-
 def counted_flops(call: Callable[[], Any]) -> int:
     """Operations of a call's matrix products and convolutions, two a multiply-add.
 
     They are what torch's counter counts, with the product that it does not know: one that is added
     to a tensor in place. On the meta device nothing is computed.
     """
-    mapping = {torch.ops.aten.addmm_: _product_added}
+    mapping = {torch.ops.aten.addmm_: lambda _, a, b, **options: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()
     return counter.get_total_flops()

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.harness import targets as wanted
 from bench.harness.bound import RTX_4090
-from bench.harness.targets import (
-    CLIPS_PER_S,
-    STEP_RATIOS,
-    TARGETS,
-    Target,
-    bench_of,
-    best_record,
-    reached_ratio,
-)
+from bench.harness.targets import TARGETS, Target, bench_of, best_record
 from cmpose.ops.backends import OPS
 
 NOT_YET = "not yet measured"
@@ -29,10 +22,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def with_records(cards: Iterable[Card]) -> list[Card]:
-    return [card for card in cards if card["records"]]
-
-
 def _origin(origin: dict[str, Any]) -> str:
     dirty = " with uncommitted changes" if origin["dirty"] else ""
     return (
@@ -44,7 +33,7 @@ def _origin(origin: dict[str, Any]) -> str:
 
 def status(cards: list[Card]) -> str:
     """What has been measured at all."""
-    measured = with_records(cards)
+    measured = [card for card in cards if card["records"]]
     if not measured:
         return (
             "**No kernel has been timed yet.** The kernels are proven on the CPU and compiled for\n"
@@ -59,9 +48,6 @@ def status(cards: list[Card]) -> str:
     return "\n".join(lines)
 
 
-# -- targets --------------------------------------------------------------------------------------
-
-
 def _reached(record: dict[str, Any] | None, ratios: dict[str, float]) -> tuple[str, str]:
     """Time with the bound as a share of it, and the ratios reached against those wanted."""
     if record is None:
@@ -70,13 +56,13 @@ def _reached(record: dict[str, Any] | None, ratios: dict[str, float]) -> tuple[s
     if record["speedup_vs_best_peer"] is None:
         return time, f"not recorded: tests {record['op_tests']['status']}"
     parts = []
-    for name, wanted in ratios.items():
-        ratio = reached_ratio(record, name)
+    for name, least in ratios.items():
+        ratio = wanted.reached_ratio(record, name)
         beside = name or record["best_peer"]
         if ratio is None:
             parts.append(f"no {beside} ran alike")
         else:
-            mark = "" if ratio >= wanted else ", a loss" if ratio < 1 else ", short"
+            mark = "" if ratio >= least else ", a loss" if ratio < 1 else ", short"
             parts.append(f"{ratio:.2f}× {beside}{mark}")
     return time, "; ".join(parts)
 
@@ -97,15 +83,14 @@ def _step_reached(card: Card | None) -> tuple[str, str]:
     same = tests and tests["provenance"]["commit"] == steps[-1]["provenance"]["commit"]
     if not same or tests["status"] != "passed":
         return f"{speed:,.0f} clips/s ({best})", "not recorded: no passed tests of the same commit"
-    ratios = [
-        f"{speed / ran[name]['clips_per_s']:.2f}× {name}" for name in STEP_RATIOS if name in ran
-    ]
+    beside = [name for name in wanted.STEP_RATIOS if name in ran]
+    ratios = [f"{speed / ran[name]['clips_per_s']:.2f}× {name}" for name in beside]
     return f"{speed:,.0f} clips/s ({best})", "; ".join(ratios) or "no reference ran"
 
 
 def targets(cards: list[Card]) -> str:
     """Target and measurement of every hot spot."""
-    measured: list[Card | None] = [*with_records(cards)] or [None]
+    measured: list[Card | None] = [card for card in cards if card["records"]] or [None]
     head = ["hot spot", "target on H200 / RTX 4090, µs", "over the peers"]
     for card in measured:
         head += ["measured" if card is None else f"{card['card']}, µs", "ratio to the best peer"]
@@ -118,15 +103,12 @@ def targets(cards: list[Card]) -> str:
         rows.append(row)
     step = [
         "full train step, ViT-B",
-        f"≥ {CLIPS_PER_S['h200']:g} / ≥ {CLIPS_PER_S['rtx_4090']:g} clips/s",
-        ", ".join(f"≥ {ratio:g}× {name}" for name, ratio in STEP_RATIOS.items()),
+        f"≥ {wanted.CLIPS_PER_S['h200']:g} / ≥ {wanted.CLIPS_PER_S['rtx_4090']:g} clips/s",
+        ", ".join(f"≥ {ratio:g}× {name}" for name, ratio in wanted.STEP_RATIOS.items()),
     ]
     for card in measured:
         step += _step_reached(card)
     return table(head, [*rows, step])
-
-
-# -- the RTX 4090 ---------------------------------------------------------------------------------
 
 
 def _estimate(target: Target, record: dict[str, Any] | None) -> list[str]:
@@ -145,7 +127,7 @@ def _estimate(target: Target, record: dict[str, Any] | None) -> list[str]:
 
 def estimates(cards: list[Card]) -> str:
     """An RTX 4090's bounds, and times from what was reached on the first other card."""
-    others = [card for card in with_records(cards) if "4090" not in card["card"]]
+    others = [card for card in cards if card["records"] and "4090" not in card["card"]]
     held = others[0]["records"] if others else []
     rows = [_estimate(t, best_record(held, t.workload)) for t in TARGETS]
     beside = "There is no estimate before a card has been measured."
@@ -153,9 +135,6 @@ def estimates(cards: list[Card]) -> str:
         beside = f"The estimates are at the share of the bound reached on {others[0]['card']}."
     head = ["workload", "RTX 4090 bound, µs", "RTX 4090 estimate, µs", "bytes are"]
     return f"{table(head, rows)}\n\n{beside}"
-
-
-# -- records --------------------------------------------------------------------------------------
 
 
 def _row(record: dict[str, Any]) -> list[str]:
@@ -186,7 +165,7 @@ _RESULTS_HEAD = ("workload", "backend", "µs [p20, p80]", "GB/s", "% of copy", "
 
 def results(cards: list[Card]) -> str:
     """Every record, losses too."""
-    measured = with_records(cards)
+    measured = [card for card in cards if card["records"]]
     if not measured:
         return f"Records: none; {NOT_YET}."
     parts = []

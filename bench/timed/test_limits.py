@@ -6,7 +6,7 @@ import pytest
 
 from bench import limits
 from bench.harness import bound, measure, timing
-from bench.harness.targets import bench_of
+from bench.harness.targets import TARGETS, bench_of
 from cmpose import provenance
 
 
@@ -24,7 +24,7 @@ def test_nothing_has_become_slower() -> None:
         provenance.provenance(),
     )
     now: limits.Times = {}
-    for workload in limits.workloads_of(before):
+    for workload in [t.workload for t in TARGETS if str(t.workload) in before]:
         backends = list(before[str(workload)])
         records, faults = measure.measure(workload, bench_of(workload.op), backends, run)
         assert faults == {}

@@ -13,7 +13,6 @@ import torch
 
 from bench import __main__ as program
 from bench.harness import measure, records, timing
-from bench.harness.accuracy import relative_error
 from bench.harness.bound import Rates
 from bench.harness.journal import Journal
 from bench.harness.measure import Run, Setting
@@ -213,12 +212,6 @@ def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     measure.call_of(function, made, bench, BOTH)()
     assert len(calls) == forwards + 2
-
-
-def test_relative_error_is_of_all_tensors() -> None:
-    exact = [torch.tensor([3.0, 0.0]).double(), torch.tensor([4.0]).double()]
-    result = [torch.tensor([3.0, 0.5]), torch.tensor([4.0])]
-    assert relative_error(result, exact) == pytest.approx(0.1)
 
 
 def test_targets_come_first_and_every_op_early() -> None:

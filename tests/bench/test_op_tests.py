@@ -58,17 +58,12 @@ def test_auto_answers_for_the_reference() -> None:
     assert verdict("auto") == verdict("reference")
     for name in ("test_bitwise_repeat[dpc_knn-auto]", "test_bitwise_repeat[dpc_knn-reference]"):
         assert verdict("auto", (name, "failure"))["status"] == "failed"
-    assert verdict("reference", ("test_bitwise_repeat[dpc_knn-auto]", "failure"))["failed"] == 0
 
 
-def test_it_runs_the_contract_of_the_op() -> None:
-    """For real, on one op."""
+def test_it_runs_the_contract_of_the_op_and_not_for_ever() -> None:
     result = op_tests.run({"unmerge_tokens": ["reference", "cuda"]})["unmerge_tokens"]
     assert result["reference"]["status"] == "passed"
     assert result["reference"]["tests"] > 15
     assert "tests/ops/test_contract.py" in result["reference"]["command"]
-
-
-def test_tests_that_take_too_long_are_not_run() -> None:
     result = op_tests.run({"unmerge_tokens": ["reference"]}, timeout=0.01)
     assert result["unmerge_tokens"]["reference"]["status"] == "not run"

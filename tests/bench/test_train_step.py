@@ -17,7 +17,7 @@ from bench.train_step import PARTS, Step
 from cmpose.config import ModelConfig
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
-from cmpose.models.vit import Attention, VisionTransformer
+from cmpose.models.vit import Attention
 
 
 def tiny(**fields: object) -> ModelConfig:
@@ -36,17 +36,7 @@ def test_operations_are_those_of_a_real_step() -> None:
         lambda: cmpose_loss(model(clip, seed), centers, weight, config).total.backward()
     )
     assert flops == train_step.step_flops(config) > 0
-
-
-def test_operations_of_the_published_sizes() -> None:
-    """34, 120 and 248 GFLOP a frame of the backbone, and about 630 a clip of ViT-B."""
-    for backbone, expected in {"base": 34.0, "large": 119.6, "huge": 247.6}.items():
-        config = tiny(backbone=backbone, depth=0, image_size=(256, 192))
-        with torch.device("meta"):
-            network, frame = VisionTransformer(config), torch.empty(1, 3, *config.image_size)
-        flops = counted_flops(lambda network=network, frame=frame: network(frame))
-        assert flops / 1e9 == pytest.approx(expected, rel=0.01)
-    assert train_step.step_flops(ModelConfig()) / 1e9 == pytest.approx(630, rel=0.05)
+    assert train_step.step_flops(ModelConfig()) / 1e9 == pytest.approx(630, rel=0.05)  # ViT-B
 
 
 def test_the_references_attention_is_torchs() -> None:
@@ -54,22 +44,16 @@ def test_the_references_attention_is_torchs() -> None:
     plain, sdpa = ({m.attend for m in s.model.modules() if isinstance(m, Attention)} for s in steps)
     assert sdpa == {train_step.sdpa_spatial, train_step.sdpa_temporal}
     assert not sdpa & plain
+    before = [p.detach().clone() for p in steps[0].model.parameters()]
     for step in steps:
         step()
         step()
     ours, reference = steps
+    changed = [bool((a != b).any()) for a, b in zip(before, ours.model.parameters(), strict=True)]
+    assert sum(changed) > 0.9 * len(changed)
     assert float(ours.loss) == pytest.approx(float(reference.loss), rel=1e-4)
     for a, b in zip(ours.model.parameters(), reference.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
-
-
-def test_a_step_trains() -> None:
-    step = Step("ours", tiny(), 2, "cpu", "fp32")
-    before = [p.detach().clone() for p in step.model.parameters()]
-    step()
-    changed = [bool((a != b).any()) for a, b in zip(before, step.model.parameters(), strict=True)]
-    assert sum(changed) > 0.9 * len(changed)
-    assert (int(step.inputs["seed"]), int(step.inputs["step"])) == (1, 1)
 
 
 def test_parts_are_all_of_the_step_and_leave_its_numbers() -> None:
@@ -117,7 +101,7 @@ def test_a_part_has_its_operators_and_their_backward(
 
 
 def test_a_failing_reference_is_a_finding_and_ours_a_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(variant: str, *arguments: object, **options: object) -> object:
         raise RuntimeError("an illegal memory access")
@@ -130,7 +114,6 @@ def test_a_failing_reference_is_a_finding_and_ours_a_fault(
     [result] = records.load(path)["train_step"]
     text = "error: RuntimeError: an illegal memory access"
     assert result["variants"] == {"eager reference": text, "ours": text}
-    assert text in capsys.readouterr().out
 
 
 def test_what_dies_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from bench import dpc_knn
 from bench.harness.accuracy import outcome, relative_error
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import bench_of
-from bench.harness.workload import OpBench, Workload, counted_flops, total_bytes
+from bench.harness.workload import OpBench, Workload, total_bytes
 from cmpose.ops.backends import OPS
 
 every_op = pytest.mark.parametrize("op", OPS)
@@ -105,11 +105,6 @@ def test_operations_by_hand() -> None:
         assert bench_of(op).flops(bench_of(op).small, FORWARD) == 0
 
 
-def test_a_product_added_in_place_is_counted() -> None:
-    a, b, c = (torch.zeros(sizes, device="meta") for sizes in ((2, 3), (3, 5), (2, 5)))
-    assert counted_flops(lambda: c.addmm_(a, b)) == 2 * 2 * 3 * 5
-
-
 CHECKED = [
     (op, name)
     for op in OPS
@@ -133,6 +128,7 @@ def test_peers_compute_what_the_op_does(op: str, name: str) -> None:
 
 def test_tcformer_clusters_as_published() -> None:
     """By hand: two groups on a line; a centre is in its own cluster."""
+    torch.manual_seed(0)  # its noise may leave two densities alike
     line = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0])[None, :, None].repeat(1, 1, 4)
     density, delta, centers, labels = dpc_knn.tcformer(line, 2, 2)
     # Over √D: ‖·‖ of 4 equal channels is twice the step, and √4 takes it back.
