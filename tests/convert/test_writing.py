@@ -18,9 +18,7 @@ from cmpose.convert.convert import convert
 from cmpose.convert.frames import extract_frames
 from cmpose.convert.options import ConvertOptions
 from cmpose.data.formats.posetrack import AnnotationError
-from cmpose.files import Interrupted, InUse, OutputError, claim, claim_file
-from tests.killed import ends_before_rename
-from tests.small_disk import small_disk
+from cmpose.files import Interrupted, OutputError, claim_file
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -53,27 +51,6 @@ def arguments(source: Path, out: Path) -> list[str]:
 # -- frames -----------------------------------------------------------------------------------
 
 
-def test_frames_go_on_after_a_kill_at_any_rename(source: Path, tmp_path: Path) -> None:
-    extract_frames(source / "walk.avi", tmp_path / "whole")
-    number = 0
-    while True:
-        folder = tmp_path / str(number)
-        if not ends_before_rename(number, ["frames", str(source / "walk.avi"), str(folder)]):
-            break
-        extract_frames(source / "walk.avi", folder)
-        assert files_of(folder) == files_of(tmp_path / "whole")
-        number += 1
-    assert number == 1 + 4 + 1  # the index, the frames, the index as finished
-
-
-def test_frames_have_one_writer(source: Path, tmp_path: Path) -> None:
-    with (
-        claim(tmp_path / "f", "frames", "folder"),
-        pytest.raises(InUse, match=r"f: another cmpose frames is writing there; .* another folder"),
-    ):
-        extract_frames(source / "walk.avi", tmp_path / "f")
-
-
 def test_frames_stop_when_asked_and_go_on(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,16 +80,6 @@ def test_a_folder_of_frames_that_is_deleted_meanwhile(
     assert not (tmp_path / "f").exists()
 
 
-def test_frames_on_a_full_disk(source: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path) as disk:
-        (disk / "taken").write_bytes(bytes((2 << 20) - (40 << 10)))
-        message = r"0\.jpg|1\.jpg: cannot be written: the disk is full; free some space, then run "
-        with pytest.raises(OutputError, match=message):
-            extract_frames(source / "walk.avi", disk / "f")
-        (disk / "taken").unlink()
-        assert extract_frames(source / "walk.avi", disk / "f").frames == 4
-
-
 def test_a_file_where_the_frames_should_be(source: Path, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(OutputError, match="f: cannot be written: it is a file where a folder"):
@@ -126,20 +93,6 @@ def test_an_index_that_is_no_json(source: Path, tmp_path: Path) -> None:
 
 
 # -- convert ----------------------------------------------------------------------------------
-
-
-def test_a_conversion_that_was_killed_at_any_rename_is_made_by_the_same_command(
-    source: Path, tmp_path: Path
-) -> None:
-    main(arguments(source, tmp_path / "whole"))
-    whole = files_of(tmp_path / "whole")
-    number = 0
-    while ends_before_rename(number, arguments(source, tmp_path / str(number))):
-        main(arguments(source, tmp_path / str(number)))
-        assert files_of(tmp_path / str(number)) == whole
-        number += 1
-    # Pictures, boxes, report; last the annotations: a file, and the folder of them.
-    assert number == 4 + 1 + 2 + 2
 
 
 def test_what_another_conversion_of_the_split_was_killed_at_is_removed(
@@ -162,16 +115,6 @@ def test_splits_are_converted_at_the_same_time_and_one_split_is_not(
         with pytest.raises(SystemExit, match=r"another cmpose convert is writing there; .*--split"):
             main(arguments(source, tmp_path))
     main(arguments(source, tmp_path))
-
-
-def test_a_conversion_on_a_full_disk(source: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path) as disk:
-        (disk / "taken").write_bytes(bytes((2 << 20) - (40 << 10)))
-        message = r"0000\d\.jpg: cannot be written: the disk is full; .* again with --overwrite"
-        with pytest.raises(SystemExit, match=message):
-            main(arguments(source, disk / "set"))
-        (disk / "taken").unlink()
-        main([*arguments(source, disk / "set"), "--overwrite"])
 
 
 def test_what_stands_in_the_way_is_named(source: Path, tmp_path: Path) -> None:

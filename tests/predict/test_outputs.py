@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -24,7 +22,6 @@ from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.results import write_last_metrics
 from tests.models.builders import build
-from tests.shared_data import PROJECT
 from tests.small_disk import small_disk
 
 LENGTH, SIZE = 24, (96, 64)
@@ -58,67 +55,6 @@ def predict(given, out, video="clip.mp4", **options):
 
 def poses(out, name="clip"):
     return (out / "poses" / f"{name}.json").read_bytes()
-
-
-_KILLED = """
-import os, sys
-from pathlib import Path
-import cv2, torch
-from cmpose.predict.predict import predict_video
-
-given, root = Path(sys.argv[1]), Path(sys.argv[2])
-cv2.setNumThreads(1)
-torch.set_num_threads(1)
-
-def child(out, limit):
-    # Exit status of a prediction that is killed in place of a rename, 0 if it comes to its end.
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    replace, count = os.replace, 0
-    def rename(old, new):
-        nonlocal count
-        if count == limit:
-            os._exit(9)
-        count += 1
-        replace(old, new)
-    os.replace = rename
-    try:
-        predict_video(given / "clip.mp4", given / "weights", out, detections=given / "boxes.json",
-                      batch_size=4, max_frames=6, device="cpu", progress=False)
-    except BaseException as error:
-        print(repr(error))
-        os._exit(1)
-    os._exit(0)
-
-limit = 0
-while child(root / str(limit), limit) == 9:
-    assert child(root / str(limit), -1) == 0
-    limit += 1
-print(limit, "kills")
-"""
-
-
-def test_a_kill_at_any_rename_is_gone_on_from(given, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(given), str(tmp_path)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    # The settings, the video, two files of results, the metrics, and the journal's end.
-    assert done.stdout == "6 kills\n", done.stdout + done.stderr
-    whole = tmp_path / "6"
-    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
-    assert len(files) == 6
-    for limit in range(6):
-        out = tmp_path / str(limit)
-        assert sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file()) == files
-        for kind in ("poses", "coco"):
-            written = Path(kind, "clip.json")
-            assert (out / written).read_bytes() == (whole / written).read_bytes()
 
 
 def test_a_full_disk_is_named_and_gone_on_from(given, tmp_path):

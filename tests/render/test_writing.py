@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cmpose.cli import main
 from cmpose.files import Interrupted, InUse, OutputError, claim_file
 from cmpose.render import dataset as rendered
 from cmpose.render.dataset import render_dataset
 from tests.killed import ends_before_rename
 from tests.render.test_dataset import SMALL, files_of
 from tests.shared_data import PROJECT
-from tests.small_disk import small_disk
 
 ASK = {"videos": 2, "frames": 2, "seed": 5, **SMALL}
 COMMAND = ["--videos", "2", "--frames", "2", "--seed", "5", "--size", "[144,256]"]
@@ -31,17 +29,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("whole")
     render_dataset(root, **ASK)
     return files_of(root)
-
-
-def test_a_kill_at_any_rename_leaves_nothing_in_the_way(
-    tmp_path: Path, whole: dict[str, bytes]
-) -> None:
-    number = 0
-    while ends_before_rename(number, ["render", str(tmp_path / str(number)), *COMMAND]):
-        render_dataset(tmp_path / str(number), **ASK)
-        assert files_of(tmp_path / str(number)) == whole
-        number += 1
-    assert number == 1 + 2 + 2  # settings, folders, annotations
 
 
 def test_a_kill_while_a_sequence_is_replaced(tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -99,18 +86,6 @@ def test_a_request_to_stop_ends_it_between_sequences(
     monkeypatch.undo()
     assert render_dataset(tmp_path, **ASK).kept >= 1
     assert files_of(tmp_path) == whole
-
-
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_full_disk(tmp_path: Path, workers: str) -> None:
-    with small_disk(tmp_path) as disk:
-        arguments = ["render", str(disk / "set"), "--videos", "60", "--frames", "4"]
-        arguments += ["--size", "[144,256]", "--workers", workers]
-        message = r"set/.*: cannot be written: the disk is full; free some space, then run the same"
-        with pytest.raises(SystemExit, match=message):
-            main(arguments)
-        names = [path.name for path in (disk / "set").rglob("*")]
-        assert not [name for name in names if name.startswith(".")]
 
 
 def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,14 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from cmpose import files
-from cmpose.cli import main
-from cmpose.evaluation.evaluate import evaluate_checkpoint
-from cmpose.files import InUse, OutputError, claim, claim_file
-from cmpose.models.export import export
+from cmpose.files import InUse, OutputError, claim
 from cmpose.models.weights import checkpoint
 from cmpose.train.step import StepOutput
 from cmpose.train.train import train
@@ -34,7 +29,6 @@ from tests.recipes import (
 )
 from tests.shared_data import PROJECT
 from tests.small_disk import small_disk
-from tests.train.test_train import weights
 
 
 def test_a_second_training_in_a_folder_is_refused(rendered, tmp_path):
@@ -48,67 +42,6 @@ def test_a_second_training_in_a_folder_is_refused(rendered, tmp_path):
     # The main process alone meets the lock; the other stops with the same words.
     assert refused.stderr.count("another cmpose train is writing there") == 2
     train(config, run, progress=False)
-
-
-def test_other_commands_have_one_writer_too(rendered, tmp_path, capsys):
-    config, run = recipe(rendered, **{"train.epochs": 1}), tmp_path / "run"
-    train(config, run, progress=False)
-    with (
-        claim(run / "model" / "evaluation", "evaluate", "--output"),
-        pytest.raises(InUse, match="evaluate"),
-    ):
-        evaluate_checkpoint(run, config.data, config.train)
-    for out in (tmp_path / "m.pt2", tmp_path / "published"):
-        with (
-            claim_file(out, "export", "--out"),
-            pytest.raises(InUse, match="another cmpose export"),
-        ):
-            export(run, out)
-        assert not out.exists()
-    truth, predictions = rendered / "annotations" / "val", run / "predictions"
-    score = ["score", str(truth), str(predictions), "--json", str(tmp_path / "score.json")]
-    with (
-        claim_file(tmp_path / "score.json", "score", "--json"),
-        pytest.raises(SystemExit, match=r"score\.json: another cmpose score .*another --json"),
-    ):
-        main(score)
-    main(score)
-    assert json.loads((tmp_path / "score.json").read_text())["columns"]
-    with (
-        claim(tmp_path / "demo", "demo", "--output"),
-        pytest.raises(SystemExit, match=r"another cmpose demo .*another --output"),
-    ):
-        main(["demo", "--output", str(tmp_path / "demo")])
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it, and nothing cleans up after it."""
-
-
-def test_a_kill_at_any_rename_of_a_checkpoint_is_recovered_from(rendered, tmp_path, monkeypatch):
-    """The run goes on from the newest whole checkpoint and ends as one that was not killed."""
-    config = recipe(rendered, **{"train.epochs": 1, "train.checkpoint_every": 1})
-    train(config, tmp_path / "straight", progress=False)
-    rename = files.rename
-    for name in ("step-00000002", "model", "metrics.json"):
-        run = tmp_path / name
-
-        def kill_there(old: Path, new: Path, name: str = name) -> None:
-            if new.name == name:
-                raise Killed
-            rename(old, new)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(files, "rename", kill_there)
-            patch.setattr(files, "remove", lambda path: None)  # the dead do not tidy up
-            with pytest.raises(Killed):
-                train(config, run, progress=False)
-        left = [str(p.relative_to(run)) for p in run.rglob(".*") if p.name != files._LOCK]
-        assert left, name
-        train(config, run, resume=True, progress=False)
-        assert [p for p in run.rglob(".*cmpose*")] == []
-        a, b = weights(run), weights(tmp_path / "straight")
-        assert all(torch.equal(a[key], b[key]) for key in b)
 
 
 def test_a_replaced_model_comes_back_after_a_kill(rendered, tmp_path):

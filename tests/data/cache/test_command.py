@@ -14,10 +14,8 @@ import pytest
 from cmpose.cli import main
 from cmpose.data.cache import store
 from cmpose.train.train import train
-from tests.killed import ends_before_rename
 from tests.recipes import command, one_thread, recipe, write_recipe
 from tests.shared_data import PROJECT
-from tests.small_disk import small_disk
 
 
 def run(tmp_path, config, *arguments):
@@ -125,22 +123,6 @@ def test_killed_and_continued(rendered, tmp_path):
     assert contents(folder) == contents(tmp_path / "whole" / "train")
 
 
-def test_a_kill_at_any_rename_leaves_a_cache_that_goes_on(rendered, tmp_path):
-    config = recipe(rendered, **{"data.cache": str(tmp_path / "whole")})
-    run(tmp_path, config)
-    number = 0
-    while True:
-        config = recipe(rendered, **{"data.cache": str(tmp_path / str(number))})
-        arguments = ["cache", "--config", str(write_recipe(tmp_path / "r.yaml", config))]
-        if not ends_before_rename(number, arguments):
-            break
-        run(tmp_path, config)
-        folder = tmp_path / str(number) / "train"
-        assert contents(folder) == contents(tmp_path / "whole" / "train")
-        number += 1
-    assert number == 2  # the plan, and the mark of a finished store
-
-
 def test_a_file_that_may_not_grow(rendered, tmp_path):
     """A write that the system refuses half-way, by a limit on the size of files."""
     config = recipe(rendered, **{"data.cache": str(tmp_path / "cache")})
@@ -195,18 +177,3 @@ def test_resuming_with_other_pixels_is_refused(rendered, tmp_path):
     message = r"made from frames, .* make them from frames as JPEG of quality 95; set data\.cache"
     with pytest.raises(ValueError, match=message):
         train(jpeg, tmp_path / "run", resume=True, progress=False)
-
-
-def test_a_disk_of_two_megabytes(rendered, tmp_path):
-    config = recipe(rendered, **{"data.cache_format": "jpeg", "data.cache_quality": 100})
-    with small_disk(tmp_path) as disk:
-        (disk / "taken").write_bytes(bytes((2 << 20) - (64 << 10)))
-        arguments = [*command("cache", "--config", str(write_recipe(tmp_path / "r.yaml", config)))]
-        arguments += ["--data.cache", str(disk / "cache")]
-        options = {"cwd": PROJECT, "env": one_thread(), "capture_output": True, "text": True}
-        done = subprocess.run(arguments, **options)
-        assert done.returncode == 1
-        last = done.stderr.strip().splitlines()[-1]
-        assert "tiles.bin: cannot be written: the disk is full; free some space, then " in last
-        (disk / "taken").unlink()
-        subprocess.run(arguments, check=True, **options)
