@@ -14,6 +14,20 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(130)  # cmpose.files.STOPPED
 
 
+def _end(status: int) -> None:
+    """Ends a command that was asked to stop and has cleaned up.
+
+    At once: Python's own way out gives the status of a signal if another one comes meanwhile, or
+    if the first came while a module was imported whose code is made of strings.
+    """
+    from contextlib import suppress
+
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(status)
+
+
 def _settle_threads() -> None:
     """Lets OpenMP's threads spin less while they wait for one another.
 
@@ -37,7 +51,11 @@ def main() -> None:
         cli.main()
     except KeyboardInterrupt:
         print("cmpose: interrupted", file=sys.stderr)
-        sys.exit(files.STOPPED)
+        _end(files.STOPPED)
+    except SystemExit as end:
+        if end.code != files.STOPPED:
+            raise
+        _end(files.STOPPED)
 
 
 if __name__ == "__main__":

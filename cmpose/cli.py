@@ -85,6 +85,10 @@ def main(arguments: list[str] | None = None) -> None:
     Exits with status 1 after a failure that its message explains, with 130 when it was asked to
     stop, with 2 for arguments that cannot be.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit("cmpose: the folder that this shell is in was deleted; change to another one")
     args = build_parser().parse_args(arguments)
     command = COMMANDS[args.subcommand]
     try:

@@ -326,6 +326,9 @@ def from_dict(values: dict) -> Config:
                 f"bad configuration: {section}: expected a mapping of its fields, got "
                 f"{fields!r:.60}"
             )
+    for name, value in flatten(values).items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"bad configuration: {name}: a whole number too large for 64 bits")
     parser = ArgumentParser(exit_on_error=False)
     add_fields(parser)
     try:

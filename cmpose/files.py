@@ -131,7 +131,12 @@ def partial_path(path: Path) -> Path:
 def _target(path: str | os.PathLike[str]) -> Path:
     """What a link points to is replaced, not the link."""
     path = Path(path)
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    if not path.name:
+        raise OutputError(f"{path}: cannot be replaced; give a name in it")
+    # A pipe behind /dev/stdout has no path.
+    if _is_device(path) or not path.is_symlink():
+        return path
+    return Path(os.path.realpath(path))
 
 
 def _is_device(path: Path) -> bool:
@@ -224,7 +229,8 @@ def whole_folder(
             yield partial
             if durable:
                 for file in partial.rglob("*"):
-                    sync(file)
+                    if not file.is_symlink():  # it may point to nothing
+                        sync(file)
             if path.is_dir():
                 rename(path, replaced)
             rename(partial, path)
@@ -315,7 +321,7 @@ def _locked(lock: Path, output: Path, command: str, option: str) -> Iterator[Non
         raise refusal
     while True:
         with writing(output):
-            file = open(lock, "w")  # noqa: SIM115
+            file = open(lock, "a")  # noqa: SIM115
         try:
             # By process, unlike flock: workers that outlive a killed parent do not hold it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,14 @@ from tests.recipes import recipe, run_cli, write_recipe
 from tests.shared_data import shared_data
 
 
+def test_a_deleted_current_folder_is_named(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit, match=r"the folder that this shell is in was deleted; change t"):
+        main(["train", "--output", "run"])
+
+
 def test_render_train_evaluate_score(tmp_path, capsys):
     data, run = tmp_path / "data", tmp_path / "run"
     for split, videos in (("train", "2"), ("val", "1")):

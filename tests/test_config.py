@@ -34,6 +34,7 @@ def test_load_with_overrides(tmp_path):
         ({"data": {"augment": {"flop": 1}}}, "flop"),
         ({"model": 3.5}, r"model: expected a mapping of its fields, got 3\.5"),
         ({"data": {"augment": [1]}}, "augment"),
+        ({"model": {"noise_std": 10**400}}, r"model\.noise_std: a whole number too large for 64"),
         ({"modl": {}}, "no section 'modl'; there are model, data, train"),
     ],
 )

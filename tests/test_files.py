@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,19 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
     with files.claim_file("/dev/null", "test", "file"):
         files.write_text("/dev/null", "text")
     assert Path("/dev/null").is_char_device()
+    # python() reads what is written through a pipe, which has no path of its own.
+    code = "from cmpose import files; files.write_text('/dev/stdout', 'text')"
+    done = python(code)
+    assert (done.returncode, done.stdout) == (0, "text"), done.stderr
+
+
+def test_a_place_without_a_name_is_refused():
+    for path in (".", "/"):
+        with (
+            pytest.raises(OutputError, match=rf"^{re.escape(path)}: cannot be replaced; give a n"),
+            files.claim_file(path, "score", "--json"),
+        ):
+            pass
 
 
 def test_json_has_no_nan(tmp_path):
@@ -281,6 +295,34 @@ def test_a_request_during_start_up_ends_it_quietly(module, number):
     assert done.returncode == 130
     assert "interrupted" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+_ASK_AND_HANDLE = """
+import os, signal, sys
+import cmpose.__main__ as start
+from cmpose import cli
+
+class AskAtTheEnd:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def main():
+    start.still_there = AskAtTheEnd()
+    try:
+        exec("import signal; signal.raise_signal(signal.SIGINT)")
+    except KeyboardInterrupt:
+        print("cleaned up")
+        sys.exit(130)
+
+cli.main = main
+start.main()
+"""
+
+
+def test_the_status_of_a_request_is_130_whatever_was_interrupted():
+    """Python itself ends by SIGINT if one interrupted code made of a string, handled or not."""
+    done = python(_ASK_AND_HANDLE)
+    assert (done.returncode, done.stdout) == (130, "cleaned up\n")
 
 
 def test_a_request_sets_a_flag_and_a_second_one_acts():

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,12 +130,19 @@ def render_dataset(
             total=len(todo) * frames, unit="frame", desc=f"render {name}", disable=not progress
         )
         with stop_requests() as stop, bar, closing(_render(split, todo, workers)) as rendered:
-            for number, _ in enumerate(rendered, start=1):
-                bar.update(frames)
+            number = 0
+            for ended in rendered:
+                number += ended
+                bar.update(frames * ended)
                 if stop.is_set() and number < len(todo):
                     raise Interrupted(
                         f"{split.root}: stopped after {number} of {len(todo)} {name} sequences; "
                         f"{_GO_ON}"
+                    )
+                if not ended:
+                    raise RuntimeError(
+                        f"{split.root}: a worker process was killed, by the system if memory ran "
+                        f"out: free some, or give fewer --workers; {_GO_ON}"
                     )
     return RenderSummary(
         root=split.root,
@@ -147,22 +155,29 @@ def render_dataset(
     )
 
 
-def _render(split: SplitFolder, videos: list[int], workers: int) -> Generator[None]:
-    """Renders sequences in this process or in others; yields after each."""
+def _render(split: SplitFolder, videos: list[int], workers: int) -> Generator[bool]:
+    """Renders sequences in this process or in others.
+
+    Yields True after each sequence, and False at the end if a worker was killed. A request to stop
+    may have done it: ``timeout``, systemd and Slurm send theirs to all processes of a command.
+    """
     if workers <= 1 or len(videos) <= 1:
         for video in videos:
             _render_sequence(split, video)
-            yield
+            yield True
         return
     # Spawned, because forking a process whose OpenCV has threads can hang.
     context = multiprocessing.get_context("spawn")
     processes = min(workers, len(videos))
     with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool:
-        with _ignored_interrupts():
-            jobs = [pool.submit(_render_sequence, split, video) for video in videos]
         try:
+            with _ignored_interrupts():
+                jobs = [pool.submit(_render_sequence, split, video) for video in videos]
             for job in as_completed(jobs):
-                yield job.result()
+                job.result()
+                yield True
+        except BrokenProcessPool:
+            yield False
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -98,8 +98,17 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
         render_dataset(tmp_path / "file" / "set", **ASK)
 
 
+def test_a_killed_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendered, "end_with_parent", os.abort)
+    with pytest.raises(RuntimeError, match=r"set: a worker process was killed.*fewer --workers; r"):
+        render_dataset(tmp_path / "set", **ASK, workers=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_ctrl_c_reaches_all_processes_and_ends_them_quietly(tmp_path: Path, workers: str) -> None:
+def test_a_request_to_all_processes_ends_them_quietly(
+    tmp_path: Path, workers: str, number: int
+) -> None:
     """Also while workers start: they are asked as soon as there is more than one process."""
     code = [sys.executable, "-m", "cmpose", "render", str(tmp_path), "--videos", "40"]
     asked = [*code, "--frames", "4", "--size", "[144,256]", "--workers", workers]
@@ -112,7 +121,7 @@ def test_ctrl_c_reaches_all_processes_and_ends_them_quietly(tmp_path: Path, work
         assert time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in shown

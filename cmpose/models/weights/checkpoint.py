@@ -20,6 +20,7 @@ from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import folder as model_folder
 from cmpose.models.weights.folder import (
     CONFIG,
+    STATE,
     WEIGHTS,
     CheckpointError,
     load_config,
@@ -48,7 +49,6 @@ __all__ = [
     "training_checkpoints",
 ]
 
-STATE = "state.pt"
 CHECKPOINTS, MODEL = "checkpoints", "model"
 """Folders in a run's: of its checkpoints, and of the final model."""
 

@@ -8,6 +8,7 @@ the model card if there is one. A training checkpoint is such a folder with ``st
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from cmpose import config as configuration
 from cmpose.config import Config
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import Skeleton, default_skeleton
-from cmpose.files import whole_folder
+from cmpose.files import recover, whole_folder
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-SKELETON = "skeleton.json"
+SKELETON, STATE = "skeleton.json", "state.pt"
 _ANOTHER = "use another checkpoint of the run"
 
 
@@ -39,6 +40,8 @@ def write(
     remedy: str = "",
 ) -> Path:
     """Writes a model's folder whole or not at all, in place of one that is there.
+
+    Of that one, what is no part of a model stays.
 
     Args:
         folder: the new one.
@@ -64,7 +67,19 @@ def write(
             (partial / CARD).write_text(card)
         if more is not None:
             more(partial)
+        for path in _foreign(folder):
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, partial / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, partial / path.name, follow_symlinks=False)
     return folder
+
+
+def _foreign(folder: Path) -> list[Path]:
+    """What lies in a model's folder and is no part of a model, such as someone's notes."""
+    recover(folder)  # what a killed process left there is nobody's
+    ours = (WEIGHTS, CONFIG, SKELETON, CARD, STATE)
+    return [p for p in folder.glob("*") if p.name not in ours]
 
 
 def is_model(folder: Path) -> bool:

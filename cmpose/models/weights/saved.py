@@ -85,7 +85,7 @@ class SavedModel(nn.Module):
             The folder.
 
         Raises:
-            FileExistsError: if the folder holds anything but a model.
+            FileExistsError: if the folder holds no model, or a checkpoint that is trained on.
             OutputError: when it cannot be written.
         """
         folder = Path(path).expanduser()
@@ -95,6 +95,10 @@ class SavedModel(nn.Module):
             and (not folder.is_dir() or any(folder.iterdir()))
         ):
             raise FileExistsError(f"{path} holds something other than a model: give a new folder")
+        if (folder / model_folder.STATE).exists():
+            raise FileExistsError(
+                f"{path} is a checkpoint, from which its training goes on: give a new folder"
+            )
         recipe = recipe or self.recipe or Config(model=self.config)
         card = model_card(recipe, evaluations)
         return model_folder.write(folder, self.state_dict(), recipe, self.skeleton, card)

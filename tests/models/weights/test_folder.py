@@ -52,6 +52,22 @@ def test_a_model_is_replaced_and_nothing_else(tmp_path):
     with pytest.raises(FileExistsError, match=r"other holds something other than a model"):
         model.save_pretrained(tmp_path / "other")
     assert (tmp_path / "other" / "thesis.tex").read_text() == "the only copy"
+    # Also beside a model.
+    (tmp_path / "m" / "notes").mkdir()
+    (tmp_path / "m" / "notes" / ".bashrc.old").write_text("kept")
+    (tmp_path / "m" / "notes.txt").symlink_to("nowhere")
+    model.save_pretrained(tmp_path / "m")
+    assert (tmp_path / "m" / "notes" / ".bashrc.old").read_text() == "kept"
+    assert (tmp_path / "m" / "notes.txt").is_symlink()
+
+
+def test_a_checkpoint_is_not_replaced_by_a_model_alone(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path / "step-00000001")
+    (tmp_path / "step-00000001" / "state.pt").write_bytes(b"the optimiser")
+    with pytest.raises(FileExistsError, match=r"step-00000001 is a checkpoint.*give a new folder"):
+        model.save_pretrained(tmp_path / "step-00000001")
+    assert (tmp_path / "step-00000001" / "state.pt").read_bytes() == b"the optimiser"
 
 
 def test_no_model_there(tmp_path):
