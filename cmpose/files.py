@@ -316,7 +316,7 @@ def _locked(lock: Path, output: Path, command: str, option: str) -> Iterator[Non
         f"{output}: another cmpose {command} is writing there; wait for it, or give another "
         f"{option}"
     )
-    key = lock.absolute()
+    key = Path(os.path.realpath(lock))
     if key in _claimed:
         raise refusal
     while True:

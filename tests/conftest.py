@@ -49,6 +49,7 @@ _LONGEST = (
     "ops/test_contract.py",
     "kernels/test_compile_check.py",
     "csrc/test_compile_check.py",
+    "test_outputs.py",
     "train/test_train.py",
     "train/test_parallel.py",
     "test_packaging.py",

@@ -169,13 +169,16 @@ def test_a_second_writer_is_refused_until_the_first_ends_or_is_killed(tmp_path, 
 
 
 def test_a_second_writer_in_the_same_process_is_refused(tmp_path):
-    with files.claim(tmp_path, "train", "--output"):
-        with pytest.raises(InUse), files.claim(tmp_path, "train", "--output"):
-            pass
+    run, link = tmp_path / "run", tmp_path / "link"
+    link.symlink_to(run)
+    with files.claim(run, "train", "--output"):
+        for name in (run, link):
+            with pytest.raises(InUse), files.claim(name, "train", "--output"):
+                pass
         # The refusal has not let go of the first one's lock.
         code = _HOLD.replace("sys.stdin.read()", "")
-        assert "InUse" in python(code, "claim", tmp_path).stderr
-    assert python(code, "claim", tmp_path).returncode == 0
+        assert "InUse" in python(code, "claim", run).stderr
+    assert python(code, "claim", run).returncode == 0
 
 
 _PARENT = """

@@ -99,7 +99,7 @@ def test_every_part_is_in_the_pure_wheel(pure: tuple[zipfile.ZipFile, str]) -> N
     for path in sorted((PROJECT / "cmpose").rglob("*.py")):
         assert str(path.relative_to(PROJECT)) in names
     assert {"cmpose/kernels/__init__.py", "cmpose/configs/demo.yaml", "cmpose/py.typed"} <= names
-    for path in sorted((PROJECT / "cmpose" / "viz" / "report").iterdir()):
+    for path in sorted((PROJECT / "cmpose" / "report" / "assets").iterdir()):
         assert str(path.relative_to(PROJECT)) in names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cmpose", next(t for t in tops if t.endswith(".dist-info"))}
@@ -218,7 +218,8 @@ def test_the_core_is_in_the_wheel(with_core: Path) -> None:
     names = zipfile.ZipFile(with_core).namelist()
     [core] = [name for name in names if name.startswith("cmpose/_C")]
     assert core.endswith(".so")
-    assert not [n for n in names if n.endswith((".cu", ".cuh", ".cpp", ".h", "/build.py", ".o"))]
+    sources = (".cu", ".cuh", ".cpp", ".h", "csrc/build.py", ".o")
+    assert not [n for n in names if n.endswith(sources)]
 
 
 def test_what_the_core_links_to(unpacked: Path) -> None:
