@@ -127,7 +127,7 @@ def _place(picture: Path, target: Path, how: Literal["copy", "link"]) -> None:
     if target.is_symlink():  # the link is replaced, and not what it points to
         with writing(target):
             remove(target)
-    with whole_file(target, "run the command again with --overwrite", durable=False) as partial:
+    with whole_file(target, "run the same command again", durable=False) as partial:
         if how == "link":
             partial.symlink_to(picture.resolve())
         else:
