@@ -18,7 +18,7 @@ def small_disk(parent: Path) -> Iterator[Path]:
     """An empty folder on a disk of its own, full after 2 MB.
 
     Needs the right to mount, which root has; without it the test is skipped, but fails where
-    ``CMPOSE_REQUIRE_SHARED_DATA`` (continuous integration) is set.
+    ``CMPOSE_REQUIRE_SMALL_DISK=1`` is set, as continuous integration does.
     """
     folder = parent / "disk"
     folder.mkdir()
@@ -26,7 +26,7 @@ def small_disk(parent: Path) -> Iterator[Path]:
     options = f"size={MEGABYTES}m".encode()
     if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, options):
         reason = f"no small disk can be mounted: {os.strerror(ctypes.get_errno())}"
-        if os.environ.get("CMPOSE_REQUIRE_SHARED_DATA") == "1":
+        if os.environ.get("CMPOSE_REQUIRE_SMALL_DISK") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     try:

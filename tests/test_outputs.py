@@ -1,4 +1,4 @@
-"""Every command that writes: killed at each rename, on a full disk, beside a second one."""
+"""Every command that writes: killed at its renames, on a full disk, beside a second one."""
 
 from __future__ import annotations
 
