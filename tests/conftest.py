@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from cmpose.ops.backends import OPS
 from tests import cuda_on_cpu
+from tests.zygote import Zygote
 
 # Two processes of two threads each would wait for one another on two cores; so would the commands
 # that they start.
@@ -40,6 +42,14 @@ def rendered(tmp_path_factory) -> Path:
             root, videos=videos, frames=4, seed=3, size=(144, 256), split=split, progress=False
         )
     return root
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Runs commands that are killed or held at a rename, see ``tests/zygote.py``."""
+    started = Zygote()
+    yield started
+    started.close()
 
 
 # Of two processes none should be left alone with a long file at the end.

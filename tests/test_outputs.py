@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,7 +16,7 @@ from tests.convert.test_convert import coco, pictures
 from tests.data import synthetic
 from tests.recipes import FINE, recipe, write_recipe
 from tests.small_disk import MEGABYTES, small_disk
-from tests.zygote import KILLED, Zygote
+from tests.zygote import KILLED
 
 COMMANDS = {
     "train": "train --config {in}/recipe.yaml --output {out}",
@@ -46,13 +45,6 @@ CHANGING = "|".join(  # by times of day, seconds taken, and containers of Tensor
         r"runs/.*|pieces\.jsonl|output\.txt|report/.*",  # of a study
     )
 )
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    started = Zygote()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pytest
 from cmpose.files import Interrupted, InUse, OutputError, claim_file
 from cmpose.render import dataset as rendered
 from cmpose.render.dataset import render_dataset
-from tests.killed import ends_before_rename
 from tests.render.test_dataset import SMALL, files_of
 from tests.shared_data import PROJECT
+from tests.zygote import KILLED, Zygote
 
 ASK = {"videos": 2, "frames": 2, "seed": 5, **SMALL}
 COMMAND = ["--videos", "2", "--frames", "2", "--seed", "5", "--size", "[144,256]"]
@@ -31,12 +31,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files_of(root)
 
 
-def test_a_kill_while_a_sequence_is_replaced(tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_a_kill_while_a_sequence_is_replaced(
+    zygote: Zygote, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
     for number in range(3):  # the old folder, the new one, the annotation
         root = tmp_path / str(number)
         render_dataset(root, **ASK)
         (root / "images/val/500001_mpii_test/000001.jpg").unlink()
-        assert ends_before_rename(number, ["render", str(root), *COMMAND])
+        assert zygote.run("render", root, *COMMAND, kill_at=number).status == KILLED
         render_dataset(root, **ASK)
         assert files_of(root) == whole
 
