@@ -75,15 +75,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 _CONTRACT = ("tests/ops/test_contract.py", "tests/ops/test_arguments.py")
 _passed: Counter[str] = Counter()
 _compiled: list[str] = []
+_tried: dict[str, int] = {}
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Counts the op contract's cases, from their parameters, and what the compile checks compiled.
+    """Counts the op contract's cases, what the compile checks compiled, and the hunts' inputs.
 
     Here, not beside those tests: of a parallel run the reporting process loads this file only.
     """
     if report.when == "call":
         _compiled.extend(str(v) for name, v in report.user_properties if name == "compiled")
+        for name, value in report.user_properties:
+            if name == "inputs tried":
+                test = report.nodeid.removeprefix("tests/")
+                _tried[test] = _tried.get(test, 0) + int(str(value))
     file, _, parameters = report.nodeid.partition("[")
     op = next((op for op in OPS if op in parameters), None)
     if op and file.startswith(_CONTRACT) and report.when == "call" and report.passed:
@@ -99,3 +104,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("kernels compiled by the compile checks")
         for line in sorted(_compiled):
             terminalreporter.line(line)
+    if _tried:
+        terminalreporter.section("inputs that the hunts tried")
+        for test in sorted(_tried):
+            terminalreporter.line(f"{_tried[test]:7} {test}")
+        terminalreporter.line(f"{sum(_tried.values()):7} in all")

@@ -1,0 +1,94 @@
+"""A hunt: many inputs from hypothesis, within limits of time and memory, and how many they were.
+
+``make test`` tries a few, always the same ones; ``make fuzz`` tries ``CMPOSE_FUZZ`` times as many,
+others each time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+FACTOR = int(os.environ.get("CMPOSE_FUZZ", 1))
+SECONDS = 60
+MEMORY = 2 << 30
+
+
+def _status(name: str) -> int:
+    """Bytes that ``/proc/self/status`` says, 0 where there is none."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _forget_peak() -> None:
+    if os.path.exists("/proc/self/clear_refs"):
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+
+class TooLong(BaseException):
+    """No ``Exception``, so that hypothesis does not wait for it again and again."""
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise TooLong
+
+
+@pytest.fixture
+def hunt(record_property) -> Iterator[Callable[..., None]]:
+    """``hunt(check, strategy, tries)``: ``check(input)`` of so many inputs, times ``CMPOSE_FUZZ``.
+
+    A check that takes more than 60 s fails; so does a hunt that takes more than 2 GB of memory.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, _too_long)
+
+    def run(check: Callable[[Any], None], strategy: st.SearchStrategy[Any], tries: int) -> None:
+        tried = 0
+
+        def attempt(value: Any) -> None:
+            nonlocal tried
+            tried += 1
+            signal.alarm(SECONDS)
+            try:
+                check(value)
+            except TooLong:
+                raise TooLong(f"took more than {SECONDS} s: {value!r:.5000}") from None
+            finally:
+                signal.alarm(0)
+
+        limits = settings(
+            max_examples=tries * FACTOR,
+            database=None,
+            deadline=None,
+            derandomize=FACTOR == 1,
+            print_blob=FACTOR > 1,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        )
+        _forget_peak()
+        start = _status("VmRSS")
+        # Far beyond what a check may take, so that one that runs away does not take the machine.
+        ceiling = _status("VmSize") + 4 * MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (ceiling if start else soft, hard))
+        try:
+            limits(given(strategy)(attempt))()
+        finally:
+            record_property("inputs tried", tried)
+        taken = _status("VmHWM") - start
+        assert taken < MEMORY, f"took {taken / 1e9:.1f} GB"
+
+    yield run
+    signal.signal(signal.SIGALRM, before)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
