@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # a model is built from these classes without the parser's packages
     from jsonargparse import ArgumentParser, Namespace
 
-Backend = Literal["auto", "reference", "triton", "cuda"]
+Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 
 
 @dataclass

@@ -34,7 +34,7 @@ def report() -> str:
             card = torch.cuda.get_device_properties(i)
             lines.append(f"GPU {i}   {card.name}, sm_{card.major}{card.minor}")
     else:
-        lines.append("GPU     none that torch sees; the reference ops run on the CPU")
+        lines.append("GPU     none that torch sees; the ops run on the CPU")
     lines += ["", *_ops()]
     return "\n".join(lines)
 
@@ -54,16 +54,17 @@ def _core() -> str:
 def _ops() -> list[str]:
     """A table of which backends run each op on this machine, and below it why the others do not."""
     reasons: list[str] = []
-    lines = [f"{'op':22} {'auto runs':11} {'triton':8} cuda"]
+    lines = [f"{'op':22} {'auto runs':11} {'cpu':8} {'triton':8} cuda"]
     for op in backends.OPS:
         why_not = backends.available(op)
         cells = {}
-        for name in ("triton", "cuda"):
+        for name in ("cpu", "triton", "cuda"):
             reason = why_not[name]
             if reason is not None and reason not in reasons:
                 reasons.append(reason)
             cells[name] = "yes" if reason is None else f"no [{reasons.index(reason) + 1}]"
-        lines.append(f"{op:22} {backends.preferred(op):11} {cells['triton']:8} {cells['cuda']}")
+        row = f"{cells['cpu']:8} {cells['triton']:8} {cells['cuda']}"
+        lines.append(f"{op:22} {backends.preferred(op):11} {row}")
     lines += [f"[{i}] {reason}" for i, reason in enumerate(reasons, 1)]
     asked = {name: value for name, value in sorted(os.environ.items()) if _chooses(name)}
     lines += [f"{name}={value} is set" for name, value in asked.items()]

@@ -33,7 +33,7 @@ OPS = (
     "merge_clusters",
     "unmerge_tokens",
 )
-BACKENDS = ("auto", "reference", "triton", "cuda")
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
 PLAIN = "plain"
 """The reference as ordinary PyTorch, which has derivatives of any order and which Inductor can
@@ -41,7 +41,7 @@ compile. An explicit ``reference`` means this; ``auto`` runs the reference as a 
 
 MIN_CAPABILITY = (8, 0)
 
-_KERNELS = ("cuda", "triton")  # the order in which auto tries them
+_ORDER = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}  # device → what auto tries, in this order
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -52,20 +52,24 @@ class BackendUnavailable(RuntimeError):
 class _Entry(NamedTuple):
     function: Callable[..., Any]  # the public one, for its signature
     tensor: str  # the argument on whose device it runs
-    limits: dict[str, Callable[..., str | None]]  # kernel backend → what it refuses
+    limits: dict[str, Callable[..., str | None] | None]  # backend → what it refuses, if anything
 
 
 _ENTRIES: dict[str, _Entry] = {}
 
 
-def entry(function: Callable[..., Any], tensor: str, **limits: Callable[..., str | None]) -> None:
+def entry(
+    function: Callable[..., Any], tensor: str, **limits: Callable[..., str | None] | None
+) -> None:
     """Makes a public op known to :func:`choose` and :func:`explain`.
 
     Args:
         function: the public function.
         tensor: the name of the argument on whose device it runs.
-        limits: for each kernel backend, a function of some of the op's arguments, which it names
-            as the op does. It returns the reason why the kernels do not take them, or None.
+        limits: for each backend beside the reference, a function of some of the op's arguments,
+            which it names as the op does; all backends' functions take the same ones. It returns
+            the reason why the backend does not take them, or None. None in place of a function:
+            the backend takes whatever the op takes.
     """
     _ENTRIES[function.__name__] = _Entry(function, tensor, limits)
 
@@ -139,11 +143,21 @@ def _without_cuda(device: torch.device) -> str | None:
     return _too_old(name, major, minor) or native.arch_unavailable(major, minor, name)
 
 
+def _without_cpu(device: torch.device) -> str | None:
+    """Why the library calls for CPUs cannot run on ``device``."""
+    return None if device.type == "cpu" else f"on {device.type}; the CPU path needs CPU tensors"
+
+
+_WITHOUT = {"cpu": _without_cpu, "triton": _without_triton, "cuda": _without_cuda}
+"""Every backend that an op may have beside the reference → why it cannot run on a device."""
+
+
 def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
-    """Why kernels of ``backend`` cannot run ``op`` on ``device`` at all."""
+    """Why ``backend`` cannot run ``op`` on ``device`` at all."""
     if backend not in _ENTRIES[op].limits:
-        return f"it has no {backend} kernel in this version"
-    return _without_triton(device) if backend == "triton" else _without_cuda(device)
+        what = "CPU path" if backend == "cpu" else f"{backend} kernel"
+        return f"it has no {what} in this version"
+    return _WITHOUT[backend](device)
 
 
 # torch.compile takes what the machine has as a constant and does not trace the function. This is
@@ -168,22 +182,19 @@ def available(op: str, device: torch.device | str | None = None) -> dict[str, st
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    return {"reference": None} | {
-        backend: _unavailable(op, backend, device) for backend in reversed(_KERNELS)
-    }
+    return {"reference": None} | {b: _unavailable(op, b, device) for b in _WITHOUT}
 
 
 def preferred(op: str, device: torch.device | str | None = None) -> str:
-    """What ``auto`` runs on a device when the arguments are within its kernels' limits."""
+    """What ``auto`` runs on a device when the arguments are within its backends' limits."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return _best(torch.device(device), available(op, device))
 
 
 def _best(device: torch.device, reasons: dict[str, str | None]) -> str:
-    """What ``auto`` takes: on a GPU the first kernel that nothing speaks against (``reasons``)."""
-    on_gpu = device.type == "cuda"
-    return next((k for k in _KERNELS if on_gpu and reasons[k] is None), "reference")
+    """What ``auto`` takes: the device's first backend that nothing speaks against (``reasons``)."""
+    return next((b for b in _ORDER.get(device.type, ()) if reasons[b] is None), "reference")
 
 
 def _check_op(op: str) -> None:
@@ -253,7 +264,7 @@ _VARIABLES = {op: f"CMPOSE_{op.upper()}_BACKEND" for op in OPS}
 
 
 def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
-    """The implementation that runs a call: ``plain``, ``reference``, ``triton`` or ``cuda``.
+    """The implementation that runs a call: ``plain`` or one of :data:`BACKENDS` but ``auto``.
 
     Args:
         op: the op's name.
@@ -270,10 +281,9 @@ def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
         return PLAIN
     limits = _ENTRIES[op].limits
     if asked == "auto":
-        if device.type == "cuda":
-            for kernel in _KERNELS:
-                if kernel in limits and _refusal(op, kernel, device, arguments) is None:
-                    return kernel
+        for other in _ORDER.get(device.type, ()):
+            if other in limits and _refusal(op, other, device, arguments) is None:
+                return other
         return "reference"
     reason = _refusal(op, asked, device, arguments)
     if reason is not None:
@@ -284,8 +294,11 @@ def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
     return asked
 
 
-def _refusal(op: str, kernel: str, device: torch.device, arguments: tuple[Any, ...]) -> str | None:
-    return _unavailable(op, kernel, device) or _ENTRIES[op].limits[kernel](*arguments)
+def _refusal(op: str, other: str, device: torch.device, arguments: tuple[Any, ...]) -> str | None:
+    if (reason := _unavailable(op, other, device)) is not None:
+        return reason
+    limit = _ENTRIES[op].limits[other]
+    return None if limit is None else limit(*arguments)
 
 
 class Explanation(NamedTuple):
@@ -328,11 +341,10 @@ def explain(op: str, *arguments: Any, **keywords: Any) -> Explanation:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{public.tensor} must be a torch.Tensor, got {type(tensor).__name__}")
     reasons: dict[str, str | None] = {"reference": None}
-    for kernel in reversed(_KERNELS):
-        reasons[kernel] = _unavailable(op, kernel, tensor.device)
-        if reasons[kernel] is None:
-            limit = public.limits[kernel]
-            reasons[kernel] = limit(**{n: values[n] for n in inspect.signature(limit).parameters})
+    for other in _WITHOUT:
+        reasons[other] = _unavailable(op, other, tensor.device)
+        if reasons[other] is None and (limit := public.limits[other]) is not None:
+            reasons[other] = limit(**{n: values[n] for n in inspect.signature(limit).parameters})
     asked, source = _asked(op, values["backend"])
     runs = _best(tensor.device, reasons) if asked == "auto" else asked
     return Explanation(op, runs, f"{asked}, from {source}" if source else "auto", reasons)

@@ -227,7 +227,7 @@ def corrupt_tokens(
             they are; False adds it before, so that masking sets it to zero too.
         first_clip: global index of clip 0; with it the processes of a distributed run draw what
             one process would.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         :class:`CorruptedTokens`; x in tokens' dtype, summed in at least float32 and rounded once.

@@ -287,7 +287,7 @@ def dpc_knn(
             has fewer than L valid tokens, the remaining centres are invalid tokens, and their
             clusters are empty. A token that holds a NaN or an infinity counts as invalid; as its
             distances are no numbers, it is assigned to cluster 0.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         :class:`ClusterResult`; log_density and delta float32 (float64 for float64 tokens), of

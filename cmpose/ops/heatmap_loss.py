@@ -158,7 +158,7 @@ def heatmap_loss(
         sigma: σ > 0 in heatmap pixels.
         normalizer: tensor of one element that replaces Σ v; in a distributed run the global sum
             divided by the number of processes. It gets no gradient.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         A scalar, float32 (float64 if pred is), summed in that dtype; 0 with zero gradients when

@@ -255,7 +255,7 @@ def merge_clusters(
         assignment: [B, M] int64, the cluster 0 .. num_clusters−1 of each token.
         num_clusters: L ≥ 1.
         normalize: False leaves the division out; then F_c is the plain sum of Eq. 11.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         [B, L, D] in tokens' dtype, summed in at least float32, in index order (bitwise repeatable).

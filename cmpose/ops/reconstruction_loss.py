@@ -164,7 +164,7 @@ def reconstruction_loss(
         detach_target: the target gets no gradient.
         normalizer: tensor of one element that replaces |C|; in a distributed run the global count
             divided by the number of processes. It gets no gradient.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         A scalar, float32 (float64 if pred or target is), summed in that dtype. 0, with zero

@@ -165,7 +165,7 @@ def select_tokens(
         logits: [B, K, N] floating point, keypoint against token.
         n: causal tokens per keypoint, ≥ 1; n·K ≤ N.
         importance: ``mean`` or ``max`` over the keypoints.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         :class:`SelectedTokens`; scores and importance in logits' dtype (computed in at least

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmpose.ops import backends, checks, library
+from cmpose.ops.cpu import spatial_attention as cpu
 
 MAX_HEAD_DIM = 128
 
@@ -68,11 +69,12 @@ def _forward_fake(qkv: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     B, T, S, _, H, d = qkv.shape
     if backend == "reference":
         return qkv.new_empty(B, T, S, H, d), qkv.new_empty(0, dtype=torch.float32)
-    return qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=torch.float32)
+    dtype = torch.promote_types(qkv.dtype, torch.float32)
+    return qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=dtype)
 
 
-# The second result is the log-sum-exp of every row, [B, T, H, S] float32, which the kernels'
-# backward pass reads. The reference's backward pass computes it again, so its forward gives none.
+# The second result is the log-sum-exp of every row, [B, T, H, S] in at least float32, which the
+# other backends' backward pass reads. The reference's computes it again, so its forward gives none.
 _forward = library.register(
     "spatial_attention(Tensor qkv, str backend) -> (Tensor, Tensor)",
     _forward_fake,
@@ -80,6 +82,7 @@ _forward = library.register(
         spatial_attention_reference(qkv),
         qkv.new_empty(0, dtype=torch.float32),
     ),
+    cpu=cpu.forward,
     triton=library.triton_kernel("spatial_attention", "forward"),
 )
 _backward = library.register(
@@ -87,6 +90,7 @@ _backward = library.register(
     "-> Tensor",
     lambda grad, qkv, out, lse, backend: qkv.new_empty(qkv.shape),
     reference=lambda grad, qkv, out, lse: spatial_attention_backward_reference(grad, qkv),
+    cpu=cpu.backward,
     triton=library.triton_kernel("spatial_attention", "backward"),
 )
 
@@ -114,7 +118,7 @@ def spatial_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
     Args:
         qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides: the output
             of one linear layer of width 3·H·d for the tokens of B clips of T frames.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         [B, T, S, H, d], contiguous, in qkv's dtype; ``.flatten(-2)`` gives the tokens. Products
@@ -144,4 +148,4 @@ def _triton_limits(qkv: Tensor) -> str | None:
     return None
 
 
-backends.entry(spatial_attention, "qkv", triton=_triton_limits)
+backends.entry(spatial_attention, "qkv", cpu=None, triton=_triton_limits)

@@ -75,7 +75,7 @@ def temporal_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
     Args:
         qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides;
             T ≥ 1 (the kernels take 2 to 16).
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         [B, T, S, H, d], contiguous, in qkv's dtype. Products accumulate and the softmax runs in

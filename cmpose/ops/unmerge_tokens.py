@@ -205,7 +205,7 @@ def unmerge_tokens(
         selection: the result of select_tokens, or anything with index tensors ``causal`` [B, C]
             and ``noncausal`` [B, M], int64, that together hold each of 0 .. C+M−1 once.
         assignment: [B, M] int64, the cluster 0 .. L−1 of each non-causal token.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         [B, C+M, D] in causal's dtype. Gradients flow to causal and merged; a merged token's is

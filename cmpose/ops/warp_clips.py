@@ -144,7 +144,7 @@ def warp_clips(
         mean: means of R, G and B, in 0 to 1; ImageNet's by default.
         std: standard deviations of R, G and B, > 0; ImageNet's by default.
         dtype: the result's: float32, float64, bfloat16 or float16.
-        backend: ``auto``, ``reference``, ``triton`` or ``cuda``.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         [B, T, 3, H, W] of ``dtype``: (value / 255 − mean) / std, computed in at least float32.

@@ -88,6 +88,8 @@ def test_cpu_tensors_need_the_interpreter(name: str, no_interpreter: None) -> No
 def test_other_devices(qkv: Tensor) -> None:
     with pytest.raises(ops.BackendUnavailable, match="on meta; Triton kernels need CUDA tensors"):
         ops.temporal_attention(qkv.to("meta"), backend="triton")
+    with pytest.raises(ops.BackendUnavailable, match="on meta; the CPU path needs CPU tensors"):
+        ops.spatial_attention(qkv.to("meta"), backend="cpu")
 
 
 def test_without_triton(qkv: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,9 @@ def test_an_old_card(monkeypatch: pytest.MonkeyPatch, qkv: Tensor) -> None:
     assert chosen("temporal_attention", "auto", "cuda:0", qkv) == "reference"
     monkeypatch.setattr(backends, "_card", lambda index: ("RTX 4090", 8, 9))
     assert chosen("temporal_attention", "auto", "cuda:0", qkv) == "triton"
-    assert chosen("temporal_attention", "auto", "cpu", qkv) == "reference"
+    assert chosen("temporal_attention", "auto", "cpu", qkv) == backends.preferred(
+        "temporal_attention", "cpu"
+    )
 
 
 # -- the CUDA C++ core ----------------------------------------------------------------------------
@@ -303,7 +307,8 @@ def test_the_environment_picks(monkeypatch: pytest.MonkeyPatch, no_interpreter: 
 
 
 def test_the_context_picks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen("dpc_knn") == "reference"
+    usual = backends.preferred("dpc_knn", "cpu")
+    assert chosen("dpc_knn") == usual
     with ops.backend("reference"):
         assert chosen("dpc_knn") == backends.PLAIN
         with ops.backend(dpc_knn="triton"):
@@ -312,7 +317,7 @@ def test_the_context_picks(monkeypatch: pytest.MonkeyPatch) -> None:
             assert chosen("merge_clusters") == backends.PLAIN
             assert chosen("dpc_knn", "reference") == backends.PLAIN  # an argument wins
         assert chosen("dpc_knn") == backends.PLAIN
-    assert chosen("dpc_knn") == "reference"
+    assert chosen("dpc_knn") == usual
     monkeypatch.setenv("CMPOSE_BACKEND", "triton")
     with ops.backend("reference"):  # the context wins over the environment
         assert chosen("dpc_knn") == backends.PLAIN
@@ -323,7 +328,7 @@ def test_the_context_picks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_context_ends_with_an_error() -> None:
     with pytest.raises(KeyError), ops.backend("reference"):
         raise KeyError
-    assert chosen("dpc_knn") == "reference"
+    assert chosen("dpc_knn") == backends.preferred("dpc_knn", "cpu")
 
 
 def test_a_context_that_cannot_be() -> None:
@@ -343,10 +348,13 @@ def test_explain(case: OpCase) -> None:
     positional, keywords = arguments_of(case)
     found = ops.explain(case.name, *positional, **keywords)
     assert found.op == case.name
-    assert set(found.reasons) == {"reference", "triton", "cuda"}
+    assert set(found.reasons) == {"reference", "cpu", "triton", "cuda"}
     assert found.reasons["reference"] is None
     if DEVICE == "cpu":
-        assert found.backend == "reference"
+        assert found.backend == backends.preferred(case.name)
+        assert found.reasons["cpu"] == ops.available(case.name)["cpu"]
+    else:
+        assert found.reasons["cpu"] == "on cuda; the CPU path needs CPU tensors"
     if case.name in TRITON_OPS:
         assert found.reasons["triton"] is None  # on a GPU, or in the interpreter
     else:
@@ -360,10 +368,10 @@ def test_explain(case: OpCase) -> None:
 
 
 def test_explain_reads_as_text(qkv: Tensor, no_interpreter: None) -> None:
-    text = str(ops.explain("temporal_attention", qkv[..., :48]))
-    assert text.splitlines()[0] == "temporal_attention: reference (auto)"
-    assert text.splitlines()[1] == "  reference: can run"
-    assert text.splitlines()[2].startswith("  triton: on the CPU; ")
+    text = str(ops.explain("spatial_attention", qkv[..., :48]))
+    assert text.splitlines()[0] == "spatial_attention: cpu (auto)"
+    assert text.splitlines()[1:3] == ["  reference: can run", "  cpu: can run"]
+    assert text.splitlines()[3].startswith("  triton: on the CPU; ")
     refused = ops.explain("temporal_attention", qkv, backend="cuda")
     assert refused.backend == "cuda"
     assert refused.asked == "cuda, from the argument"

@@ -36,6 +36,16 @@ from tests.ops.support.cases import (
     leaves,
 )
 
+
+@pytest.fixture(autouse=True)
+def auto_falls_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` runs the reference as a registered op here, as it does where nothing else can."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("backend") == "auto":
+        for name, entry in backends._ENTRIES.items():
+            monkeypatch.setitem(backends._ENTRIES, name, entry._replace(limits={}))
+
+
 EPS_FP32 = torch.finfo(torch.float32).eps
 
 RUNS = [(case, backend) for case in CASES.values() for backend in case.backends]
@@ -173,11 +183,14 @@ def test_dtypes_and_layout(case: OpCase, backend: str) -> None:
 # -- 2: gradcheck ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["reference", "auto"])
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.gradients])
-def test_gradcheck(name: str, backend: str) -> None:
-    """``auto`` in float64 is the reference behind the op, with the backward written out."""
-    case = CASES[name]
+GRADCHECK = [r for r in RUNS if r[0].gradients and precise(r[1]) == torch.float64]
+
+
+@pytest.mark.parametrize(
+    ("case", "backend"), GRADCHECK, ids=[f"{case.name}-{backend}" for case, backend in GRADCHECK]
+)
+def test_gradcheck(case: OpCase, backend: str) -> None:
+    """``auto`` is the reference behind the op, with the backward written out."""
     made = arguments(case, 1, torch.float64, sizes={})
     inputs = [made[n] for n in case.gradients]
 
@@ -218,7 +231,7 @@ def _permuted(value: Any) -> Any:
     return value.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-REGISTERED = [r for r in RUNS if r[1] != "reference" and len(r[0].backends) > 1]
+REGISTERED = [r for r in RUNS if r[1] != "reference"]
 
 
 @pytest.mark.parametrize("layout", ["compact", "permuted"])
@@ -329,7 +342,7 @@ def test_second_derivatives_raise_or_are_right(case: OpCase, backend: str) -> No
     for a, b in zip(grads, plain, strict=True):
         torch.testing.assert_close(a.detach(), b, rtol=1e-4, atol=1e-4)
     penalty = torch.stack([g.square().sum() for g in grads]).sum()
-    if backend == "reference" or len(case.backends) == 1:
+    if backend == "reference":
         assert all(g.isfinite().all() for g in torch.autograd.grad(penalty, inputs))
         return
     with pytest.raises(RuntimeError, match=rf"{case.name}: .*no second derivative.*'reference'"):

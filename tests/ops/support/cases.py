@@ -46,9 +46,9 @@ class OpCase:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Ways to run it: the reference, what auto takes, and its kernels."""
-        kernels = [name for name, reason in ops.available(self.name, DEVICE).items() if not reason]
-        return ("auto", *kernels) if len(kernels) > 1 else tuple(kernels)
+        """Ways to run it: all that can run here, and ``auto`` where it falls back."""
+        can = [name for name, reason in ops.available(self.name, DEVICE).items() if not reason]
+        return ("auto", *can) if len(can) > 1 else tuple(can)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
