@@ -4,8 +4,8 @@
   ``python -m bench`` races them.
 - ``harness/``: what that race needs. Clocks, forced peers, errors, bounds, records.
 - ``train_step.py``, ``parity.py``, ``predict.py``, ``input.py``: the whole model.
-- ``overhead.py``, ``traffic.py``, ``memory.py``: what can be counted without a card.
-- ``gpu/``: ``make gpu``, everything that needs a card. ``limits.py``: what a card must not lose.
+- ``traffic.py``: what can be counted without a card.
+- ``gpu/``: ``make gpu``, everything that needs a card.
 - ``report/``: the generated parts of ``docs/performance.md``.
 - ``timed/``: the same workloads under pytest.
 - ``results/``: what was measured, by card.

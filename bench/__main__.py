@@ -11,11 +11,8 @@ import argparse
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from bench.harness import measure, op_tests, records, timing
 from bench.harness.bound import measure_rates
@@ -58,22 +55,6 @@ def lines(record: records.Record) -> list[str]:
     return [row, *(f"    {n}: {t}" for n, t in record["peers"].items() if isinstance(t, str))]
 
 
-def once(op: str, direction: str, backend: str) -> None:
-    """One call at the reference shape between cudaProfilerStart and Stop, for Nsight Compute."""
-    bench, device = bench_of(op), provenance.device()
-    workloads = bench.workloads(small=device == "cpu")
-    workload = next(w for w in workloads if w.direction == direction)
-    function = partial(bench.call, backend=backend)
-    call = measure.call_of(function, bench.arguments(workload, device), bench, direction)
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.profiler.start()
-        call()
-        torch.cuda.synchronize()
-        torch.cuda.profiler.stop()
-
-
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n")[0])
     made.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(OPS)}; default all")
@@ -89,7 +70,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--no-gate", action="store_true", help="no tests, and no speed-ups")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="of the tests")
     made.add_argument("--journal", type=Path, help="file by which a run that was cut goes on")
-    made.add_argument("--once", metavar="DIRECTION", help="one call of the op, for a profiler")
     return made
 
 
@@ -118,9 +98,10 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
 
 
 def run_one(workload: Workload, backends: list[str], run: measure.Run, path: Path | None) -> bool:
-    """Measures a workload, prints and keeps its records; whether all of ours ran."""
+    """Measures a workload, prints and keeps its records; whether all of ours ran, none slower."""
     results: list[records.Record] = []
     faults: dict[str, str] = {}
+    slower: list[str] = []
     try:
         results, faults = measure.measure(workload, bench_of(workload.op), backends, run)
     except measure.Lost:
@@ -133,10 +114,13 @@ def run_one(workload: Workload, backends: list[str], run: measure.Run, path: Pat
         print("\n".join(lines(record)), flush=True)
     if path and results:
         content = records.load_or_empty(path, provenance.machine())
+        slower = records.slow_downs(content, results)
+        print("".join(f"  slower: {text}\n" for text in slower), end="", flush=True)
         records.add(content, results)
         records.save(path, content)
     # A workload that is outside of a kernel's limits is no fault of it.
-    return all(fault.startswith("error: BackendUnavailable") for fault in faults.values())
+    faulty = [f for f in faults.values() if not f.startswith("error: BackendUnavailable")]
+    return not faulty and not slower
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,9 +130,6 @@ def main(arguments: list[str] | None = None) -> int:
     device = provenance.device()
     for op in names:
         bench_of(op)  # the error names the op
-    if options.once:
-        once(names[0], options.once, options.backend or "auto")
-        return 0
     backends = {op: measure.backends_for(op, device, options.backend) for op in names}
     run, status = prepared(options, backends), 0
     for workload in wanted_workloads(names, device == "cpu", options.cases):

@@ -23,29 +23,16 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def step_seconds(steps: int) -> float:
-    """The median second of a training step: forward, losses, backward, AdamW."""
-    import torch
-
+    """The median second of a training step: input, forward, losses, backward, AdamW."""
+    from bench.train_step import Step
     from cmpose import config as configuration
-    from cmpose.models.cmpose import CMPose
-    from cmpose.models.losses import cmpose_loss
 
     recipe = configuration.load(str(files("cmpose.configs") / "demo.yaml"))
-    torch.manual_seed(0)
-    model_config, clips = recipe.model, recipe.train.batch_size
-    model = CMPose(model_config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    height, width = model_config.image_size
-    images = torch.randn(clips, model_config.num_frames, 3, height, width)
-    centers = torch.rand(clips, model_config.num_keypoints, 2) * 20
-    weight = torch.ones(clips, model_config.num_keypoints)
+    step = Step("ours", recipe.model, recipe.train.batch_size, "cpu", "fp32")
     seconds = []
-    for step in range(steps + 2):
+    for _ in range(steps + 2):
         started = time.perf_counter()
-        output = model(images, torch.tensor([step]), 0)
-        cmpose_loss(output, centers, weight, model_config).total.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        step()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[2:])
 
@@ -62,7 +49,7 @@ def measure(neighbours: int, setting: dict[str, str], steps: int) -> float:
     ]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.busy_machine", "--step", str(steps)],
+            [sys.executable, "-m", "bench.busy_machine", "--here", "--steps", str(steps)],
             env=environment | setting,
             capture_output=True,
             text=True,
@@ -78,11 +65,12 @@ def measure(neighbours: int, setting: dict[str, str], steps: int) -> float:
 def main() -> None:
     """Prints the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--step", type=int, default=0, help="only time so many steps, and print")
-    parser.add_argument("--steps", type=int, default=15, help="of each figure")
+    parser.add_argument("--steps", type=int, default=15, help="that each figure is the median of")
+    here = "print one figure alone: of this process, with the settings it was started with"
+    parser.add_argument("--here", action="store_true", help=here)
     args = parser.parse_args()
-    if args.step:
-        print(step_seconds(args.step))
+    if args.here:
+        print(step_seconds(args.steps))
         return
     heads = " | ".join(f"beside {n} busy processes" if n else "alone" for n in NEIGHBOURS)
     print(f"| how long threads spin | {heads} |\n|---|{'---|' * len(NEIGHBOURS)}")

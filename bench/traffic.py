@@ -95,20 +95,5 @@ def table(counts: list[Count]) -> str:
     return tables.table(head, rows)
 
 
-def sentences(counts: list[Count]) -> dict[str, str]:
-    """For each op what docs/ops.md says of it."""
-    said = {}
-    for op in PLAIN:
-        forward, *backward = [c for c in counts if c.op == op]
-        plain = f"{forward.plain_bytes / 1e6:,.0f} MB in {forward.plain_calls} calls"
-        fused = f"{forward.fused_bytes / 1e6:,.0f} MB"
-        for c in backward:
-            plain += f" forward and {c.plain_bytes / 1e6:,.0f} MB in {c.plain_calls} backward"
-            fused += f" and {c.fused_bytes / 1e6:,.0f} MB"
-        said[op] = f"Traffic: plain PyTorch {plain}; fused {fused}."
-    return said
-
-
 if __name__ == "__main__":
-    counted = count()
-    print(table(counted), *(": ".join(pair) for pair in sentences(counted).items()), sep="\n")
+    print(table(count()))

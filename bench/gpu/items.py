@@ -13,7 +13,6 @@ import torch
 
 from bench.gpu.stages import Item
 from bench.harness.op_tests import CONTRACT
-from bench.harness.targets import TARGETS
 from cmpose import ops, provenance
 from cmpose.ops.backends import OPS
 from cmpose.provenance import PROJECT
@@ -47,8 +46,7 @@ def tests(dry: bool) -> list[Item]:
     """The whole suite, a process a file; the contract, which is longest, a process an op."""
     if dry:
         own = "tests/ops/test_merge_clusters.py"
-        few = (*PYTEST, CONTRACT, "-k", "unmerge_tokens and (bitwise or empty)")
-        return [Item(own, (*PYTEST, own)), Item(f"{CONTRACT} unmerge_tokens", few)]
+        return [Item(own, (*PYTEST, own))]
     files = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "tests").rglob("test_*.py"))]
     files = [f for f in files if f not in (CONTRACT, *LEFT_OUT)]
     files.sort(key=lambda f: f not in LONGEST)
@@ -82,7 +80,7 @@ def sanitize(dry: bool) -> list[Item]:
 
 
 def bench(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
-    """Targets, limits, bytes by Nsight Compute, then the grid until the time is used."""
+    """Targets, then the grid until the time is used."""
     effort = "full" if full else "quick"
 
     def measured(part: str, *arguments: str) -> tuple[str, ...]:
@@ -97,18 +95,10 @@ def bench(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
     def cases(which: str) -> tuple[str, ...]:
         return measured(f"{which}-{effort}", f"--{effort}", "--cases", which)
 
-    items = [
+    return [
         Item(f"targets, {effort}", cases("targets"), goes_on=True),
-        Item("limits", (*PYTEST, "bench/timed/test_limits.py")),
+        Item(f"grid, {effort}", cases("grid"), open_ended=True, goes_on=True),
     ]
-    if shutil.which("ncu"):
-        command = (sys.executable, "-m", "bench.gpu.dram_bytes", "--json", str(results))
-        items += [
-            Item(f"ncu {t.op} {t.direction}", (*command, t.op, t.direction))
-            for t in TARGETS
-            if not t.shape  # it counts at the reference shape
-        ]
-    return [*items, Item(f"grid, {effort}", cases("grid"), open_ended=True, goes_on=True)]
 
 
 def train(dry: bool, results: Path) -> list[Item]:

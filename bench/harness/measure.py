@@ -255,7 +255,6 @@ class _Measurement:
             "peak_bytes": ours.peak_bytes,
             "bytes": moved,
             "flops": flops,
-            "dram_bytes": None,
             "bound_us": round(bound, 4),
             "percent_of_bound": round(100 * bound / us["p50"], 2) or 0.01,
             "percent_of_copy": round(100 * copied / us["p50"], 2) or 0.01,

@@ -21,9 +21,12 @@ from cmpose.data.formats.reader import convert, parse_file
 from cmpose.files import write_json
 from cmpose.provenance import PROJECT
 
-VERSION = 2
+VERSION = 3
 RESULTS = PROJECT / "bench" / "results"
 NOT_A_RESULT = "CPU: not a performance result"
+
+SLOWER = 1.10
+"""A time may be this many times the one on record."""
 
 Record = dict[str, Any]
 
@@ -74,7 +77,6 @@ OpRecord = struct(
     us=Quantiles,
     timer=Timer,
     cold=bool,
-    dram_bytes=Count | None,
     peers=dict[str, Positive | Failure],
     peers_wall_us=dict[str, Positive],
     peers_peak_bytes=dict[str, Count],
@@ -210,6 +212,18 @@ def _key(entry: Record) -> str:
     """What a record or a train step is of."""
     names = ("op", "direction", "shape", "dtype", "backend", "backbone", "batch", "precision")
     return json.dumps([entry.get(name) for name in names], sort_keys=True)
+
+
+def slow_downs(content: Record, records: Iterable[Record]) -> list[str]:
+    """Which records of a card are over 10 % slower than those whose place they are to take."""
+    before = {_key(r): r for r in content["records"] if r["provenance"]["gpu"]}
+    pairs = ((new, before[_key(new)]) for new in records if _key(new) in before)
+    return [
+        f"{new['backend']}: {new['us']['p50']:,.1f} µs, over 10 % more than the "
+        f"{old['us']['p50']:,.1f} µs of commit {old['provenance']['commit'][:9]}"
+        for new, old in pairs
+        if new["us"]["p50"] > SLOWER * old["us"]["p50"]
+    ]
 
 
 def add(content: Record, records: Iterable[Record] = (), steps: Iterable[Record] = ()) -> None:

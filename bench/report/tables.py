@@ -115,14 +115,9 @@ def _estimate(target: Target, record: dict[str, Any] | None) -> list[str]:
     """A row: the bound from the datasheet, and a time at the share reached on another card."""
     workload, bench = target.workload, bench_of(target.op)
     moved, flops = bench.bytes_of(workload), bench.flops(workload.shape, workload.direction)
-    counted = record["dram_bytes"] if record else None
-    # Another L2 cache may change what Nsight Compute counted.
-    bound = RTX_4090.bound_us(counted or moved, flops, workload.dtype)
-    time = "–"
-    if record:
-        algorithmic = RTX_4090.bound_us(moved, flops, workload.dtype)
-        time = f"{algorithmic / (record['percent_of_bound'] / 100):,.1f}"
-    return [target.label, f"{bound:,.1f}", time, "counted by ncu" if counted else "algorithmic"]
+    bound = RTX_4090.bound_us(moved, flops, workload.dtype)
+    time = f"{bound / (record['percent_of_bound'] / 100):,.1f}" if record else "–"
+    return [target.label, f"{bound:,.1f}", time]
 
 
 def estimates(cards: list[Card]) -> str:
@@ -133,7 +128,7 @@ def estimates(cards: list[Card]) -> str:
     beside = "There is no estimate before a card has been measured."
     if others:
         beside = f"The estimates are at the share of the bound reached on {others[0]['card']}."
-    head = ["workload", "RTX 4090 bound, µs", "RTX 4090 estimate, µs", "bytes are"]
+    head = ["workload", "RTX 4090 bound, µs", "RTX 4090 estimate, µs"]
     return f"{table(head, rows)}\n\n{beside}"
 
 

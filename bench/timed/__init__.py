@@ -1,1 +1,1 @@
-"""The ops' workloads under pytest: ``pytest bench/ --benchmark-only``, and a card's limits."""
+"""The ops' workloads under pytest: ``pytest bench/ --benchmark-only``."""

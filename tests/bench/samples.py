@@ -27,7 +27,7 @@ def record(**changes: Any) -> dict[str, Any]:
     made = vars(TARGETS[2].workload) | {
         "backend": "triton", "us": {"p20": 99.0, "p50": 100.0, "p80": 101.0}, "wall_us": 130.0,
         "timer": "graph", "input_sets": 2, "cold": True, "peak_bytes": 1000,
-        "bytes": 340_000_000, "flops": 1000, "dram_bytes": None, "bound_us": 85.0,
+        "bytes": 340_000_000, "flops": 1000, "bound_us": 85.0,
         "percent_of_bound": 85.0, "percent_of_copy": 85.0,
         "peers": {"eager": 900.0, "compile": 300.0, "sdpa_flash": "error: RuntimeError: no"},
         "peers_wall_us": {"eager": 950.0, "compile": 340.0},

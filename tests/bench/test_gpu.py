@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,29 +23,21 @@ from cmpose.ops.backends import OPS
 from cmpose.provenance import PROJECT
 
 
-def rehearse(
-    work: Path, *arguments: str, stages: str = "build tests sanitize bench train"
-) -> subprocess.CompletedProcess[str]:
-    """``make gpu`` in dry mode, as one types it."""
-    command = ["make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}"]
-    command += [f"STAGES={stages}"]
-    command += [f"GPU_ARGS=--dry --work {work} {' '.join(arguments)}"]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """One whose processes were ended before they were done, then run to its end."""
+    """One whose processes were ended before they were done, then run to its end by ``make``."""
     work = tmp_path_factory.mktemp("gpu")
-    cut = rehearse(work, "--stage-seconds 1.2", stages="tests train")
-    assert cut.returncode == 2, cut.stdout + cut.stderr  # make's status; the program's is 3
+    dry = ["--dry", "--work", str(work)]
+    assert gpu.main([*dry, "--stages", "tests train", "--stage-seconds", "1.2"]) == 3
     state = json.loads((work / "state.json").read_text())
     cut_runs = records.load(work / "results.json")["runs"]
     statuses = {name: run["status"] for name, run in cut_runs.items()}
     assert statuses == {"build": "passed", "tests": "cut", "train": "cut"}
     assert {o["status"] for o in state["stages"]["tests"].values()} == {"cut"}
     copied = work / "copied"
-    whole = rehearse(work, f"--copy-to {copied}")
+    command = ["make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}"]
+    command += [f"GPU_ARGS={' '.join(dry)} --copy-to {copied}"]
+    whole = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert {p.name for p in copied.iterdir()} == {"results.json", "state.json", "summary.txt"}
     return work, whole.stdout
@@ -66,7 +57,9 @@ def test_every_stage_passes(rehearsal: tuple[Path, str]) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_the_summary_comes_last_and_nothing_is_done_again(rehearsal: tuple[Path, str]) -> None:
+def test_the_summary_comes_last_and_nothing_is_done_again(
+    rehearsal: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     work, printed = rehearsal
     page = (work / "summary.txt").read_text()
     assert printed.endswith(page)
@@ -74,9 +67,8 @@ def test_the_summary_comes_last_and_nothing_is_done_again(rehearsal: tuple[Path,
     for stage in gpu.STAGES:
         assert f"\n{stage:9} passed" in page
     before = records.load(work / "results.json")
-    again = rehearse(work)
-    assert again.returncode == 0
-    assert again.stdout.count("done before") == len(gpu.STAGES)
+    assert gpu.main(["--dry", "--work", str(work)]) == 0
+    assert capsys.readouterr().out.count("done before") == len(gpu.STAGES)
     assert records.load(work / "results.json") == before
 
 
@@ -205,46 +197,14 @@ def test_stages_are_ordered_and_built_first() -> None:
         gpu.stages_of("test")
 
 
-def test_targets_are_measured_before_the_grid(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(of_stage.shutil, "which", lambda name: f"/bin/{name}")
+def test_targets_are_measured_before_the_grid(tmp_path: Path) -> None:
     items = of_stage.bench(False, False, tmp_path / "r.json", tmp_path)
     assert items[0].name == "targets, quick"
-    assert items[1].command[-1] == "bench/timed/test_limits.py"
     assert items[-1].open_ended
     assert "grid" in items[-1].command
-    assert sum("bench.gpu.dram_bytes" in i.command for i in items) > 5
     assert "--full" in of_stage.bench(False, True, tmp_path / "r.json", tmp_path)[0].command
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 1
     assert "torch sees no GPU; --dry rehearses" in capsys.readouterr().out
-
-
-ABSENT = ("jsonargparse", "cv2", "tqdm", "shapely", "yaml", "safetensors", "matplotlib",
-          "tensorboard", "xdist", "pytest_benchmark", "pytest_timeout")  # fmt: skip
-
-
-def test_a_checkout_serves_uninstalled(tmp_path: Path) -> None:
-    """torch, triton and pytest from outside, nothing else; cmpose, its tests, bench from here."""
-    (tmp_path / "bare.py").write_text(
-        f"""
-import sys
-sys.modules.update(dict.fromkeys({ABSENT!r}))  # importing one of them fails
-import cmpose.kernels.launch, cmpose.configs, bench.train_step, bench.gpu.__main__
-assert cmpose.__file__ == {str(PROJECT / "cmpose" / "__init__.py")!r}
-assert cmpose.kernels.__file__ == {str(PROJECT / "kernels" / "__init__.py")!r}
-import pytest
-raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/ops/test_merge_clusters.py"]))
-"""
-    )
-    packages = next(p for p in sys.path if p.endswith("site-packages"))
-    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{packages}"}
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    # -S: no .pth files, so no editable install; no entry points, so no plugins of pytest.
-    command = [sys.executable, "-S", str(tmp_path / "bare.py")]
-    done = subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

@@ -18,10 +18,8 @@ from bench.harness.journal import Journal
 from bench.harness.measure import Run, Setting
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import TARGETS, bench_of
-from bench.harness.workload import OpBench, Peer, Workload
-from cmpose import provenance
+from bench.harness.workload import Peer, Workload
 from cmpose.ops.backends import OPS
-from tests.bench.fake_cuda import FakeCuda
 from tests.bench.samples import ORIGIN, PASSED, RATES
 
 LEAST = Setting(turns=2, seconds=0.0)
@@ -138,61 +136,19 @@ def test_ours_failing_is_an_error() -> None:
     assert tried(replace(bench, call=call)) == ([], {"auto": ILLEGAL})
 
 
-@pytest.fixture
-def pretended_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cases go the way of a card, with tensors on the CPU."""
-    original = OpBench.arguments
-
-    def arguments(self: Any, case: Workload, device: str, seed: int = 0) -> Any:
-        return original(self, case, "cpu", seed)
-
-    monkeypatch.setattr(OpBench, "arguments", arguments)
-    monkeypatch.setattr(provenance, "device", lambda: "cuda")
-    monkeypatch.setattr(timing, "l2_bytes", lambda device: 1 << 20)
-    monkeypatch.setattr(timing, "peak_bytes", lambda call, device: 1)
-    monkeypatch.setattr(timing, "free_bytes", lambda device: 1 << 30)
-    monkeypatch.setattr(measure, "kernel_names", lambda call, device: ["Memset", "some_kernel"])
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-
-
-def test_a_card_that_is_lost_is_told_at_once(
-    pretended_card: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_card_that_is_lost_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a card a failure is followed by a synchronisation; if that fails too, it is lost."""
+    entrant = measure.Entrant("broken", lambda: broken)
+    measurement = object.__new__(measure._Measurement)
+    measurement.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    measurement.lose(entrant, RuntimeError("no kernel"))
+    assert entrant.failure == "error: RuntimeError: no kernel"
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     with pytest.raises(measure.Lost) as caught:
-        measured(plain_bench(broken=Peer(lambda full: broken)))
+        measurement.lose(entrant, RuntimeError("an illegal memory access was encountered"))
     assert (caught.value.entrant, caught.value.message) == ("broken", ILLEGAL)
-
-
-@pytest.mark.parametrize("direction", [FORWARD, BOTH])
-def test_on_a_card_cases_are_graphs_over_many_input_sets(
-    pretended_card: None, direction: str
-) -> None:
-    """By CUDA's calls as far as a CPU can be asked: a peer that cannot be captured included."""
-    cuda = FakeCuda(capturable=True)
-    own = bench_of("reconstruction_loss").peers["eager"].build(False)
-
-    def synchronising(**arguments: Any) -> Any:
-        if cuda.capturing:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        cuda.work()
-        return own(**arguments)
-
-    bench = plain_bench(eager=Peer(lambda full: own), slow=Peer(lambda full: synchronising))
-    tests, clock = {"reconstruction_loss": {"auto": PASSED}}, timing.CudaClock(cuda)
-    result = measured(bench, direction, clock=clock, op_tests=tests, origin=ORIGIN)
-    assert result["timer"] == "graph"
-    assert result["input_sets"] == timing.MOST_SETS  # small inputs
-    # A replay takes 3 ms here, whatever is in it; a call behind the delay 1 ms.
-    assert result["us"]["p50"] == pytest.approx(3000 / timing.MOST_SETS, rel=1e-3)
-    assert result["peers_timer"] == {"eager": "graph", "slow": "events"}
-    assert result["peers"]["slow"] == pytest.approx(1000.0)
-    assert (result["best_peer"], result["speedup_vs_best_peer"]) == ("eager", 1.0)
-    assert result["kernels"]["ours"] == ["some_kernel"]
-    assert {"sleep", "replay"} <= set(cuda.log)
-    assert not any(entry.endswith("on default") for entry in cuda.log)
 
 
 def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
@@ -300,7 +256,3 @@ def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path: Path) -> None:
     assert Journal(path).failures(case) == {
         "compile": "error: the process died or was stopped twice while it ran"
     }
-
-
-def test_one_call_for_a_profiler() -> None:
-    assert program.main(["merge_clusters", "--once", "backward"]) == 0

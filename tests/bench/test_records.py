@@ -69,6 +69,17 @@ def test_newer_records_replace_older_ones(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]  # nothing left beside it
 
 
+def test_a_slow_down_is_told() -> None:
+    """Of the same workload on the same backend of a card; 10 % are allowed."""
+    held = content(record())
+    times = [record(us={"p20": t, "p50": t, "p80": t}) for t in (110.0, 112.0)]
+    others = [t | {"backend": "cuda"} for t in times]
+    said = records.slow_downs(held, [*times, *others])
+    assert said == ["triton: 112.0 µs, over 10 % more than the 100.0 µs of commit 012345678"]
+    held["records"][0]["provenance"]["gpu"] = None
+    assert records.slow_downs(held, times) == []
+
+
 def test_a_broken_file_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "card.json"
     records.save(path, content(record()))

@@ -83,10 +83,9 @@ def test_the_train_steps_ratio_needs_passed_tests(runs: Any, shown: str) -> None
 def test_an_estimate_is_no_measurement() -> None:
     """By hand: 340 MB in an RTX 4090's 1,008 GB/s; 85 % of its bound reached elsewhere."""
     label = TARGETS[2].label
-    plain, counted = (tables.estimates([content(record(dram_bytes=b))]) for b in (None, 10**9))
     moved = 4 * 3 * 32 * 3 * 192 * 768 * 2 / 1008e3
-    assert f"| {label} | {moved:,.1f} | {moved / 0.85:,.1f} | algorithmic |" in plain
-    assert f"| {label} | {10**9 / 1008e3:,.1f} | {moved / 0.85:,.1f} | counted by ncu |" in counted
+    row = f"| {label} | {moved:,.1f} | {moved / 0.85:,.1f} |"
+    assert row in tables.estimates([content(record())])
 
 
 def test_the_summary_of_a_card_has_its_targets_and_train_step() -> None:

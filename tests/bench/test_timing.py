@@ -1,15 +1,13 @@
-"""Timing with injected clocks: order, quantiles, rotation out of L2, graphs and what has none."""
+"""Timing with injected clocks: order, quantiles, rotation out of the L2 cache, memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from bench.harness import timing
-from tests.bench.fake_cuda import FakeCuda
 
 
 class FakeClock(timing.Clock):
@@ -71,36 +69,6 @@ def test_input_sets_do_not_fit_the_cache() -> None:
     assert timing.input_sets(1000, 50 * MB, 1000 * MB) == timing.MOST_SETS
     assert timing.input_sets(10 * MB, 0, 1000 * MB) == 1  # a CPU
     assert not timing.is_cold(100, 10 * MB, 0)
-
-
-def test_a_graph_is_captured_where_its_forward_ran() -> None:
-    cuda = FakeCuda(capturable=True)
-    clock = timing.CudaClock(cuda)
-    setups: list[str] = []
-
-    def setup() -> list[Callable[[], None]]:
-        setups.append(str(cuda.current_stream()))  # a forward whose backward will be timed
-        return [cuda.work, cuda.work, cuda.work]
-
-    ready = clock.prepare(setup)
-    assert setups == ["side"]
-    assert (ready.timer, ready.calls) == ("graph", 3)
-    assert set(cuda.log[:-1]) == {"run on side", "capture on side"}
-    assert cuda.log.count("capture on side") == 3
-    cuda.log.clear()
-    assert clock.seconds(ready) == pytest.approx(3e-3)
-    assert cuda.log == ["replay"]
-
-
-def test_what_cannot_be_captured_runs_behind_a_delay() -> None:
-    cuda = FakeCuda(capturable=False)
-    clock = timing.CudaClock(cuda)
-    ready = clock.prepare(lambda: [cuda.work, cuda.work])
-    assert ready.timer == "events"
-    assert "not permitted" in ready.keep
-    cuda.log.clear()
-    assert clock.seconds(ready) == pytest.approx(2e-3)  # the delay lies before the first event
-    assert cuda.log == ["sleep", "run on side", "run on side"]
 
 
 def test_peak_memory_of_a_call() -> None:

@@ -138,6 +138,3 @@ def test_tcformer_clusters_as_published() -> None:
     assert len(set(labels[0, :3].tolist())) == len(set(labels[0, 3:].tolist())) == 1
     for cluster, center in enumerate(centers[0]):
         assert labels[0, center] == cluster
-
-
-# -- targets --------------------------------------------------------------------------------------
