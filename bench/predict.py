@@ -22,7 +22,7 @@ import torch
 from bench.report.markers import rendered
 from bench.report.tables import table
 from cmpose.config import Config, ModelConfig
-from cmpose.data.frames import read_picture
+from cmpose.data.pictures import read_picture
 from cmpose.data.video_writer import video_writer
 from cmpose.files import write_json, write_text
 from cmpose.models.cmpose import CMPose

@@ -10,7 +10,7 @@ from typing import Any
 
 from cmpose import config as configuration
 from cmpose.data.formats.posetrack import load_annotations
-from cmpose.data.frames import picture_size, read_picture
+from cmpose.data.pictures import picture_size, read_picture
 from cmpose.data.video_writer import video_writer
 from cmpose.evaluation.evaluate import score_mean_pose
 from cmpose.files import claim, write_metrics, write_text

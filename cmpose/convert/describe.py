@@ -6,7 +6,7 @@ from cmpose.convert.grouping import PictureSequence
 from cmpose.convert.people import People
 from cmpose.convert.pictures import placed_name
 from cmpose.convert.report import Report
-from cmpose.data.frames import FrameError, picture_size
+from cmpose.data.pictures import FrameError, picture_size
 from cmpose.data.sequence import AnnotationError, Frame, Sequence
 from cmpose.data.skeleton import Skeleton
 

@@ -10,10 +10,9 @@ from typing import Literal
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
 from cmpose.data.frames import FrameFolder
+from cmpose.data.pictures import is_picture
 from cmpose.data.sequence import AnnotationError, split_frame_name
 from cmpose.files import remove, whole_file, writing
-
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class SourcePictures:
@@ -64,9 +63,8 @@ class SourcePictures:
         matches = []
         for name in sorted(folder.names):
             parts = split_frame_name(name)
-            if parts is not None and int(parts[1]) == draft.number and name[0] != ".":
+            if parts is not None and int(parts[1]) == draft.number and is_picture(name):
                 matches.append(name)
-        matches = [name for name in matches if Path(name).suffix.lower() in PICTURES]
         if len(matches) == 1:
             return folder.path / matches[0]
         self.report.error(

@@ -19,7 +19,7 @@ from cmpose.config import Config, DataConfig
 from cmpose.data.cache.reader import open_cache
 from cmpose.data.formats.detections import Detections, load_detections
 from cmpose.data.formats.posetrack import listed, load_annotations, validate
-from cmpose.data.frames import FrameError
+from cmpose.data.pictures import FrameError
 from cmpose.data.pixels import ClipPixels
 from cmpose.data.records import GROUND_TRUTH, ClipRecord, choose_records
 from cmpose.data.sequence import Sequence

@@ -1,4 +1,4 @@
-"""Frames on disk: which files a clip is made of, and how they are decoded.
+"""Frames on disk: which files a clip is made of, and what they must be to fit their labels.
 
 The rules for clip borders and missing files are in ``docs/data.md``.
 """
@@ -11,22 +11,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 
+from cmpose.data.pictures import FrameError, look, read_with_header
 from cmpose.data.sequence import Frame, Sequence, split_frame_name
-
-
-class FrameError(RuntimeError):
-    """A frame that is missing, unreadable or of the wrong size; the message names the file.
-
-    Attributes:
-        reason: what went wrong in few words, as counters of what was left out name it.
-    """
-
-    def __init__(self, message: str, reason: str = "frame unreadable") -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class FrameFolder:
@@ -195,70 +183,48 @@ class ClipFiles:
         """(width, height) of the frames: the annotation's, else the folder's first key frame's.
 
         Raises:
-            FrameError: the annotation does not say, and ``key_file`` is unreadable.
+            FrameError: the annotation does not say, and ``key_file`` is unreadable, or nothing
+                tells whether its labels are of upright pixels.
         """
         if frame.width is not None and frame.height is not None:
             return frame.width, frame.height
         folder = Path(key_file).parent
         if folder not in self._sizes:
-            self._sizes[folder] = picture_size(key_file)
+            header = look(key_file)
+            if header.orientation != 1:
+                raise _turned(key_file, header.orientation)
+            self._sizes[folder] = header.size
         return self._sizes[folder]
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(width, height) of a picture: a JPEG's from its header, others are decoded.
+def read_frame(file: str, size: tuple[int, int], source: str) -> np.ndarray:
+    """Decodes a frame of a data set → uint8 [h, w, 3], BGR, upright.
+
+    A picture with an orientation tag is taken only where the size proves that its labels are of
+    the upright picture.
+
+    Args:
+        file: the picture.
+        size: (width, height) that the boxes are given for.
+        source: who says so, for messages.
 
     Raises:
-        FrameError: missing or unreadable.
+        FrameError: unreadable, of another size, or its labels may be of the pixels as stored.
     """
-    if not os.path.isfile(path):
-        raise FrameError(f"{path}: cannot be read: No such file")
-    with open(path, "rb") as file:
-        if file.read(2) == b"\xff\xd8":
-            while True:
-                marker = file.read(2)
-                if len(marker) < 2 or marker[0] != 0xFF:
-                    break
-                if marker[1] == 0xFF:  # fill byte before a marker
-                    file.seek(-1, os.SEEK_CUR)
-                    continue
-                head = file.read(2)
-                length = int.from_bytes(head, "big")
-                # These segments hold the size, one for each way of coding; C4, C8 and CC do not.
-                if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
-                    sizes = file.read(5)
-                    height = int.from_bytes(sizes[1:3], "big")
-                    width = int.from_bytes(sizes[3:5], "big")
-                    if width > 0 and height > 0:
-                        return width, height
-                    break
-                if length < 2:
-                    break
-                file.seek(length - 2, os.SEEK_CUR)
-    image = read_picture(path)
-    return image.shape[1], image.shape[0]
+    picture, header = read_with_header(file)
+    if header.orientation != 1 and (header.size != size or header.stored_size == size):
+        raise _turned(file, header.orientation)
+    check_size(file, picture, size, source)
+    return picture
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """Decodes a picture → uint8 [h, w, 3], BGR; an orientation tag is not applied.
-
-    Raises:
-        FrameError: the file is missing, not a picture, or a JPEG that is cut off, whose rest
-            OpenCV would fill with grey, with no more than a warning.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise FrameError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise FrameError(f"{path}: the JPEG is cut off after {len(data)} bytes; extract it again")
-    image = None
-    if data:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise FrameError(f"{path}: not a readable picture ({len(data)} bytes); extract it again")
-    return image
+def _turned(file: str, orientation: int) -> FrameError:
+    return FrameError(
+        f"{file}: has the orientation tag {orientation}, and nothing proves that its labels are of "
+        "the picture turned by it. cmpose convert --exif makes a data set of either kind; or turn "
+        "the pixels (mogrify -auto-orient), or delete the tag, whichever the labels fit",
+        "orientation tag",
+    )
 
 
 def check_size(file: str, picture: np.ndarray, size: tuple[int, int], source: str) -> None:
@@ -297,12 +263,12 @@ class PictureCache:
         self._bytes = 0
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
 
-    def read(self, path: str, decode: Callable[[str], np.ndarray] | None = None) -> np.ndarray:
-        """``decode(path)``, by default :func:`read_picture`; the array must not be written to."""
+    def read(self, path: str, decode: Callable[[str], np.ndarray]) -> np.ndarray:
+        """``decode(path)``, or what it gave before; the array must not be written to."""
         if path in self._pictures:
             self._pictures.move_to_end(path)
             return self._pictures[path]
-        image = (decode or read_picture)(path)
+        image = decode(path)
         self.decoded += 1
         self._pictures[path] = image
         self._bytes += image.nbytes

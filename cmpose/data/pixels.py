@@ -17,7 +17,7 @@ from cmpose.data.cutouts import (
     shrunk_matrix,
     shrunk_size,
 )
-from cmpose.data.frames import PictureCache, check_size
+from cmpose.data.frames import PictureCache, check_size, read_frame
 from cmpose.data.records import ClipRecord
 from cmpose.data.transforms import warp
 
@@ -97,6 +97,7 @@ class ClipPixels:
         if self.tiles is not None:
             width, _ = shrunk_size(record.picture_size, factor)
             return self.tiles.tile(file, factor, window, width)
-        picture = self.pictures.read(file)
-        check_size(file, picture, record.picture_size, record.sequence.source)
+        size, source = record.picture_size, record.sequence.source
+        picture = self.pictures.read(file, lambda file: read_frame(file, size, source))
+        check_size(file, picture, size, source)  # one that was kept may be of another record
         return Tile(picture)

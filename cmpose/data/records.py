@@ -13,7 +13,8 @@ import numpy as np
 
 from cmpose.config import DataConfig
 from cmpose.data.formats.detections import Detections
-from cmpose.data.frames import ClipFiles, FrameError
+from cmpose.data.frames import ClipFiles
+from cmpose.data.pictures import FrameError
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.data.transforms import clean_box, crop_region
 

@@ -15,11 +15,8 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
-from cmpose.data.frames import FrameError, read_picture
+from cmpose.data.pictures import PICTURES, FrameError, is_picture, picture_size, read_picture
 
-PICTURES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
-)
 NOT_DECODED = np.zeros((0, 0, 3), np.uint8)
 """The picture of a frame that was passed over."""
 
@@ -164,7 +161,8 @@ class _Pictures(Video):
     ) -> None:
         self.files, self.skip_unreadable = files, skip_unreadable
         try:
-            height, width = read_picture(files[0]).shape[:2]
+            width, height = picture_size(files[0])
+            read_picture(files[0])
         except FrameError as error:
             raise VideoError(f"{error} (the first picture tells the video's size)") from error
         self.info = VideoInfo(source, name, width, height, fps or _RATE, len(files))
@@ -214,6 +212,18 @@ def natural_order(path: Path) -> list[Any]:
     return [(int(part), part) if part.isdigit() else (0, part) for part in parts]
 
 
+def _numbered(pattern: Path) -> list[Path]:
+    """The files that a pattern with one number names, such as ``%06d.jpg`` or ``f%d.png``."""
+    before, _, rest = pattern.name.partition("%")
+    width = re.match(r"0?(\d*)d", rest)
+    if width is None or not pattern.parent.is_dir():
+        return []
+    digits = int(width[1] or 1)
+    name = re.compile(re.escape(before) + r"(\d+)" + re.escape(rest[width.end() :]))
+    found = ((file, name.fullmatch(file.name)) for file in pattern.parent.iterdir())
+    return [file for file, match in found if match and match[1] == f"{int(match[1]):0{digits}d}"]
+
+
 @contextmanager
 def open_video(
     source: str | Path,
@@ -249,7 +259,7 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
     if path.is_dir():
         name, files = path.resolve().name, list(path.iterdir())
     elif path.is_file():
-        name, files = path.stem, [path] if path.suffix.lower() in PICTURES else None
+        name, files = path.stem, [path] if is_picture(path.name) else None
     elif text.isdecimal():
         why = "OpenCV gets no frame from it; is it plugged in, and free of other programs?"
         return _Capture(int(text), text, f"camera{text}", fps, f"camera {text}: {why}")
@@ -261,14 +271,13 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
     elif glob.has_magic(text):
         name, files = path.parent.resolve().name, [Path(file) for file in glob.glob(text)]
     elif "%" in path.name:
-        why = "OpenCV finds no frame by this pattern"
-        return _Capture(text, text, path.parent.resolve().name, fps, f"{text}: {why}")
+        name, files = path.parent.resolve().name, _numbered(path)
     else:
         raise VideoError(f"{path}: no such video")
     if files is None:
         why = "is it a video, and whole? (re-encoding it, e.g. as H.264 in MP4, often helps)"
         return _Capture(text, text, name, fps, f"{path}: OpenCV finds no frame in it; {why}")
-    pictures = [file for file in files if file.suffix.lower() in PICTURES and file.is_file()]
+    pictures = [file for file in files if is_picture(file.name) and file.is_file()]
     if not pictures:
         raise VideoError(
             f"{path}: no pictures there ({', '.join(sorted(PICTURES))}); give a video's file, or "

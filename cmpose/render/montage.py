@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cmpose.data.pictures import is_picture, read_picture
 from cmpose.files import write_bytes
 from cmpose.render.settings import SPLITS
 
@@ -25,17 +26,18 @@ def write_montage(
 
     Raises:
         OutputError: the picture cannot be written.
-        ValueError: the split has fewer than nine sequences, or a frame cannot be read.
+        FrameError: a frame cannot be read.
+        ValueError: the split has fewer than nine sequences, or one without frames.
     """
     folders = sorted(p for p in (Path(root) / "images" / split).glob("[0-9]*") if p.is_dir())
     if len(folders) < 9:
         raise ValueError(f"root: {root} has {len(folders)} {split} sequences, a montage needs 9")
     cells = []
     for folder in folders[:9]:
-        files = sorted(folder.glob("*.jpg"))
-        cell = cv2.imread(str(files[len(files) // 2])) if files else None
-        if cell is None:
-            raise ValueError(f"root: no readable frame in {folder}")
+        files = sorted(file for file in folder.glob("*.jpg") if is_picture(file.name))
+        if not files:
+            raise ValueError(f"root: no frame in {folder}")
+        cell = read_picture(files[len(files) // 2])
         cells.append(cv2.resize(cell, (224, 126), interpolation=cv2.INTER_AREA))
     rows = [cv2.hconcat(cells[i : i + 3]) for i in (0, 3, 6)]
     coarse = np.asarray(cv2.vconcat(rows), np.uint8) & 0xF0 | 0x08

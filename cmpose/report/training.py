@@ -7,7 +7,7 @@ from typing import Any
 
 from cmpose.config import Config
 from cmpose.data.formats.posetrack import load_annotations
-from cmpose.data.frames import FrameError
+from cmpose.data.pictures import FrameError
 from cmpose.data.sequence import AnnotationError, Sequence
 from cmpose.models.weights import checkpoint
 from cmpose.report.clips import MEASURE, show

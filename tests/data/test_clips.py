@@ -16,7 +16,7 @@ from cmpose.data import cutouts
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import collate, sampled_window
 from cmpose.data.formats.posetrack import AnnotationError, load_annotations
-from cmpose.data.frames import FrameError
+from cmpose.data.pictures import FrameError
 from cmpose.data.transforms import Augmentation, Region, apply_matrix, clip_matrix
 from cmpose.ops.warp_clips import _inverse, _source
 from tests.data import synthetic
@@ -133,12 +133,12 @@ def test_video_longer_than_the_files_on_disk(tmp_path):
 
 
 def test_each_file_is_decoded_once_an_item(data, monkeypatch):
-    from cmpose.data import frames
+    from cmpose.data import pixels
 
     root, item = data
     reads = []
-    real = frames.read_picture
-    monkeypatch.setattr(frames, "read_picture", lambda path: reads.append(path) or real(path))
+    real = pixels.read_frame
+    monkeypatch.setattr(pixels, "read_frame", lambda path, *a: reads.append(path) or real(path, *a))
     make(root, [item], 5, dataclasses.replace(PLAIN, frame_cache_mb=0))[0]
     assert [path.rsplit("/")[-1] for path in reads] == ["000000.jpg", "000001.jpg", "000002.jpg"]
 

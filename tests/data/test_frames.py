@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from cmpose.data.frames import (
-    FrameError,
     FrameFolder,
     PictureCache,
-    picture_size,
-    read_picture,
+    read_frame,
     support_frames,
 )
+from cmpose.data.pictures import FrameError, picture_size, read_picture
 from tests.data import synthetic
 
 ALL = range(10)
@@ -85,18 +84,32 @@ def test_picture_size_and_content(tmp_path):
         assert read_picture(tmp_path / name).shape == (124, 322, 3)
 
 
-def test_orientation_tags_do_not_turn_the_picture(tmp_path):
-    synthetic.write_picture(tmp_path / "a.jpg", 3, (322, 124))
-    data = (tmp_path / "a.jpg").read_bytes()
+def with_tag(path, orientation):
+    """Writes an orientation tag into a JPEG."""
+    data = path.read_bytes()
     exif = (
-        b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06"
-        b"\x00\x00\x00\x00\x00\x00"
+        b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00"
+        + bytes([orientation])
+        + b"\x00\x00\x00\x00\x00\x00"
     )
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
-    (tmp_path / "a.jpg").write_bytes(data[:2] + segment + data[2:])
-    assert cv2.imread(str(tmp_path / "a.jpg")).shape == (322, 124, 3)  # the tag works
-    assert read_picture(tmp_path / "a.jpg").shape == (124, 322, 3)
-    assert picture_size(tmp_path / "a.jpg") == (322, 124)
+    path.write_bytes(data[:2] + segment + data[2:])
+
+
+def test_a_turned_frame_is_taken_only_where_the_size_proves_what_its_labels_are_of(tmp_path):
+    path = tmp_path / "a.jpg"
+    synthetic.write_picture(path, 3, (322, 124))
+    with_tag(path, 6)
+    assert read_frame(str(path), (124, 322), "x").shape == (322, 124, 3), "labelled upright"
+    unproven = r"a\.jpg: has the orientation tag \d, and nothing proves .* convert --exif"
+    with pytest.raises(FrameError, match=unproven) as info:
+        read_frame(str(path), (322, 124), "x")  # labelled as stored
+    assert info.value.reason == "orientation tag"
+    for orientation, size in ((3, (322, 124)), (6, (100, 100))):
+        synthetic.write_picture(path, 3, size)
+        with_tag(path, orientation)
+        with pytest.raises(FrameError, match=unproven):
+            read_frame(str(path), size, "x")
 
 
 def noise_jpeg(path):
@@ -130,15 +143,14 @@ def test_missing_picture(tmp_path):
             read(tmp_path / "a.jpg")
 
 
-def test_cache_keeps_the_newest_within_its_limit(tmp_path, monkeypatch):
-    from cmpose.data import frames
-
-    paths = [str(tmp_path / f"{n}.jpg") for n in range(3)]
-    for n, path in enumerate(paths):
-        synthetic.write_picture(tmp_path / path, n, (16, 16))
+def test_cache_keeps_the_newest_within_its_limit():
     reads = []
-    monkeypatch.setattr(frames, "read_picture", lambda p: reads.append(p) or read_picture(p))
+
+    def decode(path):
+        reads.append(path)
+        return np.zeros((16, 16, 3), np.uint8)
+
     cache = PictureCache(2 * 16 * 16 * 3)
-    for n in (0, 1, 0, 2, 0, 1):
-        cache.read(paths[n])
-    assert [paths.index(path) for path in reads] == [0, 1, 2, 1]
+    for path in "010201":
+        cache.read(path, decode)
+    assert "".join(reads) == "0121"

@@ -37,7 +37,8 @@ def folder(tmp_path):
     folder.mkdir()
     for number in range(12):
         cv2.imwrite(str(folder / f"f{number}.png"), picture(number))
-    (folder / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "._f3.png", ".DS_Store", "Thumbs.db", ".f99.png"):
+        (folder / name).write_text("no picture")
     return folder
 
 
@@ -134,7 +135,8 @@ def test_what_is_no_video_is_named(tmp_path, folder):
         ("none.mp4", "none.mp4: no such video"),
         ("empty", "empty: no pictures there"),
         ("seq/*.jpg", r"\*.jpg: no pictures there"),
-        ("seq/z%03d.png", "finds no frame by this pattern"),
+        ("seq/z%03d.png", r"z%03d\.png: no pictures there"),
+        ("seq/f%02x.png", r"f%02x\.png: no pictures there"),
     ):
         with pytest.raises(VideoError, match=message):
             open_video(tmp_path / source).__enter__()

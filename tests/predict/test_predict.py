@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmpose.config import Config
-from cmpose.data.frames import read_picture
+from cmpose.data.pictures import read_picture
 from cmpose.data.video import VideoError
 from cmpose.evaluation.posetrack_ap import score_folders
 from cmpose.models.weights import checkpoint

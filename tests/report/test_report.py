@@ -17,7 +17,7 @@ from cmpose import files
 from cmpose.cli import main
 from cmpose.config import Config
 from cmpose.data.formats.posetrack import load_annotations
-from cmpose.data.frames import read_picture
+from cmpose.data.pictures import read_picture
 from cmpose.data.sequence import Frame, Person, Sequence
 from cmpose.evaluation.posetrack_ap import COLUMNS
 from cmpose.files import InUse, OutputError, claim_file

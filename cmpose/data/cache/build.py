@@ -31,7 +31,8 @@ from cmpose.data.cache.tiles import CacheFormat, plan_tiles
 from cmpose.data.cache.writer import CutFrame, StoreWriter
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import Window, shrink
-from cmpose.data.frames import FrameError, check_size, read_picture
+from cmpose.data.frames import read_frame
+from cmpose.data.pictures import FrameError
 from cmpose.files import claim, stop_requests, write_bytes, writing
 
 
@@ -179,8 +180,7 @@ class _FrameCutter(Dataset[CutFrame]):
         file, windows = self.root / self.plan.files[frame], self.windows[frame]
         state = frame_state(file)  # before it is read, so that a change while it is read is seen
         try:
-            picture = read_picture(file)
-            check_size(str(file), picture, self.plan.sizes[frame], "the annotation")
+            picture = read_frame(str(file), self.plan.sizes[frame], "the annotation")
         except FrameError as error:
             return CutFrame(state, [(b"", 0)], str(error))
         tiles = [self._encode(shrink(picture, window, factor)) for factor, window in windows]

@@ -9,7 +9,6 @@ from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from msgspec import Struct
 
@@ -32,7 +31,8 @@ from cmpose.data.cache.store import (
 )
 from cmpose.data.cutouts import Tile, Window
 from cmpose.data.formats.reader import Count, read
-from cmpose.data.frames import FrameError, PictureCache
+from cmpose.data.frames import PictureCache
+from cmpose.data.pictures import FrameError, decode_picture
 from cmpose.data.records import ClipRecord
 
 
@@ -163,10 +163,13 @@ class TileCache:
             return Tile(pixels, tile.left, tile.top, rgb=True)
 
         def decode(_: str) -> np.ndarray:
-            data = np.frombuffer(self._bytes(number), np.uint8)
-            decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
-            if decoded is None or decoded.shape[:2] != tile.shape:
-                raise self._damaged(TILES, f"tile {number} does not decode")
+            damaged = self._damaged(TILES, f"tile {number} does not decode")
+            try:
+                decoded = decode_picture(bytes(self._bytes(number)), TILES)
+            except FrameError as error:
+                raise damaged from error
+            if decoded.shape[:2] != tile.shape:
+                raise damaged
             return decoded
 
         return Tile(self._decoded.read(str(number), decode), tile.left, tile.top, rgb=False)

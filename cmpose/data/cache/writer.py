@@ -30,7 +30,7 @@ from cmpose.data.cache.store import (
     row_crcs,
     whole_rows,
 )
-from cmpose.data.frames import FrameError
+from cmpose.data.pictures import FrameError
 from cmpose.files import Interrupted, OutputError, write_bytes, writing
 
 _COMMIT_BYTES = 128 << 20

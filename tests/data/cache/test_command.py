@@ -67,8 +67,8 @@ SLOWLY = """
 import sys, time
 from cmpose.cli import main
 from cmpose.data.cache import build as cache_build, writer
-real = cache_build.read_picture
-cache_build.read_picture = lambda path: (time.sleep(0.1), real(path))[1]
+real = cache_build.read_frame
+cache_build.read_frame = lambda *frame: (time.sleep(0.1), real(*frame))[1]
 writer._COMMIT_SECONDS = 0.0
 main(sys.argv[1:])
 """

@@ -29,7 +29,7 @@ from cmpose.data.cache.tiles import shrink_factor
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import load_annotations
-from cmpose.data.frames import FrameError
+from cmpose.data.pictures import FrameError
 from cmpose.files import Interrupted, InUse, OutputError, claim
 from cmpose.ops import warp_clips
 from tests.data import synthetic
@@ -217,8 +217,10 @@ def test_workers_and_pickles_read_the_same(data, tmp_path):
 def test_each_frame_is_decoded_once(data, tmp_path, monkeypatch):
     root, sequences = data
     reads = []
-    real = cache_build.read_picture
-    monkeypatch.setattr(cache_build, "read_picture", lambda p: reads.append(p.name) or real(p))
+    real = cache_build.read_frame
+    monkeypatch.setattr(
+        cache_build, "read_frame", lambda p, *a: reads.append(Path(p).name) or real(p, *a)
+    )
     other = cached(root, sequences, tmp_path)
     assert reads == ["000000.jpg", "000001.jpg", "000002.jpg", "000003.jpg"]
     shutil.move(root / "images", root / "elsewhere")  # and none is read for crops
@@ -263,15 +265,15 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch, frames):
     """Builds stop when they come to read another frame than the first ``frames`` of theirs."""
-    real, reads = cache_build.read_picture, []
+    real, reads = cache_build.read_frame, []
 
-    def read(path):
+    def read(path, *size):
         if len(reads) == frames:
             raise Stopped
-        reads.append(path.name)
-        return real(path)
+        reads.append(Path(path).name)
+        return real(path, *size)
 
-    monkeypatch.setattr(cache_build, "read_picture", read)
+    monkeypatch.setattr(cache_build, "read_frame", read)
     return reads
 
 
@@ -346,16 +348,16 @@ def test_a_run_that_is_asked_to_stop_keeps_what_it_has_and_goes_on(data, tmp_pat
     root, sequences = data
     plain = make(root, sequences)
     whole = build(plain, tmp_path / "whole", progress=False)
-    real, reads = cache_build.read_picture, []
+    real, reads = cache_build.read_frame, []
 
-    def read(path):
-        reads.append(path.name)
+    def read(path, *size):
+        reads.append(Path(path).name)
         if len(reads) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(path)
+        return real(path, *size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_build, "read_picture", read)
+        patch.setattr(cache_build, "read_frame", read)
         message = r"stopped; run the same command again: it goes on from the (\d+) of (\d+) tiles"
         with pytest.raises(Interrupted, match=message) as caught:
             build(plain, tmp_path / "cut", progress=False)
