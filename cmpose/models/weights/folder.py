@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cmpose import config as configuration
@@ -136,13 +137,41 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def fault_of(tensor: Tensor, *, floating: bool) -> str:
+    """What keeps a tensor of a file from being weights, in words for its user; else nothing.
+
+    Args:
+        tensor: of the file.
+        floating: whether the model computes with it; else it counts batches.
+    """
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        layout = str(tensor.layout).removeprefix("torch.")
+        what = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else layout
+        return f"is {what}: weights are dense; convert it (to_dense, dequantize) and save it again"
+    numbers = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if floating and tensor.dtype not in numbers:
+        return f"is {kind}: weights are float16, bfloat16, float32 or float64; save it as one"
+    if not floating or not tensor.numel():
+        return ""
+    # NaN goes through both. A float64 may be too large for the model's float32.
+    ends = torch.stack(torch.aminmax(tensor)).float()
+    if not torch.isfinite(ends).all():
+        wrong = (~torch.isfinite(tensor.float())).sum().item()
+        return (
+            f"holds {wrong} of {tensor.numel()} values that are NaN or infinite: the training it "
+            "is of diverged, or it is damaged; use another"
+        )
+    return ""
+
+
 def load_into(
     model: nn.Module,
     weights: dict[str, Tensor],
     source: object,
     shard: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
-    """Copies weights into a model; every key and shape must fit.
+    """Copies weights into a model; every key and shape must fit, every number be finite.
 
     Args:
         model: takes them.
@@ -152,7 +181,7 @@ def load_into(
             former. None for a model that is not in shards.
 
     Raises:
-        CheckpointError: naming the first tensors that do not fit.
+        CheckpointError: naming the first tensors that do not fit, or the first with such numbers.
     """
     own = model.state_dict()
     wrong = [f"{k}: missing" for k in own if k not in weights]
@@ -167,6 +196,9 @@ def load_into(
         raise CheckpointError(
             f"{source} does not fit this model ({shown}): use the model section it was trained with"
         )
+    for key, value in weights.items():
+        if fault := fault_of(value, floating=own[key].is_floating_point()):
+            raise CheckpointError(f"{source}: {key} {fault}")
     if shard is not None:
         weights = {key: shard(value, own[key]) for key, value in weights.items()}
     model.load_state_dict(weights)

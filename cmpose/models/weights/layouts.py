@@ -118,9 +118,9 @@ LAYOUTS = (
         "MAE or timm ViT",
         "blocks.0.attn.qkv.weight",
         _by_rules(
-            (r"(patch_embed\.proj|blocks|last_norm)\.(.*)", r"backbone.\1.\2"),
-            (r"pos_embed", r"backbone.pos_embed"),
-            (r"norm\.(.*)", r"backbone.last_norm.\1"),
+            (r"(?:backbone\.)?(patch_embed\.proj|blocks|last_norm)\.(.*)", r"backbone.\1.\2"),
+            (r"(?:backbone\.)?pos_embed", r"backbone.pos_embed"),
+            (r"(?:backbone\.)?norm\.(.*)", r"backbone.last_norm.\1"),
         ),
     ),
 )
@@ -135,11 +135,6 @@ class Translation:
     left: dict[str, str] = field(default_factory=dict)
     """The file's key → why it is not used."""
     notes: list[str] = field(default_factory=list)
-
-
-def without_wrappers(keys: Iterable[str]) -> dict[str, str]:
-    """Key → key without the prefixes of DataParallel and ``torch.compile``."""
-    return {key: re.sub(r"^(?:module\.|_orig_mod\.)+", "", key) for key in keys}
 
 
 def nearest(keys: Iterable[str], own: Iterable[str]) -> tuple[Layout, int]:
@@ -213,11 +208,13 @@ def translate(
 
 def _join(translation: Translation, parts: dict[str, dict[int, tuple[str, Tensor]]]) -> None:
     for whole, pieces in parts.items():
-        if len(pieces) == len(QKV):
+        shapes = {tuple(tensor.shape) for _, tensor in pieces.values()}
+        if len(pieces) == len(QKV) and len(shapes) == 1 and shapes != {()}:
             translation.tensors[whole] = torch.cat([pieces[part][1] for part in range(len(QKV))])
             continue
         lacking = ", ".join(name for part, name in enumerate(QKV) if part not in pieces)
-        translation.left |= {key: f"its {lacking} is missing" for key, _ in pieces.values()}
+        why = f"its {lacking} is missing" if lacking else "query, key and value differ in shape"
+        translation.left |= {key: why for key, _ in pieces.values()}
     if parts:
         translation.notes.append("query, key and value joined into qkv")
 
@@ -227,8 +224,12 @@ def _choose_expert(
 ) -> None:
     """ViTPose+: the last channels of fc2 are an expert's; the first expert is COCO's."""
     for target, choices in experts.items():
-        if 0 in choices and target in translation.tensors:
-            translation.tensors[target] = torch.cat([translation.tensors[target], choices[0][1]])
+        shared, own = translation.tensors.get(target), choices.get(0, ("", None))[1]
+        if shared is not None and own is not None:
+            if shared.dim() and shared.shape[1:] == own.shape[1:]:
+                translation.tensors[target] = torch.cat([shared, own])
+            else:
+                translation.left[choices[0][0]] = "of another shape than the shared part"
         translation.left |= {
             key: "an expert of another data set" if 0 in choices else "expert 0 is missing"
             for expert, (key, _) in choices.items()
@@ -272,7 +273,11 @@ def _resize_positions(
 ) -> None:
     """Makes ``pos_embed`` [1, 1 + N, D]: a class token's, which all patches get, then theirs."""
     stored = translation.tensors.get("backbone.pos_embed")
-    if stored is None or stored.dim() != 3:
+    if stored is None:
+        return
+    if stored.dim() != 3 or len(stored) != 1 or not stored.numel():
+        del translation.tensors["backbone.pos_embed"]
+        translation.left["pos_embed"] = f"{list(stored.shape)} is not [1, positions, width]"
         return
     if translation.layout.name in ("mmpose 1.x", "MAE or timm ViT"):
         # These have a position for each extra token (class, distillation) that the file holds.
@@ -295,9 +300,9 @@ def _resize_positions(
     translation.tensors["backbone.pos_embed"] = torch.cat([class_position, patches], dim=1)
     slots = translation.tensors.get("coarse.slot_embed")
     keypoints = translation.tensors.get("coarse.keypoint_tokens")
-    if old != grid and slots is not None and keypoints is not None:
+    if old != grid and slots is not None and slots.dim() == 3 and keypoints is not None:
         count = old[0] * old[1]
-        if slots.shape[1] == count + len(keypoints):
+        if keypoints.dim() == 2 and slots.shape[1] == count + len(keypoints):
             resized = resize_grid(slots[:, :count], old, grid)
             translation.tensors["coarse.slot_embed"] = torch.cat([resized, slots[:, count:]], dim=1)
             translation.notes.append("slot_embed likewise")
@@ -312,7 +317,7 @@ def _resize_patches(translation: Translation, own: dict[str, Tensor]) -> None:
     kernel = translation.tensors.get(name)
     if kernel is None or name not in own or own[name].shape[1:] != (3, PATCH, PATCH):
         return
-    if kernel.dim() != 4 or kernel.shape[1] != 3 or kernel.shape[-1] == PATCH:
+    if kernel.dim() != 4 or kernel.shape[1] != 3 or kernel.shape[-1] == PATCH or 0 in kernel.shape:
         return
     size = (PATCH, PATCH)
     resized = F.interpolate(kernel.float(), size=size, mode="bicubic", align_corners=False)
@@ -333,10 +338,10 @@ def _match_joints(translation: Translation, own: dict[str, Tensor]) -> None:
     weight, bias = (f"head.final_layer.{kind}" for kind in ("weight", "bias"))
     if weight not in own or weight not in translation.tensors or bias not in translation.tensors:
         return
-    rows = translation.tensors[weight]
-    if len(rows) != len(SLOTS17) or len(own[weight]) != len(JOINTS):
+    rows, wanted = translation.tensors[weight], own[weight].shape
+    if rows.shape != (len(SLOTS17), *wanted[1:]) or wanted[0] != len(JOINTS):
         return
-    if rows.shape[1:] != own[weight].shape[1:]:
+    if translation.tensors[bias].shape != (len(SLOTS17),):
         return
     joints, slots = list(SHARED_SLOTS), list(SHARED_SLOTS.values())
     for name in (weight, bias):

@@ -18,10 +18,10 @@ from torch import Tensor
 from cmpose.models.cmpose import CMPose
 from cmpose.models.vit import VIT_SIZES
 from cmpose.models.weights import layouts
-from cmpose.models.weights.folder import WEIGHTS
-from cmpose.models.weights.layouts import Layout, Translation
+from cmpose.models.weights.containers import WeightSet, choose, find_sets
+from cmpose.models.weights.folder import WEIGHTS, fault_of
+from cmpose.models.weights.layouts import PART, Layout, Translation
 
-_WRAPPERS = ("state_dict", "model", "module")
 _TIMM_SMALL = (
     "timm's ViT-S has 6 heads, ViTPose's 12: the file does not tell, and with 6 the blocks "
     "compute something else"
@@ -66,7 +66,7 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
             f"model.pretrained={str(path)!r}: {file.name} holds more than weights, or is "
             f"damaged: it asks for Python objects{what}, which may run any code, so it is not "
             "read. If you trust it, save its tensors: torch.save(torch.load(FILE, "
-            "weights_only=False)['state_dict'], NEW)"
+            "weights_only=False)['state_dict'], NEW), or .state_dict() of a whole model"
         ) from error
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise ValueError(
@@ -74,40 +74,53 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_weights(path: str | Path) -> tuple[Path, dict[str, Tensor]]:
-    """The file that ``path`` means and its tensors, under its own keys.
+def read_weights(path: str | Path, own: dict[str, Tensor]) -> tuple[Path, WeightSet, str]:
+    """The file that ``path`` means, and the weights in it that fit a model best.
 
     Args:
-        path: a ``.safetensors`` or ``.pth`` file, or a folder with one. Tensors may be under
-            ``state_dict``, ``model`` or ``module``; ``module.`` before every key is removed.
+        path: a ``.safetensors`` or ``.pth`` file, or a folder with one.
+        own: the model's state dict.
+
+    Returns:
+        The file; the set of weights, see :func:`cmpose.models.weights.containers.choose`; and a
+        line of text on the choice if there was one, else nothing.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, or needs more than tensors and plain data.
+        ValueError: if the file is damaged, needs more than tensors and plain data, or does not
+            tell which of its weights are meant.
     """
     file = _file_of(path)
     content: Any = _load(path, file)
-    for _ in _WRAPPERS:
-        inner = next((name for name in _WRAPPERS if isinstance(_get(content, name), dict)), None)
-        if inner is None:
-            break
-        content = content[inner]
-    tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
-    if not tensors:
+    sets = find_sets(content)
+    if not sets:
         raise ValueError(
-            f"model.pretrained={str(path)!r}: {file.name} holds no tensors by name, neither at "
-            f"the top nor under {', '.join(_WRAPPERS)}"
+            f"model.pretrained={str(path)!r}: {file.name} holds no tensors by name; it is "
+            f"{_described(content)}"
         )
-    names = layouts.without_wrappers(tensors)
-    return file, {names[key]: tensor for key, tensor in tensors.items()}
+    try:
+        return file, *choose(sets, lambda each: layouts.nearest(each.tensors, own)[1])
+    except ValueError as error:
+        raise ValueError(f"model.pretrained={str(path)!r}: {file.name} {error}") from error
 
 
-def _get(content: Any, name: str) -> Any:
-    return content.get(name) if isinstance(content, dict) else None
+def _described(content: Any) -> str:
+    """What a file holds instead of tensors by name."""
+    if not isinstance(content, dict):
+        return f"of type {type(content).__name__}"
+    keys = [f"{key!r:.40} ({type(value).__name__})" for key, value in content.items()]
+    more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+    return f"a dictionary of {', '.join(keys[:8]) or 'nothing'}{more}"
+
+
+def _check_numbers(weights: WeightSet, layout: Layout, own: dict[str, Tensor]) -> None:
+    """Raises ValueError, naming the first of the known tensors that are no finite numbers."""
+    for key, tensor in weights.tensors.items():
+        name = (layout.rename(key) or "").partition(PART)[0]
+        if name in own or ".mlp.experts.0." in name:
+            floating = name not in own or own[name].is_floating_point()
+            if fault := fault_of(tensor, floating=floating):
+                raise ValueError(f"{weights.keys[key]} {fault}")
 
 
 def load_pretrained(model: CMPose, path: str | Path) -> str:
@@ -126,11 +139,16 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read (see :func:`read_weights`), is of another width or
-            depth, or nothing of it fits.
+            depth, holds what is no finite number where weights should be, or nothing of it fits.
     """
-    file, weights = read_weights(path)
     own = model.state_dict()
+    file, chosen, choice = read_weights(path, own)
+    weights = chosen.tensors
     layout, known = layouts.nearest(weights, own)
+    try:
+        _check_numbers(chosen, layout, own)
+    except ValueError as error:
+        raise ValueError(f"model.pretrained={str(path)!r}: {file.name}: {error}") from error
     translation = layouts.translate(weights, layout, own, model.backbone.grid)
     width, depth = size_of(translation.tensors)
     _check_size(model, path, layout, width, depth)
@@ -146,12 +164,15 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
         raise ValueError(
             f"model.pretrained={str(path)!r}: none of its {len(weights)} tensors fits this model; "
             f"the nearest layout is {layout.name}'s ({known} keys of it), in which there is "
-            f"{layout.example!r}; the file has {', '.join(map(repr, list(weights)[:3]))}. "
+            f"{layout.example!r}; the file has "
+            f"{', '.join(map(repr, list(chosen.keys.values())[:3]))}. "
             "Is it another architecture?"
         )
     if layout.name == "MAE or timm ViT" and width == VIT_SIZES["small"].width:
         translation.notes.append(_TIMM_SMALL)
     model.load_state_dict(taken, strict=False)
+    if choice:
+        translation.notes.insert(0, choice)
     return _report(model, file, translation, taken, own)
 
 
