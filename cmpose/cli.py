@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -79,6 +80,21 @@ def build_parser(recipe: config.Config | None = None, command: str = "") -> Argu
     return parser
 
 
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """What the parser makes of the arguments. It does not say in which recipe it met an error."""
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit:
+        words = [word for argument in arguments for word in argument.split("=", 1)]
+        recipe = dict(pairwise(words)).get("--config", "")
+        if os.path.isfile(recipe):
+            try:
+                config.load(recipe)
+            except ValueError as error:
+                print(f"cmpose {arguments[0]}: {error}", file=sys.stderr)
+        raise
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command.
 
@@ -89,12 +105,14 @@ def main(arguments: list[str] | None = None) -> None:
         os.getcwd()
     except FileNotFoundError:
         sys.exit("cmpose: the folder that this shell is in was deleted; change to another one")
-    args = build_parser().parse_args(arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    args = _parse(build_parser(), arguments)
     command = COMMANDS[args.subcommand]
     try:
         recipe = command.default_recipe(args[command.name])
         if recipe is not None:
-            args = build_parser(recipe, command.name).parse_args(arguments)
+            args = _parse(build_parser(recipe, command.name), arguments)
         command.run(args[command.name])
     except Interrupted as error:
         print(f"cmpose {command.name}: {error}", file=sys.stderr)

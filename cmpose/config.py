@@ -7,6 +7,7 @@ field's default is what this project chose.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -307,6 +308,14 @@ def _plain(section: Namespace) -> dict:
     return fields
 
 
+def _keys(value: object) -> Iterator[object]:
+    """All keys of a mapping and of the mappings in it."""
+    if isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from _keys(inner)
+
+
 def from_dict(values: dict) -> Config:
     """The typed configuration from plain data, checked field by field.
 
@@ -326,6 +335,9 @@ def from_dict(values: dict) -> Config:
                 f"bad configuration: {section}: expected a mapping of its fields, got "
                 f"{fields!r:.60}"
             )
+    others = [key for key in _keys(values) if not isinstance(key, str)]
+    if others:
+        raise ValueError(f"bad configuration: {others[0]!r}: expected the name of a field")
     for name, value in flatten(values).items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"bad configuration: {name}: a whole number too large for 64 bits")
@@ -345,13 +357,14 @@ def load(path: str | Path, **overrides: object) -> Config:
         overrides: fields that differ from it, such as ``{"train.epochs": 3}``.
 
     Raises:
-        ValueError: the file is not YAML, or not a recipe.
+        ValueError: the file is not YAML, or not a recipe; the message names it.
     """
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    # PyYAML passes on what Python says of dates and numbers that there cannot be.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a YAML mapping with {', '.join(SECTIONS)}")
@@ -359,9 +372,13 @@ def load(path: str | Path, **overrides: object) -> Config:
         *sections, name = dotted.split(".")
         section = values
         for each in sections:
-            section = section.setdefault(each, {})
+            inner = section.setdefault(each, {})
+            section = inner if isinstance(inner, dict) else {}  # which from_dict refuses
         section[name] = value
-    return from_dict(values)
+    try:
+        return from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def to_dict(config: Config) -> dict:

@@ -58,6 +58,31 @@ def test_a_recipe_that_is_not_yaml(tmp_path, content):
         config.load(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("odel: {}", "no section 'odel'"),
+        ("model: {1: 2}", "1: expected the name of a field"),
+        ("model: {depth: x}", "model.depth"),
+        ("model: 3", "model: expected a mapping"),
+        ("model: 2001-99-99", "is not YAML: month must be in 1..12"),
+        ("model: {sigma: " + "9" * 5000, "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+    ],
+)
+def test_an_error_in_a_recipe_names_its_file(tmp_path, content, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"r\.yaml.*{message}"):
+        config.load(path, **{"model.sigma": 3.0, "train.epochs": 1})
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xef\xbb\xbfmodel: {depth: 3}\n")
+    assert config.load(path).model.depth == 3
+
+
 def test_differences_names_fields():
     old, new = config.Config(), config.Config()
     new.data.augment.flip, new.train.lr = 0.1, 1.0

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 FACTOR = int(os.environ.get("CMPOSE_FUZZ", 1))
@@ -49,12 +49,19 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 def hunt(record_property) -> Iterator[Callable[..., None]]:
     """``hunt(check, strategy, tries)``: ``check(input)`` of so many inputs, times ``CMPOSE_FUZZ``.
 
+    What fails is made smaller first, unless ``shrink=False``.
+
     A check that takes more than 60 s fails; so does a hunt that takes more than 2 GB of memory.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, _too_long)
 
-    def run(check: Callable[[Any], None], strategy: st.SearchStrategy[Any], tries: int) -> None:
+    def run(
+        check: Callable[[Any], None],
+        strategy: st.SearchStrategy[Any],
+        tries: int,
+        shrink: bool = True,
+    ) -> None:
         tried = 0
 
         def attempt(value: Any) -> None:
@@ -75,6 +82,7 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
             derandomize=FACTOR == 1,
             print_blob=FACTOR > 1,
             report_multiple_bugs=False,
+            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
             suppress_health_check=list(HealthCheck),
         )
         _forget_peak()
