@@ -11,9 +11,11 @@ from msgspec import Struct
 
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
+from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, NOT_A_PERSON, BoxCounts, check_units
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.reader import Number, Whole, read
 from cmpose.data.sequence import AnnotationError, Frame, Person, split_frame_name
+from cmpose.data.transforms import clean_box
 from cmpose.files import write_text
 
 
@@ -23,18 +25,19 @@ class PictureBox(Struct, gc=False):
     bbox: list[Number]
     score: Number = 1.0
     track_id: Whole = -1
-    category_id: Whole | str | None = 1
+    category_id: Whole | str | None = None
     frame: Whole | None = None
     image_name: str | None = None
     image_id: Whole | None = None
 
 
 class Box(NamedTuple):
-    """box float64 [4] x, y, width, height; score; track id, -1 without."""
+    """box float64 [4] x, y, width, height; score; track id, -1 without; its entry in the file."""
 
     box: np.ndarray
     score: float
     track_id: int
+    where: str
 
 
 class OwnBoxes:
@@ -47,22 +50,31 @@ class OwnBoxes:
         AnnotationError: naming the file, the entry and the value.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, report: Report) -> None:
+        self.path, self.report = path, report
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such detection file (--boxes)")
         self._boxes: dict[tuple[str, Any], list[Box]] = {}
         self._folder: Path | None = None
         self._written: list[dict[str, Any]] = []
         self._used: set[tuple[str, Any]] = set()
+        self._sizes: list[tuple[int, int]] = []  # of the pictures of what is written
         entries = read(path, list[PictureBox], AnnotationError)
         if not entries:
             raise AnnotationError(f"{path}: holds no detections (--boxes)")
+        counts = BoxCounts(path)
         for number, entry in enumerate(entries):
             where = f"{path}: [{number}]"
-            box = Box(box_of(entry.bbox, f"{where}.bbox"), entry.score, entry.track_id)
-            if entry.category_id == 1:
+            box = Box(box_of(entry.bbox, f"{where}.bbox"), entry.score, entry.track_id, where)
+            if counts.is_person(entry.category_id, f"[{number}]"):
                 self._boxes.setdefault(_key(entry, where), []).append(box)
+            else:
+                report.leave_out(f"box of --boxes: {NOT_A_PERSON}", where)
+        people = [box for boxes in self._boxes.values() for box in boxes]
+        counts.check_somebody(len(people), len(entries))
+        check_units(path, np.stack([box.box for box in people]))
+        for _ in range(counts.kept[FROM_ZERO]):
+            report.warn(f"box of --boxes: {FROM_ZERO}", str(path))
 
     def of(self, draft: Draft, frame: Frame, file: Path) -> list[Box]:
         """The boxes of a picture; :meth:`write` will write them."""
@@ -84,7 +96,17 @@ class OwnBoxes:
                         f"{file.parent}; with several videos give image_name"
                     )
                 self._folder = file.parent
+            assert frame.width is not None
+            assert frame.height is not None
+            size = frame.width, frame.height
+            boxes = []
+            for box in self._boxes[key]:
+                if clean_box(box.box, *size) is not None:
+                    boxes.append(box)
+                elif key not in self._used:
+                    self.report.leave_out(f"box of --boxes: {EMPTY}", box.where)
             self._used.add(key)
+            self._sizes += [size] * len(boxes)
             self._written += [
                 {
                     "image_id": frame.image_id,
@@ -92,9 +114,9 @@ class OwnBoxes:
                     "bbox": box.box.tolist(),
                     "score": box.score,
                 }
-                for box in self._boxes[key]
+                for box in boxes
             ]
-            return self._boxes[key]
+            return boxes
         return []
 
     @staticmethod
@@ -116,22 +138,30 @@ class OwnBoxes:
             return ranked[0].box
         return None
 
-    def write(self, path: Path, report: Report) -> None:
-        """Writes the boxes of the data set's pictures as a detection file.
+    def check(self) -> None:
+        """Counts the boxes of other pictures, when all pictures have been asked for.
 
         Raises:
-            AnnotationError: no entry is of a converted picture.
+            AnnotationError: no entry is of a converted picture, or boxes are two corners.
         """
-        if not self._written:
+        if not self._used:
             raise AnnotationError(
                 f"{self.path}: none of its entries is of a converted picture; they are found by "
                 "frame (the number in the picture's name), image_name or image_id"
             )
-        for key in self._boxes:
+        if self._written:
+            boxes = np.array([entry["bbox"] for entry in self._written])
+            check_units(self.path, boxes, np.array(self._sizes))
+        for key, boxes_of_key in self._boxes.items():
             if key not in self._used:
-                report.leave_out(
-                    "boxes of a picture that the source does not list", f"{key[0]} {key[1]}"
-                )
+                for box in boxes_of_key:
+                    self.report.leave_out(
+                        "boxes of a picture that the source does not list",
+                        f"{box.where} ({key[0]} {key[1]})",
+                    )
+
+    def write(self, path: Path) -> None:
+        """Writes the boxes of the data set's pictures as a detection file."""
         write_text(path, json.dumps(self._written))
 
 

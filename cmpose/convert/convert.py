@@ -23,6 +23,7 @@ from cmpose.convert.pictures import SourcePictures, place_pictures
 from cmpose.convert.report import Report
 from cmpose.convert.sources import (
     Draft,
+    check_pixels,
     read_coco_drafts,
     to_posetrack,
 )
@@ -84,8 +85,9 @@ def convert(
     report = Report(options.on_error)
     format = _format(source, options.format)
     drafts, skeleton = _read(source, format, options, report)
+    check_pixels(drafts, source)
     keep_ids = format != "csv"
-    boxes = OwnBoxes(Path(options.boxes)) if options.boxes else None
+    boxes = OwnBoxes(Path(options.boxes), report) if options.boxes else None
     people = People(report, skeleton, boxes)
     pictures = SourcePictures(images, report, numbered=not keep_ids)
     describer = Describer(options.split, skeleton, people, report, keep_ids=keep_ids)
@@ -96,8 +98,10 @@ def convert(
         sequence = describer.sequence(group, position)
         if sequence is not None:
             sequences.append((sequence, group.pictures))
-    if not sequences:
-        raise AnnotationError(f"{source}: nothing to convert: {report.text()}")
+    if boxes is not None:
+        boxes.check()
+    if not any(frame.people for sequence, _ in sequences for frame in sequence.frames):
+        raise AnnotationError(f"{source}: nobody to convert; {report.reasons()}")
     # The lock of a split: another one's files have other names.
     with claim_file(out / f"{options.split}_report.json", "convert", "--split or folder"):
         _check_free(annotations, options)
@@ -110,7 +114,7 @@ def convert(
                 overwrite=options.overwrite,
             )
         if boxes is not None:
-            boxes.write(_box_file(out, options.split), report)
+            boxes.write(_box_file(out, options.split))
         described = [sequence for sequence, _ in sequences]
         _write_report(out, source, format, described, options, report)
         _write_annotations(annotations, described)
@@ -212,6 +216,7 @@ def _annolist_drafts(source: Path, options: ConvertOptions, report: Report) -> l
                 people=frame.people,
                 regions=frame.ignore_regions,
                 labeled=frame.labeled,
+                boxes_are_made=True,
             )
             for frame in sequence.frames
         ]

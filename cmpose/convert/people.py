@@ -14,6 +14,9 @@ from cmpose.convert.sources import NO_BOX, Draft
 from cmpose.data.sequence import AnnotationError, Frame, Person, box_of_keypoints
 from cmpose.data.skeleton import Skeleton
 
+_LEAST = 2.0
+"""A label's box of so many pixels, or fewer, in width or height is no person's."""
+
 
 class People:
     """Checks the people of drafts and puts those that can be used into frames."""
@@ -53,7 +56,7 @@ class People:
                     f"{where}: track id {person.track_id} occurs twice; a person has one pose",
                 )
                 continue
-            checked = self._check_person(person, frame, boxes, where)
+            checked = self._check_person(person, frame, boxes, where, draft.boxes_are_made)
             if checked is not None:
                 frame.people.append(checked)
         frame.ignore_regions = draft.regions
@@ -62,7 +65,7 @@ class People:
             frame.labeled = draft.labeled
 
     def _check_person(
-        self, person: Person, frame: Frame, boxes: list[Box], where: str
+        self, person: Person, frame: Frame, boxes: list[Box], where: str, box_is_made: bool
     ) -> Person | None:
         assert frame.width is not None
         assert frame.height is not None
@@ -77,18 +80,7 @@ class People:
                 f"{where}: {self.skeleton.keypoints[j]} at ({x:g}, {y:g}), the picture is "
                 f"{frame.width}×{frame.height}",
             )
-        box: np.ndarray | None = person.box
-        if person.box is NO_BOX:
-            box = OwnBoxes.choose(boxes, person)
-            if box is None and boxes:
-                self.report.warn("no box of --boxes fits: made from the keypoints", where)
-        elif min(person.box[2:]) <= 0:
-            self.report.warn(
-                "box of size zero: made from the keypoints", f"{where}: {person.box.tolist()}"
-            )
-            box = None
-        if box is None:
-            box = box_of_keypoints(pose, enlarge=1.3, margin=0.0) if seen.any() else None
+        box = self._box(person, boxes, where, box_is_made)
         if box is None or box[2] <= 0 or box[3] <= 0:
             self.report.leave_out("person without a box, or keypoints to make one from", where)
             return None
@@ -102,6 +94,27 @@ class People:
             )
             return None
         return replace(person, box=box)
+
+    def _box(
+        self, person: Person, boxes: list[Box], where: str, is_made: bool
+    ) -> np.ndarray | None:
+        """A person's box: the label's, else one of ``--boxes``, else that of the keypoints.
+
+        Labelling tools write a box of zeros where nobody drew one, or the extent of the keypoints,
+        which is a point or a line where there are few of them: that says nothing of the person.
+        """
+        given = not is_made and person.box is not NO_BOX
+        if given and min(person.box[2:]) > _LEAST:
+            return person.box
+        box = OwnBoxes.choose(boxes, person)
+        if box is None and boxes:
+            self.report.warn("no box of --boxes fits: made from the keypoints", where)
+        if given:
+            instead = "made from the keypoints" if box is None else "one of --boxes is taken"
+            self.report.warn(f"box of size zero: {instead}", f"{where}: {person.box.tolist()}")
+        if box is not None or not person.num_visible:
+            return box
+        return person.box if is_made else box_of_keypoints(person.keypoints, 1.3, 0.0)
 
     def check_tracks(self, name: str, drafts: list[Draft]) -> None:
         """Warns of tracks that end and come back in a video, whose drafts are in order."""

@@ -57,6 +57,14 @@ class Report:
             "left_out": counted(self.left_out),
         }
 
+    def reasons(self) -> str:
+        """What was left out, in one line with the first case of each kind."""
+        kinds = sorted(self.left_out.items())
+        return "left out: " + (
+            "; ".join(f"{len(cases)} × {kind}, e.g. {cases[0]}" for kind, cases in kinds)
+            or "nothing: it lists no people"
+        )
+
     def text(self) -> str:
         """The same as text for people to read."""
         lines = [

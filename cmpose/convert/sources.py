@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import UNSET, Struct
 
 from cmpose.convert.report import Report
+from cmpose.data.formats.boxes import IN_SHARES
 from cmpose.data.formats.coco import box_of, check_image_size, file_name_of, numbers
 from cmpose.data.formats.documents import Annotation, Category, PoseDocument, Target, VideoImage
 from cmpose.data.formats.messages import short
@@ -42,6 +43,7 @@ class Draft:
         people: keypoints [K, 3]; a box of zeros where there is none.
         regions: polygons to ignore.
         labeled: whether people were annotated, where the source says.
+        boxes_are_made: the people's boxes are those of their keypoints, for the source has none.
     """
 
     file_name: str
@@ -54,6 +56,18 @@ class Draft:
     people: list[Person] = field(default_factory=list)
     regions: list[np.ndarray] = field(default_factory=list)
     labeled: bool | None = None
+    boxes_are_made: bool = False
+
+
+def check_pixels(drafts: Items[Draft], source: Path) -> None:
+    """Raises AnnotationError if the keypoints are certainly not in pixels: all within 0 and 1."""
+    people = [person for draft in drafts for person in draft.people]
+    seen = [p.keypoints[p.keypoints[:, 2] > 0, :2] for p in people]
+    points = np.concatenate([np.zeros((0, 2)), *seen])
+    if len(points) > 1 and (np.abs(points) <= 1.5).all() and points.any():
+        raise AnnotationError(
+            f"{source}: keypoints are shares of the picture, e.g. {points[0].tolist()}, {IN_SHARES}"
+        )
 
 
 # COCO -------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from cmpose.config import Config, DataConfig
 from cmpose.data.cache.reader import open_cache
 from cmpose.data.formats.detections import Detections, load_detections
+from cmpose.data.formats.messages import counted
 from cmpose.data.formats.posetrack import listed, load_annotations, validate
 from cmpose.data.pictures import FrameError
 from cmpose.data.pixels import ClipPixels
@@ -115,7 +116,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         if not self.records:
             raise ValueError(
                 f"no clip to {'train on' if train else 'evaluate'} in {len(sequences)} sequences; "
-                f"left out: {_listing(self._skipped)}"
+                f"left out: {counted(self._skipped)}"
             )
         self.cache = (
             open_cache(self.records, self.root, image_size, num_frames, data, train=train)
@@ -169,9 +170,9 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         if self.data.cache:
             text += f"; pixels: {'frames' if self.cache is None else self.cache.folder}"
         if self.skipped:
-            text += f"; left out: {_listing(self.skipped)}"
+            text += f"; left out: {counted(self.skipped)}"
         if self.notes:
-            text += f"; kept: {_listing(self.notes)}"
+            text += f"; kept: {counted(self.notes)}"
         return text
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -249,12 +250,6 @@ def _check_arguments(
         raise ValueError(f"seed: expected ≥ 0, got {seed}")
     if data.warp not in ("auto", "host", "device"):
         raise ValueError(f"data.warp: expected auto, host or device, got {data.warp!r}")
-
-
-def _listing(counts: Counter[str]) -> str:
-    if not counts:
-        return "nothing"
-    return ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
 
 
 def worker_init(worker_id: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmpose.config import DataConfig
+from cmpose.data.formats.boxes import EMPTY
 from cmpose.data.formats.detections import Detections
 from cmpose.data.frames import ClipFiles
 from cmpose.data.pictures import FrameError
@@ -107,7 +108,7 @@ class _Chooser:
         self.boxes, self.files, self.image_size, self.data = boxes, files, image_size, data
         self.box_source = GROUND_TRUTH if boxes is None else boxes.name
         self.skipped: Counter[str] = Counter() if boxes is None else Counter(boxes.dropped)
-        self.notes: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter() if boxes is None else Counter(boxes.kept)
 
     def records(self, sequence: Sequence) -> Iterator[ClipRecord]:
         """The records of one sequence; what is left out or noted is counted."""
@@ -127,7 +128,7 @@ class _Chooser:
             for person, box, score in people:
                 cleaned = clean_box(box, *size)
                 if cleaned is None:
-                    self.skipped["box empty or outside the image"] += 1
+                    self.skipped[EMPTY] += 1
                     continue
                 if person is not None and not self._holds_a_joint(cleaned, person):
                     self.skipped["box holds none of the person's joints"] += 1

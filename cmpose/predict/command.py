@@ -81,15 +81,17 @@ def _add_arguments(subparser: ArgumentParser) -> None:
 
 def _run_predict(args: Namespace) -> None:
     from cmpose.predict.predict import predict_video
+    from cmpose.predict.results import check_somebody
 
     options = args.as_dict()
-    predict_video(
+    metrics = predict_video(
         options.pop("video"),
         options.pop("checkpoint"),
         options.pop("out"),
         detections=options.pop("detections") or None,
         **{name: value for name, value in options.items() if name != "config"},
     )
+    check_somebody(metrics, args.out)
 
 
 PREDICT = Command(

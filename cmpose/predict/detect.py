@@ -14,8 +14,10 @@ import cv2
 import numpy as np
 from msgspec import Struct
 
+from cmpose.data.formats.boxes import EMPTY, BoxCounts, check_units, low_score
 from cmpose.data.formats.reader import Count, Number, Whole, read_items
 from cmpose.data.sequence import AnnotationError
+from cmpose.data.transforms import clean_box
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,9 +148,13 @@ class VideoDetections(Mapping[int, list[Detection]]):
         scores: float64 [D].
         track_ids: int64 [D], -1 if the file has none.
         tracked: whether the file has track ids.
+        counts: which of the file's entries are not among them, and why.
     """
 
-    def __init__(self, frames: Any, boxes: Any, scores: Any, track_ids: Any) -> None:
+    def __init__(
+        self, frames: Any, boxes: Any, scores: Any, track_ids: Any, counts: BoxCounts
+    ) -> None:
+        self.counts = counts
         frames, scores = np.array(frames, np.int64), np.array(scores, np.float64)
         order = np.lexsort((-scores, frames))
         self.frames: np.ndarray = frames[order]
@@ -185,7 +191,7 @@ class VideoBox(Struct, gc=False):
     image_id: Count | None = None
     score: Number = 1.0
     track_id: Whole = -1
-    category_id: Whole | str | None = 1
+    category_id: Whole | str | None = None
 
 
 _ENTRY = (
@@ -215,20 +221,21 @@ def load_video_detections(
     The file is a list of ``{"frame": 0, "bbox": [x, y, w, h], "score": 0.9, "track_id": 3}``, in
     any order. Frames count from 0, boxes are in pixels, a missing ``score`` is 1. ``track_id`` is
     optional: all entries have one, or none. A list of COCO results works too: ``image_id`` is the
-    frame then, and entries with a ``category_id`` other than 1 (person) are ignored.
+    frame then, and ``BoxCounts.is_person`` says what a ``category_id`` means.
 
     Args:
         path: the file.
         num_frames: of the video; if given, no entry may be of a later frame.
         size: (width, height) of the video; if given, most boxes must have their centre in it.
-        min_score: boxes with a lower score are ignored.
+        min_score: boxes with a lower score are left out.
 
     Returns:
         Frame → its detections, best first. Frames without any are absent.
 
     Raises:
         FileNotFoundError: no such file.
-        AnnotationError: not JSON, no list, or a broken entry; the message names it.
+        AnnotationError: not JSON, no list, or a broken entry; the message names it. Or all entries
+            are left out, or boxes are not in pixels.
         ValueError: there are no entries; a track id is twice in a frame; only some entries have
             one; entries are of frames that the video does not have; more than a tenth of the
             boxes have their centre outside of it.
@@ -237,27 +244,35 @@ def load_video_detections(
     if not path.is_file():
         raise FileNotFoundError(f"detections: {path} does not exist")
     frames, track_ids, numbers = array("q"), array("q"), array("d")
-    used = with_track = 0
+    counts = BoxCounts(path, "--min_score")
+    people = with_track = 0
     count = -1
     for count, entry in enumerate(read_items(path, VideoBox, AnnotationError, _ENTRY)):
-        if entry.category_id != 1:
+        if not counts.is_person(entry.category_id, f"[{count}]"):
             continue
         frame = _checked_frame(entry, f"{path}: [{count}]")
-        used += 1
+        people += 1
         with_track += entry.track_id >= 0
-        if entry.score >= min_score:
-            frames.append(frame)
-            track_ids.append(entry.track_id)
-            numbers.extend((*entry.bbox, entry.score))
+        if entry.score < min_score:
+            counts.left_out[low_score(min_score)] += 1
+            continue
+        frames.append(frame)
+        track_ids.append(entry.track_id)
+        numbers.extend((*entry.bbox, entry.score))
+        # It stays among the boxes, so that its track goes on; a picture of it there is none.
+        if size is not None and clean_box(np.array(entry.bbox), *size) is None:
+            counts.left_out[EMPTY] += 1
     if count < 0:
         raise ValueError(f"{path} has no detections; leave the file out to detect people")
-    if with_track not in (0, used):
+    if with_track not in (0, people):
         raise ValueError(
-            f"{path}: {with_track} of {used} detections have a track_id; give all of them one, "
+            f"{path}: {with_track} of {people} detections have a track_id; give all of them one, "
             "or none to have them linked by overlap"
         )
     table = np.array(numbers).reshape(-1, 5)
-    detections = VideoDetections(frames, table[:, :4], table[:, 4], track_ids)
+    check_units(path, table[:, :4], None if size is None else np.array(size))
+    counts.check_somebody(len(table) - counts.left_out[EMPTY], count + 1)
+    detections = VideoDetections(frames, table[:, :4], table[:, 4], track_ids, counts)
     _check_track_ids(detections, path)
     if num_frames is not None:
         _check_frames(detections, path, num_frames)

@@ -57,8 +57,8 @@ def predict_video(
         options: the fields of ``Options``.
 
     Returns:
-        What ``metrics.json`` holds: frames, people, tracks, box_source, seconds, rates, and the
-        seconds that each part took.
+        What ``metrics.json`` holds: frames, people, tracks, box_source, boxes left out, seconds,
+        rates, and the seconds that each part took.
 
     Raises:
         VideoError: a video that cannot be read or written.
@@ -160,14 +160,11 @@ def _predict(
     with clock("write results"):
         skeleton = predictor.model.skeleton
         write_results(out, video, journal, options.outputs, predictor.config, skeleton)
-    metrics = metrics_of(info, options, journal.done, start, writer.tally, clock)
+    metrics = metrics_of(info, options, journal.done, start, writer.tally, detections, clock)
     write_last_metrics(out, metrics)
     journal.finish(metrics)
     if progress:
-        lost = 0
-        if detections is not None and journal.done != options.max_frames:
-            lost = int((detections.frames >= journal.done).sum())
-        print(summary(metrics, out, lost, writer.explainer.wanted))
+        print(summary(metrics, out, writer.explainer.wanted))
     return metrics
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpose.config import Config
+from cmpose.data.formats.messages import counted
 from cmpose.data.formats.posetrack18 import write_posetrack18_frames
 from cmpose.data.sequence import Frame
 from cmpose.data.skeleton import Skeleton
@@ -17,6 +18,7 @@ from cmpose.data.video import Video, VideoInfo
 from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
 from cmpose.files import InUse, claim_file, write_metrics, writing
 from cmpose.predict.clock import Clock
+from cmpose.predict.detect import VideoDetections
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.journal import Journal
 from cmpose.predict.options import Options
@@ -37,6 +39,9 @@ class Tally:
             frames_unreadable=0, frames_without_people=0, people=0, tracks=0, boxes_interpolated=0
         )
         self.pictures: list[str] = []
+        # All track ids below the number have been met, and those of the set: ids that are given
+        # one after the other take no memory.
+        self._below, self._above = 0, set[int]()
 
     def add(self, frame: PredictedFrame) -> None:
         """Counts a frame."""
@@ -45,7 +50,11 @@ class Tally:
         counts["frames_without_people"] += not people
         counts["boxes_interpolated"] += sum(person.interpolated for person in people)
         counts["frames_unreadable"] += not frame.readable
-        counts["tracks"] = max([counts["tracks"], *(p.track_id + 1 for p in people)])
+        self._above.update(p.track_id for p in people if p.track_id >= self._below)
+        while self._below in self._above:
+            self._above.remove(self._below)
+            self._below += 1
+        counts["tracks"] = self._below + len(self._above)
         self.pictures += frame.explained
 
 
@@ -84,7 +93,13 @@ def write_results(
 
 
 def metrics_of(
-    video: VideoInfo, options: Options, frames: int, start: int, tally: Tally, clock: Clock
+    video: VideoInfo,
+    options: Options,
+    frames: int,
+    start: int,
+    tally: Tally,
+    boxes: VideoDetections | None,
+    clock: Clock,
 ) -> dict[str, Any]:
     """What ``metrics.json`` holds.
 
@@ -94,6 +109,7 @@ def metrics_of(
         frames: of the video that were predicted, by this run or an interrupted one.
         start: those by an interrupted one.
         tally: of all frames.
+        boxes: of the detection file.
         clock: of this run.
     """
     expected = min(video.frames, options.max_frames or video.frames)
@@ -105,12 +121,38 @@ def metrics_of(
         "frames": frames,
         "frames_missing": max(0, expected - frames),
         **tally.counts,
+        **({} if boxes is None else _uses_of(boxes, frames)),
         "resumed_at_frame": start,
         "seconds": seconds,
         "frames_per_second": (frames - start) / seconds,
         "seconds_by_part": dict(parts) | {"rest": seconds - sum(parts.values())},
         "explained": tally.pictures,
     }
+
+
+def _uses_of(boxes: VideoDetections, frames: int) -> dict[str, dict[str, int]]:
+    """How many entries of a detection file are not used, by reason, and what is said of others."""
+    behind = Counter({"frame behind the last one predicted": int((boxes.frames >= frames).sum())})
+    return {
+        "boxes_left_out": dict(+(boxes.counts.left_out + behind)),
+        "boxes_kept": dict(+boxes.counts.kept),
+    }
+
+
+def check_somebody(m: dict[str, Any], out: str) -> None:
+    """Raises ValueError for metrics that count no people: why, and what to do."""
+    if m["people"]:
+        return
+    if m["box_source"] == HOG:
+        raise ValueError(
+            f"{m['video']}: nobody was found: give --detections FILE, or lower --min_score; what "
+            f"there is without people is written to {out}"
+        )
+    raise ValueError(
+        f"{m['box_source']}: nobody is in the {m['frames']} frames that were predicted; left out: "
+        f"{counted(m.get('boxes_left_out', {}))}; give boxes of these frames; what there is "
+        f"without people is written to {out}"
+    )
 
 
 def write_last_metrics(out: Path, metrics: dict[str, Any]) -> None:
@@ -125,13 +167,12 @@ def write_last_metrics(out: Path, metrics: dict[str, Any]) -> None:
         time.sleep(0.01)
 
 
-def summary(m: dict[str, Any], out: Path, lost: int, unexplained: list[int]) -> str:
+def summary(m: dict[str, Any], out: Path, unexplained: list[int]) -> str:
     """A few sentences for people: what was predicted, and where it lies.
 
     Args:
         m: the metrics.
         out: the output folder.
-        lost: how many detections are of frames behind the last one that could be decoded.
         unexplained: frames that were to be explained, but have nobody in them.
     """
     lines = [
@@ -139,15 +180,15 @@ def summary(m: dict[str, Any], out: Path, lost: int, unexplained: list[int]) -> 
         f"{m['frames_without_people']} of them without people; boxes: {m['box_source']}; "
         f"{m['frames_per_second']:.1f} frames/s; written to {out}"
     ]
-    if not m["people"]:
-        lines.append("nobody was found: give --detections FILE, or lower --min_score")
+    for key in ("boxes_left_out", "boxes_kept"):
+        if m.get(key):
+            what = key.removeprefix("boxes_").replace("_", " ")
+            lines.append(f"note: {m['box_source']}: {what}: {counted(m[key])}")
     if m["frames_missing"]:
         lines.append(
             f"note: {m['video']} names {m['frames'] + m['frames_missing']} frames in its "
             f"header, {m['frames']} could be decoded: it is cut off or damaged behind them"
         )
-    if lost:
-        lines.append(f"note: {lost} detections are of frames behind the last one decoded")
     if m["frames_unreadable"]:
         lines.append(f"note: {m['frames_unreadable']} pictures were unreadable, and skipped")
     if unexplained:

@@ -201,9 +201,67 @@ def test_csv_by_frame_number_with_boxes_from_detections(tmp_path):
         (one.image_id, 0.5),
         (one.image_id, 0.9),
     ]
-    assert report.left_out["boxes of a picture that the source does not list"] == ["frame 3"]
+    left = report.left_out["boxes of a picture that the source does not list"]
+    assert left == [f"{detections}: [2] (frame 3)"]
     data = DataConfig(boxes="annotations/train_boxes.json")
     assert len(ClipDataset([sequence], tmp_path / "out", (64, 48), 3, data, train=False)) == 2
+
+
+@pytest.mark.parametrize("bbox", [[10, 11, 0, 0], [10, 11, 2, 0], [9, 10, 2, 2], None])
+@pytest.mark.parametrize("keypoints", [3, 1])
+def test_a_box_that_is_none_does_not_hide_the_one_of_boxes(tmp_path, bbox, keypoints):
+    """Labelling tools write zeros, or the extent of one keypoint, where nobody drew a box."""
+    pictures(tmp_path / "pics", ["v/0.jpg"])
+    document = coco(["v/0.jpg"])
+    [annotation] = document["annotations"]
+    annotation["bbox"] = bbox
+    annotation["keypoints"][3 * keypoints :] = [0] * 3 * (3 - keypoints)
+    boxes = [{"image_id": 50, "bbox": [5, 5, 20, 30], "score": 0.9}]
+    detections = synthetic.write_json(tmp_path / "boxes.json", boxes)
+    report, [sequence] = run(tmp_path, document, boxes=str(detections))
+    assert sequence.frames[0].people[0].box.tolist() == [5, 5, 20, 30]
+    taken = report.warnings.get("box of size zero: one of --boxes is taken", [])
+    assert len(taken) == (bbox is not None)
+
+
+def test_an_annolists_boxes_are_those_of_boxes(tmp_path):
+    """The format has no person boxes; the reader makes them from the joints."""
+    pictures(tmp_path / "pics", ["v/1.jpg"])
+    points = [{"id": [j], "x": [20 + j], "y": [20 + 2 * j]} for j in range(3)]
+    entry = {"image": [{"name": "v/1.jpg"}], "annorect": [{"annopoints": [{"point": points}]}]}
+    source = synthetic.write_json(tmp_path / "s.json", {"annolist": [entry]})
+    found = []
+    for split, boxes in (("with", [5, 5, 30, 35]), ("without", [0, 0, 9, 9])):
+        detections = synthetic.write_json(tmp_path / "boxes.json", [{"frame": 1, "bbox": boxes}])
+        options = ConvertOptions(split=split, boxes=str(detections))
+        convert(source, tmp_path / "out", tmp_path / "pics", options)
+        [sequence] = load_annotations(tmp_path / "out/annotations" / split)
+        found.append(sequence.frames[0].people[0].box.tolist())
+    assert found == [[5, 5, 30, 35], pytest.approx([19.7, 19.5, 3.6, 6.0])]
+
+
+def test_nobody_to_convert_is_an_error_with_the_reasons(tmp_path):
+    pictures(tmp_path / "pics", ["v/0.jpg"])
+    document = coco(["v/0.jpg"])
+    document["annotations"][0] |= {"bbox": [10, 11, 0, 0], "keypoints": [10, 11, 2, *[0] * 6]}
+    message = (
+        r"own\.json: nobody to convert; left out: 1 × person without a box, .*, e\.g\. .*\[0\]"
+    )
+    with pytest.raises(AnnotationError, match=message):
+        run(tmp_path, document)
+    document["annotations"].clear()
+    with pytest.raises(AnnotationError, match="nobody to convert; left out: nothing: it lists no"):
+        run(tmp_path, document)
+    assert not (tmp_path / "out").exists()
+
+
+def test_keypoints_in_shares_of_the_picture_are_refused(tmp_path):
+    pictures(tmp_path / "pics", ["v/0.jpg"])
+    document = coco(["v/0.jpg"])
+    document["annotations"][0]["keypoints"] = [0.5, 0.25, 2, 0.125, 1, 2, 0, 0, 0]
+    message = r"own\.json: keypoints are shares of the picture, e\.g\. \[0\.5, 0\.25\], and pixels"
+    with pytest.raises(AnnotationError, match=message):
+        run(tmp_path, document)
 
 
 def test_csv_by_file_and_a_skeleton_of_ones_own(tmp_path):

@@ -206,7 +206,9 @@ READERS = {
     "conversion from COCO": Reader(
         "c.json", coco(), lambda f: read_coco_drafts(f / "c.json", Report("raise"))
     ),
-    "conversion's boxes": Reader("b.json", boxes(frame=3), lambda f: OwnBoxes(f / "b.json")),
+    "conversion's boxes": Reader(
+        "b.json", boxes(frame=3), lambda f: OwnBoxes(f / "b.json", Report())
+    ),
     "skeleton": Reader("s.json", SKELETON, lambda f: read_skeleton(f / "s.json")),
     "record": Reader("r.json", record(1), lambda f: read_record(f / "r.json"), RecordError),
     "metrics": Reader("m.json", metrics(), lambda f: read_metrics(f / "m.json"), ReportError),

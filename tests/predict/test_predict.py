@@ -8,13 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
+from cmpose import cli
 from cmpose.config import Config
 from cmpose.data.pictures import read_picture
 from cmpose.data.video import VideoError
 from cmpose.evaluation.posetrack_ap import score_folders
 from cmpose.models.weights import checkpoint
+from cmpose.predict.frame import PredictedFrame, PredictedPerson
 from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import windows
+from cmpose.predict.results import Tally
 from tests.models.builders import build
 from tests.shared_data import shared_data
 
@@ -134,7 +137,7 @@ def test_poses_do_not_depend_on_who_else_is_there(weights, clip, tmp_path):
     np.testing.assert_allclose(*keypoints, atol=1e-3)
 
 
-def test_nobody_in_the_video(weights, tmp_path, capsys):
+def test_nobody_in_the_video(weights, tmp_path):
     video = tmp_path / "grey.mp4"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 144))
     for _ in range(3):
@@ -143,10 +146,46 @@ def test_nobody_in_the_video(weights, tmp_path, capsys):
     metrics = predict_video(video, weights, tmp_path / "out", explain=True)
     assert metrics["people"] == 0
     assert metrics["box_source"] == "OpenCV HOG people detector"
-    assert "nobody was found: give --detections FILE" in capsys.readouterr().out
     poses = json.loads((tmp_path / "out" / "poses" / "grey.json").read_text())
     assert len(poses["images"]) == 3
     assert poses["annotations"] == []
+    command = ["predict", str(video), "--checkpoint", str(weights), "--out", str(tmp_path / "out")]
+    for _ in range(2):  # also of a prediction that is done already
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, "--explain"])
+        assert "grey.mp4: nobody was found: give --detections FILE, or lower" in str(ended.value)
+
+
+def test_nobody_is_left_of_the_boxes_that_were_given(weights, clip, tmp_path):
+    """Exit status 1 and the reasons, where the note said to give the file that was given."""
+    video, detections, frames, _ = clip
+    entries = json.loads(detections.read_text())
+    last = [entry for entry in entries if entry["frame"] == frames - 1]
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps([*last, {**last[0], "category_id": 7}]))
+    command = ["predict", video, "--checkpoint", weights, "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*map(str, command), "--detections", str(boxes), "--max_frames=2"])
+    assert (
+        "boxes.json: nobody is in the 2 frames that were predicted; left out: "
+        f"{len(last)} × frame behind the last one predicted, 1 × not a person (category_id)"
+    ) in str(ended.value)
+    assert (tmp_path / "out" / "poses" / f"{video.stem}.json").exists()
+
+
+def test_tracks_are_the_number_of_ids(weights, clip, tmp_path, capsys):
+    video, detections, *_ = clip
+    entries = json.loads(detections.read_text())[:1]
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps([{**e, "track_id": 1234567} for e in entries]))
+    metrics = predict_video(video, weights, tmp_path / "out", detections=boxes)
+    assert (metrics["people"], metrics["tracks"]) == (1, 1)
+    assert "1 poses of 1 tracks" in capsys.readouterr().out
+    tally = Tally()
+    for number, ids in enumerate([[0, 9], [1, 9], [], [5, 2], [0]]):
+        someone = PredictedPerson(0, 1.0, np.zeros(4), np.zeros((15, 2)), np.zeros(15), False)
+        tally.add(PredictedFrame(number, None, [someone._replace(track_id=i) for i in ids], True))
+    assert tally.counts["tracks"] == 5
 
 
 def test_a_video_that_cannot_be_read(weights, tmp_path):

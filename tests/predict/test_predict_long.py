@@ -446,7 +446,7 @@ def test_a_video_that_is_cut_off_is_done_as_far_as_it_goes(weights, clip, tmp_pa
     assert metrics["frames"] + metrics["frames_missing"] == LENGTH
     out = capsys.readouterr().out
     assert f"{LENGTH} frames in its header, {metrics['frames']} could be decoded" in out
-    assert "detections are of frames behind the last one decoded" in out
+    assert "× frame behind the last one predicted" in out
 
 
 @pytest.mark.parametrize(

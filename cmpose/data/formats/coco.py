@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec import UNSET
 
+from cmpose.data.formats.boxes import NOT_A_PERSON
 from cmpose.data.formats.documents import (
     IMAGE_FIELDS,
     Annotation,
@@ -113,8 +114,8 @@ def _add_person(
             f"{source}: {at}.image_id: {short(target.image_id)} is not among the file's images"
         )
     sequence, frame, says_labeled = frames[target.image_id]
-    if target.category_id != 1:
-        sequence.skipped["not a person (category_id)"] += 1
+    if target.category_id not in layout.people:
+        sequence.skipped[NOT_A_PERSON] += 1
         return
     if target.iscrowd:
         sequence.skipped["crowd region (iscrowd)"] += 1
@@ -181,7 +182,7 @@ def _set_nframes(sequence: Sequence, image: Image, where: str) -> None:
 
 
 def _person(annotation: Annotation, layout: _Layout, where: str) -> Person:
-    skeleton, slots, num_slots = layout
+    skeleton, slots, num_slots, _ = layout
     keypoints = np.zeros((len(skeleton), 3))
     if annotation.keypoints:
         values = numbers(annotation.keypoints, 3 * num_slots, f"{where}.keypoints")
@@ -260,11 +261,20 @@ def regions_of(image: Image, where: str) -> list[np.ndarray]:
 
 
 class _Layout(NamedTuple):
-    """A file's skeleton, the slot of each of its keypoints, and the number of slots."""
+    """A file's skeleton, the slot of each of its keypoints, the number of slots, people's ids."""
 
     skeleton: Skeleton
     slots: list[int]
     num_slots: int
+    people: frozenset[int | str | None]
+
+
+def person_category(categories: Items[Category]) -> Category:
+    """The category of people: the one of that name, else the only one, else the one of id 1."""
+    named = [category for category in categories if (category.name or "").lower() == "person"]
+    if len(named) == 1 or len(categories) == 1:
+        return (named or list(categories))[0]
+    return next((category for category in categories if category.id == 1), Category())
 
 
 def _layout(categories: Items[Category], images: Items[Image], source: str) -> _Layout:
@@ -274,15 +284,16 @@ def _layout(categories: Items[Category], images: Items[Image], source: str) -> _
     COCO's names of the slots that PoseTrack re-uses (left_eye for head_bottom, right_eye for
     head_top) are understood in files that have PoseTrack's fields.
     """
-    category = Category()
-    for other in categories:
-        category = other if other.id == 1 else category
+    category = person_category(categories)
+    people: frozenset[int | str | None] = frozenset({None, category.id})
+    if all(other.id != 1 for other in categories):
+        people |= {1}
     if category.flip_pairs is not UNSET:
         skeleton = skeleton_of_category(category, source, "categories[*]")
-        return _Layout(skeleton, list(range(len(skeleton))), len(skeleton))
+        return _Layout(skeleton, list(range(len(skeleton))), len(skeleton), people)
     names = list(category.keypoints or [])
     if not names:
-        return _Layout(POSETRACK, list(SLOT_OF_JOINT), len(SLOTS17))
+        return _Layout(POSETRACK, list(SLOT_OF_JOINT), len(SLOTS17), people)
     if len(names) == len(SLOTS17) and tuple(names[1:3]) == ("left_eye", "right_eye"):
         marked = [
             image
@@ -303,4 +314,5 @@ def _layout(categories: Items[Category], images: Items[Image], source: str) -> _
             f"PoseTrack's slots are {', '.join(SLOTS17)}. For keypoints of your own use cmpose "
             "convert, or give the category flip_pairs"
         )
-    return _Layout(POSETRACK, [names.index(joint) for joint in JOINTS], len(names))
+    slots = [names.index(joint) for joint in JOINTS]
+    return _Layout(POSETRACK, slots, len(names), people)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from msgspec import Struct
 
+from cmpose.data.formats.boxes import BoxCounts, check_units, low_score
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.messages import short
 from cmpose.data.formats.reader import Number, Whole, convert, read
@@ -25,7 +27,7 @@ class DetectionEntry(Struct, gc=False):
     score: Number
     image_id: Whole | None = None
     image_name: str | None = None
-    category_id: Whole | str | None = 1
+    category_id: Whole | str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +46,13 @@ class Detections:
         name: the file's name; results name it as their box source.
         boxes: (sequence's file_stem, frame's image_id) → detections, in the file's order.
         dropped: reason → number of detections left out.
+        kept: reason → number of detections that are used and that a user should know of.
     """
 
     name: str
     boxes: dict[tuple[str, int], list[ScoredBox]]
     dropped: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
 
 
 def load_detections(
@@ -62,7 +66,7 @@ def load_detections(
 
     An entry has ``bbox`` (x, y, w, h), ``score``, and ``image_id`` (mmpose) or ``image_name``
     (DCPose: the annotation's ``file_name``; if no name matches whole, the folder and the file's
-    name decide). ``category_id`` other than 1 is no person.
+    name decide). ``BoxCounts.is_person`` says what a ``category_id`` means.
 
     Args:
         path: the JSON file.
@@ -72,8 +76,8 @@ def load_detections(
 
     Raises:
         FileNotFoundError: no such file.
-        AnnotationError: a broken entry, named by its index in the file; or no detection at all
-            belongs to a known frame.
+        AnnotationError: a broken entry, named by its index in the file; no detection at all
+            belongs to a known frame, or all that do are left out; or they are not in pixels.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,8 +86,10 @@ def load_detections(
     if not entries:
         raise AnnotationError(f"{path}: holds no detections")
     index = _FrameIndex(sequences)
-    result = Detections(path.name, {})
-    matched = 0
+    counts = BoxCounts(path, "data.box_score_threshold")
+    boxes: dict[tuple[str, int], list[ScoredBox]] = {}
+    found: list[tuple[np.ndarray, tuple[float, float]]] = []  # boxes, and their pictures' sizes
+    matched = used = 0
     stranger: int | str | None = None
     for number, unchecked in enumerate(entries):
         where = f"{path}: [{number}]"
@@ -94,25 +100,30 @@ def load_detections(
         except AnnotationError:
             if on_error == "raise":
                 raise
-            result.dropped["broken detection"] += 1
+            counts.left_out["broken detection"] += 1
             continue
         if key is None:
             stranger = stranger or (entry.image_name if entry.image_id is None else entry.image_id)
-            result.dropped["frame not in the annotations"] += 1
+            counts.left_out["frame not in the annotations"] += 1
             continue
         matched += 1
-        if entry.category_id != 1:
-            result.dropped["not a person (category_id)"] += 1
-        elif entry.score < threshold:
-            result.dropped[f"score below {threshold:g}"] += 1
+        if not counts.is_person(entry.category_id, f"[{number}]"):
+            continue
+        found.append((box, index.sizes[key]))
+        if entry.score < threshold:
+            counts.left_out[low_score(threshold)] += 1
         else:
-            result.boxes.setdefault(key, []).append(ScoredBox(box, entry.score))
+            used += 1
+            boxes.setdefault(key, []).append(ScoredBox(box, entry.score))
     if not matched:
         raise AnnotationError(
             f"{path}: none of the {len(entries)} detections belongs to a frame of the "
             f"annotations: the file has e.g. {short(stranger)}, the annotations {index.example()}"
         )
-    return result
+    if found:
+        check_units(path, *map(np.array, zip(*found, strict=True)))
+    counts.check_somebody(used, len(entries))
+    return Detections(path.name, boxes, +counts.left_out, +counts.kept)
 
 
 class _FrameIndex:
@@ -123,10 +134,12 @@ class _FrameIndex:
         self.by_name: dict[str, list[tuple[str, int]]] = {}
         self.by_tail: dict[tuple[str, ...], list[tuple[str, int]]] = {}
         self.names: dict[tuple[str, int], str] = {}
+        self.sizes: dict[tuple[str, int], tuple[float, float]] = {}
         for sequence in sequences:
             for frame in sequence.frames:
                 key = (sequence.file_stem, frame.image_id)
                 self.names[key] = frame.file_name
+                self.sizes[key] = (frame.width or math.nan, frame.height or math.nan)
                 self.by_id.setdefault(frame.image_id, []).append(key)
                 self.by_name.setdefault(frame.file_name, []).append(key)
                 self.by_tail.setdefault(_tail(frame.file_name), []).append(key)

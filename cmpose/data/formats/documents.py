@@ -63,7 +63,7 @@ class Target(Struct, gc=False):
     """What an entry of ``annotations`` is of; it decides whether the rest is looked at."""
 
     image_id: Id
-    category_id: Id | None = 1
+    category_id: Id | None = None
     iscrowd: Flag = None
 
 

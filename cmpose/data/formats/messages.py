@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _repr = reprlib.Repr()
@@ -23,6 +23,12 @@ def comma_list(names: Iterable[str]) -> str:
     """Names with commas between them, cut to a length that fits in a message."""
     text = ", ".join(names)
     return text if len(text) <= 400 else text[:397] + "..."
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """``3 × reason, 1 × other reason``, of reasons and how often each was met."""
+    met = sorted((reason, count) for reason, count in counts.items() if count)
+    return ", ".join(f"{count} × {reason}" for reason, count in met) or "nothing"
 
 
 _KINDS = {

@@ -181,6 +181,23 @@ def test_crowds_and_other_categories_are_counted(tmp_path):
     assert "skipped 1: crowd region (iscrowd)" in describe([read])
 
 
+@pytest.mark.parametrize(
+    ("categories", "person"),
+    [([(0, "person")], 0), ([(1, "car"), (5, "Person")], 5), ([(7, "player")], 7), ([], 1)],
+)
+def test_people_are_of_the_category_that_is_named_so(tmp_path, categories, person):
+    document = synthetic.posetrack18(synthetic.sequence())
+    document["categories"] = [
+        document["categories"][0] | {"id": id, "name": name} for id, name in categories
+    ]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = person
+    document["annotations"][0]["category_id"] = person + 2
+    (read,) = load_annotations(synthetic.write_json(tmp_path / "a.json", document))
+    assert read.skipped == {"not a person (category_id)": 1}
+    assert sum(len(frame.people) for frame in read.frames) == len(document["annotations"]) - 1
+
+
 def test_writer_round_trip_keeps_everything(tmp_path):
     truth = synthetic.sequence()
     truth.frames[0].extra = {"occluders": 2}

@@ -1,0 +1,153 @@
+"""Files of people's boxes mean the same to every command that reads one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmpose.convert.boxes import OwnBoxes
+from cmpose.convert.report import Report
+from cmpose.convert.sources import Draft
+from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, NOT_A_PERSON
+from cmpose.data.formats.detections import load_detections
+from cmpose.data.sequence import AnnotationError, Frame, Sequence
+from cmpose.predict.detect import load_video_detections
+from tests.shared_data import shared_data
+
+SIZE = (426, 240)
+PERSON = [150, 60, 60, 150]
+
+
+def frames() -> list[Frame]:
+    return [
+        Frame(image_id=i, file_name=f"a/{i:06}.jpg", index=i, width=SIZE[0], height=SIZE[1])
+        for i in range(3)
+    ]
+
+
+def predict(path: Path):
+    found = load_video_detections(path, 3, size=SIZE, min_score=0.2)
+    counts = found.counts
+    return len(found.frames) - counts.left_out[EMPTY], +counts.left_out, +counts.kept
+
+
+def evaluate(path: Path):
+    found = load_detections(path, [Sequence("a", "a", frames())])
+    return sum(map(len, found.boxes.values())), found.dropped, found.kept
+
+
+def convert(path: Path):
+    report = Report()
+    own = OwnBoxes(path, report)
+    used = sum(
+        len(own.of(Draft(f.file_name, "", f.image_id), f, Path(f.file_name))) for f in frames()
+    )
+    own.check()
+
+    def counts(kinds):
+        return {k.removeprefix("box of --boxes: "): len(cases) for k, cases in kinds.items()}
+
+    return used, counts(report.left_out), counts(report.warnings)
+
+
+READERS = pytest.mark.parametrize("read", [predict, evaluate, convert])
+
+
+def entries(*categories, **fields):
+    """A box in frame 0 for each category; ``...`` gives none."""
+    box = {"image_id": 0, "bbox": PERSON, "score": 0.9} | fields
+    return [box | ({} if c is ... else {"category_id": c}) for c in categories]
+
+
+def written(tmp_path: Path, boxes) -> Path:
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(boxes))
+    return path
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("categories", "used", "left_out", "kept"),
+    [
+        ((1, "1", "person", " Person", None, ...), 6, {}, {}),
+        ((0, "0", 0), 3, {}, {FROM_ZERO: 3}),
+        ((0, 2, ...), 2, {NOT_A_PERSON: 1}, {FROM_ZERO: 1}),
+        ((1, 2, "car", "person"), 2, {NOT_A_PERSON: 2}, {}),
+    ],
+)
+def test_who_is_a_person(tmp_path, read, categories, used, left_out, kept):
+    found = read(written(tmp_path, entries(*categories)))
+    assert found == (used, left_out, kept)
+
+
+@READERS
+@pytest.mark.parametrize("categories", [(0, 1), ("person", 3, 0)])
+def test_ids_from_0_and_from_1_in_one_file_are_refused(tmp_path, read, categories):
+    message = r"boxes\.json: \[\d\]\.category_id: 0, but \[\d\]\.category_id: .*either may be the p"
+    with pytest.raises(AnnotationError, match=message):
+        read(written(tmp_path, entries(*categories)))
+
+
+@READERS
+def test_when_nobody_is_left_the_reasons_are_named(tmp_path, read):
+    message = (
+        r"boxes\.json: nobody is left of its 3 boxes: 3 × not a person \(category_id 3, 'car'\); "
+        r"a person's category_id is 1 or \"person\""
+    )
+    with pytest.raises(AnnotationError, match=message):
+        read(written(tmp_path, entries(3, "car", 3)))
+
+
+@pytest.mark.parametrize(
+    ("read", "option"), [(predict, "--min_score"), (evaluate, "data.box_score_threshold")]
+)
+def test_scores_that_leave_nobody(tmp_path, read, option):
+    message = f"nobody is left of its 2 boxes: 2 × score below 0.2; {option} sets the least score"
+    with pytest.raises(AnnotationError, match=message):
+        read(written(tmp_path, entries(1, 1, score=0.1)))
+
+
+@READERS
+@pytest.mark.parametrize(
+    "shares", [[0.35, 0.25, 0.14, 0.62], [0, 0, 1, 1], [-0.01, 0.4, 1.02, 0.5]]
+)
+def test_shares_of_the_picture_are_refused(tmp_path, read, shares):
+    message = r"boxes\.json: boxes are shares of the picture, e\.g\. bbox \[.*and pixels are expec"
+    with pytest.raises(AnnotationError, match=message):
+        read(written(tmp_path, entries(1, ..., bbox=shares)))
+
+
+@pytest.mark.parametrize("read", [predict, convert])
+def test_single_boxes_without_an_area_worth_the_name_are_counted(tmp_path, read):
+    boxes = entries(1) + entries(1, 1, bbox=[0.3, 0.3, 0.5, 0.4]) + entries(1, bbox=[500, 9, 9, 9])
+    used, left_out, _ = read(written(tmp_path, boxes * 3 + entries(*[1] * 30)))
+    assert used == 33
+    assert sum(left_out.values()) == 9
+    assert any(EMPTY in reason for reason in left_out)
+
+
+@READERS
+def test_two_corners_are_refused(tmp_path, read):
+    corners = entries(1, bbox=[150, 60, 210, 210]) + entries(1, bbox=[10, 10, 90, 80])
+    message = (
+        r"boxes\.json: 1 of 2 boxes leave the picture, but all lie in it as two corners, e\.g\. "
+        r"bbox \[150\.0, 60\.0, 210\.0, 210\.0\] in 426×240 pixels: write x, y, width, height"
+    )
+    with pytest.raises(AnnotationError, match=message):
+        read(written(tmp_path, corners))
+    # A person who is cut off by the border, and one whose box cannot be two corners.
+    cut_off = entries(1, bbox=[150, 60, 60, 190]) + entries(1, bbox=[300, 100, 140, 100])
+    assert read(written(tmp_path, cut_off))[0] == 2
+
+
+@pytest.mark.shared_data
+def test_boxes_as_they_were_reported():
+    folder = shared_data("reports", "category_0")
+    assert evaluate(folder / "boxes.json") == (2, {}, {FROM_ZERO: 2})
+    for read in (predict, evaluate, convert):
+        assert read(folder / "boxes_name.json")[0] == 1
+    box = load_video_detections(folder / "boxes.json")[0][0].box
+    np.testing.assert_array_equal(box, PERSON)
