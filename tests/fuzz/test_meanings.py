@@ -15,6 +15,7 @@ from cmpose.convert.convert import convert
 from cmpose.convert.options import ConvertOptions
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.evaluation.posetrack_ap import score_sequences
+from cmpose.predict.detect import load_video_detections
 from tests.convert.test_convert import NAMES
 from tests.data import synthetic
 from tests.evaluation.oracle import slow_ap
@@ -132,3 +133,42 @@ def test_converted_labels_are_those_that_were_given(hunt, tmp_path):
 
     numbers = itertools.count()
     hunt(check, own_labels(), 5)
+
+
+BOX = st.fixed_dictionaries(
+    {
+        "frame": st.integers(0, 4),
+        "bbox": st.tuples(st.integers(-5, 50), st.integers(-5, 40), st.integers(2, 20), st.just(9)),
+    },
+    optional={
+        "score": st.floats(0, 1) | st.integers(0, 1),
+        "category_id": st.sampled_from((1, "person", " Person", 2, 17, "car")),
+    },
+)
+
+
+def test_boxes_of_a_video_are_used_or_counted(hunt, tmp_path):
+    """Those used are people of enough score, the best of a frame first; the others are counted."""
+    path = tmp_path / "boxes.json"
+
+    def is_used(box: dict[str, Any]) -> bool:
+        person = str(box.get("category_id", 1)).strip().lower() in ("1", "person")
+        return person and box.get("score", 1) >= 0.3
+
+    def check(boxes: list[dict[str, Any]]) -> None:
+        synthetic.write_json(path, boxes)
+        used = [box for box in boxes if is_used(box)]
+        if not used:
+            with pytest.raises(ValueError, match=r"boxes\.json"):
+                load_video_detections(path, 5, min_score=0.3)
+            return
+        detections = load_video_detections(path, 5, min_score=0.3)
+        for frame, found in detections.items():
+            expected = [box for box in used if box["frame"] == frame]
+            expected.sort(key=lambda box: -box.get("score", 1))
+            assert [d.score for d in found] == [box.get("score", 1) for box in expected]
+            assert [d.box.tolist() for d in found] == [[*map(float, b["bbox"])] for b in expected]
+        assert sum(map(len, detections.values())) == len(used)
+        assert sum(detections.counts.left_out.values()) == len(boxes) - len(used)
+
+    hunt(check, st.lists(BOX, max_size=12), 20)
