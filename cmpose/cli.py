@@ -62,8 +62,12 @@ COMMANDS = {
 }
 
 
-def build_parser(recipe: config.Config | None = None, command: str = "") -> ArgumentParser:
-    """The parser with all commands; ``recipe`` has the defaults of ``command``'s fields."""
+def build_parser(command: str, recipe: config.Config | None = None) -> ArgumentParser:
+    """The parser with all commands, of which ``command`` alone has its arguments.
+
+    ``recipe`` has the defaults of its fields. Adding every command's takes longer than some
+    commands do.
+    """
     parser = ArgumentParser(
         prog="cmpose",
         description="CM-Pose video human pose estimation",
@@ -73,9 +77,10 @@ def build_parser(recipe: config.Config | None = None, command: str = "") -> Argu
     commands = parser.add_subcommands()
     for each in COMMANDS.values():
         subparser = ArgumentParser(description=each.help, allow_abbrev=False)
-        each.add_arguments(subparser)
-        if each.name == command and recipe is not None:
-            subparser.set_defaults(config.flatten(config.to_dict(recipe)))
+        if each.name == command:
+            each.add_arguments(subparser)
+            if recipe is not None:
+                subparser.set_defaults(config.flatten(config.to_dict(recipe)))
         commands.add_subcommand(each.name, subparser, help=each.help)
     return parser
 
@@ -107,12 +112,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("cmpose: the folder that this shell is in was deleted; change to another one")
     if arguments is None:
         arguments = sys.argv[1:]
-    args = _parse(build_parser(), arguments)
+    typed = next((word for word in arguments if not word.startswith("-")), "")
+    args = _parse(build_parser(typed), arguments)
     command = COMMANDS[args.subcommand]
     try:
         recipe = command.default_recipe(args[command.name])
         if recipe is not None:
-            args = _parse(build_parser(recipe, command.name), arguments)
+            args = _parse(build_parser(command.name, recipe), arguments)
         command.run(args[command.name])
     except Interrupted as error:
         print(f"cmpose {command.name}: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -316,13 +317,23 @@ def _keys(value: object) -> Iterator[object]:
             yield from _keys(inner)
 
 
+@cache
+def _fields_parser() -> ArgumentParser:
+    """Made once: it takes longer to make than a recipe to read."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    add_fields(parser)
+    return parser
+
+
 def from_dict(values: dict) -> Config:
     """The typed configuration from plain data, checked field by field.
 
     Raises:
         ValueError: naming an unknown field or a value of the wrong type.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
     unknown = [key for key in values if key not in SECTIONS]
     if unknown:
@@ -341,10 +352,8 @@ def from_dict(values: dict) -> Config:
     for name, value in flatten(values).items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"bad configuration: {name}: a whole number too large for 64 bits")
-    parser = ArgumentParser(exit_on_error=False)
-    add_fields(parser)
     try:
-        return from_namespace(parser.parse_object(values))
+        return from_namespace(_fields_parser().parse_object(values))
     except ArgumentError as error:
         raise ValueError(f"bad configuration: {error}") from error
 

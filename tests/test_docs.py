@@ -51,7 +51,7 @@ def test_links_between_documents_lead_somewhere(path):
 
 
 def test_commands_in_the_documents_exist():
-    parser = build_parser()
+    parser = build_parser("")
     commands = set(parser._subcommands_action.choices)  # type: ignore[union-attr]
     used = set()
     for path in markdown_files():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -74,11 +74,12 @@ def explain_figure(
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100, facecolor=_PAPER)
     canvas = FigureCanvasAgg(figure)
     figure.text(0.0125, 0.967, title or "CM-Pose", size=15, weight="bold", color=_INK)
-    _large_panels(figure, picture, tokens)
     _key(figure, picture)
-    _joint_panels(figure, picture, tokens)
+    panels = [*_large_panels(figure, picture, tokens), *_joint_panels(figure, picture, tokens)]
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    for panel in panels:
+        _paste(image, panel)
     if path is not None:
         path = Path(path)
         written, data = cv2.imencode(path.suffix, image[..., ::-1])
@@ -154,19 +155,31 @@ class _Picture:
         return (base * (1 - alpha) + paint * alpha).astype(np.uint8)
 
 
-def _axes(figure: Figure, x: float, y: float, w: float, h: float) -> Axes:
-    """Axes at a position and of a size in pixels, counted from the figure's upper left corner."""
-    axes = figure.add_axes((x / WIDTH, 1 - (y + h) / HEIGHT, w / WIDTH, h / HEIGHT))
-    axes.set_axis_off()
-    return axes
+class _Panel(NamedTuple):
+    """An image and its room in the figure, in pixels from the figure's upper left corner."""
+
+    image: np.ndarray
+    x: float
+    y: float
+    width: float
+    height: float
 
 
-def _show(axes: Axes, image: np.ndarray) -> None:
-    """Fills axes with an image."""
-    axes.imshow(image, interpolation="bilinear", aspect="equal")
+def _paste(figure: np.ndarray, panel: _Panel) -> None:
+    """Puts a panel's image in the middle of its room, as large as fits, over the drawn figure.
+
+    Axes of their own for some thirty images would take matplotlib most of a picture's time.
+    """
+    height, width = panel.image.shape[:2]
+    scale = min(panel.width / width, panel.height / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    x = round(panel.x + (panel.width - size[0]) / 2)
+    y = round(panel.y + (panel.height - size[1]) / 2)
+    image = cv2.resize(panel.image, size, interpolation=cv2.INTER_AREA)
+    figure[y : y + size[1], x : x + size[0]] = image
 
 
-def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
+def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> list[_Panel]:
     """The upper row: pose, heatmaps, causal tokens, the other tokens."""
     skeleton = draw_skeleton(
         picture.crop.copy(),
@@ -194,12 +207,13 @@ def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
         note = "This model has no Fine Token Enhancement:\nevery token goes to the head as it is."
         figure.text(720 / WIDTH, 1 - 324 / HEIGHT, note, size=11, color=_FAINT)
     left, top, pitch = 20, 100, 350
-    for i, (name, caption, image) in enumerate(panels):
-        axes = _axes(figure, left + i * pitch, top, 336, _LARGE)
-        _show(axes, image)
+    for i, (name, caption, _) in enumerate(panels):
         x = (left + i * pitch) / WIDTH
         figure.text(x, 1 - 68 / HEIGHT, name, size=13, weight="bold", color=_INK)
         figure.text(x, 1 - 89 / HEIGHT, caption, size=10, color=_FAINT)
+    return [
+        _Panel(image, left + i * pitch, top, 336, _LARGE) for i, (*_, image) in enumerate(panels)
+    ]
 
 
 def _causal_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
@@ -268,7 +282,8 @@ def _discarded_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
 
 def _key(figure: Figure, picture: _Picture) -> None:
     """The colours and scores of joints, and the colours of limbs, right of the large panels."""
-    axes = _axes(figure, 1424, 60, 164, 488)
+    axes = figure.add_axes((1424 / WIDTH, 1 - 548 / HEIGHT, 164 / WIDTH, 488 / HEIGHT))
+    axes.set_axis_off()
     axes.set_xlim(0, 164)
     axes.set_ylim(488, 0)
     axes.text(0, 8, "Joint", size=13, weight="bold", color=_INK, va="center")
@@ -292,7 +307,7 @@ def _key(figure: Figure, picture: _Picture) -> None:
     axes.text(0, y + 42, "left, right: the person's", size=9, color=_FAINT, va="center")
 
 
-def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> None:
+def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> list[_Panel]:
     """The lower rows: for every joint its heatmap, and below it the joint's causal tokens."""
     left, pitch = 20, 1566 / max(15, len(picture.skeleton))
     width = pitch - 6.4
@@ -311,6 +326,7 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
         figure.text(
             20 / WIDTH, 1 - (below - 8) / HEIGHT, captions[1], size=13, weight="bold", color=_INK
         )
+    panels = []
     for j, name in enumerate(picture.skeleton.keypoints):
         x = left + j * pitch
         figure.text(
@@ -325,14 +341,15 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> N
             linespacing=0.95,
         )
         heatmap = picture.colored_heatmap([j], picture.blank(0.5))
-        _show(_axes(figure, x, top, width, height), heatmap)
+        panels.append(_Panel(heatmap, x, top, width, height))
         if tokens is not None:
-            _show(_axes(figure, x, below, width, height), _own_tokens(picture, tokens, j))
+            panels.append(_Panel(_own_tokens(picture, tokens, j), x, below, width, height))
     if tokens is not None:
         rest = _DISCARDED if tokens.assignment is None else _MERGED
         figure.text(
             20 / WIDTH, 16 / HEIGHT, _CAUSAL + rest, size=10, color=_FAINT, linespacing=1.35
         )
+    return panels
 
 
 _CAUSAL = "Causal: tokens that rank best in some joint's row of scores; they keep their own cell. "
