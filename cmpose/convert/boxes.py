@@ -14,7 +14,8 @@ from cmpose.convert.sources import Draft
 from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, NOT_A_PERSON, BoxCounts, check_units
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.reader import Number, Whole, read
-from cmpose.data.sequence import AnnotationError, Frame, Person, split_frame_name
+from cmpose.data.pictures import turn_box
+from cmpose.data.sequence import AnnotationError, Frame, Person
 from cmpose.data.transforms import clean_box
 from cmpose.files import write_text
 
@@ -78,14 +79,13 @@ class OwnBoxes:
 
     def of(self, draft: Draft, frame: Frame, file: Path) -> list[Box]:
         """The boxes of a picture; :meth:`write` will write them."""
-        parts = split_frame_name(file.name)
         keys: list[tuple[str, Any]] = [
             ("image_id", draft.image_id),
             ("image_name", draft.file_name),
             ("image_name", file.name),
         ]
-        if parts is not None:
-            keys.append(("frame", int(parts[1])))
+        if draft.named_number is not None:
+            keys.append(("frame", draft.named_number))
         for key in keys:
             if key not in self._boxes:
                 continue
@@ -101,6 +101,8 @@ class OwnBoxes:
             size = frame.width, frame.height
             boxes = []
             for box in self._boxes[key]:
+                if draft.turn is not None:
+                    box = box._replace(box=turn_box(box.box, *draft.turn))
                 if clean_box(box.box, *size) is not None:
                     boxes.append(box)
                 elif key not in self._used:

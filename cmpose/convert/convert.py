@@ -89,8 +89,8 @@ def convert(
     keep_ids = format != "csv"
     boxes = OwnBoxes(Path(options.boxes), report) if options.boxes else None
     people = People(report, skeleton, boxes)
-    pictures = SourcePictures(images, report, numbered=not keep_ids)
-    describer = Describer(options.split, skeleton, people, report, keep_ids=keep_ids)
+    pictures = SourcePictures(images, report, numbered=not keep_ids, outside=options.outside)
+    describer = Describer(options, skeleton, people, report, keep_ids=keep_ids)
     sequences: list[tuple[Sequence, list[Path]]] = []
     for position, group in enumerate(
         Grouping(pictures, options, report, people).sequences(drafts), start=1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from cmpose.convert.grouping import PictureSequence
+from cmpose.convert.options import ConvertOptions
 from cmpose.convert.people import People
 from cmpose.convert.pictures import placed_name
 from cmpose.convert.report import Report
-from cmpose.data.pictures import FrameError, picture_size
+from cmpose.convert.upright import upright_draft
+from cmpose.data.pictures import FrameError, look
 from cmpose.data.sequence import AnnotationError, Frame, Sequence
 from cmpose.data.skeleton import Skeleton
 
@@ -17,7 +19,7 @@ class Describer:
     """Makes sequences.
 
     Args:
-        split: part of file names.
+        options: ``split``, which is part of file names, and ``exif``.
         skeleton: of the people.
         people: checks the people of each picture.
         report: is told of unreadable pictures.
@@ -25,9 +27,15 @@ class Describer:
     """
 
     def __init__(
-        self, split: str, skeleton: Skeleton, people: People, report: Report, *, keep_ids: bool
+        self,
+        options: ConvertOptions,
+        skeleton: Skeleton,
+        people: People,
+        report: Report,
+        *,
+        keep_ids: bool,
     ) -> None:
-        self.split, self.skeleton, self.people, self.report = split, skeleton, people, report
+        self.options, self.skeleton, self.people, self.report = options, skeleton, people, report
         self.keep_ids = keep_ids
 
     def sequence(self, pictures: PictureSequence, position: int) -> Sequence | None:
@@ -41,13 +49,16 @@ class Describer:
         for index, picture in enumerate(pictures.pictures):
             draft = pictures.drafts.get(picture)
             try:
-                own_size = picture_size(picture)
+                header = look(picture)
             except FrameError as error:
                 if draft is None:
                     raise AnnotationError(f"{error}; it is a neighbour in {name}") from error
                 self.report.error("picture unreadable", str(error))
                 return None
+            own_size = header.size
             size = size or own_size
+            if header.orientation != 1:
+                self.report.warn("orientation tag: written upright, without it", str(picture))
             if own_size != size:
                 raise AnnotationError(
                     f"{picture}: is {own_size[0]}×{own_size[1]} pixels, {first.name} of the same "
@@ -55,9 +66,10 @@ class Describer:
                     "if it is none"
                 )
             if draft is not None:
+                draft = upright_draft(draft, picture, header, self.options.exif, self.skeleton)
                 frame = Frame(
                     image_id=draft.image_id if self.keep_ids else index + position * _ID_STEP,
-                    file_name=f"images/{self.split}/{name}/{placed_name(index, picture)}",
+                    file_name=f"images/{self.options.split}/{name}/{placed_name(index, picture)}",
                     index=index,
                     width=size[0],
                     height=size[1],

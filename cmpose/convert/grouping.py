@@ -16,7 +16,7 @@ from cmpose.convert.people import People
 from cmpose.convert.pictures import SourcePictures
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
-from cmpose.data.sequence import AnnotationError, split_frame_name
+from cmpose.data.sequence import AnnotationError
 
 
 class PictureSequence(NamedTuple):
@@ -56,53 +56,57 @@ class Grouping:
             AnnotationError: a picture is missing or listed twice, or a video's pictures lie in
                 several folders.
         """
-        groups: dict[tuple[str, str, str, str], list[tuple[Draft, Path]]] = {}
+        groups: dict[tuple[Path, str, tuple[str, str]], list[tuple[Draft, Path]]] = {}
         for draft in drafts:
             picture = self.pictures.find(draft)
             if picture is None:
                 continue
-            prefix, _, suffix = split_frame_name(picture.name) or (
-                picture.stem,
-                "",
-                picture.suffix,
-            )
-            key = (str(picture.parent), draft.video, prefix, suffix)
-            groups.setdefault(key, []).append((draft, picture))
-        _check_videos([video for _, video, _, _ in groups if video])
+            name = self.pictures.frame_name(picture)
+            texts = (picture.stem, picture.suffix) if name is None else name.video
+            groups.setdefault((picture.parent, draft.video, texts), []).append((draft, picture))
+        if self.options.group != "still":
+            _check_videos([video for _, video, _ in groups if video])
         sequences: list[PictureSequence] = []
-        for (_, video, _, _), members in groups.items():
-            if self._is_video(members):
-                sequences += self._video(video, members)
-            else:
+        alone: dict[Path, list[Path]] = {}
+        with_videos: set[Path] = set()
+        for (folder, video, _), members in groups.items():
+            says_video = self._says_video(members)
+            found = self._video(video, members) if self._is_video(members, says_video) else []
+            if says_video and not video:
+                if any(len(sequence.pictures) > 1 for sequence in found):
+                    with_videos.add(folder)
+                alone.setdefault(folder, []).extend(picture for _, picture in members)
+            sequences += found
+            if not found:
                 self.report.facts["stills"] = self.report.facts.get("stills", 0) + len(members)
                 for draft, picture in members:
-                    name = self._name(picture.stem, picture)
-                    sequences.append(PictureSequence(name, [picture], {picture: draft}))
+                    name_of_still = self._name(picture.stem, picture)
+                    sequences.append(PictureSequence(name_of_still, [picture], {picture: draft}))
+        for folder in alone.keys() - with_videos:
+            _check_alone(folder, alone[folder])
         return sequences
 
-    def _is_video(self, members: list[tuple[Draft, Path]]) -> bool:
-        draft, picture = members[0]
-        if split_frame_name(picture.name) is None:
-            return False
+    def _says_video(self, members: list[tuple[Draft, Path]]) -> bool:
+        """Whether the user or the source says that these pictures are frames of a video."""
         if self.options.group != "auto":
             return self.options.group == "video"
-        by_number = draft.number is not None
-        if by_number or draft.video or any(p.track_id >= 0 for d, _ in members for p in d.people):
+        draft = members[0][0]
+        tracked = any(person.track_id >= 0 for d, _ in members for person in d.people)
+        return tracked or draft.number is not None or bool(draft.video)
+
+    def _is_video(self, members: list[tuple[Draft, Path]], says_video: bool) -> bool:
+        picture = members[0][1]
+        if self.options.group == "still" or self.pictures.frame_name(picture) is None:
+            return False
+        if says_video:
             return True
-        steps = np.diff(sorted(self.pictures.folder(picture.parent).like(picture.name)))
+        steps = np.diff(sorted(self.pictures.video(picture)))
         return len(steps) >= 2 and 2 * int((steps == steps.min()).sum()) > len(steps)
 
     def _video(self, video: str, members: list[tuple[Draft, Path]]) -> list[PictureSequence]:
         """A folder's numbered pictures; a new sequence begins where numbers jump."""
         first = members[0][1]
-        drafts: dict[Path, Draft] = {}
-        for draft, picture in members:
-            if picture in drafts:
-                raise AnnotationError(
-                    f"{draft.where}: {picture.name} is also at {drafts[picture].where}; list each "
-                    "picture once"
-                )
-            drafts[picture] = draft
+        drafts = {picture: draft for draft, picture in members}
         runs = [run for run in self._runs(first) if any(picture in drafts for picture in run)]
         for run in runs[1:]:
             self.report.warn("numbers of pictures jump: a new sequence begins", str(run[0]))
@@ -120,15 +124,15 @@ class Grouping:
 
     def _runs(self, picture: Path) -> list[list[Path]]:
         """The pictures of a folder that differ from ``picture`` in the number, cut at jumps."""
-        numbered = self.pictures.folder(picture.parent).like(picture.name)
+        numbered = self.pictures.video(picture)
         numbers = sorted(numbered)
         steps = np.diff(numbers)
         step = int(steps.min()) if len(steps) else 1
-        runs = [[picture.parent / numbered[numbers[0]]]]
+        runs = [[numbered[numbers[0]]]]
         for before, number in pairwise(numbers):
             if number - before > step:
                 runs.append([])
-            runs[-1].append(picture.parent / numbered[number])
+            runs[-1].append(numbered[number])
         return runs
 
     def _name(self, wanted: str, picture: Path) -> str:
@@ -151,3 +155,18 @@ def _check_videos(videos: list[str]) -> None:
                 f"video {video!r}: its pictures lie in {count} folders, or their names differ "
                 "in more than the number; give each video one folder of numbered pictures"
             )
+
+
+def _check_alone(folder: Path, pictures: list[Path]) -> None:
+    """Pictures that are said to be of a video do not all come out as videos of one frame.
+
+    The model would see one frame T times over.
+    """
+    if len(pictures) > 1:
+        raise AnnotationError(
+            f"{folder}: {len(pictures)} pictures are frames of a video by their track ids or by "
+            "--group video, but each would be a video of one frame, as their names differ in more "
+            f"than a number, e.g. {pictures[0].name} and {pictures[1].name}; name frames so that "
+            "they differ in the number alone (000000.jpg), or give --group still if they are no "
+            "video"
+        )

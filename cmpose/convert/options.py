@@ -25,6 +25,12 @@ class ConvertOptions:
         skeleton: JSON file with keypoints, limbs and flips; empty takes the source's.
         boxes: detection file: people without a box get theirs from it, and it becomes
             ``SPLIT_boxes.json``.
+        exif: what was labelled where a picture has an orientation tag: ``turned``, the picture as
+            viewers show it, or ``unturned``, the pixels as they are stored (labels and boxes are
+            turned along). ``auto`` goes by the size that the source states, and stops where that
+            does not tell.
+        outside: file names may lead out of the folder of images: absolute ones, with ``..``, and
+            through links.
         place: pictures are copied, or linked (symbolic links to where they lie).
         on_error: ``skip`` leaves out what is broken and counts it.
         overwrite: replaces the split's annotations.
@@ -38,6 +44,8 @@ class ConvertOptions:
     category: str = ""
     skeleton: str = ""
     boxes: str = ""
+    exif: Literal["auto", "turned", "unturned"] = "auto"
+    outside: bool = False
     place: Literal["copy", "link"] = "copy"
     on_error: Literal["raise", "skip"] = "raise"
     overwrite: bool = False

@@ -38,12 +38,9 @@ class People:
         """
         size, stated = (frame.width, frame.height), (draft.width, draft.height)
         if None not in stated and stated != size:
-            hint = "label the picture that is trained on, or scale the keypoints"
-            if stated[::-1] == size:
-                hint = "its orientation tag was applied by the labelling tool; save it turned"
             raise AnnotationError(
                 f"{draft.where}: width, height: {stated[0]}×{stated[1]}, but {file} is "
-                f"{size[0]}×{size[1]}; {hint}"
+                f"{size[0]}×{size[1]}; label the picture that is trained on, or scale the keypoints"
             )
         boxes = [] if self.boxes is None else self.boxes.of(draft, frame, file)
         tracks: Counter[int] = Counter()

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import cv2
+
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
+from cmpose.data.formats.messages import short
 from cmpose.data.frames import FrameFolder
-from cmpose.data.pictures import is_picture
-from cmpose.data.sequence import AnnotationError, split_frame_name
+from cmpose.data.numbering import FrameName
+from cmpose.data.pictures import look, read_picture
+from cmpose.data.sequence import AnnotationError
 from cmpose.files import remove, whole_file, writing
+
+_QUALITY = {
+    ".jpg": [
+        *(cv2.IMWRITE_JPEG_QUALITY, 95),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    ],
+    ".webp": [cv2.IMWRITE_WEBP_QUALITY, 101],
+}
+"""Of pictures that are written upright: JPEGs nearly as they were, WebP without loss."""
 
 
 class SourcePictures:
@@ -22,11 +37,14 @@ class SourcePictures:
         images: folder that the source's file names are relative to.
         report: is told what is missing.
         numbered: a draft with a frame number names its folder only, as a CSV does.
+        outside: whether pictures may lie elsewhere than below ``images``.
     """
 
-    def __init__(self, images: Path, report: Report, *, numbered: bool) -> None:
-        self.images, self.report, self.numbered = images, report, numbered
+    def __init__(self, images: Path, report: Report, *, numbered: bool, outside: bool) -> None:
+        self.images, self.report, self.numbered, self.outside = images, report, numbered, outside
         self._folders: dict[Path, FrameFolder] = {}
+        self._found: dict[Path, Draft] = {}
+        self._root = Path(os.path.realpath(images))
 
     def folder(self, path: Path) -> FrameFolder:
         """What lies in a folder."""
@@ -34,37 +52,97 @@ class SourcePictures:
             self._folders[path] = FrameFolder(path)
         return self._folders[path]
 
+    def frame_name(self, picture: Path) -> FrameName | None:
+        """What a picture's name says beside the others of its folder; None without a number."""
+        return self.folder(picture.parent).frame_names.get(picture.name)
+
+    def video(self, picture: Path) -> dict[int, Path]:
+        """Frame number → picture, of a picture's folder, whose names differ in the number only.
+
+        Raises:
+            AnnotationError: two of them have one number, or another one may be meant.
+        """
+        own = self.frame_name(picture)
+        numbered: dict[int, Path] = {}
+        if own is None:
+            return {}
+        if own.doubt:
+            raise AnnotationError(f"{picture}: {own.doubt}; --group still if they are no video")
+        for name, other in self.folder(picture.parent).frame_names.items():
+            if other.video != own.video:
+                continue
+            if other.number in numbered:
+                raise AnnotationError(
+                    f"{picture.parent}: {numbered[other.number].name} and {name} both are frame "
+                    f"{other.number}; keep one of them, or --group still if they are no video"
+                )
+            numbered[other.number] = picture.with_name(name)
+        return numbered
+
     def find(self, draft: Draft) -> Path | None:
         """A draft's picture; None if it is missing and the report's ``on_error`` is ``skip``.
 
         Raises:
-            AnnotationError: it is missing.
+            AnnotationError: it is missing, lies outside of ``images``, or is another draft's too.
         """
+        if self._leads_out(draft.file_name):
+            self._report_outside(draft)
+            return None
         names_its_folder = (
             self.numbered and draft.number is not None and draft.file_name == draft.video
         )
         if not draft.file_name or names_its_folder:
-            return self._find_number(draft)
-        for path in (
-            self.images / draft.file_name,
-            self.images / PurePosixPath(draft.file_name).name,
-        ):
-            if path.name in self.folder(path.parent).names:
-                return path
+            path = self._find_number(draft)
+        else:
+            path = self._find_name(draft)
+        if path is None:
+            return None
+        real = Path(os.path.realpath(path))
+        if not self.outside and self._root not in real.parents:
+            self._report_outside(draft)
+            return None
+        # A link to a file is a picture of its own, as where equal frames are stored once.
+        place = Path(os.path.realpath(path.parent), path.name)
+        other = self._found.setdefault(place, draft)
+        if other is not draft:
+            raise AnnotationError(
+                f"{draft.where}: {path} is also at {other.where}; list each picture once"
+            )
+        name = self.frame_name(path)
+        draft.named_number = None if name is None else name.number
+        return path
+
+    def _leads_out(self, name: str) -> bool:
+        path = PurePosixPath(name)
+        absolute = path.is_absolute() or re.match(r"[A-Za-z]:", name)
+        return "\0" in name or (not self.outside and bool(absolute or ".." in path.parts))
+
+    def _report_outside(self, draft: Draft) -> None:
+        self.report.error(
+            "picture outside of --images",
+            f"{draft.where}: {short(draft.file_name)} leads out of {self.images}; name files below "
+            "--images, or give --outside true if you trust the source",
+        )
+
+    def _find_name(self, draft: Draft) -> Path | None:
+        path = self.images / draft.file_name
+        if path.name in self.folder(path.parent).names:
+            return path
+        why = "is --images the folder that file names start from?"
+        if path.parent != self.images and path.name in self.folder(self.images).names:
+            why = (
+                f"there is a {path.name} in --images itself, but it need not be the same picture: "
+                "name the folder that file names start from, or take the folder out of them"
+            )
         self.report.error(
             "picture missing",
-            f"{draft.where}: {draft.file_name!r} is not below {self.images}; is --images the "
-            "folder that file names start from?",
+            f"{draft.where}: {short(draft.file_name)} is not below {self.images}; {why}",
         )
         return None
 
     def _find_number(self, draft: Draft) -> Path | None:
         folder = self.folder(self.images / draft.file_name)
-        matches = []
-        for name in sorted(folder.names):
-            parts = split_frame_name(name)
-            if parts is not None and int(parts[1]) == draft.number and is_picture(name):
-                matches.append(name)
+        matches = [n for n, found in folder.frame_names.items() if found.number == draft.number]
         if len(matches) == 1:
             return folder.path / matches[0]
         self.report.error(
@@ -88,7 +166,7 @@ def place_pictures(
     Args:
         pictures: in order.
         folder: the sequence's; made if absent.
-        how: copies or links.
+        how: copies or links. A picture with an orientation tag is written upright without it.
         overwrite: also removes what else lies in the folder: it would pass for a neighbour.
 
     Raises:
@@ -97,13 +175,18 @@ def place_pictures(
     """
     placed = {placed_name(index, picture): picture for index, picture in enumerate(pictures)}
     same_folder = folder.resolve() == pictures[0].parent.resolve()
-    if same_folder and any(name != picture.name for name, picture in placed.items()):
+    if same_folder and any(
+        name != picture.name or look(picture).orientation != 1 for name, picture in placed.items()
+    ):
         raise AnnotationError(
             f"{folder}: the pictures already lie where they are to be written, under other "
-            "numbers; move them and name their folder with --images"
+            "numbers or not upright; move them and name their folder with --images"
         )
     for name, picture in placed.items():
-        _place(picture, folder / name, how)
+        if look(picture).orientation == 1:
+            _place(picture, folder / name, how)
+        else:
+            _place_upright(picture, folder / name)
     if overwrite and not same_folder:
         with writing(folder):
             _remove_others(folder, placed)
@@ -122,11 +205,35 @@ def _place(picture: Path, target: Path, how: Literal["copy", "link"]) -> None:
         there = target.stat()
         if (there.st_size, there.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
             return
-    if target.is_symlink():  # the link is replaced, and not what it points to
-        with writing(target):
-            remove(target)
+    _unlink_link(target)
     with whole_file(target, "run the same command again", durable=False) as partial:
         if how == "link":
             partial.symlink_to(picture.resolve())
         else:
             shutil.copy2(picture, partial)
+
+
+def _place_upright(picture: Path, target: Path) -> None:
+    """Writes a turned picture in the same format, upright and without an orientation tag.
+
+    Raises:
+        AnnotationError: OpenCV does not write that format.
+    """
+    quality = _QUALITY.get(target.suffix.replace(".jpeg", ".jpg"), [])
+    try:
+        data = cv2.imencode(target.suffix, read_picture(picture), quality)[1].tobytes()
+    except cv2.error as error:
+        raise AnnotationError(
+            f"{picture}: has an orientation tag, and cannot be written upright as {target.suffix}; "
+            "turn it yourself, or save it as .jpg or .png"
+        ) from error
+    _unlink_link(target)
+    with whole_file(target, "run the same command again", durable=False) as partial:
+        partial.write_bytes(data)
+
+
+def _unlink_link(target: Path) -> None:
+    """A link is replaced, and not what it points to."""
+    if target.is_symlink():
+        with writing(target):
+            remove(target)

@@ -44,6 +44,9 @@ class Draft:
         regions: polygons to ignore.
         labeled: whether people were annotated, where the source says.
         boxes_are_made: the people's boxes are those of their keypoints, for the source has none.
+        named_number: the frame number in the picture's name, once the picture has been found.
+        turn: orientation and (width, height) of the stored pixels that boxes of other files are
+            given for, where these are not the upright picture's.
     """
 
     file_name: str
@@ -57,6 +60,8 @@ class Draft:
     regions: list[np.ndarray] = field(default_factory=list)
     labeled: bool | None = None
     boxes_are_made: bool = False
+    named_number: int | None = None
+    turn: tuple[int, tuple[int, int]] | None = None
 
 
 def check_pixels(drafts: Items[Draft], source: Path) -> None:

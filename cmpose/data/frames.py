@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from cmpose.data.numbering import FrameName, number_pictures
 from cmpose.data.pictures import FrameError, look, read_with_header
 from cmpose.data.sequence import Frame, Sequence, split_frame_name
 
@@ -29,9 +31,28 @@ class FrameFolder:
         self.path = path
         self.names: set[str] = set()
         self._numbered: dict[tuple[str, str], dict[int, str]] = {}
-        if path.is_dir():
+        if os.path.isdir(path):
             with os.scandir(path) as entries:
                 self.names = {entry.name for entry in entries}
+
+    @cached_property
+    def frame_names(self) -> dict[str, FrameName]:
+        """What the pictures' names say beside one another."""
+        return number_pictures(self.names)
+
+    def numbered_otherwise(self, file_name: str) -> list[str]:
+        """The files that differ from ``file_name`` in a number before its last one.
+
+        ``frame0001_cam1.jpg`` beside ``frame0000_cam1.jpg``; empty where the last number is what
+        files differ in.
+        """
+        names = self.frame_names
+        own, parts = names.get(file_name), split_frame_name(file_name)
+        if own is None or parts is None or own.video == (parts[0], parts[2]):
+            return []
+        return sorted(
+            n for n, other in names.items() if n != file_name and other.video == own.video
+        )
 
     def like(self, file_name: str) -> dict[int, str]:
         """Frame number → name, of the files that differ from ``file_name`` in the number only.
@@ -147,8 +168,9 @@ class ClipFiles:
             listed: numbers of the frames that the annotation lists.
 
         Raises:
-            FrameError: the key frame is not on disk, two files have one number, or a support
-                frame is lost and ``on_error`` is ``raise``.
+            FrameError: the key frame is not on disk, two files have one number, another number
+                than the last in its name is the frame's, or a support frame is lost and
+                ``on_error`` is ``raise``.
         """
         relative = PurePosixPath(frame.file_name)
         path = self.root / relative.parent
@@ -163,6 +185,15 @@ class ClipFiles:
                 "key frame missing",
             )
         names = folder.like(relative.name)
+        if len(names) == 1 and self.num_frames > 1 and sequence.nframes != 1:
+            others = folder.numbered_otherwise(relative.name)
+            if others:
+                raise FrameError(
+                    f"{path / relative.name}: its frame number is the last number in its name, but "
+                    f"{others[0]} differs from it in another one; name frames by number "
+                    "(000000.jpg), as cmpose convert does",
+                    "frame number ambiguous",
+                )
         support = support_frames(frame.index, self.num_frames, names, listed, sequence.nframes)
         note = ""
         if support.lost:

@@ -403,9 +403,6 @@ def test_frames_of_different_size_are_no_video(tmp_path):
     document = coco(["v/0.jpg"])
     with pytest.raises(AnnotationError, match=r"2\.jpg: is 48×64 pixels, 0\.jpg of the same seq"):
         run(tmp_path, document)
-    document["images"][0] |= {"width": 48, "height": 64}
-    with pytest.raises(AnnotationError, match="its orientation tag was applied by the labelling"):
-        run(tmp_path, document)
 
 
 def test_usage_errors(tmp_path):
