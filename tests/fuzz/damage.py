@@ -62,7 +62,7 @@ def _change_value(draw: Any, document: Any) -> Any:
     nodes = list(_nodes(document))
     kind = draw(st.integers(0, 19))
     if not nodes or kind == 19:
-        return draw(_VALUES)
+        return copy.deepcopy(draw(_VALUES))
     # Most nodes are numbers in long lists: those under a name are tried as often.
     if draw(st.booleans()):
         nodes = [node for node in nodes if isinstance(node[1], str)] or nodes
@@ -72,7 +72,7 @@ def _change_value(draw: Any, document: Any) -> Any:
     elif kind < 14:
         del container[key]
     elif kind < 16 and isinstance(container, dict):
-        container[f"{key}{_TWICE}"] = draw(st.just(container[key]) | _VALUES)
+        container[f"{key}{_TWICE}"] = copy.deepcopy(draw(st.just(container[key]) | _VALUES))
     elif kind < 17 and isinstance(container, dict):
         container[f"{key}_"] = container.pop(key)
     elif isinstance(container, list):

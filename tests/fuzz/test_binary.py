@@ -80,7 +80,7 @@ def video(name: str, codec: str) -> File:
 
 
 def read_weights_file(path: Path) -> None:
-    for name, tensor in read_weights(path)[1].items():
+    for name, tensor in read_weights(path, TENSORS)[1].tensors.items():
         assert isinstance(name, str)
         assert isinstance(tensor, torch.Tensor)
 
