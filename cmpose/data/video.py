@@ -15,7 +15,9 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
+from cmpose.data.numbering import number_pictures
 from cmpose.data.pictures import PICTURES, FrameError, is_picture, picture_size, read_picture
+from cmpose.data.sequence import split_frame_name
 
 NOT_DECODED = np.zeros((0, 0, 3), np.uint8)
 """The picture of a frame that was passed over."""
@@ -39,6 +41,8 @@ class VideoInfo:
         fps: frames a second; 25 where nothing says.
         frames: number of frames by the header, which may be wrong; 0 where it does not say.
         live: whether it is a camera or stream, which cannot be read a second time.
+        numbers: of its frames, ascending, by the names of its pictures; empty where frames count
+            from 0. Inside the program they are counted from 0 in any case.
     """
 
     source: str
@@ -48,13 +52,18 @@ class VideoInfo:
     fps: float
     frames: int
     live: bool = False
+    numbers: tuple[int, ...] = ()
+
+    def number(self, position: int) -> int:
+        """A frame's number for people and files, by its position."""
+        return self.numbers[position] if self.numbers else position
 
 
 class VideoFrame(NamedTuple):
-    """A frame and its number, from 0.
+    """A frame and its position.
 
     Attributes:
-        number: from 0.
+        number: from 0, without holes; see ``VideoInfo.numbers``.
         picture: uint8 [H, W, 3], BGR; empty for a frame that was passed over.
         readable: False where the picture before stands in for one that could not be read.
     """
@@ -82,8 +91,16 @@ class Video(ABC):
         """Plain data (for JSON) by which another video of the same name can be told apart."""
 
     def frame_name(self, number: int) -> str:
-        """``NAME/000012.jpg``; for a frame that is a file, its folder and name."""
-        return f"{self.info.name}/{number:06d}.jpg"
+        """``NAME/000012.jpg``; for a frame that is a file, its folder and name.
+
+        A file whose frame number is not the last number in its name gets such a name too, as what
+        is written must be read again by that number.
+        """
+        return f"{self.info.name}/{self.info.number(number):06d}.jpg"
+
+    def frame_source(self, number: int) -> str:
+        """The folder and name of a frame that is a file, where ``frame_name`` is another."""
+        return ""
 
     def close(self) -> None:  # noqa: B027 - pictures hold nothing open
         """Closes the file or device."""
@@ -157,7 +174,14 @@ class _Pictures(Video):
     """Picture files, each a frame."""
 
     def __init__(
-        self, files: list[Path], source: str, name: str, fps: float | None, *, skip_unreadable: bool
+        self,
+        files: list[Path],
+        source: str,
+        name: str,
+        fps: float | None,
+        *,
+        skip_unreadable: bool,
+        numbers: tuple[int, ...],
     ) -> None:
         self.files, self.skip_unreadable = files, skip_unreadable
         try:
@@ -165,7 +189,11 @@ class _Pictures(Video):
             read_picture(files[0])
         except FrameError as error:
             raise VideoError(f"{error} (the first picture tells the video's size)") from error
-        self.info = VideoInfo(source, name, width, height, fps or _RATE, len(files))
+        last = [split_frame_name(file.name) for file in files]
+        self.own_names = len({parts and int(parts[1]) for parts in last} - {None}) == len(files)
+        self.info = VideoInfo(
+            source, name, width, height, fps or _RATE, len(files), numbers=numbers
+        )
 
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
         before = NOT_DECODED
@@ -200,10 +228,39 @@ class _Pictures(Video):
         crc = 0
         for file in self.files:
             crc = zlib.crc32(f"{file.name}:{file.stat().st_size};".encode(), crc)
-        return {"pictures": len(self.files), "pictures' names and sizes": crc}
+        numbered = "by their names" if self.info.numbers else "from 0"
+        return {
+            "pictures": len(self.files),
+            "pictures' names and sizes": crc,
+            "frames are numbered": numbered,
+        }
 
     def frame_name(self, number: int) -> str:
+        if not self.own_names:
+            return super().frame_name(number)
+        return self._file_name(number)
+
+    def frame_source(self, number: int) -> str:
+        return "" if self.own_names else self._file_name(number)
+
+    def _file_name(self, number: int) -> str:
         return "/".join(self.files[number].absolute().parts[-2:])
+
+
+def _in_order(files: list[Path]) -> tuple[list[Path], tuple[int, ...]]:
+    """Pictures by the frame numbers of their names, and these; else in natural order, and none.
+
+    Names tell if they differ in a number alone, each from all others, within one folder.
+    """
+    files = sorted(files, key=natural_order)
+    names = number_pictures([file.name for file in files])
+    frames = {file: names[file.name] for file in files if file.name in names}
+    alike = len({(file.parent, frame.video) for file, frame in frames.items()}) == 1
+    numbers = sorted({frame.number for frame in frames.values()})
+    if not alike or len(numbers) < len(files) or any(f.doubt for f in frames.values()):
+        return files, ()
+    files.sort(key=lambda file: frames[file].number)
+    return files, () if numbers == list(range(len(files))) else tuple(numbers)
 
 
 def natural_order(path: Path) -> list[Any]:
@@ -234,9 +291,10 @@ def open_video(
     """Opens a video in any form that OpenCV reads.
 
     Args:
-        source: a video file; a folder of pictures or a pattern such as ``frames/*.jpg``, in
-            natural order; a camera's number; an address (``rtsp://…``) or a GStreamer pipeline
-            (with ``!``); a numbered sequence such as ``frames/%06d.jpg``.
+        source: a video file; a folder of pictures or a pattern such as ``frames/*.jpg``, by the
+            frame numbers of their names where these differ in a number alone, else in natural
+            order; a camera's number; an address (``rtsp://…``) or a GStreamer pipeline (with
+            ``!``); a numbered sequence such as ``frames/%06d.jpg``.
         fps: frames a second, in place of what the video says; pictures have 25 by default.
         on_error: ``skip`` lets the picture before stand in for an unreadable one; for pictures.
 
@@ -283,5 +341,7 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
             f"{path}: no pictures there ({', '.join(sorted(PICTURES))}); give a video's file, or "
             "a folder of pictures"
         )
-    pictures.sort(key=natural_order)
-    return _Pictures(pictures, text, name, fps, skip_unreadable=skip)
+    pictures, numbers = _in_order(pictures)
+    if path.is_file():  # a picture alone is frame 0, whatever its name
+        numbers = ()
+    return _Pictures(pictures, text, name, fps, skip_unreadable=skip, numbers=numbers)

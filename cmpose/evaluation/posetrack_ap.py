@@ -252,7 +252,7 @@ _Sources = dict[str, tuple[str, Callable[[], Any]]]
 
 
 def _json_files(folder: Path, role: str) -> dict[str, Path]:
-    files = {path.name: path for path in sorted(folder.glob("*.json"))}
+    files = {path.name: path for path in sorted(folder.glob("[!.]*.json"))}
     if not files:
         raise FileNotFoundError(f"{role}: {folder} has no .json files")
     return files

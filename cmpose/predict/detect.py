@@ -213,6 +213,7 @@ def load_video_detections(
     path: str | Path,
     num_frames: int | None = None,
     *,
+    numbers: tuple[int, ...] = (),
     size: tuple[int, int] | None = None,
     min_score: float = 0.0,
 ) -> VideoDetections:
@@ -226,11 +227,14 @@ def load_video_detections(
     Args:
         path: the file.
         num_frames: of the video; if given, no entry may be of a later frame.
+        numbers: of the video's frames, ascending, where they do not count from 0; no entry may be
+            of another frame then.
         size: (width, height) of the video; if given, most boxes must have their centre in it.
         min_score: boxes with a lower score are left out.
 
     Returns:
-        Frame → its detections, best first. Frames without any are absent.
+        Frame, by its position in the video, → its detections, best first. Frames without any are
+        absent.
 
     Raises:
         FileNotFoundError: no such file.
@@ -243,7 +247,7 @@ def load_video_detections(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"detections: {path} does not exist")
-    frames, track_ids, numbers = array("q"), array("q"), array("d")
+    frames, track_ids, values = array("q"), array("q"), array("d")
     counts = BoxCounts(path, "--min_score")
     people = with_track = 0
     count = -1
@@ -258,7 +262,7 @@ def load_video_detections(
             continue
         frames.append(frame)
         track_ids.append(entry.track_id)
-        numbers.extend((*entry.bbox, entry.score))
+        values.extend((*entry.bbox, entry.score))
         # It stays among the boxes, so that its track goes on; a picture of it there is none.
         if size is not None and clean_box(np.array(entry.bbox), *size) is None:
             counts.left_out[EMPTY] += 1
@@ -269,15 +273,29 @@ def load_video_detections(
             f"{path}: {with_track} of {people} detections have a track_id; give all of them one, "
             "or none to have them linked by overlap"
         )
-    table = np.array(numbers).reshape(-1, 5)
+    table = np.array(values).reshape(-1, 5)
     check_units(path, table[:, :4], None if size is None else np.array(size))
     counts.check_somebody(len(table) - counts.left_out[EMPTY], count + 1)
     detections = VideoDetections(frames, table[:, :4], table[:, 4], track_ids, counts)
     _check_track_ids(detections, path)
-    if num_frames is not None:
-        _check_frames(detections, path, num_frames)
+    if numbers:
+        _check_frames(
+            detections,
+            ~np.isin(detections.frames, numbers),
+            path,
+            (f"{numbers[0]} to {numbers[-1]}, numbered as their names are"),
+        )
+    elif num_frames is not None:
+        _check_frames(
+            detections,
+            detections.frames >= num_frames,
+            path,
+            (f"0 to {num_frames - 1}, counted from 0"),
+        )
     if size is not None:
         _check_centers(detections, path, size)
+    if numbers:
+        detections.frames = np.searchsorted(np.array(numbers, np.int64), detections.frames)
     return detections
 
 
@@ -290,14 +308,12 @@ def _check_track_ids(detections: VideoDetections, path: Path) -> None:
         raise ValueError(f"{path}: track_id {ids[i]} is twice in frame {frames[i]}")
 
 
-def _check_frames(detections: VideoDetections, path: Path, num_frames: int) -> None:
-    beyond: np.ndarray = detections.frames[detections.frames >= num_frames]
-    if len(beyond):
-        some = ", ".join(map(str, np.unique(beyond)[:3].tolist()))
+def _check_frames(detections: VideoDetections, beyond: np.ndarray, path: Path, frames: str) -> None:
+    if beyond.any():
+        some = ", ".join(map(str, np.unique(detections.frames[beyond])[:3].tolist()))
         raise ValueError(
-            f"{path}: {len(beyond)} of {len(detections.frames)} detections are of frames that the "
-            f"video does not have, e.g. {some}; its frames are 0 to {num_frames - 1}, counted from "
-            "0"
+            f"{path}: {beyond.sum()} of {len(detections.frames)} detections are of frames that the "
+            f"video does not have, e.g. {some}; its frames are {frames}"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cmpose.data.skeleton import Skeleton
+from cmpose.data.video import VideoInfo
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.options import Options
 from cmpose.predict.predictor import Predictor
@@ -36,16 +37,16 @@ class Explainer:
         wanted: frames that are still to be explained. Nobody is in them so far.
     """
 
-    def __init__(self, predictor: Predictor, name: str, out: Path, options: Options) -> None:
+    def __init__(self, predictor: Predictor, info: VideoInfo, out: Path, options: Options) -> None:
         """
         Args:
             predictor: the model that the poses are from.
-            name: the video's.
+            info: the video's.
             out: the output folder.
             options: settled; with ``explain`` a frame without people is made up for by the next
                 one with people, else only the frames that were named are explained.
         """
-        self.predictor, self.name, self.out = predictor, name, out
+        self.predictor, self.info, self.out = predictor, info, out
         self.wanted = list(options.explain_frames)
         self._only_named = not options.explain
 
@@ -68,9 +69,9 @@ class Explainer:
             return []
         written = []
         for person, (poses, row) in zip(frame.people, frame.rows, strict=True):
-            number, track_id = frame.number, person.track_id
-            title = f"{self.name}, frame {number}, person {track_id}"
-            path = self.out / "explain" / f"{self.name}_{number:06d}_{track_id}.png"
+            number, track_id = self.info.number(frame.number), person.track_id
+            title = f"{self.info.name}, frame {number}, person {track_id}"
+            path = self.out / "explain" / f"{self.info.name}_{number:06d}_{track_id}.png"
             self.predictor.explain(frame.picture, poses, row, title, path)
             written.append(str(path.relative_to(self.out)))
         return written

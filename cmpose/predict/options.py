@@ -35,7 +35,8 @@ class Options:
         outputs: which of video, poses (PoseTrack18's format) and coco (COCO's results) to write.
         explain: also draw heatmaps, causal tokens and clusters of everybody in three frames, which
             are spread over the video. If one of them is empty, the next with people is taken.
-        explain_frames: draw them in exactly these frames instead; frames count from 0.
+        explain_frames: draw them in exactly these frames instead; frames count from 0, those of a
+            folder of pictures have the numbers of their names.
         detect_every: the detector is run in every Nth frame.
         bridge: how many frames in a row a person may be missing and still gets boxes there, which
             are interpolated. None is 10, or 0 for boxes with track ids.
@@ -103,9 +104,7 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
         ValueError: a broken one, one of another video, or frames to explain that are not there.
     """
     last = min(info.frames or o.max_frames or 0, o.max_frames or info.frames) - 1
-    beyond = [i for i in o.explain_frames if i < 0 or 0 <= last < i]
-    if beyond:
-        raise ValueError(f"--explain_frames {beyond}: {info.source} has frames 0 to {last}")
+    wanted = _positions(o.explain_frames, last, info)
     detections = None
     if o.detections is not None:
         if info.live:
@@ -116,6 +115,7 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
         detections = load_video_detections(
             o.detections,
             info.frames or None,
+            numbers=info.numbers,
             size=(info.width, info.height),
             min_score=o.min_score,
         )
@@ -124,12 +124,24 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
     smooth = _SMOOTH if o.smooth is None else o.smooth
     if tracked:
         bridge, smooth = o.bridge or 0, o.smooth or 0
-    wanted = tuple(sorted(o.explain_frames))
     if o.explain and not wanted:
         wanted = tuple(default_explain_frames(last + 1))
         return detections, replace(o, bridge=bridge, smooth=smooth, explain_frames=wanted)
     settled = replace(o, bridge=bridge, smooth=smooth, explain=False, explain_frames=wanted)
     return detections, settled
+
+
+def _positions(frames: tuple[int, ...], last: int, info: VideoInfo) -> tuple[int, ...]:
+    """Frames to explain by their position in the video, sorted; ``last`` is -1 if not known."""
+    names = {number: i for i, number in enumerate(info.numbers)}
+    places = {frame: names.get(frame, -1) if names else frame for frame in frames}
+    beyond = [frame for frame, i in places.items() if i < 0 or 0 <= last < i]
+    if beyond:
+        raise ValueError(
+            f"--explain_frames {beyond}: {info.source} has frames {info.number(0)} to "
+            f"{info.number(last)}" + (", numbered as their names are" if names else "")
+        )
+    return tuple(sorted(places.values()))
 
 
 def _digest(path: Path) -> str:

@@ -164,7 +164,7 @@ def _predict(
     write_last_metrics(out, metrics)
     journal.finish(metrics)
     if progress:
-        print(summary(metrics, out, writer.explainer.wanted))
+        print(summary(metrics, out, [info.number(frame) for frame in writer.explainer.wanted]))
     return metrics
 
 

@@ -71,16 +71,19 @@ def write_results(
 
     def frames() -> Iterator[Frame]:
         for predicted in journal.frames():
-            number = predicted.number
+            position = predicted.number
+            source = video.frame_source(position)
             frame = Frame(
-                image_id=number,
-                file_name=video.frame_name(number),
-                index=number,
+                image_id=info.number(position),
+                file_name=video.frame_name(position),
+                index=info.number(position),
                 width=info.width,
                 height=info.height,
             )
             people = [person._asdict() for person in predicted.people]
-            yield predicted_frame(frame, people, info.name, config.data.score, skeleton)
+            frame = predicted_frame(frame, people, info.name, config.data.score, skeleton)
+            frame.extra = {"source": source} if source else {}
+            yield frame
 
     if "poses" in outputs:
         path = out / "poses" / f"{info.name}.json"

@@ -48,7 +48,7 @@ class FrameWriter:
         """
         self.info, self.journal, self.clock = info, journal, clock
         self.skeleton = predictor.model.skeleton
-        self.tally, self.explainer = Tally(), Explainer(predictor, info.name, out, options)
+        self.tally, self.explainer = Tally(), Explainer(predictor, info, out, options)
         self.path = out / f"{info.name}_poses.mp4"
         self.to_draw = "video" in options.outputs and not (journal.ended and self.path.exists())
         self._start = journal.done

@@ -14,6 +14,7 @@ from cmpose.data import video_writer as writer_module
 from cmpose.data.video import VideoError, natural_order, open_video
 from cmpose.data.video_writer import VideoWriter, part_of, video_writer
 from cmpose.files import OutputError
+from tests.data.test_pictures import blocks, encode
 
 SIZE = (64, 48)
 
@@ -80,6 +81,70 @@ def test_pictures_in_natural_order(folder, tmp_path):
         assert greys(video.frames()) == [3], "a single picture is one frame"
     names = ["a/x2", "a/x10", "a/x11b", "b/1"]
     assert sorted(reversed(names), key=natural_order) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers", "shown"),
+    [
+        (["0.png", "1.png", "2.png"], (), None),
+        (["0.png", "1.png", "3.png"], (0, 1, 3), None),
+        (["img_2.png", "img_10.png"], (2, 10), None),
+        (
+            ["frame0002_cam1.png", "frame0004_cam1.png"],
+            (2, 4),
+            ["seq/000002.jpg", "seq/000004.jpg"],
+        ),
+        (["9f7f00c1-2.png", "0a7f00c1-3.png"], (2, 3), None),
+        (["a.png", "b.png"], (), ["seq/000000.jpg", "seq/000001.jpg"]),
+        (["a1.png", "b7.png"], (), None),
+        (["1.png", "01.png"], (), ["seq/000000.jpg", "seq/000001.jpg"]),
+        (["7.png"], (7,), None),
+    ],
+)
+def test_frame_numbers_come_from_names(tmp_path, names, numbers, shown):
+    """Whatever is left out of a folder, the others keep their numbers."""
+    folder = tmp_path / "seq"
+    folder.mkdir()
+    for position, name in enumerate(names):
+        cv2.imwrite(str(folder / name), picture(position))
+    (folder / "._2.png").write_bytes(b"no picture")
+    for source in (folder, f"{folder}/*.png"):
+        with open_video(source) as video:
+            assert video.info.numbers == numbers
+            frames = list(video.frames())
+            assert [frame.number for frame in frames] == list(range(len(names)))
+            order = [0, 1] if names[0] != "1.png" else [1, 0]  # as natural order has them
+            if len(names) == 2:
+                assert greys(frames) == order
+            given = [video.frame_name(position) for position in range(len(names))]
+            files = [f"seq/{name}" for name in names]
+            assert given == (shown or files)
+            sources = [video.frame_source(position) for position in range(len(names))]
+            assert sorted(sources) == (sorted(files) if shown else [""] * len(names))
+    with open_video(folder / names[-1]) as video:
+        assert video.info.numbers == (), "a picture alone is frame 0"
+
+
+def test_a_pattern_reads_past_holes(folder):
+    (folder / "f5.png").unlink()
+    with open_video(folder / "f%d.png") as video:
+        assert greys(video.frames()) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+        assert video.info.numbers == (0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11)
+    with open_video(folder / "f%02d.png") as video:
+        assert greys(video.frames()) == [10, 11], "f1.png is not padded"
+
+
+def test_pictures_are_upright_and_within_the_limit(tmp_path, monkeypatch):
+    (tmp_path / "0.jpg").write_bytes(encode(blocks(), "JPEG", 6))
+    (tmp_path / "1.jpg").write_bytes(encode(blocks(), "JPEG", 3))
+    (tmp_path / "2.jpg").write_bytes(encode(blocks(32, 48), "JPEG"))
+    with open_video(tmp_path) as video:
+        assert (video.info.width, video.info.height) == (32, 48)
+        with pytest.raises(VideoError, match=r"1\.jpg: is 48×32 pixels, the first frame was 32×48"):
+            list(video.frames())
+    monkeypatch.setenv("CMPOSE_MAX_PIXELS", "99")
+    with pytest.raises(VideoError, match=r"0\.jpg: 48×32 pixels by its header, more than the 99"):
+        open_video(tmp_path).__enter__()
 
 
 def test_a_signature_tells_videos_apart(file, folder, tmp_path):

@@ -433,6 +433,7 @@ def test_folders(tmp_path):
         score_folders(gt, pred)
     gt.mkdir()
     pred.mkdir()
+    (gt / f"._{NAME}").write_bytes(b"\0")  # what systems leave beside files is none
     with pytest.raises(FileNotFoundError, match=r"ground truth: .* has no .json files"):
         score_folders(gt, pred)
     (gt / NAME).write_text(json.dumps(truth))

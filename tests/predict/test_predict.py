@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from cmpose import cli
 from cmpose.config import Config
+from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.pictures import read_picture
 from cmpose.data.video import VideoError
 from cmpose.evaluation.posetrack_ap import score_folders
@@ -220,6 +223,50 @@ def test_the_video_itself_is_never_written_over(weights, clip, tmp_path):
     video.write_bytes(clip[0].read_bytes())
     predict_video(video, weights, tmp_path, detections=clip[1], progress=False)
     assert video.read_bytes() == clip[0].read_bytes()
+
+
+def test_leaving_out_a_frame_shifts_no_other(weights, clip, rendered, tmp_path):
+    """Detections, poses and explained frames go by the numbers in the pictures' names."""
+    _, detections, _, _ = clip
+    [annotation] = (rendered / "annotations" / "val").glob("*.json")
+    images = json.loads(annotation.read_text())["images"]
+    folder = tmp_path / "seq"
+    folder.mkdir()
+    kept = [0, 2, 3]
+    for number in kept:
+        shutil.copy(rendered / images[number]["file_name"], folder / f"frame{number:04d}_cam1.jpg")
+    (folder / "._frame0001_cam1.jpg").write_bytes(b"no picture")
+    boxes = [box for box in json.loads(detections.read_text()) if box["frame"] in (*kept, 1)]
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(boxes))
+    options = {"outputs": ["poses", "coco"], "progress": False, "explain_frames": [3]}
+    with pytest.raises(
+        ValueError,
+        match=r"are of frames that the video does not have, e\.g\. 1; its frames are 0 to 3, n",
+    ):
+        predict_video(folder, weights, tmp_path / "out", detections=file, **options)
+    boxes = [box for box in boxes if box["frame"] != 1]
+    file.write_text(json.dumps(boxes))
+    metrics = predict_video(folder, weights, tmp_path / "out", detections=file, **options)
+    assert metrics["frames"] == 3
+    assert {Path(p).name[:10] for p in metrics["explained"]} == {"seq_000003"}
+    [sequence] = load_annotations(tmp_path / "out/poses")
+    assert [(f.image_id, f.index) for f in sequence.frames] == [(n, n) for n in kept]
+    assert sequence.frames[1].extra["source"] == "seq/frame0002_cam1.jpg"
+    for frame in sequence.frames:
+        shown = sorted(person.track_id for person in frame.people)
+        assert shown == sorted(b["track_id"] for b in boxes if b["frame"] == frame.index)
+        for person in frame.people:
+            [given] = [
+                b["bbox"]
+                for b in boxes
+                if (b["frame"], b["track_id"]) == (frame.index, person.track_id)
+            ]
+            np.testing.assert_allclose(person.box, given, atol=1e-3)
+    results = json.loads((tmp_path / "out/coco/seq.json").read_text())
+    assert {entry["image_id"] for entry in results} == {box["frame"] for box in boxes}
+    with pytest.raises(ValueError, match=r"--explain_frames \[1\]: .* has frames 0 to 3, numbered"):
+        predict_video(folder, weights, tmp_path / "x", **options | {"explain_frames": [1]})
 
 
 def test_frames_to_explain_must_exist(weights, clip, tmp_path):
