@@ -278,20 +278,7 @@ def load_video_detections(
     counts.check_somebody(len(table) - counts.left_out[EMPTY], count + 1)
     detections = VideoDetections(frames, table[:, :4], table[:, 4], track_ids, counts)
     _check_track_ids(detections, path)
-    if numbers:
-        _check_frames(
-            detections,
-            ~np.isin(detections.frames, numbers),
-            path,
-            (f"{numbers[0]} to {numbers[-1]}, numbered as their names are"),
-        )
-    elif num_frames is not None:
-        _check_frames(
-            detections,
-            detections.frames >= num_frames,
-            path,
-            (f"0 to {num_frames - 1}, counted from 0"),
-        )
+    _check_frames(detections, path, num_frames, numbers)
     if size is not None:
         _check_centers(detections, path, size)
     if numbers:
@@ -308,7 +295,17 @@ def _check_track_ids(detections: VideoDetections, path: Path) -> None:
         raise ValueError(f"{path}: track_id {ids[i]} is twice in frame {frames[i]}")
 
 
-def _check_frames(detections: VideoDetections, beyond: np.ndarray, path: Path, frames: str) -> None:
+def _check_frames(
+    detections: VideoDetections, path: Path, num_frames: int | None, numbers: tuple[int, ...]
+) -> None:
+    beyond: np.ndarray = np.zeros(len(detections.frames), bool)
+    frames = ""
+    if numbers:
+        beyond = ~np.isin(detections.frames, numbers)
+        frames = f"{numbers[0]} to {numbers[-1]}, numbered as their names are"
+    elif num_frames is not None:
+        beyond = detections.frames >= num_frames
+        frames = f"0 to {num_frames - 1}, counted from 0"
     if beyond.any():
         some = ", ".join(map(str, np.unique(detections.frames[beyond])[:3].tolist()))
         raise ValueError(
