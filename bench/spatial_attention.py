@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from bench.harness import attention
 from bench.harness.shapes import BACKWARD, FORWARD, REFERENCE, Shape, model_grid
 from bench.harness.workload import OpBench
 from cmpose import ops
-from cmpose.ops.spatial_attention import (
-    spatial_attention_backward_reference,
-    spatial_attention_reference,
-)
+from cmpose.ops.spatial_attention import spatial_attention_backward_reference
 
 
 def _tokens(shape: Shape) -> int:
@@ -19,7 +18,10 @@ def _tokens(shape: Shape) -> int:
 
 
 def _flops(shape: Shape, direction: str) -> int:
-    references = (spatial_attention_reference, spatial_attention_backward_reference)
+    references = (
+        partial(ops.spatial_attention, backend="reference"),
+        spatial_attention_backward_reference,
+    )
     return attention.operations(shape, _tokens(shape), direction, *references)
 
 

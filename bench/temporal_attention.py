@@ -6,6 +6,8 @@ broadcast dimensions. Compiled, it is the strongest stock peer.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,14 +16,14 @@ from bench.harness.peers import compiled
 from bench.harness.shapes import BACKWARD, FORWARD, REFERENCE, Shape, model_grid
 from bench.harness.workload import OpBench
 from cmpose import ops
-from cmpose.ops.temporal_attention import (
-    temporal_attention_backward_reference,
-    temporal_attention_reference,
-)
+from cmpose.ops.temporal_attention import temporal_attention_backward_reference
 
 
 def _flops(shape: Shape, direction: str) -> int:
-    references = (temporal_attention_reference, temporal_attention_backward_reference)
+    references = (
+        partial(ops.temporal_attention, backend="reference"),
+        temporal_attention_backward_reference,
+    )
     return attention.operations(shape, shape["N"], direction, *references)
 
 

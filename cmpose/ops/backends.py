@@ -82,6 +82,20 @@ def dtype_refusal(**tensors: Tensor | None) -> str | None:
     return None
 
 
+def interpreter_refusal(
+    *, dtype: torch.dtype | None = None, **tensors: Tensor | None
+) -> str | None:
+    """Why Triton's interpreter does not take ``dtype`` or tensors of their dtypes, or None.
+
+    It computes bfloat16 wrongly and in silence; on a GPU the kernels take it.
+    """
+    dtypes = {"dtype": dtype} | {n: t.dtype for n, t in tensors.items() if t is not None}
+    for name, given in dtypes.items() if _interpreted() else ():
+        if given == torch.bfloat16:
+            return f"{name} is bfloat16, which Triton's interpreter computes wrongly"
+    return None
+
+
 # -- what the machine can do ----------------------------------------------------------------------
 
 _capabilities: dict[int, tuple[str, int, int]] = {}
@@ -209,7 +223,7 @@ _forced: dict[str, str] = {}
 
 
 def _check_name(source: str, backend: str) -> None:
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
@@ -242,7 +256,7 @@ def backend(name: str | None = None, /, **per_op: str) -> Iterator[None]:
 
 def _asked(op: str, backend: str) -> tuple[str, str]:
     """The backend that is asked for, and what asks for it (empty for ``auto``)."""
-    if backend != "auto":
+    if not isinstance(backend, str) or backend != "auto":
         _check_name("backend", backend)
         return backend, "the argument"
     for key in (op, _ALL) if _forced else ():
@@ -338,6 +352,8 @@ def explain(op: str, *arguments: Any, **keywords: Any) -> Explanation:
     bound.apply_defaults()
     values = bound.arguments
     tensor = values[public.tensor]
+    if isinstance(tensor, (tuple, list)) and tensor:
+        tensor = tensor[0]
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{public.tensor} must be a torch.Tensor, got {type(tensor).__name__}")
     reasons: dict[str, str | None] = {"reference": None}

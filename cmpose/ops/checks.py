@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ BOOL = (torch.bool,)
 UINT8 = (torch.uint8,)
 
 Sizes = dict[str, int]
+
+MAY_BE_EMPTY = ("B", "C", "M")
+"""Dimensions that may be 0: a batch, the causal tokens, and those that are left to be merged."""
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:
@@ -36,16 +40,16 @@ def tensor(
         name: the argument's name, for messages.
         value: what the caller passed.
         dims: one word per dimension. A number is that very size; a symbol is a size that all
-            arguments of a call share; a sum such as ``N+K`` adds symbols that are already bound.
+            arguments of a call share, at least 1 unless it is one of :data:`MAY_BE_EMPTY`; a sum
+            such as ``N+K`` adds symbols that are already bound.
         sizes: symbol → size, as bound so far; new symbols are added.
         dtypes: the dtypes that are allowed.
 
     Raises:
-        TypeError: it is no tensor, or one of another dtype.
+        TypeError: it is no tensor, or one of another dtype, or not dense.
         ValueError: it has another shape.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    dense(name, value)
     if value.dtype not in dtypes:
         raise TypeError(f"{name} must be of dtype {_names(dtypes)}, got {_names([value.dtype])}")
     words = dims.split()
@@ -60,6 +64,10 @@ def tensor(
         elif word in sizes:
             expected = sizes[word]
         else:
+            if size < 1 and word not in MAY_BE_EMPTY:
+                raise ValueError(
+                    f"{name} must have {word} ≥ 1 in [{', '.join(words)}], got {list(shape)}"
+                )
             sizes[word] = size
             continue
         if size != expected:
@@ -67,6 +75,21 @@ def tensor(
             raise ValueError(
                 f"{name} must have shape [{', '.join(words)}]{reason}, got {list(shape)}"
             )
+
+
+def dense(name: str, value: Any) -> None:
+    """Checks that ``value`` is a tensor whose elements are all in memory, by strides.
+
+    Raises:
+        TypeError: it is no tensor, or a sparse, nested or otherwise packed one.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one; pad it and give lengths")
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor, got layout {layout}; use .to_dense()")
 
 
 def same_device(first: str, reference: Tensor, **others: Tensor | None) -> None:
@@ -96,25 +119,82 @@ def same_dtype(first: str, reference: Tensor, **others: Tensor) -> None:
             )
 
 
-def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _shown(value: Any) -> str:
+    """What a message shows of a value: of a long one its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Checks that ``value`` is one of ``choices``.
 
     Raises:
         ValueError: it is not.
     """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {_shown(value)}")
 
 
-def between(name: str, value: float, low: float, high: float, why: str = "") -> None:
-    """Checks that ``low`` ≤ ``value`` ≤ ``high``.
+def boolean(name: str, value: Any) -> None:
+    """Checks that ``value`` is True or False.
 
     Raises:
-        ValueError: it is not (or is NaN).
+        TypeError: it is not.
     """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {_shown(value)}")
+
+
+def integer(name: str, value: Any) -> None:
+    """Checks that ``value`` is a whole number.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if isinstance(value, bool) or not isinstance(value, (torch.SymInt, Integral)):
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
+
+
+def _number(name: str, value: Any) -> None:
+    symbols = (torch.SymInt, torch.SymFloat)  # in a graph that torch.compile makes
+    if isinstance(value, bool) or not isinstance(value, (Real, *symbols)):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+
+
+def number(name: str, value: Any) -> None:
+    """Checks that ``value`` is a number that is neither NaN nor infinite.
+
+    Raises:
+        TypeError: it is of another type.
+        ValueError: it is NaN, infinite, or an integer that no float holds.
+    """
+    _number(name, value)
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name} must be finite, got {_shown(value)}")
+
+
+_LARGEST = torch.finfo(torch.float64).max
+
+
+def between(name: str, value: Any, low: float, high: float, why: str = "") -> None:
+    """Checks that ``value`` is a number and ``low`` ≤ ``value`` ≤ ``high``.
+
+    It must be an integer where the bounds are.
+
+    Raises:
+        TypeError: it is of another type.
+        ValueError: it is not between them (or is NaN).
+    """
+    if isinstance(low, int):
+        integer(name, value)
+    else:
+        _number(name, value)
     if not low <= value <= high:
         because = f" ({why})" if why else ""
-        raise ValueError(f"{name} must be between {low} and {high}{because}, got {value}")
+        raise ValueError(f"{name} must be between {low} and {high}{because}, got {_shown(value)}")
 
 
 def seed(value: Any, reference: Tensor) -> None:

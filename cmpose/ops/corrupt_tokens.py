@@ -283,7 +283,8 @@ def _check_tensors(
 
 
 def _triton_limits(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | None) -> str | None:
-    return backends.dtype_refusal(tokens=tokens, keypoint_tokens=keypoint_tokens, position=position)
+    tensors = {"tokens": tokens, "keypoint_tokens": keypoint_tokens, "position": position}
+    return backends.dtype_refusal(**tensors) or backends.interpreter_refusal(**tensors)
 
 
 backends.entry(corrupt_tokens, "tokens", triton=_triton_limits)

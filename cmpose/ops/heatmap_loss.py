@@ -185,7 +185,9 @@ def heatmap_loss(
             raise ValueError("visible must be ≥ 0 everywhere, got a negative or NaN weight")
         if bool((keypoints.isnan().any(dim=-1) & (visible > 0)).any()):
             raise ValueError("keypoints must not be NaN where visible > 0")
-    chosen = backends.choose("heatmap_loss", backend, pred.device, pred)
+    chosen = backends.choose(
+        "heatmap_loss", backend, pred.device, pred, keypoints, visible, normalizer
+    )
     if chosen == backends.PLAIN:
         return heatmap_loss_reference(pred, keypoints, visible, sigma, normalizer)
     keypoints, visible = keypoints.detach(), visible.detach()
@@ -195,8 +197,12 @@ def heatmap_loss(
     return _forward(pred, keypoints, visible, sigma, normalizer, False, chosen)[0]
 
 
-def _triton_limits(pred: Tensor) -> str | None:
-    return backends.dtype_refusal(pred=pred)
+def _triton_limits(
+    pred: Tensor, keypoints: Tensor, visible: Tensor, normalizer: Tensor | None
+) -> str | None:
+    return backends.dtype_refusal(pred=pred) or backends.interpreter_refusal(
+        pred=pred, keypoints=keypoints, visible=visible, normalizer=normalizer
+    )
 
 
 backends.entry(heatmap_loss, "pred", triton=_triton_limits)

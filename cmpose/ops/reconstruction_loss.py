@@ -183,7 +183,7 @@ def reconstruction_loss(
     checks.same_device("pred", pred, target=target, corrupted=corrupted)
     if normalizer is not None:
         checks.normalizer(normalizer, pred)
-    chosen = backends.choose("reconstruction_loss", backend, pred.device, pred, target)
+    chosen = backends.choose("reconstruction_loss", backend, pred.device, pred, target, normalizer)
     if chosen == backends.PLAIN:
         return reconstruction_loss_reference(
             pred, target, corrupted, per_channel, detach_target, normalizer
@@ -197,8 +197,10 @@ def reconstruction_loss(
     return _forward(*arguments)[0]
 
 
-def _triton_limits(pred: Tensor, target: Tensor) -> str | None:
-    return backends.dtype_refusal(pred=pred, target=target)
+def _triton_limits(pred: Tensor, target: Tensor, normalizer: Tensor | None) -> str | None:
+    return backends.dtype_refusal(pred=pred, target=target) or backends.interpreter_refusal(
+        pred=pred, target=target, normalizer=normalizer
+    )
 
 
 backends.entry(reconstruction_loss, "pred", triton=_triton_limits)

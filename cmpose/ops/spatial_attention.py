@@ -1,13 +1,14 @@
-"""Attention over the S tokens of a frame, from a packed QKV projection: D_S of Eq. 5."""
+"""Attention over the S tokens of a frame: D_S of Eq. 5."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks, library
+from cmpose.ops import attention, backends, checks, library
+from cmpose.ops.attention import Projection
 from cmpose.ops.cpu import spatial_attention as cpu
 
 MAX_HEAD_DIM = 128
@@ -15,133 +16,213 @@ MAX_HEAD_DIM = 128
 # -- reference ------------------------------------------------------------------------------------
 
 
-def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v over the last two dimensions; the softmax in at least float32.
+def _heads_first(x: Tensor) -> Tensor:
+    return x.transpose(2, 3)  # [B, T, H, S, d]
 
-    Autocast is off inside: products have the dtype of the inputs.
+
+def _allowed(lengths: Tensor | None, S: int) -> Tensor | None:
+    """The keys of each frame: [B, T, 1, 1, S]."""
+    return None if lengths is None else attention.keys_within(lengths, S)[:, :, None, None]
+
+
+def spatial_attention_reference(
+    qkv: Tensor, k: Tensor | None, v: Tensor | None, lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """:func:`spatial_attention` in plain PyTorch: [B, T, S, H, d], and lse [B, T, H, S].
+
+    What padded queries give is without meaning: :func:`spatial_attention` replaces it.
     """
-    with checks.without_autocast(q):
-        # q is scaled before the product, which keeps float16 products in range.
-        logits = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        weights = torch.softmax(logits, dim=-1, dtype=checks.accumulator(logits)).to(v.dtype)
-        return torch.matmul(weights, v)
-
-
-def attention_backward_reference(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`attention_reference` to q, k and v.
-
-    With P = softmax(q kᵀ / √d): dv = Pᵀ g, dP = g vᵀ, dS = P (dP − Σ_j P dP),
-    dq = dS k / √d, dk = dSᵀ q / √d.
-    """
-    with checks.without_autocast(q):
-        scaled = q * q.shape[-1] ** -0.5
-        logits = torch.matmul(scaled, k.transpose(-1, -2))
-        weights = torch.softmax(logits, dim=-1, dtype=checks.accumulator(logits))
-        grad_v = torch.matmul(weights.to(v.dtype).transpose(-1, -2), grad)
-        grad_weights = torch.matmul(grad, v.transpose(-1, -2)).to(weights.dtype)
-        delta = (weights * grad_weights).sum(dim=-1, keepdim=True)
-        grad_logits = (weights * (grad_weights - delta)).to(q.dtype)
-        grad_q = torch.matmul(grad_logits, k) * q.shape[-1] ** -0.5
-        return grad_q, torch.matmul(grad_logits.transpose(-1, -2), scaled), grad_v
-
-
-def _heads_first(qkv: Tensor) -> tuple[Tensor, ...]:
-    return qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, T, H, S, d]
-
-
-def spatial_attention_reference(qkv: Tensor) -> Tensor:
-    """:func:`spatial_attention` in plain PyTorch."""
-    return attention_reference(*_heads_first(qkv)).transpose(2, 3).contiguous()
+    q, k, v = (_heads_first(x) for x in attention.separate(qkv, k, v))
+    allowed = _allowed(lengths, qkv.shape[2])
+    out, lse = attention.attention_reference(q, k, v, scale, allowed)
+    return _heads_first(out).contiguous(), lse
 
 
 def spatial_attention_backward_reference(grad: Tensor, qkv: Tensor) -> Tensor:
-    """Its gradient to qkv, [B, T, S, 3, H, d]."""
-    grads = attention_backward_reference(grad.transpose(2, 3), *_heads_first(qkv))
-    return torch.stack(grads).permute(1, 2, 4, 0, 3, 5).contiguous()
+    """Its gradient to the packed projection, without options: [B, T, S, 3, H, d]."""
+    unread, scale = qkv.new_empty(0), attention.scale_of(None, qkv)
+    return _backward_reference(grad, None, qkv, None, None, None, unread, unread, scale)[0]
+
+
+# Many parameters: those of the registered op.
+def _backward_reference(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    g, q, key, value = (_heads_first(x) for x in (grad, *attention.separate(qkv, k, v)))
+    allowed = _allowed(lengths, qkv.shape[2])
+    grads = attention.attention_backward_reference(g, q, key, value, scale, allowed, grad_lse)
+    return attention.joined([_heads_first(g) for g in grads], k)
 
 
 # -- registered op --------------------------------------------------------------------------------
 
 
-def _forward_fake(qkv: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    B, T, S, _, H, d = qkv.shape
-    if backend == "reference":
-        return qkv.new_empty(B, T, S, H, d), qkv.new_empty(0, dtype=torch.float32)
-    dtype = torch.promote_types(qkv.dtype, torch.float32)
-    return qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=dtype)
+def _forward_fake(qkv: Tensor, k: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    B, T, S, H, d = (*qkv.shape[:3], *qkv.shape[-2:])
+    return qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=checks.accumulator(qkv))
 
 
-# The second result is the log-sum-exp of every row, [B, T, H, S] in at least float32, which the
-# other backends' backward pass reads. The reference's computes it again, so its forward gives none.
+_triton_forward = library.triton_kernel("spatial_attention", "forward")
+_triton_backward = library.triton_kernel("spatial_attention", "backward")
+
+# Beside the result the log-sum-exp of every row, which backward passes read.
 _forward = library.register(
-    "spatial_attention(Tensor qkv, str backend) -> (Tensor, Tensor)",
+    "spatial_attention(Tensor qkv, Tensor? k, Tensor? v, Tensor? lengths, float scale, "
+    "str backend) -> (Tensor, Tensor)",
     _forward_fake,
-    reference=lambda qkv: (
-        spatial_attention_reference(qkv),
-        qkv.new_empty(0, dtype=torch.float32),
-    ),
+    reference=spatial_attention_reference,
     cpu=cpu.forward,
-    triton=library.triton_kernel("spatial_attention", "forward"),
+    triton=lambda qkv, *_: _triton_forward(qkv),
 )
 _backward = library.register(
-    "spatial_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, str backend) "
-    "-> Tensor",
-    lambda grad, qkv, out, lse, backend: qkv.new_empty(qkv.shape),
-    reference=lambda grad, qkv, out, lse: spatial_attention_backward_reference(grad, qkv),
+    "spatial_attention_backward(Tensor grad, Tensor? grad_lse, Tensor qkv, Tensor? k, Tensor? v, "
+    "Tensor? lengths, Tensor out, Tensor lse, float scale, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    lambda grad, grad_lse, qkv, k, v, *_: attention.empty_gradients(qkv, k, v),
+    reference=_backward_reference,
     cpu=cpu.backward,
-    triton=library.triton_kernel("spatial_attention", "backward"),
+    triton=lambda grad, grad_lse, qkv, k, v, lengths, out, lse, scale: (
+        _triton_backward(grad, qkv, out, lse),
+        qkv.new_empty(0),
+        qkv.new_empty(0),
+    ),
 )
 
 
 class _SpatialAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, backend: str) -> Tensor:
-        out, lse = _forward(qkv, backend)
-        ctx.save_for_backward(qkv, out, lse)
-        ctx.backend = backend
-        return out
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _forward(*arguments)
+        ctx.save_for_backward(*arguments[:4], out, lse)
+        ctx.options = arguments[4:]
+        ctx.set_materialize_grads(False)
+        return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        return library.first_order("spatial_attention", _backward, grad, *saved, ctx.backend), None
+        grad = torch.zeros_like(saved[-2]) if grad is None else grad
+        grads = library.first_order(
+            "spatial_attention", _backward, grad, grad_lse, *saved, *ctx.options
+        )
+        separate = saved[1] is not None
+        return grads[0], *(grads[1:] if separate else (None, None)), None, None, None
 
 
 # -- public ---------------------------------------------------------------------------------------
 
 
-def spatial_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
-    """Multi-head attention within each frame: softmax(q kᵀ / √d) v over S.
+@overload
+def spatial_attention(
+    qkv: Projection,
+    *,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def spatial_attention(
+    qkv: Projection,
+    *,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def spatial_attention(
+    qkv: Projection,
+    *,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Multi-head attention within each frame: softmax(scale · q kᵀ) v over S.
 
     Args:
         qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides: the output
-            of one linear layer of width 3·H·d for the tokens of B clips of T frames.
+            of one linear layer of width 3·H·d for the tokens of B clips of T frames. Or q, k and v
+            in a tuple, each [B, T, S, H, d], of any strides, such as views of one projection.
+        lengths: int64 [B, T] or [B·T], how many of a frame's tokens count, 0 to S; the others are
+            padding: no query attends to them, and they give 0. None: all count.
+        scale: a finite number; None is 1/√d.
+        return_lse: returns the log-sum-exp of the logits too.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         [B, T, S, H, d], contiguous, in qkv's dtype; ``.flatten(-2)`` gives the tokens. Products
-        accumulate and the softmax runs in at least float32. Gradients flow to qkv. A NaN reaches
-        the tokens of its own frame and head only.
+        accumulate and the softmax runs in at least float32. With ``return_lse`` also
+        log Σ_j exp(scale · q_i k_j), [B, T, H, S], in at least float32, −inf for padded queries.
+        Gradients flow from both to q, k and v. A NaN reaches the tokens of its own frame and head
+        only, one in padding none.
 
     Raises:
-        TypeError: qkv is not a floating-point tensor.
-        ValueError: qkv has another shape.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or scale; on the CPU also a length outside 0 to S, which counts as
+            the nearer of the two elsewhere.
         BackendUnavailable: the backend asked for cannot run this call.
     """
-    checks.tensor("qkv", qkv, "B T S 3 H d", {})
-    chosen = backends.choose("spatial_attention", backend, qkv.device, qkv)
+    first, k, v = attention.operands(qkv)
+    if lengths is not None:
+        lengths = _frame_lengths(lengths, first)
+    checks.boolean("return_lse", return_lse)
+    factor = attention.scale_of(scale, first)
+    chosen = backends.choose(
+        "spatial_attention", backend, first.device, qkv, lengths, scale, return_lse
+    )
+    padding = None
+    if lengths is not None:
+        position = torch.arange(first.shape[2], device=first.device)
+        padding = position >= lengths[..., None]  # [B, T, S]
+        first, k, v = attention.without_padding(padding, first, k, v)
+    tensors = (first, k, v, lengths)
     if chosen == backends.PLAIN:
-        return spatial_attention_reference(qkv)
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        return _SpatialAttention.apply(qkv, chosen)
-    return _forward(qkv, chosen)[0]
+        out, lse = spatial_attention_reference(*tensors, factor)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        out, lse = _SpatialAttention.apply(*tensors, factor, chosen)
+    else:
+        out, lse = _forward(*tensors, factor, chosen)
+    if padding is not None:
+        out = out.masked_fill(padding[..., None, None], 0.0)
+        lse = lse.masked_fill(padding[:, :, None], -torch.inf) if return_lse else lse
+    return (out, lse) if return_lse else out
 
 
-def _triton_limits(qkv: Tensor) -> str | None:
-    if (refusal := backends.dtype_refusal(qkv=qkv)) is not None:
+def _frame_lengths(lengths: Tensor, first: Tensor) -> Tensor:
+    """Checked lengths, as [B, T]."""
+    B, T, S = first.shape[:3]
+    if isinstance(lengths, Tensor) and lengths.ndim == 1:
+        checks.tensor("lengths", lengths, "B·T", {"B·T": B * T}, checks.INDEX)
+        lengths = lengths.reshape(B, T)
+    checks.tensor("lengths", lengths, "B T", {"B": B, "T": T}, checks.INDEX)
+    checks.same_device("qkv", first, lengths=lengths)
+    checks.indices("lengths", lengths, S + 1, "S tokens a frame")
+    return lengths
+
+
+def _triton_limits(
+    qkv: Projection, lengths: Tensor | None, scale: float | None, return_lse: bool
+) -> str | None:
+    if (refusal := attention.kernel_refusal(qkv, lengths=lengths, scale=scale)) is not None:
         return refusal
+    assert isinstance(qkv, Tensor)
+    if return_lse and torch.is_grad_enabled() and qkv.requires_grad:
+        return "return_lse is given where gradients are; the kernels' backward pass has none of it"
     if qkv.shape[-1] % 16 or not 16 <= qkv.shape[-1] <= MAX_HEAD_DIM:
         taken = f"multiples of 16 up to {MAX_HEAD_DIM}"
         return f"the head dimension is {qkv.shape[-1]}; the kernels take {taken}"

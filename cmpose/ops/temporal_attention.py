@@ -1,4 +1,4 @@
-"""Attention over the T frames at each position, from a packed QKV projection: D_T of Eq. 5."""
+"""Attention over the T frames at each position: D_T of Eq. 5."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmpose.ops import backends, checks, library
-from cmpose.ops.spatial_attention import attention_backward_reference, attention_reference
+from cmpose.ops import attention, backends, checks, library
+from cmpose.ops.attention import Projection
+from cmpose.ops.cpu import temporal_attention as cpu
 
 HEAD_DIMS = (32, 64, 80, 128)
 MAX_FRAMES = 16
@@ -16,90 +17,178 @@ MAX_FRAMES = 16
 # -- reference ------------------------------------------------------------------------------------
 
 
-def _time_inside(qkv: Tensor) -> tuple[Tensor, ...]:
-    return qkv.permute(3, 0, 2, 4, 1, 5).unbind(0)  # each [B, S, H, T, d]
+def _time_inside(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1, 4)  # [B, S, H, T, d]
 
 
-def temporal_attention_reference(qkv: Tensor) -> Tensor:
-    """:func:`temporal_attention` in plain PyTorch."""
-    return attention_reference(*_time_inside(qkv)).permute(0, 3, 1, 2, 4).contiguous()
+def _time_outside(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2, 4)  # [B, T, S, H, d]
+
+
+def _allowed(lengths: Tensor | None, causal: bool, q: Tensor) -> Tensor | None:
+    """The frames that a frame attends to: [B or 1, 1, 1, T or 1, T]."""
+    T, found = q.shape[1], None
+    if lengths is not None:
+        found = attention.keys_within(lengths, T)[:, None, None, None]
+    if causal:
+        order = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+        found = order if found is None else found & order
+    return found
+
+
+# Many parameters: those of the registered op.
+def temporal_attention_reference(
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """:func:`temporal_attention` in plain PyTorch.
+
+    What padded queries give is without meaning: :func:`temporal_attention` replaces it.
+    """
+    q, k, v = (_time_inside(x) for x in attention.separate(qkv, k, v))
+    allowed = _allowed(lengths, causal, qkv)
+    out, _ = attention.attention_reference(q, k, v, scale, allowed)
+    return _time_outside(out).contiguous()
 
 
 def temporal_attention_backward_reference(grad: Tensor, qkv: Tensor) -> Tensor:
-    """Its gradient to qkv, [B, T, S, 3, H, d]."""
-    grads = attention_backward_reference(grad.permute(0, 2, 3, 1, 4), *_time_inside(qkv))
-    return torch.stack(grads).permute(1, 4, 2, 0, 3, 5).contiguous()
+    """Its gradient to the packed projection, without options: [B, T, S, 3, H, d]."""
+    scale = attention.scale_of(None, qkv)
+    return _backward_reference(grad, qkv, None, None, None, scale, False)[0]
+
+
+# Many parameters: those of the registered op.
+def _backward_reference(
+    grad: Tensor,
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    g, q, key, value = (_time_inside(x) for x in (grad, *attention.separate(qkv, k, v)))
+    allowed = _allowed(lengths, causal, qkv)
+    grads = attention.attention_backward_reference(g, q, key, value, scale, allowed)
+    return attention.joined([_time_outside(g) for g in grads], k)
 
 
 # -- registered op --------------------------------------------------------------------------------
 
 
-def _forward_fake(qkv: Tensor, backend: str) -> Tensor:
-    B, T, S, _, H, d = qkv.shape
-    return qkv.new_empty(B, T, S, H, d)
+def _forward_fake(qkv: Tensor, *_: Any) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[-2:])
 
+
+_triton_forward = library.triton_kernel("temporal_attention", "forward")
+_triton_backward = library.triton_kernel("temporal_attention", "backward")
 
 _forward = library.register(
-    "temporal_attention(Tensor qkv, str backend) -> Tensor",
+    "temporal_attention(Tensor qkv, Tensor? k, Tensor? v, Tensor? lengths, float scale, "
+    "bool causal, str backend) -> Tensor",
     _forward_fake,
     reference=temporal_attention_reference,
-    triton=library.triton_kernel("temporal_attention", "forward"),
+    cpu=cpu.forward,
+    triton=lambda qkv, *_: _triton_forward(qkv),
 )
 _backward = library.register(
-    "temporal_attention_backward(Tensor grad, Tensor qkv, str backend) -> Tensor",
-    lambda grad, qkv, backend: qkv.new_empty(qkv.shape),
-    reference=temporal_attention_backward_reference,
-    triton=library.triton_kernel("temporal_attention", "backward"),
+    "temporal_attention_backward(Tensor grad, Tensor qkv, Tensor? k, Tensor? v, Tensor? lengths, "
+    "float scale, bool causal, str backend) -> (Tensor, Tensor, Tensor)",
+    lambda grad, qkv, k, v, *_: attention.empty_gradients(qkv, k, v),
+    reference=_backward_reference,
+    cpu=cpu.backward,
+    triton=lambda grad, qkv, *_: (
+        _triton_backward(grad, qkv),
+        qkv.new_empty(0),
+        qkv.new_empty(0),
+    ),
 )
 
 
 class _TemporalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, backend: str) -> Tensor:
-        ctx.save_for_backward(qkv)
-        ctx.backend = backend
-        return _forward(qkv, backend)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        ctx.save_for_backward(*arguments[:4])
+        ctx.options = arguments[4:]
+        return _forward(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (qkv,) = ctx.saved_tensors
-        return library.first_order("temporal_attention", _backward, grad, qkv, ctx.backend), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        grads = library.first_order("temporal_attention", _backward, grad, *saved, *ctx.options)
+        separate = saved[1] is not None
+        return grads[0], *(grads[1:] if separate else (None, None)), None, None, None, None
 
 
 # -- public ---------------------------------------------------------------------------------------
 
 
-def temporal_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
-    """Multi-head attention along time at each position: softmax(q kᵀ / √d) v over T.
+def temporal_attention(
+    qkv: Projection,
+    *,
+    lengths: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Multi-head attention along time at each position: softmax(scale · q kᵀ) v over T.
 
     Args:
-        qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides;
-            T ≥ 1 (the kernels take 2 to 16).
+        qkv: [B, T, S, 3, H, d], float32, float64, bfloat16 or float16, of any strides. Or q, k and
+            v in a tuple, each [B, T, S, H, d], of any strides, such as views of one projection.
+        lengths: int64 [B], how many of a clip's frames count, 0 to T; the others are padding: no
+            frame attends to them, and they give 0. None: all count.
+        causal: whether a frame attends to itself and earlier ones only.
+        scale: a finite number; None is 1/√d.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
         [B, T, S, H, d], contiguous, in qkv's dtype. Products accumulate and the softmax runs in
-        at least float32. Gradients flow to qkv. A NaN reaches its own position and head only.
+        at least float32. Gradients flow to q, k and v. A NaN reaches its own position and head
+        only, one in padding none.
 
     Raises:
-        TypeError: qkv is not a floating-point tensor.
-        ValueError: qkv has another shape, or no frame.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or scale; on the CPU also a length outside 0 to T, which counts as
+            the nearer of the two elsewhere.
         BackendUnavailable: the backend asked for cannot run this call.
     """
-    checks.tensor("qkv", qkv, "B T S 3 H d", {})
-    if qkv.shape[1] < 1:
-        raise ValueError(f"qkv must have at least one frame (dimension 1), got {list(qkv.shape)}")
-    chosen = backends.choose("temporal_attention", backend, qkv.device, qkv)
+    first, k, v = attention.operands(qkv)
+    B, T = first.shape[:2]
+    if lengths is not None:
+        checks.tensor("lengths", lengths, "B", {"B": B}, checks.INDEX)
+        checks.same_device("qkv", first, lengths=lengths)
+        checks.indices("lengths", lengths, T + 1, "T frames a clip")
+    checks.boolean("causal", causal)
+    factor = attention.scale_of(scale, first)
+    chosen = backends.choose(
+        "temporal_attention", backend, first.device, qkv, lengths, causal, scale
+    )
+    padding = None
+    if lengths is not None:
+        padding = (torch.arange(T, device=first.device) >= lengths[:, None])[..., None]  # [B, T, 1]
+        first, k, v = attention.without_padding(padding, first, k, v)
+    tensors, options = (first, k, v, lengths), (factor, causal)
     if chosen == backends.PLAIN:
-        return temporal_attention_reference(qkv)
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        return _TemporalAttention.apply(qkv, chosen)
-    return _forward(qkv, chosen)
+        out = temporal_attention_reference(*tensors, *options)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        out = _TemporalAttention.apply(*tensors, *options, chosen)
+    else:
+        out = _forward(*tensors, *options, chosen)
+    return out if padding is None else out.masked_fill(padding[..., None, None], 0.0)
 
 
-def _triton_limits(qkv: Tensor) -> str | None:
-    if (refusal := backends.dtype_refusal(qkv=qkv)) is not None:
+def _triton_limits(
+    qkv: Projection, lengths: Tensor | None, causal: bool, scale: float | None
+) -> str | None:
+    refusal = attention.kernel_refusal(qkv, lengths=lengths, causal=causal, scale=scale)
+    if refusal is not None:
         return refusal
+    assert isinstance(qkv, Tensor)
     if not 2 <= qkv.shape[1] <= MAX_FRAMES:
         return f"there are {qkv.shape[1]} frames; the kernels take 2 to {MAX_FRAMES}"
     if qkv.shape[-1] not in HEAD_DIMS:
@@ -108,4 +197,4 @@ def _triton_limits(qkv: Tensor) -> str | None:
     return None
 
 
-backends.entry(temporal_attention, "qkv", triton=_triton_limits)
+backends.entry(temporal_attention, "qkv", cpu=None, triton=_triton_limits)

@@ -174,17 +174,17 @@ def warp_clips(
     checks.finite("matrices", matrices)
     if checks.readable(matrices) and bool((_inverse(matrices)[:, :, :2] == 0).all((1, 2)).any()):
         raise ValueError("matrices must be invertible, got a singular one")
-    chosen = backends.choose("warp_clips", backend, frames.device, dtype)
+    chosen = backends.choose("warp_clips", backend, frames.device, dtype, matrices)
     arguments = (frames, matrices.detach(), (int(size[0]), int(size[1])), mean, std, dtype)
     if chosen == backends.PLAIN:
         return warp_clips_reference(*arguments)
     return _forward(*arguments, chosen)
 
 
-def _triton_limits(dtype: torch.dtype) -> str | None:
+def _triton_limits(dtype: torch.dtype, matrices: Tensor) -> str | None:
     if dtype == torch.float64:
         return "dtype is float64; the kernel writes float32, float16 and bfloat16"
-    return None
+    return backends.interpreter_refusal(dtype=dtype, matrices=matrices)
 
 
 backends.entry(warp_clips, "frames", triton=_triton_limits)

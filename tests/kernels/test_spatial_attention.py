@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from cmpose import ops
 from cmpose.kernels import launch, spatial_attention
-from cmpose.ops.spatial_attention import (
-    spatial_attention_backward_reference,
-    spatial_attention_reference,
-)
+from cmpose.ops.spatial_attention import spatial_attention_backward_reference
 from tests.ops.support.assertions import (
     assert_as_close_as_eager,
     assert_layout,
@@ -20,6 +19,8 @@ from tests.ops.support.assertions import (
     assert_same_bits,
     assert_writes_everything,
 )
+
+spatial_attention_reference = partial(ops.spatial_attention, backend="reference")
 
 # bfloat16 is wrong in Triton's interpreter.
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()

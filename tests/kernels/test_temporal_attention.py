@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from cmpose import ops
 from cmpose.kernels import launch, temporal_attention
-from cmpose.ops.temporal_attention import temporal_attention_reference
 from tests.kernels.losses import DTYPES, random, spread
 from tests.ops.support.assertions import (
     assert_as_close_as_eager,
@@ -21,6 +22,8 @@ from tests.ops.support.assertions import (
     hostile_gradients,
 )
 from tests.shared_data import PROJECT
+
+temporal_attention_reference = partial(ops.temporal_attention, backend="reference")
 
 SHAPES = [
     (2, 2, 3, 3, 32),
@@ -293,6 +296,7 @@ def test_float32_is_exact_unless_tf32_is_allowed() -> None:
 
 _COUNT_ACCESSES = """
 import collections, json, re, torch
+from cmpose import ops
 from cmpose.kernels import launch, temporal_attention
 from tests.kernels import compile_check
 

@@ -99,14 +99,15 @@ def test_without_triton(qkv: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_old_card(monkeypatch: pytest.MonkeyPatch, qkv: Tensor) -> None:
+    arguments = (qkv, None, False, None)
     monkeypatch.setattr(backends, "_card", lambda index: ("GTX 1080", 6, 1))
     message = r"GTX 1080 has compute capability 6\.1; the kernels need 8\.0 or more"
     with pytest.raises(ops.BackendUnavailable, match=message):
-        chosen("temporal_attention", "triton", "cuda:0", qkv)
-    assert chosen("temporal_attention", "auto", "cuda:0", qkv) == "reference"
+        chosen("temporal_attention", "triton", "cuda:0", *arguments)
+    assert chosen("temporal_attention", "auto", "cuda:0", *arguments) == "reference"
     monkeypatch.setattr(backends, "_card", lambda index: ("RTX 4090", 8, 9))
-    assert chosen("temporal_attention", "auto", "cuda:0", qkv) == "triton"
-    assert chosen("temporal_attention", "auto", "cpu", qkv) == backends.preferred(
+    assert chosen("temporal_attention", "auto", "cuda:0", *arguments) == "triton"
+    assert chosen("temporal_attention", "auto", "cpu", *arguments) == backends.preferred(
         "temporal_attention", "cpu"
     )
 
@@ -220,6 +221,48 @@ def test_limits_of_the_kernels(name: str, sizes: dict[str, int], reason: str) ->
     with pytest.raises(ops.BackendUnavailable, match=reason):
         case.call(**made(case, **sizes), backend="triton")
     case.call(**made(case, **sizes))  # auto falls back
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("spatial_attention", {"lengths": torch.ones(2, 3, dtype=torch.int64)}, "lengths is given"),
+        ("spatial_attention", {"scale": 0.5}, "scale is given; the kernels do without"),
+        ("spatial_attention", {"return_lse": True}, "return_lse is given where gradients are"),
+        ("temporal_attention", {"lengths": torch.ones(2, dtype=torch.int64)}, "lengths is given"),
+        ("temporal_attention", {"causal": True}, "causal is given; the kernels do without"),
+    ],
+)
+def test_options_that_the_kernels_do_without(name: str, options: Any, reason: str) -> None:
+    qkv = made(CASES[name], d=32)["qkv"].requires_grad_()
+    options = {n: v.to(DEVICE) if isinstance(v, Tensor) else v for n, v in options.items()}
+    with pytest.raises(ops.BackendUnavailable, match=reason):
+        getattr(ops, name)(qkv, **options, backend="triton")
+    with pytest.raises(ops.BackendUnavailable, match="q, k and v are separate; the kernels take"):
+        getattr(ops, name)(qkv.unbind(3), backend="triton")
+    assert reason in str(ops.explain(name, qkv, **options))
+
+
+def test_the_kernels_give_the_log_sum_exp() -> None:
+    qkv = made(CASES["spatial_attention"], d=32)["qkv"]
+    out, lse = ops.spatial_attention(qkv, return_lse=True, backend="triton")
+    exact = ops.spatial_attention(qkv.double(), return_lse=True, backend="reference")
+    torch.testing.assert_close(out.double(), exact[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse.double(), exact[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU computes bfloat16")
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(c.name, a) for c in CASES.values() if c.name in TRITON_OPS for a in c.floating or ("dtype",)],
+)
+def test_the_interpreter_has_no_bfloat16(name: str, argument: str) -> None:
+    """It computes it wrongly, without an error."""
+    values = made(CASES[name])
+    values[argument] = values[argument].bfloat16() if argument in values else torch.bfloat16
+    message = rf"{argument} is bfloat16, which Triton's interpreter computes wrongly"
+    with pytest.raises(ops.BackendUnavailable, match=message):
+        CASES[name].call(**values, backend="triton")
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def test_types() -> None:
 
 
 def test_between_refuses_nan() -> None:
-    checks.between("a", 1, 1, 2)
-    with pytest.raises(ValueError, match=r"^a must be between 1 and 2 \(why\), got nan"):
-        checks.between("a", math.nan, 1, 2, "why")
+    checks.between("a", 1, 1.0, 2.0)
+    with pytest.raises(ValueError, match=r"^a must be between 1.0 and 2.0 \(why\), got nan"):
+        checks.between("a", math.nan, 1.0, 2.0, "why")
 
 
 def test_values_are_read_on_the_cpu_only() -> None:

@@ -28,6 +28,7 @@ from tests.ops.support.assertions import (
 from tests.ops.support.cases import (
     CASES,
     DEVICE,
+    OPTIONS,
     OpCase,
     clip_dimensions,
     differentiable,
@@ -48,15 +49,15 @@ def auto_falls_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 EPS_FP32 = torch.finfo(torch.float32).eps
 
-RUNS = [(case, backend) for case in CASES.values() for backend in case.backends]
+RUNS = [(case, backend) for case in (*CASES.values(), *OPTIONS) for backend in case.backends]
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 every_run = pytest.mark.parametrize(
-    ("case", "backend"), RUNS, ids=[f"{case.name}-{backend}" for case, backend in RUNS]
+    ("case", "backend"), RUNS, ids=[f"{case.id}-{backend}" for case, backend in RUNS]
 )
 every_gradient = pytest.mark.parametrize(
     ("case", "backend"),
     [run for run in RUNS if run[0].gradients],
-    ids=[f"{case.name}-{backend}" for case, backend in RUNS if case.gradients],
+    ids=[f"{case.id}-{backend}" for case, backend in RUNS if case.gradients],
 )
 
 
@@ -115,7 +116,7 @@ PRECISION = [
 @pytest.mark.parametrize(
     ("case", "backend", "dtype"),
     PRECISION,
-    ids=[f"{case.name}-{backend}-{str(dtype)[6:]}" for case, backend, dtype in PRECISION],
+    ids=[f"{case.id}-{backend}-{str(dtype)[6:]}" for case, backend, dtype in PRECISION],
 )
 def test_value_and_gradients_are_as_close_as_eager(
     case: OpCase, backend: str, dtype: torch.dtype
@@ -134,7 +135,11 @@ def test_value_and_gradients_are_as_close_as_eager(
             [*found[0], *found[1]], [*eager[0], *eager[1]], [*exact[0], *exact[1]], strict=True
         ):
             if a.is_floating_point():
-                assert_as_close_as_eager(a, b, c.double(), reduction=case.reduction)
+                # Beside the reference, attention rounds P (and dS) before the product that follows.
+                roundings = 2 if "attention" in case.name else 1
+                assert_as_close_as_eager(
+                    a, b, c.double(), reduction=case.reduction, roundings=roundings
+                )
             else:
                 assert torch.equal(a, b)
 
@@ -144,9 +149,9 @@ def test_value_and_gradients_are_as_close_as_eager(
 def test_error_of_the_reference_is_that_of_rounding(name: str, dtype: torch.dtype) -> None:
     """Against float64 on the same, already rounded inputs; the yardstick itself is held here.
 
-    Everything but attention is summed in float32 and rounded once: half an ulp of the output and
-    a float32 ulp a term. Attention also rounds its logits (their size times an ulp moves a weight
-    by that share), its weights and q · d^-1/2.
+    All are summed in float32 and rounded once: half an ulp of the output and a float32 ulp a term.
+    Attention also rounds its logits (their size times an ulp moves a weight by that share), its
+    weights and q · d^-1/2; on a CPU in float32.
     """
     case, eps = CASES[name], torch.finfo(dtype).eps
     made = arguments(case, dtype=dtype)
@@ -157,7 +162,8 @@ def test_error_of_the_reference_is_that_of_rounding(name: str, dtype: torch.dtyp
     if "attention" in name:
         q, k, v = exact["qkv"].unbind(3)
         logit = (q.norm(dim=-1).max() * k.norm(dim=-1).max()) * q.shape[-1] ** -0.5
-        allowed = eps * (2 * logit + 2) * v.abs().max()
+        inside = EPS_FP32 if DEVICE == "cpu" else eps
+        allowed = (inside * (2 * logit + 2) + eps / 2) * v.abs().max()
     else:
         allowed = ((eps / 2 if case.follows else 0.0) + 16 * EPS_FP32) * scale
     assert (found.double() - truth).abs().max() <= allowed
@@ -187,7 +193,7 @@ GRADCHECK = [r for r in RUNS if r[0].gradients and precise(r[1]) == torch.float6
 
 
 @pytest.mark.parametrize(
-    ("case", "backend"), GRADCHECK, ids=[f"{case.name}-{backend}" for case, backend in GRADCHECK]
+    ("case", "backend"), GRADCHECK, ids=[f"{case.id}-{backend}" for case, backend in GRADCHECK]
 )
 def test_gradcheck(case: OpCase, backend: str) -> None:
     """``auto`` is the reference behind the op, with the backward written out."""
@@ -236,7 +242,7 @@ REGISTERED = [r for r in RUNS if r[1] != "reference"]
 
 @pytest.mark.parametrize("layout", ["compact", "permuted"])
 @pytest.mark.parametrize(
-    ("case", "backend"), REGISTERED, ids=[f"{case.name}-{backend}" for case, backend in REGISTERED]
+    ("case", "backend"), REGISTERED, ids=[f"{case.id}-{backend}" for case, backend in REGISTERED]
 )
 def test_opcheck(case: OpCase, backend: str, layout: str) -> None:
     """Schema, fake and dispatch of every registered op that a call and its backward go through."""

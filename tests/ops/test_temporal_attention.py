@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from cmpose import ops
+from cmpose.ops.cpu import temporal_attention as cpu
 
 
 def random_qkv(*shape: int) -> Tensor:
@@ -54,5 +55,71 @@ def test_nan_stays_at_its_position_and_head() -> None:
 
 
 def test_no_frames() -> None:
-    with pytest.raises(ValueError, match=r"qkv must have at least one frame \(dimension 1\)"):
+    with pytest.raises(ValueError, match=r"qkv must have T ≥ 1 in .*got \[2, 0, 4"):
         ops.temporal_attention(random_qkv(2, 0, 4, 3, 2, 8))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 32])
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths_are_clips_cut_short(backend: str, frames: int, causal: bool) -> None:
+    """Whatever the padding holds; causal or not, over few frames and over many."""
+    qkv = random_qkv(3, frames, 2, 3, 2, 16)
+    lengths = torch.tensor([frames, frames // 2, 0])
+    padded = qkv.clone()
+    for clip, n in zip(padded, lengths, strict=True):
+        clip[n:] = math.nan
+    padded.requires_grad_()
+    out = ops.temporal_attention(padded, lengths=lengths, causal=causal, backend=backend)
+    out.square().sum().backward()
+    for b, n in enumerate(lengths.tolist()):
+        assert (out[b, n:] == 0).all()
+        assert (padded.grad[b, n:] == 0).all()
+        if n:
+            q, k, v = (qkv[b, :n, :, i].permute(1, 2, 0, 3) for i in range(3))
+            truth = scaled_dot_product_attention(q, k, v, is_causal=causal).permute(2, 0, 1, 3)
+            torch.testing.assert_close(out[b, :n], truth)
+            assert (padded.grad[b, :n, :, 2] != 0).any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("frames", [3, 7])
+def test_separate_projections_and_scale(backend: str, frames: int) -> None:
+    qkv = random_qkv(2, frames, 5, 3, 2, 16)
+    packed = ops.temporal_attention(qkv, backend=backend)
+    q, k, v = (x.transpose(0, 4).contiguous().transpose(0, 4) for x in qkv.unbind(3))
+    torch.testing.assert_close(ops.temporal_attention((q, k, v), backend=backend), packed)
+    double = ops.temporal_attention((q / 2, k, v), scale=2 * 16**-0.5, backend=backend)
+    torch.testing.assert_close(double, packed)
+
+
+@pytest.mark.parametrize("d", range(16, 129, 16))
+def test_every_head_dimension(d: int) -> None:
+    qkv = random_qkv(1, 3, 2, 3, 1, d)
+    exact = ops.temporal_attention(qkv, backend="reference")
+    torch.testing.assert_close(ops.temporal_attention(qkv, backend="cpu"), exact)
+
+
+def test_many_positions_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole clips, several at a time, and positions of one clip give the same."""
+    qkv, grad = random_qkv(5, 3, 7, 3, 2, 8), random_qkv(5, 3, 7, 1, 2, 8)[:, :, :, 0]
+    lengths, whole = torch.tensor([3, 1, 2, 0, 3]), None
+    for elements in (1 << 18, 7 * 16 * 2, 16 * 3):
+        monkeypatch.setattr(cpu, "_PART", elements)
+        leaf = qkv.clone().requires_grad_()
+        out = ops.temporal_attention(leaf, lengths=lengths, causal=True, backend="cpu")
+        found = out.detach(), torch.autograd.grad(out, leaf, grad)[0]
+        whole = whole or found
+        torch.testing.assert_close(found, whole)
+
+
+def test_wrong_options() -> None:
+    qkv = random_qkv(2, 3, 4, 3, 2, 8)
+    for options, message in (
+        ({"lengths": torch.tensor([3])}, r"^lengths must have shape \[B\] with B=2"),
+        ({"lengths": torch.tensor([3, 4])}, r"^lengths must lie in 0\.\.3 \(T frames a clip\)"),
+        ({"causal": 1}, "^causal must be True or False, got 1"),
+        ({"scale": None, "causal": None}, "^causal must be True or False, got None"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            ops.temporal_attention(qkv, **options)

@@ -30,6 +30,8 @@ class OpCase:
         kernel_sizes: sizes that the kernels take; the small defaults are for the reference.
         other_sizes: sizes of 1, primes, the largest, ..., all of which the kernels take.
         reduction: about how many terms are summed into one element of a result or gradient.
+        options: what the case is called beside the op's name, if it is not the op's usual call.
+            Kernels need not take such a call.
     """
 
     name: str
@@ -43,11 +45,17 @@ class OpCase:
     kernel_sizes: dict[str, int] = field(default_factory=dict)
     other_sizes: tuple[dict[str, int], ...] = ()
     reduction: int = 1
+    options: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}-{self.options}" if self.options else self.name
 
     @property
     def backends(self) -> tuple[str, ...]:
         """Ways to run it: all that can run here, and ``auto`` where it falls back."""
         can = [name for name, reason in ops.available(self.name, DEVICE).items() if not reason]
+        can = [name for name in can if not self.options or name in ("reference", "cpu")]
         return ("auto", *can) if len(can) > 1 else tuple(can)
 
 
@@ -110,6 +118,31 @@ def _attention(
     batch: int, dtype: torch.dtype, T: int = 3, S: int = 5, H: int = 2, d: int = 8
 ) -> Arguments:
     return {"qkv": _normal(dtype, batch, T, S, 3, H, d)}
+
+
+def _separate(
+    batch: int, dtype: torch.dtype, T: int = 3, S: int = 5, H: int = 2, d: int = 8
+) -> Arguments:
+    """q, k and v that are no views of one projection, and lengths of which some are 0."""
+    made = {n: _normal(dtype, batch, T, S, H, d, seed=i) for i, n in enumerate("qkv")}
+    frame_lengths = (_uniform(batch, T, seed=3) * (S + 1)).long()
+    clip_lengths = (_uniform(batch, seed=4) * (T + 1)).long()
+    return made | {"frame_lengths": frame_lengths, "clip_lengths": clip_lengths}
+
+
+def _call_spatial(
+    q: Tensor, k: Tensor, v: Tensor, frame_lengths: Tensor, backend: str = "auto", **_: Tensor
+) -> Any:
+    out, lse = ops.spatial_attention(
+        (q, k, v), lengths=frame_lengths, scale=0.1, return_lse=True, backend=backend
+    )
+    return out, lse.masked_fill(lse.isneginf(), 0.0)  # differences of infinities are NaN
+
+
+def _call_temporal(
+    q: Tensor, k: Tensor, v: Tensor, clip_lengths: Tensor, backend: str = "auto", **_: Tensor
+) -> Any:
+    return ops.temporal_attention((q, k, v), lengths=clip_lengths, causal=True, backend=backend)
 
 
 def _corrupt(
@@ -320,3 +353,34 @@ CASES = {
         ),
     )
 }
+
+OPTIONS = (
+    OpCase(
+        "spatial_attention",
+        _separate,
+        _call_spatial,
+        ("q", "k", "v"),
+        ("q", "k", "v"),
+        "q",
+        other_sizes=({"T": 1, "S": 1, "H": 1, "d": 16}, {"T": 2, "S": 67, "H": 1, "d": 80}),
+        reduction=80,
+        options="options",
+    ),
+    OpCase(
+        "temporal_attention",
+        _separate,
+        _call_temporal,
+        ("q", "k", "v"),
+        ("q", "k", "v"),
+        "q",
+        other_sizes=(
+            {"T": 1, "S": 3, "H": 1, "d": 16},
+            {"T": 4, "S": 7, "H": 3, "d": 48},
+            {"T": 5, "S": 2, "H": 1, "d": 80},
+            {"T": 32, "S": 2, "H": 1, "d": 128},
+        ),
+        reduction=128,
+        options="options",
+    ),
+)
+"""Calls with every option, which the contract holds for too."""
