@@ -1,6 +1,13 @@
 """The fused ops of CM-Pose, each usable on its own; see docs/ops.md."""
 
-from cmpose.ops.backends import BackendUnavailable, Explanation, available, backend, explain
+from cmpose.ops.backends import (
+    BackendUnavailable,
+    Explanation,
+    FallbackWarning,
+    available,
+    backend,
+    explain,
+)
 from cmpose.ops.checks import without_value_checks
 from cmpose.ops.corrupt_tokens import CorruptedTokens, corrupt_tokens
 from cmpose.ops.dpc_knn import ClusterResult, dpc_knn, dpc_knn_merge
@@ -18,6 +25,7 @@ __all__ = [
     "ClusterResult",
     "CorruptedTokens",
     "Explanation",
+    "FallbackWarning",
     "SelectedTokens",
     "available",
     "backend",

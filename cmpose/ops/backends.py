@@ -2,9 +2,10 @@
 
 A backend is asked for in five ways; the first that says one wins: the argument ``backend=``,
 ``with ops.backend(...)``, ``CMPOSE_<OP>_BACKEND`` (for example ``CMPOSE_DPC_KNN_BACKEND``),
-``CMPOSE_BACKEND``, and ``auto``. ``auto`` takes the best backend that can run the call;
-:func:`explain` tells which one, and why not the others. Any other choice either runs or raises
-:class:`BackendUnavailable`: no op silently runs on a backend other than the one asked for.
+``CMPOSE_BACKEND``, and ``auto``. ``auto`` takes the best backend that can run the call, and says
+so where that is the reference only (:class:`FallbackWarning`); :func:`explain` tells which one, and
+why not the others. Any other choice either runs or raises :class:`BackendUnavailable`: no op
+silently runs on a backend other than the one asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -47,6 +49,13 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 class BackendUnavailable(RuntimeError):
     """The backend asked for cannot run this call here; the message says why."""
+
+
+class FallbackWarning(UserWarning):
+    """``auto`` runs a reference on a device for which the op has something faster.
+
+    It is given once per op and reason, and never with ``CMPOSE_FALLBACK_WARNINGS=0``.
+    """
 
 
 class _Entry(NamedTuple):
@@ -295,9 +304,14 @@ def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
         return PLAIN
     limits = _ENTRIES[op].limits
     if asked == "auto":
+        reasons = []
         for other in _ORDER.get(device.type, ()):
-            if other in limits and _refusal(op, other, device, arguments) is None:
-                return other
+            if other in limits:
+                if (reason := _refusal(op, other, device, arguments)) is None:
+                    return other
+                reasons.append(f"{other}: {reason}")
+        if reasons:
+            _tell(op, "; ".join(reasons))
         return "reference"
     reason = _refusal(op, asked, device, arguments)
     if reason is not None:
@@ -313,6 +327,26 @@ def _refusal(op: str, other: str, device: torch.device, arguments: tuple[Any, ..
         return reason
     limit = _ENTRIES[op].limits[other]
     return None if limit is None else limit(*arguments)
+
+
+_told: set[tuple[str, str]] = set()
+
+
+def _tell(op: str, reason: str) -> None:
+    """Warns, once per op and reason, that ``auto`` falls back on the reference."""
+    if (op, reason) in _told or os.environ.get("CMPOSE_FALLBACK_WARNINGS") == "0":
+        return
+    _told.add((op, reason))
+    warnings.warn(
+        f"{op} runs its reference, which is slow: {reason}. Silence this with "
+        "CMPOSE_FALLBACK_WARNINGS=0, or ask for backend='reference'.",
+        FallbackWarning,
+        stacklevel=4,  # where the op is called
+    )
+
+
+# As of _unavailable: torch.compile calls it while it traces, and does not trace it.
+_tell._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Explanation(NamedTuple):

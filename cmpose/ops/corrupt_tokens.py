@@ -284,7 +284,9 @@ def _check_tensors(
 
 def _triton_limits(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | None) -> str | None:
     tensors = {"tokens": tokens, "keypoint_tokens": keypoint_tokens, "position": position}
-    return backends.dtype_refusal(**tensors) or backends.interpreter_refusal(**tensors)
+    return backends.dtype_refusal(**tensors) or backends.interpreter_refusal(
+        tokens=tokens, keypoint_tokens=keypoint_tokens, position=position
+    )
 
 
 backends.entry(corrupt_tokens, "tokens", triton=_triton_limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,52 @@ def test_an_old_card(monkeypatch: pytest.MonkeyPatch, qkv: Tensor) -> None:
     assert chosen("temporal_attention", "auto", "cpu", *arguments) == backends.preferred(
         "temporal_attention", "cpu"
     )
+
+
+# -- what auto falls back on ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card on which kernels run, and nothing said yet."""
+    monkeypatch.setattr(backends, "_card", lambda index: ("RTX 4090", 8, 9))
+    monkeypatch.setattr(backends, "_told", set())
+
+
+def falls_back(d: int) -> None:
+    qkv = torch.zeros(1, 3, 2, 3, 1, d)
+    assert chosen("temporal_attention", "auto", "cuda:0", qkv, None, False, None) == "reference"
+
+
+def test_auto_says_once_per_reason_that_it_falls_back(
+    untold: None, qkv: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = (
+        "temporal_attention runs its reference, which is slow: triton: the head dimension is 48; "
+        "the kernels take 32, 64, 80, 128. Silence this with CMPOSE_FALLBACK_WARNINGS=0"
+    )
+    with pytest.warns(ops.FallbackWarning, match=re.escape(message)):
+        falls_back(48)
+    with pytest.warns(ops.FallbackWarning, match="the head dimension is 40"):
+        falls_back(40)
+    monkeypatch.setenv("CMPOSE_FALLBACK_WARNINGS", "0")
+    with warnings.catch_warnings(action="error"):
+        falls_back(48)  # was said
+        falls_back(72)  # is switched off
+        arguments = (qkv, None, False, None)
+        assert chosen("temporal_attention", "auto", "cuda:0", *arguments) == "triton"
+        assert chosen("temporal_attention", "reference", "cuda:0", *arguments) == backends.PLAIN
+        ops.temporal_attention(torch.zeros(1, 3, 2, 3, 1, 48))  # on a CPU nothing falls back
+
+
+def test_a_graph_that_falls_back_says_so_when_it_is_compiled(untold: None) -> None:
+    torch._dynamo.reset()
+
+    def call(x: Tensor) -> Tensor:
+        return x if chosen("temporal_attention", "auto", "cuda:0", x, None, False, None) else -x
+
+    with pytest.warns(ops.FallbackWarning, match="the head dimension is 48"):
+        torch.compile(call, fullgraph=True, backend="eager")(torch.zeros(1, 3, 2, 3, 1, 48))
 
 
 # -- the CUDA C++ core ----------------------------------------------------------------------------
