@@ -89,7 +89,7 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """What the parser makes of the arguments. It does not say in which recipe it met an error."""
     try:
         return parser.parse_args(arguments)
-    except SystemExit:
+    except (SystemExit, UnicodeDecodeError) as end:
         words = [word for argument in arguments for word in argument.split("=", 1)]
         recipe = dict(pairwise(words)).get("--config", "")
         if os.path.isfile(recipe):
@@ -97,7 +97,7 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
                 config.load(recipe)
             except ValueError as error:
                 print(f"cmpose {arguments[0]}: {error}", file=sys.stderr)
-        raise
+        sys.exit(end.code if isinstance(end, SystemExit) else 2)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,12 +62,17 @@ def test_wrong_usage_exits_with_2(tmp_path, capsys):
 
 def test_a_recipe_that_cannot_be_is_named(tmp_path, capsys):
     path = tmp_path / "r.yaml"
-    path.write_text("model: {depth: x}\n")
-    for option in (["--config", str(path)], [f"--config={path}"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(["train", *option, "--dry-run"])
-        assert stopped.value.code == 2
-        assert f"cmpose train: {path}: bad configuration" in capsys.readouterr().err
+    for content, message in (
+        (b"model: {depth: x}", ": bad configuration"),
+        (b"\xff", " is not YAML"),
+        ("model: {}".encode("utf-16"), " is not YAML"),
+    ):
+        path.write_bytes(content)
+        for option in (["--config", str(path)], [f"--config={path}"]):
+            with pytest.raises(SystemExit) as stopped:
+                main(["train", *option, "--dry-run"])
+            assert stopped.value.code == 2
+            assert f"cmpose train: {path}{message}" in capsys.readouterr().err
 
 
 def test_an_explained_failure_has_no_traceback(tmp_path, monkeypatch):
