@@ -168,11 +168,18 @@ class ClipFiles:
             listed: numbers of the frames that the annotation lists.
 
         Raises:
-            FrameError: the key frame is not on disk, two files have one number, another number
-                than the last in its name is the frame's, or a support frame is lost and
-                ``on_error`` is ``raise``.
+            FrameError: the key frame is not on disk or its name leads out of the root, two files
+                have one number, another number than the last in its name is the frame's, or a
+                support frame is lost and ``on_error`` is ``raise``.
         """
         relative = PurePosixPath(frame.file_name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise FrameError(
+                f"{sequence.source}: file_name {frame.file_name!r} leads out of the root "
+                f"{self.root}; set data.root to a folder that holds all pictures, and name them "
+                "below it",
+                "frame outside of the root",
+            )
         path = self.root / relative.parent
         if path not in self._folders:
             self._folders[path] = FrameFolder(path)

@@ -341,6 +341,15 @@ def test_training_refuses_frames_whose_number_is_not_the_last(tmp_path):
         ClipDataset([truth], tmp_path, (64, 48), 3, DataConfig(), train=True)
 
 
+@pytest.mark.parametrize("name", ["../a/000001.jpg", "{}/a/000001.jpg", "images/../../000001.jpg"])
+def test_training_refuses_names_that_lead_out_of_the_root(tmp_path, name):
+    synthetic.write_picture(tmp_path / "a/000001.jpg", 1)
+    truth = synthetic.sequence(indices=(1,))
+    truth.frames[0].file_name = name.format(tmp_path)
+    with pytest.raises(FrameError, match=r"000001\.jpg' leads out of the root .*; set data\.root"):
+        ClipDataset([truth], tmp_path / "root", (64, 48), 3, DataConfig(), train=True)
+
+
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("case", "labels", "images", "message"),
