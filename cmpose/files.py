@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -204,17 +204,24 @@ def whole_file(
 
 @contextmanager
 def whole_folder(
-    path: str | os.PathLike[str], remedy: str = "", *, durable: bool = True
+    path: str | os.PathLike[str],
+    remedy: str = "",
+    *,
+    durable: bool = True,
+    is_ours: Callable[[Path], bool] = lambda path: False,
 ) -> Iterator[Path]:
     """An empty folder to write into, which becomes ``path`` when the block ends well.
 
     A folder that is there is replaced: it keeps its name until the new one is whole and on the
-    disk, and is put back by :func:`recover` if the process is killed between the two renames.
+    disk, and is put back by :func:`recover` if the process is killed between the two renames. What
+    its user has put there goes into the new one.
 
     Args:
         path: the folder; its parents are made if absent.
         remedy: as for :func:`writing`.
         durable: as for :func:`whole_file`.
+        is_ours: whether an entry of a folder that is there may go, because the command wrote it;
+            every other entry stays, unless a new one has its name.
 
     Raises:
         OutputError: as :func:`writing`.
@@ -227,6 +234,8 @@ def whole_folder(
         partial.mkdir()
         try:
             yield partial
+            if path.is_dir():
+                _keep_others(path, partial, is_ours)
             if durable:
                 for file in partial.rglob("*"):
                     if not file.is_symlink():  # it may point to nothing
@@ -241,6 +250,17 @@ def whole_folder(
                 _recover(path)
             raise
         remove(replaced)
+
+
+def _keep_others(old: Path, new: Path, is_ours: Callable[[Path], bool]) -> None:
+    recover(old)  # what a killed process left there is nobody's
+    for path in sorted(old.iterdir()):
+        if is_ours(path) or os.path.lexists(new / path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, remedy: str = "") -> None:

@@ -75,6 +75,22 @@ def test_a_kill_at_any_rename_leaves_the_old_or_the_new(tmp_path, kill_at):
     assert (folder / "deep" / "b").exists() == (kill_at == 3)
 
 
+def test_what_a_user_put_into_a_folder_outlives_its_replacement(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("ours-1", "ours-2", "notes", "both", "deep/a", ".hidden"):
+        (folder / name).write_text("old")
+    (folder / "link").symlink_to("nowhere")
+    with files.whole_folder(folder, is_ours=lambda path: path.name.startswith("ours")) as partial:
+        (partial / "ours-1").write_text("new")
+        (partial / "both").write_text("new")
+    texts = {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    assert texts == {"ours-1": "new", "both": "new"} | dict.fromkeys(
+        ("notes", "deep/a", ".hidden"), "old"
+    )
+    assert os.readlink(folder / "link") == "nowhere"
+
+
 def test_a_failed_block_leaves_nothing_and_what_was_there(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()

@@ -19,11 +19,8 @@ def _convert(subparser: ArgumentParser) -> None:
     subparser.add_class_arguments(ConvertOptions, skip={"overwrite"})
     subparser.add_argument(
         "--overwrite",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="replace the split's annotations",
+        action="store_true",
+        help="replace what an earlier conversion of the split wrote",
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cmpose.convert.describe import Describer
 from cmpose.convert.grouping import Grouping
 from cmpose.convert.options import ConvertOptions, Format
 from cmpose.convert.people import People
-from cmpose.convert.pictures import SourcePictures, place_pictures
+from cmpose.convert.pictures import SourcePictures, place_pictures, placed_name
 from cmpose.convert.report import Report
 from cmpose.convert.sources import (
     Draft,
@@ -28,6 +27,7 @@ from cmpose.convert.sources import (
     to_posetrack,
 )
 from cmpose.convert.table import read_csv_drafts
+from cmpose.convert.written import WrittenFiles, report_path
 from cmpose.data.formats.messages import short
 from cmpose.data.formats.posetrack import load_annotations, write_posetrack18
 from cmpose.data.formats.reader import parse_file
@@ -55,7 +55,8 @@ def convert(
 
     Writes ``images/SPLIT/NAME/000000.jpg`` and so on, ``annotations/SPLIT/NAME.json``,
     ``annotations/SPLIT_boxes.json`` with ``options.boxes``, and ``SPLIT_report.json`` and ``.txt``;
-    each file whole or not at all, annotations after all pictures.
+    each file whole or not at all, annotations after all pictures, the report last. It lists the
+    files that were written. Only what an earlier report lists is replaced and removed.
 
     Args:
         source: a COCO or CSV file, an annolist file, or a folder of those.
@@ -65,7 +66,8 @@ def convert(
 
     Raises:
         AnnotationError: naming file, field, value and what to do.
-        FileNotFoundError, FileExistsError: of source, images or annotations.
+        FileNotFoundError, FileExistsError: of source, images or annotations; or a file is in the
+            way that no earlier conversion wrote.
         InUse: another process is converting into this split.
         OutputError: the disk is full, and the like.
     """
@@ -103,34 +105,60 @@ def convert(
     if not any(frame.people for sequence, _ in sequences for frame in sequence.frames):
         raise AnnotationError(f"{source}: nobody to convert; {report.reasons()}")
     # The lock of a split: another one's files have other names.
-    with claim_file(out / f"{options.split}_report.json", "convert", "--split or folder"):
+    with claim_file(report_path(out, options.split), "convert", "--split or folder"):
         _check_free(annotations, options)
         _recover(out, options.split)
-        for sequence, paths in sequences:
-            place_pictures(
-                paths,
-                out / "images" / options.split / sequence.name,
-                options.place,
-                overwrite=options.overwrite,
-            )
-        if boxes is not None:
-            boxes.write(_box_file(out, options.split))
-        described = [sequence for sequence, _ in sequences]
-        _write_report(out, source, format, described, options, report)
-        _write_annotations(annotations, described)
+        _write(out, source, format, sequences, boxes, options, report)
     return report
 
 
+# Many parameters: what was read, and where to write it.
+def _write(
+    out: Path,
+    source: Path,
+    format: Format,
+    sequences: list[tuple[Sequence, list[Path]]],
+    boxes: OwnBoxes | None,
+    options: ConvertOptions,
+    report: Report,
+) -> None:
+    """Writes a split: pictures, annotations, and last the report, which says that it is whole."""
+    split = options.split
+    written = WrittenFiles(out, split)
+    planned: dict[str, Path | None] = {f"{split}_report.txt": None}
+    for sequence, paths in sequences:
+        folder = f"images/{split}/{sequence.name}"
+        planned |= {f"{folder}/{placed_name(i, path)}": path for i, path in enumerate(paths)}
+        planned[f"annotations/{split}/{sequence.file_stem}.json"] = None
+    if boxes is not None:
+        planned[f"annotations/{_box_file(split)}"] = None
+    annotations = out / "annotations" / split
+    written.begin(planned, annotations=any(annotations.glob("*.json")))
+    for sequence, paths in sequences:
+        place_pictures(paths, out / "images" / split / sequence.name, options.place)
+    written.remove_stale(report, [path for _, paths in sequences for path in paths])
+    if boxes is not None:
+        boxes.write(out / "annotations" / _box_file(split))
+    described = [sequence for sequence, _ in sequences]
+    _write_annotations(annotations, described, written)
+    written.warn_of_others(report)
+    report.files = sorted(written.now)
+    _write_report(out, source, format, described, options, report)
+
+
 def _check_free(annotations: Path, options: ConvertOptions) -> None:
-    if not options.overwrite and any(annotations.glob("*.json")):
+    """Raises FileExistsError if there are annotations that may not be replaced."""
+    if options.overwrite or not any(annotations.glob("*.json")):
+        return
+    if not WrittenFiles(annotations.parent.parent, options.split).unfinished:
         raise FileExistsError(
             f"{annotations} already has annotations: give another --split or folder, or "
             "--overwrite to replace them"
         )
 
 
-def _box_file(out: Path, split: str) -> Path:
-    return out / "annotations" / f"{split}_boxes.json"
+def _box_file(split: str) -> str:
+    return f"{split}_boxes.json"
 
 
 def _recover(out: Path, split: str) -> None:
@@ -138,23 +166,22 @@ def _recover(out: Path, split: str) -> None:
     with writing(out):
         for folder in (out / "annotations" / split, *(out / "images" / split).glob("*")):
             recover(folder)
-        remove(partial_path(_box_file(out, split)))
+        remove(partial_path(out / "annotations" / _box_file(split)))
 
 
-def _write_annotations(annotations: Path, sequences: list[Sequence]) -> None:
-    """Writes a split's annotations all at once, and last of all.
+def _write_annotations(annotations: Path, sequences: list[Sequence], written: WrittenFiles) -> None:
+    """Writes a split's annotations all at once, after its pictures.
 
-    So a conversion that was killed can be called again: a split that has annotations is whole.
-    Other files in their folder stay.
+    So a split that has annotations has its pictures. Of other files in their folder those stay
+    that no earlier conversion wrote.
     """
-    with whole_folder(annotations) as partial:
+
+    def is_ours(path: Path) -> bool:
+        return written.is_ours(f"annotations/{written.split}/{path.name}")
+
+    with whole_folder(annotations, is_ours=is_ours) as partial:
         for sequence in sequences:
             write_posetrack18(partial / f"{sequence.file_stem}.json", sequence)
-        for path in annotations.glob("*"):
-            if path.is_dir():
-                shutil.copytree(path, partial / path.name, symlinks=True)
-            elif path.suffix != ".json":
-                shutil.copy2(path, partial / path.name, follow_symlinks=False)
 
 
 def _format(source: Path, asked: Format) -> Format:
@@ -252,6 +279,6 @@ def _write_report(
         "flip_pairs": [[names[a], names[b]] for a, b in skeleton.flip_pairs],
         "limbs": len(skeleton.limbs),
     }
-    path = out / f"{options.split}_report.json"
-    write_text(path, json.dumps(report.to_json(), indent=1) + "\n")
+    path = report_path(out, options.split)
     write_text(path.with_suffix(".txt"), report.text())
+    write_text(path, json.dumps(report.to_json(), indent=1) + "\n")

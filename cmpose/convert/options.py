@@ -33,7 +33,7 @@ class ConvertOptions:
             through links.
         place: pictures are copied, or linked (symbolic links to where they lie).
         on_error: ``skip`` leaves out what is broken and counts it.
-        overwrite: replaces the split's annotations.
+        overwrite: replaces what an earlier conversion of the split wrote.
     """
 
     format: Format = "auto"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -158,16 +157,13 @@ def placed_name(index: int, picture: Path) -> str:
     return f"{index:06d}{picture.suffix.lower()}"
 
 
-def place_pictures(
-    pictures: list[Path], folder: Path, how: Literal["copy", "link"], *, overwrite: bool
-) -> None:
+def place_pictures(pictures: list[Path], folder: Path, how: Literal["copy", "link"]) -> None:
     """Puts the pictures of a sequence into its folder, numbered from 0.
 
     Args:
         pictures: in order.
         folder: the sequence's; made if absent.
         how: copies or links. A picture with an orientation tag is written upright without it.
-        overwrite: also removes what else lies in the folder: it would pass for a neighbour.
 
     Raises:
         AnnotationError: the pictures lie in that very folder, under other numbers.
@@ -187,15 +183,6 @@ def place_pictures(
             _place(picture, folder / name, how)
         else:
             _place_upright(picture, folder / name)
-    if overwrite and not same_folder:
-        with writing(folder):
-            _remove_others(folder, placed)
-
-
-def _remove_others(folder: Path, placed: Mapping[str, Path]) -> None:
-    for path in folder.iterdir():
-        if path.name not in placed:
-            path.unlink()
 
 
 def _place(picture: Path, target: Path, how: Literal["copy", "link"]) -> None:

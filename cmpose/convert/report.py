@@ -22,12 +22,14 @@ class Report:
         facts: what was written.
         warnings: kind → where in the source, one entry for each case.
         left_out: likewise.
+        files: what the conversion wrote, relative to the data set's root.
     """
 
     on_error: Literal["raise", "skip"] = "raise"
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
 
     def warn(self, kind: str, where: str) -> None:
         """Counts something to look at, which is converted nevertheless."""
@@ -44,7 +46,7 @@ class Report:
         self.leave_out(kind, message)
 
     def to_json(self) -> dict[str, Any]:
-        """Facts, and of each kind ``count`` and ``examples``."""
+        """Facts, of each kind ``count`` and ``examples``, and the files."""
 
         def counted(kinds: Mapping[str, list[str]]) -> dict[str, Any]:
             return {
@@ -55,6 +57,7 @@ class Report:
         return self.facts | {
             "warnings": counted(self.warnings),
             "left_out": counted(self.left_out),
+            "files": self.files,
         }
 
     def reasons(self) -> str:

@@ -33,6 +33,7 @@ from cmpose.data.formats.posetrack18 import posetrack18_image_id, write_posetrac
 from cmpose.data.sequence import Sequence
 from cmpose.files import (
     Interrupted,
+    OutputError,
     claim_file,
     end_with_parent,
     recover,
@@ -200,7 +201,10 @@ def _ignored_interrupts() -> Iterator[None]:
 
 
 def _render_sequence(split: SplitFolder, video: int) -> None:
-    """Renders one sequence: all its frames appear at once, and then its annotation file."""
+    """Renders one sequence: all its frames appear at once, and then its annotation file.
+
+    Other files in the folder of its frames stay.
+    """
     settings, annotation = split.settings, split.annotation(video)
     name = settings.sequence_name(video)
     split.check_there()
@@ -216,9 +220,12 @@ def _render_sequence(split: SplitFolder, video: int) -> None:
             difficulty=settings.difficulty,
         )
         sequence = Sequence(name=name, file_stem=name, frames=[])
+        frames = split.frames(video)
+        if frames.is_symlink():
+            raise OutputError(f"{frames}: is a link, which is not followed: move it; {_GO_ON}")
         with writing(annotation, _GO_ON):
             annotation.unlink(missing_ok=True)
-        with whole_folder(split.frames(video), _GO_ON) as folder:
+        with whole_folder(frames, _GO_ON, is_ours=split.is_frame) as folder:
             first_id = posetrack18_image_id(name, 0)
             for picture, frame in plan.draw(name, first_id, f"images/{settings.split}"):
                 quality = [cv2.IMWRITE_JPEG_QUALITY, settings.quality]

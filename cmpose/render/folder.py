@@ -36,6 +36,10 @@ class SplitFolder:
         """The folder of a sequence's frames."""
         return self.images / self.settings.sequence_name(video)
 
+    def is_frame(self, path: Path) -> bool:
+        """Whether a file in the folder of a sequence has the name of one of its frames."""
+        return path.name in {f"{f:06d}.jpg" for f in range(self.settings.frames)}
+
     def annotation(self, video: int) -> Path:
         """A sequence's file, which is written last."""
         return self.annotations / f"{self.settings.sequence_name(video)}.json"

@@ -14,7 +14,7 @@ from cmpose import config as configuration
 from cmpose import provenance
 from cmpose.config import Config
 from cmpose.data.formats.reader import Count, Number, Whole, convert, parse_file
-from cmpose.files import remove, write_json
+from cmpose.files import write_json
 from cmpose.models.weights import checkpoint
 from cmpose.study.grid import Setting, Study, run_name
 from cmpose.train.state import FREE_FIELDS
@@ -84,8 +84,7 @@ def run_one(config: Config, folder: Path, name: str, seed: int, threads: int) ->
         "provenance": provenance.provenance(command=""),
     }
     write_json(result_file(folder, name, seed), result, "run the same command again")
-    for weights in (checkpoint.CHECKPOINTS, checkpoint.MODEL):
-        remove(trained / weights)
+    checkpoint.discard(trained)
     return result
 
 

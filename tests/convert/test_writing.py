@@ -103,7 +103,8 @@ def test_what_another_conversion_of_the_split_was_killed_at_is_removed(
     for name in ("images/train/walk/.9.jpg", "annotations/train/.a.json", "annotations/.train_"):
         ending = "boxes.json" if name.endswith("_") else ""
         (tmp_path / f"{name}{ending}.cmpose-part").write_text("half")
-    main([*arguments(source, tmp_path), "--overwrite"])
+    command, *rest = arguments(source, tmp_path)
+    main([command, "--overwrite", *rest])  # a flag, which takes nothing that follows it
     assert files_of(tmp_path) == whole
 
 
@@ -128,13 +129,14 @@ def test_what_stands_in_the_way_is_named(source: Path, tmp_path: Path) -> None:
 
 def test_a_link_is_replaced_and_never_what_it_points_to(source: Path, tmp_path: Path) -> None:
     out, images = tmp_path / "set", source / "pictures"
-    convert(source / "labels.csv", out, images, ConvertOptions(place="link"))
+    boxes = str(source / "boxes.json")
+    convert(source / "labels.csv", out, images, ConvertOptions(place="link", boxes=boxes))
     stranger = tmp_path / "stranger.jpg"
     stranger.write_bytes(b"mine")
     link = out / "images/train/walk/000001.jpg"
     link.unlink()
     link.symlink_to(stranger)
-    convert(source / "labels.csv", out, images, ConvertOptions(overwrite=True))
+    convert(source / "labels.csv", out, images, ConvertOptions(overwrite=True, boxes=boxes))
     assert stranger.read_bytes() == b"mine"
     assert not link.is_symlink()
     assert link.read_bytes() == (images / "walk/000001.jpg").read_bytes()

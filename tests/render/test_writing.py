@@ -43,6 +43,33 @@ def test_a_kill_while_a_sequence_is_replaced(
         assert files_of(root) == whole
 
 
+def test_what_a_user_put_among_the_frames_stays(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    root = tmp_path / "set"
+    render_dataset(root, **ASK)
+    frames = root / "images/val/500001_mpii_test"
+    (frames / "000001.jpg").unlink()
+    mine = {"000007.jpg": b"mine", "notes.txt": b"mine", "deep/000000.jpg": b"mine"}
+    (frames / "deep").mkdir()
+    for name, content in mine.items():
+        (frames / name).write_bytes(content)
+    render_dataset(root, **ASK)
+    folder = frames.relative_to(root)
+    assert files_of(root) == whole | {f"{folder}/{name}": text for name, text in mine.items()}
+
+
+def test_frames_are_not_written_through_a_link(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "set", tmp_path / "mine"
+    render_dataset(root, **ASK)
+    frames = root / "images/val/500001_mpii_test"
+    frames.rename(elsewhere)
+    frames.symlink_to(elsewhere)
+    (elsewhere / "000001.jpg").unlink()
+    (elsewhere / "000000.jpg").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"500001_mpii_test: is a link, which is not followed"):
+        render_dataset(root, **ASK)
+    assert {p.name: p.read_bytes() for p in elsewhere.iterdir()} == {"000000.jpg": b"mine"}
+
+
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     root = tmp_path / "set"
     code = [sys.executable, "-m", "cmpose", "render", str(root)]

@@ -19,6 +19,7 @@ from cmpose.data.cache.store import (
     INDEX,
     PLAN,
     TILES,
+    CacheError,
     Source,
     StorePlan,
     check_source,
@@ -98,9 +99,11 @@ def build(
         raise ValueError(f"data.cache_detail: expected a number from 0 on, got {detail}")
     started = time.perf_counter()
     with claim(folder, "cache", "data.cache"):
+        _check_ours(folder)
         if overwrite:
             with writing(folder):
-                for name in (COMPLETE, PLAN, INDEX, TILES):  # who reads the old files keeps them
+                # Who reads the old files keeps them. The plan, which says what they are, goes last.
+                for name in (COMPLETE, INDEX, TILES, PLAN):
                     (folder / name).unlink(missing_ok=True)
         plan = _read_or_write_plan(clips, folder)
         store = StoreWriter(folder, plan, clips.root)
@@ -131,6 +134,16 @@ def build(
         len(rows) - store.kept,
         time.perf_counter() - started,
     )
+
+
+def _check_ours(folder: Path) -> None:
+    """Raises CacheError if files with a store's names are there that are of no store."""
+    strangers = [folder / name for name in (TILES, INDEX, COMPLETE) if (folder / name).is_file()]
+    if strangers and not (folder / PLAN).exists():
+        raise CacheError(
+            f"{strangers[0]}: would be replaced, but no {PLAN} beside it says that it is of a "
+            "cache: move it, or give another data.cache"
+        )
 
 
 def source_of(clips: ClipDataset) -> Source:

@@ -7,7 +7,7 @@ loaded with ``weights_only=True``.
 from __future__ import annotations
 
 import re
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "STATE",
     "WEIGHTS",
     "CheckpointError",
+    "discard",
     "find",
     "load_config",
     "load_into",
@@ -97,13 +98,25 @@ def training_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+    # One that is deleted with its user's notes in it is not there any more.
+    return sorted(
+        p for p in folder.iterdir() if _NAME.fullmatch(p.name) and model_folder.holds_any(p)
+    )
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest ``keep`` training checkpoints."""
+    """Deletes all but the newest ``keep`` training checkpoints; what is not theirs stays."""
     for old in training_checkpoints(folder)[: -max(keep, 1)]:
-        shutil.rmtree(old)
+        model_folder.remove_model(old)
+
+
+def discard(run: Path) -> None:
+    """Deletes a run's training checkpoints and its model; what is not theirs stays."""
+    for folder in training_checkpoints(run / CHECKPOINTS):
+        model_folder.remove_model(folder)
+    with suppress(OSError):  # none there, or something else in it
+        (run / CHECKPOINTS).rmdir()
+    model_folder.remove_model(run / MODEL)
 
 
 def find(path: str | Path) -> Path:

@@ -8,8 +8,8 @@ the model card if there is one. A training checkpoint is such a folder with ``st
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from cmpose.files import recover, whole_folder
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SKELETON, STATE = "skeleton.json", "state.pt"
+_FILES = (STATE, WEIGHTS, CONFIG, SKELETON, CARD)
+"""All that may be in a model's folder. The state goes first when a checkpoint is deleted."""
 _ANOTHER = "use another checkpoint of the run"
 
 
@@ -60,7 +62,7 @@ def write(
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     skeleton = skeleton or default_skeleton(config.model.num_keypoints)
-    with whole_folder(folder, remedy) as partial:
+    with whole_folder(folder, remedy, is_ours=lambda path: path.name in _FILES) as partial:
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / CONFIG).write_text(json.dumps(configuration.to_dict(config), indent=1) + "\n")
         (partial / SKELETON).write_text(json.dumps(skeleton.category(), indent=1) + "\n")
@@ -68,24 +70,26 @@ def write(
             (partial / CARD).write_text(card)
         if more is not None:
             more(partial)
-        for path in _foreign(folder):
-            if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, partial / path.name, symlinks=True)
-            else:
-                shutil.copy2(path, partial / path.name, follow_symlinks=False)
     return folder
 
 
-def _foreign(folder: Path) -> list[Path]:
-    """What lies in a model's folder and is no part of a model, such as someone's notes."""
-    recover(folder)  # what a killed process left there is nobody's
-    ours = (WEIGHTS, CONFIG, SKELETON, CARD, STATE)
-    return [p for p in folder.glob("*") if p.name not in ours]
+def remove_model(folder: Path) -> None:
+    """Deletes what :func:`write` wrote, and the folder if nothing else is in it."""
+    recover(folder)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or its user has put something there
+        folder.rmdir()
 
 
 def is_model(folder: Path) -> bool:
     """Whether there are a model's weights in the folder."""
     return (folder / WEIGHTS).is_file()
+
+
+def holds_any(folder: Path) -> bool:
+    """Whether a file of a model, whole or not, is in the folder."""
+    return any((folder / name).exists() for name in _FILES)
 
 
 def load_config(folder: Path) -> Config:

@@ -95,6 +95,13 @@ class SavedModel(nn.Module):
             and (not folder.is_dir() or any(folder.iterdir()))
         ):
             raise FileExistsError(f"{path} holds something other than a model: give a new folder")
+        if model_folder.is_model(folder):
+            try:  # other programs call their files model.safetensors and config.json too
+                model_folder.load_config(folder)
+            except model_folder.CheckpointError as error:
+                raise FileExistsError(
+                    f"{path} holds a model that is none of cmpose ({error}): give a new folder"
+                ) from error
         if (folder / model_folder.STATE).exists():
             raise FileExistsError(
                 f"{path} is a checkpoint, from which its training goes on: give a new folder"

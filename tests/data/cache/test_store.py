@@ -368,6 +368,17 @@ def test_a_run_that_is_asked_to_stop_keeps_what_it_has_and_goes_on(data, tmp_pat
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["tiles.bin", "index.bin", "complete.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_no_cache_are_kept(data, tmp_path, name, overwrite):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / name).write_text("somebody's")
+    message = rf"{name}: would be replaced, but no plan\.json beside it says.*: move it"
+    with pytest.raises(CacheError, match=message):
+        build(make(*data), tmp_path / "train", overwrite=overwrite, progress=False)
+    assert (tmp_path / "train" / name).read_text() == "somebody's"
+
+
 def test_what_stands_in_the_way_is_named(data, tmp_path):
     root, sequences = data
     plain = make(root, sequences)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -70,12 +72,30 @@ def test_a_failed_save_leaves_the_old_one(saved, monkeypatch):
 
 
 def test_prune_keeps_the_newest(tmp_path):
-    for step in (1, 2, 10):
-        (tmp_path / checkpoint.name_of(step)).mkdir()
-    (tmp_path / "nonfinite-step-00000005").mkdir()
+    for name in (*map(checkpoint.name_of, (1, 2, 3, 10)), "nonfinite-step-00000005"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.pt").touch()
+    notes = tmp_path / "step-00000001" / "notes.txt"
+    notes.write_text("the user's")
     checkpoint.prune(tmp_path, 2)
-    names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["nonfinite-step-00000005", "step-00000002", "step-00000010"]
+    kept = ["nonfinite-step-00000005", "step-00000001", "step-00000003", "step-00000010"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept
+    assert os.listdir(notes.parent) == [notes.name]
+    assert [p.name for p in checkpoint.training_checkpoints(tmp_path)] == kept[2:]
+
+
+def test_a_runs_weights_are_discarded_and_nothing_else(saved):
+    model, path = saved
+    run = path.parents[1]
+    checkpoint.save(run, "model", model.state_dict(), Config())
+    (run / "model" / "evaluation").mkdir()
+    (run / "log.jsonl").touch()
+    checkpoint.discard(run)
+    assert sorted(str(p.relative_to(run)) for p in run.rglob("*")) == [
+        "log.jsonl",
+        "model",
+        "model/evaluation",
+    ]
 
 
 def test_damaged_files_are_named(saved):

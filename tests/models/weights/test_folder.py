@@ -52,6 +52,12 @@ def test_a_model_is_replaced_and_nothing_else(tmp_path):
     with pytest.raises(FileExistsError, match=r"other holds something other than a model"):
         model.save_pretrained(tmp_path / "other")
     assert (tmp_path / "other" / "thesis.tex").read_text() == "the only copy"
+    # Other programs' models have files of the same names.
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"a text model")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(FileExistsError, match=r"other holds a model that is none of cmpose.*new"):
+        model.save_pretrained(tmp_path / "other")
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() == b"a text model"
     # Also beside a model.
     (tmp_path / "m" / "notes").mkdir()
     (tmp_path / "m" / "notes" / ".bashrc.old").write_text("kept")
