@@ -1,8 +1,9 @@
 """Measures ops: ``python -m bench [op ...] [--backend B] [--quick | --full] [--json FILE]``.
 
 Every workload is a race of the op's kernels and its peers; docs/benchmarks.md says what the columns
-mean. On a CPU everything runs at small sizes, and the figures are no performance result. With
-``--json`` the records are put into a results file as they come.
+mean. On a CPU everything runs at small sizes, and the figures are no performance result; ``--device
+cpu`` measures there at usual sizes, on one and two threads, and what counts are the ratios to the
+peers. With ``--json`` the records are put into a results file as they come.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.harness import measure, op_tests, records, timing
 from bench.harness.bound import measure_rates
@@ -47,6 +51,8 @@ def lines(record: records.Record) -> list[str]:
     beside = "no peer ran" if best is None else f"{best} {record['peers'][best]:,.1f}"
     speedup = record["speedup_vs_best_peer"]
     ratio = "–" if speedup is None else f"{speedup:.2f}×"
+    if "threads" in record["shape"] and best is not None:
+        ratio = f"{us['p50'] / record['peers'][best]:.2f} of"
     row = (
         f"  {record['backend']:9} {us['p50']:12,.1f} µs [{us['p20']:,.1f}, {us['p80']:,.1f}] "
         f"{record['percent_of_bound']:6.1f} % of bound {record['peak_bytes'] / 1e6:12,.3f} MB  "
@@ -58,6 +64,7 @@ def lines(record: records.Record) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n")[0])
     made.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(OPS)}; default all")
+    made.add_argument("--device", choices=["cpu"], help="measures the CPU's ratios to the peers")
     made.add_argument("--backend", choices=BACKENDS, help="default: every kernel that can run")
     effort = made.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="few samples, no tuning of peers")
@@ -80,9 +87,11 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
         f"{provenance.machine()}, torch {origin['torch']}, triton {origin['triton']}, "
         f"commit {origin['commit'][:9]}{'+dirty' if origin['dirty'] else ''}"
     )
-    if device == "cpu":
-        print(records.NOT_A_RESULT)
     setting = measure.setting_of(options.full, device, not options.no_peers)
+    if options.device == "cpu":
+        setting = replace(setting, compiled=options.full, turns=3, seconds=0.5)
+    elif device == "cpu":
+        print(records.NOT_A_RESULT)
     journal = Journal(options.journal)
     outcomes: dict[str, Any] = {}
     if device == "cuda" and not options.no_gate:
@@ -126,19 +135,26 @@ def run_one(workload: Workload, backends: list[str], run: measure.Run, path: Pat
 def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     options = parser().parse_args(arguments)
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch first looks for a card
     names = options.ops or list(OPS)
     device = provenance.device()
     for op in names:
         bench_of(op)  # the error names the op
     backends = {op: measure.backends_for(op, device, options.backend) for op in names}
     run, status = prepared(options, backends), 0
-    for workload in wanted_workloads(names, device == "cpu", options.cases):
+    wanted = wanted_workloads(names, device == "cpu", options.cases)
+    if options.device == "cpu":
+        wanted = [workload for op in names for workload in bench_of(op).on_cpu()]
+    for workload in wanted:
         if run.journal.is_done(workload):
             continue
         if options.seconds and time.monotonic() - began > options.seconds:
             print("time is up; the same command goes on")
             return 3
         print(workload, flush=True)
+        if "threads" in workload.shape:
+            torch.set_num_threads(workload.shape["threads"])
         try:
             if not run_one(workload, backends[workload.op], run, options.json):
                 status = 1

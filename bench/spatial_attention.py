@@ -37,6 +37,7 @@ BENCH = OpBench(
     op="spatial_attention",
     directions=(FORWARD, BACKWARD),
     shapes=model_grid(REFERENCE),
+    cpu=({"B": 8, "branches": 1, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64},),
     small={"B": 1, "T": 2, "N": 12, "K": 3, "H": 2, "d": 16},
     make=lambda shape, draw: attention.packed(shape, _tokens(shape), draw),
     call=ops.spatial_attention,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.harness import attention
-from bench.harness.peers import compiled
+from bench.harness.peers import compiled, eager
 from bench.harness.shapes import BACKWARD, FORWARD, REFERENCE, Shape, model_grid
 from bench.harness.workload import OpBench
 from cmpose import ops
@@ -35,6 +35,14 @@ def broadcast_formulation(qkv: Tensor) -> Tensor:
     return (weights[..., None] * v[:, None]).sum(2)
 
 
+def einsum_formulation(qkv: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v, its products left to torch.einsum."""
+    q, k, v = qkv.unbind(3)
+    logits = torch.einsum("btshd,bushd->bshtu", q * q.shape[-1] ** -0.5, k)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(v.dtype)
+    return torch.einsum("bshtu,bushd->btshd", weights, v).contiguous()
+
+
 def arrange(qkv: Tensor) -> tuple[Tensor, ...]:
     return qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # [B·S, H, T, d]
 
@@ -47,6 +55,7 @@ BENCH = OpBench(
     op="temporal_attention",
     directions=(FORWARD, BACKWARD),
     shapes=model_grid(REFERENCE),
+    cpu=({"B": 8, "branches": 1, "T": 3, "N": 207, "K": 0, "H": 12, "d": 64},),
     small={"B": 1, "T": 3, "N": 12, "K": 3, "H": 2, "d": 32},
     make=lambda shape, draw: attention.packed(shape, shape["N"], draw),
     call=ops.temporal_attention,
@@ -55,6 +64,8 @@ BENCH = OpBench(
     ),
     peers={
         **attention.peers(arrange, restore),
+        "broadcast": eager(broadcast_formulation),
+        "einsum": eager(einsum_formulation),
         "compile_broadcast": compiled(broadcast_formulation),
     },
     flops=_flops,

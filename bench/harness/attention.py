@@ -14,8 +14,9 @@ from bench.harness.workload import Arguments, Draw, Peer, counted_flops
 
 
 def packed(shape: Shape, tokens: int, draw: Draw) -> Arguments:
-    """The packed projection of all branches: [3B, T, tokens, 3, H, d]."""
-    sizes = (BRANCHES * shape["B"], shape["T"], tokens, 3, shape["H"], shape["d"])
+    """The packed projection of all branches, three unless told: [3B, T, tokens, 3, H, d]."""
+    clips = shape.get("branches", BRANCHES) * shape["B"]
+    sizes = (clips, shape["T"], tokens, 3, shape["H"], shape["d"])
     return {"qkv": draw.normal(*sizes)}
 
 
@@ -24,7 +25,7 @@ def moved(shape: Shape, tokens: int, element: int, direction: str, lse: bool) ->
 
     ``lse`` says whether the log-sum-exp is kept between them, in float32.
     """
-    rows = BRANCHES * shape["B"] * shape["T"] * tokens * shape["H"]
+    rows = shape.get("branches", BRANCHES) * shape["B"] * shape["T"] * tokens * shape["H"]
     kept = rows * torch.float32.itemsize if lse else 0
     return (7 if direction == BACKWARD else 4) * rows * shape["d"] * element + kept
 

@@ -240,6 +240,7 @@ class _Measurement:
         ran = {p.name: p for p in peers if p.us}
         alike = {n: p.us["p50"] for n, p in ran.items() if p.timer == ours.timer}
         best = min(alike, key=alike.__getitem__, default=None)
+        is_ratio = "threads" in self.workload.shape  # to the peers, on a CPU
         proven = op_tests["status"] == "passed" and origin["gpu"] is not None
         record = {
             "op": self.workload.op,
@@ -270,7 +271,7 @@ class _Measurement:
             "op_tests": op_tests,
             "setting": "full" if self.run.setting.full else "quick",
             "rates": asdict(rates),
-            "note": None if origin["gpu"] else records.NOT_A_RESULT,
+            "note": None if origin["gpu"] or is_ratio else records.NOT_A_RESULT,
             "provenance": origin,
         }
         records.check_record(record)

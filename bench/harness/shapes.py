@@ -9,6 +9,9 @@ Shape = dict[str, int]
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward_backward"
 BF16, FP32 = "bfloat16", "float32"
+THREADS = (1, 2)
+"""Of torch, where ratios are measured on a CPU."""
+
 BRANCHES = 3
 """Clean, masked and noised copies, which the model runs as one batch."""
 

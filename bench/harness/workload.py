@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.harness.shapes import BF16, FP32, Shape
+from bench.harness.shapes import BF16, BOTH, FORWARD, FP32, THREADS, Shape
 
 Arguments = dict[str, Any]
 
@@ -81,6 +81,7 @@ class OpBench:
     flops: Callable[[Shape, str], int] = lambda shape, direction: 0  # of its matrix products
     gradients: tuple[str, ...] = ()  # arguments that take one
     dtypes: tuple[str, ...] = (BF16, FP32)
+    cpu: Sequence[Shape] = ()  # at which ratios are measured on a CPU, in float32
     # shape → shape at which errors against float64 are affordable
     exact_shape: Callable[[Shape], Shape] = lambda shape: {**shape, "B": min(shape["B"], 2)}
 
@@ -89,6 +90,12 @@ class OpBench:
         shapes = [self.small] if small else self.shapes
         for shape, dtype, direction in itertools.product(shapes, self.dtypes, self.directions):
             yield Workload(self.op, direction, dict(shape), dtype)
+
+    def on_cpu(self) -> Iterator[Workload]:
+        """Those whose ratios to the peers are measured on a CPU, on each number of threads."""
+        directions = (FORWARD, BOTH) if self.gradients else (FORWARD,)
+        for shape, direction, threads in itertools.product(self.cpu, directions, THREADS):
+            yield Workload(self.op, direction, {**shape, "threads": threads}, FP32)
 
     def arguments(self, workload: Workload, device: str, seed: int = 0) -> Arguments:
         """Random arguments, with gradients wanted where there are any."""

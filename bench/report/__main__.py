@@ -20,11 +20,13 @@ from bench.report.tables import NOT_YET, Card
 from cmpose.provenance import PROJECT
 
 PAGE = PROJECT / "docs" / "performance.md"
+ON_CPU = records.RESULTS / "cpu" / "ops.json"
 IMAGES = PROJECT / "docs" / "images" / "performance"
 
 
 def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
     """The page with its generated parts renewed, and its charts by file name."""
+    on_cpu = records.load(ON_CPU)["records"] if ON_CPU.is_file() else []
     drawn = {name: svg for card in cards for name, svg in charts.draw(card).items()}
     pictures = "\n\n".join(f"![{name}](images/performance/{name})" for name in drawn)
     parts = {
@@ -34,6 +36,7 @@ def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
         "results": tables.results(cards),
         "train-step": tables.train_step(cards),
         "estimates": tables.estimates(cards),
+        "cpu-ratios": tables.cpu_ratios(on_cpu),
         "bytes": traffic.table(traffic.count()),
     }
     return rendered(page.read_text(), parts), drawn

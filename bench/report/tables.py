@@ -120,6 +120,44 @@ def _estimate(target: Target, record: dict[str, Any] | None) -> list[str]:
     return [target.label, f"{bound:,.1f}", time]
 
 
+def _sizes(shape: dict[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in shape.items() if name != "threads")
+
+
+def cpu_ratios(held: list[dict[str, Any]]) -> str:
+    """Times of a CPU's path over those of the fastest peer in the same run, losses too."""
+    if not held:
+        return f"Ratios on a CPU: {NOT_YET}."
+    rows = []
+    for record in sorted(held, key=lambda r: OPS.index(r["op"])):
+        ours, best = record["us"]["p50"], record["best_peer"]
+        beside = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
+        ratio = ours / beside[best] if best else None
+        mark = "" if ratio is None or ratio <= 1 else ", a loss"
+        rows.append(
+            [
+                f"`{record['op']}`",
+                _sizes(record["shape"]),
+                record["direction"].replace("_", " + "),
+                str(record["shape"]["threads"]),
+                f"{ours / 1e3:,.2f}",
+                ", ".join(f"{n} {t / 1e3:,.2f}" for n, t in sorted(beside.items(), key=_time)),
+                "no peer ran" if ratio is None else f"{ratio:.2f}{mark}",
+            ]
+        )
+    origins = dict.fromkeys(
+        f"{o['cpu']}, torch {o['torch']}, Python {o['python']}, commit `{o['commit'][:9]}`"
+        f"{' with uncommitted changes' if o['dirty'] else ''}, {o['utc'][:10]}, `{o['command']}`"
+        for o in (record["provenance"] for record in held)
+    )
+    head = ("op", "sizes", "direction", "threads", "ours, ms", "peers, ms", "ours / fastest peer")
+    return "\n".join([table(head, rows), "", *(f"{origin}." for origin in origins)])
+
+
+def _time(peer: tuple[str, float]) -> float:
+    return peer[1]
+
+
 def estimates(cards: list[Card]) -> str:
     """An RTX 4090's bounds, and times from what was reached on the first other card."""
     others = [card for card in cards if card["records"] and "4090" not in card["card"]]

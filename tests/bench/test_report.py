@@ -143,3 +143,17 @@ def test_a_cpus_records_are_no_results(tmp_path: Path) -> None:
     assert report.gpu_cards(tmp_path) == []
     records.save(tmp_path / "card.json", content(record()))
     assert [c["card"] for c in report.gpu_cards(tmp_path)] == [CARD]
+
+
+def test_ratios_on_a_cpu_show_losses_too() -> None:
+    origin = ORIGIN | {"gpu": None, "cpu": "a processor"}
+    loss = record(
+        shape={"B": 8, "threads": 2}, us={"p20": 399.0, "p50": 400.0, "p80": 401.0},
+        provenance=origin, speedup_vs_best_peer=None,
+    )  # fmt: skip
+    gain = record(shape={"B": 8, "threads": 1}, provenance=origin, speedup_vs_best_peer=None)
+    lines = tables.cpu_ratios([gain, loss]).splitlines()
+    assert "| 1 | 0.10 | compile 0.30, eager 0.90 | 0.33 |" in lines[2]
+    assert "| 2 | 0.40 | compile 0.30, eager 0.90 | 1.33, a loss |" in lines[3]
+    assert lines[5].startswith("a processor, torch 2.13.0, Python 3.12.3, commit `012345678`, 2026")
+    assert "not yet measured" in tables.cpu_ratios([])

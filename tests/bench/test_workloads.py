@@ -37,6 +37,19 @@ def test_an_op_has_a_bench_of_its_name(op: str) -> None:
     assert {"eager", "compile"} <= set(bench.peers)
 
 
+def test_ratios_are_measured_on_one_and_two_threads() -> None:
+    """At the attention ops' usual sizes; the number of threads does not change the arguments."""
+    for op in ("spatial_attention", "temporal_attention"):
+        workloads = list(bench_of(op).on_cpu())
+        assert {(w.direction, w.shape["threads"]) for w in workloads} == {
+            (direction, threads) for direction in (FORWARD, BOTH) for threads in (1, 2)
+        }
+        for workload in workloads:
+            made = bench_of(op).arguments(workload, "meta")
+            assert made["qkv"].shape == (8, 3, 207, 3, 12, 64)
+            assert made["qkv"].dtype == torch.float32
+
+
 def test_an_unknown_op_is_named() -> None:
     with pytest.raises(ValueError, match=r"op must be one of .*, got 'attention'"):
         bench_of("attention")
