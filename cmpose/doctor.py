@@ -27,6 +27,7 @@ def report() -> str:
         f"torch   {torch.__version__} (CUDA {torch.version.cuda or 'not built in'})",
         f"triton  {_version('triton')}",
         f"opencv  {_version('opencv-python-headless')}",
+        f"av      {_version('av')}",
         f"_C      {_core()}",
     ]
     if torch.cuda.is_available():

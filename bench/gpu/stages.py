@@ -91,7 +91,7 @@ def missing(items: Sequence[Item], done: Mapping[str, Outcome]) -> list[Item]:
 
 # -- outcomes -------------------------------------------------------------------------------------
 
-DECLARED = ("cv2", "jsonargparse", "matplotlib", "numpy", "safetensors", "shapely",
+DECLARED = ("av", "cv2", "jsonargparse", "matplotlib", "numpy", "safetensors", "shapely",
             "tensorboard", "tqdm", "yaml", "expecttest", "pytest_benchmark")  # fmt: skip
 """Packages of pyproject.toml that a bare machine may lack."""
 

@@ -34,7 +34,7 @@ def _run_convert(args: Namespace) -> None:
 
 
 def _frames(subparser: ArgumentParser) -> None:
-    subparser.add_argument("video", help="any video file that OpenCV reads")
+    subparser.add_argument("video", help="any video file that FFmpeg reads")
     subparser.add_argument("folder", help="where 000000.jpg and so on are written")
     subparser.add_argument("--every", type=int, default=1, help="keep every n-th frame")
     subparser.add_argument("--quality", type=int, default=95, help="quality of the JPEGs, 1 to 100")

@@ -24,6 +24,7 @@ class FramesSummary(NamedTuple):
         written: of them, those that are new.
         width: of the pictures, pixels.
         height: likewise.
+        notes: what else there is to know of the video, each a sentence without a full stop.
     """
 
     folder: Path
@@ -31,11 +32,12 @@ class FramesSummary(NamedTuple):
     written: int
     width: int
     height: int
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"{self.folder}: {self.frames} frames of {self.width}×{self.height}, "
-            f"{self.written} of them new"
+            f"{self.written} of them new" + "".join(f"\nnote: {note}" for note in self.notes)
         )
 
 
@@ -49,7 +51,7 @@ def extract_frames(
     ``frames.json`` says what the frames are of.
 
     Args:
-        video: any file that OpenCV reads.
+        video: any file that FFmpeg reads.
         folder: made if it is not there.
         every: n ≥ 1.
         quality: of the JPEGs, 1 to 100.
@@ -60,7 +62,7 @@ def extract_frames(
         Interrupted: asked to stop; the frames that are written are kept.
         OutputError: the disk is full, and the like.
         ValueError: an argument out of range.
-        VideoError: the video cannot be read, or not to the end that its header promises.
+        VideoError: the video cannot be read, or the file is cut off.
     """
     video, folder = Path(video), Path(folder)
     if every < 1:
@@ -70,7 +72,7 @@ def extract_frames(
     if not video.is_file():
         raise VideoError(f"{video}: no such video")
     with open_video(video) as opened:
-        info, state = opened.info, video.stat()
+        state = video.stat()
         made_of = {
             "video": video.name,
             "bytes": state.st_size,
@@ -82,14 +84,13 @@ def extract_frames(
         with claim(folder, "frames", "folder"), stop_requests() as stop:
             if not (folder / INDEX).exists():
                 write_json(folder / INDEX, made_of)
-            written = kept = decoded = 0
+            written = kept = 0
             for frame in opened.frames():
                 if stop.is_set():
                     raise Interrupted(
                         f"{folder}: stopped; {kept} pictures are there: run the same command "
                         "again, it goes on from them"
                     )
-                decoded = frame.number + 1
                 if frame.number % every:
                     continue
                 if not (folder / INDEX).is_file():
@@ -102,15 +103,12 @@ def extract_frames(
                 if not path.exists():
                     _write_jpeg(path, frame.picture, quality)
                     written += 1
-            # Headers count a frame or two too many at times; many are a file that was cut off.
-            if decoded < 0.95 * info.frames - 2:
-                raise VideoError(
-                    f"{video}: {decoded} frames can be decoded of the {info.frames} that its "
-                    f"header promises; is it whole? Those decoded are in {folder}"
-                )
-            finished = {"fps": info.fps, "frames": decoded, "finished": True}
-            write_json(folder / INDEX, made_of | finished)
-    return FramesSummary(folder, kept, written, info.width, info.height)
+            info = opened.info
+            if info.cut_off:
+                raise VideoError(f"{info.cut_off}; these are in {folder}")
+            finished = {"fps": info.fps, "frames": info.frames, "finished": True}
+            write_json(folder / INDEX, made_of | finished | {"notes": info.notes})
+    return FramesSummary(folder, kept, written, info.width, info.height, info.notes)
 
 
 def _check_folder(folder: Path, made_of: dict[str, Any]) -> None:

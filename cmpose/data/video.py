@@ -1,4 +1,4 @@
-"""Videos as OpenCV reads them, frame by frame: files, streams, cameras, and pictures in order."""
+"""Videos, frame by frame: files, streams, cameras, and pictures in order."""
 
 from __future__ import annotations
 
@@ -8,21 +8,31 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
+from av.error import FFmpegError
 
+from cmpose.data.container import read_container
+from cmpose.data.decoder import Decoder, to_bgr
 from cmpose.data.numbering import number_pictures
 from cmpose.data.pictures import PICTURES, FrameError, is_picture, picture_size, read_picture
 from cmpose.data.sequence import split_frame_name
+from cmpose.data.timeline import Timeline, findings
 
 NOT_DECODED = np.zeros((0, 0, 3), np.uint8)
 """The picture of a frame that was passed over."""
 
 _RATE = 25.0
+
+_NO_FRAME = (
+    "FFmpeg finds no frame in it; is it a video, and whole? (re-encoding it, e.g. as H.264 in MP4, "
+    "often helps)"
+)
 
 
 class VideoError(RuntimeError):
@@ -31,18 +41,24 @@ class VideoError(RuntimeError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video before it is read.
+    """What is known of a video: from its header at first, then from decoding it.
 
     Attributes:
         source: as the user named it.
         name: what its results are called, e.g. the file's name without ending, or ``camera0``.
         width: of every frame, pixels.
         height: likewise.
-        fps: frames a second; 25 where nothing says.
-        frames: number of frames by the header, which may be wrong; 0 where it does not say.
+        fps: frames a second; 25 where nothing says. By the header until it was decoded, then by
+            the frames' time stamps where those say something else.
+        frames: number of frames; 0 where it is not known.
         live: whether it is a camera or stream, which cannot be read a second time.
         numbers: of its frames, ascending, by the names of its pictures; empty where frames count
             from 0. Inside the program they are counted from 0 in any case.
+        counted: whether the frames were counted. If not, their number is the header's, which is
+            often wrong.
+        missing: how many frames more the header names, of a file that is cut off or damaged.
+        cut_off: for people, what is known of a file that ends too early; else empty.
+        notes: for people, what else they should know, each a sentence without a full stop.
     """
 
     source: str
@@ -53,6 +69,10 @@ class VideoInfo:
     frames: int
     live: bool = False
     numbers: tuple[int, ...] = ()
+    counted: bool = False
+    missing: int = 0
+    cut_off: str = ""
+    notes: tuple[str, ...] = ()
 
     def number(self, position: int) -> int:
         """A frame's number for people and files, by its position."""
@@ -78,9 +98,17 @@ class Video(ABC):
 
     info: VideoInfo
 
+    def scan(self, most: int | None = None) -> None:  # noqa: B027 - most kinds know it all
+        """Decodes a file once, to its end or up to ``most`` frames: ``info`` is right then.
+
+        Files alone need it: pictures are counted, and what is live cannot be read twice.
+        """
+
     @abstractmethod
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
         """All frames in order; the first ``skip`` come with an empty picture.
+
+        After the last one ``info`` says what decoding has told.
 
         Raises:
             VideoError: a frame of another size than the first, or an unreadable picture.
@@ -114,8 +142,90 @@ class Video(ABC):
             )
 
 
+class _File(Video):
+    """A video file, decoded by FFmpeg."""
+
+    def __init__(self, path: Path, source: str, name: str, fps: float | None) -> None:
+        self.path, self.fps = path, fps
+        try:
+            self.decoder = Decoder(path)
+        except LookupError:
+            raise VideoError(f"{path}: holds no video, but sound or a cover picture") from None
+        except FFmpegError as error:
+            raise VideoError(f"{path}: {_NO_FRAME} ({error.strerror})") from error
+        self.decoded = iter(self.decoder)
+        first = next(self.decoded, None)
+        if first is None:
+            self.close()
+            raise VideoError(f"{path}: {_NO_FRAME}")
+        self.first = first
+        height, width = to_bgr(first[0]).shape[:2]
+        self.rate = self.decoder.rate or _RATE
+        self.info = VideoInfo(
+            source, name, width, height, fps or self.rate, self.decoder.frames, notes=self._stream()
+        )
+
+    def _stream(self) -> tuple[str, ...]:
+        """What is said of a file with several streams."""
+        if self.decoder.streams < 2:
+            return ()
+        number = self.decoder.stream
+        return (
+            f"{self.path} has {self.decoder.streams} video streams; the one that players "
+            f"show is read, number {number}. ffmpeg -i FILE -map 0:N -c copy NEW takes out another",
+        )
+
+    def scan(self, most: int | None = None) -> None:
+        decoder, timeline = Decoder(self.path), Timeline()
+        for frame, lost in decoder:
+            timeline.add(frame, lost=lost)
+            if timeline.frames == most:
+                break
+        else:
+            self._learn(timeline)
+        decoder.close()
+        self.info = replace(self.info, fps=self.fps or timeline.rate(self.rate))
+
+    def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
+        timeline = Timeline()
+        for frame, lost in chain([self.first], self.decoded):
+            number = timeline.frames
+            timeline.add(frame, lost=lost)
+            # Seeking is inexact in many formats, so frames are decoded one by one.
+            picture = NOT_DECODED if number < skip else to_bgr(frame)
+            if number >= skip:
+                self._check(picture, f"{self.info.source}: frame {number}")
+            yield VideoFrame(number, picture)
+        self._learn(timeline)
+
+    def _learn(self, timeline: Timeline) -> None:
+        """Puts what the whole of the file told in place of what its header says."""
+        source, container = self.info.source, read_container(self.path)
+        found = findings(source, timeline, container, self.decoder.frames, self.rate)
+        self.info = replace(
+            self.info,
+            frames=timeline.frames,
+            fps=self.fps or timeline.rate(self.rate),
+            counted=True,
+            missing=found.missing,
+            cut_off=found.cut_off,
+            notes=self._stream() + found.notes,
+        )
+
+    def signature(self) -> dict[str, Any]:
+        size = self.path.stat().st_size
+        with open(self.path, "rb") as file:
+            crc = zlib.crc32(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            crc = zlib.crc32(file.read(), crc)
+        return {"video bytes": size, "video checksum": crc}
+
+    def close(self) -> None:
+        self.decoder.close()
+
+
 class _Capture(Video):
-    """A video file, stream or camera, read by ``cv2.VideoCapture``."""
+    """A camera, a stream, or a numbered sequence, read by ``cv2.VideoCapture``."""
 
     def __init__(
         self, what: str | int, source: str, name: str, fps: float | None, unreadable: str
@@ -133,9 +243,9 @@ class _Capture(Video):
             name=name,
             width=self.first.shape[1],
             height=self.first.shape[0],
-            fps=fps or (rate if rate and np.isfinite(rate) and 0 < rate <= 1000 else _RATE),
+            fps=fps or (rate if np.isfinite(rate) and 0 < rate < 1000 else _RATE),
             frames=0 if isinstance(what, int) else count,
-            live=isinstance(what, int) or (not count and not Path(source).is_file()),
+            live=isinstance(what, int) or not count,
         )
 
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
@@ -156,15 +266,7 @@ class _Capture(Video):
             number += 1
 
     def signature(self) -> dict[str, Any]:
-        path = Path(self.info.source)
-        if not path.is_file():
-            return {}
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            crc = zlib.crc32(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            crc = zlib.crc32(file.read(), crc)
-        return {"video bytes": size, "video checksum": crc}
+        return {}
 
     def close(self) -> None:
         self.capture.release()
@@ -192,7 +294,7 @@ class _Pictures(Video):
         last = [split_frame_name(file.name) for file in files]
         self.own_names = len({parts and int(parts[1]) for parts in last} - {None}) == len(files)
         self.info = VideoInfo(
-            source, name, width, height, fps or _RATE, len(files), numbers=numbers
+            source, name, width, height, fps or _RATE, len(files), numbers=numbers, counted=True
         )
 
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
@@ -288,7 +390,7 @@ def open_video(
     fps: float | None = None,
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Iterator[Video]:
-    """Opens a video in any form that OpenCV reads.
+    """Opens a video in any form that FFmpeg or OpenCV reads.
 
     Args:
         source: a video file; a folder of pictures or a pattern such as ``frames/*.jpg``, by the
@@ -333,8 +435,7 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
     else:
         raise VideoError(f"{path}: no such video")
     if files is None:
-        why = "is it a video, and whole? (re-encoding it, e.g. as H.264 in MP4, often helps)"
-        return _Capture(text, text, name, fps, f"{path}: OpenCV finds no frame in it; {why}")
+        return _File(path, text, name, fps)
     pictures = [file for file in files if is_picture(file.name) and file.is_file()]
     if not pictures:
         raise VideoError(

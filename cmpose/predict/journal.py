@@ -1,6 +1,7 @@
 """Keeps what a prediction has done so far: one JSON line for each frame, and its settings.
 
-A run that was killed goes on behind its last whole line. ``docs/predict.md`` describes the lines.
+Each line ends in a checksum of itself. A run that was killed goes on behind the last line that is
+as it was written. ``docs/predict.md`` describes the lines.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +28,14 @@ from cmpose.predict.detect import Detection
 from cmpose.predict.frame import PredictedFrame, PredictedPerson
 
 SETTINGS, FRAMES, FINISHED = "settings.json", "frames.jsonl", "finished.json"
+FORMAT = 2
+"""Of the lines: 2 is with checksums. ``settings.json`` holds it as ``journal``."""
+
 _SYNC_SECONDS = 5.0
 """A power cut loses at most so many seconds of work."""
+
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\n', re.ASCII)
+"""The end of a line: the checksum of what stands before it."""
 
 
 class JournalError(RuntimeError):
@@ -66,40 +75,50 @@ class Journal:
         folder: that it lies in.
         done: how many frames have a line.
         ended: whether the last frame of the video has one.
+        dropped: for people, what was cut off because a line was not as it was written; or empty.
         finished: what ``finish`` was given when the results were written, or None.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / FRAMES
-        self.done, self.ended = 0, False
+        self.done, self.ended, self.dropped = 0, False, ""
         self.finished: dict[str, Any] | None = None
         if (folder / FINISHED).exists():
             self.finished = read(folder / FINISHED, dict[str, Any], JournalError, _ANEW)
             return
-        size = 0
-        with writing(self.path), open(self.path, "a+b") as file:
-            file.seek(0)
-            for line in file:
-                if line == _end(self.done):
-                    self.ended = True
-                elif not _is_whole(line, self.done):
-                    # Torn by a kill or a power cut; but of what comes behind, nothing is whole.
-                    if any(map(_is_whole, file)):
-                        raise JournalError(
-                            f"{self.path}: line {self.done + 1}: damaged, and behind it are whole "
-                            f"lines; delete it and those behind it to go on from there, or {_ANEW}"
-                        )
-                    break
-                else:
-                    self.done += 1
-                size += len(line)
-                if self.ended:
-                    break
+        size = self._read()
         with writing(self.path):
             self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
             self._file.truncate(size)
             self._file.seek(size)
         self._size, self._synced = size, time.monotonic()
+
+    def _read(self) -> int:
+        """Sets what is there, and returns how many bytes of it are to be kept."""
+        kept = size = number = 0
+        with writing(self.path), open(self.path, "a+b") as file:
+            file.seek(0)
+            for line in file:
+                if not _is_whole(line, number):
+                    number += 1
+                    last = number + sum(1 for _ in file)
+                    # A kill or a power cut leaves part of the last line, which is no news.
+                    if last > number or line.endswith(b"\n"):
+                        self.dropped = (
+                            f"{self.path}: line {number} is not as it was written: lines "
+                            f"{self.done + 1} to {last} are dropped, the run goes on from there"
+                        )
+                    break
+                size += len(line)
+                self.ended = line.startswith(b'{"end"')
+                if self.ended:
+                    return size
+                number += 1
+                # Frames that were predicted together are kept or dropped together: in other
+                # batches the network's results differ in their last digits.
+                if not line.startswith(_start(number - 1, more=True)):
+                    self.done, kept = number, size
+        return kept
 
     def frames(self) -> Iterator[PredictedFrame]:
         """The frames from the first on, without their pictures, read as they are asked for.
@@ -107,34 +126,28 @@ class Journal:
         Raises:
             JournalError: a line is damaged; the message names it.
         """
-        num_keypoints = None
         with open(self.path, "rb") as file:
             for number in range(self.done):
                 where = f"{self.path}: line {number + 1}"
-                document = parse(file.readline(), where, JournalError, _ANEW)
+                text = _CHECKSUM.sub(b"}", file.readline())
+                document = parse(text, where, JournalError, _ANEW)
                 line = convert(document, FrameLine, where, JournalError, remedy=_ANEW)
-                for i, person in enumerate(line.people):
-                    num_keypoints = num_keypoints or len(person.keypoints)
-                    if (len(person.keypoints), len(person.scores)) != (num_keypoints,) * 2:
-                        raise JournalError(
-                            f"{where}: people[{i}]: {len(person.keypoints)} keypoints and "
-                            f"{len(person.scores)} scores, expected {num_keypoints}; {_ANEW}"
-                        )
                 yield _frame(line)
 
     def append(self, frames: Sequence[PredictedFrame]) -> None:
-        """Adds the next frames.
+        """Adds the next frames, which were predicted together.
 
         Raises:
             OutputError: the disk is full; none of ``frames`` is there then, all before are.
         """
-        lines = [json.dumps(_line(frame), allow_nan=False).encode() + b"\n" for frame in frames]
+        last = len(frames) - 1
+        lines = [with_checksum(_line(frame, last - i)) for i, frame in enumerate(frames)]
         self._write(b"".join(lines))
         self.done += len(frames)
 
     def end(self) -> None:
         """Notes that there are no more frames."""
-        self._write(_end(self.done))
+        self._write(with_checksum({"end": self.done}))
         with writing(self.path):
             os.fsync(self._file.fileno())
         self.ended = True
@@ -169,8 +182,8 @@ class Journal:
         self._size += len(data)
 
 
-def _line(frame: PredictedFrame) -> dict[str, Any]:
-    """A frame as plain data; its number comes first, by which a line is told to be whole."""
+def _line(frame: PredictedFrame, more: int) -> dict[str, Any]:
+    """A frame as plain data; ``more`` frames follow that were predicted together with it."""
     people = []
     for person in frame.people:
         entry = {
@@ -181,7 +194,10 @@ def _line(frame: PredictedFrame) -> dict[str, Any]:
             "scores": person.scores.tolist(),
         }
         people.append(entry | ({"interpolated": True} if person.interpolated else {}))
-    line: dict[str, Any] = {"frame": frame.number, "people": people}
+    line: dict[str, Any] = {"frame": frame.number}
+    if more:
+        line["more"] = more
+    line["people"] = people
     if frame.detections is not None:
         line["found"] = [[*d.box.tolist(), d.score] for d in frame.detections]
     if not frame.readable:
@@ -217,18 +233,25 @@ def _frame(line: FrameLine) -> PredictedFrame:
     )
 
 
-def _is_whole(line: bytes, frame: int | None = None) -> bool:
-    """Whether a line is that of a frame (None is any), and has its end."""
-    start = b'{"frame": ' if frame is None else _start(frame)
-    return line.startswith(start) and line.endswith(b"}\n")
+def with_checksum(line: dict[str, Any]) -> bytes:
+    """A line as it is written: JSON whose last key, ``crc32``, is of the text before it."""
+    text = json.dumps(line, allow_nan=False).encode()[:-1]
+    return text + b', "crc32": "%08x"}\n' % zlib.crc32(text)
 
 
-def _start(frame: int) -> bytes:
-    return b'{"frame": %d,' % frame
+def _start(frame: int, *, more: bool = False) -> bytes:
+    return b'{"frame": %d, %s' % (frame, b'"more": ' if more else b"")
 
 
-def _end(frames: int) -> bytes:
-    return b'{"end": %d}\n' % frames
+def _is_whole(line: bytes, frame: int) -> bool:
+    """Whether a line is that of a frame, or ends the frames before it, as it was written."""
+    end = _CHECKSUM.search(line)
+    return (
+        end is not None
+        and end.end() == len(line)
+        and int(end[1], 16) == zlib.crc32(line[: end.start()])
+        and line.startswith((_start(frame), b'{"end": %d,' % frame))
+    )
 
 
 @contextmanager
@@ -244,7 +267,9 @@ def open_journal(
         overwrite: deletes the journal that is there.
 
     Raises:
-        JournalError: the journal that is there is damaged, or has other settings.
+        JournalError: the journal that is there has other settings, is of an earlier version of
+            cmpose, or its settings or end are damaged. Damaged lines raise nothing, see
+            ``Journal.dropped``.
         InUse: another run is writing it.
         OutputError: the folder cannot be made or written.
     """
@@ -264,9 +289,15 @@ def open_journal(
 def _check(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
     if not path.exists():
-        write_json(path, settings)
+        write_json(path, {"journal": FORMAT} | settings)
         return
     before = read(path, dict[str, Any], JournalError, _ANEW)
+    # Of a finished run no line is read any more.
+    if before.pop("journal", None) != FORMAT and not (folder / FINISHED).exists():
+        raise JournalError(
+            f"{path} holds a run that an earlier version of cmpose began, whose lines have no "
+            f"checksums: finish it with that version, give another --out, or {_ANEW}"
+        )
     now = json.loads(json.dumps(settings))
     for key in {**before, **now}:
         if before.get(key) != now.get(key):

@@ -103,7 +103,8 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
         FileNotFoundError: no such detection file.
         ValueError: a broken one, one of another video, or frames to explain that are not there.
     """
-    last = min(info.frames or o.max_frames or 0, o.max_frames or info.frames) - 1
+    frames = info.frames if info.counted else 0
+    last = min(frames or o.max_frames or 0, o.max_frames or frames) - 1
     wanted = _positions(o.explain_frames, last, info)
     detections = None
     if o.detections is not None:
@@ -114,7 +115,7 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
             )
         detections = load_video_detections(
             o.detections,
-            info.frames or None,
+            frames + info.missing or None,
             numbers=info.numbers,
             size=(info.width, info.height),
             min_score=o.min_score,

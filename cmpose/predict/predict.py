@@ -77,12 +77,20 @@ def predict_video(
     predictor = _load(checkpoint_path, device, chosen)
     with ExitStack() as stack:
         source = stack.enter_context(open_video(video, fps=chosen.fps, on_error=chosen.on_error))
+        clock = Clock()
+        with clock("decode"):
+            source.scan(chosen.max_frames)
         info = source.info
+        for note in (info.cut_off, *info.notes):
+            if note and progress:
+                print(f"note: {note}")
         detections, chosen = settle(chosen, info)
         weights = checkpoint.find(checkpoint_path)
         settings = settings_of(source, predictor.config, predictor.device.type, chosen, weights)
         folder = out / "journal" / info.name
         journal = stack.enter_context(open_journal(folder, settings, overwrite=overwrite))
+        if journal.dropped and progress:
+            print(f"note: {journal.dropped}")
         if journal.finished is not None:
             if progress:
                 print(f"{info.source} is done already, in {out}; --overwrite does it anew")
@@ -90,7 +98,7 @@ def predict_video(
         stop = stack.enter_context(stop_requests())
         stack.enter_context(_saying_what_is_kept(journal))
         return _predict(
-            predictor, source, journal, out, chosen, detections, stop, progress=progress
+            predictor, source, journal, out, chosen, detections, clock, stop, progress=progress
         )
 
 
@@ -119,6 +127,7 @@ def _load(checkpoint_path: str | Path, device: str, options: Options) -> Predict
     return Predictor(model, config, pick_device(device))
 
 
+# Many parameters: all that a prediction needs, once it is settled.
 def _predict(
     predictor: Predictor,
     video: Video,
@@ -126,12 +135,13 @@ def _predict(
     out: Path,
     options: Options,
     detections: VideoDetections | None,
+    clock: Clock,
     stop: Event,
     *,
     progress: bool,
 ) -> dict[str, Any]:
     """Predicts the frames that the journal lacks, draws all, and writes the results."""
-    info, start, clock = video.info, journal.done, Clock()
+    info, start = video.info, journal.done
     writer = FrameWriter(predictor, info, out, journal, options, clock)
     if (journal.ended and not writer.to_draw) or (info.live and start):
         for frame in journal.frames():

@@ -115,14 +115,15 @@ def metrics_of(
         boxes: of the detection file.
         clock: of this run.
     """
-    expected = min(video.frames, options.max_frames or video.frames)
     parts = clock.seconds
     seconds = clock.since_start()
     return {
         "video": Path(video.source).name,
+        "fps": video.fps,
+        "notes": [note for note in (video.cut_off, *video.notes) if note],
         "box_source": HOG if options.detections is None else Path(options.detections).name,
         "frames": frames,
-        "frames_missing": max(0, expected - frames),
+        "frames_missing": video.missing,
         **tally.counts,
         **({} if boxes is None else _uses_of(boxes, frames)),
         "resumed_at_frame": start,
@@ -187,11 +188,6 @@ def summary(m: dict[str, Any], out: Path, unexplained: list[int]) -> str:
         if m.get(key):
             what = key.removeprefix("boxes_").replace("_", " ")
             lines.append(f"note: {m['box_source']}: {what}: {counted(m[key])}")
-    if m["frames_missing"]:
-        lines.append(
-            f"note: {m['video']} names {m['frames'] + m['frames_missing']} frames in its "
-            f"header, {m['frames']} could be decoded: it is cut off or damaged behind them"
-        )
     if m["frames_unreadable"]:
         lines.append(f"note: {m['frames_unreadable']} pictures were unreadable, and skipped")
     if unexplained:

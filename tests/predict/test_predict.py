@@ -196,7 +196,7 @@ def test_a_video_that_cannot_be_read(weights, tmp_path):
         predict_video(tmp_path / "none.mp4", weights, tmp_path / "out")
     for name, content in (("empty.mp4", b""), ("text.mp4", b"not a video at all")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(VideoError, match=rf"{name}: OpenCV finds no frame in it"):
+        with pytest.raises(VideoError, match=rf"{name}: FFmpeg finds no frame in it"):
             predict_video(tmp_path / name, weights, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -147,6 +147,73 @@ def cut_after(monkeypatch, calls, what=Cut):
     monkeypatch.setattr(Predictor, "poses", failing)
 
 
+def cheap_poses(self, clips, matrices):
+    """In place of the network: told by picture, box, and, as in earnest, by the whole batch."""
+    told = clips.flatten(1).mean(1).numpy() + matrices[:, 0, 2] + 0.01 * len(clips)
+    keypoints = told[:, None, None] + np.arange(30).reshape(15, 2)
+    return Poses(keypoints, np.full(keypoints.shape[:2], 0.5), None, matrices)
+
+
+def found_in(picture):
+    """Two people whose places tell the picture, so that a wrong frame would be noticed."""
+    shift = float(picture.mean()) % 8
+    boxes = np.array([20.0 + shift, 4, 20, 50]), np.array([60.0 - shift, 4, 20, 50])
+    return [Detection(boxes[0], 0.9), Detection(boxes[1], 0.5)]
+
+
+@pytest.fixture
+def cheap(clip, weights, tmp_path, monkeypatch):
+    """Predicts without the network; without results, it leaves a whole journal."""
+    monkeypatch.setattr(Predictor, "poses", cheap_poses)
+    monkeypatch.setattr(people, "detect_people", found_in)
+
+    def run(*, write=True, **options):
+        with monkeypatch.context() as patch:
+            if write:
+                metrics = predict(clip, weights, tmp_path, outputs=["poses", "coco"], **options)
+                files = [(tmp_path / kind / "clip.json").read_bytes() for kind in ("poses", "coco")]
+                return metrics, files
+            patch.setattr(predict_results, "write_posetrack18_frames", full_disk)
+            with pytest.raises(OutputError):
+                predict(clip, weights, tmp_path, outputs=["poses", "coco"], **options)
+        return tmp_path / "journal" / "clip" / FRAMES
+
+    return run
+
+
+@pytest.mark.parametrize("options", [{}, {"detections": None}])
+def test_a_run_killed_at_any_line_of_a_bridged_gap_goes_on_to_the_same_bytes(cheap, options):
+    """A box of the file is missing in frames 14 and 15; the detector runs in every third frame."""
+    journal = cheap(write=False, **options)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert b'"interpolated": true' in lines[14]
+    _, expected = cheap(**options)
+    for kept in (14, 15):
+        (journal.parent / "finished.json").unlink()
+        journal.write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
+        metrics, written = cheap(**options)
+        assert kept - 5 < metrics["resumed_at_frame"] <= kept
+        assert written == expected, kept
+
+
+def test_a_changed_digit_in_the_journal_does_not_reach_the_poses(cheap, capsys):
+    journal = cheap(write=False)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    _, expected = cheap()
+    (journal.parent / "finished.json").unlink()
+    at = lines[20].index(b'"box": [') + 8
+    digit = b"%d" % ((int(lines[20][at : at + 1]) + 1) % 10)
+    lines[20] = lines[20][:at] + digit + lines[20][at + 1 :]
+    journal.write_bytes(b"".join(lines))
+    metrics, written = cheap(progress=True)
+    assert 15 < metrics["resumed_at_frame"] <= 20
+    said = [line for line in capsys.readouterr().out.splitlines() if "frames.jsonl" in line]
+    assert len(said) == 1
+    first = metrics["resumed_at_frame"] + 1
+    assert f"line 21 is not as it was written: lines {first} to 61 are dropped" in said[0]
+    assert written == expected
+
+
 @pytest.mark.parametrize("outputs", [["video", "poses", "coco"], ["poses", "coco"]])
 def test_a_run_that_fails_goes_on_to_the_same_results(
     clip, weights, whole, tmp_path, monkeypatch, outputs
@@ -372,7 +439,7 @@ def people_everywhere(frame):
 
 def test_a_camera_ends_by_ctrl_c_or_max_frames(weights, tmp_path, monkeypatch):
     real = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda w: Camera(w) if w == 0 else real(w))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda w, *a: Camera(w) if w == 0 else real(w, *a))
     monkeypatch.setattr(people, "detect_people", people_everywhere)
     metrics = predict_video("0", weights, tmp_path / "a", progress=False)
     assert 25 <= metrics["frames"] <= 27
@@ -445,7 +512,8 @@ def test_a_video_that_is_cut_off_is_done_as_far_as_it_goes(weights, clip, tmp_pa
     assert 20 < metrics["frames"] < 45
     assert metrics["frames"] + metrics["frames_missing"] == LENGTH
     out = capsys.readouterr().out
-    assert f"{LENGTH} frames in its header, {metrics['frames']} could be decoded" in out
+    assert f"{metrics['frames']} frames can be decoded of about {LENGTH}" in out
+    assert "cut.avi is cut off" in metrics["notes"][0]
     assert "× frame behind the last one predicted" in out
 
 
