@@ -28,6 +28,7 @@ class PictureHeader(NamedTuple):
         white: the largest value that a sample can have: 255, 65535, or what a PNM says.
         patches: of a TIFF, positions and the bytes to put there, so that OpenCV decodes the pixels
             as they are stored: else it turns them, and darkens them by an alpha channel.
+        least_bytes: fewer bytes cannot hold a JPEG of this size.
     """
 
     format: str
@@ -36,6 +37,7 @@ class PictureHeader(NamedTuple):
     orientation: int = 1
     white: int = 255
     patches: tuple[tuple[int, bytes], ...] = ()
+    least_bytes: int = 0
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -111,7 +113,9 @@ def _jpeg(file: BinaryIO) -> PictureHeader | None:
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
             file.read(1)
             height, width = _int(file, 2), _int(file, 2)
-            return PictureHeader("JPEG", width, height, orientation)
+            parts = file.read(3 * _int(file, 1))
+            least = _least_bytes(width, height, parts[1::3]) if code in (0xC0, 0xC1, 0xC2) else 0
+            return PictureHeader("JPEG", width, height, orientation, least_bytes=least)
         if code == 0xE1 and not seen:
             block = file.read(length)
             seen = block[:5] == b"Exif\0"
@@ -120,6 +124,21 @@ def _jpeg(file: BinaryIO) -> PictureHeader | None:
         else:
             file.seek(length, io.SEEK_CUR)
     return None
+
+
+def _least_bytes(width: int, height: int, factors: bytes) -> int:
+    """A Huffman code has a bit at least, and each 8×8 block of each channel one code at least.
+
+    Args:
+        width: of the picture.
+        height: likewise.
+        factors: of each channel: how often it is sampled across and down, four bits each.
+    """
+    across, down = [f >> 4 for f in factors], [f & 15 for f in factors]
+    bits = 0
+    for x, y in zip(across, down, strict=True):
+        bits += width * x // (8 * max(1, *across)) * (height * y // (8 * max(1, *down)))
+    return bits // 8
 
 
 def _png(file: BinaryIO) -> PictureHeader | None:

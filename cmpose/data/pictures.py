@@ -140,6 +140,11 @@ def _unreadable(name: str | os.PathLike[str], size: int) -> FrameError:
 def _decode(name: str | os.PathLike[str], data: bytes, header: PictureHeader) -> np.ndarray:
     if header.format == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise FrameError(f"{name}: the JPEG is cut off after {len(data)} bytes; extract it again")
+    if len(data) < header.least_bytes:  # OpenCV would fill the rest with grey
+        raise FrameError(
+            f"{name}: its header says {header.width}×{header.height} pixels, for which {len(data)} "
+            "bytes are too few; extract it again"
+        )
     for at, patch in header.patches:
         data = data[:at] + patch + data[at + len(patch) :]
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

@@ -53,7 +53,7 @@ class _Pose:
 
 def is_prediction(run: Path) -> bool:
     """Whether a folder is what ``cmpose predict`` wrote."""
-    if any((run / "poses").glob("*.json")):
+    if any((run / "poses").glob("[!.]*.json")):
         return True
     metrics = read_metrics(run / METRICS)
     return metrics is not None and metrics.video is not None
@@ -133,7 +133,7 @@ def _charts(poses: list[_Pose], people: list[tuple[int, int]]) -> list[Chart]:
 def _explained(run: Path) -> tuple[list[Clip], dict[tuple[str, int], int]]:
     """Records in explain/, those of one person together; and (name, track id) → their index."""
     clips: dict[tuple[str, int], Clip] = {}
-    for path in sorted((run / "explain").glob("*.json")):
+    for path in sorted((run / "explain").glob("[!.]*.json")):
         try:
             record = read_record(path)
         except RecordError as error:

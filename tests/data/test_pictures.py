@@ -234,6 +234,17 @@ def test_more_pixels_than_the_limit_are_refused_by_the_header(tmp_path, monkeypa
         assert info.value.reason == "picture too large"
 
 
+def test_a_jpeg_of_too_few_bytes_for_its_size_is_no_grey_picture():
+    with pytest.raises(FrameError, match=r"x: its header says 9000×9000 pixels, for which \d+ byt"):
+        decode_picture(claims("JPEG", 9000, 9000), "x")
+    for progressive in (False, True):  # the emptiest picture that there is
+        for subsampling in (0, 2):
+            options = {"quality": 1, "optimize": True, "progressive": progressive}
+            flat = np.zeros((1601, 1203, 3), np.uint8)
+            data = encode(flat, "JPEG", subsampling=subsampling, **options)
+            assert rgb(data).max() <= 1
+
+
 def test_the_limit_can_be_set(monkeypatch):
     data = encode(blocks(), "PNG")
     monkeypatch.setenv("CMPOSE_MAX_PIXELS", str(48 * 32))
