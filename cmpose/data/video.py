@@ -7,7 +7,7 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,8 @@ from av.error import FFmpegError
 from cmpose.data.container import read_container
 from cmpose.data.decoder import Decoder, to_bgr
 from cmpose.data.numbering import number_pictures
-from cmpose.data.pictures import PICTURES, FrameError, is_picture, picture_size, read_picture
+from cmpose.data.picture_header import read_header
+from cmpose.data.pictures import PICTURES, FrameError, is_picture, look, picture_size, read_picture
 from cmpose.data.sequence import split_frame_name
 from cmpose.data.timeline import Timeline, findings
 
@@ -225,7 +226,7 @@ class _File(Video):
 
 
 class _Capture(Video):
-    """A camera, a stream, or a numbered sequence, read by ``cv2.VideoCapture``."""
+    """A camera or a stream, read by ``cv2.VideoCapture``."""
 
     def __init__(
         self, what: str | int, source: str, name: str, fps: float | None, unreadable: str
@@ -294,7 +295,15 @@ class _Pictures(Video):
         last = [split_frame_name(file.name) for file in files]
         self.own_names = len({parts and int(parts[1]) for parts in last} - {None}) == len(files)
         self.info = VideoInfo(
-            source, name, width, height, fps or _RATE, len(files), numbers=numbers, counted=True
+            source,
+            name,
+            width,
+            height,
+            fps or _RATE,
+            len(files),
+            numbers=numbers,
+            counted=True,
+            notes=_note_of_tags(files),
         )
 
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
@@ -347,6 +356,20 @@ class _Pictures(Video):
 
     def _file_name(self, number: int) -> str:
         return "/".join(self.files[number].absolute().parts[-2:])
+
+
+def _note_of_tags(files: list[Path]) -> tuple[str, ...]:
+    tagged = []
+    for file in files:
+        with suppress(FrameError):
+            if look(file).orientation != 1:
+                tagged.append(file)
+    if not tagged:
+        return ()
+    return (
+        f"{len(tagged)} of {len(files)} pictures have an orientation tag, e.g. {tagged[0]}: they "
+        "are turned upright, and boxes are taken for those of the upright pictures",
+    )
 
 
 def _in_order(files: list[Path]) -> tuple[list[Path], tuple[int, ...]]:
@@ -415,11 +438,15 @@ def open_video(
 
 def _open(text: str, fps: float | None, *, skip: bool) -> Video:
     path = Path(text)
-    files: list[Path] | None = None
     if path.is_dir():
         name, files = path.resolve().name, list(path.iterdir())
     elif path.is_file():
-        name, files = path.stem, [path] if is_picture(path.name) else None
+        with open(path, "rb") as file:
+            single = is_picture(path.name) or read_header(file) is not None
+        if not single:
+            return _File(path, text, path.stem, fps)
+        # A picture alone is frame 0, whatever its name.
+        return _Pictures([path], text, path.stem, fps, skip_unreadable=skip, numbers=())
     elif text.isdecimal():
         why = "OpenCV gets no frame from it; is it plugged in, and free of other programs?"
         return _Capture(int(text), text, f"camera{text}", fps, f"camera {text}: {why}")
@@ -434,8 +461,6 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
         name, files = path.parent.resolve().name, _numbered(path)
     else:
         raise VideoError(f"{path}: no such video")
-    if files is None:
-        return _File(path, text, name, fps)
     pictures = [file for file in files if is_picture(file.name) and file.is_file()]
     if not pictures:
         raise VideoError(
@@ -443,6 +468,4 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
             "a folder of pictures"
         )
     pictures, numbers = _in_order(pictures)
-    if path.is_file():  # a picture alone is frame 0, whatever its name
-        numbers = ()
     return _Pictures(pictures, text, name, fps, skip_unreadable=skip, numbers=numbers)

@@ -140,9 +140,15 @@ def test_pictures_are_upright_and_within_the_limit(tmp_path, monkeypatch):
     (tmp_path / "2.jpg").write_bytes(encode(blocks(32, 48), "JPEG"))
     with open_video(tmp_path) as video:
         assert (video.info.width, video.info.height) == (32, 48)
+        assert "2 of 3 pictures have an orientation tag, e.g." in video.info.notes[0]
         with pytest.raises(VideoError, match=r"1\.jpg: is 48×32 pixels, the first frame was 32×48"):
             list(video.frames())
+    (tmp_path / "2.jpg").rename(tmp_path / "2.mp4")  # a picture under a video's name is none
+    with open_video(tmp_path / "2.mp4") as video:
+        assert [frame.number for frame in video.frames()] == [0]
     monkeypatch.setenv("CMPOSE_MAX_PIXELS", "99")
+    with pytest.raises(VideoError, match=r"2\.mp4: 32×48 pixels by its header, more than the 99"):
+        open_video(tmp_path / "2.mp4").__enter__()
     with pytest.raises(VideoError, match=r"0\.jpg: 48×32 pixels by its header, more than the 99"):
         open_video(tmp_path).__enter__()
 
