@@ -12,6 +12,7 @@ from cmpose.ops.checks import without_value_checks
 from cmpose.ops.corrupt_tokens import CorruptedTokens, corrupt_tokens
 from cmpose.ops.dpc_knn import ClusterResult, dpc_knn, dpc_knn_merge
 from cmpose.ops.heatmap_loss import heatmap_loss
+from cmpose.ops.knn import Neighbors, knn
 from cmpose.ops.merge_clusters import merge_clusters
 from cmpose.ops.reconstruction_loss import reconstruction_loss
 from cmpose.ops.select_tokens import SelectedTokens, select_tokens
@@ -26,6 +27,7 @@ __all__ = [
     "CorruptedTokens",
     "Explanation",
     "FallbackWarning",
+    "Neighbors",
     "SelectedTokens",
     "available",
     "backend",
@@ -34,6 +36,7 @@ __all__ = [
     "dpc_knn_merge",
     "explain",
     "heatmap_loss",
+    "knn",
     "merge_clusters",
     "reconstruction_loss",
     "select_tokens",

@@ -34,6 +34,7 @@ OPS = (
     "dpc_knn",
     "merge_clusters",
     "unmerge_tokens",
+    "knn",
 )
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 

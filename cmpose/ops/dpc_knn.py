@@ -8,13 +8,16 @@ from a few hundred channels on.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from cmpose import native
-from cmpose.ops import backends, checks, cuda, library
+from cmpose.ops import backends, checks, cuda, distances, library
+from cmpose.ops.cpu import dpc_knn as cpu
+from cmpose.ops.distances import INF
+from cmpose.ops.knn import Neighbors, check_tokens
 from cmpose.ops.merge_clusters import (
     check_merge,
     clusters_shape,
@@ -31,9 +34,6 @@ MAX_NEIGHBORS, MAX_TOKENS = 16, 65_536
 MATRIX_TOKENS = 512
 """Up to so many tokens the kernels keep all distances of a clip, and can merge in their last
 launch: ``kMatrixTokens`` of csrc/ops.h."""
-
-# How many differences are held at once: so many that a CPU's cache holds them, more on a GPU.
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 class ClusterResult(NamedTuple):
@@ -52,81 +52,56 @@ class ClusterResult(NamedTuple):
 # -- reference ------------------------------------------------------------------------------------
 
 
-def squared_distances(x: Tensor) -> Tensor:
-    """‖x_i − x_j‖² from the differences themselves: [B, M, D] → [B, M, M].
-
-    Unlike |x|² + |y|² − 2xy this subtracts no large numbers from each other: duplicates and the
-    diagonal are exactly 0, the matrix is symmetric, and small whole numbers give whole numbers.
-    """
-
-    def rows(part: Tensor) -> Tensor:
-        return (part[:, :, None] - x[:, None]).square().sum(dim=-1)
-
-    if torch.compiler.is_compiling():
-        return rows(x)  # Inductor fuses this; it would unroll a loop
-    chunk = _CHUNK.get(x.device.type, _CHUNK["cuda"])
-    step = max(1, chunk // max(1, x.numel()))
-    # Written into one tensor: small results between the chunks' large ones would fragment the heap.
-    square = x.new_empty(x.shape[0], x.shape[1], x.shape[1])
-    for start in range(0, x.shape[1], step):
-        square[:, start : start + step] = rows(x[:, start : start + step])
-    return square
-
-
+# Many parameters: those of the registered op.
 @torch.no_grad()
 def dpc_knn_reference(
     tokens: Tensor,
+    valid: Tensor | None,
     k: int,
     num_clusters: int,
     scale: bool,
     include_self: bool,
     peak_delta: str,
-    valid: Tensor | None,
-) -> ClusterResult:
-    """:func:`dpc_knn` in plain PyTorch."""
+    want_neighbors: bool,
+) -> tuple[Tensor, ...]:
+    """:func:`dpc_knn` in plain PyTorch; its neighbours too, or two empty tensors."""
     size, width = tokens.shape[1:]
     unit = float(max(width, 1)) if scale else 1.0
-    inf = float("inf")
-    finite = tokens.isfinite().all(dim=-1)
-    valid = finite if valid is None else finite & valid
-    # Tokens that are not finite become zeros; nothing below uses the distances to them.
-    x = tokens.masked_fill(~finite[..., None], 0.0)
-    square = squared_distances(x.to(checks.accumulator(tokens)))
+    x, finite, valid = distances.usable_tokens(tokens, valid)
+    square = distances.squared_distances(x)
 
-    # Eq. 9. The division comes last, so that equal sums stay equal.
-    near = square.masked_fill(~valid[:, None, :], inf)
-    if not include_self:
-        near = near.masked_fill(torch.eye(size, dtype=torch.bool, device=near.device), inf)
-    near = near.topk(k, dim=-1, largest=False).values
-    count = (near < inf).sum(dim=-1).clamp(min=1)
-    log_density = -near.masked_fill(near == inf, 0.0).sum(dim=-1) / (count * unit)
-    log_density = log_density.masked_fill(~valid, -inf)
+    # Eq. 9.
+    others = distances.masked(square, finite, valid, include_self)
+    if want_neighbors:
+        near, index = distances.in_order(others, k)
+    else:
+        near = others.topk(k, dim=-1, largest=False).values
+        index = torch.empty(0, dtype=torch.int64, device=near.device)
+    log_density = distances.log_density_of(near, valid, unit)
 
     # Eq. 10: the distance to the nearest token earlier in (log ρ descending, index ascending).
-    order = log_density.argsort(dim=-1, descending=True, stable=True)
-    rank = order.argsort(dim=-1)
+    _, rank = distances.order_of(log_density)
     later = rank[:, None, :] >= rank[:, :, None]
-    delta = square.masked_fill(later, inf).amin(dim=-1)
+    delta = square.masked_fill(later, INF).amin(dim=-1)
     peak = square.masked_fill(~(valid[:, :, None] & valid[:, None, :]), 0.0).amax(dim=-1)
     if peak_delta == "global_max":
         peak = peak.amax(dim=-1, keepdim=True)
     delta = torch.where(rank == 0, peak, delta).masked_fill(~valid, 0.0)
     delta = (delta / unit).sqrt()
 
-    score = log_density + delta.log()
-    ranking = score.argsort(dim=-1, descending=True, stable=True)
-    # Invalid tokens come after all valid ones, of which some can have a score of −inf too.
-    ranking = ranking.gather(
-        1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    )
-    centers = ranking[:, :num_clusters].contiguous()
-
-    real = valid.gather(1, centers)
+    centers = distances.centers_of(log_density, delta, valid, num_clusters)
     to_centers = square.gather(2, centers[:, None, :].expand(-1, size, -1))
-    nearest = to_centers.masked_fill(~real[:, None, :], inf).argmin(dim=-1).masked_fill(~finite, 0)
-    own = torch.arange(num_clusters, device=centers.device).expand_as(centers)
-    own = torch.where(real, own, nearest.gather(1, centers))
-    return ClusterResult(log_density, delta, centers, nearest.scatter(1, centers, own))
+    real = valid.gather(1, centers)
+    nearest = to_centers.masked_fill(~real[:, None, :], INF).argmin(dim=-1).masked_fill(~finite, 0)
+    clusters = distances.with_own_clusters(nearest, centers, valid)
+    return (
+        log_density,
+        delta,
+        centers,
+        clusters,
+        near if want_neighbors else near.new_empty(0),
+        index,
+    )
 
 
 # -- CUDA C++ -------------------------------------------------------------------------------------
@@ -201,16 +176,16 @@ def _cluster_fake(tokens: Tensor, num_clusters: int) -> tuple[Tensor, ...]:
     )
 
 
-def _reference_forward(
-    tokens: Tensor,
-    valid: Tensor | None,
-    k: int,
-    num_clusters: int,
-    scale: bool,
-    include_self: bool,
-    peak_delta: str,
-) -> tuple[Tensor, ...]:
-    return tuple(dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid))
+def _cpu_or_reference(*arguments: Any) -> tuple[Tensor, ...]:
+    return cpu.forward(*arguments) or dpc_knn_reference(*arguments)
+
+
+def _reference_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    return dpc_knn_reference(*(*arguments, False))[:4]
+
+
+def _cpu_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    return _cpu_or_reference(*arguments, False)[:4]
 
 
 _forward = library.register(
@@ -219,7 +194,20 @@ _forward = library.register(
     "-> (Tensor, Tensor, Tensor, Tensor)",
     lambda tokens, valid, k, num_clusters, *options: _cluster_fake(tokens, num_clusters),
     reference=_reference_forward,
+    cpu=_cpu_forward,
     cuda=_cuda_forward,
+)
+_forward_neighbors = library.register(
+    "dpc_knn_neighbors(Tensor tokens, Tensor? valid, int k, int num_clusters, bool scale, "
+    "bool include_self, str peak_delta, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda tokens, valid, k, num_clusters, *options: (
+        *_cluster_fake(tokens, num_clusters),
+        tokens.new_empty(*tokens.shape[:2], k, dtype=checks.accumulator(tokens)),
+        tokens.new_empty(*tokens.shape[:2], k, dtype=torch.int64),
+    ),
+    reference=lambda *arguments: dpc_knn_reference(*(*arguments, True)),
+    cpu=lambda *arguments: _cpu_or_reference(*arguments, True),
 )
 _forward_merge = library.register(
     "dpc_knn_merge(Tensor tokens, Tensor weights, Tensor? valid, int k, int num_clusters, "
@@ -230,6 +218,7 @@ _forward_merge = library.register(
         *merged_fake(tokens, weights, num_clusters, options[-2]),
     ),
     reference=partial(_in_two_calls, _reference_forward, "reference"),
+    cpu=partial(_in_two_calls, _cpu_forward, "cpu"),
     cuda=_cuda_forward_merge,
 )
 
@@ -252,6 +241,8 @@ class _DpcKnnMerge(torch.autograd.Function):
 # -- public ---------------------------------------------------------------------------------------
 
 
+# Many parameters: those of the function below.
+@overload
 def dpc_knn(
     tokens: Tensor,
     k: int,
@@ -260,9 +251,40 @@ def dpc_knn(
     scale: bool = True,
     include_self: bool = True,
     peak_delta: str = "row_max",
+    metric: str = "euclidean",
     valid: Tensor | None = None,
+    return_neighbors: Literal[False] = False,
     backend: str = "auto",
-) -> ClusterResult:
+) -> ClusterResult: ...
+# Many parameters: those of the function below.
+@overload
+def dpc_knn(
+    tokens: Tensor,
+    k: int,
+    num_clusters: int,
+    *,
+    scale: bool = True,
+    include_self: bool = True,
+    peak_delta: str = "row_max",
+    metric: str = "euclidean",
+    valid: Tensor | None = None,
+    return_neighbors: Literal[True],
+    backend: str = "auto",
+) -> tuple[ClusterResult, Neighbors]: ...
+# Many parameters: those of Eqs. 9 and 10 that others set otherwise, and they are public.
+def dpc_knn(
+    tokens: Tensor,
+    k: int,
+    num_clusters: int,
+    *,
+    scale: bool = True,
+    include_self: bool = True,
+    peak_delta: str = "row_max",
+    metric: str = "euclidean",
+    valid: Tensor | None = None,
+    return_neighbors: bool = False,
+    backend: str = "auto",
+) -> ClusterResult | tuple[ClusterResult, Neighbors]:
     """Density peaks of a clip's tokens and the cluster of each token: Eqs. 9 and 10.
 
     With d_ij = ‖f_i − f_j‖ (divided by √D when ``scale``), log ρ_i is −mean of d_ij² over the k
@@ -281,16 +303,20 @@ def dpc_knn(
         include_self: a token is one of its own k nearest (at distance 0), as in TCFormer.
         peak_delta: ``row_max``, the peak's largest distance (Eq. 10), or ``global_max``, the
             largest distance in the clip (TCFormer).
+        metric: ``euclidean``; or ``cosine``, where d_ij is the distance between the directions
+            f / ‖f‖ of the tokens, so that d_ij² = 2 (1 − cos); ``scale`` then does nothing.
         valid: [B, M] bool; None takes every token. Invalid tokens are nobody's neighbours, have
             log ρ −inf and δ 0, come last as centres, and are assigned to the nearest valid centre:
             give them weight 0 in merge_clusters. Means are over the valid neighbours. When a clip
             has fewer than L valid tokens, the remaining centres are invalid tokens, and their
             clusters are empty. A token that holds a NaN or an infinity counts as invalid; as its
             distances are no numbers, it is assigned to cluster 0.
+        return_neighbors: also gives the k tokens nearest to each. No CUDA kernel does.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
-        :class:`ClusterResult`; log_density and delta float32 (float64 for float64 tokens), of
+        :class:`ClusterResult`, and with ``return_neighbors`` what :func:`~cmpose.ops.knn` returns
+        (distances d_ij as here). log_density and delta float32 (float64 for float64 tokens), of
         distances as scaled by ``scale``. No gradients: the indices are piecewise constant, and
         log_density and delta only serve to rank.
 
@@ -301,12 +327,26 @@ def dpc_knn(
             ``ops.without_value_checks()``, these are invalid tokens (see ``valid``).
         BackendUnavailable: the backend asked for cannot run here.
     """
-    _check(tokens, k, num_clusters, include_self, peak_delta, valid)
-    chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k)
+    _check(tokens, k, num_clusters, include_self, peak_delta, metric, valid)
+    chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k, return_neighbors)
+    tokens, scale = _measured(tokens.detach(), metric, scale)
+    arguments = tokens, valid, k, num_clusters, scale, include_self, peak_delta
     if chosen == backends.PLAIN:
-        return dpc_knn_reference(tokens, k, num_clusters, scale, include_self, peak_delta, valid)
-    options = scale, include_self, peak_delta
-    return ClusterResult(*_forward(tokens.detach(), valid, k, num_clusters, *options, chosen))
+        found = dpc_knn_reference(*arguments, return_neighbors)
+    else:
+        forward = _forward_neighbors if return_neighbors else _forward
+        found = forward(*arguments, chosen)
+    clusters = ClusterResult(*found[:4])
+    if not return_neighbors:
+        return clusters
+    unit = float(max(tokens.shape[2], 1)) if scale else 1.0
+    near = found[4] / 2 if metric == "cosine" else (found[4] / unit).sqrt()
+    return clusters, Neighbors(near, found[5], None)
+
+
+def _measured(tokens: Tensor, metric: str, scale: bool) -> tuple[Tensor, bool]:
+    """Tokens whose Euclidean distances are meant, and whether those are divided by √D."""
+    return (distances.unit_tokens(tokens), False) if metric == "cosine" else (tokens, scale)
 
 
 # Many parameters: those of both ops.
@@ -319,6 +359,7 @@ def dpc_knn_merge(
     scale: bool = True,
     include_self: bool = True,
     peak_delta: str = "row_max",
+    metric: str = "euclidean",
     valid: Tensor | None = None,
     normalize: bool = True,
     backend: str = "auto",
@@ -331,7 +372,7 @@ def dpc_knn_merge(
     Args:
         tokens: [B, M, D] floating point.
         weights: [B, M] floating point.
-        k, num_clusters, scale, include_self, peak_delta, valid: as in dpc_knn.
+        k, num_clusters, scale, include_self, peak_delta, metric, valid: as in dpc_knn.
         normalize: as in merge_clusters.
         backend: of both ops: ``auto``, ``reference``, ``triton`` or ``cuda``.
 
@@ -342,14 +383,14 @@ def dpc_knn_merge(
     Raises:
         TypeError, ValueError, BackendUnavailable: as the two ops raise them.
     """
-    sizes = _check(tokens, k, num_clusters, include_self, peak_delta, valid)
+    sizes = _check(tokens, k, num_clusters, include_self, peak_delta, metric, valid)
     check_merge(tokens, weights, sizes)
-    chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k)
+    chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k, False)
     merging = backends.choose("merge_clusters", backend, tokens.device, tokens, weights)
-    if chosen != merging or chosen == backends.PLAIN:
+    if chosen != merging or chosen == backends.PLAIN or metric == "cosine":
         clusters = dpc_knn(
             tokens, k, num_clusters, scale=scale, include_self=include_self,
-            peak_delta=peak_delta, valid=valid, backend=backend,
+            peak_delta=peak_delta, metric=metric, valid=valid, backend=backend,
         )  # fmt: skip
         merged = merge_clusters(
             tokens, weights, clusters.assignment, num_clusters, normalize=normalize, backend=backend
@@ -369,25 +410,18 @@ def _check(
     num_clusters: int,
     include_self: bool,
     peak_delta: str,
+    metric: str,
     valid: Tensor | None,
 ) -> checks.Sizes:
-    sizes: checks.Sizes = {}
-    checks.tensor("tokens", tokens, "B M D", sizes)
-    if valid is not None:
-        checks.tensor("valid", valid, "B M", sizes, checks.BOOL)
-    checks.same_device("tokens", tokens, valid=valid)
-    size = sizes["M"]
-    if include_self:
-        checks.between("k", k, 1, size, "M tokens")
-    else:
-        checks.between("k", k, 1, size - 1, "M tokens without the token itself")
-    checks.between("num_clusters", num_clusters, 1, size, "M tokens")
+    sizes = check_tokens(tokens, k, include_self, metric, valid)
+    checks.between("num_clusters", num_clusters, 1, sizes["M"], "M tokens")
     checks.choice("peak_delta", peak_delta, ("row_max", "global_max"))
-    checks.finite("tokens", tokens)
     return sizes
 
 
-def _cuda_limits(tokens: Tensor, k: int) -> str | None:
+def _cuda_limits(tokens: Tensor, k: int, return_neighbors: bool) -> str | None:
+    if return_neighbors:
+        return "the kernels do not return neighbours"
     if tokens.shape[1] > MAX_TOKENS:
         return f"there are {tokens.shape[1]} tokens; the kernels take up to {MAX_TOKENS}"
     if k > MAX_NEIGHBORS:
@@ -395,4 +429,4 @@ def _cuda_limits(tokens: Tensor, k: int) -> str | None:
     return backends.dtype_refusal(tokens=tokens)
 
 
-backends.entry(dpc_knn, "tokens", cuda=_cuda_limits)
+backends.entry(dpc_knn, "tokens", cpu=None, cuda=_cuda_limits)

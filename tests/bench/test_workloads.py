@@ -113,8 +113,9 @@ def test_operations_by_hand() -> None:
         flops = bench_of(op).flops
         small = bench_of(op).small
         assert (flops(small, FORWARD), flops(small, BACKWARD)) == (2 * product, 5 * product)
-    assert bench_of("dpc_knn").flops(bench_of("dpc_knn").small, FORWARD) == 2 * 2 * 24 * 24 * 16
-    for op in set(OPS) - {"spatial_attention", "temporal_attention", "dpc_knn"}:
+    for op in ("dpc_knn", "knn"):
+        assert bench_of(op).flops(bench_of(op).small, FORWARD) == 2 * 2 * 24 * 24 * 16
+    for op in set(OPS) - {"spatial_attention", "temporal_attention", "dpc_knn", "knn"}:
         assert bench_of(op).flops(bench_of(op).small, FORWARD) == 0
 
 

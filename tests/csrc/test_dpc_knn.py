@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cmpose import native, ops
-from cmpose.ops.dpc_knn import MATRIX_TOKENS, MAX_NEIGHBORS, MAX_TOKENS, squared_distances
+from cmpose.ops.distances import squared_distances
+from cmpose.ops.dpc_knn import MATRIX_TOKENS, MAX_NEIGHBORS, MAX_TOKENS
 from cmpose.ops.select_tokens import shared_bytes
 from tests.ops.support.cases import DEVICE
 from tests.ops.support.dpc_knn_checks import (

@@ -1,4 +1,4 @@
-"""The op contract, point 13: arguments that do not fit, for all ten ops."""
+"""The op contract, point 13: arguments that do not fit, for all ops."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from cmpose.ops import backends
 from tests.ops.support.cases import CASES, DEVICE, OpCase
 
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-TRITON_OPS, CUDA_OPS = backends.OPS[:6], backends.OPS[6:]
+TRITON_OPS, CUDA_OPS = backends.OPS[:6], backends.OPS[6:10]
 
 
 def made(case: OpCase, **sizes: int) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def arguments_of(case: OpCase) -> tuple[tuple[Any, ...], dict[str, Any]]:
     extra: dict[str, dict[str, Any]] = {
         "warp_clips": {"size": (8, 6)},
         "select_tokens": {"n": 2},
+        "knn": {"k": 3},
         "dpc_knn": {"k": 3, "num_clusters": 4},
         "merge_clusters": {"num_clusters": 4},
     }

@@ -1,4 +1,4 @@
-"""The op contract of docs/ops.md, points 1 to 11, for all ten ops and each of their backends.
+"""The op contract of docs/ops.md, points 1 to 11, for all ops and each of their backends.
 
 Values by hand and against other formulations are in test_<op>.py; backends (point 12) in
 test_backends.py; bad arguments (point 13) in test_arguments.py.
@@ -48,6 +48,9 @@ def auto_falls_back(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 EPS_FP32 = torch.finfo(torch.float32).eps
+
+DISCRETE = ("knn", "dpc_knn")
+"""What they find has no rounding; test_<op>.py has their oracles."""
 
 RUNS = [(case, backend) for case in (*CASES.values(), *OPTIONS) for backend in case.backends]
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -108,7 +111,7 @@ def test_every_op_has_a_case() -> None:
 PRECISION = [
     (case, backend, dtype)
     for case, backend in RUNS
-    if case.floating and case.name != "dpc_knn"  # discrete; test_dpc_knn.py has its oracle
+    if case.floating and case.name not in DISCRETE
     for dtype in dtypes_of(backend)
 ]
 
@@ -145,7 +148,7 @@ def test_value_and_gradients_are_as_close_as_eager(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.floating and n != "dpc_knn"])
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.floating and n not in DISCRETE])
 def test_error_of_the_reference_is_that_of_rounding(name: str, dtype: torch.dtype) -> None:
     """Against float64 on the same, already rounded inputs; the yardstick itself is held here.
 

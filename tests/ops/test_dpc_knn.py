@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmpose import ops
-from cmpose.ops.dpc_knn import squared_distances
+from cmpose.ops.distances import squared_distances
 from tests.ops.support import dpc_knn_oracle as oracle
 from tests.ops.support import tcformer
 

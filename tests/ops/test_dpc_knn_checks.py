@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmpose import ops
 from cmpose.ops import ClusterResult
-from cmpose.ops.dpc_knn import squared_distances
+from cmpose.ops.distances import squared_distances
 from tests.ops.support.dpc_knn_checks import (
     U,
     assert_equals_reference,

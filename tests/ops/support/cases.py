@@ -1,4 +1,4 @@
-"""A case for each op: arguments that fit it, for the tests that all ten ops share."""
+"""A case for each op: arguments that fit it, for the tests that all ops share."""
 
 from __future__ import annotations
 
@@ -350,6 +350,13 @@ CASES = {
             "causal",
             other_sizes=({"D": 1}, {"D": 80}, {"D": 769}),
             reduction=7,
+        ),
+        OpCase(
+            "knn",
+            _dpc,
+            lambda **kw: ops.knn(k=4, radius=2.5, **kw),
+            (),
+            ("tokens",),
         ),
     )
 }

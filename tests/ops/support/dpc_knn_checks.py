@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmpose import ops
 from cmpose.ops import ClusterResult
-from cmpose.ops.dpc_knn import squared_distances
+from cmpose.ops.distances import squared_distances
 
 INF = float("inf")
 U = 2.0**-23

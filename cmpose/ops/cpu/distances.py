@@ -1,0 +1,310 @@
+"""Squared distances by matrix products, with what the differences of tokens would give.
+
+d² = |x|² + |y|² − 2xy of centred tokens. A library may round a product by where in the matrix it
+stands; so that d² is symmetric, of two that are mirrored one is taken for both. Where d² is so
+small that nothing but rounding may be left of it, it is computed again from the difference: equal
+tokens are at distance 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmpose.ops.distances import INF, masked, own_where_missing, usable_tokens
+
+MATRIX_TOKENS = 2048
+"""Up to so many tokens a clip's d² are kept; beyond that memory is O(M · D)."""
+
+BLOCK = 1024  # tokens against tokens at once, of longer clips
+_PANEL = 256  # rows of a matrix that is kept: the half above the diagonal is computed
+_CLIPS = 1 << 21  # distances of clips that are worked on at once
+_CHANNELS = 1 << 17  # whose squares are held at once
+_FOLD = 4  # numbers of a row in a group of which the smallest is looked at first
+
+_SOUND = {torch.float32: 2.0**125, torch.float64: 2.0**1021}
+"""Squared norms up to which no d² overflows."""
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it products of float32 are float32's, whatever set_float32_matmul_precision says."""
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, setting.fp32_precision = setting.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+def centred(x: Tensor, usable: Tensor | None) -> Tensor:
+    """The tokens [B, M, D] less about their mean, so that |x|² + |y|² − 2xy does not cancel.
+
+    The mean of a channel is rounded to a multiple of the power of two that its spread is rounded up
+    to: then the shift has so few bits that x − shift hardly ever rounds, and whole numbers stay
+    whole. A channel of one value becomes 0. Tokens that are not ``usable`` do not count in it.
+    """
+    if usable is None:
+        mean, low, high = x.mean(1, True), x.amin(1, True), x.amax(1, True)
+    else:
+        out = ~usable[..., None]
+        mean = x.masked_fill(out, 0.0).sum(1, True) / usable.sum(1)[:, None, None].clamp(min=1)
+        low, high = x.masked_fill(out, INF).amin(1, True), x.masked_fill(out, -INF).amax(1, True)
+    mantissa, exponent = torch.frexp((high - mean).maximum(mean - low))
+    spread = torch.ldexp(torch.ones_like(mean), exponent - (mantissa == 0.5).to(torch.int32))
+    shift = torch.where(low == high, high, (mean / spread).round() * spread)
+    shift = shift.masked_fill_(~shift.isfinite(), 0.0)
+    return x - shift if bool(shift.any()) else x
+
+
+class Distances:
+    """d² of centred tokens [B, M, D], a block at a time."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        parts = x.flatten(0, 1).split(max(1, _CHANNELS // max(1, x.shape[2])))
+        self.norms = torch.cat([part.square().sum(dim=1) for part in parts]).view(x.shape[:2])
+        # A step of a product's sum loses at most half an ulp; 8 ulp stand for what is around it.
+        self.loss = torch.finfo(x.dtype).eps * (x.shape[-1] / 2 + 8)
+
+    def sound(self) -> bool:
+        """Whether no d² overflows."""
+        return bool((self.norms <= _SOUND[self.x.dtype]).all())
+
+    def block(self, rows: Any, columns: Any, own: Tensor | None) -> Tensor:
+        """d² between some tokens and others: [B, R, C].
+
+        Args:
+            rows, columns: slices or index tensors, of the same tokens in every clip.
+            own: [R], the column that is the row's own token; None where no column is.
+        """
+        sides = self.x[:, rows], self.x[:, columns], self.norms[:, rows], self.norms[:, columns]
+        left, right, of_left, of_right = sides
+        square = of_left[:, :, None] + of_right[:, None]
+        square.baddbmm_(left, right.mT, alpha=-2)
+        if own is not None:
+            own = own[None, :, None].expand(len(left), -1, 1)
+            square.scatter_(2, own, INF)
+        # (|x| + |y|)², which the error is relative to, is about 4 |x|² where d² is small beside it.
+        suspects = (square.amin(dim=2) <= 5 * self.loss * of_left).nonzero()
+        for some in suspects.split(BLOCK):
+            self._mend(square, some, sides)
+        return square if own is None else square.scatter_(2, own, 0.0)
+
+    def _mend(self, square: Tensor, suspects: Tensor, sides: tuple[Tensor, ...]) -> None:
+        """Computes d² again, in rows [n, 2] of (clip, row), where it is below its rounding."""
+        left, right, of_left, of_right = sides
+        clips, rows = suspects.unbind(1)
+        bound = 2 * self.loss * (of_left[clips, rows][:, None] + of_right[clips])
+        line, column = (square[clips, rows] <= bound).nonzero().unbind(1)
+        clips, rows = clips[line], rows[line]
+        step = max(1, _CHANNELS // max(1, left.shape[-1]))
+        for c, i, j in zip(clips.split(step), rows.split(step), column.split(step), strict=True):
+            square[c, i, j] = (left[c, i] - right[c, j]).square().sum(dim=-1)
+
+    def matrix(self) -> Tensor:
+        """All of them, [B, M, M]; only the half above the diagonal is computed."""
+        batch, size, _ = self.x.shape
+        panels = -(-size // _PANEL)
+        step = -(-size // panels)
+        square = self.x.new_empty(batch, size, size)
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            own = torch.arange(stop - start)
+            panel = self.block(slice(start, stop), slice(start, size), own)
+            corner, rest = panel[:, :, : stop - start], panel[:, :, stop - start :]
+            square[:, start:stop, stop:] = rest
+            square[:, stop:, start:stop] = rest.mT
+            torch.minimum(corner, corner.mT, out=square[:, start:stop, start:stop])
+        return square
+
+    def triangle(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Blocks of [1, M, M] and their mirror images, for longer clips: (rows, columns, d²).
+
+        The caller may write to them.
+        """
+        size = self.x.shape[1]
+        step = -(-size // -(-size // BLOCK))
+        parts = [slice(start, min(start + step, size)) for start in range(0, size, step)]
+        for n, rows in enumerate(parts):
+            square = self.block(rows, rows, torch.arange(rows.stop - rows.start))
+            yield rows, rows, torch.minimum(square, square.mT)
+            for columns in parts[n + 1 :]:
+                square = self.block(rows, columns, None)
+                mirrored = square.mT.contiguous()
+                yield rows, columns, square
+                yield columns, rows, mirrored
+
+
+class Clips(NamedTuple):
+    """Some clips of tokens, ready for products."""
+
+    distances: Distances
+    finite: Tensor  # [B, M]
+    usable: Tensor  # [B, M]: finite and valid
+    every: bool  # all are usable
+
+    @classmethod
+    def of(cls, tokens: Tensor, valid: Tensor | None) -> Clips | None:
+        """Of tokens [B, M, D] and ``valid`` [B, M]; None where a d² of finite tokens overflows."""
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        made = Distances(centred(tokens.to(wide), valid))
+        if made.sound():  # then all are finite
+            finite = torch.ones(tokens.shape[:2], dtype=torch.bool)
+            return cls(made, finite, finite if valid is None else valid, valid is None)
+        x, finite, usable = usable_tokens(tokens, valid)
+        made = Distances(centred(x, usable))
+        return cls(made, finite, usable, False) if made.sound() else None
+
+
+def smallest(square: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and places of each row's k smallest, the values ascending.
+
+    They are in the k groups with the smallest minima. Where torch would partition whole rows, in
+    those shorter than 64 k, looking at groups of four first is sooner.
+    """
+    size = square.shape[-1]
+    if not 8 * k <= size < 64 * k:
+        return square.topk(k, dim=-1, largest=False)
+    groups = size // _FOLD
+    folded = square[..., : _FOLD * groups].unflatten(-1, (_FOLD, groups))
+    best = folded.amin(dim=-2).topk(k, dim=-1, largest=False, sorted=False).indices
+    members = torch.arange(_FOLD)[:, None] * groups
+    places = (best[..., None, :] + members).flatten(-2)
+    rest = torch.arange(_FOLD * groups, size).expand(*places.shape[:-1], -1)
+    places = torch.cat((places, rest), dim=-1)
+    values, at = square.gather(-1, places).topk(k, dim=-1, largest=False)
+    return values, places.gather(-1, at)
+
+
+class Nearest(NamedTuple):
+    """The nearest usable other tokens of every token of a clip."""
+
+    square: Tensor  # [1, M, k]: d² ascending, infinite where there are fewer than k
+    indices: Tensor  # [1, M, k] int64
+    farthest: Tensor  # [1, M]: the largest d² to a usable token
+    counts: Tensor  # [1, M] int64: those within a distance
+
+
+def nearest_of_many(clips: Clips, k: int, within: float = -1.0) -> Nearest:
+    """The k nearest of a long clip's tokens, in one pass over half of the blocks of d².
+
+    ``within`` is the squared distance up to which tokens are counted.
+    """
+    d, usable = clips.distances, clips.usable
+    size = usable.shape[1]
+    square, index = d.x.new_full((1, size, k), INF), torch.zeros(1, size, k, dtype=torch.int64)
+    farthest, counts = d.x.new_zeros(1, size), torch.zeros(1, size, dtype=torch.int64)
+    for rows, columns, block in d.triangle():
+        if clips.every:
+            largest = block.amax(dim=2)
+        else:
+            out = ~usable[:, None, columns]
+            largest = block.masked_fill(out, 0.0).amax(dim=2)
+            block.masked_fill_(out | ~clips.finite[:, rows, None], INF)
+        farthest[:, rows] = farthest[:, rows].maximum(largest)
+        if rows == columns:
+            block.diagonal(dim1=1, dim2=2).fill_(INF)
+        if within >= 0:
+            counts[:, rows] += (block <= within).sum(dim=2)
+        values, places = block.topk(min(k, block.shape[2]), dim=2, largest=False)
+        values = torch.cat((square[:, rows], values), dim=2)
+        places = torch.cat((index[:, rows], places + columns.start), dim=2)
+        square[:, rows], best = values.topk(k, dim=2, largest=False)
+        index[:, rows] = places.gather(2, best)
+    return Nearest(square, index, farthest, counts)
+
+
+Rows = Callable[[Tensor, Tensor], Tensor]
+"""Clips [n] and tokens [n] → their d² to all tokens of the clip, infinite to those that do not
+count: [n, M]."""
+
+
+def in_order(square: Tensor, index: Tensor, k: int, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The first k of each token's nearest, in the order (d², index), equal ones included.
+
+    Args:
+        square, index: [B, M, more], d² ascending; ``more`` is above k unless these are all.
+        k: how many.
+        rows: gives what ``index`` does not hold of ties at its end.
+    """
+    last = square[..., k - 1]
+    if square.shape[2] > k:
+        clip, token = ((square[..., k] == last) & (last < INF)).nonzero().unbind(1)
+        square, index = square[..., :k].clone(), index[..., :k].clone()
+        for c, t in zip(clip.split(BLOCK), token.split(BLOCK), strict=True):
+            whole = rows(c, t)
+            index[c, t] = _first_places(whole, last[c, t], k)
+            square[c, t] = whole.gather(1, index[c, t])
+    index, order = index.sort(dim=2)
+    square, order = square.gather(2, order).sort(dim=2, stable=True)
+    return square, own_where_missing(square, index.gather(2, order))
+
+
+def _first_places(rows: Tensor, most: Tensor, k: int) -> Tensor:
+    """Of rows [n, C] whose k-th smallest value is ``most`` [n], the places of the k smallest, of
+    equal ones the first: [n, k], ascending."""
+    most = most[:, None]
+    less, same = rows < most, rows == most
+    chosen = less | (same & (same.cumsum(1) <= k - less.sum(1, keepdim=True)))
+    return chosen.nonzero()[:, 1].view(-1, k)
+
+
+def neighbors(
+    clips: Clips, k: int, include_self: bool, within: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d² [B, M, k] and indices of the nearest, and how many there are ``within`` a d²: [B, M]."""
+    size = clips.usable.shape[1]
+    if size <= MATRIX_TOKENS:
+        others = masked_matrix(clips, clips.distances.matrix(), include_self)
+        return *nearest_of_few(others, k), (others <= within).sum(dim=2)
+    found = nearest_of_many(clips, min(k + 1, size), within)
+    counts = found.counts + clips.usable if include_self and within >= 0 else found.counts
+    return *nearest_in_order(clips, found, k, include_self), counts
+
+
+def masked_matrix(clips: Clips, square: Tensor, include_self: bool) -> Tensor:
+    """The matrix of d² with what does not count infinite; ``square`` itself if all does."""
+    if not clips.every:
+        return masked(square, clips.finite, clips.usable, include_self)
+    if include_self:
+        return square
+    others = square.clone()
+    others.diagonal(dim1=1, dim2=2).fill_(INF)
+    return others
+
+
+def nearest_of_few(others: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """d² and indices [B, M, k] of the nearest, from a masked matrix."""
+    found = smallest(others, min(k + 1, others.shape[2]))
+    return in_order(*found, k, lambda clip, token: others[clip, token])
+
+
+def nearest_in_order(
+    clips: Clips, found: Nearest, k: int, include_self: bool
+) -> tuple[Tensor, Tensor]:
+    """d² and indices [1, M, k] of a long clip's nearest, of which ``found`` has k + 1 or all."""
+    square, index = found.square, found.indices
+    if include_self:
+        own = torch.where(clips.usable, 0.0, INF)[..., None].to(square.dtype)
+        tokens = torch.arange(square.shape[1])[None, :, None]
+        square, index = torch.cat((own, square), dim=2), torch.cat((tokens, index), dim=2)
+
+    def rows(_: Tensor, token: Tensor) -> Tensor:
+        whole = clips.distances.block(token, slice(None), token)[0]
+        whole.masked_fill_(~clips.usable, INF)  # of tokens that are not finite none is asked for
+        return whole if include_self else whole.scatter_(1, token[:, None], INF)
+
+    square, order = square.sort(dim=2, stable=True)  # the token itself may be no neighbour
+    return in_order(square, index.gather(2, order), k, rows)
+
+
+def clips_at_once(x: Tensor) -> list[slice]:
+    """The clips of [B, M, D] in portions, so that the distances of one stay in a CPU's cache."""
+    batch, size, _ = x.shape
+    step = max(1, _CLIPS // size**2) if size <= MATRIX_TOKENS else 1
+    return [slice(start, start + step) for start in range(0, max(batch, 1), step)]
