@@ -10,10 +10,11 @@ number without a word: lengths, and ids that lead nowhere.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import UNSET
@@ -22,7 +23,6 @@ from cmpose.data.formats import coco
 from cmpose.data.formats.documents import (
     Annotation,
     Category,
-    Image,
     LabeledFrame,
     PoseDocument,
     PoseFile,
@@ -37,8 +37,6 @@ from cmpose.data.skeleton import NUM_JOINTS, POSETRACK, SLOTS17, Skeleton
 
 MISSING_SCORE = -9999.0
 """Score of a predicted joint that has none (the official tool's fallback)."""
-
-Match = Literal["name", "order"]
 
 _NOT_A_FILE_OF_POSES = (
     "{source} is not a PoseTrack file: expected an object with 'annolist' (PoseTrack17) or with "
@@ -59,6 +57,9 @@ class FramePoses:
         box_size: float64 [P], the longer side of the person's box in pixels; NaN without a box.
         annotated: people listed in the file, those without any joint included.
         ignore_regions: polygons, float64 [n, 2] each, n ≥ 3.
+        source_name: the picture's name before ``cmpose convert`` numbered it anew, or empty.
+        nframes: frames of the video, where the file says.
+        not_people: annotations of the file's other categories, which are left out.
     """
 
     name: str
@@ -69,9 +70,12 @@ class FramePoses:
     box_size: np.ndarray
     annotated: int
     ignore_regions: list[np.ndarray] = field(default_factory=list)
+    source_name: str = ""
+    nframes: int | None = None
+    not_people: int = 0
 
 
-def pose_document(data: Any, source: str) -> PoseDocument[Image, Annotation, Rect]:
+def pose_document(data: Any, source: str) -> PoseFile:
     """A sequence's parsed JSON object with its types checked; a document is returned as it is.
 
     Raises:
@@ -101,7 +105,7 @@ def skeleton_of_file(data: Any, source: str) -> Skeleton:
 
 
 def _category(document: PoseDocument[Any, Any, Any]) -> Category:
-    return document.categories[0] if document.categories else Category()
+    return coco.person_category(document.categories or [])
 
 
 @no_collection()
@@ -113,8 +117,8 @@ def parse_poses(
     Args:
         data: the parsed JSON, or a document from :func:`pose_document`.
         source: what to call it in messages, normally the file's path.
-        unique_tracks: a track_id that occurs twice in a frame is an error. The official tool
-            asks it of predictions.
+        unique_tracks: a track_id that occurs twice in a frame is an error, unless all people of
+            the file have the same. The official tool asks it of predictions.
         skeleton: whose K keypoints to read, by name.
 
     Raises:
@@ -132,70 +136,6 @@ def parse_poses(
     return _parse_annolist(document.annolist, source, unique_tracks)
 
 
-def match_frames(
-    truth: list[FramePoses],
-    predicted: list[FramePoses],
-    match: Match,
-    truth_source: str,
-    predicted_source: str,
-) -> list[tuple[FramePoses, FramePoses]]:
-    """Pairs of ground truth and prediction, in the ground truth's order.
-
-    Args:
-        truth: frames of the ground truth.
-        predicted: frames of the prediction.
-        match: ``name`` goes by image id, or by file name where the ids differ; ``order`` pairs
-            the i-th with the i-th, as the official tool does.
-        truth_source: the ground truth's name in messages.
-        predicted_source: the prediction's.
-
-    Raises:
-        ValueError: the number of frames differs, or by ``name`` some frame has no counterpart.
-    """
-    if match not in ("name", "order"):
-        raise ValueError(f"match must be 'name' or 'order', got {match!r}")
-    if len(truth) != len(predicted):
-        raise ValueError(
-            f"{predicted_source} has {len(predicted)} frames, the ground truth {truth_source} "
-            f"{len(truth)}; list every frame of the sequence, those of nobody too"
-        )
-    if match == "order" or not truth:
-        return list(zip(truth, predicted, strict=True))
-
-    # Two components tell the frames of a merged file apart; one survives a moved folder.
-    components = 1 if len(set(_frame_keys(truth, 1))) == len(truth) else 2
-    truth_names, names = _frame_keys(truth, components), _frame_keys(predicted, components)
-    named = all(truth_names) and all(names)
-    ids = [frame.image_id for frame in truth]
-    by_id = {frame.image_id: k for k, frame in enumerate(predicted)}
-    if None not in ids and set(ids) == set(by_id):
-        order = [by_id[image_id] for image_id in ids]
-        if named:
-            for image_id, truth_name, k in zip(ids, truth_names, order, strict=True):
-                if truth_name != names[k]:
-                    raise ValueError(
-                        f"{predicted_source}: image id {image_id} is {names[k]}, in the ground "
-                        f"truth {truth_source} it is {truth_name}; write the ground truth's ids "
-                        "and file names, or match frames by order"
-                    )
-        return [(frame, predicted[k]) for frame, k in zip(truth, order, strict=True)]
-
-    by_name = {name: k for k, name in enumerate(names)}
-    if named and set(truth_names) == set(by_name) and len(by_name) == len(names):
-        return [(f, predicted[by_name[n]]) for f, n in zip(truth, truth_names, strict=True)]
-    unknown = next((n for n in truth_names if n not in by_name), truth_names[0])
-    raise ValueError(
-        f"{predicted_source}: frames match the ground truth {truth_source} neither by image id "
-        f"nor by file name (for example {unknown or truth[0].image_id} is not among them); write "
-        "the ground truth's ids and file names, or match frames by order"
-    )
-
-
-def _frame_keys(frames: Sequence[FramePoses], components: int) -> list[str]:
-    """The last ``components`` parts of every frame's file name."""
-    return ["/".join(PurePosixPath(frame.name).parts[-components:]) for frame in frames]
-
-
 def head_size_of(width: float, height: float) -> float:
     """What distances are measured in: 0.6 × the diagonal of a head box, pixels."""
     return 0.6 * float(np.hypot(width, height))
@@ -206,10 +146,15 @@ def _box_size(box: Sequence[float] | None) -> float:
     return max(box[2:]) if box is not None and len(box) == 4 else math.nan
 
 
+def _are_tracks(track_ids: Iterable[int | None]) -> bool:
+    """Whether a file has tracks: where all people have one id, -1 or 0, it stands for none."""
+    return len(set(track_ids)) > 1
+
+
 def _check_track_ids(track_ids: Iterable[int | None], where: str) -> None:
     seen: set[int] = set()
     for track_id in track_ids:
-        if track_id is None:
+        if track_id is None or track_id < 0:
             continue
         if track_id in seen:
             raise AnnotationError(
@@ -274,7 +219,7 @@ def _joint_columns(
 
 
 def _parse_coco(
-    document: PoseDocument[Image, Annotation, Rect],
+    document: PoseFile,
     source: str,
     unique_tracks: bool,
     skeleton: Skeleton,
@@ -282,7 +227,9 @@ def _parse_coco(
     if document.images is UNSET or document.annotations is UNSET:
         raise AnnotationError(f"{source}: lacks 'images' or 'annotations'")
     columns, slots = _joint_columns(document, source, skeleton)
+    things = {category.id for category in document.categories or []} - {_category(document).id}
     by_image: dict[int | str, list[tuple[int, Annotation]]] = {}  # with their index in the file
+    not_people: Counter[int | str] = Counter()
     for i, image in enumerate(document.images):
         if image.id in by_image:
             raise AnnotationError(f"{source}: images[{i}].id {short(image.id)} occurs twice")
@@ -293,20 +240,27 @@ def _parse_coco(
                 f"{source}: annotations[{i}].image_id {short(annotation.image_id)} is not the id "
                 "of any entry of 'images'; write the ids of the images the poses belong to"
             )
-        by_image[annotation.image_id].append((i, annotation))
+        if annotation.category_id is not None and annotation.category_id in things:
+            not_people[annotation.image_id] += 1
+        else:
+            by_image[annotation.image_id].append((i, annotation))
 
     frames = []
+    tracks = unique_tracks and _are_tracks(a.track_id for a in document.annotations)
     for i, image in enumerate(document.images):
         where = f"{source}: images[{i}]"
         regions = _polygons(coco.regions_of(image, where), where)
         annotations = by_image[image.id]
-        if unique_tracks:
+        if tracks:
             _check_track_ids((a.track_id for _, a in annotations), where)
         people = [
             _coco_person(annotation, f"{source}: annotations[{k}]", columns, slots)
             for k, annotation in annotations
         ]
-        frames.append(_stack(image.file_name, image.id, people, regions, len(skeleton)))
+        frame = _stack(image.file_name, image.id, people, regions, len(skeleton))
+        frame.source_name = image.source if isinstance(image.source, str) else ""
+        frame.nframes, frame.not_people = image.nframes, not_people[image.id]
+        frames.append(frame)
     return frames
 
 
@@ -355,6 +309,7 @@ def _parse_annolist(
     annolist: Iterable[LabeledFrame[Rect]], source: str, unique_tracks: bool
 ) -> list[FramePoses]:
     frames = []
+    tracks: dict[str, list[int | None]] = {}
     for i, entry in enumerate(annolist):
         where = f"{source}: annolist[{i}]"
         if entry.annorect is UNSET:
@@ -362,15 +317,15 @@ def _parse_annolist(
                 f"{where} has no 'annorect' (an empty list for a frame of nobody)"
             )
         rects: list[Rect] = many(entry.annorect)
-        if unique_tracks:
-            _check_track_ids(
-                (single(r.track_id, f"{where}.track_id") for r in rects if r.track_id != []), where
-            )
+        tracks[where] = [single(r.track_id, f"{where}.track_id") for r in rects if r.track_id != []]
         regions = regions_of(entry.ignore_regions, f"{where}.ignore_regions")
         people = [_annorect(rect, f"{where}.annorect[{k}]") for k, rect in enumerate(rects)]
         picture = single(entry.image, f"{where}.image") if entry.image else None
         name = single(picture.name, f"{where}.image.name") if picture and picture.name else ""
         frames.append(_stack(name, None, people, _polygons(regions, where)))
+    if unique_tracks and _are_tracks(chain.from_iterable(tracks.values())):
+        for where, track_ids in tracks.items():
+            _check_track_ids(track_ids, where)
     return frames
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from cmpose.data.formats.boxes import NOT_A_PERSON
+from cmpose.data.formats.messages import counted
 from cmpose.data.formats.reader import parse_file
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import POSETRACK, Skeleton
+from cmpose.evaluation.matching import Match, Matched, match_frames
 from cmpose.evaluation.pose_files import (
     MISSING_SCORE,
-    Match,
-    match_frames,
     parse_poses,
     pose_document,
     skeleton_of_file,
@@ -74,6 +76,7 @@ class APResult:
         notes: what a reader of the numbers should know.
         skeleton: what the joints are.
         reference: the length that distances are measured in; decides the metric's name.
+        matched: by what the frames of a sequence were matched → number of sequences.
     """
 
     ap: np.ndarray
@@ -87,6 +90,7 @@ class APResult:
     notes: list[str] = field(default_factory=list)
     skeleton: Skeleton = POSETRACK
     reference: Reference = "head"
+    matched: Counter[str] = field(default_factory=Counter)
 
     @property
     def metric(self) -> str:
@@ -148,6 +152,8 @@ class APResult:
             f"scored {_count(self.num_files, 'file')}, {_count(self.num_frames, 'frame')} with "
             f"people of {self.num_frames_total}, {self.num_people} annotated and "
             f"{self.num_predictions} predicted people",
+            "frames matched by "
+            + ", ".join(f"{by} ({_count(n, 'file')})" for by, n in self.matched.items()),
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
@@ -222,15 +228,14 @@ def score_sequences(
     Args:
         ground_truth: sequence name → PoseTrack17 or 18/21 object.
         predictions: the same names → objects.
-        match: ``name`` pairs the frames of a sequence by image id or, where those differ, by file
-            name; ``order`` pairs the i-th with the i-th, as the official tool does.
+        match: see ``cmpose.evaluation.matching``.
         reference: the length that distances are measured in: ``head`` is PoseTrack's, ``box`` the
             longer side of the person's box. None takes ``head`` for PoseTrack's joints and ``box``
             for others, which can have nothing else.
 
     Raises:
-        ValueError: a sequence has no prediction; the number of frames differs; frames cannot be
-            matched; a person's joints, scores, head box or track id are broken.
+        ValueError: a sequence has no prediction; frames cannot be matched; a person's joints,
+            scores, head box or track id are broken.
     """
     if not ground_truth:
         raise ValueError("ground_truth has no sequences")
@@ -293,7 +298,8 @@ def _score(
     reference: Reference | None,
 ) -> APResult:
     tally: Tally | None = None
-    skeleton, total = POSETRACK, 0
+    skeleton, total, things = POSETRACK, 0, 0
+    matched: dict[str, Matched] = {}
     for name in sorted(truth):
         truth_source, read_truth = truth[name]
         predicted_source, read_predicted = predicted[name]
@@ -312,8 +318,11 @@ def _score(
             read_predicted(), predicted_source, unique_tracks=True, skeleton=skeleton
         )
         total += len(truth_frames)
-        pairs = match_frames(truth_frames, predicted_frames, match, truth_source, predicted_source)
-        for i, (real, guess) in enumerate(pairs):
+        things += sum(frame.not_people for frame in truth_frames + predicted_frames)
+        matched[name] = match_frames(
+            truth_frames, predicted_frames, match, truth_source, predicted_source
+        )
+        for i, real, guess in matched[name].frames:
             where = f"{truth_source}: frame {i} ({real.name or real.image_id})"
             tally.add_frame(real, guess, where)
     if tally is None or tally.frames == 0:
@@ -322,8 +331,27 @@ def _score(
             f"the {total} frames of the ground truth: there is nothing to score"
         )
     counts = len(truth), tally.frames, total, tally.people, tally.predictions
-    notes = notes + _notes(tally)
-    return APResult(*tally.average_precision(), *counts, notes, skeleton, tally.reference)
+    notes = [*notes, *_notes_of_frames(matched), *_notes(tally)]
+    if things:
+        notes.append(f"left out: {counted({NOT_A_PERSON: things})}")
+    by = Counter(each.by for each in matched.values())
+    return APResult(*tally.average_precision(), *counts, notes, skeleton, tally.reference, by)
+
+
+def _notes_of_frames(matched: Mapping[str, Matched]) -> list[str]:
+    """Which frames were not scored, for only one of the two files has them."""
+    notes = []
+    extra = {name: each.left_out for name, each in matched.items() if each.left_out}
+    if extra:
+        names = [f"{name}: {frame}" for name, frames in extra.items() for frame in frames]
+        notes.append(
+            f"{_count(len(names), 'predicted frame')} without ground truth not scored: "
+            f"{_some(names)}"
+        )
+    absent = sum(each.absent for each in matched.values())
+    if absent:
+        notes.append(f"{_count(absent, 'frame')} of nobody in the ground truth not predicted")
+    return notes
 
 
 def _notes(tally: Tally) -> list[str]:

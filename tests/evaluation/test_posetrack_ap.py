@@ -345,11 +345,15 @@ def _other_ids_and_frames(truth, guess):
         entry[key] += 7
 
 
+def _a_track_twice(truth, guess):
+    guess["annotations"][0]["track_id"] = 1
+    guess["annotations"].append(guess["annotations"][0])
+
+
 BAD = {
     "frame count": (lambda t, g: g["images"].pop() and g["annotations"].pop(),
-                    r"has 1 frames, the ground truth .* 2; list every frame"),
-    "duplicate track id": (lambda t, g: g["annotations"].append(g["annotations"][0]),
-                           r"images\[0\]: track_id 0 occurs twice"),
+                    r"has 1 frames, and none for 1 of 2 frames with people in .* list every frame"),
+    "duplicate track id": (_a_track_twice, r"images\[0\]: track_id 1 occurs twice"),
     "renumbered images": (_renumber_images,
                           r"annotations\[0\]\.image_id 10000010000 is not the id of any entry"),
     "other frames": (_other_frames, r"image id 10000010000 is 000090.jpg, in the ground truth"),
@@ -403,7 +407,8 @@ BAD_17 = {
     "no annorect": (lambda a: a[0].pop("annorect"), r"annolist\[0\] has no 'annorect'"),
     "no x": (lambda a: a[1]["annorect"][0]["annopoints"][0]["point"][3].pop("x"),
              r"annolist\[1\].annorect\[0\].annopoints\[0\].point\[3\]: missing key 'x'"),
-    "track": (lambda a: a[0]["annorect"].append(a[0]["annorect"][0]), r"track_id 0 occurs twice"),
+    "track": (lambda a: a[0]["annorect"].extend([{"track_id": 1}, a[0]["annorect"][0]]),
+              r"track_id 0 occurs twice"),
     "two numbers": (lambda a: a[0]["annorect"][0].update(x1=[1, 2]),
                     r"annorect\[0\]\.x1: expected one value, got 2: \[1\.0, 2\.0\]"),
 }  # fmt: skip

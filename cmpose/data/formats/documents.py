@@ -52,6 +52,12 @@ IMAGE_FIELDS = frozenset(Image.__struct_fields__)
 """What a reader gives a meaning to; other keys of an image are kept as they are."""
 
 
+class SourcedImage(Image, gc=False):
+    """An entry of ``images`` with the picture's name in what ``cmpose convert`` was given."""
+
+    source: Any = None
+
+
 class VideoImage(Image, gc=False):
     """An entry of ``images`` as labelling tools write it, with the video it is from."""
 
@@ -167,5 +173,5 @@ class PoseDocument(Struct, Generic[ImageT, AnnotationT, RectT], gc=False):
     videos: list[CocoVideo] | None = None
 
 
-PoseFile = PoseDocument[Image, Annotation, Rect]
+PoseFile = PoseDocument[SourcedImage, Annotation, Rect]
 """Every person checked with the file."""
