@@ -8,7 +8,7 @@ from cmpose.convert.people import People
 from cmpose.convert.pictures import placed_name
 from cmpose.convert.report import Report
 from cmpose.convert.upright import upright_draft
-from cmpose.data.pictures import FrameError, look
+from cmpose.data.pictures import FrameError, check_picture
 from cmpose.data.sequence import AnnotationError, Frame, Sequence
 from cmpose.data.skeleton import Skeleton
 
@@ -49,7 +49,7 @@ class Describer:
         for index, picture in enumerate(pictures.pictures):
             draft = pictures.drafts.get(picture)
             try:
-                header = look(picture)
+                header = check_picture(picture)
             except FrameError as error:
                 if draft is None:
                     raise AnnotationError(f"{error}; it is a neighbour in {name}") from error

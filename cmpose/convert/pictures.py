@@ -61,21 +61,20 @@ class SourcePictures:
         Raises:
             AnnotationError: two of them have one number, or another one may be meant.
         """
-        own = self.frame_name(picture)
+        folder, own = self.folder(picture.parent), self.frame_name(picture)
         numbered: dict[int, Path] = {}
         if own is None:
             return {}
         if own.doubt:
             raise AnnotationError(f"{picture}: {own.doubt}; --group still if they are no video")
-        for name, other in self.folder(picture.parent).frame_names.items():
-            if other.video != own.video:
-                continue
-            if other.number in numbered:
+        for name in folder.videos[own.video]:
+            number = folder.frame_names[name].number
+            if number in numbered:
                 raise AnnotationError(
-                    f"{picture.parent}: {numbered[other.number].name} and {name} both are frame "
-                    f"{other.number}; keep one of them, or --group still if they are no video"
+                    f"{picture.parent}: {numbered[number].name} and {name} both are frame "
+                    f"{number}; keep one of them, or --group still if they are no video"
                 )
-            numbered[other.number] = picture.with_name(name)
+            numbered[number] = picture.with_name(name)
         return numbered
 
     def find(self, draft: Draft) -> Path | None:

@@ -40,6 +40,14 @@ class FrameFolder:
         """What the pictures' names say beside one another."""
         return number_pictures(self.names)
 
+    @cached_property
+    def videos(self) -> dict[tuple[str, str], list[str]]:
+        """``FrameName.video`` → the pictures that have it, sorted."""
+        videos: dict[tuple[str, str], list[str]] = {}
+        for name in sorted(self.frame_names):
+            videos.setdefault(self.frame_names[name].video, []).append(name)
+        return videos
+
     def numbered_otherwise(self, file_name: str) -> list[str]:
         """The files that differ from ``file_name`` in a number before its last one.
 

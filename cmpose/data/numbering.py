@@ -9,8 +9,8 @@ from typing import NamedTuple
 from cmpose.data.pictures import is_picture
 
 _HASHES = (
-    re.compile(r"(?P<bare>.+)_[a-z]{3,4}\.rf\.(?P<hash>[0-9A-Za-z]+)"),  # Roboflow's exports
-    re.compile(r"(?P<hash>[0-9a-f]{8})-(?P<bare>.+)"),  # Label Studio's
+    re.compile(r"(?P<bare>.+)_[A-Za-z]{3,4}\.rf\.(?P<hash>[0-9A-Za-z]+)"),  # Roboflow's exports
+    re.compile(r"(?P<hash>[0-9a-f]{8})(-|__)(?P<bare>.+)"),  # Label Studio's
     re.compile(r"(?P<bare>.+)[-_.](?P<hash>[0-9a-f]{8,})"),
 )
 """What tools add to a name, with a different hash for each picture."""

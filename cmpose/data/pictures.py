@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import cv2
@@ -104,17 +106,36 @@ def read_with_header(path: str | os.PathLike[str]) -> tuple[np.ndarray, PictureH
         return _decode(path, file.read(), header), header
 
 
+def check_picture(path: str | os.PathLike[str]) -> PictureHeader:
+    """A picture's header, once it is known to be whole.
+
+    Raises:
+        FrameError: as :func:`read_picture`. Of a JPEG only the ends are looked at, which is quick.
+    """
+    with _open(path) as file:
+        header = _checked(path, file)
+        file.seek(0)
+        data = file.read()
+    if header.format == "JPEG":
+        _check_jpeg(path, data, header)
+    else:
+        _decode(path, data, header)
+    return header
+
+
 def decode_picture(data: bytes, name: str) -> np.ndarray:
     """:func:`read_picture` of a file's content; ``name`` is what messages call it."""
     return _decode(name, data, _checked(name, io.BytesIO(data)))
 
 
-def _open(path: str | os.PathLike[str]) -> BinaryIO:
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         # A pipe would be waited for, and a folder has a message of its own.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise FrameError(f"{path}: cannot be read: it is no file")
-        return open(path, "rb")
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
         raise FrameError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -137,14 +158,20 @@ def _unreadable(name: str | os.PathLike[str], size: int) -> FrameError:
     return FrameError(f"{name}: not a readable picture ({size} bytes); extract it again")
 
 
-def _decode(name: str | os.PathLike[str], data: bytes, header: PictureHeader) -> np.ndarray:
-    if header.format == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+def _check_jpeg(name: str | os.PathLike[str], data: bytes, header: PictureHeader) -> None:
+    """Refuses what OpenCV would fill up with grey."""
+    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise FrameError(f"{name}: the JPEG is cut off after {len(data)} bytes; extract it again")
-    if len(data) < header.least_bytes:  # OpenCV would fill the rest with grey
+    if len(data) < header.least_bytes:
         raise FrameError(
             f"{name}: its header says {header.width}×{header.height} pixels, for which {len(data)} "
             "bytes are too few; extract it again"
         )
+
+
+def _decode(name: str | os.PathLike[str], data: bytes, header: PictureHeader) -> np.ndarray:
+    if header.format == "JPEG":
+        _check_jpeg(name, data, header)
     for at, patch in header.patches:
         data = data[:at] + patch + data[at + len(patch) :]
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

@@ -373,6 +373,19 @@ def test_faults_as_filed(tmp_path, case, labels, images, message):
     assert (len(sequence.frames), sequence.nframes) == (4, 6)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_picture_that_is_cut_off_is_named_or_left_out(tmp_path, suffix):
+    pictures(tmp_path / "pics", [f"a{suffix}", "b.jpg"])
+    path = tmp_path / "pics" / f"a{suffix}"
+    path.write_bytes(path.read_bytes()[:-40])
+    document = coco([path.name, "b.jpg"], people=((0, None), (1, None)))
+    with pytest.raises(AnnotationError, match=rf"a\{suffix}: .*extract it again"):
+        run(tmp_path, document)
+    report, [sequence] = run(tmp_path, document, on_error="skip")
+    assert list(report.left_out) == ["picture unreadable"]
+    assert sequence.frames[0].extra["source"] == "b.jpg"
+
+
 def test_a_picture_that_cannot_be_written_upright_is_named(tmp_path):
     document, _, _ = tagged(tmp_path, 6)
     Path(tmp_path / "pics/a.jpg").rename(tmp_path / "pics/a.mpo")

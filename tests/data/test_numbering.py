@@ -28,6 +28,8 @@ def hashes(count):
         (["12.jp2", "13.jp2"], [[12, 13]]),
         ([f"{i:04d}_jpg.rf.{h}.jpg" for i, h in enumerate(hashes(3))], [[0, 1, 2]]),
         (["0001_jpg.rf.8a7f.jpg", "0002_jpg.rf.12.jpg"], [[1, 2]]),
+        (["IMG_1_JPG.rf.8a7f.jpg", "IMG_2_JPG.rf.12.jpg"], [[1, 2]]),
+        (["0a12bc34__f1.jpg", "9a12bc34__f2.jpg"], [[1, 2]]),
         ([f"{h[:8]}-walk_{i}.jpg" for i, h in enumerate(hashes(12))], [[*range(12)]]),
         (["0a12bc34-f1.jpg", "12345678-f2.jpg"], [[1, 2]]),
         (["f1-deadbeef01.png", "f2-1234567890.png"], [[1, 2]]),

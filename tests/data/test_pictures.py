@@ -275,6 +275,17 @@ def test_a_pipe_or_a_folder_is_not_waited_for(tmp_path):
             read_picture(path)
 
 
+def test_a_disk_that_fails_while_it_is_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encode(blocks(), "PNG"))
+
+    def failing(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("cmpose.data.pictures.read_header", failing)
+    with pytest.raises(FrameError, match=r"a\.png: cannot be read: Input/output error"):
+        read_picture(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("format", [*EXACT, "JPEG"])
 def test_cut_and_changed_files_are_pictures_or_one_error(format):
     """Whatever bytes are changed: an array of 8 bits within the limit, or a FrameError."""
