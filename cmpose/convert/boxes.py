@@ -13,6 +13,7 @@ from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
 from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, NOT_A_PERSON, BoxCounts, check_units
 from cmpose.data.formats.coco import box_of
+from cmpose.data.formats.messages import short
 from cmpose.data.formats.reader import Number, Whole, read
 from cmpose.data.pictures import turn_box
 from cmpose.data.sequence import AnnotationError, Frame, Person
@@ -56,9 +57,9 @@ class OwnBoxes:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such detection file (--boxes)")
         self._boxes: dict[tuple[str, Any], list[Box]] = {}
-        self._folder: Path | None = None
+        self._video: Path | None = None  # the first picture that was found by its frame number
         self._written: list[dict[str, Any]] = []
-        self._used: set[tuple[str, Any]] = set()
+        self._used: dict[tuple[str, Any], Path] = {}
         self._sizes: list[tuple[int, int]] = []  # of the pictures of what is written
         entries = read(path, list[PictureBox], AnnotationError)
         if not entries:
@@ -78,7 +79,11 @@ class OwnBoxes:
             report.warn(f"box of --boxes: {FROM_ZERO}", str(path))
 
     def of(self, draft: Draft, frame: Frame, file: Path) -> list[Box]:
-        """The boxes of a picture; :meth:`write` will write them."""
+        """The boxes of a picture; :meth:`write` will write them.
+
+        Raises:
+            AnnotationError: they could be another picture's too.
+        """
         keys: list[tuple[str, Any]] = [
             ("image_id", draft.image_id),
             ("image_name", draft.file_name),
@@ -89,13 +94,15 @@ class OwnBoxes:
         for key in keys:
             if key not in self._boxes:
                 continue
+            other = self._used.setdefault(key, file)
             if key[0] == "frame":
-                if self._folder not in (None, file.parent):
-                    raise AnnotationError(
-                        f"{self.path}: 'frame' {key[1]} could be of {self._folder} or "
-                        f"{file.parent}; with several videos give image_name"
-                    )
-                self._folder = file.parent
+                self._video = self._video or file
+                other = other if self._video.parent == file.parent else self._video
+            if other != file:
+                raise AnnotationError(
+                    f"{self.path}: {key[0]} {short(key[1])} could be of {other} or {file}; give "
+                    "image_name as the source has it, folder and all"
+                )
             assert frame.width is not None
             assert frame.height is not None
             size = frame.width, frame.height
@@ -105,9 +112,8 @@ class OwnBoxes:
                     box = box._replace(box=turn_box(box.box, *draft.turn))
                 if clean_box(box.box, *size) is not None:
                     boxes.append(box)
-                elif key not in self._used:
+                else:
                     self.report.leave_out(f"box of --boxes: {EMPTY}", box.where)
-            self._used.add(key)
             self._sizes += [size] * len(boxes)
             self._written += [
                 {
