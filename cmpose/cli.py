@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from itertools import pairwise
 
@@ -23,6 +24,9 @@ from cmpose.train.command import TRAIN
 
 # Failures whose message says all: shown without a traceback. Anything else is a bug and shows one.
 _EXPLAINED = (ValueError, OSError, RuntimeError)
+
+
+_BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell calls the usual end of `… | head`
 
 
 def _demo(subparser: ArgumentParser) -> None:
@@ -120,13 +124,20 @@ def main(arguments: list[str] | None = None) -> None:
         if recipe is not None:
             args = _parse(build_parser(command.name, recipe), arguments)
         command.run(args[command.name])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has stopped
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
     except Interrupted as error:
         print(f"cmpose {command.name}: {error}", file=sys.stderr)
         sys.exit(STOPPED)
     except _EXPLAINED as error:
         if os.environ.get("CMPOSE_TRACEBACK") == "1":
             raise
-        sys.exit(f"cmpose {command.name}: {error}")
+        # An error that names no file is the output's: those of files come from cmpose.files.
+        unnamed = isinstance(error, OSError) and error.strerror and error.filename is None
+        said = f"standard output cannot be written: {error.strerror}" if unnamed else error
+        sys.exit(f"cmpose {command.name}: {said}")
     except KeyboardInterrupt:
         print(f"cmpose {command.name}: interrupted", file=sys.stderr)
         sys.exit(STOPPED)

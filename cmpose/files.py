@@ -263,8 +263,22 @@ def _keep_others(old: Path, new: Path, is_ours: Callable[[Path], bool]) -> None:
             shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
+_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes, remedy: str = "") -> None:
-    """Writes a file whole or not at all, see :func:`whole_file`."""
+    """Writes a file whole or not at all, see :func:`whole_file`.
+
+    ``/dev/stdout`` and ``/dev/stderr`` are this process's streams, whatever they lead to: a file
+    behind one keeps what was printed.
+    """
+    descriptor = _STREAMS.get(os.fspath(path))
+    if descriptor is not None:
+        with writing(path, remedy):
+            sys.stdout.flush()
+            with open(descriptor, "wb", closefd=False) as stream:
+                stream.write(data)
+        return
     with whole_file(path, remedy) as partial:
         partial.write_bytes(data)
 

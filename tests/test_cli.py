@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -73,6 +77,19 @@ def test_a_recipe_that_cannot_be_is_named(tmp_path, capsys):
                 main(["train", *option, "--dry-run"])
             assert stopped.value.code == 2
             assert f"cmpose train: {path}{message}" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named():
+    command = [sys.executable, "-m", "cmpose", "doctor"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    reason = "standard output cannot be written: No space left on device"
+    assert (done.returncode, done.stderr) == (1, f"cmpose doctor: {reason}\n")
+    pipe, writer = os.pipe()
+    os.close(pipe)  # nobody reads
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_an_explained_failure_has_no_traceback(tmp_path, monkeypatch):

@@ -133,6 +133,13 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
     assert (done.returncode, done.stdout) == (0, "text"), done.stderr
 
 
+def test_what_was_printed_before_a_file_goes_to_the_output_stays(tmp_path):
+    code = "from cmpose import files; print('table'); files.write_text('/dev/stdout', 'text\\n')"
+    with open(tmp_path / "out.txt", "w") as file:
+        subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stdout=file, check=True)
+    assert (tmp_path / "out.txt").read_text() == "table\ntext\n"
+
+
 def test_a_place_without_a_name_is_refused():
     for path in (".", "/"):
         with (
