@@ -41,7 +41,7 @@ def read_container(path: Path) -> Container:
         if head[4:8] in _FIRST_BOXES:
             return _walk_mp4(file, size)
         if head[:4] == _EBML:
-            return Container(size, _matroska_end(file))
+            return Container(size, _matroska_end(file, size))
         if head[:4] == b"RIFF" and head[8:] == b"AVI ":
             return _walk_riff(file, size)
     return Container(size, 0)
@@ -51,9 +51,9 @@ def _walk_mp4(file: BinaryIO, size: int) -> Container:
     """Boxes: 4 bytes of length, 4 of name; 1 is a length of 8 bytes behind, 0 up to the end."""
     at = movies = 0
     for _ in range(_MOST_PARTS):
-        file.seek(at)
+        file.seek(min(at, size))
         head = file.read(16)
-        if at >= size or len(head) < 8:
+        if len(head) < 8:
             return Container(size, at, max(1, movies))
         length, name = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
@@ -65,11 +65,11 @@ def _walk_mp4(file: BinaryIO, size: int) -> Container:
     return Container(size, 0, max(1, movies))
 
 
-def _matroska_end(file: BinaryIO) -> int:
+def _matroska_end(file: BinaryIO, size: int) -> int:
     """The end of the last segment; what ``cat`` joined is read as one video."""
     at = end = 0
     for _ in range(_MOST_PARTS):
-        file.seek(at)
+        file.seek(min(at, size))
         head = file.read(12)
         if head[:4] not in (_EBML, _SEGMENT):
             return end

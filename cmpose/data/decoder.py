@@ -35,7 +35,8 @@ class Decoder:
     """
 
     def __init__(self, path: Path) -> None:
-        self._container = av.open(str(path))
+        # Titles and the like may be in any encoding; they are not read.
+        self._container = av.open(str(path), metadata_errors="ignore")
         try:
             self._stream = self._choose()
         except LookupError:

@@ -167,6 +167,22 @@ def test_a_cover_picture_as_first_stream_is_not_the_video(tmp_path):
     assert numbers_of(pictures) == list(range(5))
 
 
+def test_titles_in_another_encoding_are_no_matter(tmp_path):
+    path = write_video(tmp_path / "latin.mkv", Stream(EVEN[:3]))
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"Lav\xe9"))
+    assert numbers_of(read(path)[1]) == [0, 1, 2]
+
+
+def test_a_length_beyond_all_files_is_a_hint(tmp_path):
+    path = write_video(tmp_path / "long.mkv", Stream(EVEN[:3]))
+    data = path.read_bytes()
+    at = data.index(b"\x18\x53\x80\x67") + 4
+    path.write_bytes(data[:at] + b"\x01\x7f" + b"\xff" * 6 + data[at + 8 :])
+    info, pictures = read(path)
+    assert len(pictures) == 3
+    assert info.cut_off == ""
+
+
 def test_sound_alone_is_named(tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)

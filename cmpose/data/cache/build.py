@@ -6,6 +6,7 @@ import math
 import signal
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from cmpose.data.cache.reader import TileCache
 from cmpose.data.cache.store import (
     COMPLETE,
     INDEX,
@@ -33,8 +35,11 @@ from cmpose.data.cache.writer import CutFrame, StoreWriter
 from cmpose.data.clips import ClipDataset, worker_init
 from cmpose.data.cutouts import Window, shrink
 from cmpose.data.frames import read_frame
-from cmpose.data.pictures import FrameError
+from cmpose.data.pictures import FrameError, decode_picture
 from cmpose.files import claim, stop_requests, write_bytes, writing
+
+_ROUNDING = 2.0
+"""Grey levels that two decodings of one picture may differ by, on average."""
 
 
 class BuildSummary(NamedTuple):
@@ -108,13 +113,7 @@ def build(
         plan = _read_or_write_plan(clips, folder)
         store = StoreWriter(folder, plan, clips.root)
         if not store.finished:
-            loader = DataLoader(
-                _FrameCutter(clips.root, plan, store.kept),
-                batch_size=None,
-                num_workers=workers,
-                worker_init_fn=_start_worker,
-                collate_fn=_as_it_is,
-            )
+            loader = _load(_FrameCutter(clips.root, plan, store.kept), workers)
             bar = tqdm(
                 total=len(plan.tiles),
                 initial=store.kept,
@@ -144,6 +143,32 @@ def _check_ours(folder: Path) -> None:
             f"{strangers[0]}: would be replaced, but no {PLAN} beside it says that it is of a "
             "cache: move it, or give another data.cache"
         )
+
+
+def other_pictures(store: TileCache, workers: int = 0) -> Iterator[str]:
+    """Cuts every frame of a store anew; yields an empty text, or the frame if it is another now.
+
+    Sizes and times are compared when a store is opened; a picture that was replaced by one of the
+    same size, its time kept, is told by its pixels alone.
+    """
+    cutter = _FrameCutter(store.root, store.plan, 0)
+    raw = store.plan.settings["data.cache_format"] == "raw"
+    number = 0
+    for frame, cut in zip(cutter.frames, _load(cutter, workers), strict=True):
+        count = len(cutter.windows[frame])
+        new = [data for data, _ in cut.tiles] * (count if cut.error else 1)
+        old = [bytes(store.tile_bytes(number + i)) for i in range(count)]
+        differ = any(_differ(a, b, raw=raw) for a, b in zip(old, new, strict=True))
+        yield store.plan.files[frame] if differ else ""
+        number += count
+
+
+def _differ(old: bytes, new: bytes, *, raw: bool) -> bool:
+    """Whether two encoded tiles are of other pictures; decoders of other versions may round."""
+    if old == new or not old or not new:
+        return old != new
+    a, b = (np.frombuffer(d, np.uint8) if raw else decode_picture(d, TILES) for d in (old, new))
+    return float(np.abs(a.astype(np.int16) - b).mean()) > _ROUNDING
 
 
 def source_of(clips: ClipDataset) -> Source:
@@ -205,6 +230,16 @@ class _FrameCutter(Dataset[CutFrame]):
             return cv2.cvtColor(part, cv2.COLOR_BGR2RGB).tobytes()
         quality = [cv2.IMWRITE_JPEG_QUALITY, settings["data.cache_quality"]]
         return cv2.imencode(".jpg", part, quality)[1].tobytes()
+
+
+def _load(cutter: _FrameCutter, workers: int) -> DataLoader[CutFrame]:
+    return DataLoader(
+        cutter,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        collate_fn=_as_it_is,
+    )
 
 
 def _as_it_is(frame: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from cmpose.config import Config
-from cmpose.data.cache.build import BuildSummary, build, source_of
+from cmpose.data.cache.build import BuildSummary, build, other_pictures, source_of
 from cmpose.data.cache.reader import TileCache
 from cmpose.data.cache.store import CacheError, store_folder
 from cmpose.data.clips import ClipDataset, open_clips
@@ -59,10 +59,12 @@ def cache(
 
 
 def verify(config: Config, splits: Iterable[str], *, progress: bool = True) -> None:
-    """Compares every byte of the stores of ``data.cache`` with its checksum.
+    """Compares the stores of ``data.cache`` with their checksums, and with the frames as they are.
+
+    Frames are decoded for it, by ``data.num_workers`` processes.
 
     Raises:
-        CacheError: unfinished, stale, or damaged, with the first tiles that are.
+        CacheError: unfinished, stale, or damaged, with the first tiles or frames that are.
     """
     for split in splits:
         clips = _clips(config, split)
@@ -82,4 +84,18 @@ def verify(config: Config, splits: Iterable[str], *, progress: bool = True) -> N
                 f"{folder}: {len(wrong)} of {len(store.rows)} tiles are damaged: {listed}. Run "
                 "cmpose cache --overwrite to make the cache anew"
             )
-        print(f"{folder}: {len(store.rows)} tiles match their checksums")
+        compared = tqdm(
+            other_pictures(store, config.data.num_workers),
+            total=len(store.plan.files),
+            unit="frame",
+            desc="compare",
+            disable=not progress,
+        )
+        other = [name for name in compared if name]
+        if other:
+            raise CacheError(
+                f"{folder}: the cache is stale: {len(other)} frames are other pictures than when "
+                f"it was made, though their sizes and times are the same; the first is "
+                f"{store.root / other[0]}. Run cmpose cache --overwrite to make it anew"
+            )
+        print(f"{folder}: {len(store.rows)} tiles match their checksums, and the frames")

@@ -21,7 +21,7 @@ def _cache(subparser: ArgumentParser) -> None:
     subparser.add_argument(
         "--verify",
         action="store_true",
-        help="compare a finished cache with its checksums",
+        help="compare a finished cache with its checksums, and with the frames as they are now",
     )
     subparser.add_argument(
         "--overwrite",

@@ -109,7 +109,7 @@ class TileCache:
         texts += [f"shrunk to data.cache_detail={detail}"] if detail else []
         return ", ".join(texts)
 
-    def _bytes(self, number: int) -> memoryview | bytes:
+    def tile_bytes(self, number: int) -> memoryview | bytes:
         """What is stored of a tile; nothing for an unreadable frame."""
         if not self.rows["bytes"][number]:
             return b""
@@ -159,13 +159,13 @@ class TileCache:
 
     def _decode(self, number: int, tile: Window) -> Tile:
         if self._format == "raw":
-            pixels = np.frombuffer(self._bytes(number), np.uint8).reshape(*tile.shape, 3)
+            pixels = np.frombuffer(self.tile_bytes(number), np.uint8).reshape(*tile.shape, 3)
             return Tile(pixels, tile.left, tile.top, rgb=True)
 
         def decode(_: str) -> np.ndarray:
             damaged = self._damaged(TILES, f"tile {number} does not decode")
             try:
-                decoded = decode_picture(bytes(self._bytes(number)), TILES)
+                decoded = decode_picture(bytes(self.tile_bytes(number)), TILES)
             except FrameError as error:
                 raise damaged from error
             if decoded.shape[:2] != tile.shape:
@@ -178,7 +178,7 @@ class TileCache:
         """Compares every tile with its checksum; yields an empty text, or what is wrong with it."""
         for number, (frame, *_) in enumerate(self.plan.tiles):
             row = self.rows[number]
-            wrong = zlib.crc32(self._bytes(number)) != row["tile_crc"]
+            wrong = zlib.crc32(self.tile_bytes(number)) != row["tile_crc"]
             yield (
                 f"tile {number} ({self.plan.files[frame]}; bytes {row['offset']} to "
                 f"{row['offset'] + row['bytes']} of {TILES}) does not match its checksum"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +37,7 @@ def test_make_verify_and_make_anew(rendered, tmp_path, capsys):
     assert out.out.count(" MB; ") == out.out.count(" s\n") == 2
     assert "tile/s" in out.err  # the progress bar
     run(tmp_path, config, "--split", "both", "--verify")
-    assert capsys.readouterr().out.count("tiles match their checksums") == 2
+    assert capsys.readouterr().out.count("tiles match their checksums, and the frames\n") == 2
     run(tmp_path, config)  # nothing left to do
     assert "; 0 written in" in capsys.readouterr().out
 
@@ -48,6 +50,27 @@ def test_make_verify_and_make_anew(rendered, tmp_path, capsys):
         run(tmp_path, config, "--verify")
     run(tmp_path, config, "--overwrite")
     run(tmp_path, config, "--verify")
+
+
+@pytest.mark.parametrize("format", ["raw", "jpeg"])
+def test_a_picture_that_was_replaced_with_its_time_kept_is_told_by_verify(
+    rendered, tmp_path, format
+):
+    """Its size is the same too: the copy is padded behind the picture's end."""
+    root = tmp_path / "data"
+    shutil.copytree(rendered, root)
+    kept = {"data.cache": str(tmp_path / "cache"), "data.cache_format": format}
+    config = recipe(root, **kept)
+    run(tmp_path, config)
+    run(tmp_path, config, "--verify")
+    first, *_, last = sorted(root.glob("images/train/*/*.jpg"), key=lambda p: -p.stat().st_size)
+    before = first.stat()
+    content = last.read_bytes()
+    first.write_bytes(content + bytes(before.st_size - len(content)))
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    message = r"stale: 1 frames are other pictures .* sizes and times are the same; the first is .*"
+    with pytest.raises(SystemExit, match=message + first.name):
+        run(tmp_path, config, "--verify")
 
 
 def test_without_a_folder(rendered, tmp_path):
