@@ -391,7 +391,7 @@ def _in_order(files: list[Path]) -> tuple[list[Path], tuple[int, ...]]:
 def natural_order(path: Path) -> list[Any]:
     """A sorting key by which ``frame10`` comes after ``frame9``."""
     parts = re.split(r"(\d+)", str(path))
-    return [(int(part), part) if part.isdigit() else (0, part) for part in parts]
+    return [(int(part), part) if part.isdecimal() else (0, part) for part in parts]
 
 
 def _numbered(pattern: Path) -> list[Path]:
