@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cmpose import _version, config
+from cmpose import _version, config, memory
 from cmpose.command import Command
 from cmpose.convert.command import CONVERT, FRAMES
 from cmpose.data.cache.command import CACHE
@@ -84,7 +84,8 @@ def build_parser(command: str, recipe: config.Config | None = None) -> ArgumentP
         if each.name == command:
             each.add_arguments(subparser)
             if recipe is not None:
-                subparser.set_defaults(config.flatten(config.to_dict(recipe)))
+                flat, there = config.flatten(config.to_dict(recipe)), subparser.get_defaults()
+                subparser.set_defaults({name: flat[name] for name in flat if name in there})
         commands.add_subcommand(each.name, subparser, help=each.help)
     return parser
 
@@ -131,12 +132,17 @@ def main(arguments: list[str] | None = None) -> None:
     except Interrupted as error:
         print(f"cmpose {command.name}: {error}", file=sys.stderr)
         sys.exit(STOPPED)
-    except _EXPLAINED as error:
-        if os.environ.get("CMPOSE_TRACEBACK") == "1":
+    except Exception as error:
+        short = memory.shortage(error)
+        explained = short or isinstance(error, _EXPLAINED)
+        if not explained or os.environ.get("CMPOSE_TRACEBACK") == "1":
             raise
         # An error that names no file is the output's: those of files come from cmpose.files.
-        unnamed = isinstance(error, OSError) and error.strerror and error.filename is None
-        said = f"standard output cannot be written: {error.strerror}" if unnamed else error
+        said: object = error
+        if isinstance(error, OSError) and error.strerror and error.filename is None:
+            said = f"standard output cannot be written: {error.strerror}"
+        if short:
+            said = f"{short}; {command.if_memory_runs_out}"
         sys.exit(f"cmpose {command.name}: {said}")
     except KeyboardInterrupt:
         print(f"cmpose {command.name}: interrupted", file=sys.stderr)

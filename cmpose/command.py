@@ -23,6 +23,7 @@ class Command:
         add_arguments: adds the command's arguments to its parser.
         run: does the work; a failure whose message says all is a ``ValueError``, ``OSError`` or
             ``RuntimeError``.
+        if_memory_runs_out: what to do then, for the message's end.
         default_recipe: from the arguments, the recipe that a command without ``--config`` departs
             from; None takes the fields' own defaults.
     """
@@ -31,4 +32,5 @@ class Command:
     help: str
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Namespace], None]
+    if_memory_runs_out: str = "free some, and run the same command again"
     default_recipe: Callable[[Namespace], Config | None] = lambda args: None

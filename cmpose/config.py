@@ -7,8 +7,8 @@ field's default is what this project chose.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -292,9 +292,44 @@ def add_fields(parser: ArgumentParser) -> None:
         parser.add_class_arguments(section, name)
 
 
-def from_namespace(values: Namespace) -> Config:
-    """The typed configuration from parsed values (sections beside other arguments)."""
-    return Config(**{name: section(**_plain(values[name])) for name, section in SECTIONS.items()})
+def add_some_fields(parser: ArgumentParser, acting: Mapping[str, Collection[str]]) -> None:
+    """Adds ``--config FILE`` and those fields that a command acts on: any other is refused.
+
+    The file may hold all fields. The command's ``default_recipe`` reads it.
+
+    Args:
+        parser: of the command.
+        acting: section → names of its fields.
+    """
+    parser.add_argument(
+        "--config",
+        default="",
+        help="a recipe in YAML, such as in configs/; the options below change fields of it",
+    )
+    for name, chosen in acting.items():
+        skip = {each.name for each in fields(SECTIONS[name])} - set(chosen)
+        parser.add_class_arguments(SECTIONS[name], name, skip=skip)
+
+
+def all_fields(section: str, *but: str) -> list[str]:
+    """The names of a section's fields, but those."""
+    return [each.name for each in fields(SECTIONS[section]) if each.name not in but]
+
+
+def from_namespace(values: Namespace, recipe: Config | None = None) -> Config:
+    """The typed configuration from parsed values (sections beside other arguments).
+
+    Args:
+        values: of the parser.
+        recipe: has the fields that the parser lacks, see :func:`add_some_fields`.
+    """
+    if recipe is None:
+        sections = {name: section(**_plain(values[name])) for name, section in SECTIONS.items()}
+        return Config(**sections)
+    given = {name: _plain(values[name]) for name in SECTIONS if name in values}
+    return Config(
+        **{name: replace(getattr(recipe, name), **given.get(name, {})) for name in SECTIONS}
+    )
 
 
 def _plain(section: Namespace) -> dict:
@@ -340,11 +375,10 @@ def from_dict(values: dict) -> Config:
         raise ValueError(
             f"bad configuration: no section {unknown[0]!r}; there are {', '.join(SECTIONS)}"
         )
-    for section, fields in values.items():
-        if not isinstance(fields, dict):
+    for section, given in values.items():
+        if not isinstance(given, dict):
             raise ValueError(
-                f"bad configuration: {section}: expected a mapping of its fields, got "
-                f"{fields!r:.60}"
+                f"bad configuration: {section}: expected a mapping of its fields, got {given!r:.60}"
             )
     others = [key for key in _keys(values) if not isinstance(key, str)]
     if others:
@@ -372,6 +406,8 @@ def load(path: str | Path, **overrides: object) -> Config:
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such recipe; configs/ has some") from error
     # PyYAML passes on what Python says of dates and numbers that there cannot be.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error

@@ -64,6 +64,67 @@ def test_wrong_usage_exits_with_2(tmp_path, capsys):
     assert "backbon" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "evaluate --checkpoint x --model.depth 3",
+        "evaluate --checkpoint x --train.lr 3",
+        "evaluate --checkpoint x --data.train_annotations x",
+        "evaluate --checkpoint x --data.augment.flip 0",
+        "cache --train.epochs 3",
+        "cache --model.depth 3",
+        "cache --data.flip_test true",
+        "ablate x --train.seed 3",
+        "predict x --checkpoint x --out y --model.depth 3",
+        "export x --out y --data.udp true",
+        "report x --train.lr 3",
+    ],
+)
+def test_options_that_cannot_act_are_unknown(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --output x --processes 2", "--processes 2: is for --dry-run; several cards train"),
+        ("cache --verify --overwrite", "--verify and --overwrite: give one of them"),
+        ("export x --out y --batch 3", "--batch 3: is for FILE.pt2 and FILE.onnx, not for the fol"),
+        ("export x --out y.pt2 --opset 18", "--opset 18: is for FILE.onnx, not for y.pt2"),
+    ],
+)
+def test_options_that_cannot_act_together_are_refused(arguments, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        main(arguments.split())
+
+
+def test_the_help_of_evaluate_offers_what_acts_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    text = capsys.readouterr().out
+    assert "--data.boxes" in text
+    assert "--model" not in text
+    assert "--train.lr" not in text
+
+
+def test_a_recipe_of_evaluate_may_hold_all_fields_and_options_change_it(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "cmpose.evaluation.evaluate.evaluate_checkpoint",
+        lambda path, data, train, output: asked.update(data=data, train=train),
+    )
+    config = recipe(tmp_path, **{"data.box_enlarge": 1.5, "train.batch_size": 3, "model.depth": 1})
+    file = str(write_recipe(tmp_path / "r.yaml", config))
+    main(["evaluate", "--data.box_enlarge", "1.75", "--checkpoint", "x", "--config", file])
+    assert asked["data"].box_enlarge == 1.75
+    assert asked["train"] == config.train
+    with pytest.raises(SystemExit, match=r"cmpose evaluate: none\.yaml: no such recipe"):
+        main(["evaluate", "--checkpoint", "x", "--config", "none.yaml"])
+
+
 def test_a_recipe_that_cannot_be_is_named(tmp_path, capsys):
     path = tmp_path / "r.yaml"
     for content, message in (

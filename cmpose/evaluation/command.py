@@ -10,9 +10,17 @@ from jsonargparse import ArgumentParser, Namespace
 from cmpose import config
 from cmpose.command import Command
 
+_ACTING = {
+    "data": config.all_fields(
+        "data", "train_annotations", "train_sequences", "unannotated", "augment"
+    ),
+    "train": ["batch_size", "precision", "device"],
+}
+"""Fields that an evaluation depends on: the model is the checkpoint's."""
+
 
 def _evaluate(subparser: ArgumentParser) -> None:
-    config.add_fields(subparser)
+    config.add_some_fields(subparser, _ACTING)
     subparser.add_argument(
         "--checkpoint",
         required=True,
@@ -29,13 +37,13 @@ def _evaluate(subparser: ArgumentParser) -> None:
 def _run_evaluate(args: Namespace) -> None:
     from cmpose.evaluation.evaluate import evaluate_checkpoint
 
-    given = config.from_namespace(args)
+    given = config.from_namespace(args, _recipe_of_evaluate(args))
     evaluate_checkpoint(args.checkpoint, given.data, given.train, args.output)
 
 
-def _recipe_of_evaluate(args: Namespace) -> config.Config | None:
+def _recipe_of_evaluate(args: Namespace) -> config.Config:
     if args.config:
-        return None
+        return config.load(args.config)
     from cmpose.models.weights import checkpoint
 
     return checkpoint.load_config(checkpoint.find(args.checkpoint))
@@ -79,7 +87,8 @@ EVALUATE = Command(
     "official PoseTrack AP of a checkpoint",
     _evaluate,
     _run_evaluate,
-    _recipe_of_evaluate,
+    default_recipe=_recipe_of_evaluate,
+    if_memory_runs_out="set data.num_workers or train.batch_size lower, or free some",
 )
 
 SCORE = Command(

@@ -311,8 +311,8 @@ def export(
     Args:
         path: a run's folder, a checkpoint or an exported folder.
         out: ``FILE.pt2``, ``FILE.onnx``, or a folder, which gets the model with a model card.
-        batch: clips in a batch, or ``dynamic`` for any number; without effect for a folder.
-        opset: version of ONNX's operators.
+        batch: clips in a batch, or ``dynamic`` for any number; not for a folder.
+        opset: version of ONNX's operators; for a ``.onnx`` file.
 
     Returns:
         How the file compares with the model; None for a folder.
@@ -331,6 +331,12 @@ def export(
             f"--out {out}: the suffix {out.suffix!r} is no format; give FILE.pt2, FILE.onnx, or a "
             "folder without a suffix"
         )
+    if batch != "dynamic" and not out.suffix:
+        raise ValueError(
+            f"--batch {batch}: is for FILE.pt2 and FILE.onnx, not for the folder {out}"
+        )
+    if opset != OPSET and out.suffix != ".onnx":
+        raise ValueError(f"--opset {opset}: is for FILE.onnx, not for {out}")
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"--batch {batch}: must be at least 1, or dynamic")
     if out.suffix == ".onnx":

@@ -99,4 +99,6 @@ PREDICT = Command(
     "poses of the people in a video",
     _add_arguments,
     _run_predict,
+    if_memory_runs_out="free some, and run the same command again: it goes on; or give a smaller "
+    "--batch_size",
 )

@@ -49,4 +49,5 @@ RENDER = Command(
     "make a data set of rendered people",
     _render,
     _run_render,
+    if_memory_runs_out="give fewer --workers, or free some, and run the same command again",
 )

@@ -14,8 +14,16 @@ UNFINISHED = 3
 """Exit status of ``cmpose ablate`` when its time was up: call it again."""
 
 
+_ACTING = {
+    "model": config.all_fields("model"),
+    "data": config.all_fields("data"),
+    "train": config.all_fields("train", "seed", "evaluate_every", "keep_checkpoints"),
+}
+"""Fields that a study does not set itself."""
+
+
 def _ablate(subparser: ArgumentParser) -> None:
-    config.add_fields(subparser)
+    config.add_some_fields(subparser, _ACTING)
     subparser.add_argument("output", help="the study's folder; the same command goes on in it")
     subparser.add_argument(
         "--preset",
@@ -58,7 +66,7 @@ def _run_ablate(args: Namespace) -> None:
     done = ablate(
         args.output,
         args.preset,
-        config.from_namespace(args),
+        config.from_namespace(args, _recipe_of_ablate(args)),
         own_data=bool(args.config),
         options=Options(
             parts=tuple(args.parts),
@@ -73,9 +81,9 @@ def _run_ablate(args: Namespace) -> None:
         sys.exit(UNFINISHED)
 
 
-def _recipe_of_ablate(args: Namespace) -> config.Config | None:
+def _recipe_of_ablate(args: Namespace) -> config.Config:
     if args.config:
-        return None
+        return config.load(args.config)
     from cmpose.study.presets import preset_recipe
 
     return preset_recipe(args.preset)
@@ -86,5 +94,6 @@ ABLATE = Command(
     "the paper's Tables 4 and 5 and Figure 3, over seeds",
     _ablate,
     _run_ablate,
-    _recipe_of_ablate,
+    default_recipe=_recipe_of_ablate,
+    if_memory_runs_out="give fewer --jobs, or free some, and run the same command again",
 )

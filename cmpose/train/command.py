@@ -28,6 +28,11 @@ def _run_train(args: Namespace) -> None:
 
         print(report(config.from_namespace(args), args.processes))
         return
+    if args.processes != 1:
+        raise ValueError(
+            f"--processes {args.processes}: is for --dry-run; several cards train by torchrun, see "
+            "docs/training.md"
+        )
     if not args.output:
         raise ValueError("--output is not given: name the run's folder")
     from cmpose.train.train import train
@@ -40,4 +45,6 @@ TRAIN = Command(
     "train a model by a recipe",
     _train,
     _run_train,
+    if_memory_runs_out="set data.num_workers or data.frame_cache_mb lower, or free some, then go "
+    "on with --resume",
 )

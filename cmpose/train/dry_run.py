@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cmpose.config import Config
+from cmpose.memory import reason
 from cmpose.train.flops import CARDS, training_flops
 from cmpose.train.prediction import LIBRARIES, predict_step
 
@@ -46,11 +47,10 @@ def _advice(config: Config) -> str:
 
 def out_of_memory(config: Config, error: BaseException) -> str:
     """The message for a step that did not fit: which fields need less, in the order to try."""
-    reason = str(error).partition(". ")[0]
     return (
         f"the device's memory does not hold a step of train.batch_size={config.train.batch_size} "
-        f"in train.accumulate={config.train.accumulate} part(s) ({reason}): set {_advice(config)}; "
-        "`cmpose train --dry-run` predicts what each needs"
+        f"in train.accumulate={config.train.accumulate} part(s) ({reason(error)}): set "
+        f"{_advice(config)}; `cmpose train --dry-run` predicts what each needs"
     )
 
 

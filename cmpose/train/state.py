@@ -159,6 +159,8 @@ def resume_or_start(state: TrainingState, output: Path, *, resume: bool) -> None
     """
     checkpoints = checkpoint.training_checkpoints(output / checkpoint.CHECKPOINTS)
     if not checkpoints:
+        if resume and state.world.main:
+            print(f"{output} holds no checkpoint to resume from: training starts anew")
         return
     newest = checkpoints[-1]
     if not resume:

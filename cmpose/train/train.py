@@ -6,13 +6,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cmpose import config as configuration
 from cmpose.config import Config, TrainConfig
 from cmpose.distributed import World, claim_together, join_world
 from cmpose.evaluation.evaluate import OUTPUT_FOLDERS, evaluate_model
-from cmpose.files import Interrupted, stop_requests, write_json, write_metrics, write_text
+from cmpose.files import (
+    Interrupted,
+    OutputError,
+    stop_requests,
+    write_json,
+    write_metrics,
+    write_text,
+)
+from cmpose.memory import OutOfMemory, is_out_of_memory
 from cmpose.models.weights import checkpoint
 from cmpose.models.weights.card import model_card
 from cmpose.models.weights.folder import CARD
@@ -30,10 +36,6 @@ __all__ = ["Interrupted", "NonFiniteLoss", "OutOfMemory", "train"]
 
 _SUBFOLDERS = (checkpoint.CHECKPOINTS, *OUTPUT_FOLDERS)
 """Where a killed run may have left something unfinished."""
-
-
-class OutOfMemory(RuntimeError):
-    """The card's memory is too small; the message names the fields that need less."""
 
 
 def train(
@@ -111,11 +113,14 @@ def take_steps(trainer: Trainer, output: Path, monitor: Monitor, stop: threading
     for batch in training_loader(state.clips, state.config, world, state.step):
         try:
             result = trainer.step(batch)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(out_of_memory(state.config, error)) from error
         stopped = world.any(stop.is_set()) and state.step < last
         save_due = state.step % save_every == 0 or state.step == last or stopped
         if save_due or state.step % trainer.look_every == 0:
+            _check_there(output, world)
             trainer.check_finite(checkpoints)
         monitor.step_taken(batch, result)
         if save_due:
@@ -130,9 +135,19 @@ def take_steps(trainer: Trainer, output: Path, monitor: Monitor, stop: threading
         monitor.start_clock()
 
 
+def _check_there(output: Path, world: World) -> None:
+    """Raises OutputError if the run's folder was deleted; else a part of it would come back."""
+    if world.main and not (output / checkpoint.CONFIG).is_file():
+        raise OutputError(
+            f"{output / checkpoint.CONFIG}: is not there any more: put the run's folder back and "
+            "go on with --resume, or run the same command again to start anew"
+        )
+
+
 def evaluate(trainer: Trainer, output: Path, monitor: Monitor) -> dict[str, Any]:
     """Evaluates the weights as they are now; the metrics, on every process."""
     state = trainer.state
+    _check_there(output, state.world)
     state.losses.eval()
     metrics = evaluate_model(
         whole_model(state.model).eval(),
@@ -155,6 +170,7 @@ def finish(trainer: Trainer, output: Path, monitor: Monitor) -> dict[str, Any]:
     state, total = trainer.state, trainer.total_steps
     config, main = state.config, state.world.main
     weights = gather(state.model.state_dict(), state.world)
+    _check_there(output, state.world)
     if main:  # saved before the evaluation, which may fail when data are missing
         skeleton, card = state.model.skeleton, model_card(config)
         checkpoint.save(output, checkpoint.MODEL, weights, config, skeleton=skeleton, card=card)

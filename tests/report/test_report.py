@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from cmpose.evaluation.posetrack_ap import COLUMNS
 from cmpose.files import InUse, OutputError, claim_file
 from cmpose.models.weights import checkpoint
 from cmpose.predict.predict import predict_video
-from cmpose.report.inputs import ReportError
+from cmpose.report.inputs import ReportError, read_metrics
 from cmpose.report.log import log_charts, read_log
 from cmpose.report.page import Clip, ClipFrame
 from cmpose.report.report import gather, report, within_budget
@@ -435,6 +436,36 @@ def test_broken_files_are_named(copied, prediction, tmp_path):
     next((out / "poses").glob("*.json")).write_text("{}")
     with pytest.raises(ReportError, match="predict again"):
         gather(out)
+
+
+def leaves(value, path=()):
+    """The paths of all values of a document, those of lists by their first item."""
+    yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from leaves(value[0], (*path, 0))
+
+
+@pytest.mark.parametrize("of", ["copied", "prediction"])
+def test_a_value_of_another_type_anywhere_in_metrics_is_named(of, request, tmp_path):
+    document = json.loads((request.getfixturevalue(of) / "metrics.json").read_text())
+    file = tmp_path / "metrics.json"
+    for path in leaves(document):
+        damaged = copy.deepcopy(document)
+        inner = damaged
+        for key in path[:-1]:
+            inner = inner[key]
+        if path:
+            inner[path[-1]] = [{"x": 1}]
+        file.write_text(json.dumps(damaged if path else [1]))
+        with pytest.raises(ReportError, match=r"metrics\.json: .*mend it, or delete it"):
+            read_metrics(file)
+    document.setdefault("ap", {"joints": ["a"]})["ap"] = []
+    file.write_text(json.dumps(document))
+    with pytest.raises(ReportError, match=r"metrics\.json: ap: expected a number of each of the"):
+        read_metrics(file)
 
 
 def test_a_name_is_not_a_program(copied):

@@ -100,16 +100,28 @@ def test_loader_processes_end_with_a_killed_run(rendered, tmp_path):
         pass
 
 
-def test_a_folder_that_was_deleted_meanwhile_is_named(rendered, tmp_path, monkeypatch):
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_folder_that_was_deleted_meanwhile_is_named(rendered, tmp_path, monkeypatch, replaced):
     config, run = recipe(rendered, **{"train.epochs": 1}), tmp_path / "run"
     original = Trainer.step
 
     def step(self: Trainer, batch: dict[str, Tensor]) -> StepOutput:
         if self.state.step == 1:
             os.rename(run, tmp_path / "moved")
-            run.write_text("a file in its place")
+            if replaced:
+                run.write_text("a file in its place")
         return original(self, batch)
 
     monkeypatch.setattr(Trainer, "step", step)
-    with pytest.raises(OutputError, match=r"cannot be written: .*run is a file where a folder"):
+    with pytest.raises(OutputError, match=r"config\.json: is not there any more: put the run's fo"):
         train(config, run, progress=False)
+    assert run.exists() == replaced, "a part of it would pass for the run"
+
+
+def test_resuming_where_there_is_no_run_says_that_it_starts_anew(rendered, tmp_path, capsys):
+    config = recipe(rendered, **{"train.epochs": 1})
+    train(config, tmp_path / "run", resume=True, progress=False)
+    told = f"{tmp_path / 'run'} holds no checkpoint to resume from: training starts anew"
+    assert capsys.readouterr().out.count(told) == 1
+    train(config, tmp_path / "run", resume=True, progress=False)
+    assert told not in capsys.readouterr().out

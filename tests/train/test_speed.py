@@ -229,14 +229,29 @@ def test_an_infinite_gradient_fails_unless_losses_are_scaled(counts, failed):
     assert (watch.read() is not None) is failed
 
 
-def test_out_of_memory_names_the_fields(rendered, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0"),
+            "CUDA ou",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate 9 bytes"
+            ),
+            "DefaultCPUAllocator: can't allocate 9 bytes",
+        ),
+    ],
+)
+def test_out_of_memory_names_the_fields(error, reason, rendered, tmp_path, monkeypatch):
     def full(self, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 ...")
+        raise error
 
     monkeypatch.setattr(trainer.Trainer, "step", full)
     message = (
         r"does not hold a step of train\.batch_size=4 in train\.accumulate=1 part\(s\) "
-        r"\(CUDA out of memory\): set train\.precision=bf16, then "
+        rf"\(.*{reason}.*\): set train\.precision=bf16, then "
         r"model\.checkpoint_activations=true, then train\.accumulate=2, then a smaller "
         r"train\.batch_size; `cmpose train --dry-run`"
     )

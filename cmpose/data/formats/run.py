@@ -15,6 +15,12 @@ class Ap(Struct):
     columns: dict[str, Number | None] = {}
     metric: str | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.ap) != len(self.joints):
+            raise ValueError(
+                f"expected a number of each of the {len(self.joints)} joints, got {len(self.ap)}"
+            )
+
 
 class Metrics(Struct):
     """``metrics.json`` of a training, an evaluation or a prediction, as far as others read it."""
@@ -34,6 +40,21 @@ class Metrics(Struct):
     people: Whole | None = None
     frames_per_second: Number | None = None
     seconds_by_part: dict[str, Number] | None = None
+    # What follows is not shown: it is here so that a damaged file is refused.
+    subsets: dict[str, dict[str, Number | None]] = {}
+    skipped: dict[str, Whole] = {}
+    mean_pose_ap: Ap | None = None
+    training_seconds: Number | None = None
+    evaluation_seconds: Number | None = None
+    resumed_at_frame: Whole | None = None
+    frames_missing: Whole | None = None
+    tracks: Whole | None = None
+    frames_unreadable: Whole | None = None
+    frames_without_people: Whole | None = None
+    boxes_interpolated: Whole | None = None
+    boxes_left_out: dict[str, Whole] = {}
+    boxes_kept: dict[str, Whole] = {}
+    explained: list[str] = []
 
 
 class LogLine(Struct):

@@ -58,9 +58,15 @@ class SavedModel(nn.Module):
         recipe = model_folder.load_config(folder)
         if backend is not None:
             recipe.model.backend = backend
-        model = cls(recipe.model)
+        try:
+            model = cls(recipe.model)
+        except ValueError as error:
+            raise model_folder.CheckpointError(
+                f"{folder / model_folder.CONFIG}: {error}; use another checkpoint of the run"
+            ) from error
         model.recipe = recipe
-        model_folder.load_into(model, model_folder.load_weights(folder), folder)
+        source = f"{folder / model_folder.WEIGHTS}, by {folder / model_folder.CONFIG},"
+        model_folder.load_into(model, model_folder.load_weights(folder), source)
         model.skeleton = model_folder.load_skeleton(folder, recipe.model.num_keypoints)
         return model.eval()
 

@@ -91,6 +91,27 @@ def test_weights_and_recipe_of_two_models(tmp_path):
         CMPose.from_pretrained(tmp_path / "m")
 
 
+@pytest.mark.parametrize("field", ["model", "model.backbone", "model.depth", "model.stem"])
+def test_a_recipe_that_lacks_a_field_is_named_with_its_file(field, tmp_path):
+    """The field gets its default, which is another than the model's."""
+    folder = build(stem="patch").save_pretrained(tmp_path / "m")
+    recipe = json.loads((folder / "config.json").read_text())
+    section, _, name = field.partition(".")
+    del (recipe[section] if name else recipe)[name or section]
+    (folder / "config.json").write_text(json.dumps(recipe))
+    with pytest.raises(CheckpointError, match=r"m/model\.safetensors, by .*m/config\.json, does"):
+        CMPose.from_pretrained(folder)
+
+
+def test_a_recipe_of_which_no_model_can_be_built_is_named_with_its_file(tmp_path):
+    folder = build().save_pretrained(tmp_path / "m")
+    recipe = json.loads((folder / "config.json").read_text())
+    recipe["model"]["num_frames"] = 2
+    (folder / "config.json").write_text(json.dumps(recipe))
+    with pytest.raises(CheckpointError, match=r"m/config\.json: model\.num_frames=2: must be odd"):
+        CMPose.from_pretrained(folder)
+
+
 def test_the_card_says_what_is_known(tmp_path):
     model = build()
     recipe = Config(model=model.config, data=DataConfig(root="/mnt/disk7/PoseTrack18"))
