@@ -24,17 +24,20 @@ _NO_RATE = 1000.0
 class Decoder:
     """An open file, of which frames are decoded from the first on, once.
 
+    Frames of more than ``most_pixels`` are lost as if they were damaged.
+
     Attributes:
         rate: frames a second by the header; 0 where it does not say.
         frames: how many there are by the header; 0 where it does not say.
         streams: video streams; a picture such as a cover is none.
+        size: (width, height) of frames by the header, before they are turned.
 
     Raises:
         FFmpegError: it cannot be opened.
         LookupError: there is no video stream in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most_pixels: int) -> None:
         # Titles and the like may be in any encoding; they are not read.
         self._container = av.open(str(path), metadata_errors="ignore")
         try:
@@ -44,6 +47,9 @@ class Decoder:
             raise
         # With threads for whole frames, how many are lost at damage depends on their number.
         self._stream.thread_type = "SLICE"
+        context = self._stream.codec_context
+        context.options = {"max_pixels": str(most_pixels)}
+        self.size = context.width, context.height
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         self.rate = rate if rate < _NO_RATE else 0.0
         seconds = (self._container.duration or 0) / av.time_base

@@ -21,7 +21,16 @@ from cmpose.data.container import read_container
 from cmpose.data.decoder import Decoder, to_bgr
 from cmpose.data.numbering import number_pictures
 from cmpose.data.picture_header import read_header
-from cmpose.data.pictures import PICTURES, FrameError, is_picture, look, picture_size, read_picture
+from cmpose.data.pictures import (
+    LIMIT,
+    PICTURES,
+    FrameError,
+    is_picture,
+    look,
+    picture_size,
+    pixel_limit,
+    read_picture,
+)
 from cmpose.data.sequence import split_frame_name
 from cmpose.data.timeline import Timeline, findings
 
@@ -147,13 +156,20 @@ class _File(Video):
     """A video file, decoded by FFmpeg."""
 
     def __init__(self, path: Path, source: str, name: str, fps: float | None) -> None:
-        self.path, self.fps = path, fps
+        self.path, self.fps, self.most_pixels = path, fps, pixel_limit()
         try:
-            self.decoder = Decoder(path)
+            self.decoder = Decoder(path, self.most_pixels)
         except LookupError:
             raise VideoError(f"{path}: holds no video, but sound or a cover picture") from None
         except FFmpegError as error:
             raise VideoError(f"{path}: {_NO_FRAME} ({error.strerror})") from error
+        width, height = self.decoder.size
+        if width * height > self.most_pixels:
+            self.close()
+            raise VideoError(
+                f"{path}: {width}×{height} pixels by its header, more than the "
+                f"{self.most_pixels:,} that are decoded; make it smaller, or raise {LIMIT}"
+            )
         self.decoded = iter(self.decoder)
         first = next(self.decoded, None)
         if first is None:
@@ -177,7 +193,7 @@ class _File(Video):
         )
 
     def scan(self, most: int | None = None) -> None:
-        decoder, timeline = Decoder(self.path), Timeline()
+        decoder, timeline = Decoder(self.path, self.most_pixels), Timeline()
         for frame, lost in decoder:
             timeline.add(frame, lost=lost)
             if timeline.frames == most:
@@ -214,12 +230,10 @@ class _File(Video):
         )
 
     def signature(self) -> dict[str, Any]:
-        size = self.path.stat().st_size
-        with open(self.path, "rb") as file:
-            crc = zlib.crc32(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            crc = zlib.crc32(file.read(), crc)
-        return {"video bytes": size, "video checksum": crc}
+        return {
+            "video bytes": self.path.stat().st_size,
+            "video checksum": _ends_checksum(self.path, 1 << 20),
+        }
 
     def close(self) -> None:
         self.decoder.close()
@@ -271,6 +285,14 @@ class _Capture(Video):
 
     def close(self) -> None:
         self.capture.release()
+
+
+def _ends_checksum(path: Path, reach: int, crc: int = 0) -> int:
+    """A checksum of a file's first and last ``reach`` bytes, which goes on from ``crc``."""
+    with open(path, "rb") as file:
+        crc = zlib.crc32(file.read(reach), crc)
+        file.seek(max(0, path.stat().st_size - reach))
+        return zlib.crc32(file.read(), crc)
 
 
 class _Pictures(Video):
@@ -339,10 +361,11 @@ class _Pictures(Video):
         crc = 0
         for file in self.files:
             crc = zlib.crc32(f"{file.name}:{file.stat().st_size};".encode(), crc)
+            crc = _ends_checksum(file, 1 << 12, crc)
         numbered = "by their names" if self.info.numbers else "from 0"
         return {
             "pictures": len(self.files),
-            "pictures' names and sizes": crc,
+            "pictures' names and contents": crc,
             "frames are numbered": numbered,
         }
 

@@ -183,6 +183,24 @@ def test_a_length_beyond_all_files_is_a_hint(tmp_path):
     assert info.cut_off == ""
 
 
+def test_more_pixels_than_may_be_decoded_are_refused_or_lost(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "big.mkv", Stream(EVEN[:3], codec="mjpeg", format="yuvj420p"))
+    monkeypatch.setenv("CMPOSE_MAX_PIXELS", "3000")
+    with pytest.raises(
+        VideoError, match=r"big\.mkv: 64×48 pixels by its header, more than the 3,00"
+    ):
+        open_video(path).__enter__()
+    # A frame that claims more than the header did takes no memory.
+    monkeypatch.setenv("CMPOSE_MAX_PIXELS", "4000")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xc0", data.index(b"\xff\xc0") + 1) + 5
+    data[at : at + 4] = bytes([0, 128, 0, 128])
+    path.write_bytes(data)
+    info, pictures = read(path)
+    assert numbers_of(pictures) == [0, 2]
+    assert "big.mkv is damaged, first at frame 1 (1 gaps" in info.notes[-1]
+
+
 def test_sound_alone_is_named(tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)

@@ -39,7 +39,7 @@ def write_video(path: Path, *streams: Stream, **options: Any) -> Path:
             out.width, out.height = stream.size
             out.pix_fmt = stream.format
             out.codec_context.time_base = stream.unit
-            out.disposition = Disposition.default if stream.default else Disposition(0)
+            out.disposition = Disposition.default.value if stream.default else 0
             opened.append(out)
         for out, stream in zip(opened, streams, strict=True):
             for number, time in enumerate(stream.times):
