@@ -6,6 +6,7 @@ test_backends.py; bad arguments (point 13) in test_arguments.py.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -263,15 +264,27 @@ def test_opcheck(case: OpCase, backend: str, layout: str) -> None:
 # -- 4: torch.compile -----------------------------------------------------------------------------
 
 
+def compiler_of(case: OpCase, backend: str) -> str:
+    """Inductor where that is quick: for what ``auto`` runs on a CPU, and the small references.
+
+    g++ takes up to half a minute for the code of another reference. The training step goes through
+    Inductor too (``tests/models/test_backends.py``).
+    """
+    small = ("select_tokens", "merge_clusters", "unmerge_tokens")
+    quick = backend == "cpu" or (backend == "reference" and case.name in small)
+    return "inductor" if quick and shutil.which("g++") is not None else "aot_eager"
+
+
 @every_run
 def test_compiles_in_one_graph(case: OpCase, backend: str) -> None:
     """Without graph breaks, and without another compilation at other batch sizes."""
     torch._dynamo.reset()
+    compiler = torch._dynamo.lookup_backend(compiler_of(case, backend))
     graphs: list[Any] = []
 
     def count(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+        return compiler(graph, inputs)
 
     def call(**made: Any) -> Any:
         return case.call(**made, backend=backend)
