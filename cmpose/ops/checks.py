@@ -20,11 +20,13 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INDEX = (torch.int64,)
 BOOL = (torch.bool,)
 UINT8 = (torch.uint8,)
+NUMERIC = (*FLOATING, torch.int64, torch.int32)
 
 Sizes = dict[str, int]
 
-MAY_BE_EMPTY = ("B", "C", "M")
-"""Dimensions that may be 0: a batch, the causal tokens, and those that are left to be merged."""
+MAY_BE_EMPTY = ("B", "K", "C", "M")
+"""Dimensions that may be 0: a batch, keypoints, causal tokens, and those that are left to be
+merged."""
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:
@@ -128,6 +130,20 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def several(name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """Checks that ``value`` is a tuple or list of ``count`` values, and returns them.
+
+    Raises:
+        TypeError: it is of another type.
+        ValueError: it holds more or fewer.
+    """
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple of {count} numbers, got {_shown(value)}")
+    if len(value) != count:
+        raise ValueError(f"{name} must hold {count} numbers, got {_shown(value)}")
+    return tuple(value)
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Checks that ``value`` is one of ``choices``.
 
@@ -197,23 +213,28 @@ def between(name: str, value: Any, low: float, high: float, why: str = "") -> No
         raise ValueError(f"{name} must be between {low} and {high}{because}, got {_shown(value)}")
 
 
-def seed(value: Any, reference: Tensor) -> None:
-    """Checks a seed: an int64 tensor of one element on ``reference``'s device.
+def seed(value: Any, reference: Tensor) -> Tensor:
+    """A seed as an int64 tensor of one element on ``reference``'s device; an integer becomes one.
 
     Raises:
-        TypeError: it is no tensor, or not int64.
-        ValueError: it has not one element, or is on another device.
+        TypeError: it is neither a tensor nor an integer, or a tensor that is not int64.
+        ValueError: it has not one element, is on another device, or an integer beyond 64 bits.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"seed must be an int64 tensor of one element (for example "
-            f"torch.tensor(0, device=tokens.device)), got {type(value).__name__}"
-        )
+        if isinstance(value, bool) or not isinstance(value, (torch.SymInt, Integral)):
+            raise TypeError(
+                f"seed must be an int64 tensor of one element or an integer, got {_shown(value)}"
+            )
+        between("seed", value, -(2**63), 2**63 - 1)
+        # Filled on the device: nothing is copied there that the host would have to wait for.
+        return torch.full((), value, dtype=torch.int64, device=reference.device)
+    dense("seed", value)
     if value.dtype != torch.int64:
         raise TypeError(f"seed must be of dtype int64, got {_names([value.dtype])}")
     if value.numel() != 1:
         raise ValueError(f"seed must hold one element, got shape {list(value.shape)}")
     same_device("tokens", reference, seed=value)
+    return value
 
 
 def normalizer(value: Any, reference: Tensor) -> None:
@@ -226,6 +247,11 @@ def normalizer(value: Any, reference: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(
             f"normalizer must be a tensor of one element or None, got {type(value).__name__}"
+        )
+    dense("normalizer", value)
+    if value.dtype not in NUMERIC:
+        raise TypeError(
+            f"normalizer must be of dtype {_names(NUMERIC)}, got {_names([value.dtype])}"
         )
     if value.numel() != 1:
         raise ValueError(f"normalizer must hold one element, got shape {list(value.shape)}")

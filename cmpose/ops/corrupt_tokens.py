@@ -21,6 +21,8 @@ class CorruptedTokens(NamedTuple):
     """[B, T, N] bool: tokens that carry noise in the noised branch."""
 
 
+MAX_NOISE_STD = 1e30  # times a standard normal it is a number of float32
+
 # -- reference ------------------------------------------------------------------------------------
 
 
@@ -196,7 +198,7 @@ def corrupt_tokens(
     keypoint_tokens: Tensor,
     position: Tensor | None = None,
     *,
-    seed: Tensor,
+    seed: Tensor | int,
     mask_ratio: float = 0.45,
     noise_ratio: float = 0.45,
     noise_std: float = 1.0,
@@ -216,11 +218,11 @@ def corrupt_tokens(
         tokens: [B, T, N, D] floating point, patch tokens.
         keypoint_tokens: [K, D] floating point; cast to tokens' dtype.
         position: [T, N+K, D] floating point, added to every clip and branch; None adds nothing.
-        seed: int64 tensor of one element on tokens' device; all 64 bits count. It is a tensor, so
-            that a CUDA graph draws other numbers at every replay.
+        seed: int64 tensor of one element on tokens' device; all 64 bits count. As a tensor a CUDA
+            graph draws other numbers at every replay. An integer of 64 bits is taken too.
         mask_ratio: share of the T·N patch tokens of a clip that is masked, 0 to 1.
         noise_ratio: share that gets noise, 0 to 1.
-        noise_std: standard deviation of the noise, ≥ 0.
+        noise_std: standard deviation of the noise, 0 to 1e30.
         selection: ``exact`` takes exactly round(ratio·T·N) tokens of every clip (Python's round:
             halves to even), ``bernoulli`` each token with that probability.
         position_after: adds position after the corruption, so that masked tokens still tell where
@@ -239,12 +241,14 @@ def corrupt_tokens(
         ValueError: a wrong shape, device, ratio, noise_std, selection, first_clip or seed.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    sizes = _check_tensors(tokens, keypoint_tokens, position, seed)
+    sizes = _check_tensors(tokens, keypoint_tokens, position)
     checks.between("mask_ratio", mask_ratio, 0.0, 1.0)
     checks.between("noise_ratio", noise_ratio, 0.0, 1.0)
-    checks.between("noise_std", noise_std, 0.0, float("inf"))
+    checks.between("noise_std", noise_std, 0.0, MAX_NOISE_STD)
     checks.choice("selection", selection, ("exact", "bernoulli"))
+    checks.boolean("position_after", position_after)
     checks.between("first_clip", first_clip, 0, 2**32 - 1 - sizes["B"])
+    seed = checks.seed(seed, tokens)
     chosen = backends.choose(
         "corrupt_tokens", backend, tokens.device, tokens, keypoint_tokens, position
     )
@@ -255,7 +259,7 @@ def corrupt_tokens(
         seed,
         mask_ratio,
         noise_ratio,
-        noise_std,
+        float(noise_std),
         selection,
         position_after,
         first_clip,
@@ -270,7 +274,7 @@ def corrupt_tokens(
 
 
 def _check_tensors(
-    tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | None, seed: Tensor
+    tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | None
 ) -> checks.Sizes:
     sizes: checks.Sizes = {}
     checks.tensor("tokens", tokens, "B T N D", sizes)
@@ -278,7 +282,6 @@ def _check_tensors(
     if position is not None:
         checks.tensor("position", position, "T N+K D", sizes)
     checks.same_device("tokens", tokens, keypoint_tokens=keypoint_tokens, position=position)
-    checks.seed(seed, tokens)
     return sizes
 
 

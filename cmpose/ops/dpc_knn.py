@@ -177,7 +177,8 @@ def _cluster_fake(tokens: Tensor, num_clusters: int) -> tuple[Tensor, ...]:
 
 
 def _cpu_or_reference(*arguments: Any) -> tuple[Tensor, ...]:
-    return cpu.forward(*arguments) or dpc_knn_reference(*arguments)
+    found = cpu.forward(*arguments)
+    return dpc_knn_reference(*arguments) if found is None else found
 
 
 def _reference_forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -328,9 +329,11 @@ def dpc_knn(
         BackendUnavailable: the backend asked for cannot run here.
     """
     _check(tokens, k, num_clusters, include_self, peak_delta, metric, valid)
+    checks.boolean("scale", scale)
+    checks.boolean("return_neighbors", return_neighbors)
     chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k, return_neighbors)
-    tokens, scale = _measured(tokens.detach(), metric, scale)
-    arguments = tokens, valid, k, num_clusters, scale, include_self, peak_delta
+    tokens, scaled = _measured(tokens.detach(), metric, scale)
+    arguments = tokens, valid, k, num_clusters, scaled, include_self, peak_delta
     if chosen == backends.PLAIN:
         found = dpc_knn_reference(*arguments, return_neighbors)
     else:
@@ -339,7 +342,7 @@ def dpc_knn(
     clusters = ClusterResult(*found[:4])
     if not return_neighbors:
         return clusters
-    unit = float(max(tokens.shape[2], 1)) if scale else 1.0
+    unit = float(max(tokens.shape[2], 1)) if scaled else 1.0
     near = found[4] / 2 if metric == "cosine" else (found[4] / unit).sqrt()
     return clusters, Neighbors(near, found[5], None)
 
@@ -385,6 +388,8 @@ def dpc_knn_merge(
     """
     sizes = _check(tokens, k, num_clusters, include_self, peak_delta, metric, valid)
     check_merge(tokens, weights, sizes)
+    checks.boolean("scale", scale)
+    checks.boolean("normalize", normalize)
     chosen = backends.choose("dpc_knn", backend, tokens.device, tokens, k, False)
     merging = backends.choose("merge_clusters", backend, tokens.device, tokens, weights)
     if chosen != merging or chosen == backends.PLAIN or metric == "cosine":

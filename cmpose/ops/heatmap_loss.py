@@ -10,6 +10,8 @@ from torch import Tensor
 from cmpose.ops import backends, checks, library
 from cmpose.ops.reconstruction_loss import divide_by_count
 
+SIGMAS = (1e-15, 1e15)
+
 # -- reference ------------------------------------------------------------------------------------
 
 
@@ -155,7 +157,7 @@ def heatmap_loss(
             (a pixel's centre is at whole numbers).
         visible: [B, K] bool or floating point ≥ 0, weights v. Of joints of weight 0 neither the
             heatmap nor the centre counts, even if it is NaN.
-        sigma: σ > 0 in heatmap pixels.
+        sigma: σ in heatmap pixels, 1e-15 to 1e15: σ² is a number of float32.
         normalizer: tensor of one element that replaces Σ v; in a distributed run the global sum
             divided by the number of processes. It gets no gradient.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
@@ -176,8 +178,8 @@ def heatmap_loss(
     checks.tensor("keypoints", keypoints, "B K 2", sizes)
     checks.tensor("visible", visible, "B K", sizes, (*checks.BOOL, *checks.FLOATING))
     checks.same_device("pred", pred, keypoints=keypoints, visible=visible)
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma must be a positive number of pixels, got {sigma}")
+    checks.between("sigma", sigma, *SIGMAS)
+    sigma = float(sigma)
     if normalizer is not None:
         checks.normalizer(normalizer, pred)
     if checks.readable(visible):

@@ -130,6 +130,7 @@ def knn(
     check_tokens(tokens, k, include_self, metric, valid)
     if radius is not None:
         checks.between("radius", radius, 0.0, INF)
+        radius = float(radius) if radius <= torch.finfo(torch.float64).max else INF
     arguments = tokens.detach(), valid, k, include_self, metric, radius
     chosen = backends.choose("knn", backend, tokens.device)
     found = _knn(*arguments) if chosen == backends.PLAIN else _forward(*arguments, chosen)
@@ -144,6 +145,7 @@ def check_tokens(
     Raises:
         TypeError, ValueError: see :func:`knn`.
     """
+    checks.boolean("include_self", include_self)
     sizes: checks.Sizes = {}
     checks.tensor("tokens", tokens, "B M D", sizes)
     if valid is not None:

@@ -273,8 +273,8 @@ def merge_clusters(
     check_merge(tokens, weights, sizes)
     checks.tensor("assignment", assignment, "B M", sizes, checks.INDEX)
     checks.same_device("tokens", tokens, assignment=assignment)
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
+    checks.between("num_clusters", num_clusters, 1, 2**31 - 1)
+    checks.boolean("normalize", normalize)
     checks.indices("assignment", assignment, num_clusters, "num_clusters")
     chosen = backends.choose("merge_clusters", backend, tokens.device, tokens, weights)
     if chosen == backends.PLAIN:

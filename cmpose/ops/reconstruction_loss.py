@@ -183,6 +183,8 @@ def reconstruction_loss(
     checks.same_device("pred", pred, target=target, corrupted=corrupted)
     if normalizer is not None:
         checks.normalizer(normalizer, pred)
+    checks.boolean("per_channel", per_channel)
+    checks.boolean("detach_target", detach_target)
     chosen = backends.choose("reconstruction_loss", backend, pred.device, pred, target, normalizer)
     if chosen == backends.PLAIN:
         return reconstruction_loss_reference(

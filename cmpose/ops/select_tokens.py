@@ -179,14 +179,10 @@ def select_tokens(
     """
     sizes: checks.Sizes = {}
     checks.tensor("logits", logits, "B K N", sizes)
-    if sizes["K"] < 1:
-        raise ValueError(f"logits must have at least one keypoint, got {list(logits.shape)}")
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    if n * sizes["K"] > sizes["N"]:
-        raise ValueError(
-            f"n·K must not exceed N, got n={n}, K={sizes['K']}, N={sizes['N']}: lower n"
-        )
+    if not 1 <= sizes["K"] <= sizes["N"]:
+        raise ValueError(f"logits must have 1 ≤ K ≤ N in [B, K, N], got {list(logits.shape)}")
+    most = sizes["N"] // sizes["K"]
+    checks.between("n", n, 1, most, "n·K must not exceed N")
     checks.choice("importance", importance, ("mean", "max"))
     if checks.readable(logits) and bool(logits.isnan().any()):
         raise ValueError("logits must not be NaN")

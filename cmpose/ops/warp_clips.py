@@ -141,8 +141,8 @@ def warp_clips(
         matrices: [B, 2, 3] floating point, source → destination pixel (x, y), as warpAffine takes
             it without WARP_INVERSE_MAP. float64 is the precision in which cv2 computes.
         size: (H, W) of the crops.
-        mean: means of R, G and B, in 0 to 1; ImageNet's by default.
-        std: standard deviations of R, G and B, > 0; ImageNet's by default.
+        mean: means of R, G and B, in 0 to 1 as a rule; ImageNet's by default.
+        std: standard deviations of R, G and B, 1e-30 to 1e30; ImageNet's by default.
         dtype: the result's: float32, float64, bfloat16 or float16.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
@@ -161,21 +161,20 @@ def warp_clips(
     checks.tensor("frames", frames, "B T h w 3", sizes, checks.UINT8)
     checks.tensor("matrices", matrices, "B 2 3", sizes)
     checks.same_device("frames", frames, matrices=matrices)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size must be (H, W) ≥ 1, got {tuple(size)}")
-    if min(sizes["h"], sizes["w"]) < 1:
-        raise ValueError(f"frames must hold at least one pixel, got {list(frames.shape)}")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(
-            f"mean and std must hold three numbers each, std above 0, got {mean} and {std}"
-        )
-    if dtype not in checks.FLOATING:
-        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+    for side in checks.several("size", size, 2):
+        checks.between("size", side, 1, 2**31 - 1)
+    for value in checks.several("mean", mean, 3):
+        checks.between("mean", value, -1e30, 1e30)
+    for value in checks.several("std", std, 3):
+        checks.between("std", value, 1e-30, 1e30)
+    if not isinstance(dtype, torch.dtype) or dtype not in checks.FLOATING:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype!r}")
     checks.finite("matrices", matrices)
     if checks.readable(matrices) and bool((_inverse(matrices)[:, :, :2] == 0).all((1, 2)).any()):
         raise ValueError("matrices must be invertible, got a singular one")
     chosen = backends.choose("warp_clips", backend, frames.device, dtype, matrices)
-    arguments = (frames, matrices.detach(), (int(size[0]), int(size[1])), mean, std, dtype)
+    sides, means, stds = (int(size[0]), int(size[1])), [*map(float, mean)], [*map(float, std)]
+    arguments = (frames, matrices.detach(), sides, means, stds, dtype)
     if chosen == backends.PLAIN:
         return warp_clips_reference(*arguments)
     return _forward(*arguments, chosen)

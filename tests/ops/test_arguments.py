@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from cmpose import ops
 from tests.ops.support.cases import CASES, OpCase
 
 
@@ -30,8 +35,8 @@ def _shown(name: str) -> str:
 @every_argument
 def test_not_a_tensor(case: OpCase, name: str) -> None:
     made = case.make(2, torch.float32)
-    made[name] = 3
-    with pytest.raises(TypeError, match=rf"^{_shown(name)} must be .*[Tt]ensor.* got int"):
+    made[name] = "x"
+    with pytest.raises(TypeError, match=rf"^{_shown(name)} must be .*[Tt]ensor.* got (str|'x')"):
         case.call(**made)
 
 
@@ -76,3 +81,64 @@ def test_wrong_device(case: OpCase, name: str) -> None:
         ValueError, match=rf"^{_shown(name)} must be on {first}'s device cpu, got meta"
     ):
         case.call(**made)
+
+
+PACKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": lambda t: t.to_sparse(),
+    "nested": lambda t: torch.nested.nested_tensor([t.flatten()[:2], t.flatten()[:1]]),
+    "jagged": lambda t: torch.nested.nested_tensor([t.flatten()], layout=torch.jagged),
+    "mkldnn": lambda _: torch.ones(2).to_mkldnn(),
+    "quantised": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
+    "complex": lambda t: t.to(torch.complex64),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@every_argument
+def test_tensors_that_are_not_dense(case: OpCase, name: str) -> None:
+    for pack in PACKED.values():
+        made = case.make(2, torch.float32)
+        made[name] = pack(made[name])
+        with pytest.raises(TypeError, match=rf"^{_shown(name)} must be "):
+            case.call(**made)
+
+
+NUMBERS = ("x", [1.0], True, math.nan, 10**400, -(10**400), torch.zeros(2), 1j)
+FLAGS = ("x", None, 1, math.nan)
+NAMES = ("x", None, 3, torch.zeros(2))
+SCALARS = [
+    ("spatial_attention", {"scale": NUMBERS, "return_lse": FLAGS}),
+    ("temporal_attention", {"scale": NUMBERS, "causal": FLAGS}),
+    (
+        "corrupt_tokens",
+        dict.fromkeys(("mask_ratio", "noise_ratio", "noise_std", "first_clip"), (*NUMBERS, None))
+        | {"position_after": FLAGS, "selection": NAMES},
+    ),
+    ("reconstruction_loss", {"per_channel": FLAGS, "detach_target": FLAGS}),
+    ("heatmap_loss", {"sigma": (*NUMBERS, None, 1e-200, 1e300)}),
+    ("select_tokens", {"n": (*NUMBERS, None, 1.0), "importance": NAMES}),
+    (
+        "dpc_knn",
+        dict.fromkeys(("k", "num_clusters"), (*NUMBERS, None, 1.0))
+        | dict.fromkeys(("scale", "include_self", "return_neighbors"), FLAGS)
+        | dict.fromkeys(("peak_delta", "metric"), NAMES),
+    ),
+    ("knn", {"k": (*NUMBERS, None, 1.0), "include_self": FLAGS, "metric": NAMES}),
+    ("merge_clusters", {"num_clusters": (*NUMBERS, None, 1.0), "normalize": FLAGS}),
+]
+GIVEN: dict[str, dict[str, Any]] = {
+    "select_tokens": {"n": 2},
+    "dpc_knn": {"k": 3, "num_clusters": 4},
+    "knn": {"k": 3},
+    "merge_clusters": {"num_clusters": 4},
+}
+
+
+@pytest.mark.parametrize(("op", "scalars"), SCALARS, ids=[op for op, _ in SCALARS])
+def test_wrong_scalars(op: str, scalars: dict[str, tuple[Any, ...]]) -> None:
+    function, made = getattr(ops, op), CASES[op].make(2, torch.float32) | GIVEN.get(op, {})
+    for name, values in (*scalars.items(), ("backend", NAMES)):
+        for value in values:
+            with pytest.raises((TypeError, ValueError), match=rf"^{name} must be ") as error:
+                function(**made | {name: value})
+            assert len(str(error.value)) < 200

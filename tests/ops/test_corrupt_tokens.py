@@ -198,10 +198,12 @@ def test_one_of_everything_and_no_keypoints() -> None:
         ({"mask_ratio": 1.1}, ValueError, r"mask_ratio must be between 0.0 and 1.0, got 1.1"),
         ({"noise_ratio": -0.1}, ValueError, r"noise_ratio must be between 0.0 and 1.0, got -0.1"),
         ({"noise_ratio": math.nan}, ValueError, r"noise_ratio must be .* got nan"),
-        ({"noise_std": -1.0}, ValueError, r"noise_std must be between 0.0 and inf, got -1.0"),
+        ({"noise_std": -1.0}, ValueError, r"noise_std must be between 0.0 and 1e\+30, got -1.0"),
+        ({"noise_std": 1e300}, ValueError, r"noise_std must be between .* got 1e\+300"),
         ({"selection": "all"}, ValueError, r"selection must be one of exact, bernoulli, got 'all'"),
         ({"first_clip": -1}, ValueError, r"first_clip must be between 0 and .*, got -1"),
-        ({"seed": 3}, TypeError, r"seed must be an int64 tensor of one element .*, got int"),
+        ({"seed": "3"}, TypeError, r"seed must be an int64 tensor of one element or an .* '3'"),
+        ({"seed": 2**63}, ValueError, r"seed must be between -9223372036854775808 and 92"),
         ({"seed": torch.tensor(3.0)}, TypeError, r"seed must be of dtype int64, got float32"),
         (
             {"seed": torch.tensor([1, 2])},
@@ -224,3 +226,10 @@ def test_errors(options: dict[str, Any], error: type[Exception], message: str) -
     arguments = {"tokens": TOKENS, "keypoint_tokens": KEYPOINTS, "seed": SEED, **options}
     with pytest.raises(error, match=message):
         ops.corrupt_tokens(**arguments)
+
+
+def test_an_integer_is_a_seed_too() -> None:
+    for seed in (11, -(2**63), 2**63 - 1):
+        one = ops.corrupt_tokens(TOKENS, KEYPOINTS, seed=seed)
+        other = ops.corrupt_tokens(TOKENS, KEYPOINTS, seed=torch.tensor(seed))
+        assert torch.equal(one.x, other.x)

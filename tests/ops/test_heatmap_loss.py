@@ -120,9 +120,12 @@ def test_only_pred_takes_a_gradient() -> None:
     assert not ops.heatmap_loss(PRED, centres, visible).requires_grad
 
 
-@pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 1e-200, 1e300, 2**70, math.nan, math.inf])
 def test_sigma(sigma: float) -> None:
-    with pytest.raises(ValueError, match=r"sigma must be a positive number of pixels"):
+    """Its square is a number of float32."""
+    with pytest.raises(
+        ValueError, match=r"^sigma must be between 1e-15 and 1000000000000000.0, got"
+    ):
         ops.heatmap_loss(PRED, CENTRES, VISIBLE, sigma)
 
 

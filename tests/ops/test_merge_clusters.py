@@ -118,7 +118,7 @@ def test_nan_stays_in_its_cluster() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"num_clusters must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_clusters must be between 1 and 2147483647, got 0"):
         ops.merge_clusters(TOKENS, WEIGHTS, ASSIGNMENT, 0)
     with pytest.raises(ValueError, match=r"assignment must lie in 0..2 \(num_clusters\), got 0..3"):
         ops.merge_clusters(TOKENS, WEIGHTS, ASSIGNMENT, 3)

@@ -129,10 +129,12 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"size": (0, 2)}, ValueError, r"size must be \(H, W\) ≥ 1, got \(0, 2\)"),
-        ({"size": (1, 2, 3)}, ValueError, r"size must be \(H, W\)"),
-        ({"mean": (0.5,)}, ValueError, r"mean and std must hold three numbers"),
-        ({"std": (1.0, 0.0, 1.0)}, ValueError, r"mean and std .* std above 0"),
+        ({"size": (0, 2)}, ValueError, r"^size must be between 1 and 2147483647, got 0"),
+        ({"size": (1, 2, 3)}, ValueError, r"^size must hold 2 numbers, got \(1, 2, 3\)"),
+        ({"size": 3}, TypeError, r"^size must be a tuple of 2 numbers, got 3"),
+        ({"mean": (0.5,)}, ValueError, r"^mean must hold 3 numbers, got \(0.5,\)"),
+        ({"mean": (0.5, "x", 0.5)}, TypeError, r"^mean must be a number, got 'x'"),
+        ({"std": (1.0, 0.0, 1.0)}, ValueError, r"^std must be between 1e-30 and 1e\+30, got 0.0"),
         ({"dtype": torch.uint8}, TypeError, r"dtype must be a floating-point dtype"),
         ({"matrices": torch.zeros(1, 2, 3)}, ValueError, r"matrices must be invertible"),
         ({"matrices": torch.full((1, 2, 3), math.nan)}, ValueError, r"matrices must be finite"),
@@ -140,7 +142,7 @@ GOOD: dict[str, Any] = {
         (
             {"frames": torch.zeros(1, 1, 0, 4, 3, dtype=torch.uint8)},
             ValueError,
-            r"frames must hold at least one pixel",
+            r"frames must have h ≥ 1 in \[B, T, h, w, 3\], got \[1, 1, 0, 4, 3\]",
         ),
         (
             {"frames": torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8)},
