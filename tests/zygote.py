@@ -43,6 +43,9 @@ def _command(arguments: list[str], output: str, kill_at: int, hold: str, count) 
         rename(old, new)
 
     files.rename = watched
+    # Its workers start at once when they are forked too, and their renames are watched.
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: fork
     status = 0
     try:
         cli.main(arguments)
