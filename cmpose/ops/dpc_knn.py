@@ -342,7 +342,7 @@ def dpc_knn(
     clusters = ClusterResult(*found[:4])
     if not return_neighbors:
         return clusters
-    unit = float(max(tokens.shape[2], 1)) if scaled else 1.0
+    unit = float(max(tokens.shape[2], 1)) if scale else 1.0
     near = found[4] / 2 if metric == "cosine" else (found[4] / unit).sqrt()
     return clusters, Neighbors(near, found[5], None)
 
