@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from contextlib import nullcontext, redirect_stdout, suppress
 from itertools import pairwise
 
 from jsonargparse import ArgumentParser, Namespace
@@ -14,7 +14,7 @@ from cmpose.command import Command
 from cmpose.convert.command import CONVERT, FRAMES
 from cmpose.data.cache.command import CACHE
 from cmpose.evaluation.command import EVALUATE, SCORE
-from cmpose.files import STOPPED, Interrupted
+from cmpose.files import STOPPED, Interrupted, OutputError, Printed
 from cmpose.models.command import EXPORT
 from cmpose.predict.command import PREDICT
 from cmpose.render.command import RENDER
@@ -24,9 +24,6 @@ from cmpose.train.command import TRAIN
 
 # Failures whose message says all: shown without a traceback. Anything else is a bug and shows one.
 _EXPLAINED = (ValueError, OSError, RuntimeError)
-
-
-_BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell calls the usual end of `… | head`
 
 
 def _demo(subparser: ArgumentParser) -> None:
@@ -109,8 +106,25 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command.
 
     Exits with status 1 after a failure that its message explains, with 130 when it was asked to
-    stop, with 2 for arguments that cannot be.
+    stop, with 141 when nobody reads its output any more, with 2 for arguments that cannot be.
     """
+    if sys.stdout is None:  # it was closed: what is printed goes nowhere
+        _main(arguments)
+        return
+    with redirect_stdout(Printed(sys.stdout)) as printed:
+        try:
+            try:
+                _main(arguments)
+            except SystemExit as end:
+                with nullcontext() if not end.code else suppress(OutputError, SystemExit):
+                    printed.flush()  # a command that failed keeps its own error
+                raise
+            printed.flush()
+        except OutputError as error:
+            sys.exit(f"cmpose: {error}")
+
+
+def _main(arguments: list[str] | None) -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -125,10 +139,6 @@ def main(arguments: list[str] | None = None) -> None:
         if recipe is not None:
             args = _parse(build_parser(command.name, recipe), arguments)
         command.run(args[command.name])
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has stopped
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_BROKEN_PIPE)
     except Interrupted as error:
         print(f"cmpose {command.name}: {error}", file=sys.stderr)
         sys.exit(STOPPED)
@@ -137,12 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
         explained = short or isinstance(error, _EXPLAINED)
         if not explained or os.environ.get("CMPOSE_TRACEBACK") == "1":
             raise
-        # An error that names no file is the output's: those of files come from cmpose.files.
-        said: object = error
-        if isinstance(error, OSError) and error.strerror and error.filename is None:
-            said = f"standard output cannot be written: {error.strerror}"
-        if short:
-            said = f"{short}; {command.if_memory_runs_out}"
+        said = f"{short}; {command.if_memory_runs_out}" if short else error
         sys.exit(f"cmpose {command.name}: {said}")
     except KeyboardInterrupt:
         print(f"cmpose {command.name}: interrupted", file=sys.stderr)

@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,13 +23,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _PARTIAL, _REPLACED, _LOCK = ".cmpose-part", ".cmpose-old", ".cmpose-lock"
 
 
 STOPPED = 130
 """Exit status of a command that was asked to stop."""
+BROKEN_PIPE = 128 + signal.SIGPIPE
+"""Exit status of a command whose output nobody reads any more, as in ``cmpose … | head``."""
 
 
 class OutputError(OSError):
@@ -263,19 +266,25 @@ def _keep_others(old: Path, new: Path, is_ours: Callable[[Path], bool]) -> None:
             shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
-_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+def _descriptor(path: str | os.PathLike[str]) -> int | None:
+    """Which open file of this process a name like ``/dev/stdout`` or ``/dev/fd/3`` stands for."""
+    name = os.fspath(path)
+    streams = {"/dev/stdout": 1, "/dev/stderr": 2}
+    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d{1,9})", name)
+    return int(found[1]) if found else streams.get(name)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, remedy: str = "") -> None:
     """Writes a file whole or not at all, see :func:`whole_file`.
 
-    ``/dev/stdout`` and ``/dev/stderr`` are this process's streams, whatever they lead to: a file
-    behind one keeps what was printed.
+    ``/dev/stdout``, ``/dev/fd/3`` and the like are open files of this process, whatever they lead
+    to: a file behind one keeps what was printed.
     """
-    descriptor = _STREAMS.get(os.fspath(path))
+    descriptor = _descriptor(path)
     if descriptor is not None:
         with writing(path, remedy):
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             with open(descriptor, "wb", closefd=False) as stream:
                 stream.write(data)
         return
@@ -309,6 +318,55 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
     path = folder / "metrics.json"
     write_json(path, metrics)
     return path
+
+
+class Printed:
+    """Standard output for the length of a command: a failure to write it has a name.
+
+    Prints fail late, when a buffer is full or the command ends, and the error names no file: it
+    must not be taken for one of a file that is just being written.
+
+    Args:
+        stream: Python's own.
+
+    Raises:
+        OutputError: from ``write`` and ``flush``, if the disk behind is full and the like.
+        SystemExit: likewise, with ``BROKEN_PIPE``, if nobody reads it any more.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._failure: OutputError | None = None  # argparse passes over errors of what it prints
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except OSError as error:
+            # What is still to be written would fail once more at the end of the process.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                sys.exit(BROKEN_PIPE)
+            reason = "the disk is full" if error.errno in _FULL else error.strerror
+            self._failure = OutputError(
+                f"standard output: cannot be written: {reason}; free some space, or send it "
+                "elsewhere"
+            )
+            raise self._failure from error
 
 
 # -- one process at a time --------------------------------------------------------------------
@@ -420,8 +478,8 @@ def claim(
 @contextmanager
 def claim_file(path: str | os.PathLike[str], command: str, option: str) -> Iterator[Path]:
     """As :func:`claim`, for one file, or for a folder that is replaced as a whole."""
-    path = _target(path)
-    if _is_device(path):
+    given, path = path, _target(path)
+    if _is_device(path) or _descriptor(given) is not None:
         yield path
         return
     with writing(path):

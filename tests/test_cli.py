@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -12,7 +14,7 @@ import sys
 import pytest
 import torch
 
-from cmpose import doctor, native
+from cmpose import doctor, files, native
 from cmpose.cli import main
 from cmpose.ops.backends import OPS
 from tests.recipes import recipe, run_cli, write_recipe
@@ -140,17 +142,63 @@ def test_a_recipe_that_cannot_be_is_named(tmp_path, capsys):
             assert f"cmpose train: {path}{message}" in capsys.readouterr().err
 
 
-def test_an_output_that_cannot_be_written_is_named():
-    command = [sys.executable, "-m", "cmpose", "doctor"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    reason = "standard output cannot be written: No space left on device"
-    assert (done.returncode, done.stderr) == (1, f"cmpose doctor: {reason}\n")
-    pipe, writer = os.pipe()
-    os.close(pipe)  # nobody reads
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+class Failing(io.StringIO):
+    """An output that takes so many letters, and then fails when it is flushed or is full."""
+
+    def __init__(self, number, room=1 << 30):
+        super().__init__()
+        self.number, self.room = number, room
+
+    def write(self, text):
+        if len(text) > self.room:
+            self.flush()
+        self.room -= len(text)
+        return super().write(text)
+
+    def flush(self):
+        raise OSError(self.number, os.strerror(self.number))
+
+    def fileno(self):
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("room", [1 << 30, 40])
+@pytest.mark.parametrize("arguments", [["doctor"], ["score", "--help"], ["--version"]])
+def test_an_output_that_cannot_be_written_is_named(monkeypatch, arguments, room):
+    monkeypatch.setattr(sys, "stdout", Failing(errno.ENOSPC, room))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert re.fullmatch(
+        "cmpose( doctor)?: standard output: cannot be written: the disk is full; free some space, "
+        "or send it elsewhere",
+        str(ended.value),
+    )
+    monkeypatch.setattr(sys, "stdout", Failing(errno.EPIPE, room))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 128 + signal.SIGPIPE
+
+
+def test_a_failure_of_the_output_is_not_taken_for_one_of_a_file(tmp_path):
+    printed = files.Printed(Failing(errno.ENOSPC))
+    with (
+        pytest.raises(files.OutputError, match=r"^standard output: cannot be written"),
+        files.whole_file(tmp_path / "a"),
+    ):
+        print("text", file=printed, flush=True)
+
+
+def test_outputs_that_are_full_or_closed():
+    """The process: one line at most is said, also when Python ends."""
+    for output, status, said in (
+        (">/dev/full", 1, "cmpose: standard output: cannot be written: the disk is full; "),
+        (">&-", 0, "cmpose 0."),  # argparse turns to the other output
+    ):
+        command = f"{sys.executable} -m cmpose --version {output}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert done.returncode == status
+        assert done.stderr.startswith(said)
+        assert done.stderr.count("\n") == 1
 
 
 def test_an_explained_failure_has_no_traceback(tmp_path, monkeypatch):

@@ -134,10 +134,15 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
 
 
 def test_what_was_printed_before_a_file_goes_to_the_output_stays(tmp_path):
-    code = "from cmpose import files; print('table'); files.write_text('/dev/stdout', 'text\\n')"
+    code = (
+        "from cmpose import files; print('table')\n"
+        "for name in ('/dev/stdout', '/dev/fd/1', '/proc/self/fd/1'):\n"
+        "    with files.claim_file(name, 'score', '--json'): files.write_text(name, 'text\\n')"
+    )
     with open(tmp_path / "out.txt", "w") as file:
         subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stdout=file, check=True)
-    assert (tmp_path / "out.txt").read_text() == "table\ntext\n"
+    assert (tmp_path / "out.txt").read_text() == "table\n" + 3 * "text\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
 
 
 def test_a_place_without_a_name_is_refused():
