@@ -88,8 +88,8 @@ def own_labels(draw: Any) -> dict[str, Any]:
         for number, file in zip(ids, files, strict=False)
     ]
     annotations, tracks = [], itertools.count(draw(st.integers(0, 9)))
-    for image in images:
-        for _ in range(draw(st.integers(0, 2))):
+    for number, image in enumerate(images):
+        for _ in range(draw(st.integers(number == 0, 2))):
             points = draw(st.lists(INSIDE, min_size=3, max_size=3))
             visible = draw(st.lists(st.sampled_from((0, 1, 2)), min_size=3, max_size=3))
             triples = [(*xy, v) if v else (0, 0, 0) for xy, v in zip(points, visible, strict=True)]

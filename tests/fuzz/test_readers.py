@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from cmpose.evaluation.subsets import subsets_of
 from cmpose.models.export import evaluations_of
 from cmpose.models.weights.folder import CheckpointError, load_config, load_skeleton
 from cmpose.predict.detect import load_video_detections
-from cmpose.predict.journal import JournalError, open_journal
+from cmpose.predict.journal import FORMAT, JournalError, open_journal, with_checksum
 from cmpose.report.inputs import ReportError, read_metrics
 from cmpose.report.log import read_log
 from cmpose.study.ablate import check_settings
@@ -42,12 +43,13 @@ from cmpose.study.report import CALLS, read_calls
 from cmpose.study.runs import finished_results, learnt_fields, run_config
 from cmpose.viz.record import RecordError, read_record
 from tests.data import synthetic
-from tests.fuzz.damage import HOSTILE, changed_text, damaged, dump, dump_lines
+from tests.fuzz.damage import HOSTILE, changed_bytes, changed_text, damaged, dump, dump_lines
 from tests.viz.samples import record
 
 STEM = "000007_mpii_test"
 TRUTH = synthetic.sequence(indices=(0, 1), people=2)
 SETTINGS = {"--min_score": 0.2, "video": "a.mp4", "size": [64, 48]}
+STORED_SETTINGS = {"journal": FORMAT} | SETTINGS
 RECIPE = preset_recipe("cpu")
 STUDY = Study(RECIPE, ("table5",), seeds=1)
 SKELETON = {
@@ -125,10 +127,9 @@ def score(folder: Path) -> Any:
     return score_folders(folder / "truth", folder / "guess")
 
 
-def journal(folder: Path) -> None:
-    with open_journal(folder, SETTINGS) as found:
-        if found.finished is None:
-            list(found.frames())
+def journal(folder: Path) -> list[str]:
+    with open_journal(folder, SETTINGS) as opened:
+        return [] if opened.finished is not None else [*map(repr, opened.frames())]
 
 
 def journal_lines() -> list[dict[str, Any]]:
@@ -222,8 +223,7 @@ READERS = {
     "model's metrics": Reader(
         "evaluation/metrics.json", metrics(), evaluations_of, CheckpointError
     ),
-    "journal's settings": Reader("settings.json", SETTINGS, journal, JournalError),
-    "journal": Reader("frames.jsonl", journal_lines(), journal, JournalError, lines=True),
+    "journal's settings": Reader("settings.json", STORED_SETTINGS, journal, JournalError),
     "journal's end": Reader("finished.json", metrics(), journal, JournalError),
     "study's settings": Reader(
         "settings.json",
@@ -249,7 +249,7 @@ def prepare(folder: Path, reader: Reader) -> Path:
         for name in ("truth", "guess"):
             synthetic.write_json(folder / name / path.name, predicted(synthetic.posetrack18(TRUTH)))
     if reader.error is JournalError:
-        synthetic.write_json(folder / "settings.json", SETTINGS)
+        synthetic.write_json(folder / "settings.json", STORED_SETTINGS)
     return path
 
 
@@ -275,6 +275,36 @@ def test_damaged_files_are_read_or_refused_by_name(name, hunt, tmp_path):
     reader.read(tmp_path)
     inputs = damaged(reader.document, reader.lines)
     hunt(lambda data: check(path, reader, data, tmp_path), inputs, int(TRIES * reader.share))
+
+
+def test_a_journal_is_cut_at_the_first_line_that_was_changed(hunt, tmp_path):
+    """What is read of it is never another pose."""
+    path = tmp_path / "frames.jsonl"
+    synthetic.write_json(tmp_path / "settings.json", STORED_SETTINGS)
+    whole = b"".join(map(with_checksum, journal_lines()))
+    path.write_bytes(whole)
+    frames = journal(tmp_path)
+    assert len(frames) == 3
+
+    def check_journal(data: bytes) -> None:
+        path.write_bytes(data)
+        read = journal(tmp_path)
+        assert read == frames[: len(read)]
+
+    hunt(check_journal, changed_text(whole) | changed_bytes(whole), TRIES)
+
+
+def test_lines_of_a_journal_that_another_program_wrote_are_refused_by_name(hunt, tmp_path):
+    """Their checksums are right, so only what they say is wrong."""
+    reader = Reader("frames.jsonl", journal_lines(), journal, JournalError, lines=True)
+    path = prepare(tmp_path, reader)
+
+    def sealed(data: bytes) -> bytes:
+        texts = [line.removesuffix(b"}") for line in data.split(b"\n")]
+        return b"".join(b'%s, "crc32": "%08x"}\n' % (text, zlib.crc32(text)) for text in texts)
+
+    inputs = damaged(reader.document, lines=True).map(sealed)
+    hunt(lambda data: check(path, reader, data, tmp_path), inputs, TRIES)
 
 
 @pytest.mark.parametrize("name", ["plan.json", "complete.json"])
