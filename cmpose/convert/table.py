@@ -13,6 +13,7 @@ import numpy as np
 from cmpose.convert.report import Report
 from cmpose.convert.sources import NO_BOX, Draft
 from cmpose.data.formats.messages import comma_list, short
+from cmpose.data.formats.reader import read_text
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError, Person
 from cmpose.data.skeleton import Skeleton
@@ -32,7 +33,7 @@ def read_csv_drafts(
     annotated.
 
     Args:
-        path: the file, UTF-8, separated by commas.
+        path: the file, UTF-8 or as its byte order mark says, separated by commas.
         report: gets what is left out.
         skeleton: names, limbs and flips; None takes the names in order of appearance, flips from
             them, and no limbs.
@@ -55,10 +56,7 @@ def read_csv_drafts(
 
 def _csv_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """The rows of a CSV, column → value, each with what messages call it."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not UTF-8 text: {error}; save it as UTF-8") from error
+    lines = read_text(path, AnnotationError).splitlines()
     reader = csv.DictReader(lines, restkey="", strict=True)
     rows: list[tuple[str, dict[str, str]]] = []
     try:

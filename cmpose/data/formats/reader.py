@@ -1,4 +1,4 @@
-"""The one way in which JSON from outside is read: parsed, checked and typed, or refused by name.
+"""The one way in which JSON, and other text, from outside is read: parsed, checked and typed, or refused by name.
 
 A format is a ``msgspec.Struct`` (see the modules beside this one), and :func:`read` gives the
 struct of a file. What does not fit is named: the file, the path in the document, what was expected
@@ -9,6 +9,7 @@ shows the line of a fault, ``NaN`` and doubled keys.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
 import json
@@ -55,6 +56,23 @@ def read(path: Path, type: type[T], refuse: Refuse, remedy: str = "") -> T:
 def parse_file(path: Path, refuse: Refuse, remedy: str = "") -> Any:
     """A JSON file as plain objects, for :func:`convert`; arguments and errors as :func:`read`."""
     return parse(_bytes_of(path, refuse, remedy), str(path), refuse, remedy)
+
+
+def read_text(path: Path, refuse: Refuse, remedy: str = "") -> str:
+    """A file of other text than JSON: UTF-8, or what its byte order mark says.
+
+    Args:
+        path: the file.
+        refuse: as in :func:`read`.
+        remedy: likewise.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Exception: what ``refuse`` makes: it cannot be read, or is no such text.
+    """
+    data = _bytes_of(path, refuse, remedy)
+    with _named_faults(str(path), refuse, remedy):
+        return data.decode(json.detect_encoding(data) if data.startswith(_MARKS) else "utf-8")
 
 
 def parse(data: bytes, source: str, refuse: Refuse, remedy: str = "") -> Any:
@@ -162,6 +180,9 @@ def refuse_os_error(path: Path, error: OSError, refuse: Refuse, remedy: str = ""
     """The error for a file that is there and cannot be read."""
     return refuse(message(str(path), "", f"cannot be read ({error.strerror or error})", remedy))
 
+
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+"""Byte order marks; UTF-32's little one begins as UTF-16's."""
 
 # -- parsing -------------------------------------------------------------------------------------
 

@@ -7,8 +7,18 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
+from cmpose import config
 from cmpose.data.formats.messages import short
-from cmpose.data.formats.reader import Count, Number, Whole, convert, read, read_items, read_lines
+from cmpose.data.formats.reader import (
+    Count,
+    Number,
+    Whole,
+    convert,
+    read,
+    read_items,
+    read_lines,
+    read_text,
+)
 
 
 class Refused(ValueError):
@@ -131,6 +141,32 @@ def test_what_can_only_mean_one_text_is_read(encoding, tmp_path):
     )
     found = read(path, File, Refused)
     assert (found.parts[0].id, found.name) == ("é", "😀")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_read_everywhere(encoding, tmp_path):
+    """By every way in which text comes in: whole, by item, by line, as CSV, as a recipe."""
+    path = tmp_path / "f.json"
+    path.write_bytes('[{"id": "é"}, {"id": 2}]'.encode(encoding))
+    parts = [Part("é"), Part(2)]
+    assert read(path, list[Part], Refused) == parts
+    assert list(read_items(path, Part, Refused)) == parts
+    path.write_bytes("é,1\nö,2".encode(encoding))
+    assert read_text(path, Refused) == "é,1\nö,2"
+    if encoding.startswith("utf-8"):  # cmpose writes logs itself, and recipes are said to be UTF-8
+        path.write_bytes('{"id": "é"}\n{"id": 2}\n'.encode(encoding))
+        assert [part for _, part in read_lines(path, Part, Refused)] == parts
+        path.write_bytes("train: {lr: 0.5}".encode(encoding))
+        assert config.load(path).train.lr == 0.5
+
+
+def test_other_text_that_is_none_is_named(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_bytes("é".encode("latin-1"))
+    with pytest.raises(Refused, match=r"f\.csv: not valid utf-8 text at byte 0 \(0xe9\): save it"):
+        read_text(path, Refused)
+    with pytest.raises(Refused, match="cannot be read"):
+        read_text(tmp_path, Refused)
 
 
 def test_numbers_that_are_whole_may_be_written_as_floats():
