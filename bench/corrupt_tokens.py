@@ -55,6 +55,7 @@ BENCH = OpBench(
     directions=(FORWARD, BACKWARD),
     shapes=model_grid(REFERENCE),
     small={"B": 2, "T": 2, "N": 12, "K": 3, "H": 2, "d": 16},
+    cpu=[{"B": 4, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64}],
     make=_make,
     call=lambda backend, **arguments: ops.corrupt_tokens(
         **arguments, mask_ratio=RATIO, noise_ratio=RATIO, backend=backend

@@ -105,6 +105,12 @@ BENCH = OpBench(
     directions=(FORWARD,),
     shapes=_shapes(),
     small={"B": 2, "M": 24, "D": 16, "k": 3, "L": 6},
+    cpu=[
+        {"B": 8, "M": 132, "D": 768, "k": 5, "L": 32},
+        {"B": 4, "M": 192, "D": 768, "k": 5, "L": 48},
+        {"B": 1, "M": 1024, "D": 768, "k": 5, "L": 256},
+        {"B": 1, "M": 4096, "D": 256, "k": 5, "L": 1024},
+    ],
     make=_make,
     call=ops.dpc_knn,
     bytes=_bytes,

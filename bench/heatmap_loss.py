@@ -51,6 +51,7 @@ BENCH = OpBench(
     directions=(BOTH, FORWARD),
     shapes=grid(_REFERENCE, [{"B": b} for b in BATCHES], [{}, {"h": 96, "w": 72}]),
     small={"B": 2, "K": 3, "h": 16, "w": 12},
+    cpu=[{"B": 8, "K": 15, "h": 64, "w": 48}],
     make=_make,
     call=lambda backend, **arguments: ops.heatmap_loss(**arguments, sigma=SIGMA, backend=backend),
     bytes=_bytes,

@@ -39,6 +39,7 @@ BENCH = OpBench(
     directions=(FORWARD,),
     shapes=[{name: shape[name] for name in "BMDk"} for shape in dpc_knn.BENCH.shapes],
     small={"B": 2, "M": 24, "D": 16, "k": 3},
+    cpu=[{name: shape[name] for name in "BMDk"} for shape in dpc_knn.BENCH.cpu],
     make=_make,
     call=ops.knn,
     bytes=_bytes,

@@ -63,6 +63,7 @@ BENCH = OpBench(
     directions=(BOTH, FORWARD, BACKWARD),
     shapes=[{name: shape[name] for name in "BMDL"} for shape in dpc_knn.BENCH.shapes],
     small={"B": 2, "M": 24, "D": 16, "L": 6},
+    cpu=[{name: shape[name] for name in "BMDL"} for shape in dpc_knn.BENCH.cpu],
     make=_make,
     call=ops.merge_clusters,
     bytes=_bytes,

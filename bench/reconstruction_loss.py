@@ -44,6 +44,7 @@ BENCH = OpBench(
     directions=(BOTH, FORWARD),
     shapes=model_grid({**REFERENCE, "p": PERCENT}),
     small={"B": 2, "T": 2, "N": 12, "K": 3, "H": 2, "d": 16, "p": 45},
+    cpu=[{"B": 4, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64, "p": PERCENT}],
     make=_make,
     call=ops.reconstruction_loss,
     bytes=_bytes,

@@ -45,6 +45,7 @@ BENCH = OpBench(
     directions=(FORWARD, BOTH),
     shapes=grid(_REFERENCE, [{"B": b} for b in BATCHES], [{}, {"N": 432}, {"N": 1024}]),
     small={"B": 2, "K": 3, "N": 16, "n": 2},
+    cpu=[{"B": 8, "K": 15, "N": 192, "n": 4}],
     make=_make,
     call=ops.select_tokens,
     bytes=_bytes,

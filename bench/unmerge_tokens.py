@@ -62,6 +62,7 @@ BENCH = OpBench(
         [{}, {"N": 432}],
     ),
     small={"B": 2, "N": 16, "C": 6, "L": 3, "H": 2, "d": 16},
+    cpu=[{"B": 8, "N": 192, "C": 60, "L": 32, "H": 12, "d": 64}],
     make=_make,
     call=_call,
     bytes=_bytes,

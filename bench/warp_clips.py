@@ -60,6 +60,7 @@ BENCH = OpBench(
         [{}, {"h": 384, "w": 288}],
     ),
     small={"B": 2, "T": 2, "h": 64, "w": 48, "crop_h": 32, "crop_w": 24},
+    cpu=[{"B": 2, "T": 3, "h": 720, "w": 1280, "crop_h": 256, "crop_w": 192}],
     make=_make,
     call=ops.warp_clips,
     bytes=_bytes,

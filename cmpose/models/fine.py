@@ -41,9 +41,21 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 def score_heatmaps(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Scores [B, K, N] over the token grid, enlarged to heatmaps [B, K, h, w].
 
-    A keypoint whose whole weight is on one token has a peak there, of height 1 at most.
+    A keypoint whose whole weight is on one token has a peak there, of height 1 at most. It is
+    ``interpolate(mode="bilinear")`` as two products, whose gradient is products too: Inductor makes
+    an accumulating index_put, atomic on a card, of that function's.
     """
-    return nn.functional.interpolate(scores.unflatten(-1, grid), size=size, mode="bilinear")
+    rows, columns = (_enlarging(few, many, scores) for few, many in zip(grid, size, strict=True))
+    return rows @ scores.unflatten(-1, grid) @ columns.mT
+
+
+def _enlarging(few: int, many: int, like: Tensor) -> Tensor:
+    """The weights [many, few] by which ``few`` pixels are enlarged to ``many``, linearly between
+    pixels' centres and constant beyond the outer ones."""
+    pixel = torch.arange(many, device=like.device, dtype=torch.float32)
+    position = ((pixel + 0.5) * (few / many) - 0.5).clamp(0, few - 1)
+    distance = position[:, None] - torch.arange(few, device=like.device)
+    return (1 - distance.abs()).clamp(min=0).to(like.dtype)
 
 
 class FineTokenEnhancement(nn.Module):

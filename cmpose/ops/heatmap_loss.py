@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmpose.ops import backends, checks, library
+from cmpose.ops.cpu import heatmap_loss as cpu
 from cmpose.ops.reconstruction_loss import divide_by_count
 
 SIGMAS = (1e-15, 1e15)
@@ -67,6 +68,24 @@ def heatmap_loss_with_gradient_reference(
     return loss, gradient.to(dtype).contiguous()
 
 
+def _cpu_forward(
+    pred: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    sigma: float,
+    normalizer: Tensor | None,
+    want_pred: bool,
+) -> tuple[Tensor, Tensor]:
+    weight = visible.to(checks.accumulator(pred))
+    centres = keypoints.to(weight.dtype)
+    columns = _profile(centres[..., 0], pred.shape[3], sigma)
+    rows = _profile(centres[..., 1], pred.shape[2], sigma)
+    dtype = library.gradient_dtype(pred.dtype)
+    wanted = dtype if want_pred else None
+    loss, gradient = cpu.forward(pred, columns, rows, weight, normalizer, wanted)
+    return loss, pred.new_empty(0, dtype=dtype) if gradient is None else gradient
+
+
 # -- registered op --------------------------------------------------------------------------------
 
 
@@ -89,12 +108,14 @@ _forward = library.register(
     "Tensor? normalizer, bool want_pred, str backend) -> (Tensor, Tensor)",
     _forward_fake,
     reference=heatmap_loss_with_gradient_reference,
+    cpu=_cpu_forward,
     triton=library.triton_kernel("heatmap_loss", "forward"),
 )
 _scale = library.register(
     "heatmap_loss_scale_(Tensor(a!) gradient, Tensor visible, Tensor upstream, str backend) -> ()",
     lambda gradient, visible, upstream, backend: None,
     reference=library.scale_reference,
+    cpu=library.scale_cpu,
     triton=library.triton_kernel("heatmap_loss", "scale_"),
 )
 
@@ -207,4 +228,4 @@ def _triton_limits(
     )
 
 
-backends.entry(heatmap_loss, "pred", triton=_triton_limits)
+backends.entry(heatmap_loss, "pred", cpu=None, triton=_triton_limits)

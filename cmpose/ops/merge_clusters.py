@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from cmpose import native
 from cmpose.ops import backends, checks, cuda, library
+from cmpose.ops.cpu import merge_clusters as cpu
 
 # -- reference ------------------------------------------------------------------------------------
 
@@ -136,7 +139,8 @@ def _cuda_backward(
 # -- registered op --------------------------------------------------------------------------------
 
 
-def _forward_reference(
+def _forward_parts(
+    merge: Callable[..., tuple[Tensor, Tensor]],
     tokens: Tensor,
     weights: Tensor,
     assignment: Tensor,
@@ -144,8 +148,9 @@ def _forward_reference(
     normalize: bool,
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    exact, total = _merge(tokens, weights, assignment, num_clusters, normalize)
-    merged = exact.to(tokens.dtype, copy=True)
+    """What the registered op gives, from a function that gives merged tokens and sums."""
+    exact, total = merge(tokens, weights, assignment, num_clusters, normalize)
+    merged = exact.to(tokens.dtype)
     keep = want_gradient and exact.dtype != tokens.dtype
     return merged, total.contiguous(), exact if keep else exact.new_empty(0)
 
@@ -170,7 +175,8 @@ merge_parts = library.register(
     lambda tokens, weights, assignment, num_clusters, normalize, want_gradient, backend: (
         merged_fake(tokens, weights, num_clusters, want_gradient)
     ),
-    reference=_forward_reference,
+    reference=partial(_forward_parts, _merge),
+    cpu=partial(_forward_parts, cpu.forward),
     cuda=_cuda_forward,
 )
 _backward = library.register(
@@ -182,6 +188,7 @@ _backward = library.register(
         weights.new_empty(weights.shape if s else (0,)),
     ),
     reference=merge_clusters_backward_reference,
+    cpu=cpu.backward,
     cuda=_cuda_backward,
 )
 
@@ -299,4 +306,4 @@ def _cuda_limits(tokens: Tensor, weights: Tensor) -> str | None:
     return backends.dtype_refusal(tokens=tokens, weights=weights)
 
 
-backends.entry(merge_clusters, "tokens", cuda=_cuda_limits)
+backends.entry(merge_clusters, "tokens", cpu=None, cuda=_cuda_limits)

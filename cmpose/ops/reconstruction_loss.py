@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmpose.ops import backends, checks, library
+from cmpose.ops.cpu import reconstruction_loss as cpu
 
 # -- reference ------------------------------------------------------------------------------------
 
@@ -59,6 +60,11 @@ def reconstruction_loss_with_gradients_reference(
     return loss, gradients[0], gradients[1]
 
 
+def _cpu_forward(pred: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtypes = library.gradient_dtype(pred.dtype), library.gradient_dtype(target.dtype)
+    return cpu.forward(pred, target, dtypes, *arguments)
+
+
 # -- registered op --------------------------------------------------------------------------------
 
 
@@ -90,6 +96,7 @@ _forward = library.register(
     "-> (Tensor, Tensor, Tensor)",
     _forward_fake,
     reference=reconstruction_loss_with_gradients_reference,
+    cpu=_cpu_forward,
     triton=library.triton_kernel("reconstruction_loss", "forward"),
 )
 _scale = library.register(
@@ -97,6 +104,7 @@ _scale = library.register(
     "str backend) -> ()",
     lambda gradient, corrupted, upstream, backend: None,
     reference=library.scale_reference,
+    cpu=library.scale_cpu,
     triton=library.triton_kernel("reconstruction_loss", "scale_"),
 )
 
@@ -205,4 +213,4 @@ def _triton_limits(pred: Tensor, target: Tensor, normalizer: Tensor | None) -> s
     )
 
 
-backends.entry(reconstruction_loss, "pred", triton=_triton_limits)
+backends.entry(reconstruction_loss, "pred", cpu=None, triton=_triton_limits)

@@ -37,7 +37,8 @@ def select_tokens_reference(logits: Tensor, n: int, importance: str) -> Selected
 
     # Logits have the order of their scores, and differ where scores round to the same number.
     order = logits.detach().argsort(dim=-1, descending=True, stable=True)
-    best_rank = order.argsort(dim=-1).amin(dim=1)
+    places = torch.arange(order.shape[2], device=order.device).expand_as(order)
+    best_rank = torch.empty_like(order).scatter(2, order, places).amin(dim=1)
     best_score = scores.detach().amax(dim=1)
     # The order by several keys comes from stable sorts, of which the most important key is last.
     by_score = best_score.argsort(dim=-1, descending=True, stable=True)

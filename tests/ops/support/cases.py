@@ -354,7 +354,7 @@ CASES = {
         OpCase(
             "knn",
             _dpc,
-            lambda **kw: ops.knn(k=4, radius=2.5, **kw),
+            lambda **kw: ops.knn(**{"k": 4, "radius": 2.5} | kw),
             (),
             ("tokens",),
         ),
