@@ -55,14 +55,18 @@ def zygote() -> Iterator[Zygote]:
 # Of two processes none should be left alone with a long file at the end.
 _LONGEST = (
     "test_demo.py",
-    "train/test_real_people.py",
     "ops/test_contract.py",
-    "kernels/test_compile_check.py",
-    "csrc/test_compile_check.py",
+    "models/test_backends.py",
+    "train/test_real_people.py",
     "test_outputs.py",
-    "train/test_train.py",
     "train/test_parallel.py",
+    "csrc/test_compile_check.py",
     "test_packaging.py",
+    "train/test_train.py",
+    "csrc/test_dpc_knn.py",
+    "bench/test_gpu.py",
+    "csrc/test_sanitized.py",
+    "models/test_export.py",
 )
 
 

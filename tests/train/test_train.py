@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -14,16 +11,8 @@ from safetensors.torch import load_file
 
 from cmpose.models.weights import checkpoint
 from cmpose.train.train import Interrupted, NonFiniteLoss, train
-from tests.recipes import (
-    FINE,
-    command,
-    interrupt_after,
-    one_thread,
-    recipe,
-    run_cli,
-    write_recipe,
-)
-from tests.shared_data import PROJECT
+from tests.recipes import FINE, interrupt_after, recipe, write_recipe
+from tests.zygote import KILLED
 
 
 def weights(run):
@@ -70,7 +59,7 @@ def test_same_seed_same_weights_other_seed_other_weights(rendered, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_in_mid_epoch_and_resumed_is_bit_identical(rendered, tmp_path, workers):
+def test_killed_in_mid_epoch_and_resumed_is_bit_identical(zygote, rendered, tmp_path, workers):
     """SIGKILL after a checkpoint in the middle of an epoch, with drop path and augmentation on."""
     config = recipe(
         rendered,
@@ -85,36 +74,25 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_identical(rendered, tmp_path, wo
             "train.keep_checkpoints": 100,
         },
     )
-    file = str(write_recipe(tmp_path / "recipe.yaml", config))
+    file = write_recipe(tmp_path / "recipe.yaml", config)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run_cli("train", "--config", file, "--output", str(whole))
-    assert done.returncode == 0, done.stderr
+    command = ("train", "--config", file, "--output")
+    done = zygote.run(*command, whole)
+    assert done.status == 0, done.output
     steps = json.loads((whole / "metrics.json").read_text())["steps"]
     per_epoch = steps // 3
     assert per_epoch % 2 == 1, "the recipe must put checkpoints inside epochs"
 
-    process = subprocess.Popen(
-        command("train", "--config", file, "--output", str(cut)),
-        cwd=PROJECT,
-        env=one_thread(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    target = cut / "checkpoints" / checkpoint.name_of(4)
-    deadline = time.monotonic() + 120
-    while not target.exists():
-        assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = zygote.run(*command, cut, kill_at=done.renames // 3)
+    assert killed.status == KILLED, killed.output
     assert not (cut / "model").exists()
     last = checkpoint.training_checkpoints(cut / "checkpoints")[-1]
-    assert int(last.name[-8:]) < steps
+    assert 0 < int(last.name[-8:]) < steps
+    assert int(last.name[-8:]) % per_epoch, "it was to be killed inside an epoch"
 
-    again = run_cli("train", "--config", file, "--output", str(cut), "--resume")
-    assert again.returncode == 0, again.stderr
-    assert f"resuming from {last}" in again.stdout
+    again = zygote.run(*command, cut, "--resume")
+    assert again.status == 0, again.output
+    assert f"resuming from {last}" in again.output
     expected, got = weights(whole), weights(cut)
     assert expected.keys() == got.keys()
     different = [key for key in expected if not torch.equal(expected[key], got[key])]
