@@ -1,4 +1,4 @@
-"""The one way in which JSON, and other text, from outside is read: parsed, checked and typed, or refused by name.
+"""The one way in which JSON and other text from outside is read: typed, or refused by name.
 
 A format is a ``msgspec.Struct`` (see the modules beside this one), and :func:`read` gives the
 struct of a file. What does not fit is named: the file, the path in the document, what was expected
