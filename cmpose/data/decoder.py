@@ -34,7 +34,7 @@ class Decoder:
 
     Raises:
         FFmpegError: it cannot be opened.
-        LookupError: there is no video stream in it.
+        LookupError: there is no video stream in it that FFmpeg decodes.
     """
 
     def __init__(self, path: Path, most_pixels: int) -> None:
@@ -60,7 +60,8 @@ class Decoder:
         videos = [
             stream
             for stream in self._container.streams.video
-            if not stream.disposition & Disposition.attached_pic
+            if stream.codec_context is not None  # FFmpeg knows its codec
+            and not stream.disposition & Disposition.attached_pic
         ]
         self.streams = len(videos)
         best = self._container.streams.best("video")

@@ -160,7 +160,9 @@ class _File(Video):
         try:
             self.decoder = Decoder(path, self.most_pixels)
         except LookupError:
-            raise VideoError(f"{path}: holds no video, but sound or a cover picture") from None
+            raise VideoError(
+                f"{path}: holds no video that FFmpeg decodes; sound and a cover picture are none"
+            ) from None
         except FFmpegError as error:
             raise VideoError(f"{path}: {_NO_FRAME} ({error.strerror})") from error
         width, height = self.decoder.size

@@ -201,14 +201,18 @@ def test_more_pixels_than_may_be_decoded_are_refused_or_lost(tmp_path, monkeypat
     assert "big.mkv is damaged, first at frame 1 (1 gaps" in info.notes[-1]
 
 
-def test_sound_alone_is_named(tmp_path):
+def test_sound_alone_and_an_unknown_codec_are_named(tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
-    with pytest.raises(VideoError, match=r"sound\.mkv: holds no video, but sound or a cover"):
+    with pytest.raises(VideoError, match=r"sound\.mkv: holds no video that FFmpeg decodes; sou"):
         open_video(tmp_path / "sound.mkv").__enter__()
+    path = write_video(tmp_path / "odd.mkv", Stream(EVEN[:3], codec="mjpeg", format="yuvj420p"))
+    path.write_bytes(path.read_bytes().replace(b"V_MJPEG", b"V_OTHER"))
+    with pytest.raises(VideoError, match=r"odd\.mkv: holds no video that FFmpeg decodes"):
+        open_video(path).__enter__()
 
 
 def test_interlaced_video_is_shown_and_told(tmp_path):
