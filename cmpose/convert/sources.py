@@ -99,7 +99,7 @@ def read_coco_drafts(
     category_id, own = _coco_category(document.categories or [], path, category_name)
     if skeleton is not None and skeleton.keypoints != own.keypoints:
         raise AnnotationError(
-            f"{path}: categories[*].keypoints are {', '.join(own.keypoints)}, the skeleton file's "
+            f"{path}: categories[*].keypoints are {', '.join(own.keypoints)}, those of --skeleton "
             f"{', '.join(skeleton.keypoints)}; give the same names in the same order"
         )
     own = skeleton or own
