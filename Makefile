@@ -47,7 +47,8 @@ endif
 # Damaged and unusual inputs: FUZZ times as many as the tests try, and others each time.
 FUZZ ?= 30
 fuzz: $(STAMP)
-	CMPOSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --timeout 3600 tests/fuzz
+	CMPOSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --timeout 3600 tests/fuzz \
+		tests/test_outputs.py::test_a_kill_at_a_random_moment_is_recovered_from
 
 # Everything that needs a GPU, with $(PYTHON) as it is: nothing is installed, cmpose is imported from
 # here. A run that was cut goes on when it is called again.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from cmpose import files
 from tests.convert.test_convert import coco, pictures
 from tests.data import synthetic
+from tests.fuzz.conftest import FACTOR
 from tests.recipes import FINE, recipe, write_recipe
 from tests.small_disk import MEGABYTES, small_disk
 from tests.zygote import KILLED
@@ -34,6 +38,12 @@ COMMANDS = {
     "ablate": "ablate {out} --config {in}/recipe.yaml --parts [table5] --seeds 1",
 }
 """Each writes what its last word, or ``--out``, ``--output``, ``--json``, names."""
+
+FILES = {
+    "export to .pt2": "export {in}/run --out {out}.pt2",
+    "export to .onnx": "export {in}/run --out {out}.onnx",
+}
+"""Commands that take long for the one or two renames that they do: killed, no more."""
 
 GOES_ON = {"train": " --resume"}
 """What is added to go on after a kill or a failure; the others are just called again."""
@@ -71,7 +81,7 @@ def inputs(zygote, rendered, tmp_path_factory) -> Path:
 
 
 def arguments(name: str, inputs: Path, out: Path) -> list[str]:
-    return COMMANDS[name].format(**{"in": inputs, "out": out}).split()
+    return (COMMANDS | FILES)[name].format(**{"in": inputs, "out": out}).split()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -84,18 +94,29 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+class Undisturbed(NamedTuple):
+    """The files that a command writes, renames that it takes, bytes of the files, its time."""
+
+    files: dict[str, bytes]
+    renames: int
+    size: int
+    seconds: float
+
+
 @pytest.fixture(scope="module")
 def undisturbed(zygote, inputs, tmp_path_factory):
-    """What a command writes when nothing happens to it, how many renames it takes, its bytes."""
-    done: dict[str, tuple[dict[str, bytes], int, int]] = {}
+    """What a command does when nothing happens to it."""
+    done: dict[str, Undisturbed] = {}
 
-    def of(name: str) -> tuple[dict[str, bytes], int, int]:
+    def of(name: str) -> Undisturbed:
         if name not in done:
             folder = tmp_path_factory.mktemp("undisturbed")
+            started = time.monotonic()
             ended = zygote.run(*arguments(name, inputs, folder / "out"))
+            seconds = time.monotonic() - started
             assert ended.status == 0, ended.output
             size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            done[name] = contents(folder), ended.renames, size
+            done[name] = Undisturbed(contents(folder), ended.renames, size, seconds)
         return done[name]
 
     return of
@@ -123,7 +144,7 @@ def assert_done(folder: Path, expected: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_kill_at_every_rename_is_recovered_from(name, zygote, inputs, undisturbed, tmp_path):
-    expected, renames, _ = undisturbed(name)
+    expected, renames, *_ = undisturbed(name)
     assert renames > 0, "nothing was renamed: the command does not write by files.py"
     # A study's runs are trainings, which are killed at every rename above.
     numbers = (0, renames - 1) if name == "ablate" else range(renames)
@@ -140,9 +161,41 @@ def test_a_kill_at_every_rename_is_recovered_from(name, zygote, inputs, undistur
         shutil.rmtree(folder)
 
 
+KILLS = 20 if FACTOR > 1 else 1
+OFTEN = ("cache", "convert", "frames", "render", "score")
+"""Commands that are quick enough to be killed at a random moment in every run of the tests."""
+
+
+@pytest.mark.parametrize("name", (COMMANDS | FILES) if FACTOR > 1 else OFTEN)
+def test_a_kill_at_a_random_moment_is_recovered_from(name, zygote, inputs, undisturbed, tmp_path):
+    """``make fuzz`` kills every command 20 times. It may be killed several times in a row."""
+    expected, *_, seconds = undisturbed(name)
+    chance, killed, folder = random.Random(None if FACTOR > 1 else name), 0, tmp_path / "outputs"
+    folder.mkdir()
+    command, goes_on = arguments(name, inputs, folder / "out"), GOES_ON.get(name, "").split()
+    for tries in range(5 * KILLS):
+        moment = chance.uniform(0, seconds)
+        ended = zygote.run(*command, *(goes_on if tries else []), kill_after=moment)
+        assert ended.status in (KILLED, 0), f"killed after {moment:.3f} s: {ended.output}"
+        killed += ended.status == KILLED
+        assert_whole(folder, expected)
+        if ended.status == 0 or chance.random() < 0.5 or killed == KILLS:
+            again = ended if ended.status == 0 else zygote.run(*command, *goes_on)
+            if "already has annotations: give" in again.output:  # it had ended all but its lock
+                (folder / "out" / f".train_report.json{files._LOCK}").unlink(missing_ok=True)
+            else:
+                assert again.status == 0, f"after a kill at {moment:.3f} s: {again.output}"
+            assert_done(folder, expected)
+            shutil.rmtree(folder)
+            folder.mkdir()
+        if killed == KILLS:
+            return
+    raise AssertionError(f"only {killed} of {tries + 1} were killed before they ended")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_named_and_gone_on_from(name, zygote, inputs, undisturbed, tmp_path):
-    expected, _, size = undisturbed(name)
+    expected, _, size, _ = undisturbed(name)
     with small_disk(tmp_path) as disk:
         room = min(size // 2, MEGABYTES << 19) & ~4095
         (disk / "filler").write_bytes(bytes((MEGABYTES << 20) - room))

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +76,7 @@ def _serve(pipe: Connection) -> None:
         if commands is None:
             return
         running = []
-        for arguments, kill_at, hold in commands:
+        for arguments, kill_at, hold, kill_after in commands:
             if hold == "wait for the one before":
                 while not running[-1][2].value and running[-1][0].is_alive():
                     time.sleep(0.01)
@@ -84,7 +85,13 @@ def _serve(pipe: Connection) -> None:
             count = fork.Value("i", 0)
             process = fork.Process(target=_command, args=(arguments, output, kill_at, hold, count))
             process.start()
+            with suppress(OSError):  # it does so itself, too
+                os.setpgid(process.pid, process.pid)
             running.append((process, output, count, hold))
+            if kill_after is not None:
+                process.join(kill_after)
+                with suppress(ProcessLookupError):  # it has ended
+                    os.killpg(process.pid, signal.SIGKILL)
             if len(running) == 2:  # the second one meets the first one's lock; then both may go on
                 process.join()
                 Path(running[0][3]).unlink()
@@ -105,16 +112,23 @@ class Zygote:
         self._process = spawn.Process(target=_serve, args=(other,))
         self._process.start()
 
-    def run(self, *arguments: object, kill_at: int = -1) -> Ended:
-        """A command to its end; with ``kill_at`` it is killed before its rename of that number."""
-        self._pipe.send([([*map(str, arguments)], kill_at, "")])
+    def run(self, *arguments: object, kill_at: int = -1, kill_after: float | None = None) -> Ended:
+        """A command to its end, unless it is killed.
+
+        Args:
+            arguments: of the command line.
+            kill_at: it is killed before its rename of that number.
+            kill_after: it is killed after so many seconds, with its workers.
+        """
+        self._pipe.send([([*map(str, arguments)], kill_at, "", kill_after)])
         return self._pipe.recv()[0]
 
     def run_two(self, *arguments: object, hold: Path) -> tuple[Ended, Ended]:
         """The same command twice: the second one starts when the first is about to rename."""
         hold.touch()
         same = [*map(str, arguments)]
-        self._pipe.send([(same, -1, str(hold)), (same, -1, "wait for the one before")])
+        before = "wait for the one before"
+        self._pipe.send([(same, -1, str(hold), None), (same, -1, before, None)])
         first, second = self._pipe.recv()
         return first, second
 
