@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cmpose import ops
+from cmpose.ops import backends
 from cmpose.ops.backends import OPS
 from tests.ops.support import tcformer
 
@@ -34,7 +35,11 @@ def test_a_section_an_op() -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_limits_are_stated(name: str) -> None:
-    assert "Limits of the kernel" in SECTIONS[name]
+    """One row an op, which has a CPU path and kernels where the op has."""
+    ((cpu, kernels),) = re.findall(rf"^\| `{name}` \| (\w+) \| (.*?) \| .* \|$", TEXT, flags=re.M)
+    limits = backends._ENTRIES[name].limits
+    assert cpu == ("all" if "cpu" in limits else "none")
+    assert set(re.findall(r"`(\w+)`", kernels)) == set(limits) - {"cpu"}
 
 
 @pytest.mark.parametrize("title", SECTIONS)
