@@ -1,9 +1,15 @@
-"""Sums of clusters by index_add, which on a CPU adds in the order of the index."""
+"""Clusters as the bags of an embedding, whose weighted sums need no weighted copy of the tokens.
+
+torch sums a bag in the order of its indices, whatever the number of threads.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+_dots = torch.ops.aten._embedding_bag_per_sample_weights_backward.default
 
 
 def _rows(assignment: Tensor, num_clusters: int) -> Tensor:
@@ -17,12 +23,22 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The merged tokens [B, L, D] before they are rounded, and the sums of weights [B, L]."""
     wide = torch.promote_types(torch.promote_types(tokens.dtype, weights.dtype), torch.float32)
-    batch, _, width = tokens.shape
+    batch, size, width = tokens.shape
+    if not tokens.numel():
+        merged = tokens.new_zeros(batch, num_clusters, width, dtype=wide)
+        return merged, tokens.new_zeros(batch, num_clusters, dtype=wide)
     weight = weights.to(wide)
-    values = (tokens.to(wide) * weight[..., None]).flatten(0, 1)
     rows = _rows(assignment, num_clusters)
-    merged = values.new_zeros(batch * num_clusters, width).index_add_(0, rows, values)
-    merged = merged.view(batch, num_clusters, width)
+    order = rows.argsort(stable=True)
+    starts = rows.bincount(minlength=batch * num_clusters).cumsum(0).roll(1)
+    starts[0] = 0
+    merged = embedding_bag(
+        order,
+        tokens.to(wide).reshape(batch * size, width),
+        starts,
+        mode="sum",
+        per_sample_weights=weight.flatten()[order],
+    ).view(batch, num_clusters, width)
     total = weight.new_zeros(batch, num_clusters).scatter_add_(1, assignment, weight)
     if normalize:
         empty = total == 0
@@ -45,20 +61,27 @@ def backward(
     want_weights: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients, as the reference's; what is not wanted is empty."""
-    wide, num_clusters = total.dtype, total.shape[1]
-    rows = _rows(assignment, num_clusters)
-    gradient = d_merged.to(wide).flatten(0, 1).index_select(0, rows)
-    gradient = gradient.view(tokens.shape)
+    wide, width = total.dtype, tokens.shape[2]
+    d_tokens, d_weights = tokens.new_empty(0), weights.new_empty(0)
+    if not tokens.numel():
+        return (
+            tokens.new_zeros(tokens.shape) if want_tokens else d_tokens,
+            weights.new_zeros(weights.shape) if want_weights else d_weights,
+        )
+    rows = _rows(assignment, total.shape[1])
+    each = torch.arange(len(rows))
+    gradient = d_merged.to(wide).reshape(-1, width).contiguous()
     divisor = total.gather(1, assignment) if normalize else torch.ones_like(weights, dtype=wide)
     nothing = divisor == 0
     divisor = divisor.masked_fill(nothing, 1.0)
-    d_tokens, d_weights = tokens.new_empty(0), weights.new_empty(0)
     if want_weights:
-        dot = (gradient * tokens).sum(dim=2)
+        token = tokens.to(wide).reshape(-1, width).contiguous()
+        dot = _dots(gradient, token, each, each, rows, 0).view(assignment.shape)
         if normalize:
             dot -= (d_merged * exact.to(wide)).sum(dim=2).gather(1, assignment)
-        d_weights = (dot / divisor).masked_fill_(nothing, 0.0).to(weights.dtype)
+        d_weights = (dot / divisor).masked_fill_(nothing, 0.0).to(weights.dtype).contiguous()
     if want_tokens:
-        scale = (weights.to(wide) / divisor).masked_fill_(nothing, 0.0)
-        d_tokens = gradient.mul_(scale[..., None]).to(tokens.dtype)
+        scale = (weights.to(wide) / divisor).masked_fill_(nothing, 0.0).flatten()
+        d_tokens = embedding_bag(rows, gradient, each, mode="sum", per_sample_weights=scale)
+        d_tokens = d_tokens.view(tokens.shape).to(tokens.dtype)
     return d_tokens, d_weights
