@@ -42,7 +42,12 @@ def _add_arguments(subparser: ArgumentParser) -> None:
         default=[],
         help="write such pictures of these frames instead; they count from 0",
     )
-    add("--detect_every", type=int, default=3, help="run the detector in every Nth frame")
+    add(
+        "--detect_every",
+        type=int | None,
+        default=None,
+        help="run the detector in every Nth frame; if not given, 3",
+    )
     add(
         "--bridge",
         type=int | None,

@@ -21,6 +21,7 @@ _SETTINGS = (
 )
 """Options that results depend on: a journal must not mix two values of them."""
 
+_DETECT_EVERY = 3
 _BRIDGE, _SMOOTH = 10, 2
 """In frames; the defaults for boxes that come without track ids."""
 
@@ -37,14 +38,15 @@ class Options:
             are spread over the video. If one of them is empty, the next with people is taken.
         explain_frames: draw them in exactly these frames instead; frames count from 0, those of a
             folder of pictures have the numbers of their names.
-        detect_every: the detector is run in every Nth frame.
+        detect_every: the detector is run in every Nth frame; None is 3. For files without
+            ``detections`` alone.
         bridge: how many frames in a row a person may be missing and still gets boxes there, which
             are interpolated. None is 10, or 0 for boxes with track ids.
         smooth: boxes are averaged over so many frames before and after. None is 2, or 0 for boxes
             with track ids.
         batch_size: how many people, of one frame or of several, go through the model at once.
         max_frames: stop after so many frames; None does not stop.
-        fps: frames a second of the drawn video; None takes the input's.
+        fps: frames a second of the drawn video, if there is one; None takes the input's.
         on_error: ``skip`` goes on past unreadable pictures of a folder, ``raise`` stops.
     """
 
@@ -53,7 +55,7 @@ class Options:
     outputs: tuple[Output, ...] = get_args(Output)
     explain: bool = False
     explain_frames: tuple[int, ...] = ()
-    detect_every: int = 3
+    detect_every: int | None = None
     bridge: int | None = None
     smooth: int | None = None
     batch_size: int = 16
@@ -74,11 +76,22 @@ class Options:
         unknown = [o for o in self.outputs if o not in get_args(Output)]
         if unknown or not self.outputs:
             raise ValueError(f"--outputs {list(self.outputs)}: some of {list(get_args(Output))}")
+        if self.detections is not None and self.detect_every is not None:
+            raise ValueError(
+                f"--detect_every {self.detect_every}: no detector runs beside --detections "
+                f"{self.detections}; leave one of the two out"
+            )
+        if self.fps is not None and "video" not in self.outputs:
+            raise ValueError(
+                f"--fps {self.fps}: is the drawn video's, which --outputs {list(self.outputs)} "
+                "leaves out; add video, or leave --fps out"
+            )
         if self.detections is None and self.bridge is not None:
-            least = self.detect_every - 1
+            every = self.detect_every or _DETECT_EVERY
+            least = every - 1
             if self.bridge < least:
                 raise ValueError(
-                    f"--bridge {self.bridge}: the detector runs every {self.detect_every} frames, "
+                    f"--bridge {self.bridge}: the detector runs every {every} frames, "
                     f"so {least} frames must be bridged at least; or set --detect_every"
                 )
 
@@ -121,6 +134,8 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
             min_score=o.min_score,
         )
     tracked = detections is not None and detections.tracked
+    o = replace(o, detect_every=o.detect_every or _DETECT_EVERY)
+    assert o.detect_every is not None
     bridge = max(_BRIDGE, o.detect_every - 1) if o.bridge is None else o.bridge
     smooth = _SMOOTH if o.smooth is None else o.smooth
     if tracked:

@@ -62,6 +62,7 @@ def _detected(
     frames: Iterable[VideoFrame], earlier: Iterator[PredictedFrame], options: Options, clock: Clock
 ) -> Iterator[tuple[SeenFrame, list[Detection] | None]]:
     """The detector also runs in the last frame, so that nobody is lost before it."""
+    assert options.detect_every is not None  # once the options are settled
     for frame, last in _with_last(frames):
         before = next(earlier, None)
         detections = None

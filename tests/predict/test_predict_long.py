@@ -529,6 +529,8 @@ def test_a_video_that_is_cut_off_is_done_as_far_as_it_goes(weights, clip, tmp_pa
             {"detections": None, "detect_every": 9},
             "--bridge 4: the detector runs every 9 frames, so 8 frames must be bridged at least",
         ),
+        ({"detect_every": 2}, r"--detect_every 2: no detector runs beside --detections .*boxes"),
+        ({"fps": 30.0, "outputs": ["coco"]}, r"--fps 30\.0: is the drawn video's, which --outp"),
     ],
 )
 def test_options_that_cannot_be(clip, weights, tmp_path, options, message):
