@@ -2,12 +2,13 @@
 
 While :func:`recording`, launches are noted and not run. The compile check and the test of the
 launch path use this on a machine without a GPU: they call a kernel's launcher with tensors on the
-meta device and look at what would have been launched.
+meta device and look at what would have been launched. While :func:`handing_over`, something else
+runs them: the tests run what is compiled on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,27 +53,35 @@ class Launch:
     fp_fusion: bool
 
 
-_recorded: list[Launch] | None = None
-_recorded_arch = INTERPRETER_ARCH
+_taker: Callable[[Launch], Any] | None = None
+_taker_arch = INTERPRETER_ARCH
 _archs: dict[int, int] = {}
+
+
+@contextmanager
+def handing_over(taker: Callable[[Launch], Any], arch: int) -> Iterator[None]:
+    """Within it ``taker`` gets each launch, made as for a card of compute capability ``arch``."""
+    global _taker, _taker_arch
+    before = _taker, _taker_arch
+    _taker, _taker_arch = taker, arch
+    try:
+        yield
+    finally:
+        _taker, _taker_arch = before
 
 
 @contextmanager
 def recording(arch: int) -> Iterator[list[Launch]]:
     """Within it launches are noted, as for a card of compute capability ``arch`` (89 is 8.9)."""
-    global _recorded, _recorded_arch
-    before = _recorded, _recorded_arch
-    _recorded, _recorded_arch = [], arch
-    try:
-        yield _recorded
-    finally:
-        _recorded, _recorded_arch = before
+    recorded: list[Launch] = []
+    with handing_over(recorded.append, arch):
+        yield recorded
 
 
 def arch_of(tensor: Tensor) -> int:
     """The compute capability that ``tensor``'s kernels run on: 80, 89, 90, 120, ..."""
-    if _recorded is not None:
-        return _recorded_arch
+    if _taker is not None:
+        return _taker_arch
     if tensor.device.type != "cuda":
         return INTERPRETER_ARCH
     index = tensor.device.index
@@ -103,9 +112,9 @@ def launch(
     """
     if 0 in grid:
         return
-    if _recorded is not None:
+    if _taker is not None:
         constants = {**config.blocks, **constants}
-        _recorded.append(Launch(kernel, grid, arguments, constants, config, fp_fusion))
+        _taker(Launch(kernel, grid, arguments, constants, config, fp_fusion))
         return
     kernel[grid](
         *arguments,

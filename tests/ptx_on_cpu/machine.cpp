@@ -1,0 +1,343 @@
+// Blocks, warps, barriers, memory and its checks.
+#include "machine.h"
+
+#include <algorithm>
+#include <climits>
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+
+namespace ptx {
+
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+void fail(const std::string& what) { throw Failure(what); }
+
+namespace {
+
+// What is known of a byte of shared memory. An epoch lasts from one barrier to the next.
+struct Byte {
+  uint32_t written, read;     // the epoch, 0: never
+  uint32_t writers, readers;  // warps that did so in that epoch, a bit each
+  uint32_t atomic;            // the epoch in which warps last took turns at it
+  bool pending;               // an asynchronous copy to it is under way
+};
+
+struct Range {  // of a tensor, or of a buffer that the launcher gives
+  uint64_t begin, end;
+  const uint8_t* holes;  // 0 for a byte that is not the tensor's; null: all are
+};
+
+struct Program {
+  std::vector<Instruction> code;
+  std::vector<char> frame;  // a warp's registers at the start: the constants
+};
+
+std::vector<char> memory;
+std::vector<Byte> bytes_known;
+std::vector<Range> ranges;
+size_t recent = 0;
+std::vector<char> params;
+uint32_t epoch = 0, block_start = 0;
+
+enum Special { kTid, kCtaid = 3, kNtid = 6, kNctaid = 9, kLane = 12, kWarp, kLanemaskLt };
+
+std::string hex(uint64_t value) {
+  char text[24];
+  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+void reconcile(Warp& w) {
+  if (w.active) w.waiting.emplace_back(w.pc, w.active);
+  if (w.waiting.empty()) {
+    w.stopped = true;
+    return;
+  }
+  w.pc = std::min_element(w.waiting.begin(), w.waiting.end())->first;
+  w.active = 0;
+  w.next = INT_MAX;
+  std::vector<std::pair<int, uint32_t>> left;
+  for (const auto& [pc, lanes] : w.waiting) {
+    if (pc == w.pc) {
+      w.active |= lanes;
+    } else {
+      left.emplace_back(pc, lanes);
+      w.next = std::min(w.next, pc);
+    }
+  }
+  w.waiting = std::move(left);
+}
+
+void run_warp(Warp& w, const Program& program) {
+  w.stopped = false;
+  while (!w.stopped) {
+    const Instruction& i = program.code[w.pc];
+    w.mask = w.active;
+    if (i.guard >= 0) w.mask &= i.negated ? ~w.predicate(i.guard) : w.predicate(i.guard);
+    ++w.pc;
+    if (w.mask) i.run(w, i);
+    if (w.pc >= w.next) reconcile(w);
+  }
+}
+
+// Runs the block's warps from barrier to barrier, `order` saying who is first.
+void run_block(std::vector<Warp>& warps, const Program& program, const std::vector<int>& order,
+               Warp*& running) {
+  block_start = ++epoch;
+  for (;;) {
+    int arrived = 0, at = -1;
+    for (int index : order) {
+      Warp& w = warps[index];
+      running = &w;
+      run_warp(w, program);
+      if (w.alive == 0) continue;
+      if (arrived++ && w.pc != at) fail("warps of a block wait at different barriers");
+      at = w.pc;
+    }
+    if (arrived == 0) return;
+    if (arrived != static_cast<int>(warps.size()))
+      fail("a barrier that only " + std::to_string(arrived) + " of " +
+           std::to_string(warps.size()) + " warps reach");
+    ++epoch;
+  }
+}
+
+}  // namespace
+
+void whole(const Warp& w, uint32_t members) {
+  if (w.mask != (w.alive & members) || (members & ~w.alive))
+    fail("lanes " + hex(w.mask) + " are here, lanes " + hex(members) + " must be");
+}
+
+void jump(Warp& w, int target) {
+  const uint32_t stay = w.active & ~w.mask;
+  if (stay) w.waiting.emplace_back(w.pc, stay);
+  w.active = w.mask;
+  w.pc = target;
+  if (!w.waiting.empty()) reconcile(w);
+}
+
+void leave(Warp& w) {
+  w.alive &= ~w.mask;
+  w.active &= ~w.mask;
+  if (!w.active) reconcile(w);
+}
+
+void wait_at_barrier(Warp& w) {
+  whole(w, kAll);
+  w.stopped = true;
+}
+
+char* global(uint64_t address, int bytes) {
+  if (address % bytes)
+    fail("address " + hex(address) + " is no multiple of the " + std::to_string(bytes) + " bytes");
+  const auto inside = [&](const Range& r) {
+    if (address < r.begin || address + bytes > r.end) return false;
+    if (!r.holes) return true;
+    const uint8_t* const at = r.holes + (address - r.begin);
+    return std::all_of(at, at + bytes, [](uint8_t known) { return known; });
+  };
+  if (recent < ranges.size() && inside(ranges[recent])) return reinterpret_cast<char*>(address);
+  for (recent = 0; recent < ranges.size(); ++recent)
+    if (inside(ranges[recent])) return reinterpret_cast<char*>(address);
+  std::string where = "nowhere near one";
+  uint64_t nearest = 1 << 20;
+  for (size_t index = 0; index < ranges.size(); ++index) {
+    const Range& r = ranges[index];
+    const std::string name = "tensor " + std::to_string(index);
+    if (address >= r.begin && address + bytes <= r.end) {
+      where = "between the elements of " + name;
+      break;
+    }
+    if (address >= r.end - std::min<uint64_t>(bytes, r.end) && address - r.end < nearest) {
+      nearest = address - r.end;
+      where = std::to_string(nearest) + " bytes behind " + name;
+    } else if (address < r.begin && r.begin - address < nearest) {
+      nearest = r.begin - address;
+      where = std::to_string(nearest) + " bytes before " + name;
+    }
+  }
+  fail("an access of " + std::to_string(bytes) + " bytes outside the tensors: " + where);
+}
+
+char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomic) {
+  if (address % bytes)
+    fail("shared address " + hex(address) + " is no multiple of the " + std::to_string(bytes) +
+         " bytes");
+  if (address + bytes > memory.size())
+    fail("shared address " + hex(address) + " is outside the block's " +
+         std::to_string(memory.size()) + " bytes");
+  const uint32_t mine = 1u << w.id;
+  for (uint64_t at = address; at < address + bytes; ++at) {
+    Byte& b = bytes_known[at];
+    const auto race = [&](const char* what) {
+      fail("shared address " + hex(at) + ": " + what + " between the same barriers");
+    };
+    if (b.pending)
+      fail("shared address " + hex(at) + " is " + (write ? "written" : "read") +
+           " before the asynchronous copy to it is waited for");
+    const bool others_wrote = b.written == epoch && b.writers & ~mine;
+    if (write || atomic) {
+      // Triton lets warps that hold the same value all write it; that is no race.
+      const bool agreed = atomic ? b.atomic == epoch : memory[at] == write[at - address];
+      if (others_wrote && !agreed) race("two warps write it");
+      if (b.read == epoch && b.readers & ~mine) race("one warp writes what another reads");
+    }
+    if (!write) {
+      if (b.written < block_start)
+        fail("shared address " + hex(at) + " is read, and nobody wrote it");
+      if (others_wrote && !atomic && !(b.writers & mine))
+        race("one warp reads what another writes");
+    }
+    if (write || atomic) {
+      b.writers = (b.written == epoch ? b.writers : 0) | mine;
+      b.written = epoch;
+      if (atomic) b.atomic = epoch;
+      if (write) memory[at] = write[at - address];
+    } else {
+      b.readers = (b.read == epoch ? b.readers : 0) | mine;
+      b.read = epoch;
+    }
+  }
+  return memory.data() + address;
+}
+
+const char* parameters(uint64_t offset, int bytes) {
+  if (offset + bytes > params.size()) fail("a parameter that the launch does not give");
+  return params.data() + offset;
+}
+
+void issue(Warp& w, const Copy& copy) {
+  if (copy.to % copy.bytes) fail("an asynchronous copy to an unaligned shared address");
+  if (uint64_t(copy.to) + copy.bytes > memory.size())
+    fail("an asynchronous copy out of shared memory");
+  for (int k = 0; k < copy.bytes; ++k) {
+    Byte& b = bytes_known[copy.to + k];
+    if (b.pending) fail("an asynchronous copy to where another is under way");
+    if ((b.read == epoch && b.readers & ~(1u << w.id)) ||
+        (b.written == epoch && b.writers & ~(1u << w.id)))
+      fail("shared address " + hex(copy.to + k) +
+           ": an asynchronous copy overwrites what another warp uses between the same barriers");
+    b.pending = true;
+  }
+  w.copies.push_back(copy);
+}
+
+void wait_for_groups(Warp& w, int in_flight) {
+  std::vector<Copy> left;
+  for (const Copy& copy : w.copies) {
+    if (copy.group >= w.groups - in_flight) {
+      left.push_back(copy);
+      continue;
+    }
+    std::memset(memory.data() + copy.to, 0, copy.bytes);
+    if (copy.from) std::memcpy(memory.data() + copy.to, copy.from, copy.present);
+    for (int k = 0; k < copy.bytes; ++k) {
+      Byte& b = bytes_known[copy.to + k];
+      b.written = epoch;
+      b.writers = 1u << w.id;
+      b.pending = false;
+    }
+  }
+  w.copies = std::move(left);
+}
+
+}  // namespace ptx
+
+using namespace ptx;
+
+extern "C" {
+
+// Rows of 2 + kOperands + kNumbers numbers: guard, negated, operands, numbers. Names are lines.
+// Null, and the row's number in `unknown`, if a name is not known.
+void* ptx_program(const char* names, const int64_t* rows, int count, const char* frame,
+                  int frame_bytes, int* unknown) {
+  static const Table table = [] {
+    Table made;
+    add_arithmetic(made);
+    add_memory(made);
+    return made;
+  }();
+  auto program = new Program{{}, {frame, frame + frame_bytes}};
+  for (int k = 0; k < count; ++k) {
+    const char* const end = std::strchr(names, '\n');
+    const auto found = table.find(std::string(names, end));
+    if (found == table.end()) {
+      *unknown = k;
+      delete program;
+      return nullptr;
+    }
+    names = end + 1;
+    Instruction i{found->second, static_cast<int>(rows[0]), rows[1] != 0, {}, {}};
+    for (int n = 0; n < kOperands; ++n) i.operand[n] = static_cast<int>(rows[2 + n]);
+    for (int n = 0; n < kNumbers; ++n) i.number[n] = rows[2 + kOperands + n];
+    program->code.push_back(i);
+    rows += 2 + kOperands + kNumbers;
+  }
+  return program;
+}
+
+// Runs every block. Returns -1, or the row at which it failed, and says where and why in `message`.
+int ptx_launch(void* handle, const unsigned* grid, int num_warps, int shared_bytes,
+               const char* parameter_bytes, int parameter_count, const uint64_t* known, int tensors,
+               int backwards, char* message, int message_bytes) {
+  const Program& program = *static_cast<Program*>(handle);
+  memory.assign(shared_bytes, char(0xff));
+  bytes_known.assign(shared_bytes, Byte{});
+  epoch = 0;
+  params.assign(parameter_bytes, parameter_bytes + parameter_count);
+  ranges.clear();
+  for (int k = 0; k < tensors; ++k)
+    ranges.push_back(
+        {known[3 * k], known[3 * k + 1], reinterpret_cast<const uint8_t*>(known[3 * k + 2])});
+  const size_t frame = (program.frame.size() + 63) / 64 * 64;
+  std::vector<char> registers(frame * num_warps + 64);
+  char* const first = registers.data() + (64 - reinterpret_cast<uint64_t>(registers.data()) % 64);
+  std::vector<Warp> warps(num_warps);
+  std::vector<int> order;
+  for (int k = 0; k < num_warps; ++k) {
+    warps[k].id = k;
+    warps[k].registers = first + frame * k;
+    std::memcpy(warps[k].registers, program.frame.data(), program.frame.size());
+    order.push_back(backwards ? num_warps - 1 - k : k);
+  }
+  Warp* running = nullptr;
+  unsigned block[3];
+  for (block[2] = 0; block[2] < grid[2]; ++block[2])
+    for (block[1] = 0; block[1] < grid[1]; ++block[1])
+      for (block[0] = 0; block[0] < grid[0]; ++block[0]) {
+        for (Warp& w : warps) {
+          w.pc = w.groups = 0;
+          w.next = INT_MAX;
+          w.active = w.alive = kAll;
+          w.waiting.clear();
+          w.copies.clear();
+          const auto set = [&](int special, int lane, uint32_t value) {
+            w.reg<uint32_t>(128 * special)[lane] = value;
+          };
+          for (int lane = 0; lane < kLanes; ++lane) {
+            for (int d = 0; d < 3; ++d) {
+              set(kTid + d, lane, d ? 0 : 32 * w.id + lane);
+              set(kCtaid + d, lane, block[d]);
+              set(kNtid + d, lane, d ? 1 : 32 * num_warps);
+              set(kNctaid + d, lane, grid[d]);
+            }
+            set(kLane, lane, lane);
+            set(kWarp, lane, w.id);
+            set(kLanemaskLt, lane, (1u << lane) - 1);
+          }
+        }
+        for (Byte& b : bytes_known) b.pending = false;
+        try {
+          run_block(warps, program, order, running);
+        } catch (const Failure& failure) {
+          std::snprintf(message, message_bytes, "%s; block (%u, %u, %u), warp %d", failure.what(),
+                        block[0], block[1], block[2], running->id);
+          return running->pc - 1;
+        }
+      }
+  return -1;
+}
+}

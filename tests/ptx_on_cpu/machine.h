@@ -1,0 +1,75 @@
+// A machine that runs PTX: one block after another, a block's warps in turns from barrier to
+// barrier, a warp's 32 lanes together. See docs/ptx_on_cpu.md.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace ptx {
+
+constexpr uint32_t kAll = 0xffffffffu;
+constexpr int kLanes = 32, kOperands = 16, kNumbers = 6;
+
+struct Warp;
+struct Instruction;
+using Handler = void (*)(Warp&, const Instruction&);
+
+// Operands are byte offsets into a warp's registers, -1 where there is none. A register is 32
+// values side by side, a lane each; a predicate is one word, a bit a lane.
+struct Instruction {
+  Handler run;
+  int guard;  // the predicate's offset, or -1
+  bool negated;
+  int operand[kOperands];
+  int64_t number[kNumbers];
+};
+
+struct Copy {  // of cp.async, from its issue to the wait for its group
+  uint32_t to;
+  const char* from;  // null: zeros
+  int bytes, present, group;
+};
+
+struct Warp {
+  int id;
+  char* registers;
+  int pc;
+  uint32_t mask;                                  // lanes that this instruction is for
+  uint32_t active;                                // lanes at pc
+  uint32_t alive;                                 // lanes that have not returned
+  std::vector<std::pair<int, uint32_t>> waiting;  // lanes elsewhere, by their pc
+  int next;                                       // the least pc of those
+  bool stopped;                                   // at a barrier, or at the end
+  int groups;                                     // committed
+  std::vector<Copy> copies;
+
+  template <class T>
+  T* reg(int offset) {
+    return reinterpret_cast<T*>(registers + offset);
+  }
+  uint32_t& predicate(int offset) { return *reg<uint32_t>(offset); }
+};
+
+[[noreturn]] void fail(const std::string& what);
+void whole(const Warp& warp, uint32_t members);  // fails unless all of them are here
+void jump(Warp& warp, int target);
+void leave(Warp& warp);
+void wait_at_barrier(Warp& warp);
+
+// The memory at an address, checked: inside a tensor; written before, and so on. Shared memory is
+// written, if there is something to write, by the function itself.
+char* global(uint64_t address, int bytes);
+char* shared(Warp& warp, uint64_t address, int bytes, const char* write = nullptr,
+             bool atomic = false);
+const char* parameters(uint64_t offset, int bytes);
+void issue(Warp& warp, const Copy& copy);
+void wait_for_groups(Warp& warp, int in_flight);
+
+using Table = std::unordered_map<std::string, Handler>;
+void add_arithmetic(Table& table);
+void add_memory(Table& table);
+
+}  // namespace ptx

@@ -1,0 +1,155 @@
+"""The machine: compiled once, given programs, and run; see docs/ptx_on_cpu.md."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.ptx_on_cpu.parse import Kernel, Unknown
+from tests.shared_data import PROJECT
+
+HERE = Path(__file__).resolve().parent
+FOLDER = PROJECT / "build" / "ptx_on_cpu"
+
+FLAGS = ("-std=c++20", "-O1", "-ftree-vectorize", "-march=native", "-fno-strict-aliasing")
+FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "-shared")
+
+SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 120: 101_376}
+"""Bytes of shared memory that a block may have, by compute capability."""
+
+
+class Fault(Exception):
+    """What a kernel did that it must not do: where, and the instruction."""
+
+
+def compiler() -> str | None:
+    """The C++ compiler, if there is one."""
+    return shutil.which("g++")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = compiler()
+    if path is None:
+        raise RuntimeError("there is no g++ to compile the machine with")
+    sources = sorted(HERE.glob("*.cpp"))
+    key = hashlib.sha256(repr(FLAGS).encode())
+    for file in (*sources, HERE / "machine.h"):
+        key.update(file.read_bytes())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    library = FOLDER / f"machine_{key.hexdigest()[:16]}.so"
+    with (FOLDER / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # only one of two test processes compiles
+        if not library.is_file():
+            made = library.with_suffix(f".{os.getpid()}")
+            command = [path, *FLAGS, *map(str, sources), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
+            made.rename(library)
+    loaded = ctypes.CDLL(str(library))
+    loaded.ptx_program.restype = ctypes.c_void_p
+    return loaded
+
+
+class Program:
+    """A kernel on the machine."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        names = "".join(f"{row.name}\n" for row in kernel.rows).encode()
+        numbers = [number for row in kernel.rows for number in row.packed()]
+        unknown = ctypes.c_int(-1)
+        self._handle = _library().ptx_program(
+            names,
+            (ctypes.c_int64 * len(numbers))(*numbers),
+            len(kernel.rows),
+            bytes(kernel.frame),
+            len(kernel.frame),
+            ctypes.byref(unknown),
+        )
+        if not self._handle:
+            text = kernel.statements[unknown.value].text
+            raise Unknown(f"the machine does not have {text!r} of {kernel.name}")
+
+    def launch(
+        self,
+        grid: Sequence[int],
+        warps: int,
+        shared: int,
+        parameters: bytes,
+        tensors: Sequence[Tensor],
+        *,
+        arch: int = 89,
+        backwards: bool = False,
+    ) -> None:
+        """Runs all blocks.
+
+        Args:
+            grid: blocks along x, y and z.
+            warps: a block's.
+            shared: bytes of dynamic shared memory.
+            parameters: as they lie in the kernel's parameter space.
+            tensors: which the kernel may access, and nothing else.
+            arch: the card's compute capability.
+            backwards: the last warp of a block runs first.
+
+        Raises:
+            Fault: the kernel did what it must not do.
+        """
+        shared += self.kernel.shared
+        if shared > SHARED[arch]:
+            raise Fault(
+                f"{self.kernel.name} asks for {shared} bytes of shared memory; sm_{arch} has "
+                f"{SHARED[arch]} a block"
+            )
+        known: list[int] = []
+        kept = []
+        for tensor in tensors:
+            begin, end, holes = _extent(tensor)
+            known += [begin, end, 0 if holes is None else holes.data_ptr()]
+            kept.append(holes)
+        size = [*grid, 1, 1][:3]
+        message = ctypes.create_string_buffer(1000)
+        row = _library().ptx_launch(
+            ctypes.c_void_p(self._handle),
+            (ctypes.c_uint * 3)(*size),
+            warps,
+            shared,
+            parameters,
+            len(parameters),
+            (ctypes.c_uint64 * len(known))(*known),
+            len(tensors),
+            int(backwards),
+            message,
+            len(message),
+        )
+        if row >= 0:
+            statement = self.kernel.statements[row]
+            raise Fault(
+                f"{self.kernel.name}, {statement.source or f'row {row}'}: {statement.text!r}: "
+                f"{message.value.decode()}"
+            )
+
+
+def _extent(tensor: Tensor) -> tuple[int, int, Tensor | None]:
+    """Its first byte, the one after its last, and which of those are its own if not all are."""
+    begin, size = tensor.data_ptr(), tensor.element_size()
+    if tensor.numel() == 0:
+        return begin, begin, None
+    span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    if span <= tensor.numel():
+        return begin, begin + span * size, None
+    holes = torch.zeros(span, size, dtype=torch.uint8)
+    holes.as_strided((*tensor.shape, size), (*(s * size for s in tensor.stride()), 1)).fill_(1)
+    return begin, begin + span * size, holes

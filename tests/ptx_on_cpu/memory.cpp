@@ -1,0 +1,274 @@
+// Loads, stores, asynchronous copies, matrices, control and what lanes do together.
+#include <climits>
+#include <cmath>
+#include <cstring>
+
+#include "machine.h"
+
+namespace ptx {
+namespace {
+
+template <class F>
+void each(const Warp& w, F f) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (w.mask >> lane & 1) f(lane);
+}
+
+enum Space { kParam, kGlobal, kShared };
+
+// Numbers: space, offset, bytes of an element, elements, bytes of a register, signed.
+// Operands: the elements' registers, the address (absent: the offset is the address).
+uint64_t address_of(Warp& w, int operand, int64_t offset, int lane, bool wide) {
+  if (operand < 0) return offset;
+  return offset + (wide ? w.reg<uint64_t>(operand)[lane] : w.reg<uint32_t>(operand)[lane]);
+}
+
+template <bool STORE>
+void access(Warp& w, const Instruction& i) {
+  const auto space = static_cast<Space>(i.number[0] & 3);
+  const bool wide = i.number[0] & 4, is_signed = i.number[5];
+  const int bytes = i.number[2], count = i.number[3], width = i.number[4];
+  each(w, [&](int lane) {
+    const uint64_t address = address_of(w, i.operand[count], i.number[1], lane, wide);
+    const auto value = [&](int k) { return w.registers + i.operand[k] + width * lane; };
+    if (STORE) {
+      char all[16];
+      for (int k = 0; k < count; ++k) std::memcpy(all + k * bytes, value(k), bytes);
+      if (space == kShared) {
+        shared(w, address, bytes * count, all);
+      } else {
+        std::memcpy(global(address, bytes * count), all, bytes * count);
+      }
+      return;
+    }
+    const char* const at = space == kGlobal   ? global(address, bytes * count)
+                           : space == kShared ? shared(w, address, bytes * count)
+                                              : parameters(address, bytes * count);
+    for (int k = 0; k < count; ++k) {
+      if (i.operand[k] < 0) continue;
+      std::memset(value(k), is_signed && at[k * bytes + bytes - 1] < 0 ? 0xff : 0, width);
+      std::memcpy(value(k), at + k * bytes, bytes);
+    }
+  });
+}
+
+// Operands: to, from, the bytes that are there (absent: all). Numbers: offsets of both, bytes.
+void copy_async(Warp& w, const Instruction& i) {
+  const int bytes = i.number[2];
+  each(w, [&](int lane) {
+    const int present = i.operand[2] < 0 ? bytes : w.reg<uint32_t>(i.operand[2])[lane];
+    const char* from = nullptr;
+    if (present) {
+      const uint64_t address = address_of(w, i.operand[1], i.number[1], lane, true);
+      if (address % bytes) fail("an asynchronous copy from an unaligned address");
+      from = present == bytes ? global(address, bytes) : global(address, 1);
+    }
+    const auto to = static_cast<uint32_t>(address_of(w, i.operand[0], i.number[0], lane, false));
+    issue(w, {to, from, bytes, present, w.groups});
+  });
+}
+
+template <int COUNT, bool TRANSPOSED>
+void load_matrices(Warp& w, const Instruction& i) {
+  whole(w, kAll);
+  for (int k = 0; k < COUNT; ++k) {
+    const char* row[8];
+    for (int r = 0; r < 8; ++r)
+      row[r] = shared(w, address_of(w, i.operand[COUNT], i.number[0], 8 * k + r, false), 16);
+    auto* const to = w.reg<uint16_t>(i.operand[k]);
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int half = 0; half < 2; ++half) {
+        const int major = lane / 4, minor = 2 * (lane % 4) + half;
+        std::memcpy(&to[2 * lane + half],
+                    TRANSPOSED ? row[minor] + 2 * major : row[major] + 2 * minor, 2);
+      }
+  }
+}
+
+inline float bf16(uint16_t bits) {
+  const uint32_t word = uint32_t(bits) << 16;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+inline float f16(uint16_t bits) {
+  _Float16 value;
+  std::memcpy(&value, &bits, 2);
+  return static_cast<float>(value);
+}
+
+// d = a · b + c: a 16×16 by rows, b 16×8 by columns. Exact products and sums, truncated to float32
+// every 8 of the 16, as tests/cuda_on_cpu does.
+template <bool BF16>
+void multiply(Warp& w, const Instruction& i) {
+  whole(w, kAll);
+  const auto number = [](uint16_t bits) -> double { return BF16 ? bf16(bits) : f16(bits); };
+  double a[16][16], b[16][8];
+  float c[16][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int group = lane / 4, pair = 2 * (lane % 4);
+    for (int k = 0; k < 4; ++k) {
+      const uint16_t* const halves = w.reg<uint16_t>(i.operand[4 + k]) + 2 * lane;
+      for (int h = 0; h < 2; ++h)
+        a[group + 8 * (k % 2)][pair + h + 8 * (k / 2)] = number(halves[h]);
+      c[group + 8 * (k / 2)][pair + k % 2] = w.reg<float>(i.operand[10 + k])[lane];
+    }
+    for (int k = 0; k < 2; ++k) {
+      const uint16_t* const halves = w.reg<uint16_t>(i.operand[8 + k]) + 2 * lane;
+      for (int h = 0; h < 2; ++h) b[pair + h + 8 * k][group] = number(halves[h]);
+    }
+  }
+  for (int row = 0; row < 16; ++row)
+    for (int step = 0; step < 16; step += 8) {
+      double sum[8];
+      for (int n = 0; n < 8; ++n) sum[n] = c[row][n];
+      for (int k = step; k < step + 8; ++k)
+        for (int n = 0; n < 8; ++n) sum[n] += a[row][k] * b[k][n];
+      for (int n = 0; n < 8; ++n) {
+        float result = static_cast<float>(sum[n]);
+        if (std::isfinite(result) && std::fabs(result) > std::fabs(sum[n]))
+          result = std::nextafterf(result, 0.0f);
+        c[row][n] = result;
+      }
+    }
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int k = 0; k < 4; ++k)
+      w.reg<float>(i.operand[k])[lane] = c[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2];
+}
+
+// shfl: operands d, its predicate, a, b (lane, or how far), c (clamp), members.
+enum Shuffle { kIndex, kButterfly, kUp, kDown };
+template <int MODE>
+void shuffle(Warp& w, const Instruction& i) {
+  const uint32_t members = w.reg<uint32_t>(i.operand[5])[__builtin_ctz(w.mask)];
+  whole(w, members);
+  uint32_t from[kLanes];
+  std::memcpy(from, w.reg<uint32_t>(i.operand[2]), sizeof from);
+  uint32_t inside = 0;
+  each(w, [&](int lane) {
+    const int b = w.reg<uint32_t>(i.operand[3])[lane] & 31;
+    const int c = w.reg<uint32_t>(i.operand[4])[lane];
+    const int segment = c >> 8 & 31, clamp = c & 31;
+    const int low = lane & segment, high = low | (clamp & ~segment);
+    int source = MODE == kIndex       ? low | (b & ~segment)
+                 : MODE == kButterfly ? lane ^ b
+                 : MODE == kUp        ? lane - b
+                                      : lane + b;
+    const bool there = MODE == kUp ? source >= high : source <= high;
+    if (!there) source = lane;
+    if (!(members >> source & 1)) fail("a shuffle reads a lane that is no member");
+    inside |= uint32_t(there) << lane;
+    w.reg<uint32_t>(i.operand[0])[lane] = from[source];
+  });
+  if (i.operand[1] >= 0) {
+    uint32_t& p = w.predicate(i.operand[1]);
+    p = (p & ~w.mask) | inside;
+  }
+}
+
+// redux, vote: operands d, a, members.
+template <class T, class F>
+void reduce(Warp& w, const Instruction& i) {
+  whole(w, w.reg<uint32_t>(i.operand[2])[__builtin_ctz(w.mask)]);
+  bool first = true;
+  T total{};
+  each(w, [&](int lane) {
+    const T value = w.reg<T>(i.operand[1])[lane];
+    total = first ? value : F{}(total, value);
+    first = false;
+  });
+  each(w, [&](int lane) { w.reg<T>(i.operand[0])[lane] = total; });
+}
+template <class T, class F>
+Handler reduction(F) {
+  return &reduce<T, F>;
+}
+
+enum Vote { kBallot, kAny, kAllOf };
+template <int MODE>
+void vote(Warp& w, const Instruction& i) {
+  whole(w, w.reg<uint32_t>(i.operand[2])[__builtin_ctz(w.mask)]);
+  const uint32_t votes = w.predicate(i.operand[1]) & w.mask;
+  if (MODE == kBallot) {
+    each(w, [&](int lane) { w.reg<uint32_t>(i.operand[0])[lane] = votes; });
+  } else {
+    uint32_t& p = w.predicate(i.operand[0]);
+    p = (MODE == kAny ? votes != 0 : votes == w.mask) ? p | w.mask : p & ~w.mask;
+  }
+}
+
+// Atomics on shared or global memory. Lanes take turns in their order.
+template <class T, class F>
+void atomic(Warp& w, const Instruction& i) {
+  const auto space = static_cast<Space>(i.number[0] & 3);
+  each(w, [&](int lane) {
+    const uint64_t at = address_of(w, i.operand[1], i.number[1], lane, i.number[0] & 4);
+    char* const place =
+        space == kGlobal ? global(at, sizeof(T)) : shared(w, at, sizeof(T), nullptr, true);
+    T before;
+    std::memcpy(&before, place, sizeof(T));
+    const T after = F{}(before, w.reg<T>(i.operand[2])[lane]);
+    std::memcpy(place, &after, sizeof(T));
+    if (i.operand[0] >= 0) w.reg<T>(i.operand[0])[lane] = before;
+  });
+}
+template <class T, class F>
+Handler atomically(F) {
+  return &atomic<T, F>;
+}
+
+}  // namespace
+
+void add_memory(Table& table) {
+  table["ld"] = access<false>;
+  table["st"] = access<true>;
+  table["cp.async"] = copy_async;
+  table["cp.async.commit_group"] = [](Warp& w, const Instruction&) {
+    whole(w, kAll);
+    ++w.groups;
+  };
+  table["cp.async.wait_group"] = [](Warp& w, const Instruction& i) {
+    whole(w, kAll);
+    wait_for_groups(w, static_cast<int>(i.number[0]));
+  };
+  table["ldmatrix.x1"] = load_matrices<1, false>;
+  table["ldmatrix.x2"] = load_matrices<2, false>;
+  table["ldmatrix.x4"] = load_matrices<4, false>;
+  table["ldmatrix.x1.trans"] = load_matrices<1, true>;
+  table["ldmatrix.x2.trans"] = load_matrices<2, true>;
+  table["ldmatrix.x4.trans"] = load_matrices<4, true>;
+  table["mma.m16n8k16.bf16"] = multiply<true>;
+  table["mma.m16n8k16.f16"] = multiply<false>;
+  table["shfl.idx"] = shuffle<kIndex>;
+  table["shfl.bfly"] = shuffle<kButterfly>;
+  table["shfl.up"] = shuffle<kUp>;
+  table["shfl.down"] = shuffle<kDown>;
+  const auto add = [](auto a, auto b) { return a + b; };
+  const auto min = [](auto a, auto b) { return b < a ? b : a; };
+  const auto max = [](auto a, auto b) { return a < b ? b : a; };
+  table["redux.add.s32"] = table["redux.add.u32"] = reduction<uint32_t>(add);
+  table["redux.min.u32"] = reduction<uint32_t>(min);
+  table["redux.max.u32"] = reduction<uint32_t>(max);
+  table["redux.min.s32"] = reduction<int32_t>(min);
+  table["redux.max.s32"] = reduction<int32_t>(max);
+  table["redux.and.b32"] = reduction<uint32_t>([](auto a, auto b) { return a & b; });
+  table["redux.or.b32"] = reduction<uint32_t>([](auto a, auto b) { return a | b; });
+  table["redux.xor.b32"] = reduction<uint32_t>([](auto a, auto b) { return a ^ b; });
+  table["vote.ballot.b32"] = vote<kBallot>;
+  table["vote.any.pred"] = vote<kAny>;
+  table["vote.all.pred"] = vote<kAllOf>;
+  table["atom.add.u32"] = table["atom.add.s32"] = atomically<uint32_t>(add);
+  table["atom.min.s32"] = atomically<int32_t>(min);
+  table["atom.max.s32"] = atomically<int32_t>(max);
+  table["atom.min.u32"] = atomically<uint32_t>(min);
+  table["atom.max.u32"] = atomically<uint32_t>(max);
+  table["bar.sync"] = [](Warp& w, const Instruction&) { wait_at_barrier(w); };
+  table["bar.warp.sync"] = [](Warp& w, const Instruction& i) {
+    whole(w, w.reg<uint32_t>(i.operand[0])[__builtin_ctz(w.mask)]);
+  };
+  table["bra"] = [](Warp& w, const Instruction& i) { jump(w, static_cast<int>(i.number[0])); };
+  table["ret"] = [](Warp& w, const Instruction&) { leave(w); };
+  table["nop"] = [](Warp&, const Instruction&) {};
+}
+
+}  // namespace ptx

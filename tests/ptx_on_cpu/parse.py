@@ -1,0 +1,439 @@
+"""PTX as text → rows of numbers that the machine runs."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+
+OPERANDS, NUMBERS = 16, 6  # of machine.h
+SPACES = {"param": 0, "global": 1, "shared": 2}
+LANES = 32
+
+_SPECIALS = [f"%{name}.{axis}" for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "xyz"]
+_SPECIALS += ["%laneid", "%warpid", "%lanemask_lt"]
+
+_BYTES = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4}
+_BYTES |= {f"{kind}{8 * size}": size for kind in "bus" for size in (2, 4, 8)} | {
+    "f32": 4,
+    "f64": 8,
+    "f32x2": 8,
+}
+
+_DROPPED = {"rn", "full"}  # roundings that results have here anyway
+
+
+class Unknown(Exception):
+    """An instruction, operand or directive that the machine does not have."""
+
+
+@dataclass
+class Statement:
+    """One instruction: ``@!p name operands``, and the kernel's source line it is from."""
+
+    guard: str
+    name: str
+    operands: list[str]
+    text: str
+    source: str
+
+
+@dataclass
+class Row:
+    name: str
+    guard: int = -1
+    negated: bool = False
+    operands: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+    def packed(self) -> list[int]:
+        operands = self.operands + [-1] * (OPERANDS - len(self.operands))
+        numbers = self.numbers + [0] * (NUMBERS - len(self.numbers))
+        return [self.guard, int(self.negated), *operands, *numbers]
+
+
+@dataclass
+class Kernel:
+    """A kernel that can be launched.
+
+    Attributes:
+        rows: its instructions; ``statements`` are what they were translated from.
+        frame: a warp's registers as they are at first: constants, and zeros.
+        parameters: bytes and offset of each.
+        shared: bytes of shared memory that it declares.
+        threads: a block's, if it says so.
+    """
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
+    frame: bytearray = field(default_factory=bytearray)
+    parameters: list[tuple[int, int]] = field(default_factory=list)
+    shared: int = 0
+    threads: int = 0
+
+
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)([^{]*)\{", re.S)
+
+
+def kernels(ptx: str) -> dict[str, Kernel]:
+    """Every kernel of a module by its name.
+
+    Raises:
+        Unknown: something in it that the machine does not have; the message names it.
+    """
+    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', ptx, re.M))
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", ptx, flags=re.S)
+    symbols: dict[str, int] = {}
+    used = _shared_variables(text[: (text + ".entry").index(".entry")], symbols, 0)
+    found = {}
+    for match in _ENTRY.finditer(text):
+        end = _closing(text, match.end() - 1)
+        kernel = Kernel(match[1], shared=used)
+        threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", match[3])
+        kernel.threads = int(threads[1]) if threads else 0
+        _Translator(kernel, dict(symbols), files).translate(match[2], text[match.end() : end])
+        found[kernel.name] = kernel
+    return found
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if depth == 0:
+            return at
+    raise Unknown("a kernel without an end")
+
+
+_SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$.]+)(?:\[(\d*)\])?\s*;")
+
+
+def _shared_variables(text: str, symbols: dict[str, int], used: int) -> int:
+    """Gives each shared variable an address; what has no size is behind all others."""
+    dynamic = []
+    for align, kind, name, count in _SHARED.findall(text):
+        if count == "" and ".extern" in text:
+            dynamic.append(name)
+            continue
+        step = int(align or _BYTES[kind])
+        used = (used + step - 1) // step * step
+        symbols[name] = used
+        used += _BYTES[kind] * int(count or 1)
+    used = (used + 15) // 16 * 16
+    symbols.update(dict.fromkeys(dynamic, used))
+    return used
+
+
+class _Translator:
+    def __init__(self, kernel: Kernel, symbols: dict[str, int], files: dict[str, str]) -> None:
+        self.kernel = kernel
+        self.symbols = symbols
+        self.files = files
+        self.registers: dict[str, tuple[int, int]] = {}  # name → offset, bytes
+        self.constants: dict[bytes, int] = {}
+        self.labels: dict[str, int] = {}
+        for name in _SPECIALS:
+            self.registers[name] = (self._room(4), 4)
+
+    def _room(self, size: int) -> int:
+        offset = len(self.kernel.frame)
+        self.kernel.frame.extend(bytes(LANES * size if size else 32))
+        return offset
+
+    def translate(self, parameters: str, body: str) -> None:
+        offset = 0
+        for declared in parameters.split(",") if parameters.strip() else ():
+            match = re.match(
+                r"\s*\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)(?:\s+\.ptr[^%]*?)?\s+([\w$]+)(?:\[(\d+)\])?\s*$",
+                declared,
+            )
+            if not match:
+                raise Unknown(f"the parameter {declared.strip()!r}")
+            size = _BYTES[match[2]] * int(match[4] or 1)
+            step = int(match[1] or _BYTES[match[2]])
+            offset = (offset + step - 1) // step * step
+            self.kernel.parameters.append((size, offset))
+            self.symbols[match[3]] = offset
+            offset += size
+        self.kernel.shared = _shared_variables(body, self.symbols, self.kernel.shared)
+        self.kernel.statements = self._statements(body)
+        self.kernel.rows = [self._row(statement) for statement in self.kernel.statements]
+
+    def _statements(self, body: str) -> list[Statement]:
+        """Instructions in their order; notes registers and labels on the way."""
+        found: list[Statement] = []
+        source = ""
+        position = 0
+        pattern = re.compile(
+            r"\s*(?:(?P<loc>\.loc\s+(\d+)\s+(\d+)[^\n]*)|(?P<label>[\w$]+):|"
+            r"(?P<scope>[{}])|(?P<skip>\.(?:pragma|shared|extern)[^;]*;)|"
+            r"\.reg\s+\.(?P<type>\w+)\s+(?P<names>[^;]*);|"
+            r"(?:@(?P<guard>!?[%\w]+)\s+)?(?P<op>[a-z][\w.:]*)\s*(?P<rest>[^;]*);|(?P<end>$))"
+        )
+        while position < len(body):
+            match = pattern.match(body, position)
+            if not match:
+                raise Unknown(f"{body[position : position + 60].strip()!r} of {self.kernel.name}")
+            position = max(match.end(), position + 1)
+            if match["loc"]:
+                source = f"{self.files.get(match[2], match[2])}:{match[3]}"
+            elif match["label"]:
+                self.labels[match["label"]] = len(found)
+            elif match["type"]:
+                self._declare(match["type"], match["names"])
+            elif match["op"]:
+                rest = match["rest"].strip()
+                text = " ".join(f"{match['op']} {rest}".split())
+                if match["guard"]:
+                    text = f"@{match['guard']} {text}"
+                operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest)
+                operands = [part.strip() for part in operands]
+                found.append(Statement(match["guard"] or "", match["op"], operands, text, source))
+        return found
+
+    def _declare(self, kind: str, names: str) -> None:
+        size = _BYTES[kind]
+        for name in re.split(r"\s*,\s*", names.strip()):
+            many = re.fullmatch(r"([%\w$]+)<(\d+)>", name)
+            for each in [f"{many[1]}{n}" for n in range(int(many[2]))] if many else [name]:
+                if self.registers.get(each, (0, size))[1] != size:
+                    raise Unknown(f"the register {each} in two sizes")
+                if each not in self.registers:
+                    self.registers[each] = (self._room(size), size)
+
+    # -- operands ---------------------------------------------------------------------------------
+
+    def _operand(self, text: str, size: int) -> int:
+        """The offset of a register, or of a constant of ``size`` bytes in every lane."""
+        if text == "_":
+            return -1
+        if text in self.registers:
+            offset, has = self.registers[text]
+            if has != size:
+                raise Unknown(f"{text} has {has} bytes where {size} are meant")
+            return offset
+        if size == 0:
+            value = b"\xff" * 4 if int(text, 0) else bytes(4)
+        else:
+            value = self._constant(text, size) * LANES
+        if value not in self.constants:
+            self.constants[value] = len(self.kernel.frame)
+            self.kernel.frame.extend(value + bytes(-len(value) % 32))
+        return self.constants[value]
+
+    def _constant(self, text: str, size: int) -> bytes:
+        if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
+            number = int(text[2:], 16)
+            if size == 8:
+                return struct.pack("<d", struct.unpack("<f", struct.pack("<I", number))[0])
+        elif re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
+            number = int(text[2:], 16)
+            if size == 4:
+                return struct.pack("<f", struct.unpack("<d", struct.pack("<Q", number))[0])
+        elif text in self.symbols:
+            number = self.symbols[text]
+        elif re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
+            digits = text.rstrip("U")
+            number = int(digits, 0 if "x" in digits else 10)
+        else:
+            raise Unknown(f"the operand {text}")
+        return (number & (1 << 8 * size) - 1).to_bytes(size, "little")
+
+    def _address(self, text: str) -> tuple[int, int, bool]:
+        """Of ``[register + offset]``: the register (or -1), the offset, whether it has 64 bits."""
+        match = re.fullmatch(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]", text)
+        if not match:
+            raise Unknown(f"the address {text}")
+        offset = int(match[2] or "0", 0)
+        if match[1] in self.registers:
+            at, size = self.registers[match[1]]
+            return at, offset, size == 8
+        if match[1] in self.symbols:
+            return -1, self.symbols[match[1]] + offset, False
+        return -1, int(match[1], 0) + offset, False
+
+    def _list(self, text: str) -> list[str]:
+        return [part.strip() for part in text.strip("{}").split(",")]
+
+    # -- instructions -----------------------------------------------------------------------------
+
+    def _row(self, statement: Statement) -> Row:
+        parts = statement.name.split(".")
+        try:
+            method = getattr(self, f"_{parts[0]}", self._plain)
+            row = method(parts, statement.operands)
+            if statement.guard:
+                row.negated = statement.guard.startswith("!")
+                row.guard = self._operand(statement.guard.lstrip("!"), 0)
+        except (Unknown, KeyError, ValueError, IndexError) as error:
+            raise Unknown(f"{statement.text!r} of {self.kernel.name}: {error}") from error
+        return row
+
+    def _plain(self, parts: list[str], operands: list[str]) -> Row:
+        """Operands of the instruction's own type, but for a few of fixed or of double size."""
+        op, size = parts[0], _BYTES[parts[-1]]
+        sizes = [size] * len(operands)
+        if op in ("shl", "shr"):
+            sizes[2] = 4
+        elif op in ("bfe", "bfi"):
+            sizes[-2:] = 4, 4
+        elif op in ("popc", "clz"):
+            sizes[0] = 4
+        elif op == "selp":
+            sizes[3] = 0
+        elif "wide" in parts:
+            sizes[0] = 2 * size
+            sizes[3:] = [2 * size] * len(sizes[3:])
+        name = ".".join(part for part in parts if part not in _DROPPED)
+        each = [self._operand(text, size) for text, size in zip(operands, sizes, strict=True)]
+        return Row(name, operands=each)
+
+    def _setp(self, parts: list[str], operands: list[str]) -> Row:
+        combine = next((n for n, c in enumerate(("and", "or", "xor"), 1) if c in parts[2:-1]), 0)
+        p, _, q = operands[0].partition("|")
+        size = _BYTES[parts[-1]]
+        row = Row(f"setp.{parts[1]}.{parts[-1]}", numbers=[combine])
+        if "ftz" in parts:
+            raise Unknown("comparisons that flush denormal numbers")
+        row.operands = [self._operand(p.strip(), 0), self._operand(q.strip(), 0) if q else -1]
+        row.operands += [self._operand(text, size) for text in operands[1:3]]
+        row.operands += [self._operand(text, 0) for text in operands[3:]]
+        return row
+
+    def _mov(self, parts: list[str], operands: list[str]) -> Row:
+        size = _BYTES[parts[-1]]
+        for at, name in ((0, "unpack"), (1, "pack")):
+            if operands[at].startswith("{"):
+                some = self._list(operands[at])
+                each = [self._operand(text, size // len(some)) for text in some]
+                one = [self._operand(operands[1 - at], size)]
+                order = each + one if name == "unpack" else one + each
+                return Row(name, operands=order, numbers=[len(some), size // len(some)])
+        return Row(f"mov.{parts[-1]}", operands=[self._operand(text, size) for text in operands])
+
+    def _cvt(self, parts: list[str], operands: list[str]) -> Row:
+        to, of = parts[-2:]
+        kept = [part for part in parts[1:-2] if part != "rn"]
+        if to == of and not kept:
+            return Row(f"mov.b{of[1:]}", operands=[self._operand(t, _BYTES[of]) for t in operands])
+        size = max(_BYTES[of], 2)
+        has = self.registers.get(operands[1], (0, size))[1]
+        name = ".".join(["cvt", *kept, to, of if has == size else f"{of}in{has}"])
+        each = [self._operand(operands[0], max(_BYTES[to], 2))]
+        return Row(name, operands=each + [self._operand(text, has) for text in operands[1:]])
+
+    def _cvta(self, parts: list[str], operands: list[str]) -> Row:
+        if parts[-2] != "global":
+            raise Unknown("generic addresses of other than global memory")
+        return Row("mov.b64", operands=[self._operand(text, 8) for text in operands])
+
+    def _access(self, parts: list[str], value: str, address: str) -> Row:
+        space = next((SPACES[part] for part in parts if part in SPACES), None)
+        if space is None:
+            raise Unknown(f"memory other than {', '.join(SPACES)}")
+        values = self._list(value)
+        at, offset, wide = self._address(address)
+        kind = parts[-1]
+        widths = {self.registers[v][1] for v in values if v in self.registers}
+        if len(widths) > 1:
+            raise Unknown("registers of unequal size")
+        width = widths.pop() if widths else max(_BYTES[kind], 2)
+        each = [self._operand(v, width) for v in values]
+        numbers = [space + 4 * wide, offset, _BYTES[kind], len(values), width, int(kind[0] == "s")]
+        return Row(parts[0], operands=[*each, at], numbers=numbers)
+
+    def _ld(self, parts: list[str], operands: list[str]) -> Row:
+        return self._access(parts, operands[0], operands[1])
+
+    def _st(self, parts: list[str], operands: list[str]) -> Row:
+        return self._access(parts, operands[1], operands[0])
+
+    def _atom(self, parts: list[str], operands: list[str]) -> Row:
+        space = next(SPACES[part] for part in parts if part in SPACES)
+        at, offset, wide = self._address(operands[1])
+        size = _BYTES[parts[-1]]
+        return Row(
+            f"atom.{parts[-2]}.{parts[-1]}",
+            operands=[self._operand(operands[0], size), at, self._operand(operands[2], size)],
+            numbers=[space + 4 * wide, offset],
+        )
+
+    def _red(self, parts: list[str], operands: list[str]) -> Row:
+        return self._atom(parts, ["_", *operands])
+
+    def _cp(self, parts: list[str], operands: list[str]) -> Row:
+        if parts[1:3] == ["async", "commit_group"]:
+            return Row("cp.async.commit_group")
+        if parts[1:3] in (["async", "wait_group"], ["async", "wait_all"]):
+            return Row("cp.async.wait_group", numbers=[int(operands[0], 0) if operands else 0])
+        if parts[1] != "async" or parts[2] not in ("ca", "cg"):
+            raise Unknown("no such copy")
+        to, to_offset, to_wide = self._address(operands[0])
+        of, of_offset, of_wide = self._address(operands[1])
+        if to_wide or not of_wide:
+            raise Unknown("addresses of that size")
+        present = self._operand(operands[3], 4) if len(operands) > 3 else -1
+        return Row(
+            "cp.async",
+            operands=[to, of, present],
+            numbers=[to_offset, of_offset, int(operands[2], 0)],
+        )
+
+    def _ldmatrix(self, parts: list[str], operands: list[str]) -> Row:
+        kept = [part for part in parts if part in ("ldmatrix", "x1", "x2", "x4", "trans")]
+        if "m8n8" not in parts or parts[-1] != "b16":
+            raise Unknown("matrices of that shape")
+        at, offset, wide = self._address(operands[1])
+        if wide:
+            raise Unknown("a 64-bit address")
+        each = [self._operand(text, 4) for text in self._list(operands[0])]
+        return Row(".".join(kept), operands=[*each, at], numbers=[offset])
+
+    def _mma(self, parts: list[str], operands: list[str]) -> Row:
+        if parts[3:6] != ["m16n8k16", "row", "col"] or parts[6] != "f32" or parts[9] != "f32":
+            raise Unknown("a product of that shape or type")
+        each = [self._operand(text, 4) for part in operands for text in self._list(part)]
+        if len(each) != 14 or parts[7] != parts[8]:
+            raise Unknown("a product of other operands")
+        return Row(f"mma.m16n8k16.{parts[7]}", operands=each)
+
+    def _shfl(self, parts: list[str], operands: list[str]) -> Row:
+        d, _, p = operands[0].partition("|")
+        each = [self._operand(d.strip(), 4), self._operand(p.strip(), 0) if p else -1]
+        each += [self._operand(text, 4) for text in operands[1:]]
+        return Row(f"shfl.{parts[2]}", operands=each)
+
+    def _redux(self, parts: list[str], operands: list[str]) -> Row:
+        return Row(f"redux.{parts[2]}.{parts[3]}", operands=[self._operand(o, 4) for o in operands])
+
+    def _vote(self, parts: list[str], operands: list[str]) -> Row:
+        sizes = (4 if parts[2] == "ballot" else 0, 0, 4)
+        each = [self._operand(o, s) for o, s in zip(operands, sizes, strict=True)]
+        return Row(f"vote.{parts[2]}.{parts[3]}", operands=each)
+
+    def _bar(self, parts: list[str], operands: list[str]) -> Row:
+        if parts[1:] == ["warp", "sync"]:
+            return Row("bar.warp.sync", operands=[self._operand(operands[0], 4)])
+        if parts[1:] != ["sync"] or operands != ["0"]:
+            raise Unknown("a barrier other than bar.sync 0")
+        return Row("bar.sync")
+
+    def _barrier(self, parts: list[str], operands: list[str]) -> Row:
+        return self._bar(["bar", *(part for part in parts[1:] if part != "cta")], operands)
+
+    def _bra(self, parts: list[str], operands: list[str]) -> Row:
+        return Row("bra", numbers=[self.labels[operands[0]]])
+
+    def _ret(self, parts: list[str], operands: list[str]) -> Row:
+        return Row("ret")
+
+    _exit = _ret
+
+    def _lop3(self, parts: list[str], operands: list[str]) -> Row:
+        return Row("lop3.b32", operands=[self._operand(text, 4) for text in operands])
+
+    def _membar(self, parts: list[str], operands: list[str]) -> Row:
+        return Row("nop")
+
+    _fence = _membar

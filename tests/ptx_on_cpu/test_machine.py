@@ -1,0 +1,359 @@
+"""The machine that runs PTX: its arithmetic, and every kind of fault, planted and caught."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ptx_on_cpu import machine, parse
+
+pytestmark = pytest.mark.skipif(machine.compiler() is None, reason="needs g++")
+
+Array = np.ndarray
+
+
+def run(
+    body: str, *tensors: torch.Tensor, warps: int = 1, shared: int = 0, blocks: int = 1
+) -> None:
+    """Runs a kernel whose parameters are ``tensors``, in %rd0, %rd1, ...; %r0 is the thread."""
+    names = ", ".join(f".param .u64 p{n}" for n in range(len(tensors)))
+    loads = "\n".join(f"ld.param.u64 %rd{n}, [p{n}];" for n in range(len(tensors)))
+    ptx = f""".version 8.7
+.target sm_89
+.extern .shared .align 16 .b8 smem[];
+.visible .entry k({names})
+{{
+.reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<64>; .reg .f32 %f<8>; .reg .b64 %rd<20>;
+mov.u32 %r0, %tid.x;
+{loads}
+{body}
+ret;
+}}"""
+    (kernel,) = parse.kernels(ptx).values()
+    parameters = b"".join(struct.pack("Q", t.data_ptr()) for t in tensors)
+    machine.Program(kernel).launch((blocks,), warps, shared, parameters, tensors)
+
+
+# -- arithmetic -----------------------------------------------------------------------------------
+
+HARD = [0, 1, 2, 3, 7, 31, 32, 33, 255, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x12345678, 0x7FFFFFFF]
+HARD += [0x80000000, 0x80000001, 0xFFFFFFFE, 0xFFFFFFFF, 0xDEADBEEF]
+
+U, S = np.uint32, np.int32
+
+INTEGERS: dict[str, Callable[[int, int], int]] = {
+    "add.s32": lambda a, b: a + b,
+    "sub.u32": lambda a, b: a - b,
+    "mul.lo.s32": lambda a, b: a * b,
+    "mul.hi.u32": lambda a, b: a * b >> 32,
+    "mul.hi.s32": lambda a, b: int(S(U(a))) * int(S(U(b))) >> 32,
+    "min.s32": lambda a, b: min(int(S(U(a))), int(S(U(b)))),
+    "max.u32": max,
+    "and.b32": lambda a, b: a & b,
+    "xor.b32": lambda a, b: a ^ b,
+    "shl.b32": lambda a, b: a << b if b < 32 else 0,
+    "shr.u32": lambda a, b: a >> b if b < 32 else 0,
+    "shr.s32": lambda a, b: int(S(U(a))) >> min(b, 31),
+    "div.s32": lambda a, b: int(np.trunc(int(S(U(a))) / int(S(U(b))))) if b else -1,
+    "rem.u32": lambda a, b: a % b if b else a,
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers(name: str) -> None:
+    pairs = [(a, b) for a in HARD for b in HARD]
+    pairs += [(0, 0)] * (-len(pairs) % 32)
+    given = torch.tensor(np.array(pairs, dtype=U).view(S))
+    out = torch.zeros(len(pairs), dtype=torch.int32)
+    body = f"""
+    mov.u32 %r1, %ctaid.x;
+    mad.lo.u32 %r1, %r1, 32, %r0;
+    mad.wide.u32 %rd2, %r1, 8, %rd0;
+    ld.global.v2.b32 {{%r2, %r3}}, [%rd2];
+    {name} %r4, %r2, %r3;
+    mad.wide.u32 %rd3, %r1, 4, %rd1;
+    st.global.b32 [%rd3], %r4;"""
+    run(body, given, out, blocks=len(pairs) // 32)
+    expected = np.array([INTEGERS[name](a, b) & 0xFFFFFFFF for a, b in pairs], dtype=U)
+    assert np.array_equal(out.numpy().view(U), expected)
+
+
+def lanes(body: str, *given: torch.Tensor, out: torch.dtype = torch.int32) -> torch.Tensor:
+    """``body`` computes %r9 from %r1, %r2, ..., a lane's words of ``given``; 32 words."""
+    result = torch.zeros(32, dtype=out)
+    tensors = [g.contiguous() for g in given]
+    loads = "".join(
+        f"mad.wide.u32 %rd9, %r0, 4, %rd{n};\nld.global.b32 %r{n + 1}, [%rd9];\n"
+        for n in range(len(tensors))
+    )
+    store = f"mad.wide.u32 %rd9, %r0, 4, %rd{len(tensors)};\nst.global.b32 [%rd9], %r9;"
+    run(loads + body + store, *tensors, result)
+    return result
+
+
+NORMAL = torch.randn(32, generator=torch.Generator().manual_seed(0))
+NORMAL[:6] = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-40, -3e38])
+LANE = torch.arange(32, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_halves(dtype: torch.dtype) -> None:
+    """Conversions round to nearest, to even; packed sums are those of the halves."""
+    name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    found = lanes(f"cvt.rn.{name}x2.f32 %r9, %r1, %r2;", NORMAL, NORMAL.flip(0))
+    low, high = found.view(dtype)[0::2], found.view(dtype)[1::2]
+    torch.testing.assert_close(high, NORMAL.to(dtype), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(low, NORMAL.flip(0).to(dtype), rtol=0, atol=0, equal_nan=True)
+    found = lanes(
+        f"mov.b32 {{%h1, %h2}}, %r1; cvt.f32.{name} %r9, %h2;",
+        torch.stack((low, high), 1).view(torch.int32).flatten(),
+        out=torch.float32,
+    )
+    torch.testing.assert_close(found, high.float(), rtol=0, atol=0, equal_nan=True)
+    if dtype == torch.float16:
+        a, b = (torch.randn(64, generator=torch.Generator().manual_seed(n)).half() for n in (1, 2))
+        found = lanes("add.f16x2 %r9, %r1, %r2;", a.view(torch.int32), b.view(torch.int32))
+        assert torch.equal(found.view(dtype), a + b)
+
+
+def test_floats() -> None:
+    a, b, c = (torch.randn(32, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    found = lanes("fma.rn.f32 %r9, %r1, %r2, %r3;", a, b, c, out=torch.float32)
+    assert torch.equal(found, (a.double() * b.double() + c.double()).float())
+    pairs = "mov.b64 %rd10, {%r1, %r2}; fma.rn.f32x2 %rd10, %rd10, %rd10, %rd10; "
+    found = lanes(pairs + "mov.b64 {_, %r9}, %rd10;", a, b, out=torch.float32)
+    assert torch.equal(found, (b.double() * b.double() + b.double()).float())
+    found = lanes("div.full.f32 %r9, %r1, %r2;", a, b, out=torch.float32)
+    assert torch.equal(found, a / b)
+    found = lanes("max.f32 %r9, %r1, %r2;", NORMAL, torch.zeros(32), out=torch.float32)
+    assert found[3] == 0  # the number, not NaN
+    found = lanes("max.NaN.f32 %r9, %r1, %r2;", NORMAL, torch.zeros(32), out=torch.float32)
+    assert found[3].isnan()
+    assert lanes("mul.ftz.f32 %r9, %r1, 0f3F800000;", NORMAL, out=torch.float32)[4] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "ulps"),
+    [
+        # The bounds of the PTX manual, or 2 ulp where it gives none for the whole range.
+        ("ex2.approx.ftz.f32", torch.exp2, 2),
+        ("rcp.approx.ftz.f32", torch.reciprocal, 1),
+        ("sqrt.approx.ftz.f32", torch.sqrt, 1),
+        ("lg2.approx.f32", torch.log2, 2),
+    ],
+)
+def test_approximations(
+    name: str, function: Callable[[torch.Tensor], torch.Tensor], ulps: int
+) -> None:
+    x = torch.linspace(0.1, 30, 32)
+    found = lanes(f"{name} %r9, %r1;", x, out=torch.float32)
+    exact = function(x.double())
+    assert ((found - exact).abs() <= ulps * torch.finfo(torch.float32).eps * exact.abs()).all()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("shfl.sync.bfly.b32 %r9, %r1, 5, 31, -1;", [n ^ 5 for n in range(32)]),
+        ("shfl.sync.idx.b32 %r9, %r1, 3, 0x181f, -1;", [n // 8 * 8 + 3 for n in range(32)]),
+        ("shfl.sync.up.b32 %r9, %r1, 4, 0, -1;", [max(n - 4, n % 4) for n in range(32)]),
+        (
+            "shfl.sync.down.b32 %r9|%p1, %r1, 30, 31, -1; @!%p1 mov.b32 %r9, 99;",
+            [30, 31] + [99] * 30,
+        ),
+        ("redux.sync.add.s32 %r9, %r1, -1;", [496] * 32),
+        ("setp.gt.u32 %p1, %r1, 29; vote.sync.ballot.b32 %r9, %p1, -1;", [3 << 30] * 32),
+        (
+            "prmt.b32 %r9, %r1, 0x7766, 0x0045;",
+            [0x66 << 8 | 0x77 | n * 0x1010000 for n in range(32)],
+        ),
+        ("bfe.u32 %r9, %r1, 1, 3;", [n >> 1 & 7 for n in range(32)]),
+    ],
+)
+def test_between_lanes_and_bits(body: str, expected: list[int]) -> None:
+    found = lanes(body, LANE).numpy().view(U)
+    assert found.tolist() == [n & 0xFFFFFFFF for n in expected]
+
+
+def test_divergence() -> None:
+    """Each lane goes round as often as its number says; even ones skip; all meet again."""
+    body = """
+    mov.u32 %r9, 0; mov.u32 %r3, 0;
+$LOOP:
+    setp.ge.u32 %p1, %r3, %r1;
+    @%p1 bra $DONE;
+    add.u32 %r3, %r3, 1;
+    and.b32 %r4, %r3, 1;
+    setp.eq.u32 %p2, %r4, 0;
+    @%p2 bra $LOOP;
+    add.u32 %r9, %r9, %r3;
+    bra.uni $LOOP;
+$DONE:
+    shfl.sync.bfly.b32 %r9, %r9, 0, 31, -1;
+    """
+    odd = [sum(range(1, n + 1, 2)) for n in range(32)]
+    assert lanes(body, LANE).tolist() == odd
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_matrix_product(dtype: torch.dtype) -> None:
+    """Copied asynchronously, loaded by ldmatrix, multiplied: a · b with a 16×16 and b 16×8."""
+    name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(16, n, generator=generator).to(dtype) for n in (16, 8))
+    out = torch.zeros(16, 8)
+    body = f"""
+    mad.wide.u32 %rd3, %r0, 16, %rd0; shl.b32 %r1, %r0, 4;
+    cp.async.cg.shared.global [%r1], [%rd3], 16;
+    and.b32 %r2, %r0, 15; mad.wide.u32 %rd4, %r2, 16, %rd1; shl.b32 %r3, %r2, 4;
+    setp.lt.u32 %p1, %r0, 16;
+    @%p1 cp.async.cg.shared.global [%r3 + 512], [%rd4], 16;
+    cp.async.commit_group; cp.async.wait_group 0;
+    shr.u32 %r4, %r0, 4; shl.b32 %r4, %r4, 4; mad.lo.u32 %r4, %r2, 32, %r4;
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r10, %r11, %r12, %r13}}, [%r4];
+    ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {{%r14, %r15}}, [%r3 + 512];
+    mov.b32 %f0, 0f00000000;
+    mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32
+      {{%f1, %f2, %f3, %f4}}, {{%r10, %r11, %r12, %r13}}, {{%r14, %r15}}, {{%f0, %f0, %f0, %f0}};
+    mad.wide.u32 %rd5, %r0, 8, %rd2;
+    st.global.v2.b32 [%rd5], {{%f1, %f2}}; st.global.v2.b32 [%rd5 + 256], {{%f3, %f4}};"""
+    run(body, a, b, out, shared=768)
+    exact = a.double() @ b.double()
+    terms = a.double().abs() @ b.double().abs()
+    assert ((out - exact).abs() <= 2 * torch.finfo(torch.float32).eps * terms).all()
+
+
+# -- faults ---------------------------------------------------------------------------------------
+
+OWN = "shl.b32 %r1, %r0, 2; "  # the thread's word of shared memory
+OTHER = "xor.b32 %r2, %r1, 128; "  # the same thread's of the other warp
+FIRST = "setp.lt.u32 %p1, %r0, 32; "  # whether it is of the first warp
+COPY = "shl.b32 %r3, %r0, 4; cp.async.cg.shared.global [%r3], [%rd0], 16; cp.async.commit_group; "
+WAIT = "cp.async.wait_group 0; "
+FAULTS = {
+    "unwritten": (
+        OWN + "ld.shared.b32 %r4, [%r1];",
+        "shared address 0x0 is read, and nobody wrote it",
+    ),
+    "read after write": (
+        FIRST + OWN + OTHER + "st.shared.b32 [%r1], %r0; bar.sync 0; "
+        "@%p1 st.shared.b32 [%r1], %r0; @!%p1 ld.shared.b32 %r4, [%r2];",
+        "one warp reads what another writes between the same barriers",
+    ),
+    "write after read": (
+        FIRST + OWN + OTHER + "st.shared.b32 [%r1], %r0; bar.sync 0; "
+        "@%p1 ld.shared.b32 %r4, [%r2]; @!%p1 st.shared.b32 [%r1], %r0;",
+        "one warp writes what another reads between the same barriers",
+    ),
+    "two writes": (
+        "mov.b32 %r1, smem; st.shared.b32 [%r1], %r0;",
+        "two warps write it between the same barriers",
+    ),
+    "behind a tensor": (
+        "ld.global.b32 %r4, [%rd0 + 256];",
+        "an access of 4 bytes outside the tensors: 0 bytes behind tensor 0",
+    ),
+    "before a tensor": (
+        "ld.global.b32 %r4, [%rd0 + -4];",
+        "an access of 4 bytes outside the tensors: 4 bytes before tensor 0",
+    ),
+    "in a gap": (
+        "ld.global.b32 %r4, [%rd1 + 4];",
+        "outside the tensors: between the elements of tensor 1",
+    ),
+    "a null pointer": (
+        "mov.b64 %rd2, 0; st.global.b32 [%rd2], %r0;",
+        "outside the tensors: nowhere near one",
+    ),
+    "outside shared memory": (
+        OWN + "st.shared.b32 [%r1 + 2048], %r0;",
+        "shared address 0x800 is outside the block's 2048 bytes",
+    ),
+    "misaligned": (
+        "ld.global.v4.b32 {%r4, %r5, %r6, %r7}, [%rd0 + 8];",
+        "is no multiple of the 16 bytes",
+    ),
+    "misaligned, shared": (
+        "st.shared.v2.b32 [smem + 4], {%r0, %r0};",
+        "shared address 0x4 is no multiple of the 8 bytes",
+    ),
+    "a barrier for one warp": (
+        "setp.lt.u32 %p1, %r0, 32; @%p1 bra $L; ret;\n$L: bar.sync 0;",
+        "a barrier that only 1 of 2 warps reach",
+    ),
+    "two barriers": (
+        "setp.lt.u32 %p1, %r0, 32; @%p1 bra $L; bar.sync 0; bra $M;\n$L: bar.sync 0;\n$M:",
+        "warps of a block wait at different barriers",
+    ),
+    "a barrier for some lanes": (
+        "setp.lt.u32 %p1, %r0, 40; @%p1 bra $L; bar.sync 0;\n$L:",
+        "lanes 0xffffff00 are here, lanes 0xffffffff must be",
+    ),
+    "a shuffle for some lanes": (
+        "setp.lt.u32 %p1, %r0, 16; @%p1 shfl.sync.bfly.b32 %r4, %r0, 1, 31, -1;",
+        "lanes 0xffff are here, lanes 0xffffffff must be",
+    ),
+    "no wait": (
+        COPY + "ld.shared.b32 %r4, [%r3];",
+        "is read before the asynchronous copy to it is waited for",
+    ),
+    "a wait for the group before": (
+        COPY + "cp.async.wait_group 1; ld.shared.b32 %r4, [%r3];",
+        "is read before the asynchronous copy to it is waited for",
+    ),
+    "no barrier behind the wait": (
+        FIRST + COPY + WAIT + "xor.b32 %r4, %r3, 512; @!%p1 ld.shared.b32 %r4, [%r4];",
+        "one warp reads what another writes between the same barriers",
+    ),
+    "a copy over what is read": (
+        FIRST
+        + COPY
+        + WAIT
+        + "bar.sync 0; xor.b32 %r4, %r3, 512; @%p1 ld.shared.b32 %r4, [%r4]; "
+        + COPY,
+        "an asynchronous copy overwrites what another warp uses between the same barriers",
+    ),
+    "a copy over a copy": (COPY + COPY, "an asynchronous copy to where another is under way"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults(name: str) -> None:
+    body, message = FAULTS[name]
+    values = torch.arange(64, dtype=torch.int32)
+    gaps = torch.arange(64, dtype=torch.int32)[::2]
+    with pytest.raises(machine.Fault) as caught:
+        run(body, values, gaps, warps=2, shared=2048)
+    assert message in str(caught.value)
+    assert "block (0, 0, 0), warp " in str(caught.value)
+
+
+def test_without_a_fault() -> None:
+    """The same accesses with barriers and waits where they belong."""
+    body = f"""{OWN}{OTHER}
+    st.shared.b32 [%r1 + 1024], %r0; bar.sync 0; ld.shared.b32 %r5, [%r2 + 1024];
+    {COPY}{WAIT} bar.sync 0; xor.b32 %r4, %r3, 512; ld.shared.b32 %r6, [%r4]; bar.sync 0;
+    {COPY}{WAIT}
+    add.u32 %r5, %r5, %r6; mad.wide.u32 %rd2, %r0, 4, %rd1; st.global.b32 [%rd2], %r5;"""
+    values, out = torch.full((4,), 7, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    run(body, values, out, warps=2, shared=2048)
+    assert torch.equal(out, 7 + (torch.arange(64, dtype=torch.int32) ^ 32))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("frob.b32 %r1, %r0;", r"'frob.b32 %r1, %r0'"),
+        ("wgmma.fence.sync.aligned;", r"'wgmma.fence.sync.aligned'"),
+        ("bar.sync 1;", r"'bar.sync 1' of k: a barrier other than bar.sync 0"),
+        ("add.s32 %r1, %r0, %rd0;", r"'add.s32 %r1, %r0, %rd0' of k: %rd0 has 8 bytes where 4 are"),
+        ("mov.b32 %r1, nothing;", r"'mov.b32 %r1, nothing' of k: the operand nothing"),
+    ],
+)
+def test_what_is_unknown_is_named(body: str, message: str) -> None:
+    with pytest.raises(parse.Unknown, match=message):
+        run(body, torch.zeros(1))
