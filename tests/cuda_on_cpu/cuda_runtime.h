@@ -25,6 +25,7 @@
 #include <functional>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -68,6 +69,14 @@ void allow_shared(const void* kernel, unsigned bytes);
 unsigned allowed_shared(const void* kernel);
 [[noreturn]] void fail(const char* what);
 const char* last_failure();
+
+// Where launches go instead, if it is set: the kernel's address, blocks, threads, bytes of dynamic
+// shared memory, and the parameters as CUDA lays them out. Returns why it failed, or null.
+using Taker = const char* (*)(const void* kernel, unsigned blocks, unsigned threads,
+                              unsigned shared_bytes, const char* parameters, unsigned bytes);
+extern Taker taker;
+bool hand_over(const void* kernel, dim3 grid, dim3 block, unsigned shared_bytes,
+               const std::vector<char>& parameters);
 
 template <class T>
 T from_lane(unsigned mask, T value, int source, int line) {
@@ -164,6 +173,21 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int va
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... a) {
+  if (cuda_on_cpu::taker) {
+    std::vector<char> bytes;
+    const auto append = [&](const auto& value) {
+      bytes.resize((bytes.size() + alignof(decltype(value)) - 1) / alignof(decltype(value)) *
+                   alignof(decltype(value)));
+      const char* const from = reinterpret_cast<const char*>(&value);
+      bytes.insert(bytes.end(), from, from + sizeof(value));
+    };
+    (append(static_cast<P>(a)), ...);
+    return cuda_on_cpu::hand_over(reinterpret_cast<const void*>(kernel), config->gridDim,
+                                  config->blockDim, static_cast<unsigned>(config->dynamicSmemBytes),
+                                  bytes)
+               ? cudaSuccess
+               : cudaErrorLaunchFailure;
+  }
   const std::tuple<P...> arguments(static_cast<P>(a)...);
   const bool ended = cuda_on_cpu::run(
       config->gridDim, config->blockDim, static_cast<unsigned>(config->dynamicSmemBytes),

@@ -371,4 +371,20 @@ int run(dim3 grid, dim3 block, unsigned shared_bytes, unsigned allowed_bytes,
   return !failed;
 }
 
+Taker taker = nullptr;
+
+bool hand_over(const void* kernel, dim3 grid, dim3 block, unsigned shared_bytes,
+               const std::vector<char>& parameters) {
+  failed = false;
+  const char* const why = taker(kernel, grid.x, block.x, shared_bytes, parameters.data(),
+                                static_cast<unsigned>(parameters.size()));
+  if (why) note(why);
+  return !why;
+}
+
 }  // namespace cuda_on_cpu
+
+extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_hand_over(
+    cuda_on_cpu::Taker taker) {
+  cuda_on_cpu::taker = taker;
+}

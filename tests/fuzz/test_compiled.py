@@ -1,4 +1,4 @@
-"""The compiled Triton kernels on the CPU, at every size of the op contract, for every card.
+"""Compiled kernels on the CPU, at every size of the op contract; Triton's for every card.
 
 Only ``make fuzz`` runs these: a kernel takes half a second to compile. tests/ptx_on_cpu has what
 every run tests.

@@ -30,14 +30,8 @@ template <class F, class D, class... A, size_t... K>
 void lanes(Warp& w, const Instruction& i, std::index_sequence<K...>) {
   D* const d = w.reg<D>(i.operand[0]);
   const std::tuple<const A*...> a(w.reg<const A>(i.operand[K + 1])...);
-  const uint32_t mask = w.mask;
-  if (mask == kAll) {
-#pragma GCC ivdep
-    for (int lane = 0; lane < kLanes; ++lane) d[lane] = F{}(std::get<K>(a)[lane]...);
-  } else {
-    for (int lane = 0; lane < kLanes; ++lane)
-      if (mask >> lane & 1) d[lane] = F{}(std::get<K>(a)[lane]...);
-  }
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (w.mask >> lane & 1) d[lane] = F{}(std::get<K>(a)[lane]...);
 }
 template <class F, class D, class... A>
 void lanes_of(Warp& w, const Instruction& i) {
@@ -118,6 +112,14 @@ bf16 from_float<bf16>(f32 value) {
   return {value == value ? u16((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : u16(0x7fff)};
 }
 f32 flush(f32 value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
+
+// a·b + c rounded down. The product is exact in double, and so is the sum with its error.
+f32 fused_down(f32 a, f32 b, f32 c) {
+  const f64 product = f64(a) * b, sum = product + c, part = sum - product;
+  const f64 error = (product - (sum - part)) + (c - part);
+  const auto found = static_cast<f32>(sum);
+  return found > sum || (found == sum && error < 0) ? std::nextafter(found, -INFINITY) : found;
+}
 
 template <class T>
 T least(T a, T b) {  // of -0 and +0 it is -0, of a number and NaN the number
@@ -422,6 +424,11 @@ void add_arithmetic(Table& t) {
   to_integer<s64, f64>(t, "s64.f64"), to_integer<u64, f64>(t, "u64.f64");
   t["cvt.f64.f32"] = map<f64, f32>([](f32 a) { return f64(a); });
   t["cvt.f32.f64"] = map<f32, f64>([](f64 a) { return f32(a); });
+  t["fma.rm.f32"] =
+      map<f32, f32, f32, f32>([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
+  t["cvt.sat.f32.f32"] = map<f32, f32>([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });
+  t["bfind.u32"] = map<u32, u32>([](u32 a) { return a ? u32(31 - __builtin_clz(a)) : kAll; });
+  t["bfind.shiftamt.u32"] = map<u32, u32>([](u32 a) { return a ? u32(__builtin_clz(a)) : kAll; });
   t["cvt.ftz.f32.f32"] = map<f32, f32>([](f32 a) { return flush(a); });
   t["cvt.rmi.f32.f32"] = map<f32, f32>([](f32 a) { return std::floor(a); });
   t["cvt.rpi.f32.f32"] = map<f32, f32>([](f32 a) { return std::ceil(a); });

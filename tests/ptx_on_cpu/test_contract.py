@@ -28,12 +28,12 @@ MANY_KEYS = {"T": 1, "S": 260, "H": 1, "d": 16}
 """More keys than a program holds: dQ has a kernel of its own, and loops go round."""
 
 SIZES = {
-    "spatial_attention": (*CASES["spatial_attention"].other_sizes[:2], MANY_KEYS),
-    "temporal_attention": CASES["temporal_attention"].other_sizes[1:],
-    "corrupt_tokens": CASES["corrupt_tokens"].other_sizes[:2],
-    "reconstruction_loss": CASES["reconstruction_loss"].other_sizes[:2],
-    "heatmap_loss": CASES["heatmap_loss"].other_sizes[:2],
-    "warp_clips": CASES["warp_clips"].other_sizes,
+    "spatial_attention": (CASES["spatial_attention"].other_sizes[1], MANY_KEYS),
+    "temporal_attention": CASES["temporal_attention"].other_sizes[2:],
+    "corrupt_tokens": CASES["corrupt_tokens"].other_sizes[1:2],
+    "reconstruction_loss": CASES["reconstruction_loss"].other_sizes[1:2],
+    "heatmap_loss": CASES["heatmap_loss"].other_sizes[1:2],
+    "warp_clips": CASES["warp_clips"].other_sizes[1:],
 }
 """Sizes beside each case's first."""
 
@@ -51,7 +51,7 @@ def compiled_kernels() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @every_op
 def test_value_and_gradients(name: str, dtype: torch.dtype) -> None:
-    """In bfloat16 at most of the contract's sizes, so that every kernel runs."""
+    """At the contract's first size, in bfloat16 at others too, so that every kernel runs."""
     case = CASES[name]
     case = replace(case, other_sizes=SIZES[name] if dtype == torch.bfloat16 else ())
     before = triton_kernels.launched.total()

@@ -127,6 +127,9 @@ def test_floats() -> None:
     pairs = "mov.b64 %rd10, {%r1, %r2}; fma.rn.f32x2 %rd10, %rd10, %rd10, %rd10; "
     found = lanes(pairs + "mov.b64 {_, %r9}, %rd10;", a, b, out=torch.float32)
     assert torch.equal(found, (b.double() * b.double() + b.double()).float())
+    down = lanes("fma.rm.f32 %r9, %r1, %r2, %r3;", a, b, c, out=torch.float32)
+    exact = a.double() * b.double() + c.double()
+    assert ((down <= exact) & (torch.nextafter(down, torch.tensor(9.0)) > exact)).all()
     found = lanes("div.full.f32 %r9, %r1, %r2;", a, b, out=torch.float32)
     assert torch.equal(found, a / b)
     found = lanes("max.f32 %r9, %r1, %r2;", NORMAL, torch.zeros(32), out=torch.float32)

@@ -1,0 +1,150 @@
+"""The CUDA C++ kernels from nvcc's PTX, in place of their sources' run on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from cmpose import native
+from cmpose.ops import cuda
+from tests import cuda_on_cpu
+from tests.csrc.compile_check import build
+from tests.ptx_on_cpu import machine, parse
+
+ARCH = 89
+FLAGS = ("-ptx", f"-arch=sm_{ARCH}", "-O3", "-std=c++17", "-lineinfo")
+
+launched: Counter[str] = Counter()
+"""Kernel, with its template's arguments → launches that ran here."""
+
+
+def _output(*command: str | Path, given: str | None = None) -> str:
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _readable(names: list[str]) -> list[str]:
+    """C++ names; those in a namespace without one are then called alike by both compilers."""
+    return _output("c++filt", given="\n".join(names)).splitlines()
+
+
+@cache
+def _entries() -> dict[str, str]:
+    """Readable name → PTX of that kernel alone, for all kernels of csrc/."""
+    sources = sorted(cuda_on_cpu.CSRC.glob("*.cu"))
+    key = hashlib.sha256(repr(FLAGS).encode())
+    for file in (*sources, *sorted(cuda_on_cpu.CSRC.glob("*.*h"))):
+        key.update(file.read_bytes())
+    found: dict[str, str] = {}
+    for source in sources:
+        made = machine.FOLDER / f"{source.stem}_{key.hexdigest()[:16]}.ptx"
+        if not made.is_file():
+            machine.FOLDER.mkdir(parents=True, exist_ok=True)
+            part = made.with_suffix(f".{os.getpid()}")
+            _output(build.find_nvcc(), *FLAGS, source, "-o", part)
+            part.rename(made)
+        head, *entries = re.split(
+            r"^(?=\.visible \.entry|\.entry|\.weak \.entry)", made.read_text(), flags=re.M
+        )
+        files = "".join(re.findall(r"^\s*\.file[^\n]*\n", entries[-1], re.M))
+        names = [re.search(r"\.entry\s+([\w$]+)", entry)[1] for entry in entries]  # type: ignore[index]
+        for name, entry in zip(_readable(names), entries, strict=True):
+            found[name] = f"{head}{entry[: entry.index(chr(10) + '}') + 2]}\n{files}"
+    return found
+
+
+def families(names: Iterable[str] | None = None) -> set[str]:
+    """Kernels' names without namespace and template arguments; None: all kernels of csrc/."""
+    found = [
+        re.search(r"(\w+)[<(]", n.replace("(anonymous namespace)", "")) for n in names or _entries()
+    ]
+    return {match[1] for match in found if match}
+
+
+@cache
+def _addresses() -> dict[int, str]:
+    """Offset in the module of the sources' run → the kernel's readable name."""
+    rows = [line.split() for line in _output("nm", _module_path()).splitlines()]
+    functions = [row for row in rows if len(row) == 3 and row[1] in "tTwW"]
+    readable = _readable([row[2] for row in functions])
+    return {int(row[0], 16): name for row, name in zip(functions, readable, strict=True)}
+
+
+def _module_path() -> str:
+    path = native.module().__file__
+    assert path is not None
+    return path
+
+
+@cache
+def _program(name: str) -> machine.Program:
+    (kernel,) = parse.kernels(_entries()[name]).values()
+    return machine.Program(kernel)
+
+
+_TAKER = ctypes.CFUNCTYPE(
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_uint,
+    ctypes.c_uint,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+    ctypes.c_uint,
+)
+
+
+@contextmanager
+def running(backwards: bool = False) -> Iterator[None]:
+    """Within it backend ``cuda`` runs nvcc's PTX on CPU tensors.
+
+    A kernel may access the tensors that were given to any op within it.
+    """
+    library = ctypes.CDLL(_module_path())
+    base = ctypes.cast(library.cuda_on_cpu_hand_over, ctypes.c_void_p).value
+    offsets = {name: offset for offset, name in _addresses().items()}
+    assert base is not None
+    base -= offsets["cuda_on_cpu_hand_over"]
+    known: list[Tensor] = []
+    original = cuda.address
+    message = ctypes.create_string_buffer(1000)
+
+    def noted(tensor: Tensor | None) -> int:
+        if tensor is not None:
+            known.append(tensor)
+        return original(tensor)
+
+    def take(
+        kernel: int, blocks: int, threads: int, shared: int, parameters: int, size: int
+    ) -> int | None:
+        try:
+            name = _addresses()[kernel - base]
+            launched[name] += 1
+            given = ctypes.string_at(parameters, size)
+            _program(name).launch(
+                (blocks,), threads // 32, shared, given, known, arch=ARCH, backwards=backwards
+            )
+        except Exception as error:
+            message.value = f"{type(error).__name__}: {error}".encode()[:999]
+            return ctypes.addressof(message)
+        return None
+
+    taker = _TAKER(take)
+    cuda.address = noted
+    library.cuda_on_cpu_hand_over(taker)
+    try:
+        yield
+    finally:
+        library.cuda_on_cpu_hand_over(_TAKER())
+        cuda.address = original
