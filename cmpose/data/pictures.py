@@ -169,9 +169,22 @@ def _check_jpeg(name: str | os.PathLike[str], data: bytes, header: PictureHeader
         )
 
 
+def _check_png(name: str | os.PathLike[str], data: bytes) -> None:
+    """Refuses a part that is longer than the file: OpenCV would take memory for it first."""
+    at = 8
+    while data[at + 4 : at + 8] not in (b"", b"IEND"):
+        at += 12 + int.from_bytes(data[at : at + 4], "big")  # length, kind, checksum
+    if at > len(data):
+        raise FrameError(
+            f"{name}: the PNG is damaged, or cut off after {len(data)} bytes; extract it again"
+        )
+
+
 def _decode(name: str | os.PathLike[str], data: bytes, header: PictureHeader) -> np.ndarray:
     if header.format == "JPEG":
         _check_jpeg(name, data, header)
+    if header.format == "PNG":
+        _check_png(name, data)
     for at, patch in header.patches:
         data = data[:at] + patch + data[at + len(patch) :]
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

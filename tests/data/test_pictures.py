@@ -308,6 +308,15 @@ def test_cut_and_changed_files_are_pictures_or_one_error(format):
     assert outcomes == {"refused", "read"}
 
 
+def test_a_part_of_a_png_that_is_longer_than_the_file_takes_no_memory():
+    data = encode(blocks(), "PNG")
+    at = data.index(b"IDAT") - 4
+    for damaged in (data[:at] + b"\xf0" + data[at + 1 :], data[: at + 40]):
+        with pytest.raises(FrameError, match=r"a\.png: the PNG is damaged, or cut off after"):
+            decode_picture(damaged, "a.png")
+    assert decode_picture(data[:-4] + b"more", "a.png").shape == blocks().shape  # behind IEND
+
+
 def test_nothing_else_decodes_pictures():
     """``examples/serve_onnx.py`` shows how to do without this package, so it decodes by itself."""
     decoders = re.compile(r"\b(imread|imdecode)|from (cv2|PIL) import|import PIL")
