@@ -213,7 +213,6 @@ void integers(Table& t, const std::string& type) {
   if constexpr (kBits == 32 || kBits == 64) {
     using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
     on("mul.hi") = map<T, T, T>([](T a, T b) { return T(Wide(a) * b >> kBits); });
-    on("mad.hi") = map<T, T, T, T>([](T a, T b, T c) { return T(U(Wide(a) * b >> kBits) + U(c)); });
     on("bfe") = map<T, T, u32, u32>([](T a, u32 start, u32 count) {
       start &= 255, count &= 255;
       if (count == 0) return T(0);
@@ -230,9 +229,6 @@ void integers(Table& t, const std::string& type) {
       const U field = (count >= kBits ? U(~U(0)) : U((U(1) << count) - 1)) << start;
       return U((b & ~field) | ((a << start) & field));
     });
-    on("popc") = map<u32, U>([](U a) { return u32(__builtin_popcountll(a)); });
-    on("clz") =
-        map<u32, U>([](U a) { return a ? u32(__builtin_clzll(a) - (64 - kBits)) : u32(kBits); });
     on("brev") = map<U, U>([](U a) {
       U r = 0;
       for (int k = 0; k < kBits; ++k) r |= (a >> k & 1) << (kBits - 1 - k);
@@ -267,12 +263,8 @@ void floats(Table& t, const std::string& type) {
   on("max.NaN") = map<T, T, T>([](T a, T b) { return a != a || b != b ? T(NAN) : most(a, b); });
   on("sqrt") = on("sqrt.approx") = map<T, T>([](T a) { return std::sqrt(a); });
   on("rcp") = on("rcp.approx") = map<T, T>([](T a) { return 1 / a; });
-  on("rsqrt.approx") = map<T, T>([](T a) { return T(1 / std::sqrt(f64(a))); });
   on("ex2.approx") = map<T, T>([](T a) { return std::exp2(a); });
   on("lg2.approx") = map<T, T>([](T a) { return std::log2(a); });
-  on("sin.approx") = map<T, T>([](T a) { return std::sin(a); });
-  on("cos.approx") = map<T, T>([](T a) { return std::cos(a); });
-  on("copysign") = map<T, T, T>([](T a, T b) { return std::copysign(b, a); });
 }
 
 void flushing(Table& t) {
@@ -290,7 +282,6 @@ void flushing(Table& t) {
   on("max") = map<F, F, F>([](F a, F b) { return most(flush(a), flush(b)); });
   on("sqrt.approx") = map<F, F>([](F a) { return flush(std::sqrt(flush(a))); });
   on("rcp.approx") = map<F, F>([](F a) { return flush(1 / flush(a)); });
-  on("rsqrt.approx") = map<F, F>([](F a) { return flush(f32(1 / std::sqrt(f64(flush(a))))); });
   on("ex2.approx") = map<F, F>([](F a) { return flush(std::exp2(flush(a))); });
   on("lg2.approx") = map<F, F>([](F a) { return std::log2(flush(a)); });
 }
@@ -316,6 +307,11 @@ void halves(Table& t, const std::string& type) {
       [](T a, T b, T c) { return from_float<T>(Fused{}(to_float(a), to_float(b), to_float(c))); });
   t["fma." + type + "x2"] =
       map<u32, u32, u32, u32>([](u32 a, u32 b, u32 c) { return both<T, Fused>(a, b, c); });
+  // Mixed, from sm_100 on.
+  t["add.f32." + type] = map<f32, T, f32>([](T a, f32 b) { return to_float(a) + b; });
+  t["sub.f32." + type] = map<f32, T, f32>([](T a, f32 b) { return to_float(a) - b; });
+  t["fma.f32." + type] =
+      map<f32, T, T, f32>([](T a, T b, f32 c) { return std::fma(to_float(a), to_float(b), c); });
   t["neg." + type] = map<u16, u16>([](u16 a) { return u16(a ^ 0x8000); });
   t["neg." + type + "x2"] = map<u32, u32>([](u32 a) { return a ^ 0x80008000u; });
   t["abs." + type] = map<u16, u16>([](u16 a) { return u16(a & 0x7fff); });
@@ -379,8 +375,6 @@ void add_arithmetic(Table& t) {
   flushing(t);
   halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
   pairs(t);
-  t["mul24.lo.u32"] =
-      map<u32, u32, u32>([](u32 a, u32 b) { return (a & 0xffffff) * (b & 0xffffff); });
   t["prmt.b32"] = map<u32, u32, u32, u32>([](u32 a, u32 b, u32 c) {
     const u64 bytes = u64(b) << 32 | a;
     u32 result = 0;
@@ -392,16 +386,6 @@ void add_arithmetic(Table& t) {
     }
     return result;
   });
-  t["lop3.b32"] = map<u32, u32, u32, u32, u32>([](u32 a, u32 b, u32 c, u32 table) {
-    u32 result = 0;
-    for (int k = 0; k < 8; ++k)
-      if (table >> k & 1) result |= (k & 4 ? a : ~a) & (k & 2 ? b : ~b) & (k & 1 ? c : ~c);
-    return result;
-  });
-  t["shf.l.wrap.b32"] = map<u32, u32, u32, u32>(
-      [](u32 low, u32 high, u32 n) { return u32(((u64(high) << 32 | low) << (n & 31)) >> 32); });
-  t["shf.r.wrap.b32"] = map<u32, u32, u32, u32>(
-      [](u32 low, u32 high, u32 n) { return u32((u64(high) << 32 | low) >> (n & 31)); });
   t["and.pred"] = logic([](u32 a, u32 b) { return a & b; });
   t["or.pred"] = logic([](u32 a, u32 b) { return a | b; });
   t["xor.pred"] = logic([](u32 a, u32 b) { return a ^ b; });

@@ -68,21 +68,31 @@ void copy_async(Warp& w, const Instruction& i) {
   });
 }
 
-template <int COUNT, bool TRANSPOSED>
-void load_matrices(Warp& w, const Instruction& i) {
+// ldmatrix and stmatrix: 8×8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of
+// matrix i / 8. Operands: a register for each matrix, the address.
+template <bool STORE, int COUNT, bool TRANSPOSED>
+void matrices(Warp& w, const Instruction& i) {
   whole(w, kAll);
   for (int k = 0; k < COUNT; ++k) {
-    const char* row[8];
-    for (int r = 0; r < 8; ++r)
-      row[r] = shared(w, address_of(w, i.operand[COUNT], i.number[0], 8 * k + r, false), 16);
-    auto* const to = w.reg<uint16_t>(i.operand[k]);
-    for (int lane = 0; lane < kLanes; ++lane)
-      for (int half = 0; half < 2; ++half) {
-        const int major = lane / 4, minor = 2 * (lane % 4) + half;
-        std::memcpy(&to[2 * lane + half],
-                    TRANSPOSED ? row[minor] + 2 * major : row[major] + 2 * minor, 2);
+    auto* const lanes = w.reg<uint16_t>(i.operand[k]);
+    for (int r = 0; r < 8; ++r) {
+      const uint64_t at = address_of(w, i.operand[COUNT], i.number[0], 8 * k + r, false);
+      uint16_t row[8];
+      if (!STORE) std::memcpy(row, shared(w, at, 16), 16);
+      for (int c = 0; c < 8; ++c) {
+        const int major = TRANSPOSED ? c : r, minor = TRANSPOSED ? r : c;
+        uint16_t& element = lanes[8 * major + minor];
+        (STORE ? row[c] : element) = STORE ? element : row[c];
       }
+      if (STORE) shared(w, at, 16, reinterpret_cast<const char*>(row));
+    }
   }
+}
+template <bool STORE, bool TRANSPOSED>
+void add_matrices(Table& table, const std::string& name, const char* suffix) {
+  table[name + ".x1" + suffix] = matrices<STORE, 1, TRANSPOSED>;
+  table[name + ".x2" + suffix] = matrices<STORE, 2, TRANSPOSED>;
+  table[name + ".x4" + suffix] = matrices<STORE, 4, TRANSPOSED>;
 }
 
 inline float bf16(uint16_t bits) {
@@ -231,12 +241,10 @@ void add_memory(Table& table) {
     whole(w, kAll);
     wait_for_groups(w, static_cast<int>(i.number[0]));
   };
-  table["ldmatrix.x1"] = load_matrices<1, false>;
-  table["ldmatrix.x2"] = load_matrices<2, false>;
-  table["ldmatrix.x4"] = load_matrices<4, false>;
-  table["ldmatrix.x1.trans"] = load_matrices<1, true>;
-  table["ldmatrix.x2.trans"] = load_matrices<2, true>;
-  table["ldmatrix.x4.trans"] = load_matrices<4, true>;
+  add_matrices<false, false>(table, "ldmatrix", "");
+  add_matrices<false, true>(table, "ldmatrix", ".trans");
+  add_matrices<true, false>(table, "stmatrix", "");
+  add_matrices<true, true>(table, "stmatrix", ".trans");
   table["mma.m16n8k16.bf16"] = multiply<true>;
   table["mma.m16n8k16.f16"] = multiply<false>;
   table["shfl.idx"] = shuffle<kIndex>;

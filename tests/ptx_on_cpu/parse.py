@@ -278,13 +278,13 @@ class _Translator:
             sizes[2] = 4
         elif op in ("bfe", "bfi"):
             sizes[-2:] = 4, 4
-        elif op in ("popc", "clz"):
-            sizes[0] = 4
         elif op == "selp":
             sizes[3] = 0
         elif "wide" in parts:
             sizes[0] = 2 * size
             sizes[3:] = [2 * size] * len(sizes[3:])
+        elif parts[-2] == "f32" and size == 2:  # 16-bit numbers and, last, one of float32
+            sizes[0] = sizes[-1] = 4
         name = ".".join(part for part in parts if part not in _DROPPED)
         each = [self._operand(text, size) for text, size in zip(operands, sizes, strict=True)]
         return Row(name, operands=each)
@@ -381,7 +381,7 @@ class _Translator:
         )
 
     def _ldmatrix(self, parts: list[str], operands: list[str]) -> Row:
-        kept = [part for part in parts if part in ("ldmatrix", "x1", "x2", "x4", "trans")]
+        kept = [part for part in parts if part in (parts[0], "x1", "x2", "x4", "trans")]
         if "m8n8" not in parts or parts[-1] != "b16":
             raise Unknown("matrices of that shape")
         at, offset, wide = self._address(operands[1])
@@ -389,6 +389,9 @@ class _Translator:
             raise Unknown("a 64-bit address")
         each = [self._operand(text, 4) for text in self._list(operands[0])]
         return Row(".".join(kept), operands=[*each, at], numbers=[offset])
+
+    def _stmatrix(self, parts: list[str], operands: list[str]) -> Row:
+        return self._ldmatrix(parts, operands[::-1])
 
     def _mma(self, parts: list[str], operands: list[str]) -> Row:
         if parts[3:6] != ["m16n8k16", "row", "col"] or parts[6] != "f32" or parts[9] != "f32":
@@ -429,9 +432,6 @@ class _Translator:
         return Row("ret")
 
     _exit = _ret
-
-    def _lop3(self, parts: list[str], operands: list[str]) -> Row:
-        return Row("lop3.b32", operands=[self._operand(text, 4) for text in operands])
 
     def _membar(self, parts: list[str], operands: list[str]) -> Row:
         return Row("nop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from tests.csrc import compile_check
 from tests.ops import test_contract as contract
 from tests.ops.support import assertions
 from tests.ops.support.cases import CASES
-from tests.ptx_on_cpu import cuda_kernels, machine
+from tests.ptx_on_cpu import cuda_kernels, machine, parse
 
 pytestmark = [
     pytest.mark.skipif(machine.compiler() is None, reason="needs g++"),
@@ -72,6 +73,30 @@ def test_clusters(tokens: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.delta, truth.delta, rtol=1e-4, atol=1e-4)
     assert torch.equal(found.centers, truth.centers)
     assert torch.equal(found.assignment, truth.assignment)
+
+
+def test_what_is_left_out_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each barrier and the wait for asynchronous copies is taken out of the distances' kernel."""
+    given = torch.randn(1, 132, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    programs: dict[str, machine.Program] = {}
+    original = cuda_kernels._program
+    monkeypatch.setattr(
+        cuda_kernels, "_program", lambda name: programs.setdefault(name, original(name))
+    )
+    ops.dpc_knn(given, 5, 8, backend="cuda")
+    (name,) = (name for name in programs if "distance_pass" in name)
+    ptx = cuda_kernels._entries()[name]
+    found = caught = 0
+    for match in re.finditer(r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;", ptx):
+        (kernel,) = parse.kernels(ptx[: match.start()] + ptx[match.end() :]).values()
+        programs[name] = machine.Program(kernel)
+        found += 1
+        try:
+            ops.dpc_knn(given, 5, 8, backend="cuda")
+        except RuntimeError as error:
+            assert "Fault: " in str(error)  # noqa: PT017
+            caught += 1
+    assert caught >= 0.7 * found > 0, f"{caught} of {found}"
 
 
 def test_every_kernel_ran(request: pytest.FixtureRequest) -> None:

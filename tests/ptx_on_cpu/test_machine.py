@@ -114,6 +114,11 @@ def test_halves(dtype: torch.dtype) -> None:
         out=torch.float32,
     )
     torch.testing.assert_close(found, high.float(), rtol=0, atol=0, equal_nan=True)
+    words, more = found.view(torch.int32), NORMAL.flip(0).contiguous()
+    mixed = f"cvt.rn.{name}.f32 %h1, %r1; fma.rn.f32.{name} %r9, %h1, %h1, %r2;"
+    found = lanes(mixed, words, more.view(torch.int32), out=torch.float32)
+    exact = (words.view(torch.float32).to(dtype).double().square() + more.double()).float()
+    torch.testing.assert_close(found, exact, rtol=0, atol=0, equal_nan=True)
     if dtype == torch.float16:
         a, b = (torch.randn(64, generator=torch.Generator().manual_seed(n)).half() for n in (1, 2))
         found = lanes("add.f16x2 %r9, %r1, %r2;", a.view(torch.int32), b.view(torch.int32))
@@ -228,6 +233,21 @@ def test_matrix_product(dtype: torch.dtype) -> None:
     exact = a.double() @ b.double()
     terms = a.double().abs() @ b.double().abs()
     assert ((out - exact).abs() <= 2 * torch.finfo(torch.float32).eps * terms).all()
+
+
+@pytest.mark.parametrize("trans", ["", ".trans"])
+def test_matrices_are_stored_as_they_are_loaded(trans: str) -> None:
+    given = torch.arange(256, dtype=torch.int16)
+    out = torch.zeros(256, dtype=torch.int16)
+    body = f"""
+    mad.wide.u32 %rd3, %r0, 16, %rd0; shl.b32 %r1, %r0, 4;
+    ld.global.v4.b32 {{%r2, %r3, %r4, %r5}}, [%rd3]; st.shared.v4.b32 [%r1], {{%r2, %r3, %r4, %r5}};
+    ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%r2, %r3, %r4, %r5}}, [%r1];
+    stmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 [%r1+512], {{%r2, %r3, %r4, %r5}};
+    ld.shared.v4.b32 {{%r2, %r3, %r4, %r5}}, [%r1+512];
+    mad.wide.u32 %rd4, %r0, 16, %rd1; st.global.v4.b32 [%rd4], {{%r2, %r3, %r4, %r5}};"""
+    run(body, given, out, shared=1024)
+    assert torch.equal(out, given)
 
 
 # -- faults ---------------------------------------------------------------------------------------
