@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmpose.ops import checks
+
 NAMESPACE = "cmpose"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
@@ -135,5 +137,5 @@ def scale_reference(gradient: Tensor, rows: Tensor, upstream: Tensor) -> None:
 
 def scale_cpu(gradient: Tensor, rows: Tensor, upstream: Tensor) -> None:
     """The same, but nothing at all for an upstream of 1, which a CPU can look at."""
-    if upstream.item() != 1:
+    if not (checks.readable(upstream) and upstream.item() == 1):
         gradient.mul_(upstream)
