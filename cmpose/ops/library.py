@@ -137,5 +137,6 @@ def scale_reference(gradient: Tensor, rows: Tensor, upstream: Tensor) -> None:
 
 def scale_cpu(gradient: Tensor, rows: Tensor, upstream: Tensor) -> None:
     """The same, but nothing at all for an upstream of 1, which a CPU can look at."""
-    if not (checks.readable(upstream) and upstream.item() == 1):
-        gradient.mul_(upstream)
+    if checks.readable(upstream) and upstream.item() == 1:
+        return
+    gradient.mul_(upstream)
