@@ -68,11 +68,11 @@ def scale_of(scale: float | None, qkv: Tensor) -> float:
     """The factor of the logits: ``scale``, or d^-1/2.
 
     Raises:
-        TypeError, ValueError: scale is no finite number.
+        TypeError, ValueError: scale is no number that is finite in the dtype of sums.
     """
     if scale is None:
         return qkv.shape[-1] ** -0.5
-    checks.number("scale", scale)
+    checks.number("scale", scale, checks.accumulator(qkv))
     return float(scale)
 
 

@@ -284,6 +284,18 @@ def _asked(op: str, backend: str) -> tuple[str, str]:
 _VARIABLES = {op: f"CMPOSE_{op.upper()}_BACKEND" for op in OPS}
 
 
+def _warn_of_unknown_variables() -> None:
+    """Names the variables that would choose an op's backend if there were such an op."""
+    known = "CMPOSE_BACKEND", *_VARIABLES.values()
+    for name in os.environ:
+        if name.startswith("CMPOSE_") and name.endswith("_BACKEND") and name not in known:
+            ops = ", ".join(OPS)
+            warnings.warn(f"{name} is ignored: no such op; the ops are {ops}", stacklevel=2)
+
+
+_warn_of_unknown_variables()  # once, when the ops are imported
+
+
 # -- what runs ------------------------------------------------------------------------------------
 
 

@@ -180,19 +180,17 @@ def _number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {_shown(value)}")
 
 
-def number(name: str, value: Any) -> None:
-    """Checks that ``value`` is a number that is neither NaN nor infinite.
+def number(name: str, value: Any, dtype: torch.dtype) -> None:
+    """Checks that ``value`` is a number that is neither NaN nor infinite, in ``dtype`` too.
 
     Raises:
         TypeError: it is of another type.
-        ValueError: it is NaN, infinite, or an integer that no float holds.
+        ValueError: it is NaN, infinite, or more than ``dtype`` holds.
     """
     _number(name, value)
-    if not -_LARGEST <= value <= _LARGEST:
-        raise ValueError(f"{name} must be finite, got {_shown(value)}")
-
-
-_LARGEST = torch.finfo(torch.float64).max
+    largest = torch.finfo(dtype).max
+    if not -largest <= value <= largest:
+        raise ValueError(f"{name} must be finite in {_names([dtype])}, got {_shown(value)}")
 
 
 def between(name: str, value: Any, low: float, high: float, why: str = "") -> None:
@@ -278,9 +276,19 @@ def without_value_checks() -> Iterator[None]:
 
 def readable(value: Tensor) -> bool:
     """Whether the values of ``value`` may be read: nothing waits for them, and checks are on."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _batched(value):
         return False
     return _values_are_checked and value.device.type == "cpu"
+
+
+def _batched(value: Tensor) -> bool:
+    """Whether ``torch.func.vmap`` is at work, which lets nobody read values."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            return True
+        value = functorch.get_unwrapped(value)
+    return False
 
 
 def finite(name: str, value: Tensor) -> None:

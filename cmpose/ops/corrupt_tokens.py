@@ -266,9 +266,7 @@ def corrupt_tokens(
     )
     if chosen == backends.PLAIN:
         return CorruptedTokens(*corrupt_tokens_reference(*arguments))
-    wanted = tokens.requires_grad or keypoint_tokens.requires_grad
-    wanted = wanted or (position is not None and position.requires_grad)
-    if torch.is_grad_enabled() and wanted:
+    if library.wants_gradient("corrupt_tokens", tokens, keypoint_tokens, position):
         return CorruptedTokens(*_CorruptTokens.apply(*arguments, chosen))
     return CorruptedTokens(*_forward(*arguments, chosen))
 

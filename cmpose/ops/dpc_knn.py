@@ -402,7 +402,7 @@ def dpc_knn_merge(
         )
         return clusters, merged
     arguments = valid, k, num_clusters, scale, include_self, peak_delta, normalize
-    if torch.is_grad_enabled() and (tokens.requires_grad or weights.requires_grad):
+    if library.wants_gradient("dpc_knn_merge", tokens, weights):
         results = _DpcKnnMerge.apply(tokens, weights, *arguments, chosen)
     else:
         results = _forward_merge(tokens, weights, *arguments, False, chosen)

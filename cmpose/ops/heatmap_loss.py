@@ -176,8 +176,8 @@ def heatmap_loss(
         pred: [B, K, h, w] floating point.
         keypoints: [B, K, 2] floating point, centres (x, y) in heatmap pixels, used as given
             (a pixel's centre is at whole numbers).
-        visible: [B, K] bool or floating point ≥ 0, weights v. Of joints of weight 0 neither the
-            heatmap nor the centre counts, even if it is NaN.
+        visible: [B, K] bool or floating point ≥ 0 (no integers), weights v. Of joints of weight 0
+            neither the heatmap nor the centre counts, even if it is NaN.
         sigma: σ in heatmap pixels, 1e-15 to 1e15: σ² is a number of float32.
         normalizer: tensor of one element that replaces Σ v; in a distributed run the global sum
             divided by the number of processes. It gets no gradient.
@@ -215,7 +215,7 @@ def heatmap_loss(
         return heatmap_loss_reference(pred, keypoints, visible, sigma, normalizer)
     keypoints, visible = keypoints.detach(), visible.detach()
     normalizer = None if normalizer is None else normalizer.detach()
-    if torch.is_grad_enabled() and pred.requires_grad:
+    if library.wants_gradient("heatmap_loss", pred):
         return _HeatmapLoss.apply(pred, keypoints, visible, sigma, normalizer, chosen)
     return _forward(pred, keypoints, visible, sigma, normalizer, False, chosen)[0]
 

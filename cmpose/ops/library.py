@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmpose.ops import checks
 
@@ -75,6 +76,37 @@ def register(
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def wants_gradient(op: str, *tensors: Tensor | None) -> bool:
+    """Whether autograd is to record a call of ``op`` on these tensors.
+
+    Raises:
+        RuntimeError: forward-mode differentiation, of which the registered op would silently make
+            a constant, or a gradient within ``torch.func``.
+    """
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not torch.compiler.is_compiling():
+        if wanted and torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"{op}: its kernels have no gradient within torch.func (grad, vjp, jacrev, vmap); "
+                "backend='reference' has"
+            )
+        _refuse_tangents(op, tensors)
+    return wanted
+
+
+def _refuse_tangents(op: str, arguments: tuple[Any, ...]) -> None:
+    if forward_ad._current_level < 0:  # no dual_level, jvp or jacfwd is entered
+        return
+    for value in arguments:
+        while isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value):
+            value = torch._C._functorch.get_unwrapped(value)
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(
+                f"{op}: its kernels have no forward-mode derivative (jvp, jacfwd, dual_level); "
+                "backend='reference' has"
+            )
+
+
 class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -93,6 +125,8 @@ def first_order(op: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
     Without this a second derivative would be silently wrong: autograd would take it for a constant.
     """
+    if not torch.compiler.is_compiling():
+        _refuse_tangents(op, arguments)
     if torch.is_grad_enabled():
         return _FirstOrder.apply(op, function, *arguments)
     return function(*arguments)

@@ -287,7 +287,7 @@ def merge_clusters(
     if chosen == backends.PLAIN:
         return merge_clusters_reference(tokens, weights, assignment, num_clusters, normalize)
     arguments = tokens, weights, assignment, num_clusters, normalize
-    if torch.is_grad_enabled() and (tokens.requires_grad or weights.requires_grad):
+    if library.wants_gradient("merge_clusters", tokens, weights):
         return _MergeClusters.apply(*arguments, chosen)
     return merge_parts(*arguments, False, chosen)[0]
 

@@ -200,7 +200,9 @@ def reconstruction_loss(
         )
     target = target.detach() if detach_target else target
     normalizer = None if normalizer is None else normalizer.detach()
-    want_pred, want_target = (torch.is_grad_enabled() and t.requires_grad for t in (pred, target))
+    want_pred, want_target = (
+        library.wants_gradient("reconstruction_loss", t) for t in (pred, target)
+    )
     arguments = (pred, target, corrupted, normalizer, per_channel, want_pred, want_target, chosen)
     if want_pred or want_target:
         return _ReconstructionLoss.apply(*arguments)

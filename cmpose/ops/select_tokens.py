@@ -175,7 +175,8 @@ def select_tokens(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, no keypoint, n < 1, n·K > N, an unknown importance; on the CPU
-            also NaN in logits. Elsewhere a clip with NaN is split in an undefined way.
+            also logits with NaN or +inf, or of −inf alone in a row: their softmax is NaN. Elsewhere
+            such a clip is split in an undefined way.
         BackendUnavailable: the backend asked for cannot run here.
     """
     sizes: checks.Sizes = {}
@@ -185,12 +186,15 @@ def select_tokens(
     most = sizes["N"] // sizes["K"]
     checks.between("n", n, 1, most, "n·K must not exceed N")
     checks.choice("importance", importance, ("mean", "max"))
-    if checks.readable(logits) and bool(logits.isnan().any()):
-        raise ValueError("logits must not be NaN")
+    # A row's maximum is NaN or infinite where its softmax is NaN, and only there.
+    if checks.readable(logits) and not bool(logits.amax(dim=-1).isfinite().all()):
+        raise ValueError(
+            "logits must not be NaN or +inf, and not -inf for all tokens of a keypoint"
+        )
     chosen = backends.choose("select_tokens", backend, logits.device, logits)
     if chosen == backends.PLAIN:
         return select_tokens_reference(logits, n, importance)
-    if torch.is_grad_enabled() and logits.requires_grad:
+    if library.wants_gradient("select_tokens", logits):
         return SelectedTokens(*_SelectTokens.apply(logits, n, importance, chosen))
     return SelectedTokens(*_forward(logits, n, importance, chosen))
 

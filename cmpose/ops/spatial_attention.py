@@ -160,7 +160,7 @@ def spatial_attention(
             in a tuple, each [B, T, S, H, d], of any strides, such as views of one projection.
         lengths: int64 [B, T] or [B·T], how many of a frame's tokens count, 0 to S; the others are
             padding: no query attends to them, and they give 0. None: all count.
-        scale: a finite number; None is 1/√d.
+        scale: a number that is finite in float32 (float64 for float64 tensors); None is 1/√d.
         return_lse: returns the log-sum-exp of the logits too.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
@@ -193,7 +193,7 @@ def spatial_attention(
     tensors = (first, k, v, lengths)
     if chosen == backends.PLAIN:
         out, lse = spatial_attention_reference(*tensors, factor)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    elif library.wants_gradient("spatial_attention", *tensors):
         out, lse = _SpatialAttention.apply(*tensors, factor, chosen)
     else:
         out, lse = _forward(*tensors, factor, chosen)

@@ -143,7 +143,7 @@ def temporal_attention(
         lengths: int64 [B], how many of a clip's frames count, 0 to T; the others are padding: no
             frame attends to them, and they give 0. None: all count.
         causal: whether a frame attends to itself and earlier ones only.
-        scale: a finite number; None is 1/√d.
+        scale: a number that is finite in float32 (float64 for float64 tensors); None is 1/√d.
         backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
@@ -175,7 +175,7 @@ def temporal_attention(
     tensors, options = (first, k, v, lengths), (factor, causal)
     if chosen == backends.PLAIN:
         out = temporal_attention_reference(*tensors, *options)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    elif library.wants_gradient("temporal_attention", *tensors):
         out = _TemporalAttention.apply(*tensors, *options, chosen)
     else:
         out = _forward(*tensors, *options, chosen)

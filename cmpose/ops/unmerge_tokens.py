@@ -219,6 +219,11 @@ def unmerge_tokens(
     """
     sizes: checks.Sizes = {}
     checks.tensor("causal", causal, "B C D", sizes)
+    if not (hasattr(selection, "causal") and hasattr(selection, "noncausal")):
+        raise TypeError(
+            "selection must have index tensors causal and noncausal, as the result of "
+            f"select_tokens has, got {type(selection).__name__}"
+        )
     checks.tensor("merged", merged, "B L D", sizes)
     checks.tensor("selection.causal", selection.causal, "B C", sizes, checks.INDEX)
     checks.tensor("selection.noncausal", selection.noncausal, "B M", sizes, checks.INDEX)
@@ -243,7 +248,7 @@ def unmerge_tokens(
     arguments = causal, merged, selection.causal, selection.noncausal, assignment
     if chosen == backends.PLAIN:
         return unmerge_tokens_reference(*arguments)
-    if torch.is_grad_enabled() and (causal.requires_grad or merged.requires_grad):
+    if library.wants_gradient("unmerge_tokens", causal, merged):
         return _UnmergeTokens.apply(*arguments, chosen)
     return _forward(*arguments, chosen)
 

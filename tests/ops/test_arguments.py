@@ -107,8 +107,8 @@ NUMBERS = ("x", [1.0], True, math.nan, 10**400, -(10**400), torch.zeros(2), 1j)
 FLAGS = ("x", None, 1, math.nan)
 NAMES = ("x", None, 3, torch.zeros(2))
 SCALARS = [
-    ("spatial_attention", {"scale": NUMBERS, "return_lse": FLAGS}),
-    ("temporal_attention", {"scale": NUMBERS, "causal": FLAGS}),
+    ("spatial_attention", {"scale": (*NUMBERS, 1e300, -1e39), "return_lse": FLAGS}),
+    ("temporal_attention", {"scale": (*NUMBERS, 1e300, -1e39), "causal": FLAGS}),
     (
         "corrupt_tokens",
         dict.fromkeys(("mask_ratio", "noise_ratio", "noise_std", "first_clip"), (*NUMBERS, None))
@@ -142,3 +142,20 @@ def test_wrong_scalars(op: str, scalars: dict[str, tuple[Any, ...]]) -> None:
             with pytest.raises((TypeError, ValueError), match=rf"^{name} must be ") as error:
                 function(**made | {name: value})
             assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("selection", [(), None, {"causal": 1, "noncausal": 2}, torch.zeros(1)])
+def test_unmerge_tokens_takes_no_other_selection(selection: Any) -> None:
+    tokens = torch.zeros(1, 2, 3)
+    with pytest.raises(TypeError, match=r"^selection must have .* as the result of select_tokens"):
+        ops.unmerge_tokens(tokens, tokens, selection, torch.zeros(1, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("row", [[math.nan, 1, 2], [math.inf, 1, 2], [-math.inf] * 3])
+def test_select_tokens_refuses_rows_without_a_softmax(row: list[float]) -> None:
+    logits = torch.zeros(2, 2, 3)
+    logits[1, 0, 1] = -math.inf  # one that is never chosen is no fault
+    ops.select_tokens(logits, 1)
+    logits[1, 1] = torch.tensor(row)
+    with pytest.raises(ValueError, match=r"^logits must not be NaN or \+inf"):
+        ops.select_tokens(logits, 1)

@@ -493,3 +493,12 @@ def test_choosing_imports_no_triton() -> None:
         "assert 'triton' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_variables_of_no_op_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMPOSE_DPC_KNN_BACKEND", "reference")
+    monkeypatch.setenv("CMPOSE_BACKEND", "auto")
+    backends._warn_of_unknown_variables()  # both are known
+    monkeypatch.setenv("CMPOSE_DPCKNN_BACKEND", "reference")
+    with pytest.warns(UserWarning, match="^CMPOSE_DPCKNN_BACKEND is ignored: no such op"):
+        backends._warn_of_unknown_variables()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmpose import ops
@@ -369,6 +370,56 @@ def test_second_derivatives_raise_or_are_right(case: OpCase, backend: str) -> No
         return
     with pytest.raises(RuntimeError, match=rf"{case.name}: .*no second derivative.*'reference'"):
         (total + penalty).backward()
+
+
+def _transformed(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Derivatives of a scalar function by other ways than autograd's backward pass."""
+    func, ones = torch.func, tuple(torch.ones_like(t) for t in inputs)
+    numbers, stacked = tuple(range(len(inputs))), [torch.stack((t, t)) for t in inputs]
+
+    def dual_level() -> Tensor | None:
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(*pair) for pair in zip(inputs, ones, strict=True)]
+            return forward_ad.unpack_dual(function(*duals)).tangent
+
+    def batched(*values: Tensor) -> Tensor:
+        return func.vmap(function)(*[t[None] for t in values])[0]
+
+    return {
+        "jvp": lambda: func.jvp(function, inputs, ones)[1],
+        "jvp of vmap": lambda: func.jvp(batched, inputs, ones)[1],
+        "dual_level": dual_level,
+        "jacfwd": lambda: func.jacfwd(function, numbers)(*inputs),
+        "grad": lambda: func.grad(function, numbers)(*inputs),
+        "vmap of grad": lambda: func.vmap(func.grad(function, numbers))(*stacked),
+    }
+
+
+@every_gradient
+def test_other_derivatives_raise_or_are_right(case: OpCase, backend: str) -> None:
+    """Forward mode and torch.func: the reference has them, elsewhere they are never silently 0."""
+    made = arguments(case, 1, precise(backend))
+    inputs = tuple(made[n].detach() for n in case.gradients)
+    made = {n: v.detach() if isinstance(v, Tensor) else v for n, v in made.items()}
+
+    def function(*values: Tensor) -> Tensor:
+        given = made | dict(zip(case.gradients, values, strict=True))
+        found = [o for o in leaves(case.call(**given, backend=backend)) if o.is_floating_point()]
+        return torch.stack([out.square().sum() for out in found]).sum()
+
+    leaf = [t.clone().requires_grad_() for t in inputs]
+    exact = torch.autograd.grad(function(*leaf), leaf)
+    for name, derive in _transformed(function, inputs).items():
+        if backend != "reference":
+            with pytest.raises(RuntimeError, match=rf"^{case.name}: .*backend='reference' has"):
+                derive()
+        elif name in ("jvp", "jvp of vmap", "dual_level"):
+            total = torch.stack([g.sum() for g in exact]).sum()
+            torch.testing.assert_close(derive(), total, rtol=1e-4, atol=1e-4)
+        else:
+            for found, gradient in zip(derive(), exact, strict=True):
+                found = found[0] if name == "vmap of grad" else found
+                torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-4)
 
 
 @every_gradient

@@ -93,6 +93,22 @@ def test_separate_projections_and_scale(backend: str, frames: int) -> None:
     torch.testing.assert_close(double, packed)
 
 
+@pytest.mark.parametrize("scale", [-0.2, 0.0, -0.0, 1e-300, 0.3])
+@pytest.mark.parametrize("frames", [4, 5, 33])
+def test_causal_whatever_the_scale(frames: int, scale: float) -> None:
+    """A kernel that masks before it scales would let later frames in, or give NaN."""
+    qkv = random_qkv(2, frames, 3, 3, 2, 8)
+    for dtype, lengths in ((torch.float64, None), (torch.float32, torch.tensor([frames, 2]))):
+        found = []
+        for backend in ("reference", "cpu"):
+            leaf = qkv.to(dtype).requires_grad_()
+            out = ops.temporal_attention(
+                leaf, causal=True, scale=scale, lengths=lengths, backend=backend
+            )
+            found.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("d", range(16, 129, 16))
 def test_every_head_dimension(d: int) -> None:
     qkv = random_qkv(1, 3, 2, 3, 1, d)

@@ -33,6 +33,12 @@ def mask_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return added.masked_fill_(~allowed, -torch.inf)
 
 
+def _folded(scale: float, causal: bool, q: Tensor) -> bool:
+    """Whether q takes the scale: the kernel multiplies later keys' −∞ by it, and NaN or +∞ is what
+    a scale of 0 or below makes of that."""
+    return causal and scale < torch.finfo(q.dtype).tiny
+
+
 def attend(
     qkv: Sequence[Tensor], scale: float, mask: Tensor | None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -44,7 +50,10 @@ def attend(
         mask: what :func:`mask_of` gives, [batch, 1, 1, tokens].
         causal: whether a query attends to no later key.
     """
-    out, lse = _forward(*qkv, 0.0, causal, attn_mask=mask, scale=scale)
+    q, k, v = qkv
+    if _folded(scale, causal, q):
+        q, scale = q * scale, 1.0
+    out, lse = _forward(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
     return out.transpose(1, 2), lse
 
 
@@ -61,5 +70,11 @@ def gradients(
 
     ``grad`` and ``out`` are what :func:`view` gives, ``lse`` is what :func:`attend` gave.
     """
-    found = _backward(grad, *qkv, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    q, k, v = qkv
+    factor = None
+    if _folded(scale, causal, q):
+        q, scale, factor = q * scale, 1.0, scale
+    found = _backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    if factor is not None:
+        found = found[0] * factor, *found[1:]
     return [g.transpose(1, 2) for g in found]
