@@ -238,7 +238,7 @@ READERS = {
         CALLS, [{"seconds": 1.0, "command": "x"}] * 3, read_calls, ValueError, lines=True
     ),
 }
-TRIES = 100
+TRIES = 50
 
 
 def prepare(folder: Path, reader: Reader) -> Path:
