@@ -134,6 +134,8 @@ def _write(
         planned[f"annotations/{_box_file(split)}"] = None
     annotations = out / "annotations" / split
     written.begin(planned, annotations=any(annotations.glob("*.json")))
+    if options.place == "copy":
+        written.remove_links(planned)
     for sequence, paths in sequences:
         place_pictures(paths, out / "images" / split / sequence.name, options.place)
     written.remove_stale(report, [path for _, paths in sequences for path in paths])

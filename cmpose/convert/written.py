@@ -108,6 +108,21 @@ class WrittenFiles:
         begun = {"unfinished": self.unfinished, "files": sorted(self.earlier | self.now)}
         write_text(report_path(self.out, self.split), json.dumps(begun, indent=1) + "\n")
 
+    def remove_links(self, planned: Mapping[str, Path | None]) -> None:
+        """Removes links to pictures that an earlier conversion made, so that copies replace them.
+
+        Args:
+            planned: as in :meth:`begin`. A link that is itself the source's picture stays.
+        """
+        sources = {_place_of(picture) for picture in planned.values() if picture is not None}
+        for file, picture in planned.items():
+            path = self.out / file
+            if picture is None or not path.is_symlink() or _place_of(path) in sources:
+                continue
+            if self.is_ours(file):
+                with writing(path):
+                    path.unlink()
+
     def remove_stale(self, report: Report, pictures: Iterable[Path]) -> None:
         """Removes what an earlier conversion wrote and this one does not.
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from av.error import FFmpegError
 
 from cmpose.data.container import read_container
 from cmpose.data.decoder import Decoder, to_bgr
-from cmpose.data.numbering import number_pictures
+from cmpose.data.numbering import FrameName, number_pictures
 from cmpose.data.picture_header import read_header
 from cmpose.data.pictures import (
     LIMIT,
@@ -128,6 +128,10 @@ class Video(ABC):
     def signature(self) -> dict[str, Any]:
         """Plain data (for JSON) by which another video of the same name can be told apart."""
 
+    def files(self) -> list[Path]:
+        """The files that it is read from; a camera or a stream has none."""
+        return []
+
     def frame_name(self, number: int) -> str:
         """``NAME/000012.jpg``; for a frame that is a file, its folder and name.
 
@@ -231,6 +235,9 @@ class _File(Video):
             notes=self._stream() + found.notes,
         )
 
+    def files(self) -> list[Path]:
+        return [self.path]
+
     def signature(self) -> dict[str, Any]:
         return {
             "video bytes": self.path.stat().st_size,
@@ -310,7 +317,7 @@ class _Pictures(Video):
         skip_unreadable: bool,
         numbers: tuple[int, ...],
     ) -> None:
-        self.files, self.skip_unreadable = files, skip_unreadable
+        self.paths, self.skip_unreadable = files, skip_unreadable
         try:
             width, height = picture_size(files[0])
             read_picture(files[0])
@@ -332,7 +339,7 @@ class _Pictures(Video):
 
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
         before = NOT_DECODED
-        for number, file in enumerate(self.files):
+        for number, file in enumerate(self.paths):
             if number < skip:
                 yield VideoFrame(number, NOT_DECODED)
                 continue
@@ -348,25 +355,28 @@ class _Pictures(Video):
             yield VideoFrame(number, picture, readable)
             before = picture
 
+    def files(self) -> list[Path]:
+        return self.paths
+
     def _nearest(self, number: int) -> np.ndarray:
         """The last readable picture before frame ``number``: at least the first was readable."""
-        for file in reversed(self.files[:number]):
+        for file in reversed(self.paths[:number]):
             try:
                 picture = read_picture(file)
                 self._check(picture, str(file))
             except (FrameError, VideoError):
                 continue
             return picture
-        raise VideoError(f"{self.files[0]}: is no longer readable")
+        raise VideoError(f"{self.paths[0]}: is no longer readable")
 
     def signature(self) -> dict[str, Any]:
         crc = 0
-        for file in self.files:
+        for file in self.paths:
             crc = zlib.crc32(f"{file.name}:{file.stat().st_size};".encode(), crc)
             crc = _ends_checksum(file, 1 << 12, crc)
         numbered = "by their names" if self.info.numbers else "from 0"
         return {
-            "pictures": len(self.files),
+            "pictures": len(self.paths),
             "pictures' names and contents": crc,
             "frames are numbered": numbered,
         }
@@ -380,7 +390,7 @@ class _Pictures(Video):
         return "" if self.own_names else self._file_name(number)
 
     def _file_name(self, number: int) -> str:
-        return "/".join(self.files[number].absolute().parts[-2:])
+        return "/".join(self.paths[number].absolute().parts[-2:])
 
 
 def _note_of_tags(files: list[Path]) -> tuple[str, ...]:
@@ -400,17 +410,54 @@ def _note_of_tags(files: list[Path]) -> tuple[str, ...]:
 def _in_order(files: list[Path]) -> tuple[list[Path], tuple[int, ...]]:
     """Pictures by the frame numbers of their names, and these; else in natural order, and none.
 
-    Names tell if they differ in a number alone, each from all others, within one folder.
+    Names tell if they differ in a number and their ending alone, within one folder.
+
+    Raises:
+        VideoError: two pictures have one number; or most names are alike but for numbers and a
+            few are not.
     """
     files = sorted(files, key=natural_order)
     names = number_pictures([file.name for file in files])
     frames = {file: names[file.name] for file in files if file.name in names}
-    alike = len({(file.parent, frame.video) for file, frame in frames.items()}) == 1
-    numbers = sorted({frame.number for frame in frames.values()})
-    if not alike or len(numbers) < len(files) or any(f.doubt for f in frames.values()):
+    if len({file.parent for file in files}) > 1:
+        return files, ()
+    _refuse_strays(files, frames)
+    videos = {(f.video[0], f.video[1].rpartition(".")[0]) for f in frames.values()}
+    alike = len(frames) == len(files) and len(videos) == 1
+    if not alike or any(frame.doubt for frame in frames.values()):
         return files, ()
     files.sort(key=lambda file: frames[file].number)
-    return files, () if numbers == list(range(len(files))) else tuple(numbers)
+    for first, second in pairwise(files):
+        if frames[first].number == frames[second].number:
+            raise VideoError(
+                f"{second}: has the frame number {frames[second].number}, as {first.name} has; "
+                "move one of them"
+            )
+    numbers = tuple(frames[file].number for file in files)
+    return files, () if numbers == tuple(range(len(files))) else numbers
+
+
+def _refuse_strays(files: list[Path], frames: dict[Path, FrameName]) -> None:
+    """Raises VideoError if most names are alike but for numbers and a few are not.
+
+    Positions in place of numbers would give boxes to other pictures without a word.
+    """
+    shapes: dict[tuple[str, ...], list[Path]] = {}
+    for file, frame in frames.items():
+        before, behind = frame.video
+        key = re.sub(r"\d+", "0", before), re.sub(r"\d+", "0", behind.rpartition(".")[0])
+        shapes.setdefault(key, []).append(file)
+    usual = max(shapes.values(), key=len, default=[])
+    if len(usual) < 2 or not len(files) / 2 < len(usual) < len(files):
+        return
+    strays = [file.name for file in files if file not in set(usual)]
+    example = usual[0]
+    shown = ", ".join(strays[:5]) + (", …" if len(strays) > 5 else "")
+    raise VideoError(
+        f"{example.parent}: {len(usual)} of {len(files)} pictures are numbered like "
+        f"{example.name}, but not {shown}: move these, or give a pattern that leaves them "
+        "out, such as 'frames/0*.jpg' or frames/%06d.jpg"
+    )
 
 
 def natural_order(path: Path) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -72,6 +73,8 @@ def _run_score(args: Namespace) -> None:
     from cmpose.evaluation.posetrack_ap import score_folders
     from cmpose.files import claim_file, write_json
 
+    if args.json:
+        _refuse_input(Path(args.json), Path(args.ground_truth), Path(args.predictions))
     reference = None if args.reference == "auto" else args.reference
     with claim_file(args.json, "score", "--json") if args.json else nullcontext():
         result = score_folders(
@@ -80,6 +83,20 @@ def _run_score(args: Namespace) -> None:
         print(result.table())
         if args.json:
             write_json(args.json, result.to_json())
+
+
+def _refuse_input(result: Path, *inputs: Path) -> None:
+    """Raises ValueError if the result would replace a file that is scored, or lie among them."""
+    for path in inputs:
+        same = result.is_file() and any(
+            file.is_file() and file.samefile(result)
+            for file in (path.glob("*.json") if path.is_dir() else [path])
+        )
+        if same or (path.is_dir() and result.resolve().is_relative_to(path.resolve())):
+            raise ValueError(
+                f"--json {result}: is an input, or lies among those in {path}; name a "
+                "file elsewhere"
+            )
 
 
 EVALUATE = Command(

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpose.data.formats.boxes import NOT_A_PERSON
+from cmpose.data.formats.boxes import IN_SHARES, NOT_A_PERSON
 from cmpose.data.formats.messages import counted
 from cmpose.data.formats.reader import parse_file
 from cmpose.data.sequence import AnnotationError
@@ -33,6 +33,7 @@ from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.evaluation.matching import Match, Matched, match_frames
 from cmpose.evaluation.pose_files import (
     MISSING_SCORE,
+    FramePoses,
     parse_poses,
     pose_document,
     skeleton_of_file,
@@ -317,6 +318,7 @@ def _score(
         predicted_frames = parse_poses(
             read_predicted(), predicted_source, unique_tracks=True, skeleton=skeleton
         )
+        _check_pixels(truth_frames, predicted_frames, predicted_source)
         total += len(truth_frames)
         things += sum(frame.not_people for frame in truth_frames + predicted_frames)
         matched[name] = match_frames(
@@ -336,6 +338,23 @@ def _score(
         notes.append(f"left out: {counted({NOT_A_PERSON: things})}")
     by = Counter(each.by for each in matched.values())
     return APResult(*tally.average_precision(), *counts, notes, skeleton, tally.reference, by)
+
+
+def _check_pixels(
+    truth: list[FramePoses], predicted: list[FramePoses], predicted_source: str
+) -> None:
+    """Raises ValueError if predictions are in shares of the picture, and the truth in pixels."""
+    points, real = (
+        np.concatenate([np.zeros((0, 2)), *(frame.xy.reshape(-1, 2) for frame in frames)])
+        for frames in (predicted, truth)
+    )
+    points = points[~np.isnan(points).any(axis=1)]
+    in_shares = len(points) > 1 and points.any() and (np.abs(points) <= 1.5).all()
+    if in_shares and (np.abs(real) > 1.5).any():
+        raise ValueError(
+            f"{predicted_source}: keypoints are shares of the picture, e.g. {points[0].tolist()}, "
+            f"{IN_SHARES}"
+        )
 
 
 def _notes_of_frames(matched: Mapping[str, Matched]) -> list[str]:

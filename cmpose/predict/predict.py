@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from cmpose.data.video import Video, VideoFrame, open_video
+from cmpose.data.video import Video, VideoFrame, VideoInfo, open_video
 from cmpose.distributed import pick_device
 from cmpose.files import Interrupted, OutputError, stop_requests
 from cmpose.models.weights import checkpoint
@@ -21,6 +21,7 @@ from cmpose.predict.clock import Clock
 from cmpose.predict.detect import VideoDetections
 from cmpose.predict.journal import Journal, open_journal
 from cmpose.predict.options import Options, settings_of, settle
+from cmpose.predict.outputs import OutputsError, missing_results, refuse_others
 from cmpose.predict.people import find_people
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.progress import Progress
@@ -64,6 +65,9 @@ def predict_video(
         VideoError: a video that cannot be read or written.
         ValueError: a bad option or detection file, or frames to explain that are not there.
         CheckpointError: no usable checkpoint.
+        OutputsError: a result would replace an input, a link, or, without ``overwrite``, a file
+            that no journal in ``out`` says is of cmpose predict; or results of a run that is done
+            are missing.
         JournalError: ``out`` holds a run of this video with other settings.
         InUse: another process predicts this video into ``out``. Other videos may be predicted
             into it at the same time.
@@ -87,14 +91,16 @@ def predict_video(
         detections, chosen = settle(chosen, info)
         weights = checkpoint.find(checkpoint_path)
         settings = settings_of(source, predictor.config, predictor.device.type, chosen, weights)
+        inputs = [*source.files(), *(path for path in weights.iterdir() if path.is_file())]
+        if chosen.detections is not None:
+            inputs.append(Path(chosen.detections))
+        refuse_others(out, info, chosen, inputs, overwrite=overwrite)
         folder = out / "journal" / info.name
         journal = stack.enter_context(open_journal(folder, settings, overwrite=overwrite))
         if journal.dropped and progress:
             print(f"note: {journal.dropped}")
         if journal.finished is not None:
-            if progress:
-                print(f"{info.source} is done already, in {out}; --overwrite does it anew")
-            return journal.finished
+            return _finished(journal.finished, info, out, chosen, progress=progress)
         stop = stack.enter_context(stop_requests())
         stack.enter_context(_saying_what_is_kept(journal))
         return _predict(
@@ -116,6 +122,23 @@ def _saying_what_is_kept(journal: Journal) -> Iterator[None]:
         )
         failure.errno = error.errno
         raise failure from error
+
+
+def _finished(
+    metrics: dict[str, Any], info: VideoInfo, out: Path, options: Options, *, progress: bool
+) -> dict[str, Any]:
+    """The metrics of a run that is done; raises OutputsError if results of it are gone."""
+    if missing := missing_results(out, info, options, metrics):
+        others = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise OutputsError(
+            f"{missing[0]}: is missing{others}, though the prediction of {info.source} was done; "
+            "--overwrite does it anew"
+        )
+    if not (out / "metrics.json").exists():
+        write_last_metrics(out, metrics)
+    if progress:
+        print(f"{info.source} is done already, in {out}; --overwrite does it anew")
+    return metrics
 
 
 def _load(checkpoint_path: str | Path, device: str, options: Options) -> Predictor:

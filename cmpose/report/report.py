@@ -86,14 +86,26 @@ def report(run: str | Path, out: str | Path = "", clips: int = CLIPS) -> Path:
         clips: worst ones, and best ones, to show.
 
     Raises:
-        ReportError: see ``gather``; or ``out`` is a folder.
+        ReportError: see ``gather``; or ``out`` is a folder, or a file that is no such page.
         InUse: another process writes this page.
         OutputError: the page cannot be written.
     """
     path = Path(out) if out else Path(run) / "report.html"
     if path.is_dir():
         raise ReportError(f"--out {path}: is a folder; name a file, such as {path / 'report.html'}")
+    if path.is_file() and not _may_be_replaced(path):
+        raise ReportError(
+            f"--out {path}: is there already and is no page of cmpose report: move it, or give "
+            "another --out"
+        )
     _maker(Path(run), clips)  # refuses a folder before anything is made for the page
     with claim_file(path, "report", "--out"):
         write_text(path, render(gather(run, clips)))
     return path
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a file is a page of ``cmpose report``, or empty."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    return not head or b'<meta name="generator" content="cmpose ' in head

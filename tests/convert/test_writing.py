@@ -138,7 +138,9 @@ def test_a_link_is_replaced_and_never_what_it_points_to(source: Path, tmp_path: 
     link.symlink_to(stranger)
     convert(source / "labels.csv", out, images, ConvertOptions(overwrite=True, boxes=boxes))
     assert stranger.read_bytes() == b"mine"
-    assert not link.is_symlink()
+    placed = sorted((out / "images/train/walk").iterdir())
+    assert not any(path.is_symlink() for path in placed), "place is copy by now"
+    assert len(placed) == len(list((images / "walk").glob("*.jpg")))
     assert link.read_bytes() == (images / "walk/000001.jpg").read_bytes()
 
 

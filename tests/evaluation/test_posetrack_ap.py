@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from cmpose.cli import main
 from cmpose.data.skeleton import CATEGORY, JOINTS, SLOT_OF_JOINT
 from cmpose.evaluation.posetrack_ap import score_folders, score_sequences
 from tests.evaluation.oracle import slow_ap
@@ -467,3 +468,28 @@ def test_in_memory_names():
         score_sequences({}, {})
     with pytest.raises(ValueError, match=f"lacks the sequences {NAME}"):
         score_sequences({NAME: truth}, {})
+
+
+def test_predictions_in_shares_of_the_picture_are_refused():
+    """Their AP was 0, without a word."""
+    truth, guess = pair()
+    for annotation in guess["annotations"]:
+        for i in range(0, len(annotation["keypoints"]), 3):
+            annotation["keypoints"][i] /= 640
+            annotation["keypoints"][i + 1] /= 480
+    with pytest.raises(ValueError, match=r"keypoints are shares of the picture, .* pixels are exp"):
+        score(truth, guess)
+    assert score(guess, guess).num_predictions == 2
+
+
+@pytest.mark.parametrize("result", ["gt/NAME", "pred/NAME", "pred/result.json", "link.json"])
+def test_a_result_does_not_replace_an_input(tmp_path, result):
+    for folder, data in zip(("gt", "pred"), pair(), strict=True):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / NAME).write_text(json.dumps(data))
+    (tmp_path / "link.json").symlink_to(tmp_path / "gt" / NAME)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    path = tmp_path / result.replace("NAME", NAME)
+    with pytest.raises(SystemExit, match=r"--json .*: is an input, or lies among those in"):
+        main(["score", str(tmp_path / "gt"), str(tmp_path / "pred"), "--json", str(path)])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before

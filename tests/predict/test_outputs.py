@@ -14,10 +14,13 @@ import pytest
 
 from cmpose.cli import main
 from cmpose.config import Config
+from cmpose.data.video import open_video
 from cmpose.data.video_writer import video_writer
 from cmpose.files import OutputError, claim_file
 from cmpose.models.weights import checkpoint
 from cmpose.predict.journal import FRAMES
+from cmpose.predict.options import Options
+from cmpose.predict.outputs import OutputsError, refuse_others
 from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.results import write_last_metrics
@@ -144,3 +147,75 @@ def test_the_one_file_that_videos_share_is_waited_for(tmp_path):
         assert not (tmp_path / "metrics.json").exists()
     waiting.join(10)
     assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["clip_poses.mp4", "poses/clip.json", "coco/clip.json", "metrics.json"]
+    + ["clip_poses.part.mp4", "journal/clip/frames.jsonl"],
+)
+def test_what_predict_did_not_write_is_not_replaced(given, tmp_path, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text('{"ap": 1}')
+    message = rf"{name}: is there already and is not of cmpose predict: move it, or give another"
+    with pytest.raises(OutputsError, match=message):
+        predict(given, tmp_path)
+    assert mine.read_text() == '{"ap": 1}'
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+
+
+def test_other_files_stay_and_overwrite_replaces(given, tmp_path):
+    (tmp_path / "poses").mkdir()
+    for name in ("clip", "clip2"):
+        (tmp_path / "poses" / f"{name}.json").write_text("mine")
+    (tmp_path / "metrics.json").write_text('{"video": "other.mp4"}')
+    predict(given, tmp_path, outputs=["poses"], max_frames=2, overwrite=True)
+    assert len(poses(tmp_path)) > 100
+    assert poses(tmp_path, "clip2") == b"mine"
+    assert json.loads((tmp_path / "metrics.json").read_text())["video"] == "clip.mp4"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_and_a_link_are_never_replaced(given, tmp_path, overwrite):
+    boxes = tmp_path / "coco" / "clip.json"
+    boxes.parent.mkdir()
+    shutil.copy(given / "boxes.json", boxes)
+    before = boxes.read_bytes()
+    with pytest.raises(OutputsError, match=r"coco/clip\.json: is an input, and a result would be"):
+        predict(given, tmp_path, detections=boxes, overwrite=overwrite)
+    assert boxes.read_bytes() == before
+    (tmp_path / "poses").mkdir()
+    (tmp_path / "poses" / "clip.json").symlink_to(boxes)
+    with pytest.raises(OutputsError, match=r"poses/clip\.json: is a link, and a result would be"):
+        predict(given, tmp_path, outputs=["poses"], overwrite=overwrite)
+    assert boxes.read_bytes() == before
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_missing_result_is_not_done(given, tmp_path):
+    few = {"outputs": ["poses", "coco"], "max_frames": 2}
+    metrics = predict(given, tmp_path, **few)
+    (tmp_path / "metrics.json").unlink()
+    assert predict(given, tmp_path, **few) == metrics
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    (tmp_path / "poses" / "clip.json").unlink()
+    with pytest.raises(
+        OutputsError, match=r"poses/clip\.json: is missing.*--overwrite does it anew"
+    ):
+        predict(given, tmp_path, **few)
+    predict(given, tmp_path, **few, overwrite=True)
+    assert len(poses(tmp_path)) > 100
+
+
+def test_explaining_pictures_of_others_are_not_replaced(given, tmp_path):
+    with open_video(given / "clip.mp4") as video:
+        info = video.info
+    options = Options(outputs=("poses",), explain_frames=(1,))
+    (tmp_path / "explain").mkdir()
+    for name in ("clip_000001_0.txt", "clip2_000001_0.png"):
+        (tmp_path / "explain" / name).touch()
+    refuse_others(tmp_path, info, options, [], overwrite=False)
+    (tmp_path / "explain" / "clip_000001_0.png").touch()
+    with pytest.raises(OutputsError, match=r"explain/clip_000001_0\.png: is there already"):
+        refuse_others(tmp_path, info, options, [], overwrite=False)

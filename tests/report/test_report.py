@@ -80,6 +80,21 @@ def copied(run, tmp_path):
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
+def test_a_file_that_is_no_page_is_not_replaced(prediction, tmp_path):
+    """Pages are replaced, and nothing else."""
+    page = tmp_path / "page.html"
+    page.touch()
+    for _ in range(2):
+        report(prediction, page, 1)
+    mine = prediction / "metrics.json"
+    before = mine.read_bytes()
+    with pytest.raises(
+        ReportError, match=r"metrics\.json: is there already and is no page of cmpose"
+    ):
+        report(prediction, mine, 1)
+    assert mine.read_bytes() == before
+
+
 # -- which clips -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,94 @@
+"""The result files of ``cmpose predict``: which there are, and what must not be replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cmpose.data.formats.reader import read
+from cmpose.data.video import VideoInfo
+from cmpose.data.video_writer import part_of
+from cmpose.predict.journal import FRAMES, SETTINGS
+from cmpose.predict.options import Options
+
+
+class OutputsError(ValueError):
+    """A file lies where a result is to be written, or a result is gone; with what to do."""
+
+
+def result_files(out: Path, name: str, outputs: Iterable[str]) -> list[Path]:
+    """The result files of a video without explaining pictures and ``metrics.json``."""
+    paths = {
+        "video": out / f"{name}_poses.mp4",
+        "poses": out / "poses" / f"{name}.json",
+        "coco": out / "coco" / f"{name}.json",
+    }
+    return [path for output, path in paths.items() if output in outputs]
+
+
+def refuse_others(
+    out: Path, info: VideoInfo, options: Options, inputs: Iterable[Path], *, overwrite: bool
+) -> None:
+    """Checks, before anything is written, that no file is replaced that predict did not write.
+
+    Args:
+        out: the output folder.
+        info: the video's.
+        options: settled.
+        inputs: files that are read. None of them is replaced, not even with ``overwrite``.
+        overwrite: files without a journal are replaced too.
+
+    Raises:
+        OutputsError: naming the first such file, or a result that is a link.
+    """
+    folder, remedy = out / "journal" / info.name, "move it, or give another --out"
+    results = result_files(out, info.name, options.outputs)
+    if options.explain_frames:
+        name = re.compile(re.escape(info.name) + r"_\d+_\d+\.(png|json)")
+        pictures = out / "explain"
+        names = sorted(os.listdir(pictures)) if pictures.is_dir() else []
+        results += [pictures / file for file in names if name.fullmatch(file)]
+    if "video" in options.outputs:
+        results.append(part_of(results[0]))
+    metrics = out / "metrics.json"
+    there = [p for p in (*results, folder / FRAMES, metrics) if os.path.lexists(p)]
+    used = {_identity(path) for path in inputs} if there else set()
+    for path in there:
+        if path.is_symlink():
+            raise OutputsError(f"{path}: is a link, and a result would be written there: {remedy}")
+        if _identity(path) in used:
+            raise OutputsError(
+                f"{path}: is an input, and a result would be written there: {remedy}"
+            )
+    # Looked for last: a journal that another process begins meanwhile is there by now.
+    own = overwrite or (folder / SETTINGS).exists()
+    for path in there:
+        if not (overwrite or _is_of_predict(path) if path == metrics else own):
+            raise OutputsError(f"{path}: is there already and is not of cmpose predict: {remedy}")
+
+
+def missing_results(
+    out: Path, info: VideoInfo, options: Options, metrics: dict[str, Any]
+) -> list[Path]:
+    """The results of a finished prediction that are not there any more."""
+    # A camera that was gone on from cannot be drawn.
+    outputs = [o for o in options.outputs if not (o == "video" and info.live)]
+    paths = result_files(out, info.name, outputs)
+    paths += [out / picture for picture in metrics.get("explained", [])]
+    return [path for path in paths if not path.is_file()]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_dev, state.st_ino
+
+
+def _is_of_predict(metrics: Path) -> bool:
+    """Whether a ``metrics.json`` names a video, as those of trainings and evaluations do not."""
+    try:
+        return "video" in read(metrics, dict[str, Any], OutputsError)
+    except (OSError, OutputsError):
+        return False
