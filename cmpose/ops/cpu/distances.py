@@ -61,6 +61,11 @@ def centred(x: Tensor, usable: Tensor | None) -> Tensor:
     return x - shift if bool(shift.any()) else x
 
 
+def rows_at_once(columns: int) -> int:
+    """How many rows of so many distances are as many as a block has, or BLOCK."""
+    return max(1, min(BLOCK, BLOCK * BLOCK // max(1, columns)))
+
+
 class Distances:
     """d² of centred tokens [B, M, D], a block at a time."""
 
@@ -70,10 +75,18 @@ class Distances:
         self.norms = torch.cat([part.square().sum(dim=1) for part in parts]).view(x.shape[:2])
         # A step of a product's sum loses at most half an ulp; 8 ulp stand for what is around it.
         self.loss = torch.finfo(x.dtype).eps * (x.shape[-1] / 2 + 8)
+        self._numbers: Tensor | None = None
 
     def sound(self) -> bool:
         """Whether no d² overflows."""
         return bool((self.norms <= _SOUND[self.x.dtype]).all())
+
+    def numbers(self) -> Tensor:
+        """[B, M]: equal tokens, and only those, have the same number. Found when first wanted."""
+        if self._numbers is None:
+            flat = self.x.flatten(0, 1)
+            self._numbers = flat.unique(dim=0, return_inverse=True)[1].view(self.x.shape[:2])
+        return self._numbers
 
     def block(self, rows: Any, columns: Any, own: Tensor | None) -> Tensor:
         """d² between some tokens and others: [B, R, C].
@@ -91,16 +104,30 @@ class Distances:
             square.scatter_(2, own, INF)
         # (|x| + |y|)², which the error is relative to, is about 4 |x|² where d² is small beside it.
         suspects = (square.amin(dim=2) <= 5 * self.loss * of_left).nonzero()
-        for some in suspects.split(BLOCK):
-            self._mend(square, some, sides)
+        if len(suspects):
+            numbers = self.numbers()
+            for some in suspects.split(rows_at_once(square.shape[2])):
+                self._mend(square, some, sides, (numbers[:, rows], numbers[:, columns]))
         return square if own is None else square.scatter_(2, own, 0.0)
 
-    def _mend(self, square: Tensor, suspects: Tensor, sides: tuple[Tensor, ...]) -> None:
-        """Computes d² again, in rows [n, 2] of (clip, row), where it is below its rounding."""
+    def _mend(
+        self,
+        square: Tensor,
+        suspects: Tensor,
+        sides: tuple[Tensor, ...],
+        numbers: tuple[Tensor, Tensor],
+    ) -> None:
+        """Computes d² again, in rows [n, 2] of (clip, row), where it is below its rounding.
+
+        Between equal tokens, of which there may be very many, it is 0 without a computation.
+        """
         left, right, of_left, of_right = sides
         clips, rows = suspects.unbind(1)
         bound = 2 * self.loss * (of_left[clips, rows][:, None] + of_right[clips])
-        line, column = (square[clips, rows] <= bound).nonzero().unbind(1)
+        same = numbers[0][clips, rows][:, None] == numbers[1][clips]
+        again = square[clips, rows].masked_fill_(same, 0.0)
+        square[clips, rows] = again
+        line, column = ((again <= bound) & ~same).nonzero().unbind(1)
         clips, rows = clips[line], rows[line]
         step = max(1, _CHANNELS // max(1, left.shape[-1]))
         for c, i, j in zip(clips.split(step), rows.split(step), column.split(step), strict=True):
@@ -236,9 +263,12 @@ def in_order(square: Tensor, index: Tensor, k: int, rows: Rows) -> tuple[Tensor,
     if square.shape[2] > k:
         clip, token = ((square[..., k] == last) & (last < INF)).nonzero().unbind(1)
         square, index = square[..., :k].clone(), index[..., :k].clone()
-        for c, t in zip(clip.split(BLOCK), token.split(BLOCK), strict=True):
+        step = rows_at_once(square.shape[1])
+        for c, t in zip(clip.split(step), token.split(step), strict=True):
             whole = rows(c, t)
-            index[c, t] = _first_places(whole, last[c, t], k)
+            # A library may round these otherwise than the blocks that ``last`` is from.
+            most = whole.topk(k, dim=1, largest=False).values[:, -1]
+            index[c, t] = _first_places(whole, most, k)
             square[c, t] = whole.gather(1, index[c, t])
     if bool((square[..., 1:] > square[..., :-1]).all() and (square[..., -1] < INF).all()):
         return square, index  # nothing ties, and no neighbour is missing

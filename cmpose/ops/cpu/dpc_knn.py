@@ -124,7 +124,8 @@ def _of_many(
     order, rank = distances.order_of(log_density)
     denser = rank[0, index] < rank[..., None]
     delta = near.masked_fill(~denser, INF).amin(dim=2)
-    for some in ((delta == INF) & valid)[0].nonzero()[:, 0].split(blocks.BLOCK):
+    step = blocks.rows_at_once(valid.shape[1])
+    for some in ((delta == INF) & valid)[0].nonzero()[:, 0].split(step):
         square = d.block(some, slice(None), some)
         later = rank[0] >= rank[0, some, None]
         delta[0, some] = square.masked_fill_(later, INF).amin(dim=2)[0]
@@ -145,7 +146,7 @@ def _of_many(
     open_ = (least >= near[..., -1:])[..., 0] & (cluster_of == num_clusters)
     nearest.masked_fill_(open_, 0)
     if len(real):
-        for some in open_[0].nonzero()[:, 0].split(blocks.BLOCK):
+        for some in open_[0].nonzero()[:, 0].split(step):
             nearest[0, some] = d.block(some, real, None)[0].argmin(dim=1)
     nearest = nearest.masked_fill(~clips.finite, 0)
     clusters = distances.with_own_clusters(nearest, centers, valid)

@@ -215,3 +215,27 @@ def test_memory_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = random_tokens(1, 1024, 16)
     assert peak_bytes(lambda: found(tokens[:, :512], 5, 32), "cpu") > 512**2 * 4
     assert peak_bytes(lambda: found(tokens, 5, 32), "cpu") < 1024**2 * 4 / 2
+
+
+def test_equal_tokens_are_at_no_distance_without_being_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One by one, the pairs of very many would take long."""
+    tokens = torch.randn(2, 40, 9, generator=torch.Generator().manual_seed(0)) * 100
+    tokens[:, ::2] = tokens[:, :1]
+    tokens[0, 3], tokens[0, 5] = 0.0, -0.0
+    made = blocks.Distances(tokens)
+    equal = (tokens[:, :, None] == tokens[:, None]).all(dim=-1)
+    assert torch.equal(made.numbers()[:, :, None] == made.numbers()[:, None], equal)
+    computed: list[int] = []
+    split = Tensor.split
+
+    def counted(values: Tensor, size: int) -> Any:
+        computed.append(len(values))
+        return split(values, size)
+
+    monkeypatch.setattr(Tensor, "split", counted)
+    square = made.block(slice(None), slice(None), torch.arange(40))
+    assert (square[equal] == 0).all()
+    assert (square[~equal] > 0).all()
+    assert computed[1:] == [0, 0, 0]  # after the suspects: no pair of them is computed
