@@ -248,20 +248,12 @@ def test_squares_beyond_float32(size: int, huge: float) -> None:
     )
 
 
-@BOTH_WAYS
-def test_no_channels(size: int) -> None:
-    """All tokens are equal then."""
-    result = found(torch.zeros(1, size, 0), 3, 5)
-    assert (result.log_density == 0).all()
-    assert (result.delta == 0).all()
-    assert result.centers.tolist() == [list(range(5))]
-    assert (result.assignment[:, 5:] == 0).all()
-    clusters, merged = ops.dpc_knn_merge(
-        torch.zeros(1, size, 0, device=DEVICE), torch.ones(1, size, device=DEVICE), 3, 5,
-        backend="cuda",
-    )  # fmt: skip
-    assert torch.equal(clusters.assignment.cpu(), result.assignment)
-    assert merged.shape == (1, 5, 0)
+def test_no_channels_are_refused() -> None:
+    tokens = torch.zeros(1, 97, 0, device=DEVICE)
+    with pytest.raises(ValueError, match=r"^tokens"):
+        ops.dpc_knn(tokens, 3, 5, backend="cuda")
+    with pytest.raises(ValueError, match=r"^tokens"):
+        ops.dpc_knn_merge(tokens, torch.ones(1, 97, device=DEVICE), 3, 5, backend="cuda")
 
 
 @contextmanager
