@@ -55,6 +55,8 @@ class Metrics(Struct):
     boxes_left_out: dict[str, Whole] = {}
     boxes_kept: dict[str, Whole] = {}
     explained: list[str] = []
+    fps: Number | None = None
+    notes: list[str] = []
 
 
 class LogLine(Struct):
