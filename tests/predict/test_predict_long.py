@@ -489,7 +489,9 @@ def test_an_unreadable_picture_stops_and_what_was_done_is_kept(weights, clip, tm
     good = (folder / "45.png").read_bytes()
     (folder / "45.png").write_bytes(good[:99])
     source = folder, clip[1]
-    with pytest.raises(RuntimeError, match=r"45\.png: the PNG is damaged, or cut off after 99 bytes"):
+    with pytest.raises(
+        RuntimeError, match=r"45\.png: the PNG is damaged, or cut off after 99 bytes"
+    ):
         predict(source, weights, tmp_path / "out")
     kept = len((tmp_path / "out" / "journal" / "seq" / FRAMES).read_text().splitlines())
     assert 20 < kept < 45
