@@ -109,11 +109,17 @@ def test_points_and_boxes_turn_with_the_pixels():
         assert turn_box(np.array([20, 10, 4, 6]), orientation, (30, 20)).tolist() == box
 
 
-@pytest.mark.parametrize("format", [*EXACT, "JPEG"])
-@pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7)])
+SIZES = [(1, 1), (7, 300), (300, 7)]
+WRITTEN = [
+    (format, size)
+    for format in (*EXACT, "JPEG")
+    for size in SIZES
+    if (format, size) != ("JPEG2000", (1, 1))  # OpenJPEG writes no single pixel
+]
+
+
+@pytest.mark.parametrize(("format", "size"), WRITTEN)
 def test_the_header_tells_the_size(tmp_path, format, size):
-    if format == "JPEG2000" and 1 in size:
-        pytest.skip("OpenJPEG writes no such picture")
     path = tmp_path / "a"
     path.write_bytes(encode(np.zeros((size[1], size[0], 3), np.uint8), format))
     assert look(path).size == size

@@ -43,7 +43,7 @@ def forward(
     want_neighbors: bool,
 ) -> Result | None:
     """The results, d² not divided by D; None where finite tokens are too far apart for d²."""
-    unit = float(max(tokens.shape[2], 1)) if scale else 1.0
+    unit = float(tokens.shape[2]) if scale else 1.0
     options = k, num_clusters, unit, include_self, peak_delta == "global_max", want_neighbors
     find = _of_few if tokens.shape[1] <= blocks.MATRIX_TOKENS else _of_many
     results = []
