@@ -66,7 +66,7 @@ def dpc_knn_reference(
 ) -> tuple[Tensor, ...]:
     """:func:`dpc_knn` in plain PyTorch; its neighbours too, or two empty tensors."""
     size, width = tokens.shape[1:]
-    unit = float(max(width, 1)) if scale else 1.0
+    unit = float(width) if scale else 1.0
     x, finite, valid = distances.usable_tokens(tokens, valid)
     square = distances.squared_distances(x)
 
@@ -342,7 +342,7 @@ def dpc_knn(
     clusters = ClusterResult(*found[:4])
     if not return_neighbors:
         return clusters
-    unit = float(max(tokens.shape[2], 1)) if scale else 1.0
+    unit = float(tokens.shape[2]) if scale else 1.0
     near = found[4] / 2 if metric == "cosine" else (found[4] / unit).sqrt()
     return clusters, Neighbors(near, found[5], None)
 

@@ -27,11 +27,11 @@ def forward(
     if not (want_pred or want_target):  # then reading all is sooner than looking for some
         squares = (pred.to(wide) - target.to(wide)).square_().sum(dim=3)
         total = squares.masked_fill_(~corrupted, 0.0).sum()
-        return total / max(width, 1) / count, gradients[0], gradients[1]
+        return total / width / count, gradients[0], gradients[1]
     rows = corrupted.nonzero(as_tuple=True)
     difference = pred[rows].to(wide) - target[rows].to(wide)
-    loss = difference.square().sum() / max(width, 1) / count
-    difference *= 2.0 / max(width, 1) / count
+    loss = difference.square().sum() / width / count
+    difference *= 2.0 / width / count
     for i, wanted in enumerate((want_pred, want_target)):
         if wanted:
             gradients[i] = torch.zeros(pred.shape, dtype=gradient_dtypes[i])
