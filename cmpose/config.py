@@ -7,6 +7,7 @@ field's default is what this project chose.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -324,16 +325,27 @@ def from_namespace(values: Namespace, recipe: Config | None = None) -> Config:
         recipe: has the fields that the parser lacks, see :func:`add_some_fields`.
     """
     if recipe is None:
-        sections = {name: section(**_plain(values[name])) for name, section in SECTIONS.items()}
+        sections = {
+            name: section(**_plain(name, values[name])) for name, section in SECTIONS.items()
+        }
         return Config(**sections)
-    given = {name: _plain(values[name]) for name in SECTIONS if name in values}
+    given = {name: _plain(name, values[name]) for name in SECTIONS if name in values}
     return Config(
         **{name: replace(getattr(recipe, name), **given.get(name, {})) for name in SECTIONS}
     )
 
 
-def _plain(section: Namespace) -> dict:
+def _plain(name: str, section: Namespace) -> dict:
+    """A section's fields. The parser takes null and infinity, of which a field has no use."""
     fields = dict(section.as_dict())
+    for field_name, value in flatten({name: fields}).items():
+        if value is None:
+            raise ValueError(
+                f"bad configuration: {field_name}: null is no value; leave the field out for its "
+                "default, or give '' for no text"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"bad configuration: {field_name}: {value} is no finite number")
     if "augment" in fields:
         if not isinstance(fields["augment"], dict):
             raise ValueError(

@@ -36,6 +36,11 @@ def test_load_with_overrides(tmp_path):
         ({"data": {"augment": [1]}}, "augment"),
         ({"model": {"noise_std": 10**400}}, r"model\.noise_std: a whole number too large for 64"),
         ({"modl": {}}, "no section 'modl'; there are model, data, train"),
+        ({"model": {"backbone": None}}, r"model\.backbone: null is no value; leave the field out"),
+        ({"train": {"device": None}}, r"train\.device: null is no value"),
+        ({"data": {"augment": {"scale": None}}}, r"data\.augment\.scale: null is no value"),
+        ({"train": {"lr": float("inf")}}, r"train\.lr: inf is no finite number"),
+        ({"model": {"sigma": float("nan")}}, r"model\.sigma: nan is no finite number"),
     ],
 )
 def test_a_bad_field_is_named(values, named):

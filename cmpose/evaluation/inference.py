@@ -13,6 +13,7 @@ from cmpose.config import Config, DataConfig, ModelConfig
 from cmpose.data.transforms import normalize_clips
 from cmpose.evaluation.decode import flip_heatmaps
 from cmpose.models.cmpose import CMPose, CMPoseOutput
+from cmpose.models.weights.folder import CheckpointError
 from cmpose.viz.explain import Tokens
 
 
@@ -77,13 +78,31 @@ def key_crops(batch: dict[str, Tensor], model: ModelConfig, count: int) -> np.nd
 
 
 def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseOutput:
-    """The model's output; with ``flip_test`` its heatmaps are averaged with the mirrored clip's."""
-    output = model(images)
-    if not data.flip_test:
-        return output
-    heatmaps = model(images.flip(-1)).heatmaps
-    mirrored = flip_heatmaps(heatmaps, udp=data.udp, skeleton=model.skeleton)
-    return output._replace(heatmaps=0.5 * (output.heatmaps + mirrored))
+    """The model's output; with ``flip_test`` its heatmaps are averaged with the mirrored clip's.
+
+    Raises:
+        CheckpointError: what it computes is NaN or infinite; the message names the weights' file.
+    """
+    try:
+        output = model(images)
+        if data.flip_test:
+            mirrored = flip_heatmaps(
+                model(images.flip(-1)).heatmaps, udp=data.udp, skeleton=model.skeleton
+            )
+            output = output._replace(heatmaps=0.5 * (output.heatmaps + mirrored))
+    except ValueError as error:  # of an op that looks at values, for they all fit
+        raise _not_finite(model, str(error)) from error
+    if not bool(output.heatmaps.isfinite().all()):
+        raise _not_finite(model, "heatmaps are NaN or infinite")
+    return output
+
+
+def _not_finite(model: CMPose, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{model.source}: its weights are numbers, but too large for what the model computes with "
+        f"them ({what}): the training it is of diverged, or it is damaged; use another checkpoint, "
+        "or train.precision=fp32"
+    )
 
 
 def clip_tokens(model: CMPose, output: CMPoseOutput, row: int) -> Tokens | None:

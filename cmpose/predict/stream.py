@@ -141,11 +141,6 @@ def _predicted_frame(cropped: _CroppedFrame, rows: list[tuple[Poses, int]]) -> P
     people = []
     for detection, box, (poses, row) in zip(cropped.people, cropped.boxes, rows, strict=True):
         keypoints, scores = poses.keypoints[row], poses.scores[row]
-        if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
-            raise ValueError(
-                f"frame {frame.number}, person {detection.track_id}: the pose is not finite; look "
-                "for NaN in the model's heatmaps"
-            )
         people.append(
             PredictedPerson(
                 track_id=detection.track_id,

@@ -27,18 +27,19 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     remedy = "delete that line to have the page without it"
-    values = dict[str, Number | str | bool | None]
-    for source, line in read_lines(path, values, ReportError, remedy):
+    for source, line in read_lines(path, dict[str, Any], ReportError, remedy):
         head = convert(line, LogLine, source, ReportError, remedy=remedy)
-        lines[head.kind, head.step] = line | {"step": head.step}
+        rest = {name: line[name] for name in line if name not in LogLine.__struct_fields__}
+        values = convert(rest, dict[str, Number | None], source, ReportError, remedy=remedy)
+        lines[head.kind, head.step] = {"kind": head.kind, "step": head.step, **values}
     return sorted(lines.values(), key=lambda line: line["step"])
 
 
 def _curve(log: Iterable[dict[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:
     return [
-        (line["step"], float(line[name]))
+        (line["step"], line[name])
         for line in log
-        if line["kind"] == kind and isinstance(line.get(name), int | float)
+        if line["kind"] == kind and line.get(name) is not None
     ]
 
 

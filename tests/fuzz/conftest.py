@@ -51,7 +51,7 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
 
     What fails is made smaller first, unless ``shrink=False``.
 
-    A check that takes more than 60 s fails; so does a hunt that takes more than 2 GB of memory.
+    A check that takes more than 60 s or 2 GB of memory fails.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, _too_long)
@@ -67,6 +67,8 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
         def attempt(value: Any) -> None:
             nonlocal tried
             tried += 1
+            _forget_peak()
+            start = _status("VmRSS")
             signal.alarm(SECONDS)
             try:
                 check(value)
@@ -74,6 +76,8 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
                 raise TooLong(f"took more than {SECONDS} s: {value!r:.5000}") from None
             finally:
                 signal.alarm(0)
+            taken = _status("VmHWM") - start
+            assert taken < MEMORY, f"took {taken / 1e9:.1f} GB"
 
         limits = settings(
             max_examples=tries * FACTOR,
@@ -85,17 +89,13 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
             phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
             suppress_health_check=list(HealthCheck),
         )
-        _forget_peak()
-        start = _status("VmRSS")
         # Far beyond what a check may take, so that one that runs away does not take the machine.
-        ceiling = _status("VmSize") + 4 * MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (ceiling if start else soft, hard))
+        size = _status("VmSize")
+        resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEMORY if size else soft, hard))
         try:
             limits(given(strategy)(attempt))()
         finally:
             record_property("inputs tried", tried)
-        taken = _status("VmHWM") - start
-        assert taken < MEMORY, f"took {taken / 1e9:.1f} GB"
 
     yield run
     signal.signal(signal.SIGALRM, before)

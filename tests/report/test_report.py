@@ -224,6 +224,17 @@ def test_logs_of_killed_and_resumed_runs(tmp_path):
     assert [(line["step"], line["loss"]) for line in read_log(log)] == [(1, 9), (2, 7)]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [("clips_per_second", "fast", r"clips_per_second: .*'fast'"), ("loss", True, "loss: ")],
+)
+def test_a_log_with_text_in_place_of_a_number_is_refused(tmp_path, field, value, named):
+    line = {"kind": "train", "step": 1, "loss": 9.0, field: value}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ReportError, match=r"log\.jsonl: line 1: " + named):
+        read_log(tmp_path / "log.jsonl")
+
+
 def test_evaluations_with_other_boxes_stand_side_by_side(copied):
     metrics = json.loads((copied / "metrics.json").read_text())
     other = metrics | {"box_source": "val_boxes.json", "annotations": "elsewhere: annotations/val"}

@@ -60,7 +60,8 @@ class Metrics(Struct):
 
 
 class LogLine(Struct):
-    """What every line of a training's log has; the rest is values by name."""
+    """What the lines of a training's log have beside numbers by name."""
 
     kind: str
     step: Whole
+    box_source: str = ""

@@ -21,7 +21,8 @@ class SavedModel(nn.Module):
 
     ``config`` is the model's section of the recipe. ``recipe`` is the whole recipe where the model
     comes from a folder, else None; it says how crops are made. ``skeleton`` says what the K
-    keypoints are; until it is set, they are PoseTrack's 15 or have no names.
+    keypoints are; until it is set, they are PoseTrack's 15 or have no names. ``source`` is where
+    the weights are from, for messages.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -29,6 +30,7 @@ class SavedModel(nn.Module):
         self.config = config
         self.skeleton = default_skeleton(config.num_keypoints)
         self.recipe: Config | None = None
+        self.source = "the model"
 
     @classmethod
     def from_pretrained(
@@ -64,7 +66,7 @@ class SavedModel(nn.Module):
             raise model_folder.CheckpointError(
                 f"{folder / model_folder.CONFIG}: {error}; use another checkpoint of the run"
             ) from error
-        model.recipe = recipe
+        model.recipe, model.source = recipe, str(folder / model_folder.WEIGHTS)
         source = f"{folder / model_folder.WEIGHTS}, by {folder / model_folder.CONFIG},"
         model_folder.load_into(model, model_folder.load_weights(folder), source)
         model.skeleton = model_folder.load_skeleton(folder, recipe.model.num_keypoints)
