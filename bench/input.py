@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 
+from bench.harness.targets import CLIPS_PER_S
 from bench.report.tables import table
 from cmpose.config import DataConfig
 from cmpose.data.cache.build import build
@@ -30,9 +31,6 @@ from cmpose.provenance import provenance
 from cmpose.render.dataset import render_dataset
 
 SIZE, NUM_FRAMES, BATCH = (256, 192), 3, 32
-NEEDS = {"4090": 170, "H200": 700}
-"""Clips/s that training of ViT-B is aimed at on a card: goals, see docs/performance.md."""
-
 STORES: dict[str, dict[str, Any]] = {
     "frames": {},
     "raw": {"cache_format": "raw"},
@@ -83,7 +81,7 @@ class Bench:
 
 
 HEAD = ("pictures", "pixels from", "crops on", "clips/s a core",
-        *(f"cores for {need} ({card})" for card, need in NEEDS.items()), "MB a clip")  # fmt: skip
+        *(f"cores for {n} ({card})" for card, n in CLIPS_PER_S.items()), "MB a clip")  # fmt: skip
 
 
 def measured(name: str, bench: Bench, seconds: float) -> list[tuple[str, ...]]:
@@ -101,7 +99,7 @@ def measured(name: str, bench: Bench, seconds: float) -> list[tuple[str, ...]]:
     for store in STORES:
         for warp in ("host", "device"):
             rate, megabytes = measure(bench.clips(store, warp), seconds)
-            cores = (f"{need / rate:.1f}" for need in NEEDS.values())
+            cores = (f"{need / rate:.1f}" for need in CLIPS_PER_S.values())
             rows.append((name, store, warp, f"{rate:,.0f}", *cores, f"{megabytes:.2f}"))
     return rows
 
