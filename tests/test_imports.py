@@ -76,7 +76,11 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PROJECT)))
 def test_nothing_imports_upward(path):
     if name_of(path) == "cmpose":
-        assert set(imported_modules(path.read_text())) <= {"cmpose._version"}
+        allowed = {
+            "cmpose._version",
+            "cmpose.predict.pose_model",
+        }  # the second when it is asked for
+        assert set(imported_modules(path.read_text())) <= allowed
         return
     assert misdirected(name_of(path), path.read_text()) == set()
 

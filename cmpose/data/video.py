@@ -6,7 +6,7 @@ import glob
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -19,6 +19,7 @@ from av.error import FFmpegError
 
 from cmpose.data.container import read_container
 from cmpose.data.decoder import Decoder, to_bgr
+from cmpose.data.formats.messages import short
 from cmpose.data.numbering import FrameName, number_pictures
 from cmpose.data.picture_header import read_header
 from cmpose.data.pictures import (
@@ -36,6 +37,9 @@ from cmpose.data.timeline import Timeline, findings
 
 NOT_DECODED = np.zeros((0, 0, 3), np.uint8)
 """The picture of a frame that was passed over."""
+
+Source = str | Path | int | Sequence[str | Path] | np.ndarray | Sequence[np.ndarray]
+"""What ``open_video`` opens."""
 
 _RATE = 25.0
 
@@ -393,6 +397,51 @@ class _Pictures(Video):
         return "/".join(self.paths[number].absolute().parts[-2:])
 
 
+class _Arrays(Video):
+    """Frames that the caller has in memory."""
+
+    def __init__(self, frames: Iterable[np.ndarray], fps: float | None) -> None:
+        """
+        Args:
+            frames: each uint8 [H, W, 3], RGB.
+            fps: frames a second; None is 25.
+
+        Raises:
+            VideoError: another shape or dtype, sizes that differ, or no frame.
+        """
+        self.pictures = [np.asarray(frame) for frame in frames]
+        if not self.pictures:
+            raise VideoError("video: an array of no frames")
+        for number, frame in enumerate(self.pictures):
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+                raise VideoError(
+                    f"video: frame {number} is {frame.dtype} {list(frame.shape)}; frames are uint8 "
+                    "[H, W, 3], RGB"
+                )
+        height, width = self.pictures[0].shape[:2]
+        self.info = VideoInfo(
+            source=f"{len(self.pictures)} frames in memory",
+            name="frames",
+            width=width,
+            height=height,
+            fps=fps or _RATE,
+            frames=len(self.pictures),
+            counted=True,
+        )
+
+    def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
+        for number, frame in enumerate(self.pictures):
+            self._check(frame, f"frame {number}")
+            bgr = np.ascontiguousarray(frame[..., ::-1])
+            yield VideoFrame(number, NOT_DECODED if number < skip else bgr)
+
+    def signature(self) -> dict[str, Any]:
+        crc = 0
+        for frame in self.pictures:
+            crc = zlib.crc32(frame.tobytes(), crc)
+        return {"frames' contents": crc}
+
+
 def _note_of_tags(files: list[Path]) -> tuple[str, ...]:
     tagged = []
     for file in files:
@@ -480,7 +529,7 @@ def _numbered(pattern: Path) -> list[Path]:
 
 @contextmanager
 def open_video(
-    source: str | Path,
+    source: Source,
     *,
     fps: float | None = None,
     on_error: Literal["raise", "skip"] = "raise",
@@ -491,7 +540,8 @@ def open_video(
         source: a video file; a folder of pictures or a pattern such as ``frames/*.jpg``, by the
             frame numbers of their names where these differ in a number alone, else in natural
             order; a camera's number; an address (``rtsp://…``) or a GStreamer pipeline (with
-            ``!``); a numbered sequence such as ``frames/%06d.jpg``.
+            ``!``); a numbered sequence such as ``frames/%06d.jpg``; a list of pictures' paths, in
+            this order; frames in memory, uint8 RGB [T, H, W, 3], a list of [H, W, 3], or one.
         fps: frames a second, in place of what the video says; pictures have 25 by default.
         on_error: ``skip`` lets the picture before stand in for an unreadable one; for pictures.
 
@@ -501,11 +551,55 @@ def open_video(
     """
     if fps is not None and not 0 < fps <= 1000:
         raise ValueError(f"--fps {fps}: must be between 0 and 1000 frames a second")
-    video = _open(str(source), fps, skip=on_error == "skip")
+    skip = on_error == "skip"
+    if isinstance(source, str | Path | int):
+        video = _open(str(source), fps, skip=skip)
+    else:
+        video = _given(source, fps, skip=skip)
     try:
         yield video
     finally:
         video.close()
+
+
+def _given(source: Any, fps: float | None, *, skip: bool) -> Video:
+    """Opens frames in memory, or a list of pictures' paths."""
+    if hasattr(source, "detach"):  # a tensor of torch's
+        source = source.detach().cpu().numpy()
+    if isinstance(source, np.ndarray):
+        return _Arrays(source[None] if source.ndim == 3 else source, fps)
+    items = list(source) if isinstance(source, Sequence) else []
+    if items and all(isinstance(item, str | Path) for item in items):
+        return _listed([Path(item) for item in items], fps, skip=skip)
+    if items and not any(isinstance(item, str | Path) for item in items):
+        return _Arrays(items, fps)
+    raise VideoError(
+        f"video: {short(source)} is none: give a path, a camera's number, an address, a list of "
+        "pictures' paths, or uint8 RGB frames [T, H, W, 3]"
+    )
+
+
+def _listed(files: list[Path], fps: float | None, *, skip: bool) -> Video:
+    """Pictures in the order of a list; their names number them if that is their order."""
+    for file in files:
+        if not file.is_file():
+            raise VideoError(f"{file}: no such picture; a list is of pictures, each a frame")
+        with open(file, "rb") as opened:
+            if not is_picture(file.name) and read_header(opened) is None:
+                raise VideoError(f"{file}: is no picture; a list is of pictures, each a frame")
+    name = files[0].resolve().parent.name
+    try:
+        in_order, numbers = _in_order(files)
+    except VideoError:
+        in_order, numbers = [], ()
+    return _Pictures(
+        files,
+        f"{files[0]} and {len(files) - 1} more",
+        name,
+        fps,
+        skip_unreadable=skip,
+        numbers=numbers if in_order == files else (),
+    )
 
 
 def _open(text: str, fps: float | None, *, skip: bool) -> Video:

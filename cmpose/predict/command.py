@@ -85,18 +85,24 @@ def _add_arguments(subparser: ArgumentParser) -> None:
 
 
 def _run_predict(args: Namespace) -> None:
-    from cmpose.predict.predict import predict_video
+    from cmpose.predict.pose_model import load
     from cmpose.predict.results import check_somebody
 
-    options = args.as_dict()
-    metrics = predict_video(
-        options.pop("video"),
-        options.pop("checkpoint"),
-        options.pop("out"),
-        detections=options.pop("detections") or None,
-        **{name: value for name, value in options.items() if name != "config"},
+    prediction = load(args.checkpoint, args.device).predict(
+        args.video,
+        boxes=args.detections or None,
+        **{name: args[name] for name in _PREDICT},
     )
+    metrics = prediction.save(args.out, **{name: args[name] for name in _SAVE})
     check_somebody(metrics, args.out)
+
+
+_PREDICT = (
+    *("min_score", "detect_every", "bridge", "smooth", "batch_size", "max_frames", "fps"),
+    "on_error",
+)
+_SAVE = ("outputs", "explain", "explain_frames", "overwrite")
+"""Options that the two calls of ``cmpose.predict.pose_model`` take as they are."""
 
 
 PREDICT = Command(

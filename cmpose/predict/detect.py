@@ -37,6 +37,8 @@ class Detection:
     interpolated: bool = False
 
 
+HOG = "OpenCV HOG people detector"
+
 _LEFT, _TOP, _WIDTH, _HEIGHT = 0.10, 0.07, 0.80, 0.80
 """The person's part of a detected window, which has a margin; as in OpenCV's own sample."""
 
@@ -277,13 +279,36 @@ def load_video_detections(
     check_units(path, table[:, :4], None if size is None else np.array(size))
     counts.check_somebody(len(table) - counts.left_out[EMPTY], count + 1)
     detections = VideoDetections(frames, table[:, :4], table[:, 4], track_ids, counts)
+    check_boxes(detections, path, num_frames, numbers, size)
+    return detections
+
+
+def check_boxes(
+    detections: VideoDetections,
+    path: Path,
+    num_frames: int | None,
+    numbers: tuple[int, ...],
+    size: tuple[int, int] | None,
+) -> None:
+    """Checks boxes against their video, and counts their frames by position.
+
+    Args:
+        detections: with the frames' numbers, which become positions.
+        path: what messages begin with.
+        num_frames: see ``load_video_detections``.
+        numbers: see there.
+        size: see there.
+
+    Raises:
+        ValueError: a track id is twice in a frame; entries are of frames that the video does not
+            have; more than a tenth of the boxes have their centre outside of it.
+    """
     _check_track_ids(detections, path)
     _check_frames(detections, path, num_frames, numbers)
     if size is not None:
         _check_centers(detections, path, size)
     if numbers:
         detections.frames = np.searchsorted(np.array(numbers, np.int64), detections.frames)
-    return detections
 
 
 def _check_track_ids(detections: VideoDetections, path: Path) -> None:

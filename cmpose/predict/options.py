@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 from cmpose.config import Config, to_dict
 from cmpose.data.video import Video, VideoInfo
 from cmpose.models.weights import checkpoint
-from cmpose.predict.detect import VideoDetections, load_video_detections
+from cmpose.predict.box_arrays import BoxArrays, Detector
+from cmpose.predict.detect import HOG, VideoDetections, load_video_detections
 
 Output = Literal["video", "poses", "coco"]
 
@@ -31,15 +32,16 @@ class Options:
     """What the results of a prediction depend on, besides video, model and device.
 
     Attributes:
-        detections: a file with people's boxes; None runs OpenCV's HOG detector.
+        detections: a file with people's boxes, or arrays of them; None runs the detector.
+        detector: finds people; None is OpenCV's HOG detector.
         min_score: boxes with a lower score are ignored.
         outputs: which of video, poses (PoseTrack18's format) and coco (COCO's results) to write.
         explain: also draw heatmaps, causal tokens and clusters of everybody in three frames, which
             are spread over the video. If one of them is empty, the next with people is taken.
         explain_frames: draw them in exactly these frames instead; frames count from 0, those of a
             folder of pictures have the numbers of their names.
-        detect_every: the detector is run in every Nth frame; None is 3. For files without
-            ``detections`` alone.
+        detect_every: the detector is run in every Nth frame; None is 3. Without ``detections``
+            alone.
         bridge: how many frames in a row a person may be missing and still gets boxes there, which
             are interpolated. None is 10, or 0 for boxes with track ids.
         smooth: boxes are averaged over so many frames before and after. None is 2, or 0 for boxes
@@ -50,7 +52,8 @@ class Options:
         on_error: ``skip`` goes on past unreadable pictures of a folder, ``raise`` stops.
     """
 
-    detections: str | Path | None = None
+    detections: str | Path | BoxArrays | None = None
+    detector: Detector | None = None
     min_score: float = 0.2
     outputs: tuple[Output, ...] = get_args(Output)
     explain: bool = False
@@ -63,8 +66,23 @@ class Options:
     fps: float | None = None
     on_error: Literal["raise", "skip"] = "raise"
 
+    @property
+    def box_source(self) -> str:
+        """Where the boxes come from, for people."""
+        if isinstance(self.detections, BoxArrays):
+            return "boxes in memory"
+        if self.detections is not None:
+            return Path(self.detections).name
+        if self.detector is None:
+            return HOG
+        return getattr(self.detector, "__qualname__", type(self.detector).__qualname__)
+
     def check(self) -> None:
         """Raises ValueError naming the first option that cannot be."""
+        if self.detections is not None and self.detector is not None:
+            raise ValueError(
+                f"detector {self.box_source}: boxes are given too; leave one of the two out"
+            )
         for name, low in (("detect_every", 1), ("batch_size", 1), ("max_frames", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -123,16 +141,18 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
     if o.detections is not None:
         if info.live:
             raise ValueError(
-                f"--detections {o.detections}: {info.source} is live, a file cannot know its "
+                f"--detections {o.box_source}: {info.source} is live, a file cannot know its "
                 "frames; leave the option out"
             )
-        detections = load_video_detections(
-            o.detections,
-            frames + info.missing or None,
-            numbers=info.numbers,
-            size=(info.width, info.height),
-            min_score=o.min_score,
-        )
+        there, size = frames + info.missing or None, (info.width, info.height)
+        if isinstance(o.detections, BoxArrays):
+            detections = o.detections.detections(
+                there, numbers=info.numbers, size=size, min_score=o.min_score
+            )
+        else:
+            detections = load_video_detections(
+                o.detections, there, numbers=info.numbers, size=size, min_score=o.min_score
+            )
     tracked = detections is not None and detections.tracked
     o = replace(o, detect_every=o.detect_every or _DETECT_EVERY)
     assert o.detect_every is not None
@@ -194,5 +214,10 @@ def settings_of(
     }
     for name in _SETTINGS:
         settings[f"--{name}"] = getattr(o, name)
-    settings["--detections"] = None if o.detections is None else _digest(Path(o.detections))
+    if isinstance(o.detections, BoxArrays):
+        settings["--detections"] = o.detections.digest()
+    else:
+        settings["--detections"] = None if o.detections is None else _digest(Path(o.detections))
+    if o.detector is not None:
+        settings["detector"] = o.box_source
     return settings

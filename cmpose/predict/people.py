@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from cmpose.data.video import VideoFrame
+from cmpose.predict.box_arrays import detections_of
 from cmpose.predict.clock import Clock
 from cmpose.predict.detect import Detection, VideoDetections, detect_people
 from cmpose.predict.frame import PredictedFrame
@@ -39,7 +42,7 @@ def find_people(
     options: Options,
     clock: Clock,
 ) -> Iterator[tuple[SeenFrame, list[Detection] | None]]:
-    """Frames and who is in them: by a detection file, or by OpenCV's HOG detector without one.
+    """Frames and who is in them: by boxes that are given, or by a detector without them.
 
     Args:
         frames: the video's, from the first on.
@@ -70,9 +73,16 @@ def _detected(
             detections = before.detections
         elif frame.readable and (last or frame.number % options.detect_every == 0):
             with clock("detect"):
-                everybody = detect_people(frame.picture)
+                everybody = _detect(frame, options)
             detections = [d for d in everybody if d.score >= options.min_score]
         yield SeenFrame(frame, detections, before), detections
+
+
+def _detect(frame: VideoFrame, options: Options) -> list[Detection]:
+    if options.detector is None:
+        return detect_people(frame.picture)
+    boxes = options.detector(np.ascontiguousarray(frame.picture[..., ::-1]))
+    return detections_of(boxes, f"detector {options.box_source}, frame {frame.number}")
 
 
 def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:

@@ -13,10 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from cmpose.data.video import Video, VideoFrame, VideoInfo, open_video
-from cmpose.distributed import pick_device
+from cmpose.data.video import Source, Video, VideoFrame, VideoInfo, open_video
 from cmpose.files import Interrupted, OutputError, stop_requests
-from cmpose.models.weights import checkpoint
 from cmpose.predict.clock import Clock
 from cmpose.predict.detect import VideoDetections
 from cmpose.predict.journal import Journal, open_journal
@@ -31,8 +29,8 @@ from cmpose.predict.write import FrameWriter
 
 
 def predict_video(
-    video: str | Path,
-    checkpoint_path: str | Path,
+    video: Source,
+    checkpoint_path: str | Path | Predictor,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -48,12 +46,12 @@ def predict_video(
 
     Args:
         video: whatever ``open_video`` opens.
-        checkpoint_path: a run's folder or a checkpoint.
+        checkpoint_path: a run's folder or a checkpoint; or the model of one.
         out: gets ``poses/NAME.json`` (PoseTrack18's format), ``coco/NAME.json`` (COCO's results),
             ``NAME_poses.mp4`` with skeletons, ``metrics.json``, with ``explain``
             ``explain/NAME_FRAME_TRACK.png``; and ``journal/NAME/`` with what was done so far.
         overwrite: throws away what an earlier run left for this video, finished or not.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu`` or ``cuda``; a model is where it is.
         progress: shows a progress bar, and prints a summary.
         options: the fields of ``Options``.
 
@@ -78,7 +76,7 @@ def predict_video(
     chosen = Options(**named)
     chosen.check()
     out = Path(out)
-    predictor = _load(checkpoint_path, device, chosen)
+    predictor = _loaded(checkpoint_path, device, chosen)
     with ExitStack() as stack:
         source = stack.enter_context(open_video(video, fps=chosen.fps, on_error=chosen.on_error))
         clock = Clock()
@@ -89,10 +87,10 @@ def predict_video(
             if note and progress:
                 print(f"note: {note}")
         detections, chosen = settle(chosen, info)
-        weights = checkpoint.find(checkpoint_path)
+        weights = predictor.folder
         settings = settings_of(source, predictor.config, predictor.device.type, chosen, weights)
         inputs = [*source.files(), *(path for path in weights.iterdir() if path.is_file())]
-        if chosen.detections is not None:
+        if isinstance(chosen.detections, str | Path):
             inputs.append(Path(chosen.detections))
         refuse_others(out, info, chosen, inputs, overwrite=overwrite)
         folder = out / "journal" / info.name
@@ -141,13 +139,13 @@ def _finished(
     return metrics
 
 
-def _load(checkpoint_path: str | Path, device: str, options: Options) -> Predictor:
-    model, config = checkpoint.load_model(checkpoint_path)
-    if (options.explain or options.explain_frames) and model.fine is None:
+def _loaded(model: str | Path | Predictor, device: str, options: Options) -> Predictor:
+    predictor = model if isinstance(model, Predictor) else Predictor.load(model, device)
+    if (options.explain or options.explain_frames) and predictor.model.fine is None:
         raise ValueError(
             "--explain needs a model with Fine Token Enhancement; this one has model.fine=off"
         )
-    return Predictor(model, config, pick_device(device))
+    return predictor
 
 
 # Many parameters: all that a prediction needs, once it is settled.

@@ -16,9 +16,11 @@ from cmpose.config import Config
 from cmpose.data.clips import resolve_warp
 from cmpose.data.transforms import apply_matrix, crop_matrix, crop_region, normalize_clips, warp
 from cmpose.data.video import VideoFrame
+from cmpose.distributed import pick_device
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.evaluation.inference import clip_tokens, compute_dtype, predict_heatmaps
 from cmpose.models.cmpose import CMPose, CMPoseOutput
+from cmpose.models.weights import checkpoint
 from cmpose.viz.explain import explain_figure
 
 T = TypeVar("T")
@@ -59,10 +61,26 @@ class Poses(NamedTuple):
 
 
 class Predictor:
-    """A model, its recipe, and the device that it runs on."""
+    """A model, its recipe, the device that it runs on, and the folder that it is from."""
 
-    def __init__(self, model: CMPose, config: Config, device: torch.device) -> None:
+    def __init__(self, model: CMPose, config: Config, device: torch.device, folder: Path) -> None:
         self.model, self.config, self.device = model.to(device).eval(), config, device
+        self.folder = folder
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Predictor:
+        """The model of a run's folder, or of a checkpoint.
+
+        Args:
+            path: the folder.
+            device: ``auto``, ``cpu`` or ``cuda``.
+
+        Raises:
+            CheckpointError: no usable checkpoint.
+            ValueError: no such device.
+        """
+        folder = checkpoint.find(path)
+        return cls(*checkpoint.load_model(folder), pick_device(device), folder)
 
     def crops(
         self, window: Sequence[VideoFrame], boxes: Sequence[np.ndarray]

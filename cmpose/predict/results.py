@@ -18,12 +18,10 @@ from cmpose.data.video import Video, VideoInfo
 from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
 from cmpose.files import InUse, claim_file, write_metrics, writing
 from cmpose.predict.clock import Clock
-from cmpose.predict.detect import VideoDetections
+from cmpose.predict.detect import HOG, VideoDetections
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.journal import Journal
 from cmpose.predict.options import Options
-
-HOG = "OpenCV HOG people detector"
 
 
 class Tally:
@@ -121,7 +119,7 @@ def metrics_of(
         "video": Path(video.source).name,
         "fps": video.fps,
         "notes": [note for note in (video.cut_off, *video.notes) if note],
-        "box_source": HOG if options.detections is None else Path(options.detections).name,
+        "box_source": options.box_source,
         "frames": frames,
         "frames_missing": video.missing,
         **tally.counts,

@@ -13,7 +13,6 @@ import pytest
 from cmpose import cli
 from cmpose.config import Config
 from cmpose.data.formats.posetrack import load_annotations
-from cmpose.data.pictures import read_picture
 from cmpose.data.video import VideoError
 from cmpose.evaluation.posetrack_ap import score_folders
 from cmpose.models.weights import checkpoint
@@ -23,40 +22,6 @@ from cmpose.predict.predictor import windows
 from cmpose.predict.results import Tally
 from tests.models.builders import build
 from tests.shared_data import shared_data
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint with all parts and random weights: nothing here depends on what is learnt."""
-    model = build(
-        num_keypoints=15, image_size=(64, 64), tokens_per_keypoint=1, num_clusters=1, neighbors=1
-    )
-    config = Config(model=model.config)
-    config.train.precision = "fp32"
-    folder = tmp_path_factory.mktemp("weights")
-    checkpoint.save(folder, "model", model.state_dict(), config)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip(rendered, tmp_path_factory):
-    """The held-out rendered sequence as a video, and its true boxes as detections."""
-    [annotation] = (rendered / "annotations" / "val").glob("*.json")
-    truth = json.loads(annotation.read_text())
-    folder = tmp_path_factory.mktemp("clip")
-    video = folder / f"{annotation.stem}.mp4"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 144))
-    for image in truth["images"]:
-        writer.write(read_picture(rendered / image["file_name"]))
-    writer.release()
-    index = {image["id"]: i for i, image in enumerate(truth["images"])}
-    boxes = [
-        {"frame": index[a["image_id"]], "bbox": a["bbox"], "track_id": a["track_id"]}
-        for a in truth["annotations"]
-    ]
-    detections = folder / "boxes.json"
-    detections.write_text(json.dumps(boxes))
-    return video, detections, len(truth["images"]), len(boxes)
 
 
 def _files(folder):
