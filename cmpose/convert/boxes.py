@@ -7,39 +7,46 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Struct
 
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
-from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, NOT_A_PERSON, BoxCounts, check_units
+from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, BoxCounts, Classified, check_units
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.messages import short
-from cmpose.data.formats.reader import Number, Whole, read
+from cmpose.data.formats.reader import Number, Pixels, Whole, read
 from cmpose.data.pictures import turn_box
 from cmpose.data.sequence import AnnotationError, Frame, Person
 from cmpose.data.transforms import clean_box
 from cmpose.files import write_text
 
 
-class PictureBox(Struct, gc=False):
-    """An entry of the file; one of ``frame``, ``image_name`` and ``image_id`` tells the picture."""
+class PictureBox(Classified, gc=False):
+    """An entry of the file; ``frame``, ``image_name`` or ``image_id`` tells the picture."""
 
-    bbox: list[Number]
+    bbox: list[Pixels]
     score: Number = 1.0
     track_id: Whole = -1
-    category_id: Whole | str | None = None
     frame: Whole | None = None
     image_name: str | None = None
     image_id: Whole | None = None
 
 
 class Box(NamedTuple):
-    """box float64 [4] x, y, width, height; score; track id, -1 without; its entry in the file."""
+    """A person's box.
+
+    Attributes:
+        box: float64 [4] x, y, width, height.
+        score: the detector's.
+        track_id: -1 without.
+        where: its entry in the file, for messages.
+        picture: what the entry says of its picture, of ``image_name``, ``frame`` and ``image_id``.
+    """
 
     box: np.ndarray
     score: float
     track_id: int
     where: str
+    picture: dict[str, int | str]
 
 
 class OwnBoxes:
@@ -47,6 +54,7 @@ class OwnBoxes:
 
     ``image_name`` (a file's name, as the source has it) or ``image_id`` (the source's) may stand in
     place of ``frame``, the number in the picture's name; ``frame`` is for sources with one video.
+    Where an entry has several, all must be of the same picture.
 
     Raises:
         AnnotationError: naming the file, the entry and the value.
@@ -67,11 +75,14 @@ class OwnBoxes:
         counts = BoxCounts(path)
         for number, entry in enumerate(entries):
             where = f"{path}: [{number}]"
-            box = Box(box_of(entry.bbox, f"{where}.bbox"), entry.score, entry.track_id, where)
-            if counts.is_person(entry.category_id, f"[{number}]"):
-                self._boxes.setdefault(_key(entry, where), []).append(box)
+            picture = _picture(entry, where)
+            box = Box(
+                box_of(entry.bbox, f"{where}.bbox"), entry.score, entry.track_id, where, picture
+            )
+            if reason := counts.reason_against(entry, f"[{number}]"):
+                report.leave_out(f"box of --boxes: {reason}", where)
             else:
-                report.leave_out(f"box of --boxes: {NOT_A_PERSON}", where)
+                self._boxes.setdefault(next(iter(picture.items())), []).append(box)
         people = [box for boxes in self._boxes.values() for box in boxes]
         counts.check_somebody(len(people), len(entries))
         check_units(path, np.stack([box.box for box in people]))
@@ -94,6 +105,8 @@ class OwnBoxes:
         for key in keys:
             if key not in self._boxes:
                 continue
+            for box in self._boxes[key]:
+                _check_agreement(box, keys)
             other = self._used.setdefault(key, file)
             if key[0] == "frame":
                 self._video = self._video or file
@@ -173,12 +186,25 @@ class OwnBoxes:
         write_text(path, json.dumps(self._written))
 
 
-def _key(entry: PictureBox, where: str) -> tuple[str, int | str]:
-    if entry.image_name:
-        return "image_name", entry.image_name.replace("\\", "/")
-    for key in ("frame", "image_id"):
-        if getattr(entry, key) is not None:
-            return key, getattr(entry, key)
-    raise AnnotationError(
-        f"{where}: has neither 'frame', 'image_name' nor 'image_id', which tell its picture"
-    )
+def _picture(entry: PictureBox, where: str) -> dict[str, int | str]:
+    """What an entry says of its picture, the surest first."""
+    name = (entry.image_name or "").replace("\\", "/")
+    said = {"image_name": name or None, "frame": entry.frame, "image_id": entry.image_id}
+    picture = {key: value for key, value in said.items() if value is not None}
+    if not picture:
+        raise AnnotationError(
+            f"{where}: has neither 'frame', 'image_name' nor 'image_id', which tell its picture"
+        )
+    return picture
+
+
+def _check_agreement(box: Box, keys: list[tuple[str, Any]]) -> None:
+    """Raises AnnotationError if a box names another picture than ``keys`` by one of its values."""
+    for key, value in box.picture.items():
+        known = [each for name, each in keys if name == key and each not in ("", -1)]  # -1: none
+        if known and value not in known:
+            first, said = next(iter(box.picture.items()))
+            raise AnnotationError(
+                f"{box.where}: {first} is {short(said)}, but {key} is {short(value)}, and in the "
+                f"source that picture's is {short(known[0])}; leave out the one that is wrong"
+            )

@@ -19,7 +19,7 @@ from cmpose.data.formats.boxes import IN_SHARES
 from cmpose.data.formats.coco import box_of, check_image_size, file_name_of, numbers
 from cmpose.data.formats.documents import Annotation, Category, PoseDocument, Target, VideoImage
 from cmpose.data.formats.messages import short
-from cmpose.data.formats.reader import Number, Whole, convert, read
+from cmpose.data.formats.reader import Pixels, Whole, convert, read
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError, Person
 from cmpose.data.skeleton import POSETRACK, Skeleton
@@ -234,7 +234,7 @@ def _crowd_regions(annotation: Annotation, source: str, at: str) -> list[np.ndar
     """A crowd's polygons; its box where it is a run-length mask or has none."""
     where, shape = f"{source}: {at}", annotation.segmentation
     if isinstance(shape, list) and shape:
-        parts = convert(shape, list[list[Number]], source, AnnotationError, f"{at}.segmentation")
+        parts = convert(shape, list[list[Pixels]], source, AnnotationError, f"{at}.segmentation")
         for position, part in enumerate(parts):
             if len(part) < 6 or len(part) % 2:
                 raise AnnotationError(

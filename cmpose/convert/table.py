@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from cmpose.convert.report import Report
 from cmpose.convert.sources import NO_BOX, Draft
 from cmpose.data.formats.messages import comma_list, short
-from cmpose.data.formats.reader import read_text
+from cmpose.data.formats.reader import MOST_PIXELS, read_text
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError, Person
 from cmpose.data.skeleton import Skeleton
@@ -149,21 +150,20 @@ def _csv_row(
     pose[joint] = (x, y, 1.0) if visible else (0.0, 0.0, 0.0)
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+"""Python reads more than that, of which little is meant so: 1_0, inf, digits of other scripts."""
+
+
 def _integer(text: str, where: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 2**63
-    if abs(value) >= 2**63:
-        raise AnnotationError(f"{where}: expected a whole number, got {short(text)}")
-    return value
+    if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
+        raise AnnotationError(
+            f"{where}: expected a whole number of at most 18 digits, got {short(text)}"
+        )
+    return int(text)
 
 
 def _number(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not abs(value) <= MOST_PIXELS:
         raise AnnotationError(f"{where}: expected a number of pixels, got {short(text)}")
     return value

@@ -12,10 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from msgspec import Struct
 
-from cmpose.data.formats.boxes import EMPTY, BoxCounts, check_units, low_score
-from cmpose.data.formats.reader import Count, Number, Whole, read_items
+from cmpose.data.formats.boxes import EMPTY, BoxCounts, Classified, check_units, low_score
+from cmpose.data.formats.reader import Count, Number, Pixels, Whole, read_items
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.transforms import clean_box
 
@@ -185,15 +184,14 @@ class VideoDetections(Mapping[int, list[Detection]]):
         return len(np.unique(self.frames))
 
 
-class VideoBox(Struct, gc=False):
+class VideoBox(Classified, gc=False):
     """An entry of a file of detections: a box in a frame of a video."""
 
-    bbox: tuple[Number, Number, Number, Number]
+    bbox: tuple[Pixels, Pixels, Pixels, Pixels]
     frame: Count | None = None
     image_id: Count | None = None
     score: Number = 1.0
     track_id: Whole = -1
-    category_id: Whole | str | None = None
 
 
 _ENTRY = (
@@ -224,7 +222,7 @@ def load_video_detections(
     The file is a list of ``{"frame": 0, "bbox": [x, y, w, h], "score": 0.9, "track_id": 3}``, in
     any order. Frames count from 0, boxes are in pixels, a missing ``score`` is 1. ``track_id`` is
     optional: all entries have one, or none. A list of COCO results works too: ``image_id`` is the
-    frame then, and ``BoxCounts.is_person`` says what a ``category_id`` means.
+    frame then. ``BoxCounts.reason_against`` says who is a person.
 
     Args:
         path: the file.
@@ -254,7 +252,7 @@ def load_video_detections(
     people = with_track = 0
     count = -1
     for count, entry in enumerate(read_items(path, VideoBox, AnnotationError, _ENTRY)):
-        if not counts.is_person(entry.category_id, f"[{count}]"):
+        if counts.reason_against(entry, f"[{count}]"):
             continue
         frame = _checked_frame(entry, f"{path}: [{count}]")
         people += 1

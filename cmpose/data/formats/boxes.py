@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
 
 from cmpose.data.formats.messages import counted, short
+from cmpose.data.formats.reader import Whole
 from cmpose.data.sequence import AnnotationError
 
-NOT_A_PERSON = "not a person (category_id)"
 FROM_ZERO = "category_id 0 read as person, for the file has no 1"
 EMPTY = "box empty or outside the image"
 
@@ -35,6 +37,55 @@ IN_SHARES = (
 )
 
 
+def not_a_person(said_in: str) -> str:
+    """The reason to leave out a box of something else, by the key that says so."""
+    return f"not a person ({said_in})"
+
+
+NOT_A_PERSON = not_a_person("category_id")
+
+
+class Classified(Struct, gc=False, kw_only=True):
+    """What an entry of a file of boxes says of its class: tools have other keys for it than COCO.
+
+    Of the keys beside ``category_id`` only texts and whole numbers have a meaning here.
+    """
+
+    category_id: Whole | str | None = None
+    category_name: Any = None
+    category: Any = None
+    class_name: Any = None
+    class_: Any = field(name="class", default=None)
+    label: Any = None
+
+    def class_said(self) -> tuple[str, int | str | None]:
+        """The key that decides and its value: a name before a number, ``person`` before others."""
+        values = (
+            ("category_id", self.category_id),
+            ("category_name", self.category_name),
+            ("category", self.category),
+            ("class_name", self.class_name),
+            ("class", self.class_),
+            ("label", self.label),
+        )
+        given = [(key, value) for key, value in values if type(value) is int or _is_text(value)]
+        names = [(key, value) for key, value in given if _is_text(value) and not _is_id(value)]
+        people = [(key, name) for key, name in names if _plain(name) == "person"]
+        return (people or names or given or [("category_id", None)])[0]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _plain(name: int | str) -> str:
+    return str(name).strip().lower()
+
+
+def _is_id(name: int | str) -> bool:
+    return _plain(name).isdecimal()
+
+
 class BoxCounts:
     """Which entries of a file are people's boxes, and how many are left out for what reason.
 
@@ -51,39 +102,42 @@ class BoxCounts:
         self.path, self.limit_option = path, limit_option
         self.left_out: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
-        self._others: list[str] = []
+        self._others: dict[str, list[str]] = {}  # key of the class → some of its values
         self._first: dict[bool, str] = {}  # whether ids count from 0 → where that is said
 
-    def is_person(self, category: int | str | None, at: str) -> bool:
-        """Whether an entry is a person; others are counted.
+    def reason_against(self, entry: Classified, at: str) -> str:
+        """Why an entry is left out, as it is no person; empty for a person.
 
-        A person is 1 as in COCO, the name ``person``, or no category at all. Where ids count from
+        A person is 1 as in COCO, the name ``person``, or no class at all. Where ids count from
         0, as YOLO's do, a person is 0: an id that COCO's files do not have.
 
         Args:
-            category: the entry's ``category_id``.
-            at: where the entry is in the file, for messages.
+            entry: of the file.
+            at: where it is in the file, for messages.
 
         Raises:
             AnnotationError: the file has both, so that either may be the person.
         """
-        if category is None:
-            return True
-        name = str(category).strip().lower()
+        key, value = entry.class_said()
+        if value is None:
+            return ""
+        name = _plain(value)
         if name not in ("0", "1", "person"):
-            self.left_out[NOT_A_PERSON] += 1
-            if len(self._others) < 3 and short(category) not in self._others:
-                self._others.append(short(category))
-            return False
+            reason = not_a_person(key)
+            self.left_out[reason] += 1
+            others = self._others.setdefault(key, [])
+            if len(others) < 3 and short(value) not in others:
+                others.append(short(value))
+            return reason
         from_zero = name == "0"
-        self._first.setdefault(from_zero, f"{at}.category_id: {short(category)}")
+        self._first.setdefault(from_zero, f"{at}.{key}: {short(value)}")
         if len(self._first) == 2:
             raise AnnotationError(
                 f"{self.path}: {self._first[True]}, but {self._first[False]}: either may be the "
                 'person; write "person" for people, and leave other things out of the file'
             )
         self.kept[FROM_ZERO] += from_zero
-        return True
+        return ""
 
     def summary(self) -> str:
         """``left out: 2 × ...; kept: 3 × ...``, empty where there is nothing to say."""
@@ -96,11 +150,9 @@ class BoxCounts:
             return
         reasons = counted(self.left_out)
         remedies = []
-        if self._others:
-            reasons = reasons.replace(
-                NOT_A_PERSON, f"{NOT_A_PERSON[:-1]} {', '.join(self._others)})"
-            )
-            remedies.append('a person\'s category_id is 1 or "person", or is left out')
+        for key, others in self._others.items():
+            reasons = reasons.replace(not_a_person(key), not_a_person(f"{key} {', '.join(others)}"))
+            remedies.append(f'a person\'s {key} is 1 or "person", or is left out')
         if any(reason.startswith("score below") for reason in self.left_out) and self.limit_option:
             remedies.append(f"{self.limit_option} sets the least score")
         if self.left_out[EMPTY]:

@@ -11,23 +11,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-from msgspec import Struct
 
-from cmpose.data.formats.boxes import BoxCounts, check_units, low_score
+from cmpose.data.formats.boxes import BoxCounts, Classified, check_units, low_score
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.messages import short
-from cmpose.data.formats.reader import Number, Whole, convert, read
+from cmpose.data.formats.reader import Number, Pixels, Whole, convert, read
 from cmpose.data.sequence import AnnotationError, Sequence
 
 
-class DetectionEntry(Struct, gc=False):
+class DetectionEntry(Classified, gc=False):
     """An entry of a detection file: DCPose's have ``image_name``, mmpose's ``image_id``."""
 
-    bbox: list[Number]
+    bbox: list[Pixels]
     score: Number
     image_id: Whole | None = None
     image_name: str | None = None
-    category_id: Whole | str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,7 @@ def load_detections(
 
     An entry has ``bbox`` (x, y, w, h), ``score``, and ``image_id`` (mmpose) or ``image_name``
     (DCPose: the annotation's ``file_name``; if no name matches whole, the folder and the file's
-    name decide). ``BoxCounts.is_person`` says what a ``category_id`` means.
+    name decide); both must lead to one frame. ``BoxCounts.reason_against`` says who is a person.
 
     Args:
         path: the JSON file.
@@ -107,7 +105,7 @@ def load_detections(
             counts.left_out["frame not in the annotations"] += 1
             continue
         matched += 1
-        if not counts.is_person(entry.category_id, f"[{number}]"):
+        if counts.reason_against(entry, f"[{number}]"):
             continue
         found.append((box, index.sizes[key]))
         if entry.score < threshold:
@@ -145,18 +143,22 @@ class _FrameIndex:
                 self.by_tail.setdefault(_tail(frame.file_name), []).append(key)
 
     def find(self, entry: DetectionEntry, where: str) -> tuple[str, int] | None:
-        shown: int | str
-        if entry.image_id is not None:
-            shown = entry.image_id
-            keys = self.by_id.get(shown, [])
-        elif entry.image_name:
-            shown = entry.image_name.replace("\\", "/")
-            keys = self.by_name.get(shown) or self.by_tail.get(_tail(shown), [])
-        else:
+        name = (entry.image_name or "").replace("\\", "/")
+        named = self.by_name.get(name) or self.by_tail.get(_tail(name), []) if name else []
+        if entry.image_id is None and not name:
             raise AnnotationError(
                 f"{where}: has neither 'image_id' nor 'image_name', which tell its frame"
             )
+        keys = named if entry.image_id is None else self.by_id.get(entry.image_id, [])
+        if entry.image_id is not None and keys and named:
+            if not set(keys) & set(named):
+                raise AnnotationError(
+                    f"{where}: image_id {entry.image_id} is {self.names[keys[0]]}, but image_name "
+                    f"is {short(name)}; leave out the one that is wrong"
+                )
+            keys = [key for key in keys if key in named]
         if len(keys) > 1:
+            shown = name if entry.image_id is None else entry.image_id
             raise AnnotationError(
                 f"{where}: {short(shown)} is the name of {len(keys)} frames, e.g. "
                 f"{self.names[keys[0]]} and {self.names[keys[1]]}; use the full file_name"

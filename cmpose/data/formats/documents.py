@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 
-from cmpose.data.formats.reader import Number, Whole
+from cmpose.data.formats.reader import Number, Pixels, Whole
 
 Id = Whole | str
-Numbers = list[Number] | None
+Lengths = list[Pixels] | None
 Flag = bool | Whole | None
 
 
@@ -44,8 +44,8 @@ class Image(Struct, gc=False):
     is_labeled: Flag = None
     vid_id: Id | None = None
     frame_id: Id | None = None
-    ignore_regions_x: list[list[Number]] | None = None
-    ignore_regions_y: list[list[Number]] | None = None
+    ignore_regions_x: list[list[Pixels]] | None = None
+    ignore_regions_y: list[list[Pixels]] | None = None
 
 
 IMAGE_FIELDS = frozenset(Image.__struct_fields__)
@@ -80,12 +80,12 @@ class Annotation(Target, gc=False):
     """
 
     id: Id | None = None
-    bbox: Numbers = None
-    keypoints: Numbers = None
-    scores: Numbers = None
+    bbox: Lengths = None
+    keypoints: Lengths = None
+    scores: list[Number] | None = None
     score: Number | None = None
-    bbox_head: Numbers = None
-    head_box: Numbers = None
+    bbox_head: Lengths = None
+    head_box: Lengths = None
     track_id: Whole | None = None
     person_id: Whole | None = None
     segmentation: Any = None
@@ -103,16 +103,16 @@ class CocoVideo(Struct, gc=False):
 class Corner(Struct, gc=False):
     """A point of an annolist: PoseTrack17 wraps every value in a list of one."""
 
-    x: Number | list[Number]
-    y: Number | list[Number]
+    x: Pixels | list[Pixels]
+    y: Pixels | list[Pixels]
 
 
 class Joint(Struct, gc=False):
     """A joint of an annolist."""
 
     id: Whole | list[Whole]
-    x: Number | list[Number]
-    y: Number | list[Number]
+    x: Pixels | list[Pixels]
+    y: Pixels | list[Pixels]
     score: Number | list[Number] | None = None
 
 
@@ -126,10 +126,10 @@ class Rect(Struct, gc=False):
     """An entry of ``annorect``, a person; x1, y1, x2, y2 are the corners of the head's box."""
 
     annopoints: list[Joints] | Joints | None = None
-    x1: Number | list[Number] | None = None
-    y1: Number | list[Number] | None = None
-    x2: Number | list[Number] | None = None
-    y2: Number | list[Number] | None = None
+    x1: Pixels | list[Pixels] | None = None
+    y1: Pixels | list[Pixels] | None = None
+    x2: Pixels | list[Pixels] | None = None
+    y2: Pixels | list[Pixels] | None = None
     track_id: Whole | list[Whole] | None = None
     score: Number | list[Number] | None = None
 

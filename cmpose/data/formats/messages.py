@@ -71,6 +71,8 @@ def _misfit(said: str, value: Any) -> str:
         return f"expected a finite number{got}; leave out what is not known (a keypoint: 0, 0, 0)"
     if said == "Number out of range":
         return f"expected a number that float64 holds{got}"
+    if re.match(r"Expected `float` [<>]= -?1000000000\.0", said):
+        return f"expected a number of pixels, from -1e9 to 1e9{got}"
     named = re.match(r"Expected `([^`]+)`(?: of length)?(?: (>=|<=))?(?: (\d+))?", said)
     if named is None:
         return said[0].lower() + said[1:].replace("`", "") + got

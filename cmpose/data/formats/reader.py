@@ -31,6 +31,10 @@ Refuse = Callable[[str], Exception]
 
 Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """A finite number that float64 holds."""
+MOST_PIXELS = 1e9
+"""No picture reaches so far, and sums and products of such numbers are finite."""
+Pixels = Annotated[float, Meta(ge=-MOST_PIXELS, le=MOST_PIXELS)]
+"""A coordinate or a length in pixels."""
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """A whole number that int64 holds; 3.0 is read as 3."""
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]

@@ -84,6 +84,80 @@ def test_who_is_a_person(tmp_path, read, categories, used, left_out, kept):
 
 
 @READERS
+@pytest.mark.parametrize(
+    ("classes", "used", "left_out"),
+    [
+        ([{"label": "Person "}, {"label": "dog"}], 1, {"not a person (label)": 1}),
+        ([{"category": "person"}, {"category": "car"}], 1, {"not a person (category)": 1}),
+        ([{"class": "person"}, {"class": 1}, {"class": 2}], 2, {"not a person (class)": 1}),
+        ([{"class_name": "person"}, {"class_name": "cat"}], 1, {"not a person (class_name)": 1}),
+        # The name says what the number means.
+        ([{"category_id": 15, "category_name": "person"}], 1, {}),
+        (
+            [{"category_id": 1, "label": "dog"}, {"category_id": 1, "label": None}],
+            1,
+            {"not a person (label)": 1},
+        ),
+        # A name of the person beside the class, and what is neither a text nor a number.
+        ([{"class": "person", "label": "Ann"}, {"label": {"a": 1}}, {"label": " "}], 3, {}),
+    ],
+)
+def test_a_class_in_another_key_is_judged(tmp_path, read, classes, used, left_out):
+    found = read(written(tmp_path, [entries(...)[0] | each for each in classes]))
+    assert found == (used, left_out, {})
+
+
+@READERS
+def test_when_a_class_in_another_key_leaves_nobody(tmp_path, read):
+    message = (
+        r"nobody is left of its 1 boxes: 1 × not a person \(label 'dog'\); a person's label is 1 "
+        r'or "person"'
+    )
+    with pytest.raises(AnnotationError, match=message):
+        read(written(tmp_path, [entries(...)[0] | {"label": "dog"}]))
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"image_id": 2}, "image_id"),
+        ({"frame": 2}, "frame"),
+        ({"image_id": 1, "frame": 0}, "frame"),
+    ],
+)
+def test_an_entry_that_names_two_pictures_is_refused(tmp_path, more, named):
+    """Of which one, cannot be told; where all agree it is taken."""
+
+    def used(entry) -> int:
+        own = OwnBoxes(written(tmp_path, [entry]), Report())
+        return len(own.of(draft, frame, Path(frame.file_name)))
+
+    frame = frames()[1]
+    draft = Draft(frame.file_name, "", 1, named_number=1)
+    box = {"bbox": PERSON, "score": 0.9, "image_name": "a\\000001.jpg"}
+    assert used(box | dict.fromkeys(more, 1)) == 1
+    message = rf"\[0\]: image_name is 'a/000001\.jpg', but {named} is \d, and in the source .* is 1"
+    with pytest.raises(AnnotationError, match=message):
+        used(box | more)
+
+
+def test_an_entry_of_two_frames_of_a_data_set_is_refused(tmp_path):
+    box = entries(1)[0] | {"image_id": 1}
+    assert evaluate(written(tmp_path, [box | {"image_name": "x/a/000001.jpg"}]))[0] == 1
+    message = r"\[0\]: image_id 1 is a/000001\.jpg, but image_name is 'a/000002\.jpg'; leave out"
+    with pytest.raises(AnnotationError, match=message):
+        evaluate(written(tmp_path, [box | {"image_name": "a/000002.jpg"}]))
+
+
+@READERS
+@pytest.mark.parametrize("value", [1e308, -1e10])
+def test_boxes_beyond_any_picture_are_refused(tmp_path, read, value):
+    """Sums of such numbers are infinite."""
+    with pytest.raises(AnnotationError, match=r"\[0\]\.bbox\[2\]: expected a number of pixels,"):
+        read(written(tmp_path, [entries(1)[0] | {"bbox": [1, 2, value, 4]}]))
+
+
+@READERS
 @pytest.mark.parametrize("categories", [(0, 1), ("person", 3, 0)])
 def test_ids_from_0_and_from_1_in_one_file_are_refused(tmp_path, read, categories):
     message = r"boxes\.json: \[\d\]\.category_id: 0, but \[\d\]\.category_id: .*either may be the p"
