@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from msgspec import Struct, field
@@ -69,12 +69,12 @@ class Classified(Struct, gc=False, kw_only=True):
             ("label", self.label),
         )
         given = [(key, value) for key, value in values if type(value) is int or _is_text(value)]
-        names = [(key, value) for key, value in given if _is_text(value) and not _is_id(value)]
+        names = [(key, name) for key, name in given if _is_text(name) and not _is_id(name)]
         people = [(key, name) for key, name in names if _plain(name) == "person"]
         return (people or names or given or [("category_id", None)])[0]
 
 
-def _is_text(value: object) -> bool:
+def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip())
 
 
