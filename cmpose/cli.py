@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentError
 from contextlib import nullcontext, redirect_stdout, suppress
 from itertools import pairwise
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cmpose import _version, config, memory
+from cmpose import _version, config, memory, usage
 from cmpose.command import Command
 from cmpose.convert.command import CONVERT, FRAMES
 from cmpose.data.cache.command import CACHE
@@ -73,11 +74,12 @@ def build_parser(command: str, recipe: config.Config | None = None) -> ArgumentP
         prog="cmpose",
         description="CM-Pose video human pose estimation",
         allow_abbrev=False,
+        exit_on_error=False,
         version=_version.__version__,
     )
     commands = parser.add_subcommands()
     for each in COMMANDS.values():
-        subparser = ArgumentParser(description=each.help, allow_abbrev=False)
+        subparser = ArgumentParser(description=each.help, allow_abbrev=False, exit_on_error=False)
         if each.name == command:
             each.add_arguments(subparser)
             if recipe is not None:
@@ -87,19 +89,36 @@ def build_parser(command: str, recipe: config.Config | None = None) -> ArgumentP
     return parser
 
 
-def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """What the parser makes of the arguments. It does not say in which recipe it met an error."""
+def _parse(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
+    """What the parser makes of the arguments; exits with one line on what cannot be."""
+    assert parser._subcommands_action is not None
+    commands = parser._subcommands_action.choices
+    if command not in commands and not {"-h", "--help", "--version"} & set(arguments):
+        what = f"{command}: no such command{usage.nearest(command, commands)}" if command else ""
+        print(
+            f"cmpose: {what or 'give a command'}; there are {', '.join(commands)}", file=sys.stderr
+        )
+        sys.exit(2)
+    names = commands[command]._option_string_actions if command in commands else ()
+    arguments = usage.same_but_hyphens(arguments, names)
     try:
         return parser.parse_args(arguments)
-    except (SystemExit, UnicodeDecodeError) as end:
-        words = [word for argument in arguments for word in argument.split("=", 1)]
-        recipe = dict(pairwise(words)).get("--config", "")
-        if os.path.isfile(recipe):
-            try:
-                config.load(recipe)
-            except ValueError as error:
-                print(f"cmpose {arguments[0]}: {error}", file=sys.stderr)
-        sys.exit(end.code if isinstance(end, SystemExit) else 2)
+    except (ArgumentError, UnicodeDecodeError) as error:
+        said = _recipe_error(arguments) or usage.one_line(str(error), names)
+        print(f"cmpose {command}: {said} (cmpose {command} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def _recipe_error(arguments: list[str]) -> str:
+    """What is wrong with the recipe that ``--config`` names: the parser does not say where."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    recipe = dict(pairwise(words)).get("--config", "")
+    if os.path.isfile(recipe):
+        try:
+            config.load(recipe)
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -132,12 +151,12 @@ def _main(arguments: list[str] | None) -> None:
     if arguments is None:
         arguments = sys.argv[1:]
     typed = next((word for word in arguments if not word.startswith("-")), "")
-    args = _parse(build_parser(typed), arguments)
+    args = _parse(build_parser(typed), typed, arguments)
     command = COMMANDS[args.subcommand]
     try:
         recipe = command.default_recipe(args[command.name])
         if recipe is not None:
-            args = _parse(build_parser(command.name, recipe), arguments)
+            args = _parse(build_parser(command.name, recipe), typed, arguments)
         command.run(args[command.name])
     except Interrupted as error:
         print(f"cmpose {command.name}: {error}", file=sys.stderr)

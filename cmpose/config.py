@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from cmpose import usage
 
 if TYPE_CHECKING:  # a model is built from these classes without the parser's packages
     from jsonargparse import ArgumentParser, Namespace
@@ -401,7 +404,9 @@ def from_dict(values: dict) -> Config:
     try:
         return from_namespace(_fields_parser().parse_object(values))
     except ArgumentError as error:
-        raise ValueError(f"bad configuration: {error}") from error
+        names = flatten(to_dict(Config()))
+        said = usage.one_line(str(error), names, prefix="")
+        raise ValueError(f"bad configuration: {said}") from error
 
 
 def load(path: str | Path, **overrides: object) -> Config:
@@ -435,7 +440,26 @@ def load(path: str | Path, **overrides: object) -> Config:
     try:
         return from_dict(values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        line = _line_of(path, str(error), overrides)
+        raise ValueError(f"{path}{line}: {error}") from error
+
+
+def _line_of(path: str | Path, error: str, overrides: Collection[str]) -> str:
+    """``, line 3``: of the field of a recipe that an error of ``from_dict`` names."""
+    import yaml
+
+    found = re.match(r"bad configuration: (?:no section )?'?([\w.]+)", error)
+    if found is None or found[1] in overrides:
+        return ""
+    node, line = yaml.compose(Path(path).read_text(encoding="utf-8-sig")), 0
+    for name in found[1].split("."):
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value == name:
+                line, node = key.start_mark.line + 1, value
+                break
+        else:
+            return ""
+    return f", line {line}" if line else ""
 
 
 def to_dict(config: Config) -> dict:

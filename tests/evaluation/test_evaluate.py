@@ -228,7 +228,7 @@ def test_where_crops_are_made(rendered, warp, device, place):
 
 
 def test_a_place_that_does_not_exist_is_named(rendered):
-    with pytest.raises(ValueError, match=r'bad configuration: .*"data\.warp"'):
+    with pytest.raises(ValueError, match=r"bad configuration: data\.warp"):
         recipe(rendered, **{"data.warp": "gpu"})
 
 

@@ -1,0 +1,84 @@
+"""What a wrong command line or recipe is answered with."""
+
+from __future__ import annotations
+
+import pytest
+
+from cmpose import config, usage
+from cmpose.cli import main
+
+PREDICT = "predict v.mp4 --checkpoint a --out o "
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("train --model.backbon tiny", "--model.backbon: no such option; did you mean --model.ba"),
+        ("train --train.lr abc", "--train.lr abc: expected a number"),
+        ("train --model.image_size [1]", "--model.image_size [1]: expected 2 values"),
+        ("train --model 3", "--model: is a group; give --model.FIELD"),
+        ("train --model.backbone=huuge", "--model.backbone huuge: expected one of tiny, small, b"),
+        ("train --data.udp maybe", "--data.udp maybe: expected true or false"),
+        ("predict v.mp4", "give --checkpoint and --out"),
+        ("predict --checkpoint a --out o", "give VIDEO"),
+        ("predict v.mp4 --out", "--out: needs a value"),
+        (PREDICT + "--batch_size x", "--batch_size x: expected a whole number"),
+        (PREDICT + "--batch-size x", "--batch_size x: expected a whole number"),
+        (PREDICT + "--fps x", "--fps x: expected a number"),
+        (PREDICT + "--outputs [x]", "--outputs x: expected one of video, poses, coco"),
+        (PREDICT + "--explain=3", "--explain 3: takes no value"),
+        (PREDICT + "w", "w: one argument too many"),
+    ],
+)
+def test_a_usage_error_is_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    command = arguments.split()[0]
+    assert error.startswith(f"cmpose {command}: {said}")
+    assert error.endswith(f"(cmpose {command} --help)\n")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "cmpose: give a command; there are train, "),
+        (["prdict", "v.mp4"], "cmpose: prdict: no such command; did you mean predict?"),
+    ],
+)
+def test_a_wrong_command_is_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+def test_hyphens_are_taken_in_options_alone():
+    names = {"--batch_size", "--dry-run", "--train.batch_size"}
+    words = ["--batch-size", "3", "--train.batch-size=a-b_c", "--dry_run", "--x-y", "a-b"]
+    taken = ["--batch_size", "3", "--train.batch_size=a-b_c", "--dry-run", "--x-y", "a-b"]
+    assert usage.same_but_hyphens(words, names) == taken
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("train: {lr: 1}\nmodel:\n  depth: x\n", ", line 3: bad configuration: model.depth x"),
+        ("data:\n  augment:\n    flp: 1\n", r", line 3: bad configuration: data.augment.flp: no"),
+        ("\n\nmodl: {}\n", ", line 3: bad configuration: no section 'modl'"),
+        ("model: {depth: null}\n", ", line 1: bad configuration: model.depth: null is no value"),
+    ],
+)
+def test_an_error_in_a_recipe_names_its_line(content, line, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"r.yaml{line}"):
+        config.load(path)
+
+
+def test_a_message_that_is_not_known_stays_whole():
+    assert usage.one_line("something\n  new", ()) == "something new"
