@@ -59,18 +59,19 @@ TEMPORAL_ATTENTION: dict[str, Lines] = {
 
 # --- spatial_attention -----------------------------------------------------------------------
 # The variant is the widest head and an element's bytes, or the widest head and the most tokens.
-# With mma.sync, programs of 64 queries and 4 warps fit a multiprocessor three at a time. On 9.0,
-# where memory is fast, 128 queries halve the reads of K and V from the L2 cache; wgmma needs fewer
+# Three stages: with two, the next keys' copies are asked for only when a tile is done. With
+# mma.sync, programs of 64 queries and 4 warps fit a multiprocessor three at a time. On 9.0, where
+# memory is fast, 128 queries halve the reads of K and V from the L2 cache; wgmma needs fewer
 # registers, so that two such programs fit.
-_ATTEND_64, _ATTEND_128 = c(4, 2, BLOCK_M=64, BLOCK_N=64), c(4, 2, BLOCK_M=64, BLOCK_N=32)
-_ATTEND_90 = c(8, 2, BLOCK_M=128, BLOCK_N=64)
+_ATTEND = c(4, 3, BLOCK_M=64, BLOCK_N=32)
+_ATTEND_90, _ATTEND_90_WIDE = (c(8, 3, BLOCK_M=128, BLOCK_N=keys) for keys in (64, 32))
 _DKV_32, _DKV_16 = (c(4, 2, BLOCK_M=rows, BLOCK_N=64) for rows in (32, 16))
 # dK and dV of 256 keys take half the registers; with 32 queries at a time mma.sync would spill.
 _WHOLE_32, _WHOLE_16 = (c(8, 2, BLOCK_M=rows) for rows in (32, 16))
 SPATIAL_ATTENTION: dict[str, Lines] = {
     "spatial_attention_forward": {
-        (64, 2): {80: _ATTEND_64, 90: _ATTEND_90, 120: _ATTEND_64},
-        (128, 2): {80: _ATTEND_128, 90: _ATTEND_90, 120: _ATTEND_128},
+        (64, 2): {80: _ATTEND, 90: _ATTEND_90, 120: _ATTEND},
+        (128, 2): {80: _ATTEND, 90: _ATTEND_90_WIDE, 120: _ATTEND},
         (64, 4): {80: c(8, BLOCK_M=32, BLOCK_N=32)},
         (128, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
     },

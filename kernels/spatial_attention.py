@@ -6,7 +6,7 @@ which they are stored and add up in float32. The softmax is computed in base 2, 
 - A head's d channels are split into two tiles: LOW, a power of two up to 64, and HIGH, the rest
   (80 is 64 + 16). So a head need not be padded to the next power of two.
 - Forward: each program takes a block of queries and passes over the keys once (online softmax).
-  Keys come in full blocks and one tail of 16, 32, ... keys, so that 207 keys cost as much as 208.
+  Keys come in one tail of 16, 32, ... keys, then full blocks, so that 207 keys cost as much as 208.
   Programs of the same item are neighbours, so all but the first read K and V from the L2 cache.
 - Backward of short sequences (:data:`WHOLE`): each program takes one item, holds all of its keys
   and passes over its queries once. Whole columns of Pᵀ and dPᵀ are on the chip, so that
@@ -200,6 +200,14 @@ def spatial_attention_forward(
     if HIGH > 0:
         sums_high = tl.zeros([BLOCK_M, HIGH], tl.float32)
     step = tl.full((), BLOCK_N, tl.int64) * stride_s
+    if TAIL > 0:
+        # First: behind the loop, the zeros of a loop without rounds would meet its last product in
+        # the accumulator, and ptxas then makes each wgmma wait for the one before (C7515).
+        tail = step * (S // BLOCK_N)
+        top, norm, sums, sums_high = _attend(
+            q, q_high, k_pointer + tail, v_pointer + tail, S % BLOCK_N, top, norm, sums, sums_high,
+            stride_s, stride_d, D, LOW, HIGH, LOGIT_SCALE, PRECISION, TAIL, True,
+        )  # fmt: skip
     for _ in range(S // BLOCK_N):
         top, norm, sums, sums_high = _attend(
             q, q_high, k_pointer, v_pointer, BLOCK_N, top, norm, sums, sums_high, stride_s,
@@ -207,11 +215,6 @@ def spatial_attention_forward(
         )  # fmt: skip
         k_pointer += step
         v_pointer += step
-    if TAIL > 0:
-        top, norm, sums, sums_high = _attend(
-            q, q_high, k_pointer, v_pointer, S % BLOCK_N, top, norm, sums, sums_high, stride_s,
-            stride_d, D, LOW, HIGH, LOGIT_SCALE, PRECISION, TAIL, True,
-        )  # fmt: skip
 
     inverse = (1.0 / norm)[:, None]
     if HIGH > 0:
