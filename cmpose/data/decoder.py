@@ -8,6 +8,7 @@ interlaced video but black or what lies in memory, and takes damage for the end.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Decoder:
         frames: how many there are by the header; 0 where it does not say.
         streams: video streams; a picture such as a cover is none.
         size: (width, height) of frames by the header, before they are turned.
+        pixel_shape: a pixel's width divided by its height; 1 where nothing says.
 
     Raises:
         FFmpegError: it cannot be opened.
@@ -50,6 +52,7 @@ class Decoder:
         context = self._stream.codec_context
         context.options = {"max_pixels": str(most_pixels)}
         self.size = context.width, context.height
+        self.pixel_shape = self._stream.sample_aspect_ratio or Fraction(1)
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         self.rate = rate if rate < _NO_RATE else 0.0
         seconds = (self._container.duration or 0) / av.time_base

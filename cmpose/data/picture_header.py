@@ -13,6 +13,8 @@ from typing import BinaryIO, Literal, NamedTuple
 _ENDS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
 _MOST = 1 << 16
 """More segments, chunks, tags or boxes than this are no picture."""
+_PAGES = 16
+"""So many lists of tags of a TIFF are looked at for a second picture."""
 _FAR = 1 << 40
 """No picture is as long; systems refuse to look farther."""
 
@@ -29,6 +31,8 @@ class PictureHeader(NamedTuple):
         patches: of a TIFF, positions and the bytes to put there, so that OpenCV decodes the pixels
             as they are stored: else it turns them, and darkens them by an alpha channel.
         least_bytes: fewer bytes cannot hold a JPEG of this size.
+        several: whether there is more than one picture in it: an animated PNG or WebP, a TIFF of
+            pages. Reduced ones, such as previews, are not counted.
     """
 
     format: str
@@ -38,6 +42,7 @@ class PictureHeader(NamedTuple):
     white: int = 255
     patches: tuple[tuple[int, bytes], ...] = ()
     least_bytes: int = 0
+    several: bool = False
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -147,20 +152,22 @@ def _png(file: BinaryIO) -> PictureHeader | None:
         return None
     width, height, depth = _int(file, 4), _int(file, 4), _int(file, 1)
     file.seek(8, io.SEEK_CUR)
-    orientation = 1
+    white, orientation, several = 65535 if depth == 16 else 255, 1, False
     for _ in range(_MOST):  # the tag may stand before the pixels or behind them
         length, kind = _int(file, 4), file.read(4)
         if kind in (b"", b"IEND"):
             break
-        if kind == b"eXIf":
+        after = file.tell() + length + 4
+        if kind == b"acTL":
+            several = _int(file, 4) > 1
+        elif kind == b"eXIf":
             orientation = _orientation(file.read(min(length, _MOST)))
-            break
-        file.seek(length + 4, io.SEEK_CUR)
-    return PictureHeader("PNG", width, height, orientation, 65535 if depth == 16 else 255)
+        file.seek(after)
+    return PictureHeader("PNG", width, height, orientation, white, several=several)
 
 
 def _webp(file: BinaryIO) -> PictureHeader | None:
-    width = height = 0
+    width = height = frames = 0
     orientation = 1
     for _ in range(_MOST):
         kind, length = file.read(4), _int(file, 4, "little")
@@ -179,25 +186,34 @@ def _webp(file: BinaryIO) -> PictureHeader | None:
             bits = _int(file, 4, "little")
             width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
             break
+        elif kind == b"ANMF":
+            frames += 1
         elif kind == b"EXIF":
             orientation = _orientation(file.read(min(length, _MOST)).removeprefix(b"Exif\0\0"))
-            break
         file.seek(after)
-    return PictureHeader("WebP", width, height, orientation)
+    return PictureHeader("WebP", width, height, orientation, several=frames > 1)
 
 
 _SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
 """Bytes of a TIFF value by its type: BYTE, SHORT, LONG and LONG8, which sizes can have."""
 
 
-def _tiff(file: BinaryIO) -> PictureHeader | None:
-    """A TIFF, a BigTIFF, or the block of EXIF tags in another file: the first list of tags."""
-    end = _ENDS[file.read(2)]
-    big = _int(file, 2, end) == 43
-    if big:
-        file.seek(4, io.SEEK_CUR)
+class _Page(NamedTuple):
+    """A list of a TIFF's tags: their numbers, where some values stand, and where the next list is.
+
+    Attributes:
+        tags: tag → the first of its values, if that is a number.
+        patches: see :class:`PictureHeader`.
+        next: 0 behind the last page.
+    """
+
+    tags: dict[int, int]
+    patches: tuple[tuple[int, bytes], ...]
+    next: int
+
+
+def _page(file: BinaryIO, end: Literal["little", "big"], *, big: bool) -> _Page:
     word = 8 if big else 4
-    file.seek(min(_int(file, word, end), _FAR))
     tags: dict[int, int] = {}
     patches = []
     for _ in range(min(_int(file, 8 if big else 2, end), _MOST)):
@@ -211,14 +227,34 @@ def _tiff(file: BinaryIO) -> PictureHeader | None:
                 patches.append((file.tell(), (1).to_bytes(size, end)))
             tags[tag] = _int(file, size, end)
         file.seek(value + word)
-    orientation = tags.get(274, 1)
+    return _Page(tags, tuple(patches), _int(file, word, end))
+
+
+def _tiff(file: BinaryIO) -> PictureHeader | None:
+    """A TIFF, a BigTIFF, or the block of EXIF tags in another file: the first list of tags."""
+    end = _ENDS[file.read(2)]
+    big = _int(file, 2, end) == 43
+    if big:
+        file.seek(4, io.SEEK_CUR)
+    file.seek(min(_int(file, 8 if big else 4, end), _FAR))
+    first = page = _page(file, end, big=big)
+    several = False
+    for _ in range(_PAGES):
+        if several or not 0 < page.next < _FAR:
+            break
+        file.seek(page.next)
+        page = _page(file, end, big=big)
+        # A reduced picture, or the mask of another one, is none of its own.
+        several = page.tags.get(256, 0) > 0 and not page.tags.get(254, 0) & 0b101
+    orientation = first.tags.get(274, 1)
     return PictureHeader(
         "TIFF",
-        tags.get(256, 0),
-        tags.get(257, 0),
+        first.tags.get(256, 0),
+        first.tags.get(257, 0),
         orientation if 1 <= orientation <= 8 else 1,
-        65535 if tags.get(258, 1) > 8 else 255,
-        tuple(patches),
+        65535 if first.tags.get(258, 1) > 8 else 255,
+        first.patches,
+        several=several,
     )
 
 

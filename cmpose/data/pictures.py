@@ -28,6 +28,15 @@ PICTURES = frozenset(
 LIMIT = "CMPOSE_MAX_PIXELS"
 """The variable of the environment that sets how many pixels a picture may have."""
 
+_SEVERAL = {
+    "PNG": "is an animated PNG, a video: cmpose frames makes pictures of it",
+    "WebP": "is an animated WebP, of which FFmpeg decodes no frame: take it apart first, e.g. by "
+    "ImageMagick's magick FILE.webp -coalesce frames/%06d.png",
+    "TIFF": "holds several pages, and one picture is expected: take them apart first, e.g. by "
+    "ImageMagick's magick FILE.tif frames/%06d.png",
+}
+"""What is said of a file with several pictures, by its format."""
+
 _DEFAULT_LIMIT, _OPENCV_LIMIT = 100_000_000, 1 << 30
 
 
@@ -72,7 +81,8 @@ def look(path: str | os.PathLike[str]) -> PictureHeader:
     """A picture's header, which is read without decoding the picture.
 
     Raises:
-        FrameError: the file is missing, not a picture, or has more pixels than the limit.
+        FrameError: the file is missing, not a picture, has more pixels than the limit, or holds
+            several pictures.
     """
     with _open(path) as file:
         return _checked(path, file)
@@ -91,9 +101,9 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """Decodes a picture → uint8 [h, w, 3], BGR, turned upright by its orientation tag.
 
     Raises:
-        FrameError: the file is missing, not a picture, has more pixels than the limit, or is a
-            JPEG that is cut off, whose rest OpenCV would fill with grey, with no more than a
-            warning.
+        FrameError: the file is missing, not a picture, has more pixels than the limit, holds
+            several pictures, or is a JPEG that is cut off, whose rest OpenCV would fill with grey,
+            with no more than a warning.
     """
     return read_with_header(path)[0]
 
@@ -151,6 +161,8 @@ def _checked(name: str | os.PathLike[str], file: BinaryIO) -> PictureHeader:
             f"{limit:,} that are decoded; make it smaller, or raise {LIMIT}",
             "picture too large",
         )
+    if header.several:
+        raise FrameError(f"{name}: {_SEVERAL[header.format]}", "several pictures in a file")
     return header
 
 

@@ -189,18 +189,34 @@ class _File(Video):
         height, width = to_bgr(first[0]).shape[:2]
         self.rate = self.decoder.rate or _RATE
         self.info = VideoInfo(
-            source, name, width, height, fps or self.rate, self.decoder.frames, notes=self._stream()
+            source,
+            name,
+            width,
+            height,
+            fps or self.rate,
+            self.decoder.frames,
+            notes=self._header_notes(),
         )
 
-    def _stream(self) -> tuple[str, ...]:
-        """What is said of a file with several streams."""
-        if self.decoder.streams < 2:
-            return ()
-        number = self.decoder.stream
-        return (
-            f"{self.path} has {self.decoder.streams} video streams; the one that players "
-            f"show is read, number {number}. ffmpeg -i FILE -map 0:N -c copy NEW takes out another",
-        )
+    def _header_notes(self) -> tuple[str, ...]:
+        """What is said of a file with several streams, or with pixels that are not square."""
+        notes, decoder = [], self.decoder
+        if decoder.streams > 1:
+            notes.append(
+                f"{self.path} has {decoder.streams} video streams; the one that players show is "
+                f"read, number {decoder.stream}. ffmpeg -i FILE -map 0:N -c copy NEW takes out "
+                "another"
+            )
+        shape = decoder.pixel_shape
+        if shape != 1:
+            width, height = decoder.size
+            notes.append(
+                f"{self.path} has pixels that are {float(shape):.3g} times as wide as high: "
+                f"players show {round(width * shape)}×{height}, boxes and poses are of the stored "
+                f"{width}×{height} pixels, in which people look squeezed. ffmpeg -i FILE -vf "
+                "scale=iw*sar:ih,setsar=1 NEW makes the pixels square"
+            )
+        return tuple(notes)
 
     def scan(self, most: int | None = None) -> None:
         decoder, timeline = Decoder(self.path, self.most_pixels), Timeline()
@@ -236,7 +252,7 @@ class _File(Video):
             counted=True,
             missing=found.missing,
             cut_off=found.cut_off,
-            notes=self._stream() + found.notes,
+            notes=self._header_notes() + found.notes,
         )
 
     def files(self) -> list[Path]:
@@ -608,8 +624,9 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
         name, files = path.resolve().name, list(path.iterdir())
     elif path.is_file():
         with open(path, "rb") as file:
-            single = is_picture(path.name) or read_header(file) is not None
-        if not single:
+            header = read_header(file)
+        animated = header is not None and header.format == "PNG" and header.several
+        if animated or not (header or is_picture(path.name)):
             return _File(path, text, path.stem, fps)
         # A picture alone is frame 0, whatever its name.
         return _Pictures([path], text, path.stem, fps, skip_unreadable=skip, numbers=())

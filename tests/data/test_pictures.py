@@ -314,6 +314,35 @@ def test_cut_and_changed_files_are_pictures_or_one_error(format):
     assert outcomes == {"refused", "read"}
 
 
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("PNG", "is an animated PNG, a video: cmpose frames makes"),
+        ("WEBP", "is an animated WebP, of which FFmpeg decodes no frame: take it apart"),
+        ("TIFF", "holds several pages, and one picture is expected: take them apart"),
+    ],
+)
+def test_a_file_of_several_pictures_is_refused(tmp_path, format, said):
+    """OpenCV decodes the first one, and says nothing of the others."""
+    first, *others = (Image.new("RGB", (16, 8), (80 * n, 0, 0)) for n in range(3))
+    path = tmp_path / f"a.{format.lower()}"
+    for read in (read_picture, picture_size):
+        path.write_bytes(encode(first, format, save_all=True, append_images=others))
+        with pytest.raises(FrameError, match=rf"a\.{format.lower()}: {said}") as raised:
+            read(path)
+        assert raised.value.reason == "several pictures in a file"
+        path.write_bytes(encode(first, format, save_all=True))
+        read(path)
+
+
+def test_a_preview_beside_a_picture_is_no_second_one():
+    preview = Image.new("RGB", (4, 2))
+    preview.encoderinfo = {"tiffinfo": {254: 1}}
+    data = encode(Image.new("RGB", (16, 8)), "TIFF", save_all=True, append_images=[preview])
+    assert decode_picture(data, "a.tif").shape == (8, 16, 3)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+
+
 def test_a_part_of_a_png_that_is_longer_than_the_file_takes_no_memory():
     data = encode(blocks(), "PNG")
     at = data.index(b"IDAT") - 4

@@ -223,6 +223,25 @@ def test_interlaced_video_is_shown_and_told(tmp_path):
     assert "tv.mkv is interlaced: what moves has combs" in info.notes[0]
 
 
+@pytest.mark.parametrize("name", ["dv.mp4", "dv.mkv", "dv.avi"])
+def test_pixels_that_are_not_square_are_told(tmp_path, name):
+    path = write_video(tmp_path / name, Stream(EVEN[:3], shape=Fraction(4, 3)))
+    info, pictures = read(path)
+    assert [picture.shape for picture in pictures] == [(48, 64, 3)] * 3
+    shown = "players show 85×48, boxes and poses are of the stored 64×48 pixels"
+    assert f"{name} has pixels that are 1.33 times as wide as high: {shown}" in info.notes[0]
+
+
+def test_an_animated_png_and_a_gif_are_videos(tmp_path):
+    stream = Stream(EVEN[:4], codec="apng", format="rgb24")
+    path = write_video(tmp_path / "a.png", stream, format="apng")
+    info, pictures = read(path)
+    assert (info.frames, info.name) == (4, "a")
+    assert numbers_of(pictures) == [0, 1, 2, 3]
+    path = write_video(tmp_path / "a.gif", Stream(EVEN[:4], codec="gif", format="gray"))
+    assert [round(picture.mean()) for picture in read(path)[1]] == [20, 31, 42, 53]
+
+
 def test_hevc_of_ten_bits_is_read_in_eight(tmp_path):
     options = {"x265-params": "log-level=none:pools=none"}
     stream = Stream(EVEN[:5], codec="libx265", format="yuv420p10le", options=options)

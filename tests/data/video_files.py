@@ -18,7 +18,8 @@ GREY, STEP = 20, 11
 class Stream(NamedTuple):
     """A stream to be written; frame number n is a picture of grey ``GREY + STEP · n``.
 
-    ``times`` are in ms; ``unit`` is that of the encoder, in seconds.
+    ``times`` are in ms; ``unit`` is that of the encoder, in seconds; ``shape`` a pixel's width by
+    its height.
     """
 
     times: Sequence[int]
@@ -28,6 +29,7 @@ class Stream(NamedTuple):
     options: dict[str, str] = {}  # noqa: RUF012 - never changed
     default: bool = True
     unit: Fraction = Fraction(1, 25)
+    shape: Fraction = Fraction(1)
 
 
 def write_video(path: Path, *streams: Stream, **options: Any) -> Path:
@@ -39,6 +41,7 @@ def write_video(path: Path, *streams: Stream, **options: Any) -> Path:
             out.width, out.height = stream.size
             out.pix_fmt = stream.format
             out.codec_context.time_base = stream.unit
+            out.codec_context.sample_aspect_ratio = stream.shape
             out.disposition = Disposition.default.value if stream.default else 0
             opened.append(out)
         for out, stream in zip(opened, streams, strict=True):
