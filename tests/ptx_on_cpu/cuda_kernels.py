@@ -8,10 +8,12 @@ import os
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from tests.csrc.compile_check import build
 from tests.ptx_on_cpu import machine, parse
 
 ARCH = 89
-FLAGS = ("-ptx", f"-arch=sm_{ARCH}", "-O3", "-std=c++17", "-lineinfo")
+FLAGS = ("-ptx", "-O3", "-std=c++17", "-lineinfo")
 
 launched: Counter[str] = Counter()
 """Kernel, with its template's arguments → launches that ran here."""
@@ -41,10 +43,11 @@ def _readable(names: list[str]) -> list[str]:
 
 
 @cache
-def _entries() -> dict[str, str]:
+def _entries(arch: int = ARCH) -> dict[str, str]:
     """Readable name → PTX of that kernel alone, for all kernels of csrc/."""
+    flags = (*FLAGS, f"-arch=sm_{arch}")
     sources = sorted(cuda_on_cpu.CSRC.glob("*.cu"))
-    key = hashlib.sha256(repr(FLAGS).encode())
+    key = hashlib.sha256(repr(flags).encode())
     for file in (*sources, *sorted(cuda_on_cpu.CSRC.glob("*.*h"))):
         key.update(file.read_bytes())
     found: dict[str, str] = {}
@@ -53,7 +56,7 @@ def _entries() -> dict[str, str]:
         if not made.is_file():
             machine.FOLDER.mkdir(parents=True, exist_ok=True)
             part = made.with_suffix(f".{os.getpid()}")
-            _output(build.find_nvcc(), *FLAGS, source, "-o", part)
+            _output(build.find_nvcc(), *flags, source, "-o", part)
             part.rename(made)
         head, *entries = re.split(
             r"^(?=\.visible \.entry|\.entry|\.weak \.entry)", made.read_text(), flags=re.M
@@ -89,9 +92,58 @@ def _module_path() -> str:
 
 
 @cache
-def _program(name: str) -> machine.Program:
-    (kernel,) = parse.kernels(_entries()[name]).values()
+def _program(name: str, arch: int = ARCH) -> machine.Program:
+    (kernel,) = parse.kernels(_entries(arch)[name]).values()
     return machine.Program(kernel)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch of the sources' run, to be run from PTX.
+
+    Attributes:
+        kernel: its readable name, template arguments included.
+        shared: bytes of dynamic shared memory.
+        parameters: as they lie in the kernel's parameter space.
+        tensors: those that any op was given so far.
+    """
+
+    kernel: str
+    blocks: int
+    warps: int
+    shared: int
+    parameters: bytes
+    tensors: list[Tensor]
+
+    def ptx(self, arch: int) -> str:
+        """The kernel's code."""
+        return _entries(arch)[self.kernel]
+
+    def run(
+        self,
+        arch: int = ARCH,
+        backwards: bool = False,
+        counting: machine.Counting | None = None,
+    ) -> machine.Program:
+        """Runs it on its tensors, which lie on the CPU.
+
+        Raises:
+            Fault: the kernel did what it must not do.
+            Unknown: its PTX has something that the machine does not have.
+        """
+        launched[self.kernel] += 1
+        program = _program(self.kernel, arch)
+        program.launch(
+            (self.blocks,),
+            self.warps,
+            self.shared,
+            self.parameters,
+            self.tensors,
+            arch=arch,
+            backwards=backwards,
+            counting=counting,
+        )
+        return program
 
 
 _TAKER = ctypes.CFUNCTYPE(
@@ -106,11 +158,8 @@ _TAKER = ctypes.CFUNCTYPE(
 
 
 @contextmanager
-def running(backwards: bool = False) -> Iterator[None]:
-    """Within it backend ``cuda`` runs nvcc's PTX on CPU tensors.
-
-    A kernel may access the tensors that were given to any op within it.
-    """
+def taking(taker: Callable[[Launch], Any]) -> Iterator[None]:
+    """Within it backend ``cuda`` takes CPU tensors, and ``taker`` gets its launches."""
     library = ctypes.CDLL(_module_path())
     base = ctypes.cast(library.cuda_on_cpu_hand_over, ctypes.c_void_p).value
     offsets = {name: offset for offset, name in _addresses().items()}
@@ -130,21 +179,28 @@ def running(backwards: bool = False) -> Iterator[None]:
     ) -> int | None:
         try:
             name = _addresses()[kernel - base]
-            launched[name] += 1
             given = ctypes.string_at(parameters, size)
-            _program(name).launch(
-                (blocks,), threads // 32, shared, given, known, arch=ARCH, backwards=backwards
-            )
+            taker(Launch(name, blocks, threads // 32, shared, given, known))
         except Exception as error:
             message.value = f"{type(error).__name__}: {error}".encode()[:999]
             return ctypes.addressof(message)
         return None
 
-    taker = _TAKER(take)
+    callback = _TAKER(take)
     cuda.address = noted
-    library.cuda_on_cpu_hand_over(taker)
+    library.cuda_on_cpu_hand_over(callback)
     try:
         yield
     finally:
         library.cuda_on_cpu_hand_over(_TAKER())
         cuda.address = original
+
+
+@contextmanager
+def running(backwards: bool = False) -> Iterator[None]:
+    """Within it backend ``cuda`` runs nvcc's PTX on CPU tensors.
+
+    A kernel may access the tensors that were given to any op within it.
+    """
+    with taking(lambda one: one.run(backwards=backwards)):
+        yield

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
+#include <tuple>
 
 namespace ptx {
 
@@ -13,6 +14,7 @@ struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 void fail(const std::string& what) { throw Failure(what); }
+int lane_now = 0;
 
 namespace {
 
@@ -40,6 +42,57 @@ std::vector<Range> ranges;
 size_t recent = 0;
 std::vector<char> params;
 uint32_t epoch = 0, block_start = 0;
+
+struct Touch {  // a lane's access, where accesses are counted
+  uint64_t address;
+  int bytes, lane;
+};
+Counting* counting = nullptr;
+std::vector<Touch> global_touched, shared_touched;
+std::vector<std::vector<uint64_t>> sectors_touched;  // of each tensor: read, written
+
+void make_distinct(std::vector<uint64_t>& values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
+// 32-byte sectors that a warp's lanes touch in one instruction.
+void count_global(uint64_t* counts, bool stores) {
+  std::vector<uint64_t> sectors;
+  for (const Touch& t : global_touched) {
+    counts[kBytes] += t.bytes;
+    for (uint64_t s = t.address / 32; s <= (t.address + t.bytes - 1) / 32; ++s)
+      sectors.push_back(s);
+  }
+  make_distinct(sectors);
+  ++counts[kAccesses];
+  counts[kSectors] += sectors.size();
+  auto& all = sectors_touched[2 * recent + stores];
+  all.insert(all.end(), sectors.begin(), sectors.end());
+  if (all.size() > 1 << 22) make_distinct(all);
+}
+
+// Passes over the 32 banks of 4 bytes: as many lanes together as ask for 128 bytes; in one pass a
+// bank gives one word, to every lane that wants it.
+void count_shared(uint64_t* counts) {
+  std::vector<std::tuple<int, uint64_t, uint64_t>> words;  // phase, bank, word
+  for (const Touch& t : shared_touched)
+    for (uint64_t word = t.address / 4; word <= (t.address + t.bytes - 1) / 4; ++word)
+      words.emplace_back(t.lane / (128 / std::max(t.bytes, 4)), word % 32, word);
+  std::sort(words.begin(), words.end());
+  words.erase(std::unique(words.begin(), words.end()), words.end());
+  for (size_t k = 0, in_bank = 0, most = 0; k < words.size(); ++k) {
+    const auto [phase, bank, word] = words[k];
+    const bool same_phase = k && std::get<0>(words[k - 1]) == phase;
+    in_bank = same_phase && std::get<1>(words[k - 1]) == bank ? in_bank + 1 : 1;
+    if (!same_phase) most = 0;
+    if (in_bank > most) {
+      most = in_bank;
+      ++counts[kWavefronts];
+      if (in_bank > 1) ++counts[kConflicts];
+    }
+  }
+}
 
 enum Special { kTid, kCtaid = 3, kNtid = 6, kNctaid = 9, kLane = 12, kWarp, kLanemaskLt };
 
@@ -77,7 +130,16 @@ void run_warp(Warp& w, const Program& program) {
     w.mask = w.active;
     if (i.guard >= 0) w.mask &= i.negated ? ~w.predicate(i.guard) : w.predicate(i.guard);
     ++w.pc;
+    const int row = w.pc - 1;
     if (w.mask) i.run(w, i);
+    if (counting) {
+      uint64_t* const counts = counting->rows[row];
+      ++counts[kVisits];
+      if (!global_touched.empty()) count_global(counts, i.stores);
+      if (!shared_touched.empty()) count_shared(counts);
+      global_touched.clear();
+      shared_touched.clear();
+    }
     if (w.pc >= w.next) reconcile(w);
   }
 }
@@ -114,6 +176,10 @@ void whole(const Warp& w, uint32_t members) {
 void jump(Warp& w, int target) {
   const uint32_t stay = w.active & ~w.mask;
   if (stay) w.waiting.emplace_back(w.pc, stay);
+  if (counting) {
+    ++counting->rows[w.pc - 1][kJumps];
+    if (stay) ++counting->rows[w.pc - 1][kPartings];
+  }
   w.active = w.mask;
   w.pc = target;
   if (!w.waiting.empty()) reconcile(w);
@@ -139,9 +205,16 @@ char* global(uint64_t address, int bytes) {
     const uint8_t* const at = r.holes + (address - r.begin);
     return std::all_of(at, at + bytes, [](uint8_t known) { return known; });
   };
-  if (recent < ranges.size() && inside(ranges[recent])) return reinterpret_cast<char*>(address);
-  for (recent = 0; recent < ranges.size(); ++recent)
-    if (inside(ranges[recent])) return reinterpret_cast<char*>(address);
+  const auto found = [&] {
+    if (recent < ranges.size() && inside(ranges[recent])) return true;
+    for (recent = 0; recent < ranges.size(); ++recent)
+      if (inside(ranges[recent])) return true;
+    return false;
+  };
+  if (found()) {
+    if (counting) global_touched.push_back({address, bytes, lane_now});
+    return reinterpret_cast<char*>(address);
+  }
   std::string where = "nowhere near one";
   uint64_t nearest = 1 << 20;
   for (size_t index = 0; index < ranges.size(); ++index) {
@@ -169,6 +242,7 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
   if (address + bytes > memory.size())
     fail("shared address " + hex(address) + " is outside the block's " +
          std::to_string(memory.size()) + " bytes");
+  if (counting) shared_touched.push_back({address, bytes, lane_now});
   const uint32_t mine = 1u << w.id;
   for (uint64_t at = address; at < address + bytes; ++at) {
     Byte& b = bytes_known[at];
@@ -213,6 +287,7 @@ void issue(Warp& w, const Copy& copy) {
   if (copy.to % copy.bytes) fail("an asynchronous copy to an unaligned shared address");
   if (uint64_t(copy.to) + copy.bytes > memory.size())
     fail("an asynchronous copy out of shared memory");
+  if (counting) shared_touched.push_back({copy.to, copy.bytes, lane_now});
   for (int k = 0; k < copy.bytes; ++k) {
     Byte& b = bytes_known[copy.to + k];
     if (b.pending) fail("an asynchronous copy to where another is under way");
@@ -269,8 +344,9 @@ void* ptx_program(const char* names, const int64_t* rows, int count, const char*
       delete program;
       return nullptr;
     }
+    const bool stores = !std::strncmp(names, "st", 2) || !std::strncmp(names, "atom", 4);
     names = end + 1;
-    Instruction i{found->second, static_cast<int>(rows[0]), rows[1] != 0, {}, {}};
+    Instruction i{found->second, static_cast<int>(rows[0]), rows[1] != 0, {}, {}, stores};
     for (int n = 0; n < kOperands; ++n) i.operand[n] = static_cast<int>(rows[2 + n]);
     for (int n = 0; n < kNumbers; ++n) i.number[n] = rows[2 + kOperands + n];
     program->code.push_back(i);
@@ -279,16 +355,20 @@ void* ptx_program(const char* names, const int64_t* rows, int count, const char*
   return program;
 }
 
-// Runs every block. Returns -1, or the row at which it failed, and says where and why in `message`.
+// Runs every block, or, counting, those asked for. Returns -1, or the row at which it failed, and says where and why in `message`.
 int ptx_launch(void* handle, const unsigned* grid, int num_warps, int shared_bytes,
                const char* parameter_bytes, int parameter_count, const uint64_t* known, int tensors,
-               int backwards, char* message, int message_bytes) {
+               int backwards, Counting* asked, char* message, int message_bytes) {
   const Program& program = *static_cast<Program*>(handle);
   memory.assign(shared_bytes, char(0xff));
   bytes_known.assign(shared_bytes, Byte{});
   epoch = 0;
   params.assign(parameter_bytes, parameter_bytes + parameter_count);
   ranges.clear();
+  counting = asked;
+  global_touched.clear();
+  shared_touched.clear();
+  sectors_touched.assign(2 * tensors, {});
   for (int k = 0; k < tensors; ++k)
     ranges.push_back(
         {known[3 * k], known[3 * k + 1], reinterpret_cast<const uint8_t*>(known[3 * k + 2])});
@@ -304,40 +384,47 @@ int ptx_launch(void* handle, const unsigned* grid, int num_warps, int shared_byt
     order.push_back(backwards ? num_warps - 1 - k : k);
   }
   Warp* running = nullptr;
-  unsigned block[3];
-  for (block[2] = 0; block[2] < grid[2]; ++block[2])
-    for (block[1] = 0; block[1] < grid[1]; ++block[1])
-      for (block[0] = 0; block[0] < grid[0]; ++block[0]) {
-        for (Warp& w : warps) {
-          w.pc = w.groups = 0;
-          w.next = INT_MAX;
-          w.active = w.alive = kAll;
-          w.waiting.clear();
-          w.copies.clear();
-          const auto set = [&](int special, int lane, uint32_t value) {
-            w.reg<uint32_t>(128 * special)[lane] = value;
-          };
-          for (int lane = 0; lane < kLanes; ++lane) {
-            for (int d = 0; d < 3; ++d) {
-              set(kTid + d, lane, d ? 0 : 32 * w.id + lane);
-              set(kCtaid + d, lane, block[d]);
-              set(kNtid + d, lane, d ? 1 : 32 * num_warps);
-              set(kNctaid + d, lane, grid[d]);
-            }
-            set(kLane, lane, lane);
-            set(kWarp, lane, w.id);
-            set(kLanemaskLt, lane, (1u << lane) - 1);
-          }
+  const bool some = counting && counting->blocks;
+  const uint64_t blocks = some ? counting->block_count : uint64_t(grid[0]) * grid[1] * grid[2];
+  for (uint64_t k = 0; k < blocks; ++k) {
+    const uint64_t n = some ? counting->blocks[k] : k;
+    const unsigned block[3] = {static_cast<unsigned>(n % grid[0]),
+                               static_cast<unsigned>(n / grid[0] % grid[1]),
+                               static_cast<unsigned>(n / grid[0] / grid[1])};
+    for (Warp& w : warps) {
+      w.pc = w.groups = 0;
+      w.next = INT_MAX;
+      w.active = w.alive = kAll;
+      w.waiting.clear();
+      w.copies.clear();
+      const auto set = [&](int special, int lane, uint32_t value) {
+        w.reg<uint32_t>(128 * special)[lane] = value;
+      };
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int d = 0; d < 3; ++d) {
+          set(kTid + d, lane, d ? 0 : 32 * w.id + lane);
+          set(kCtaid + d, lane, block[d]);
+          set(kNtid + d, lane, d ? 1 : 32 * num_warps);
+          set(kNctaid + d, lane, grid[d]);
         }
-        for (Byte& b : bytes_known) b.pending = false;
-        try {
-          run_block(warps, program, order, running);
-        } catch (const Failure& failure) {
-          std::snprintf(message, message_bytes, "%s; block (%u, %u, %u), warp %d", failure.what(),
-                        block[0], block[1], block[2], running->id);
-          return running->pc - 1;
-        }
+        set(kLane, lane, lane);
+        set(kWarp, lane, w.id);
+        set(kLanemaskLt, lane, (1u << lane) - 1);
       }
+    }
+    for (Byte& b : bytes_known) b.pending = false;
+    try {
+      run_block(warps, program, order, running);
+    } catch (const Failure& failure) {
+      std::snprintf(message, message_bytes, "%s; block (%u, %u, %u), warp %d", failure.what(),
+                    block[0], block[1], block[2], running->id);
+      return running->pc - 1;
+    }
+  }
+  for (int k = 0; counting && k < 2 * tensors; ++k) {
+    make_distinct(sectors_touched[k]);
+    counting->distinct[k] = sectors_touched[k].size();
+  }
   return -1;
 }
 }

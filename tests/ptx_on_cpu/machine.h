@@ -25,6 +25,17 @@ struct Instruction {
   bool negated;
   int operand[kOperands];
   int64_t number[kNumbers];
+  bool stores;  // to global memory; an atomic one, too
+};
+
+// What a launch is asked to count, a row of kCounts numbers an instruction; see counted() in
+// machine.py, which has their names.
+enum Count { kVisits, kAccesses, kBytes, kSectors, kWavefronts, kConflicts, kJumps, kPartings, kCounts };
+struct Counting {
+  uint64_t (*rows)[kCounts];
+  uint64_t* distinct;        // of each tensor: sectors read, sectors written
+  const uint64_t* blocks;    // those to run, numbered along x, then y, then z; null: all
+  uint64_t block_count;
 };
 
 struct Copy {  // of cp.async, from its issue to the wait for its group
@@ -53,6 +64,7 @@ struct Warp {
   uint32_t& predicate(int offset) { return *reg<uint32_t>(offset); }
 };
 
+extern int lane_now;  // whose access it is
 [[noreturn]] void fail(const std::string& what);
 void whole(const Warp& warp, uint32_t members);  // fails unless all of them are here
 void jump(Warp& warp, int target);

@@ -8,10 +8,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ FOLDER = PROJECT / "build" / "ptx_on_cpu"
 FLAGS = ("-std=c++20", "-O1", "-march=native", "-fno-strict-aliasing")
 FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "-shared")
 
-SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 120: 101_376}
+SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
 """Bytes of shared memory that a block may have, by compute capability."""
 
 
@@ -62,6 +64,45 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
+class Counting:
+    """Asks a launch to count what it does, and holds the counts then.
+
+    Attributes:
+        blocks: those to run, numbered along x, then y, then z; None: all.
+        rows: by name, a number a row of the kernel. ``visits`` of warps, with no lane on as well;
+            ``accesses`` to global memory, their ``bytes`` (summed over lanes) and 32-byte
+            ``sectors`` (distinct in an access); ``wavefronts`` over shared memory, and
+            ``conflicts``: those beyond one for every 128 bytes of lanes; ``jumps`` taken, of which
+            ``partings``, where some lanes stay.
+        distinct: [tensors, 2], different sectors read and written.
+    """
+
+    NAMES = (
+        "visits",
+        "accesses",
+        "bytes",
+        "sectors",
+        "wavefronts",
+        "conflicts",
+        "jumps",
+        "partings",
+    )
+
+    def __init__(self, blocks: Sequence[int] | None = None) -> None:
+        self.blocks = None if blocks is None else np.asarray(blocks, dtype=np.uint64)
+        self.rows: dict[str, np.ndarray] = {}
+        self.distinct = np.zeros((0, 2), dtype=np.uint64)
+
+    @contextmanager
+    def _passed(self, rows: int, tensors: int) -> Iterator[ctypes.Array]:
+        """What ``ptx_launch`` fills in, as ``Counting`` of machine.h."""
+        counts = np.zeros((rows, len(self.NAMES)), dtype=np.uint64)
+        self.distinct = np.zeros((tensors, 2), dtype=np.uint64)
+        chosen = (0, 0) if self.blocks is None else (self.blocks.ctypes.data, len(self.blocks))
+        yield (ctypes.c_uint64 * 4)(counts.ctypes.data, self.distinct.ctypes.data, *chosen)
+        self.rows = dict(zip(self.NAMES, counts.T.astype(np.int64), strict=True))
+
+
 class Program:
     """A kernel on the machine."""
 
@@ -82,6 +123,7 @@ class Program:
             text = kernel.statements[unknown.value].text
             raise Unknown(f"the machine does not have {text!r} of {kernel.name}")
 
+    # Many parameters: they are what a launch is.
     def launch(
         self,
         grid: Sequence[int],
@@ -92,8 +134,9 @@ class Program:
         *,
         arch: int = 89,
         backwards: bool = False,
+        counting: Counting | None = None,
     ) -> None:
-        """Runs all blocks.
+        """Runs all blocks, or those that ``counting`` asks for.
 
         Args:
             grid: blocks along x, y and z.
@@ -103,6 +146,7 @@ class Program:
             tensors: which the kernel may access, and nothing else.
             arch: the card's compute capability.
             backwards: the last warp of a block runs first.
+            counting: gets the counts.
 
         Raises:
             Fault: the kernel did what it must not do.
@@ -121,19 +165,22 @@ class Program:
             kept.append(holes)
         size = [*grid, 1, 1][:3]
         message = ctypes.create_string_buffer(1000)
-        row = _library().ptx_launch(
-            ctypes.c_void_p(self._handle),
-            (ctypes.c_uint * 3)(*size),
-            warps,
-            shared,
-            parameters,
-            len(parameters),
-            (ctypes.c_uint64 * len(known))(*known),
-            len(tensors),
-            int(backwards),
-            message,
-            len(message),
-        )
+        asked = counting._passed(len(self.kernel.rows), len(tensors)) if counting else nullcontext()
+        with asked as passed:
+            row = _library().ptx_launch(
+                ctypes.c_void_p(self._handle),
+                (ctypes.c_uint * 3)(*size),
+                warps,
+                shared,
+                parameters,
+                len(parameters),
+                (ctypes.c_uint64 * len(known))(*known),
+                len(tensors),
+                int(backwards),
+                passed,
+                message,
+                len(message),
+            )
         if row >= 0:
             statement = self.kernel.statements[row]
             raise Fault(

@@ -11,7 +11,7 @@ namespace {
 template <class F>
 void each(const Warp& w, F f) {
   for (int lane = 0; lane < kLanes; ++lane)
-    if (w.mask >> lane & 1) f(lane);
+    if (w.mask >> lane & 1) f(lane_now = lane);
 }
 
 enum Space { kParam, kGlobal, kShared };
@@ -76,7 +76,8 @@ void matrices(Warp& w, const Instruction& i) {
   for (int k = 0; k < COUNT; ++k) {
     auto* const lanes = w.reg<uint16_t>(i.operand[k]);
     for (int r = 0; r < 8; ++r) {
-      const uint64_t at = address_of(w, i.operand[COUNT], i.number[0], 8 * k + r, false);
+      const uint64_t at =
+          address_of(w, i.operand[COUNT], i.number[0], lane_now = 8 * k + r, false);
       uint16_t row[8];
       if (!STORE) std::memcpy(row, shared(w, at, 16), 16);
       for (int c = 0; c < 8; ++c) {

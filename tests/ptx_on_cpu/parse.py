@@ -46,6 +46,15 @@ class Row:
     operands: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
 
+    @property
+    def bytes(self) -> int:
+        """That a lane moves at once, of a load, store, copy or atomic."""
+        if self.name in ("ld", "st"):
+            return self.numbers[2] * self.numbers[3]
+        if self.name == "cp.async":
+            return self.numbers[2]
+        return int(self.name[-2:]) // 8
+
     def packed(self) -> list[int]:
         operands = self.operands + [-1] * (OPERANDS - len(self.operands))
         numbers = self.numbers + [0] * (NUMBERS - len(self.numbers))

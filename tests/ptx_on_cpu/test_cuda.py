@@ -81,7 +81,7 @@ def test_what_is_left_out_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     programs: dict[str, machine.Program] = {}
     original = cuda_kernels._program
     monkeypatch.setattr(
-        cuda_kernels, "_program", lambda name: programs.setdefault(name, original(name))
+        cuda_kernels, "_program", lambda name, _: programs.setdefault(name, original(name))
     )
     ops.dpc_knn(given, 5, 8, backend="cuda")
     (name,) = (name for name in programs if "distance_pass" in name)

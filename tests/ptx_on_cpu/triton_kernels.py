@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
 from cmpose.kernels import launch
+from cmpose.kernels.launch import Launch
 from cmpose.ops import backends
 from tests.ptx_on_cpu import compiler, machine, parse
+
+__all__ = ["Launch", "compiled", "run", "running", "taking"]
 
 _FORMATS = {"i32": "i", "u32": "I", "i64": "q", "u64": "Q", "fp32": "f", "fp64": "d", "u1": "B"}
 
@@ -25,16 +29,33 @@ launched: Counter[str] = Counter()
 """Kernel → launches that ran here."""
 
 
-def run(launch_: launch.Launch, arch: int = 89, backwards: bool = False) -> None:
+def compiled(launch_: Launch, arch: int) -> compiler.Compiled:
+    """What Triton makes of a launch for ``arch``; its code is kept in :data:`ptx`."""
+    made = compiler.compiled(launch_, arch)
+    ptx.setdefault(made.key, made.ptx)
+    return made
+
+
+def run(
+    launch_: Launch,
+    arch: int = 89,
+    backwards: bool = False,
+    counting: machine.Counting | None = None,
+    limits: int | None = None,
+) -> machine.Program:
     """Compiles a launch for ``arch`` and runs it on its tensors, which lie on the CPU.
+
+    Args:
+        counting: gets the counts.
+        limits: the card whose shared memory it may have, if that is not ``arch``.
 
     Raises:
         Fault: the kernel did what it must not do.
         Unknown: its PTX has something that the machine does not have.
     """
-    made = compiler.compiled(launch_, arch)
+    made = compiled(launch_, arch)
     if made.key not in programs:
-        (kernel,) = parse.kernels(ptx.setdefault(made.key, made.ptx)).values()
+        (kernel,) = parse.kernels(ptx[made.key]).values()
         programs[made.key] = machine.Program(kernel)
     program = programs[made.key]
     values: list[bytes] = []
@@ -58,21 +79,30 @@ def run(launch_: launch.Launch, arch: int = 89, backwards: bool = False) -> None
         made.shared,
         bytes(parameters),
         tensors,
-        arch=arch,
+        arch=limits or arch,
         backwards=backwards,
+        counting=counting,
     )
+    return program
 
 
 @contextmanager
-def running(arch: int = 89, backwards: bool = False) -> Iterator[None]:
-    """Within it backend ``triton`` runs compiled kernels on CPU tensors, bfloat16 too."""
+def taking(taker: Callable[[Launch], Any], arch: int = 89) -> Iterator[None]:
+    """Within it backend ``triton`` takes CPU tensors, and ``taker`` gets its launches."""
     without = backends._WITHOUT["triton"]
     interpreted = backends._interpreted
     backends._WITHOUT["triton"] = lambda device: None
     backends._interpreted = lambda: False
     try:
-        with launch.handing_over(lambda one: run(one, arch, backwards), arch):
+        with launch.handing_over(taker, arch):
             yield
     finally:
         backends._WITHOUT["triton"] = without
         backends._interpreted = interpreted
+
+
+@contextmanager
+def running(arch: int = 89, backwards: bool = False) -> Iterator[None]:
+    """Within it backend ``triton`` runs compiled kernels on CPU tensors, bfloat16 too."""
+    with taking(lambda one: run(one, arch, backwards), arch):
+        yield

@@ -1,0 +1,1 @@
+"""Counts, bounds and estimates of compiled kernels, without a card; see docs/profile.md."""

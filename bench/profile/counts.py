@@ -1,0 +1,312 @@
+"""What a launch of a compiled kernel does on a card, counted without one.
+
+The kernel's PTX runs on the CPU (``tests/ptx_on_cpu``), where accesses are counted, and how often
+each row is executed; ptxas's SASS says what a card executes for it (:mod:`bench.profile.executed`).
+
+**What is sampled.** A launch of at most :data:`WHOLE` blocks runs whole and its figures are exact.
+Of a larger one :data:`SAMPLES` blocks run, spread evenly over the grid and over the remainders
+modulo 12, and the figures are scaled to all blocks; distinct sectors are scaled for each tensor, up
+to the tensor's own. Kernels of csrc/ depend on data: they run whole on one clip and are scaled to
+the batch's grid.
+
+**sm_90.** PTX with ``wgmma`` does not run on the CPU. Then the same configuration, compiled for
+sm_89, runs: SASS counts follow from the tensor operations and the bytes of global memory that each
+line has in both. Wavefronts are then the fewest that the SASS's shared accesses and ``wgmma``
+operands can have, and conflicts are not known and 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bench.harness.shapes import BACKWARD, FORWARD, Shape
+from bench.harness.workload import Draw, tensors
+from bench.profile import executed, flight, sass
+from csrc import build
+from tests.ptx_on_cpu import cuda_kernels, triton_kernels
+from tests.ptx_on_cpu.machine import Counting, Program
+from tests.ptx_on_cpu.parse import Unknown
+
+WHOLE, SAMPLES = 288, 144
+
+Launch: TypeAlias = triton_kernels.Launch | cuda_kernels.Launch
+
+STAND_IN = 89
+"""The card whose code runs in place of what the machine cannot run."""
+
+
+class Unmatched(Exception):
+    """The counts of PTX and SASS do not agree; the message says by how much."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one launch of one compiled kernel, for one architecture.
+
+    Attributes:
+        arch: 80, 86, 89, 90 or 120.
+        blocks: of the launch.
+        warps: of a block.
+        registers: a thread.
+        shared_bytes: a block, static and dynamic.
+        instructions: warp instructions executed by the whole launch, by pipe (SASS): "fma", "alu",
+            "mufu", "tensor", "memory", "fp64", "control". What only takes a slot of issue
+            (branches, barriers, the uniform path) is control.
+        tensor_flops: multiplications and additions of the tensor instructions, both counted.
+        sectors_read: 32-byte sectors asked for, summed over warp accesses.
+        sectors_written: the same of stores and atomics.
+        distinct_read: of the sectors read, the different ones in the launch.
+        distinct_written: of the sectors written, the different ones.
+        access_bytes: bytes a lane moves at once in global memory → number of warp accesses.
+        shared_wavefronts: passes over shared memory.
+        shared_conflicts: those beyond the fewest possible.
+        barriers: executed, summed over blocks.
+        bytes_in_flight: the most bytes of loads and asynchronous copies that a block has under way.
+    """
+
+    kernel: str
+    arch: int
+    blocks: int
+    warps: int
+    registers: int
+    shared_bytes: int
+    instructions: dict[str, float]
+    tensor_flops: float
+    sectors_read: int
+    sectors_written: int
+    distinct_read: int
+    distinct_written: int
+    access_bytes: dict[int, int]
+    shared_wavefronts: int
+    shared_conflicts: int
+    barriers: int
+    bytes_in_flight: float
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A launch's name, sizes and code, whichever compiler it is from."""
+
+    kernel: str
+    blocks: int
+    warps: int
+    dynamic: int
+    code: sass.Code
+    tensors: Sequence[Tensor]
+
+
+def sampled(blocks: int) -> list[int] | None:
+    """Those of a launch's blocks that run; None: all.
+
+    The step between them has no factor in common with 12, so that each of the tiles, heads or
+    frames that alternate from block to block has its share.
+    """
+    if blocks <= WHOLE:
+        return None
+    step = blocks // SAMPLES
+    while math.gcd(step, 12) > 1:
+        step -= 1
+    return [(blocks - 1 - (SAMPLES - 1) * step) // 2 + k * step for k in range(SAMPLES)]
+
+
+@cache
+def _code(ptx: str, arch: int, flags: tuple[str, ...], ptxas: str | None) -> sass.Code:
+    return sass.disassembled(sass.assembled(ptx, arch, *flags, ptxas=ptxas))
+
+
+def _compiled(one: Launch, arch: int) -> _Compiled:
+    if isinstance(one, cuda_kernels.Launch):
+        code = _code(one.ptx(arch), arch, (), str(build.find_nvcc().with_name("ptxas")))
+        name = re.sub(r"\(anonymous namespace\)::|\bcmpose::|^void |\(.*\)$", "", one.kernel)
+        return _Compiled(name, one.blocks, one.warps, one.shared, code, one.tensors)
+    made = triton_kernels.compiled(one, arch)
+    flags = ("--regAllocOptLevel=2", *(() if one.fp_fusion else ("--fmad=false",)))  # Triton's own
+    code = _code(triton_kernels.ptx[made.key], arch, flags, None)
+    kept = [value for value in one.arguments if isinstance(value, Tensor)]
+    blocks, warps = math.prod(one.grid), one.config.num_warps
+    return _Compiled(one.kernel.fn.__name__, blocks, warps, made.shared, code, kept)
+
+
+def _run(one: Launch, arch: int, counting: Counting) -> tuple[Program, bool]:
+    """Runs it; the code that ran, and whether that is a stand-in's."""
+    if isinstance(one, cuda_kernels.Launch):
+        return one.run(arch, counting=counting), False
+    try:
+        return triton_kernels.run(one, arch, counting=counting), False
+    except Unknown:
+        if arch != 90:
+            raise
+    return triton_kernels.run(one, STAND_IN, counting=counting, limits=arch), True
+
+
+def count(launches: Iterable[Launch], arch: int, whole: bool = False) -> list[Counts]:
+    """Runs launches in their order, on their tensors, and counts what a card would do.
+
+    Args:
+        launches: as ``triton_kernels.taking`` and ``cuda_kernels.taking`` hand them over.
+        arch: the card's compute capability.
+        whole: all blocks run, however many: what a later launch reads is right then.
+
+    Raises:
+        Unknown: the PTX has something that the machine does not have.
+        UnknownOpcode: the SASS has something whose pipe is not known.
+        Unmatched: the SASS cannot have done what the PTX did.
+        Fault: a kernel did what it must not do.
+    """
+    return [_counted(one, arch, whole) for one in launches]
+
+
+def _counted(one: Launch, arch: int, whole: bool) -> Counts:
+    made = _compiled(one, arch)
+    chosen = None if whole else sampled(made.blocks)
+    counting = Counting(chosen)
+    program, stand_in = _run(one, arch, counting)
+    ran = made.blocks if chosen is None else len(chosen)
+    scale = made.blocks / ran
+    wanted = executed.wanted(program.kernel, counting, ran * made.warps)
+    solution = executed.executed(made.code.blocks, wanted, across=stand_in)
+    if solution.unmatched > 0.02:
+        raise Unmatched(
+            f"{made.kernel} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
+            "multiplies and waits for was not found in its SASS"
+        )
+    pipes = dict.fromkeys(sass.PIPES, 0.0)
+    flops = barriers = fewest = 0.0
+    for block, times in zip(made.code.blocks, solution.times, strict=True):
+        for instruction in block.instructions:
+            pipes[instruction.pipe] += times
+            flops += times * instruction.flops
+            fewest += times * instruction.wavefronts
+            barriers += times * (instruction.base == "BAR" and "ARV" not in instruction.opcode)
+    all_warps = made.warps * made.blocks
+    rows = {name: values * scale for name, values in counting.rows.items()}
+    widths: Counter[int] = Counter()
+    read = written = 0.0
+    for row, accesses, sectors in zip(
+        program.kernel.rows, rows["accesses"], rows["sectors"], strict=True
+    ):
+        if accesses:
+            widths[row.bytes] += accesses
+            stores = row.name.startswith(("st", "atom"))
+            read, written = read + (not stores) * sectors, written + stores * sectors
+    distinct = [0.0, 0.0]
+    for tensor, found in zip(made.tensors, counting.distinct, strict=True):
+        most = -(-tensor.numel() * tensor.element_size() // 32)
+        for way in (0, 1):
+            distinct[way] += int(found[way]) if scale == 1 else min(int(found[way]) * scale, most)
+    return Counts(
+        kernel=made.kernel,
+        arch=arch,
+        blocks=made.blocks,
+        warps=made.warps,
+        registers=made.code.registers,
+        shared_bytes=made.code.shared + made.dynamic,
+        instructions={pipe: times * all_warps for pipe, times in pipes.items()},
+        tensor_flops=flops * all_warps,
+        sectors_read=round(read),
+        sectors_written=round(written),
+        distinct_read=round(distinct[0]),
+        distinct_written=round(distinct[1]),
+        access_bytes={width: round(times) for width, times in sorted(widths.items())},
+        shared_wavefronts=round(fewest * all_warps if stand_in else rows["wavefronts"].sum()),
+        shared_conflicts=0 if stand_in else round(rows["conflicts"].sum()),
+        barriers=round(barriers * made.blocks),
+        bytes_in_flight=made.warps
+        * flight.most(made.code.blocks, solution.times, flight.shares(program.kernel, counting)),
+    )
+
+
+class _Cheap(Draw):
+    """Large tensors are zeros, of which the system gives only the pages that are touched."""
+
+    def normal(self, *sizes: int) -> Tensor:
+        if math.prod(sizes) > 1 << 22:
+            return torch.zeros(*sizes, dtype=self.dtype)
+        return super().normal(*sizes)
+
+
+def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> list[Launch]:
+    """What an op launches at a shape of its benchmark, on cheap tensors of the CPU.
+
+    Args:
+        op: its name, as ``spatial_attention``.
+        arch: the card's compute capability.
+        shape: sizes that differ from the reference shape's.
+        direction: ``forward`` or ``backward``.
+    """
+    bench = importlib.import_module(f"bench.{op}").BENCH
+    sizes = {**bench.shapes[0], **(shape or {})}
+    arguments = bench.make(sizes, _Cheap(torch.bfloat16, "cpu"))
+    taken: list[Launch] = []
+    cuda = (build.CSRC / f"{op}.cu").is_file()
+    taking: Any = (
+        cuda_kernels.taking(taken.append) if cuda else triton_kernels.taking(taken.append, arch)
+    )
+    with taking:
+        call: Callable[..., Any] = bench.call
+        if direction == FORWARD:
+            with torch.no_grad():
+                call(**arguments, backend="cuda" if cuda else "triton")
+            return taken
+        if direction != BACKWARD or not bench.gradients:
+            raise ValueError(f"{op}: it has no direction {direction!r}; give {bench.directions}")
+        inputs = [arguments[name].requires_grad_() for name in bench.gradients]
+        made = tensors(call(**arguments, backend="cuda" if cuda else "triton"))
+        taken.clear()
+        outputs = [one for one in made if one.requires_grad]
+        torch.autograd.grad(outputs, inputs, [torch.zeros_like(one) for one in outputs])
+    return taken
+
+
+def counts_of_op(
+    op: str, arch: int, shape: Shape | None = None, direction: str = FORWARD
+) -> list[Counts]:
+    """Every launch of an op at a shape of its benchmark, in bfloat16, in their order.
+
+    Args:
+        op: its name, as ``spatial_attention``.
+        arch: the card's compute capability.
+        shape: sizes that differ from the reference shape's (:data:`BENCH` of ``bench/OP.py``).
+        direction: ``forward`` or ``backward``.
+
+    Raises:
+        ValueError: the op has no such direction.
+        Unknown, UnknownOpcode, Unmatched, Fault: see :func:`count`.
+    """
+    launches = launches_of_op(op, arch, shape, direction)
+    if not isinstance(launches[0], cuda_kernels.Launch):
+        return count(launches, arch)
+    ran = count(launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction), arch, whole=True)
+    if len(ran) != len(launches):
+        raise ValueError(f"{op}: {len(launches)} launches for the batch, {len(ran)} for one clip")
+    return [scaled(one, launched.blocks) for one, launched in zip(ran, launches, strict=True)]
+
+
+def scaled(one: Counts, blocks: int) -> Counts:
+    """The counts of a launch with more such blocks."""
+    by = blocks / one.blocks
+    whole = {
+        name: round(getattr(one, name) * by)
+        for name in (
+            *("sectors_read", "sectors_written", "distinct_read", "distinct_written"),
+            *("shared_wavefronts", "shared_conflicts", "barriers"),
+        )
+    }
+    return replace(
+        one,
+        blocks=blocks,
+        instructions={pipe: times * by for pipe, times in one.instructions.items()},
+        tensor_flops=one.tensor_flops * by,
+        access_bytes={width: round(times * by) for width, times in one.access_bytes.items()},
+        **whole,
+    )

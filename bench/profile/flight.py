@@ -1,0 +1,81 @@
+"""How many bytes of loads and asynchronous copies a warp has under way, read off its SASS."""
+
+from __future__ import annotations
+
+import re
+
+from bench.profile.sass import Block, Instruction
+from tests.ptx_on_cpu.machine import Counting
+from tests.ptx_on_cpu.parse import SPACES, Kernel
+
+Shares = dict[str, float]
+"""Source line → share of the lanes whose loads there are not turned off."""
+
+
+def shares(kernel: Kernel, counting: Counting) -> Shares:
+    """Of the loads and copies that ran."""
+    bytes_: dict[str, list[float]] = {}
+    for statement, row, visits, moved in zip(
+        kernel.statements,
+        kernel.rows,
+        counting.rows["visits"],
+        counting.rows["bytes"],
+        strict=True,
+    ):
+        if row.name == "cp.async" or (row.name == "ld" and row.numbers[0] & 3 == SPACES["global"]):
+            sums = bytes_.setdefault(statement.source, [0.0, 0.0])
+            sums[0] += moved
+            sums[1] += 32 * visits * row.bytes
+    return {source: moved / (most or 1.0) for source, (moved, most) in bytes_.items()}
+
+
+def _path(blocks: list[Block], times: list[float]) -> list[Instruction]:
+    """The executed blocks in the listing's order, each loop's twice."""
+    path: list[Instruction] = []
+    for at, block in enumerate(blocks):
+        if times[at] < 0.01:
+            continue
+        path += block.instructions
+        for to in block.next:
+            if to <= at:
+                for again in range(to, at + 1):
+                    if times[again] >= 0.01:
+                        path += blocks[again].instructions
+    return path
+
+
+def _registers(text: str) -> set[int]:
+    return {int(number) for number in re.findall(r"\bR(\d+)\b", text)}
+
+
+def most(blocks: list[Block], times: list[float], share: Shares) -> float:
+    """The most bytes under way at once in a warp.
+
+    A load is under way from its issue to the first instruction that needs its registers; by then
+    all issued before it have come, too. An asynchronous copy is under way until the wait for its
+    group.
+    """
+    loads: list[tuple[set[int], float]] = []
+    groups: list[float] = [0.0]  # of asynchronous copies; the last is open
+    peak = 0.0
+    for one in _path(blocks, times):
+        used = _registers(one.operands)
+        for at in range(len(loads) - 1, -1, -1):
+            if loads[at][0] & used:
+                del loads[: at + 1]
+                break
+        size = 32 * one.bytes * share.get(one.source, 1.0)
+        if one.base == "LDG":
+            first = re.search(r"\bR(\d+)\b", one.operands)
+            if first:
+                start = int(first[1])
+                loads.append((set(range(start, start + max(one.bytes // 4, 1))), size))
+        elif one.base == "LDGSTS":
+            groups[-1] += size
+        elif one.base == "LDGDEPBAR":
+            groups.append(0.0)
+        elif one.base == "DEPBAR" and (left := re.search(r",\s*0x([0-9a-f]+)", one.operands)):
+            keep = int(left[1], 16) + 1
+            groups = groups[-keep:]
+        peak = max(peak, sum(groups) + sum(size for _, size in loads))
+    return peak

@@ -1,0 +1,239 @@
+"""SASS, the code that a card runs: its instructions by pipe, and the blocks they stand in."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import triton
+
+PIPES = ("fma", "alu", "mufu", "tensor", "memory", "fp64", "control")
+
+_PIPES = {
+    "fma": r"F(FMA|MUL|ADD)2?|FSWZADD|F(FMA|MUL|ADD)32I|H(FMA|MUL|ADD)2(_32I)?|FH(FMA|MUL|ADD)2?"
+    r"|IMAD(32I)?|IMUL|IDP",
+    "alu": r"IADD(3|32I)?|LOP(3|32I)?|SHF|SHL|SHR|LEA|[FI]SETP|FSET|FCHK|[FIH]?MNMX[23]?|HSET2"
+    r"|HSETP2|F?SEL|PRMT|VI?MNMX3?|VIADD|VIADDMNMX|VIMNMX3?|VHMNMX|VABSDIFF4?|MOV(32I)?|MOVM|PLOP3"
+    r"|SGXT|BMSK|IABS|F2FP|F2IP|I2FP|I2IP|P2R|R2P|VOTE|CS2R",
+    "mufu": r"MUFU|F2F|F2I|I2F|FRND|POPC|FLO|BREV",
+    "tensor": r"[HIBDQO]MMA|[HQI]GMMA",
+    "memory": r"(LD|ST)[GSL]?|LDSM|STSM|LDGSTS|ATOM[GS]?|RED(G|AS?)?|C?REDUX|SHFL|MATCH|LDCU?|FENCE"
+    r"|CCTL[LT]?|MEMBAR|ERRBAR|SYNCS|UTMA\w+|UBLK(CP|RED)",
+    "fp64": r"D(ADD|MUL|FMA|SETP|MNMX)",
+    "control": r"BRA|BRX|JMP|EXIT|RET|CALL|BSSY|BSYNC|BREAK|BAR|NOP|WARPSYNC|(LDG)?DEPBAR|S2R|YIELD"
+    r"|NANOSLEEP|BMOV|RPCMOV|KILL|WARPGROUP(SET)?|ELECT|PREEXIT|ACQBULK|B2R|R2B|LEPC|BPT|R2UR|S2UR"
+    r"|ARRIVES|USETMAXREG|ENDCOLLECTIVE|CGAERRBAR|U\w+",
+}
+_PIPE_OF = {pipe: re.compile(pattern) for pipe, pattern in _PIPES.items()}
+
+
+class UnknownOpcode(Exception):
+    """An instruction that the table of pipes does not have."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; ``source`` is the file and line it is from, ``guarded`` by a predicate."""
+
+    opcode: str
+    operands: str
+    source: str
+    guarded: bool
+
+    @property
+    def base(self) -> str:
+        return self.opcode.partition(".")[0]
+
+    @property
+    def pipe(self) -> str:
+        """Where it runs. What only takes a slot of issue (branches, the uniform path) is control.
+
+        Raises:
+            UnknownOpcode: the table does not have it.
+        """
+        if "F64" in self.opcode:
+            return "fp64"
+        for pipe, pattern in _PIPE_OF.items():
+            if pattern.fullmatch(self.base):
+                return pipe
+        raise UnknownOpcode(
+            f"SASS {self.opcode}: no pipe is known; add it to bench/profile/sass.py"
+        )
+
+    @property
+    def bytes(self) -> int:
+        """That a lane moves at once."""
+        for part in self.opcode.split("."):
+            if part in _WIDTHS:
+                return _WIDTHS[part]
+        return 4
+
+    @property
+    def flops(self) -> int:
+        """Of a warp's tensor instruction: multiplications and additions, both counted."""
+        if self.base == "HMMA":
+            shape = next(p for p in self.opcode.split(".")[1:] if p.isdigit())
+            return {"16816": 4096, "1688": 2048, "16832": 8192}[shape]
+        if self.base.endswith("GMMA"):  # four warps do it together
+            m, n, k = map(int, re.search(r"\.(\d+)x(\d+)x(\d+)", self.opcode).groups())  # type: ignore[union-attr]
+            return 2 * m * n * k // 4
+        return 0
+
+    @property
+    def wavefronts(self) -> float:
+        """The fewest passes over shared memory of a warp with all lanes on."""
+        if self.base in ("LDS", "STS", "LDGSTS"):
+            return max(self.bytes // 4, 1)
+        if self.base in ("LDSM", "STSM"):
+            return int(self.opcode[-1]) if self.opcode[-1].isdigit() else 1
+        if self.base == "HGMMA":  # 16-bit operands; the first is in shared memory or registers
+            m, n, k = map(int, re.search(r"\.(\d+)x(\d+)x(\d+)", self.opcode).groups())  # type: ignore[union-attr]
+            first = re.match(r"R\d+, gdesc", self.operands)
+            return (n + m * bool(first)) * k * 2 / 128 / 4
+        return 0
+
+
+_WIDTHS = {"128": 16, "64": 8, "256": 32, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+
+
+@dataclass
+class Block:
+    """Instructions that run one after another; then those of ``next``, by their numbers.
+
+    Attributes:
+        call: the block of a function that is called at its end, before ``next``.
+        exits: some warps end in it.
+        joins: lanes that parted come together before it.
+    """
+
+    instructions: list[Instruction] = field(default_factory=list)
+    next: list[int] = field(default_factory=list)
+    call: int | None = None
+    exits: bool = False
+    returns: bool = False
+    joins: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """A compiled kernel: registers a thread, bytes of static shared memory a block, its blocks."""
+
+    registers: int
+    shared: int
+    blocks: list[Block]
+
+
+def tool(name: str) -> str:
+    """A program of NVIDIA's that Triton brings along: ``nvdisasm``, ``cuobjdump``, ``ptxas``."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def assembled(ptx: str, arch: int, *flags: str, ptxas: str | None = None) -> bytes:
+    """The cubin that ptxas makes of one kernel's PTX, with the lines it is from.
+
+    Args:
+        flags: more of ptxas's.
+        ptxas: the program; Triton's own unless given.
+    """
+    own = tool("ptxas-blackwell" if arch >= 100 else "ptxas")
+    target = re.search(r"^\.target\s+(\w+)", ptx, re.M)
+    with tempfile.TemporaryDirectory() as folder:
+        text, binary = os.path.join(folder, "kernel.ptx"), os.path.join(folder, "kernel.cubin")
+        Path(text).write_text(ptx)
+        name = target[1] if target else f"sm_{arch}"
+        output(ptxas or own, "-lineinfo", *flags, f"--gpu-name={name}", text, "-o", binary)
+        return Path(binary).read_bytes()
+
+
+def disassembled(cubin: bytes) -> Code:
+    """A cubin of one kernel.
+
+    Raises:
+        UnknownOpcode: it has an instruction whose pipe is not known.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = output(tool("cuobjdump"), "-res-usage", file.name)
+        text = output(tool("nvdisasm"), "-g", "-c", file.name)
+    (found,) = re.findall(r"REG:(\d+) STACK:\d+ SHARED:(\d+)", usage)
+    blocks = _blocks(text)
+    for block in blocks:
+        for instruction in block.instructions:
+            instruction.pipe  # noqa: B018  (raises)
+    return Code(int(found[0]), int(found[1]), blocks)
+
+
+_LINE = re.compile(
+    r'\s*//## File "(?P<file>[^"]*)", line (?P<line>\d+)(?P<inlined> inlined)?'
+    r"|(?P<label>[.$\w]+):"
+    r"|\s+/\*[0-9a-f]{4,}\*/\s+(?:(?P<guard>@!?U?P\w+)\s+)?(?P<op>[A-Z][\w.]*)\s*(?P<rest>[^;]*);"
+)
+_ENDS = {"BRA", "EXIT", "RET", "CALL", "BSYNC", "JMP", "BRX"}
+
+
+def _blocks(text: str) -> list[Block]:
+    """The blocks of nvdisasm's listing, in its order."""
+    source = ""
+    blocks, labels = [Block()], {}
+    jumps: list[tuple[int, str, bool]] = []  # from which block, to which label, a function
+    follows = True  # what comes next is also reached from here
+    nested = False
+    for match in filter(None, map(_LINE.match, text.splitlines())):
+        if match["file"]:
+            if not nested:
+                source = f"{match['file']}:{match['line']}"
+            nested = bool(match["inlined"])  # the line that comes next is where it was inlined
+            continue
+        nested = False
+        last = blocks[-1]
+        if match["label"]:
+            if last.instructions:
+                blocks.append(Block())
+                if follows:
+                    last.next.append(len(blocks) - 1)
+            labels[match["label"]] = len(blocks) - 1
+            follows = True
+            continue
+        if not follows:  # behind a jump, without a label: never reached
+            blocks.append(Block())
+            follows = True
+        one = Instruction(match["op"], match["rest"].strip(), source, bool(match["guard"]))
+        blocks[-1].instructions.append(one)
+        if one.base not in _ENDS:
+            continue
+        at = len(blocks) - 1
+        always = not match["guard"] and (one.base in ("EXIT", "RET") or one.operands[:1] == "`")
+        target = re.search(r"`\(([^)]*)\)", one.operands)
+        if one.base == "CALL" and target and target[1].startswith("$"):
+            jumps.append((at, target[1], True))
+            always = False
+        elif one.base in ("BRA", "CALL", "JMP") and target:
+            jumps.append((at, target[1], False))
+        elif one.base == "EXIT":
+            blocks[at].exits = True
+        elif one.base == "RET":
+            blocks[at].returns = True
+        elif one.base != "BSYNC":
+            raise UnknownOpcode(f"SASS {one.opcode} {one.operands}: where it jumps is not known")
+        follows = not always or one.base == "BSYNC"
+        if follows:
+            blocks.append(Block(joins=one.base == "BSYNC"))
+            blocks[at].next.append(at + 1)
+    for at, label, function in jumps:
+        if function:
+            blocks[at].call = labels[label]
+        elif labels[label] not in blocks[at].next:
+            blocks[at].next.append(labels[label])
+    return blocks
