@@ -1,6 +1,6 @@
 // Sums of a clip's tokens by cluster, in index order, so that they have the same bits every time.
 // They need neither atomics nor a sorting algorithm. merge_clusters, the gradient of unmerge_tokens
-// and the last launch of dpc_knn_merge use them.
+// and the last launch of dpc_knn_merge make them.
 #pragma once
 
 #include "launch.cuh"
@@ -70,84 +70,46 @@ __device__ __forceinline__ void mark_starts(int* starts, int p, int before, int 
   for (int c = before + 1; c <= here; ++c) starts[c] = p;
 }
 
-// The block orders a clip's tokens by (cluster, index): `members` is the order and `starts` where
-// each cluster starts in it. labels [M] (input), members [M] and starts [clusters + 1] lie in
-// shared memory. Each token's rank is counted, which for the few tokens of a clip is faster than a
+// A token as a key of its clip's order by (cluster, index): cluster in the high bits, index in the
+// low ones. For clips that a block orders by itself, of up to 1,024 tokens and 2²² − 2 clusters.
+constexpr int kIndexBits = 10;
+__device__ __forceinline__ unsigned cluster_key(int cluster, int token) {
+  return static_cast<unsigned>(cluster) << kIndexBits | static_cast<unsigned>(token);
+}
+__device__ __forceinline__ int key_token(unsigned key) {
+  return static_cast<int>(key & ((1u << kIndexBits) - 1));
+}
+__device__ __forceinline__ int key_cluster(unsigned key) {
+  return static_cast<int>(key >> kIndexBits);
+}
+
+// The block orders a clip's tokens: sorted [M] are the keys in ascending order, and starts
+// [clusters + 1] tells where each cluster starts in it. All lie in shared memory; `keys` [M] was
+// written by the same threads, thread i keys i, i + blockDim.x, ..., and its part has room up to a
+// multiple of 4. Each key's rank is counted, which for the few tokens of a clip is faster than a
 // sort.
-__device__ __forceinline__ void sort_by_cluster(const int* labels, int tokens, int clusters,
-                                                int* members, int* starts) {
+__device__ __forceinline__ void sort_by_cluster(unsigned* keys, int tokens, int clusters,
+                                                unsigned* sorted, int* starts) {
+  if (threadIdx.x < 3 && tokens + threadIdx.x < (tokens + 3) / 4 * 4) {
+    keys[tokens + threadIdx.x] = 0xffffffffu;  // before no key
+  }
+  __syncthreads();
   for (int i = threadIdx.x; i < tokens; i += blockDim.x) {
-    const int mine = labels[i];
+    const unsigned mine = keys[i];
     int rank = 0;
-    for (int j = 0; j < tokens; ++j) rank += labels[j] < mine || (labels[j] == mine && j < i);
-    members[rank] = i;
+#pragma unroll 4
+    for (int j = 0; j < tokens; j += 4) {
+      const uint4 others = *reinterpret_cast<const uint4*>(keys + j);
+      rank += (others.x < mine) + (others.y < mine) + (others.z < mine) + (others.w < mine);
+    }
+    sorted[rank] = mine;
   }
   __syncthreads();
   for (int p = threadIdx.x; p <= tokens; p += blockDim.x) {
-    mark_starts(starts, p, p ? labels[members[p - 1]] : -1,
-                p < tokens ? labels[members[p]] : clusters);
+    mark_starts(starts, p, p ? key_cluster(sorted[p - 1]) : -1,
+                p < tokens ? key_cluster(sorted[p]) : clusters);
   }
   __syncthreads();
-}
-
-// One warp sums cluster `c` of one clip over 32 · V channels from `first` on.
-//
-// f, out and exact point to this clip's part of the tensors; `sums` has the tensors of all clips.
-// All lanes of the warp must call it.
-template <class T, int V>
-__device__ __forceinline__ void sum_cluster(const T* f, const ClusterSums& sums, int64_t clip,
-                                            int tokens, int channels, int c, int first,
-                                            const int* members, const int* starts, T* out,
-                                            float* total_out, float* exact) {
-  constexpr int kAhead = 8;  // loads in flight a lane
-  const int channel = first + lane_id() * V;
-  const bool inside = channel < channels;
-  const int begin = starts[c], end = starts[c + 1];
-  float sum[V] = {};
-  float total = 0.0f;
-  for (int p = begin; p < end; p += kAhead) {
-    Vector<T, V> row[kAhead];
-    float weight[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      weight[u] = 0.0f;
-      if (p + u >= end) continue;
-      const int j = members[p + u];
-      const int64_t token = clip * tokens + j;
-      int64_t source = j;
-      if (sums.index) {
-        source = sums.index[token];
-        if (source < 0 || source >= sums.rows) {  // undefined, but never out of bounds
-          row[u] = {};
-          continue;
-        }
-      }
-      weight[u] = sums.weights ? load_number(sums.weights, sums.weight_dtype, token) : 1.0f;
-      if (inside) {
-        row[u] = *reinterpret_cast<const Vector<T, V>*>(f + source * channels + channel);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      if (p + u >= end) continue;
-      total += weight[u];
-      if (!inside) continue;
-#pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += weight[u] * to_float(row[u].at[v]);
-    }
-  }
-  if (total_out && lane_id() == 0) *total_out = total;
-  if (!inside) return;
-  Vector<T, V> result;
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    if (sums.normalize) sum[v] = total == 0.0f ? 0.0f : sum[v] / total;
-    result.at[v] = from_float<T>(sum[v]);
-  }
-  *reinterpret_cast<Vector<T, V>*>(out + static_cast<int64_t>(c) * channels + channel) = result;
-  if (exact) {
-    store_floats<V>(exact + static_cast<int64_t>(c) * channels + channel, sum);
-  }
 }
 
 // Whether a lane can take 16 bytes of numbers of type T at once: row lengths and pointers are

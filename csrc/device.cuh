@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "ptx.cuh"
 
@@ -40,11 +41,56 @@ __device__ __forceinline__ bf16 from_float<bf16>(float value) {
   return {float_to_bf16(value)};
 }
 
+// Two numbers in one word, the first in its low half.
+__device__ __forceinline__ void pair_to_floats(fp16, uint32_t word, float& low, float& high) {
+  low = fp16_to_float(static_cast<uint16_t>(word));
+  high = fp16_to_float(static_cast<uint16_t>(word >> 16));
+}
+__device__ __forceinline__ void pair_to_floats(bf16, uint32_t word, float& low, float& high) {
+  low = __uint_as_float(word << 16);
+  high = __uint_as_float(word & 0xffff0000u);
+}
+__device__ __forceinline__ uint32_t pair_from(fp16, float low, float high) {
+  return floats_to_fp16x2(low, high);
+}
+__device__ __forceinline__ uint32_t pair_from(bf16, float low, float high) {
+  return floats_to_bf16x2(low, high);
+}
+
 // COUNT neighbouring numbers, loaded and stored at once.
 template <class T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Vector {
   T at[COUNT];
 };
+
+// Numbers of a vector as floats, and back. 16-bit numbers are taken from words and put into words
+// two at a time: one by one, half of the instructions would only move bits.
+template <class T, int COUNT>
+__device__ __forceinline__ void to_floats(const Vector<T, COUNT>& from, float (&to)[COUNT]) {
+  if constexpr (sizeof(T) == 2 && COUNT % 2 == 0) {
+    uint32_t words[COUNT / 2];
+    memcpy(words, &from, sizeof(from));
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i) pair_to_floats(T{}, words[i], to[2 * i], to[2 * i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) to[i] = to_float(from.at[i]);
+  }
+}
+template <class T, int COUNT>
+__device__ __forceinline__ Vector<T, COUNT> from_floats(const float (&from)[COUNT]) {
+  Vector<T, COUNT> to;
+  if constexpr (sizeof(T) == 2 && COUNT % 2 == 0) {
+    uint32_t words[COUNT / 2];
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i) words[i] = pair_from(T{}, from[2 * i], from[2 * i + 1]);
+    memcpy(&to, words, sizeof(to));
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) to.at[i] = from_float<T>(from[i]);
+  }
+  return to;
+}
 
 // Unsigned integers that compare as the floats do. -0 counts as 0; NaN comes above infinity.
 __device__ __forceinline__ unsigned ordered(float value) {

@@ -232,6 +232,52 @@ struct Merge {
   int channels;
 };
 
+// One warp sums cluster `c` of a clip over 32 · V channels from `first` on, in index order as
+// merge_clusters does. f, out and exact point to this clip's part of the tensors.
+template <class T, int V>
+__device__ __forceinline__ void sum_cluster(const T* f, const ClusterSums& sums, int64_t clip,
+                                            int tokens, int channels, int c, int first,
+                                            const unsigned* sorted, const int* starts, T* out,
+                                            float* total_out, float* exact) {
+  constexpr int kAhead = 8;  // loads in flight a lane
+  const int channel = first + lane_id() * V;
+  const bool inside = channel < channels;
+  const int end = starts[c + 1];
+  float sum[V] = {};
+  float total = 0.0f;
+  for (int p = starts[c]; p < end; p += kAhead) {
+    Vector<T, V> row[kAhead] = {};
+    float weight[kAhead] = {};
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (p + u >= end) continue;
+      const int j = key_token(sorted[p + u]);
+      weight[u] = load_number(sums.weights, sums.weight_dtype, clip * tokens + j);
+      if (inside) {
+        row[u] = *reinterpret_cast<const Vector<T, V>*>(f + int64_t{j} * channels + channel);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (p + u >= end) continue;
+      total += weight[u];
+      float values[V];
+      to_floats(row[u], values);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += weight[u] * values[v];
+    }
+  }
+  if (total_out && lane_id() == 0) *total_out = total;
+  if (!inside) return;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    if (sums.normalize) sum[v] = total == 0.0f ? 0.0f : sum[v] / total;
+  }
+  const int64_t at = static_cast<int64_t>(c) * channels + channel;
+  *reinterpret_cast<Vector<T, V>*>(out + at) = from_floats<T>(sum);
+  if (exact) store_floats<V>(exact + at, sum);
+}
+
 // δ, centres and assignment of a clip, from its matrix of d². Every block of a clip computes all of
 // them, and merges its own 32 · V channels.
 template <class T, int V>
@@ -242,8 +288,8 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
   uint64_t* const density_keys = shared.take<uint64_t>(count);
   uint64_t* const center_keys = shared.take<uint64_t>(count);
   int* const center_of = shared.take<int>(count);
-  int* const labels = shared.take<int>(count);
-  int* const members = shared.take<int>(count);
+  unsigned* const keys = shared.take<unsigned>(count);
+  unsigned* const sorted = shared.take<unsigned>(count);
   int* const starts = shared.take<int>(pass.clusters + 1);
   int* const centers = shared.take<int>(pass.clusters);
   bool* const usable = shared.take<bool>(count);
@@ -305,8 +351,9 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
         nearest = c;
       }
     }
-    labels[i] = center_of[i] >= 0 && usable[i] ? center_of[i] : nearest;
-    if (writes) pass.assignment[base + i] = labels[i];
+    const int label = center_of[i] >= 0 && usable[i] ? center_of[i] : nearest;
+    keys[i] = cluster_key(label, i);
+    if (writes) pass.assignment[base + i] = label;
   }
   if (writes) {
     for (int c = threadIdx.x; c < pass.clusters; c += kFinishThreads) {
@@ -314,12 +361,11 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     }
   }
   if (!merge.sums.weights) return;
-  __syncthreads();
-  sort_by_cluster(labels, count, pass.clusters, members, starts);
+  sort_by_cluster(keys, count, pass.clusters, sorted, starts);
   const int64_t out = clip * pass.clusters;
   for (int c = warp_id(); c < pass.clusters; c += kFinishThreads / kWarp) {
     sum_cluster<T, V>(static_cast<const T*>(merge.tokens) + base * merge.channels, merge.sums, clip,
-                      count, merge.channels, c, slice * kWarp * V, members, starts,
+                      count, merge.channels, c, slice * kWarp * V, sorted, starts,
                       static_cast<T*>(merge.merged) + out * merge.channels,
                       writes ? merge.total + out + c : nullptr,
                       merge.exact ? merge.exact + out * merge.channels : nullptr);

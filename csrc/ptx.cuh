@@ -27,6 +27,18 @@ __device__ __forceinline__ uint16_t float_to_bf16(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
+// Two numbers rounded into one word, the first into its low half.
+__device__ __forceinline__ uint32_t floats_to_fp16x2(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ __forceinline__ uint32_t floats_to_bf16x2(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 // c += a · b for one warp: a 16×16 by rows, b 16×8 by columns, float32 sums. The products of
 // 16-bit numbers are exact; each step truncates the sum.
 template <bool BF16>

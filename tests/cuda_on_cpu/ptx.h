@@ -26,6 +26,13 @@ inline uint16_t float_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest, to even
 }
 
+inline uint32_t floats_to_fp16x2(float low, float high) {
+  return static_cast<uint32_t>(float_to_fp16(high)) << 16 | float_to_fp16(low);
+}
+inline uint32_t floats_to_bf16x2(float low, float high) {
+  return static_cast<uint32_t>(float_to_bf16(high)) << 16 | float_to_bf16(low);
+}
+
 // c += a · b for one warp: a 16×16 by rows, b 16×8 by columns, in the register layout of PTX's
 // mma.m16n8k16. Exact products and sums, truncated to float32 every 8 of the 16.
 template <bool BF16>
