@@ -204,7 +204,8 @@ def shared_bytes(keypoints: int, tokens: int) -> int:
 
     The same as ``select_tokens_shared`` of csrc, in Python so that torch.compile can trace it.
     """
-    parts = (4 * keypoints * tokens,) * 2 + (4 * keypoints,) * 2 + (8 * tokens,) + (4 * tokens,) * 2
+    rows = 2 if tokens > 256 else 1
+    parts = (4 * keypoints * tokens,) * rows + (8 * tokens,) + (4 * tokens,) * 2
     return sum(-(-part // 16) * 16 for part in parts)
 
 

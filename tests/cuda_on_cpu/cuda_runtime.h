@@ -135,6 +135,7 @@ inline int atomicMin(int* address, int value) {
   if (value < before) *address = value;
   return before;
 }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline unsigned __float_as_uint(float value) {
   unsigned bits;
@@ -148,6 +149,10 @@ inline float __uint_as_float(unsigned bits) {
 }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
+inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
+inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
+inline uint64_t min(uint64_t a, uint64_t b) { return a < b ? a : b; }
+inline uint64_t max(uint64_t a, uint64_t b) { return a > b ? a : b; }
 using std::isfinite;
 
 // -- on the host ----------------------------------------------------------------------------------

@@ -411,6 +411,7 @@ void add_arithmetic(Table& t) {
   t["fma.rm.f32"] =
       map<f32, f32, f32, f32>([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
   t["cvt.sat.f32.f32"] = map<f32, f32>([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });
+  t["popc.b32"] = map<u32, u32>([](u32 a) { return u32(__builtin_popcount(a)); });
   t["bfind.u32"] = map<u32, u32>([](u32 a) { return a ? u32(31 - __builtin_clz(a)) : kAll; });
   t["bfind.shiftamt.u32"] = map<u32, u32>([](u32 a) { return a ? u32(__builtin_clz(a)) : kAll; });
   t["cvt.ftz.f32.f32"] = map<f32, f32>([](f32 a) { return flush(a); });
