@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmpose.ops import backends, checks, library, philox
+from cmpose.ops.cpu import corrupt_tokens as cpu
 
 
 class CorruptedTokens(NamedTuple):
@@ -118,6 +119,27 @@ def corrupt_tokens_backward_reference(
     return tokens, keypoints.to(keypoint_dtype).contiguous(), position.contiguous()
 
 
+# Many parameters: those of the op itself.
+def _cpu_forward(
+    tokens: Tensor,
+    keypoint_tokens: Tensor,
+    position: Tensor | None,
+    seed: Tensor,
+    mask_ratio: float,
+    noise_ratio: float,
+    noise_std: float,
+    selection: str,
+    position_after: bool,
+    first_clip: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, frames, n, _ = tokens.shape
+    clips = torch.arange(first_clip, first_clip + batch)
+    selected = _selected(seed, clips, frames * n, (mask_ratio, noise_ratio), selection)
+    masked, noised = (chosen.reshape(batch, frames, n) for chosen in selected)
+    given = tokens, keypoint_tokens, position, position_after, masked, noised
+    return cpu.forward(*given, first_clip, int(seed), noise_std), masked, noised
+
+
 # -- registered op --------------------------------------------------------------------------------
 
 
@@ -153,6 +175,7 @@ _forward = library.register(
     "SymInt first_clip, str backend) -> (Tensor, Tensor, Tensor)",
     _forward_fake,
     reference=corrupt_tokens_reference,
+    cpu=_cpu_forward,
     triton=library.triton_kernel("corrupt_tokens", "forward"),
 )
 _backward = library.register(
@@ -160,6 +183,7 @@ _backward = library.register(
     "ScalarType? position_dtype, bool position_after, str backend) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
     reference=corrupt_tokens_backward_reference,
+    cpu=corrupt_tokens_backward_reference,
     triton=library.triton_kernel("corrupt_tokens", "backward"),
 )
 
@@ -290,4 +314,4 @@ def _triton_limits(tokens: Tensor, keypoint_tokens: Tensor, position: Tensor | N
     )
 
 
-backends.entry(corrupt_tokens, "tokens", triton=_triton_limits)
+backends.entry(corrupt_tokens, "tokens", cpu=None, triton=_triton_limits)

@@ -86,8 +86,13 @@ def own_where_missing(values: Tensor, places: Tensor) -> Tensor:
 # -- density peaks --------------------------------------------------------------------------------
 
 
-def log_density_of(near: Tensor, valid: Tensor, unit: float) -> Tensor:
-    """Eq. 9: −mean of the nearest d² that are finite, over ``unit``: [B, M, k], [B, M] → [B, M]."""
+def log_density_of(near: Tensor, valid: Tensor | None, unit: float) -> Tensor:
+    """Eq. 9: −mean of the nearest d² that are finite, over ``unit``: [B, M, k], [B, M] → [B, M].
+
+    Without ``valid`` all tokens are, and all d² are finite.
+    """
+    if valid is None:
+        return -(near.sum(dim=-1) / (near.shape[-1] * unit))
     count = (near < INF).sum(dim=-1).clamp(min=1)
     # The division comes last, so that equal sums stay equal.
     mean = near.masked_fill(near == INF, 0.0).sum(dim=-1) / (count * unit)
@@ -102,14 +107,19 @@ def order_of(log_density: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.empty_like(order).scatter(1, order, places)
 
 
-def centers_of(log_density: Tensor, delta: Tensor, valid: Tensor, num_clusters: int) -> Tensor:
-    """The tokens with the largest log ρ + log δ, valid ones first: [B, L] int64."""
+def centers_of(
+    log_density: Tensor, delta: Tensor, valid: Tensor | None, num_clusters: int
+) -> Tensor:
+    """The tokens with the largest log ρ + log δ, valid ones first: [B, L] int64.
+
+    Without ``valid`` all are.
+    """
     score = log_density + delta.log()
     ranking = score.argsort(dim=-1, descending=True, stable=True)
-    # Invalid tokens come after all valid ones, of which some can have a score of −inf too.
-    ranking = ranking.gather(
-        1, valid.gather(1, ranking).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    )
+    if valid is not None:
+        # Invalid tokens come after all valid ones, of which some can have a score of −inf too.
+        first = valid.gather(1, ranking).to(torch.int8)
+        ranking = ranking.gather(1, first.argsort(dim=-1, descending=True, stable=True))
     return ranking[:, :num_clusters].contiguous()
 
 

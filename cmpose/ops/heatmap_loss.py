@@ -20,7 +20,8 @@ def _profile(centres: Tensor, length: int, sigma: float) -> Tensor:
     """One axis of the Gaussian, cut at 3σ: centres [B, K] → [B, K, length]."""
     pixels = torch.arange(length, device=centres.device, dtype=centres.dtype)
     offset = pixels - centres[..., None]
-    value = torch.exp(offset.square() * (-0.5 / sigma**2))
+    # What is cut is not computed: it would be subnormal, which takes a CPU long.
+    value = (offset.square() * (-0.5 / sigma**2)).clamp(min=-5.0).exp()
     return torch.where(offset.abs() <= 3 * sigma, value, 0.0)
 
 
@@ -78,8 +79,9 @@ def _cpu_forward(
 ) -> tuple[Tensor, Tensor]:
     weight = visible.to(checks.accumulator(pred))
     centres = keypoints.to(weight.dtype)
-    columns = _profile(centres[..., 0], pred.shape[3], sigma)
-    rows = _profile(centres[..., 1], pred.shape[2], sigma)
+    height, width = pred.shape[2:]
+    columns, rows = _profile(centres, max(height, width), sigma).unbind(2)
+    columns, rows = columns[..., :width], rows[..., :height]
     dtype = library.gradient_dtype(pred.dtype)
     wanted = dtype if want_pred else None
     loss, gradient = cpu.forward(pred, columns, rows, weight, normalizer, wanted)

@@ -34,9 +34,9 @@ PERMUTATION_ROUNDS = 12
 KEY_OFFSET = PERMUTATION_ROUNDS  # c0 of the first four round keys
 BERNOULLI_OFFSET = 16
 
-_M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments
-_WORD = 0xFFFFFFFF
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+INCREMENTS = 0x9E3779B9, 0xBB67AE85  # of the keys
+WORD = 0xFFFFFFFF
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -51,17 +51,18 @@ def philox4x32(counter: Words, seed: Tensor) -> Words:
     Returns:
         Four int64 tensors of the broadcast shape, values in 0 .. 2³²−1.
     """
+    (m0, m1), (w0, w1) = MULTIPLIERS, INCREMENTS
     seed = seed.reshape(())
-    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
+    k0, k1 = seed & WORD, (seed >> 32) & WORD
     c0, c1, c2, c3 = counter
     for _ in range(10):
         # The 64-bit products wrap around in int64; their upper halves are masked below. The lower
         # halves (c1, c3) keep other bits above bit 31 until the next XOR is masked.
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1 = ((p1 >> 32) ^ (c1 ^ k0)) & _WORD, p1
-        c2, c3 = ((p0 >> 32) ^ (c3 ^ k1)) & _WORD, p0
-        k0, k1 = (k0 + _W0) & _WORD, (k1 + _W1) & _WORD
-    return c0, c1 & _WORD, c2, c3 & _WORD
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1 = ((p1 >> 32) ^ (c1 ^ k0)) & WORD, p1
+        c2, c3 = ((p0 >> 32) ^ (c3 ^ k1)) & WORD, p0
+        k0, k1 = (k0 + w0) & WORD, (k1 + w1) & WORD
+    return c0, c1 & WORD, c2, c3 & WORD
 
 
 def normals(words: Words) -> Tensor:

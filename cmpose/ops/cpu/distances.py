@@ -15,16 +15,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cmpose.ops.cpu import bags
 from cmpose.ops.distances import INF, masked, own_where_missing, usable_tokens
 
 MATRIX_TOKENS = 2048
 """Up to so many tokens a clip's d² are kept; beyond that memory is O(M · D)."""
 
 BLOCK = 1024  # tokens against tokens at once, of longer clips
-_PANEL = 256  # rows of a matrix that is kept: the half above the diagonal is computed
+_PANEL = 64  # rows of a matrix that is kept: the half above the diagonal is computed
 _CLIPS = 1 << 21  # distances of clips that are worked on at once
 _CHANNELS = 1 << 17  # whose squares are held at once
 _FOLD = 4  # numbers of a row in a group of which the smallest is looked at first
+
+_BITS = {torch.float32: (torch.int32, 2**23 - 1), torch.float64: (torch.int64, 2**52 - 1)}
+"""The whole numbers of a dtype's width, and which of their bits are the mantissa's."""
 
 _SOUND = {torch.float32: 2.0**125, torch.float64: 2.0**1021}
 """Squared norms up to which no d² overflows."""
@@ -54,11 +58,12 @@ def centred(x: Tensor, usable: Tensor | None) -> Tensor:
         out = ~usable[..., None]
         mean = x.masked_fill(out, 0.0).sum(1, True) / usable.sum(1)[:, None, None].clamp(min=1)
         low, high = x.masked_fill(out, INF).amin(1, True), x.masked_fill(out, -INF).amax(1, True)
-    mantissa, exponent = torch.frexp((high - mean).maximum(mean - low))
-    spread = torch.ldexp(torch.ones_like(mean), exponent - (mantissa == 0.5).to(torch.int32))
-    shift = torch.where(low == high, high, (mean / spread).round() * spread)
-    shift = shift.masked_fill_(~shift.isfinite(), 0.0)
-    return x - shift if bool(shift.any()) else x
+    whole, mantissa = _BITS[x.dtype]
+    spread = (high - mean).maximum(mean - low).view(whole)
+    spread = spread.add_(mantissa).bitwise_and_(~mantissa).view(x.dtype)
+    shift = (mean / spread).round_().mul_(spread)
+    shift = torch.where(low == high, high, shift).nan_to_num_(0.0, 0.0, 0.0)
+    return x - shift
 
 
 def rows_at_once(columns: int) -> int:
@@ -71,8 +76,8 @@ class Distances:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        parts = x.flatten(0, 1).split(max(1, _CHANNELS // max(1, x.shape[2])))
-        self.norms = torch.cat([part.square().sum(dim=1) for part in parts]).view(x.shape[:2])
+        rows = x.flatten(0, 1)
+        self.norms = bags.dots(rows, rows).view(x.shape[:2])
         # A step of a product's sum loses at most half an ulp; 8 ulp stand for what is around it.
         self.loss = torch.finfo(x.dtype).eps * (x.shape[-1] / 2 + 8)
         self._numbers: Tensor | None = None
@@ -195,15 +200,13 @@ def smallest(square: Tensor, k: int) -> tuple[Tensor, Tensor]:
     those shorter than 64 k, looking at groups of four first is sooner.
     """
     size = square.shape[-1]
-    if not 8 * k <= size < 64 * k:
-        return square.topk(k, dim=-1, largest=False)
     groups = size // _FOLD
-    folded = square[..., : _FOLD * groups].unflatten(-1, (_FOLD, groups))
-    best = folded.amin(dim=-2).topk(k, dim=-1, largest=False, sorted=False).indices
-    members = torch.arange(_FOLD)[:, None] * groups
-    places = (best[..., None, :] + members).flatten(-2)
-    rest = torch.arange(_FOLD * groups, size).expand(*places.shape[:-1], -1)
-    places = torch.cat((places, rest), dim=-1)
+    if not (k < groups and size < 64 * k):
+        return square.topk(k, dim=-1, largest=False)
+    folded = square[..., : _FOLD * groups].unflatten(-1, (_FOLD, groups)).amin(dim=-2)
+    best = smallest(folded, k)[1]
+    rest = torch.arange(_FOLD * groups, size).expand(*best.shape[:-1], -1)
+    places = torch.cat((*(best + n * groups for n in range(_FOLD)), rest), dim=-1)
     values, at = square.gather(-1, places).topk(k, dim=-1, largest=False)
     return values, places.gather(-1, at)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,18 +27,16 @@ def forward(
     count = (weight.sum() if normalizer is None else normalizer).reshape(()).to(weight.dtype)
     count = torch.where(count == 0, torch.inf, count)  # then the loss is 0
     counted = weight > 0
-    every = bool(counted.all())
-    wide = pred.to(weight.dtype)
-    difference = torch.addcmul(wide, rows[..., None], columns[..., None, :], value=-1)
-    squares = difference.square() if gradient_dtype else difference.square_()
-    squares = squares.sum(dim=(2, 3))
-    if not every:  # of weight 0, negative or NaN
-        weight = torch.where(counted, weight, 0.0)
-        if not bool(squares.isfinite().all()):  # 0 · NaN is not 0
-            squares = squares.masked_fill(~counted, 0.0)
-            difference.masked_fill_(~counted[..., None, None], 0.0)
-    loss = (squares * weight).sum() / count
+    weight = torch.where(counted, weight, 0.0)  # of those that are negative or NaN too
+    difference = torch.addcmul(
+        pred.to(weight.dtype), rows[..., None], columns[..., None, :], value=-1
+    ).contiguous()
+    squares = difference.square().sum(dim=(2, 3))
+    total = (squares * weight).sum()
+    if not math.isfinite(total.item()):  # 0 · NaN is not 0
+        difference.masked_fill_(~counted[..., None, None], 0.0)
+        total = (squares.masked_fill(~counted, 0.0) * weight).sum()
     if gradient_dtype is None:
-        return loss, None
+        return total / count, None
     difference *= (weight * (2.0 / count))[..., None, None]
-    return loss, difference.to(gradient_dtype).contiguous()
+    return total / count, difference.to(gradient_dtype)

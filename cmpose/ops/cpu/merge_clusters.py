@@ -1,21 +1,19 @@
-"""Clusters as the bags of an embedding, whose weighted sums need no weighted copy of the tokens.
-
-torch sums a bag in the order of its indices, whatever the number of threads.
-"""
+"""Clusters as the bags of an embedding, whose weighted sums need no weighted copy of the tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-_dots = torch.ops.aten._embedding_bag_per_sample_weights_backward.default
+from cmpose.ops.cpu import bags
 
 
 def _rows(assignment: Tensor, num_clusters: int) -> Tensor:
     """The clusters of all clips in one list: [B, M] → [B·M]."""
-    first = torch.arange(len(assignment))[:, None] * num_clusters
-    return (assignment + first).flatten()
+    if len(assignment) == 1:
+        return assignment[0].contiguous()
+    first = torch.arange(0, len(assignment) * num_clusters, num_clusters)
+    return (assignment + first[:, None]).flatten()
 
 
 def forward(
@@ -30,21 +28,19 @@ def forward(
     weight = weights.to(wide)
     rows = _rows(assignment, num_clusters)
     order = rows.argsort(stable=True)
-    starts = rows.bincount(minlength=batch * num_clusters).cumsum(0).roll(1)
-    starts[0] = 0
-    merged = embedding_bag(
-        order,
+    count = rows.bincount(minlength=batch * num_clusters)
+    merged = bags.sums(
         tokens.to(wide).reshape(batch * size, width),
-        starts,
-        mode="sum",
-        per_sample_weights=weight.flatten()[order],
+        order,
+        count.cumsum(0) - count,
+        weight.flatten().index_select(0, order),
     ).view(batch, num_clusters, width)
     total = weight.new_zeros(batch, num_clusters).scatter_add_(1, assignment, weight)
     if normalize:
         empty = total == 0
-        if bool(empty.any()):
-            merged[empty] = 0.0
-        merged.div_(total.masked_fill(empty, 1.0)[..., None])
+        merged.div_(total.masked_fill(empty, torch.inf)[..., None])
+        if int(empty.count_nonzero()) > int((count == 0).count_nonzero()):
+            merged[empty] = 0.0  # where all weights are 0 tokens may be NaN
     return merged, total
 
 
@@ -69,19 +65,18 @@ def backward(
             weights.new_zeros(weights.shape) if want_weights else d_weights,
         )
     rows = _rows(assignment, total.shape[1])
-    each = torch.arange(len(rows))
     gradient = d_merged.to(wide).reshape(-1, width).contiguous()
     divisor = total.gather(1, assignment) if normalize else torch.ones_like(weights, dtype=wide)
     nothing = divisor == 0
     divisor = divisor.masked_fill(nothing, 1.0)
     if want_weights:
         token = tokens.to(wide).reshape(-1, width).contiguous()
-        dot = _dots(gradient, token, each, each, rows, 0).view(assignment.shape)
+        dot = bags.dots(gradient, token, rows).view(assignment.shape)
         if normalize:
             dot -= (d_merged * exact.to(wide)).sum(dim=2).gather(1, assignment)
         d_weights = (dot / divisor).masked_fill_(nothing, 0.0).to(weights.dtype).contiguous()
     if want_tokens:
         scale = (weights.to(wide) / divisor).masked_fill_(nothing, 0.0).flatten()
-        d_tokens = embedding_bag(rows, gradient, each, mode="sum", per_sample_weights=scale)
+        d_tokens = bags.sums(gradient, rows, torch.arange(len(rows)), scale)
         d_tokens = d_tokens.view(tokens.shape).to(tokens.dtype)
     return d_tokens, d_weights

@@ -1,4 +1,4 @@
-"""The reconstruction loss; its gradients are made of the corrupted tokens alone."""
+"""The reconstruction loss; the difference becomes the gradient in place."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ def forward(
     count = corrupted.sum() if normalizer is None else normalizer
     count = count.reshape(()).to(wide)
     count = torch.where(count == 0, torch.inf, count)  # then the loss is 0
+    # Of one dtype none is cast for itself; all tokens are read, which is sooner than some.
+    difference = pred - target if pred.dtype == wide else pred.to(wide).sub_(target)
+    difference = difference.contiguous()
+    squares = torch.linalg.vector_norm(difference, dim=3).square_()
+    loss = squares.masked_fill(~corrupted, 0.0).sum() / width / count
     gradients = [pred.new_empty(0, dtype=dtype) for dtype in gradient_dtypes]
-    if not (want_pred or want_target):  # then reading all is sooner than looking for some
-        squares = (pred.to(wide) - target.to(wide)).square_().sum(dim=3)
-        total = squares.masked_fill_(~corrupted, 0.0).sum()
-        return total / width / count, gradients[0], gradients[1]
-    rows = corrupted.nonzero(as_tuple=True)
-    difference = pred[rows].to(wide) - target[rows].to(wide)
-    loss = difference.square().sum() / width / count
-    difference *= 2.0 / width / count
-    for i, wanted in enumerate((want_pred, want_target)):
-        if wanted:
-            gradients[i] = torch.zeros(pred.shape, dtype=gradient_dtypes[i])
-            gradients[i][rows] = (difference if i == 0 else -difference).to(gradient_dtypes[i])
+    if want_pred or want_target:
+        difference *= (corrupted * (2.0 / width / count))[..., None]
+        if not bool(squares.isfinite().all()):  # 0 · NaN is not 0
+            difference.masked_fill_(~corrupted[..., None], 0.0)
+    if want_target:
+        gradients[1] = (-difference).to(gradient_dtypes[1])
+    if want_pred:
+        gradients[0] = difference.to(gradient_dtypes[0])
     return loss, gradients[0], gradients[1]
