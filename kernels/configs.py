@@ -65,7 +65,8 @@ TEMPORAL_ATTENTION: dict[str, Lines] = {
 # registers, so that two such programs fit.
 _ATTEND = c(4, 3, BLOCK_M=64, BLOCK_N=32)
 _ATTEND_90, _ATTEND_90_WIDE = (c(8, 3, BLOCK_M=128, BLOCK_N=keys) for keys in (64, 32))
-_DKV_32, _DKV_16 = (c(4, 2, BLOCK_M=rows, BLOCK_N=64) for rows in (32, 16))
+_DKV_32, _DKV_16 = (c(4, 3, BLOCK_M=rows, BLOCK_N=64) for rows in (32, 16))
+_DKV_90 = c(4, 2, BLOCK_M=32, BLOCK_N=64)  # a third stage costs a program a multiprocessor
 # dK and dV of 256 keys take half the registers; with 32 queries at a time mma.sync would spill.
 _WHOLE_32, _WHOLE_16 = (c(8, 2, BLOCK_M=rows) for rows in (32, 16))
 SPATIAL_ATTENTION: dict[str, Lines] = {
@@ -82,8 +83,8 @@ SPATIAL_ATTENTION: dict[str, Lines] = {
         (128, 4): {80: c(4, BLOCK_M=32, BLOCK_N=16)},
     },
     "spatial_attention_backward_dkv": {
-        (64, 2): {80: _DKV_32},
-        (128, 2): {80: _DKV_16, 90: _DKV_32, 120: c(4, BLOCK_M=16, BLOCK_N=64)},
+        (64, 2): {80: _DKV_32, 90: _DKV_90, 120: _DKV_32},
+        (128, 2): {80: _DKV_16, 90: _DKV_90, 120: c(4, BLOCK_M=16, BLOCK_N=64)},
         (64, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
         (128, 4): {80: c(4, BLOCK_M=16, BLOCK_N=32)},
     },

@@ -377,11 +377,12 @@ def spatial_attention_backward_dkv(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WHOLE: tl.constexpr,
-    CHANNELS_FIRST: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
     """dK and dV of BLOCK_N keys of an item; if these are all its keys (WHOLE), dQ as well.
 
     All matrices are computed as [keys, queries], so that Pᵀ and dSᵀ can be left operands directly.
+    GROUPS says whether groups of warps multiply together (:data:`WGMMA`).
     """
     SCALE: tl.constexpr = D**-0.5
     pid = tl.program_id(0)
@@ -405,6 +406,9 @@ def spatial_attention_backward_dkv(
         dk_high = tl.zeros([BLOCK_N, HIGH], tl.float32)
         dv_high = tl.zeros([BLOCK_N, HIGH], tl.float32)
 
+    if WHOLE and GROUPS:
+        # A loop without rounds would bring zeros to where its products' accumulators are (C7515).
+        tl.assume(S > 0)
     for start in tl.range(0, S, BLOCK_M, disable_licm=True):
         rows = start + tl.arange(0, BLOCK_M)
         q, q_high = _load(q_pointer, rows, S, stride_s, stride_d, D, LOW, HIGH)
@@ -422,7 +426,7 @@ def spatial_attention_backward_dkv(
         if WHOLE:
             _store_dq(
                 dqkv, ds, k, k_high, rows, start, S, row_stride, D, LOW, HIGH, PRECISION,
-                CHANNELS_FIRST,
+                GROUPS and LOW == 64,
             )  # fmt: skip
 
     if HIGH > 0:
@@ -519,7 +523,7 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
             **constants,
             BLOCK_N=whole[1],
             WHOLE=True,
-            CHANNELS_FIRST=constants["LOW"] == 64 and arch in WGMMA,
+            GROUPS=arch in WGMMA,
         )
         return dqkv
     delta = torch.empty_like(lse)
@@ -542,6 +546,6 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
         config=config,
         **constants,
         WHOLE=False,
-        CHANNELS_FIRST=False,
+        GROUPS=arch in WGMMA,
     )
     return dqkv
