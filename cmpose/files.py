@@ -52,6 +52,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How safetensors and numpy say it, which give no number.
 _FULL_TEXTS = ("No space left", "os error 28", "requested and")
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+TOO_LONG = "a name in it is longer than the file system takes", "give a shorter one"
+"""Reason and remedy."""
 _LEAST_FREE = 1 << 20
 """Bytes. A library that does not tell why it failed has met a full disk if fewer are left."""
 _LIBRARIES = ("safetensors", "safetensors_rust", "cv2")
@@ -77,6 +79,8 @@ def _is_about(error: Exception, path: Path) -> bool:
 def _reason(error: Exception, path: Path) -> tuple[str, str]:
     """Why ``path`` could not be written, and what to do about it."""
     number = getattr(error, "errno", None)
+    if number == errno.ENAMETOOLONG:
+        return TOO_LONG
     parent = path.parent
     standing = next(p for p in (parent, *parent.absolute().parents) if p.exists())
     if not standing.is_dir():
@@ -136,10 +140,11 @@ def _target(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.name:
         raise OutputError(f"{path}: cannot be replaced; give a name in it")
-    # A pipe behind /dev/stdout has no path.
-    if _is_device(path) or not path.is_symlink():
-        return path
-    return Path(os.path.realpath(path))
+    with writing(path):
+        # A pipe behind /dev/stdout has no path.
+        if _is_device(path) or not path.is_symlink():
+            return path
+        return Path(os.path.realpath(path))
 
 
 def _is_device(path: Path) -> bool:

@@ -127,6 +127,15 @@ def test_a_recipe_of_evaluate_may_hold_all_fields_and_options_change_it(tmp_path
         main(["evaluate", "--checkpoint", "x", "--config", "none.yaml"])
 
 
+@pytest.mark.parametrize("arguments", ["frames {} out", "score {} {}", "render {}", "report {}"])
+def test_a_name_that_is_too_long_is_named(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(arguments.format(*["x" * 300] * 2).split())
+    message = r"cmpose \w+: x{300}\S*: a name in it is longer than the file system takes; give a .*"
+    assert re.fullmatch(message, str(end.value.code))
+
+
 def test_a_recipe_that_cannot_be_is_named(tmp_path, capsys):
     path = tmp_path / "r.yaml"
     for content, message in (

@@ -285,6 +285,19 @@ def test_what_stands_in_the_way_is_named(tmp_path):
             torch.save({}, tmp_path / "gone" / "a.pt")
 
 
+def test_a_name_that_is_too_long_is_named(tmp_path):
+    message = "cannot be written: a name in it is longer than the file system takes; give a shorter"
+    # The second is short enough by itself, but not while it is not whole.
+    long = tmp_path / ("x" * 300)
+    for path in (long, tmp_path / ("x" * 250), long / "a"):
+        with pytest.raises(OutputError, match=message):
+            files.write_text(path, "")
+        with pytest.raises(OutputError, match=message), files.whole_folder(path):
+            pass
+    with pytest.raises(OutputError, match=message), files.claim(long, "train", ""):
+        pass
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_read_only_place_is_named(tmp_path, number):
     with pytest.raises(OutputError, match=r"log: .* it is read-only for you; give a path") as met:  # noqa: SIM117

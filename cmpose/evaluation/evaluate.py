@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from cmpose.config import Config, DataConfig, TrainConfig
 from cmpose.data.clips import ClipDataset, open_clips, worker_init
 from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import listed, write_posetrack18
+from cmpose.data.formats.run import writer_of
 from cmpose.data.records import GROUND_TRUTH, ClipRecord
 from cmpose.data.skeleton import POSETRACK
 from cmpose.distributed import World, claim_together, join_world
@@ -25,7 +27,7 @@ from cmpose.evaluation.mean_pose import mean_pose, mean_pose_in_images
 from cmpose.evaluation.posetrack_ap import APResult, score_folders
 from cmpose.evaluation.predictions import write_predictions
 from cmpose.evaluation.subsets import subset_results
-from cmpose.files import write_metrics
+from cmpose.files import write_metrics, write_text
 from cmpose.models.cmpose import CMPose, CMPoseOutput
 from cmpose.models.vit import PATCH
 from cmpose.models.weights import checkpoint
@@ -33,6 +35,9 @@ from cmpose.models.weights.card import data_name
 
 OUTPUT_FOLDERS = ("predictions", "ground_truth")
 """Folders that an evaluation writes below its output; the second only for a merged file."""
+
+_MARK = ".cmpose-evaluate"
+"""A file that tells an evaluation's output, also where the evaluation was killed."""
 
 
 def causal_hits(
@@ -233,6 +238,7 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError: there is no usable checkpoint.
         ValueError: for annotations that do not fit the model.
+        FileExistsError: ``output`` holds predictions or metrics that are of no evaluation.
         InUse: another process evaluates into ``output``.
         OutputError: when something cannot be written.
     """
@@ -240,9 +246,32 @@ def evaluate_checkpoint(
         model, config = checkpoint.load_model(path)
         config.data, config.train = data, train
         folder = Path(output) if output else checkpoint.find(path) / "evaluation"
+        _refuse_others(folder)
         with claim_together(world, folder, "evaluate", "--output", OUTPUT_FOLDERS):
+            if world.main:
+                write_text(folder / _MARK, "")
             metrics = evaluate_model(model.to(world.device), config, folder, world)
             if world.main:
                 written = write_metrics(folder, metrics)
                 print(f"predictions and {written.name} are in {folder}")
     return metrics
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises FileExistsError if an evaluation into ``folder`` would replace what none wrote."""
+    metrics = folder / "metrics.json"
+    outputs = [folder / name for name in OUTPUT_FOLDERS]
+    for path in outputs:
+        if path.is_symlink():
+            raise FileExistsError(
+                f"{path}: is a link, and predictions would be written where it leads: move it, or "
+                "give another --output"
+            )
+    if (folder / _MARK).exists() or writer_of(metrics) == "evaluate":
+        return
+    for path in (metrics, *outputs):
+        if any(path.glob("*.json")) if path.is_dir() else os.path.lexists(path):
+            raise FileExistsError(
+                f"{path}: is there already and is not of cmpose evaluate: move it, or give another "
+                "--output"
+            )

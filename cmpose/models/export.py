@@ -15,8 +15,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,8 @@ OTHER_CHOICES = 0.25
 """In what share of clips tokens may be chosen differently, where rounding decides between two."""
 
 METADATA = "cmpose"
+_ONNX_KEY = b"\x0a\x06" + METADATA.encode()
+"""How the key of a file's metadata stands in a protobuf: field 1, 6 bytes."""
 OPSET = 20
 _EXAMPLE = 2  # clips to trace with when the batch is dynamic: torch takes 0 and 1 as constants
 _SEED = 0
@@ -322,6 +326,7 @@ def export(
         ValueError: a batch or a suffix that cannot be.
         ExportError: packages are missing, or the file does not compute what the model does; it is
             not left behind then.
+        FileExistsError: ``out`` is a file that no export wrote.
         InUse: another process exports there.
         OutputError: when it cannot be written.
     """
@@ -347,6 +352,11 @@ def export(
             )
         if opset < 18:
             raise ValueError(f"--opset {opset}: must be at least 18")
+    if out.suffix and os.path.lexists(out) and not _is_export(out):
+        raise FileExistsError(
+            f"--out {out}: is there already and is not of cmpose export: move it, or give another "
+            "--out"
+        )
     source = checkpoint.find(path)
     model, config = checkpoint.load_model(source, backend="reference" if out.suffix else None)
     with claim_file(out, "export", "--out"):
@@ -355,6 +365,22 @@ def export(
         written = model.save_pretrained(out, evaluations=evaluations_of(source))
     print(f"{written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
     return None
+
+
+def _is_export(file: Path) -> bool:
+    """Whether a file has the metadata of an export, or is empty."""
+    if not file.is_file():
+        return not file.is_dir()  # a device or a broken link replaces nothing
+    if not file.stat().st_size:
+        return True
+    if file.suffix == ".onnx":
+        with open(file, "rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
+            return data.find(_ONNX_KEY) >= 0
+    try:
+        with ZipFile(file) as parts:
+            return any(name.endswith(f"extra/{METADATA}.json") for name in parts.namelist())
+    except (BadZipFile, OSError):
+        return False
 
 
 def _export_file(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cmpose.data.formats.reader import read
+from cmpose.data.formats.run import writer_of
 from cmpose.data.video import VideoInfo
 from cmpose.data.video_writer import part_of
 from cmpose.predict.journal import FRAMES, SETTINGS
@@ -39,10 +39,10 @@ def refuse_others(
         info: the video's.
         options: settled.
         inputs: files that are read. None of them is replaced, not even with ``overwrite``.
-        overwrite: files without a journal are replaced too.
+        overwrite: results of this video's names are replaced without a journal too.
 
     Raises:
-        OutputsError: naming the first such file, or a result that is a link.
+        OutputsError: naming the first such file, or a result or its folder that is a link.
     """
     folder, remedy = out / "journal" / info.name, "move it, or give another --out"
     results = result_files(out, info.name, options.outputs)
@@ -54,6 +54,11 @@ def refuse_others(
     if "video" in options.outputs:
         results.append(part_of(results[0]))
     metrics = out / "metrics.json"
+    for each in (*sorted({path.parent for path in results} - {out}), folder.parent, folder):
+        if each.is_symlink():
+            raise OutputsError(
+                f"{each}: is a link, and results would be written where it leads: {remedy}"
+            )
     there = [p for p in (*results, folder / FRAMES, metrics) if os.path.lexists(p)]
     used = {_identity(path) for path in inputs} if there else set()
     for path in there:
@@ -66,7 +71,7 @@ def refuse_others(
     # Looked for last: a journal that another process begins meanwhile is there by now.
     own = overwrite or (folder / SETTINGS).exists()
     for path in there:
-        if not (overwrite or _is_of_predict(path) if path == metrics else own):
+        if not (writer_of(path) == "predict" if path == metrics else own):
             raise OutputsError(f"{path}: is there already and is not of cmpose predict: {remedy}")
 
 
@@ -84,11 +89,3 @@ def missing_results(
 def _identity(path: Path) -> tuple[int, int]:
     state = path.stat()
     return state.st_dev, state.st_ino
-
-
-def _is_of_predict(metrics: Path) -> bool:
-    """Whether a ``metrics.json`` names a video, as those of trainings and evaluations do not."""
-    try:
-        return "video" in read(metrics, dict[str, Any], OutputsError)
-    except (OSError, OutputsError):
-        return False

@@ -21,12 +21,13 @@ from cmpose.config import Config
 from cmpose.data.formats.reader import read
 from cmpose.evaluation.evaluate import score_mean_pose
 from cmpose.files import claim, write_json, writing
+from cmpose.models.weights import checkpoint
 from cmpose.render.dataset import render_dataset
 from cmpose.study.grid import Part, Study, chosen_parts
 from cmpose.study.pool import GRACE, RunPool, cores
 from cmpose.study.presets import PRESETS, Preset, RenderedData, preset_recipe
 from cmpose.study.report import CALLS, MEAN_POSE, write_report
-from cmpose.study.runs import finished_results, learnt_fields
+from cmpose.study.runs import finished_results, learnt_fields, training_folder
 
 _CHUNK = 64
 """Sequences that are rendered between two looks at the clock."""
@@ -97,6 +98,9 @@ def ablate(
     stop_at = started + 60 * limit - GRACE if limit else float("inf")
     with claim(folder, "ablate", "folder", ("runs",)):
         check_settings(folder, study.recipe, data)
+        for result in finished_results(study, folder):
+            # A process that was killed behind its result has left them.
+            checkpoint.discard(training_folder(folder, result["name"], result["seed"]))
         pool = RunPool(study, folder, jobs, progress)
         try:
             done = data is None or render(folder / "data", data, stop_at, progress)

@@ -99,6 +99,39 @@ def test_unreadable_frames_get_no_prediction_and_are_counted(trained, tmp_path):
         evaluate_checkpoint(run, skipping.data, config.train, tmp_path / "none")
 
 
+def test_what_no_evaluation_wrote_is_not_replaced(trained, tmp_path):
+    run, config = trained
+    out = tmp_path / "out"
+    for name, text in {
+        "metrics.json": '{"ap": {}, "steps": 3}',  # a training's
+        "predictions/000007_a.json": "mine",
+        "ground_truth/000007_a.json": "mine",
+    }.items():
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text(text)
+        with pytest.raises(FileExistsError, match=r"out/[a-z_.]+: is there already and is not of "):
+            evaluate_checkpoint(run, config.data, config.train, out)
+        assert [path for path in out.rglob("*") if path.is_file()] == [out / name]
+        shutil.rmtree(out)
+    out.mkdir()
+    (out / "predictions").symlink_to(tmp_path)
+    with pytest.raises(FileExistsError, match=r"out/predictions: is a link, and predictions would"):
+        evaluate_checkpoint(run, config.data, config.train, out)
+
+
+def test_an_evaluations_own_files_are_replaced(trained, tmp_path):
+    run, config = trained
+    evaluate_checkpoint(run, config.data, config.train, tmp_path)
+    [poses] = (tmp_path / "predictions").glob("*.json")
+    whole = poses.read_bytes()
+    # Killed while it wrote; and as versions before the mark left it.
+    for lost in ("metrics.json", ".cmpose-evaluate"):
+        (tmp_path / lost).unlink()
+        poses.write_bytes(b"old")
+        evaluate_checkpoint(run, config.data, config.train, tmp_path)
+        assert poses.read_bytes() == whole
+
+
 def test_flip_test_is_the_mean_with_the_mirrored_clip():
     model = CMPose(recipe(".", **FINE).model).eval()
     images = clips(2, model.config)

@@ -22,6 +22,7 @@ from cmpose.files import partial_path
 from cmpose.models import export as exporting
 from cmpose.models.cmpose import CMPose
 from cmpose.models.export import BOUND, Agreement, ExportError, compare, example, export
+from cmpose.models.weights.folder import CheckpointError
 from tests.models.builders import build
 from tests.shared_data import PROJECT
 
@@ -197,6 +198,19 @@ def test_what_counts_as_agreement():
     assert not Agreement(1e-3, 1.0, 8, 0).good
     with pytest.raises(ExportError, match=r"gives 1 results"):
         compare(model, run(lambda heatmaps, *_: [heatmaps]), (1,))
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_files_that_no_export_wrote_are_not_replaced(dynamic, tmp_path, suffix):
+    own, mine = dynamic[0] / f"m.{suffix}", tmp_path / f"m.{suffix}"
+    mine.write_bytes(own.read_bytes().replace(b"cmpose", b"others"))
+    before = mine.read_bytes()
+    with pytest.raises(FileExistsError, match=rf"--out .*m\.{suffix}: is there already and is not"):
+        export(dynamic[0] / "model", mine)
+    assert mine.read_bytes() == before
+    # One of its own gets as far as the model.
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        export(tmp_path / "none", own)
 
 
 def test_bad_arguments_are_named(tmp_path, monkeypatch):

@@ -163,6 +163,9 @@ def test_what_predict_did_not_write_is_not_replaced(given, tmp_path, name):
         predict(given, tmp_path)
     assert mine.read_text() == '{"ap": 1}'
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    if name == "metrics.json":  # a training's, which no earlier prediction has left
+        with pytest.raises(OutputsError, match=message):
+            predict(given, tmp_path, overwrite=True)
 
 
 def test_other_files_stay_and_overwrite_replaces(given, tmp_path):
@@ -191,6 +194,20 @@ def test_an_input_and_a_link_are_never_replaced(given, tmp_path, overwrite):
         predict(given, tmp_path, outputs=["poses"], overwrite=overwrite)
     assert boxes.read_bytes() == before
     assert not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("name", ["poses", "coco", "journal", "journal/clip"])
+def test_nothing_is_written_behind_a_linked_folder(given, tmp_path, name):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutputsError, match=rf"out/{name}: is a link, and results would be written"):
+        predict(given, tmp_path / "out", overwrite=True)
+    assert not os.listdir(tmp_path / "theirs")
+    # The output folder itself may be one.
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real").mkdir()
+    predict(given, tmp_path / "link", outputs=["poses"], max_frames=1)
 
 
 def test_a_missing_result_is_not_done(given, tmp_path):

@@ -150,7 +150,12 @@ def test_a_study_from_start_to_report(rendered, tmp_path, monkeypatch, capsys):
     assert (out / "report" / "differences.svg").is_file()
 
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    # As a process leaves it that is killed between a result and the end of its weights.
+    left = out / "train" / "full-seed0" / "model" / "model.safetensors"
+    left.parent.mkdir()
+    left.touch()
     assert ablate(out, recipe=tiny(rendered), **TWO_RUNS)
+    assert not left.parent.exists()
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
     assert len((out / "pieces.jsonl").read_text().splitlines()) == 2
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from msgspec import Struct
 
-from cmpose.data.formats.reader import Number, Whole
+from cmpose.data.formats.reader import Number, Whole, read
 
 
 class Ap(Struct):
@@ -65,3 +68,16 @@ class LogLine(Struct):
     kind: str
     step: Whole
     box_source: str = ""
+
+
+_KEYS = {"predict": "video", "train": "steps", "evaluate": "ap"}
+"""A key that a command's metrics have, and those of the commands behind it do not."""
+
+
+def writer_of(metrics: Path) -> str:
+    """The command that wrote a ``metrics.json``; empty for any other file, or none."""
+    try:
+        there = read(metrics, dict[str, Any], ValueError)
+    except (OSError, ValueError):
+        return ""
+    return next((command for command, key in _KEYS.items() if key in there), "")
