@@ -131,7 +131,12 @@ RECONSTRUCTION_LOSS: dict[str, Lines] = {
         256: {80: c(4, ROWS=16, BLOCK_D=256)},
     },
     "block_sums": {None: {80: c(32, BLOCK=32768)}},
-    "finish": {None: {80: c(8, BLOCK=4096)}},
+    # The variant is the most partial sums that one pass takes.
+    "finish": {
+        32: {80: c(1, BLOCK=32)},
+        512: {80: c(4, BLOCK=512)},
+        4096: {80: c(8, BLOCK=4096)},
+    },
 }
 
 # --- heatmap_loss ----------------------------------------------------------------------------

@@ -57,3 +57,4 @@ CASES["forward normalizer"] = partial(
     forward, 64, 48, torch.bfloat16, torch.bool, normalizer=torch.float32
 )
 CASES["forward many joints"] = partial(forward, 64, 48, torch.bfloat16, batch=1024)
+CASES["forward one clip"] = partial(forward, 64, 48, torch.bfloat16, batch=1)
