@@ -45,7 +45,7 @@ else
 endif
 
 # Damaged and unusual inputs: FUZZ times as many as the tests try, and others each time.
-FUZZ ?= 50
+FUZZ ?= 100
 fuzz: $(STAMP)
 	CMPOSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --timeout 3600 tests/fuzz \
 		tests/test_outputs.py::test_a_kill_at_a_random_moment_is_recovered_from

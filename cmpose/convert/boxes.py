@@ -12,7 +12,7 @@ from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
 from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, BoxCounts, Classified, check_units
 from cmpose.data.formats.coco import box_of
-from cmpose.data.formats.messages import short
+from cmpose.data.formats.messages import ONLY_NEARLY, nearly, short
 from cmpose.data.formats.reader import Number, Pixels, Whole, read
 from cmpose.data.pictures import turn_box
 from cmpose.data.sequence import AnnotationError, Frame, Person
@@ -68,6 +68,7 @@ class OwnBoxes:
         self._video: Path | None = None  # the first picture that was found by its frame number
         self._written: list[dict[str, Any]] = []
         self._used: dict[tuple[str, Any], Path] = {}
+        self._names: set[str] = set()  # of the pictures that were asked for
         self._sizes: list[tuple[int, int]] = []  # of the pictures of what is written
         entries = read(path, list[PictureBox], AnnotationError)
         if not entries:
@@ -102,6 +103,7 @@ class OwnBoxes:
         ]
         if draft.named_number is not None:
             keys.append(("frame", draft.named_number))
+        self._names |= {draft.file_name, file.name}
         for key in keys:
             if key not in self._boxes:
                 continue
@@ -163,8 +165,16 @@ class OwnBoxes:
         """Counts the boxes of other pictures, when all pictures have been asked for.
 
         Raises:
-            AnnotationError: no entry is of a converted picture, or boxes are two corners.
+            AnnotationError: no entry is of a converted picture, one has nearly the name of one, or
+                boxes are two corners.
         """
+        for key, boxes_of_key in self._boxes.items():
+            near = nearly(key[1], self._names) if key[0] == "image_name" else None
+            if near is not None and key not in self._used:
+                raise AnnotationError(
+                    f"{boxes_of_key[0].where}: image_name {short(key[1])}: {short(near)} of the "
+                    f"source {ONLY_NEARLY}"
+                )
         if not self._used:
             raise AnnotationError(
                 f"{self.path}: none of its entries is of a converted picture; they are found by "

@@ -13,7 +13,7 @@ import cv2
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
 from cmpose.data.formats.messages import short
-from cmpose.data.frames import FrameFolder
+from cmpose.data.frames import FrameFolder, nearly_there
 from cmpose.data.numbering import FrameName
 from cmpose.data.pictures import look, read_picture
 from cmpose.data.sequence import AnnotationError
@@ -126,7 +126,8 @@ class SourcePictures:
         path = self.images / draft.file_name
         if path.name in self.folder(path.parent).names:
             return path
-        why = "is --images the folder that file names start from?"
+        why = nearly_there(self.images, draft.file_name)
+        why = why or "is --images the folder that file names start from?"
         if path.parent != self.images and path.name in self.folder(self.images).names:
             why = (
                 f"there is a {path.name} in --images itself, but it need not be the same picture: "
@@ -143,10 +144,11 @@ class SourcePictures:
         matches = [n for n, found in folder.frame_names.items() if found.number == draft.number]
         if len(matches) == 1:
             return folder.path / matches[0]
+        hint = nearly_there(self.images, draft.file_name) or "one is expected (--images)"
         self.report.error(
             "picture missing",
             f"{draft.where}: frame: {folder.path} has {len(matches)} pictures of number "
-            f"{draft.number}; one is expected (--images)",
+            f"{draft.number}; {hint}",
         )
         return None
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from cmpose.data.formats.messages import ONLY_NEARLY, nearly, short
 from cmpose.data.numbering import FrameName, number_pictures
 from cmpose.data.pictures import FrameError, look, read_with_header
 from cmpose.data.sequence import Frame, Sequence, split_frame_name
@@ -90,6 +91,25 @@ class FrameFolder:
                 numbered[number] = name
             self._numbered[prefix, suffix] = numbered
         return self._numbered[prefix, suffix]
+
+
+def nearly_there(root: Path, name: str) -> str:
+    """A hint, of a file that is missing: one whose name is nearly the same; empty without.
+
+    Args:
+        root: folder that ``name`` is relative to.
+        name: of the file or folder, with ``/``.
+    """
+    path = root
+    asked = PurePosixPath(name)
+    for part in asked.parts:
+        names = os.listdir(path) if path.is_dir() else []
+        found = part if part in names else nearly(part, names)
+        if found is None:
+            return ""
+        path /= found
+    there = path.relative_to(root).as_posix()
+    return "" if there == asked.as_posix() else f"{short(there)} {ONLY_NEARLY}"
 
 
 def neighbor_name(file_name: str, number: int) -> str:
@@ -193,10 +213,10 @@ class ClipFiles:
             self._folders[path] = FrameFolder(path)
         folder = self._folders[path]
         if relative.name not in folder.names:
+            hint = nearly_there(self.root, frame.file_name) or f"is the root {self.root} right?"
             raise FrameError(
-                f"{path / relative.name}: no such file, but {sequence.source} names it "
-                f"(file_name {frame.file_name!r}); is the root {self.root} right? "
-                "data.on_error=skip leaves such clips out",
+                f"{path / relative.name}: no such file, but {sequence.source} names it (file_name "
+                f"{frame.file_name!r}); {hint}; data.on_error=skip leaves such clips out",
                 "key frame missing",
             )
         names = folder.like(relative.name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-from cmpose.data.formats.messages import short
+from cmpose.data.formats.messages import folded, short
 from cmpose.data.sequence import split_frame_name
 from cmpose.evaluation.pose_files import FramePoses
 
@@ -187,7 +187,8 @@ class _Matcher:
         parts = 1 if len({_tail(name, 1) for name in self.reals}) == len(self.reals) else 2
         for i in self.needed:
             other = self.guesses[by_id[i]]
-            if all(_loose(reals[i], parts) != _loose(other, parts) for reals in readings):
+            key = _loose(folded(other), parts)
+            if all(_loose(folded(reals[i]), parts) != key for reals in readings):
                 return (
                     f"{self.predicted_source}: image id {self.truth[i].image_id} is "
                     f"{'/'.join(_tail(other, parts))}, in the ground truth {self.truth_source} it "
@@ -262,5 +263,10 @@ _RULES: tuple[tuple[str, Callable[[str], _Key]], ...] = (
     (" without extension, and folder", lambda name: _stem(name, 2)),
     (" by number, without zeros and extension", lambda name: _loose(name, 1)),
     (" by number, without zeros and extension, and folder", lambda name: _loose(name, 2)),
+    (" in any case, by number, without zeros and extension", lambda name: _loose(folded(name), 1)),
+    (
+        " in any case, by number, without zeros and extension, and folder",
+        lambda name: _loose(folded(name), 2),
+    ),
 )
 """How names are compared, from the strictest on; what is said of it behind "file name"."""

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from cmpose.data.formats.boxes import IN_SHARES, NOT_A_PERSON
-from cmpose.data.formats.messages import counted
+from cmpose.data.formats.messages import ONLY_NEARLY, counted, nearly
 from cmpose.data.formats.reader import parse_file
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.skeleton import POSETRACK, Skeleton
@@ -201,10 +201,12 @@ def score_folders(
     prediction_files = _json_files(prediction_path, "predictions")
     missing = sorted(set(truth_files) - set(prediction_files))
     if missing:
+        near = nearly(missing[0], prediction_files)
+        hint = f"; {near} {ONLY_NEARLY}" if near else ""
         raise FileNotFoundError(
             f"{prediction_path} has no file for {len(missing)} of {len(truth_files)} ground-truth "
-            f"sequences: {_some(missing)}. Name each prediction file as its ground-truth file; a "
-            "sequence of nobody still needs a file with its images"
+            f"sequences: {_some(missing)}{hint}. Name each prediction file as its ground-truth "
+            "file; a sequence of nobody still needs a file with its images"
         )
     notes = []
     extra = sorted(set(prediction_files) - set(truth_files))

@@ -41,6 +41,13 @@ def test_a_label_that_names_a_folder_gets_no_picture_of_another(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_picture_of_nearly_the_name_is_told(tmp_path):
+    pictures(tmp_path / "pics", ["Run/000000.jpg"])
+    message = r"'run/000000\.jpg' is not below .*pics; 'Run/000000\.jpg' differs from it in upper"
+    with pytest.raises(AnnotationError, match=message):
+        run(tmp_path, coco(["run/000000.jpg"], TRACKED[:1]))
+
+
 @pytest.mark.parametrize("other", ["v/0.jpg", "./v/0.jpg", "v//0.jpg", "w/0.jpg"])
 @pytest.mark.parametrize("group", ["auto", "still"])
 def test_two_labels_of_one_file_are_refused(tmp_path, other, group):

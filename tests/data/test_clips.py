@@ -400,6 +400,11 @@ def test_missing_key_frame(data):
     message = re.escape(f"{missing}: no such file, but val/a.json names it (file_name 'images")
     with pytest.raises(FrameError, match=message):
         make(root, [item], 1)
+    other = missing.with_suffix(".JPG")
+    other.touch()
+    with pytest.raises(FrameError, match=rf"{other.name}' differs from it in upper case or"):
+        make(root, [item], 1)
+    other.unlink()
     dataset = make(root, [item], data=SKIP)
     assert len(dataset) == 6
     assert dataset.skipped == {"key frame missing": 2}

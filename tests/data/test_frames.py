@@ -11,6 +11,7 @@ import pytest
 from cmpose.data.frames import (
     FrameFolder,
     PictureCache,
+    nearly_there,
     read_frame,
     support_frames,
 )
@@ -154,3 +155,17 @@ def test_cache_keeps_the_newest_within_its_limit():
     for path in "010201":
         cache.read(path, decode)
     assert "".join(reads) == "0121"
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [("Walk/1.jpg", "walk/1.jpg"), ("walk/1.JPG", "walk/1.jpg"), ("o\u0308/1.jpg", "\u00f6/1.jpg")],
+)
+def test_a_name_that_is_nearly_there_is_told(tmp_path, there, asked):
+    """Other machines write names in another case, or their accents otherwise."""
+    (tmp_path / there).parent.mkdir()
+    (tmp_path / there).touch()
+    assert nearly_there(tmp_path, asked).startswith(f"{there!r} differs from it in upper case or")
+    assert nearly_there(tmp_path, there) == ""
+    assert nearly_there(tmp_path, f"{asked}/2.jpg") == ""
+    assert nearly_there(tmp_path, "run/1.jpg") == ""

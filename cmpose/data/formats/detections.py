@@ -14,7 +14,7 @@ import numpy as np
 
 from cmpose.data.formats.boxes import BoxCounts, Classified, check_units, low_score
 from cmpose.data.formats.coco import box_of
-from cmpose.data.formats.messages import short
+from cmpose.data.formats.messages import ONLY_NEARLY, folded, short
 from cmpose.data.formats.reader import Number, Pixels, Whole, convert, read
 from cmpose.data.sequence import AnnotationError, Sequence
 
@@ -131,6 +131,7 @@ class _FrameIndex:
         self.by_id: dict[int, list[tuple[str, int]]] = {}
         self.by_name: dict[str, list[tuple[str, int]]] = {}
         self.by_tail: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+        self.folded: dict[tuple[str, ...], str] = {}
         self.names: dict[tuple[str, int], str] = {}
         self.sizes: dict[tuple[str, int], tuple[float, float]] = {}
         for sequence in sequences:
@@ -149,6 +150,8 @@ class _FrameIndex:
             raise AnnotationError(
                 f"{where}: has neither 'image_id' nor 'image_name', which tell its frame"
             )
+        if entry.image_id is None and not named:
+            self._refuse_nearly(name, where)
         keys = named if entry.image_id is None else self.by_id.get(entry.image_id, [])
         if entry.image_id is not None and keys and named:
             if not set(keys) & set(named):
@@ -164,6 +167,15 @@ class _FrameIndex:
                 f"{self.names[keys[0]]} and {self.names[keys[1]]}; use the full file_name"
             )
         return keys[0] if keys else None
+
+    def _refuse_nearly(self, name: str, where: str) -> None:
+        """Raises AnnotationError for a name that differs from a frame's by its case or so alone."""
+        if not self.folded:
+            self.folded = {_tail(folded(each)): each for each in self.by_name}
+        if near := self.folded.get(_tail(folded(name))):
+            raise AnnotationError(
+                f"{where}: image_name {short(name)}: {short(near)} of the annotations {ONLY_NEARLY}"
+            )
 
     def example(self) -> str:
         for (_, image_id), name in self.names.items():

@@ -7,6 +7,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from unicodedata import normalize
 
 _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 6, 6, 6
@@ -17,6 +18,21 @@ def short(value: Any) -> str:
     """``repr`` cut to a length that fits in a message, at any depth of nesting."""
     text = _repr.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def folded(name: str) -> str:
+    """A name without what differs between file systems: upper case, and how accents are coded."""
+    return normalize("NFC", normalize("NFC", name).casefold())
+
+
+def nearly(name: str, names: Iterable[str]) -> str | None:
+    """The first of ``names`` that differs from ``name`` in what :func:`folded` takes away alone."""
+    key = folded(name)
+    return next((each for each in sorted(names) if each != name and folded(each) == key), None)
+
+
+ONLY_NEARLY = "differs from it in upper case or its letters' Unicode form alone; write both alike"
+"""What is said of such a name."""
 
 
 def comma_list(names: Iterable[str]) -> str:

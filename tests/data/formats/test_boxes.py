@@ -149,6 +149,16 @@ def test_an_entry_of_two_frames_of_a_data_set_is_refused(tmp_path):
         evaluate(written(tmp_path, [box | {"image_name": "a/000002.jpg"}]))
 
 
+@pytest.mark.parametrize("read", [evaluate, convert])
+def test_a_name_that_is_nearly_a_pictures_is_refused(tmp_path, read):
+    """Else its boxes would be left out, as another picture's."""
+    known = {"bbox": PERSON, "score": 0.9, "image_name": "a/000000.jpg"}
+    path = written(tmp_path, [known, known | {"image_name": "A/000001.JPG"}])
+    message = r"\[1\]: image_name 'A/000001\.JPG': 'a/000001\.jpg' of the .* differs from it in"
+    with pytest.raises(AnnotationError, match=message):
+        read(path)
+
+
 @READERS
 @pytest.mark.parametrize("value", [1e308, -1e10])
 def test_boxes_beyond_any_picture_are_refused(tmp_path, read, value):
