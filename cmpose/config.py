@@ -238,7 +238,8 @@ class TrainConfig:
             float32 in any case.
         speed: ``eager`` runs the step operator by operator; ``compile`` puts the model and its
             losses through ``torch.compile``; ``graph`` replays the whole compiled step as a CUDA
-            graph.
+            graph; ``auto`` is ``graph`` on one card, ``compile`` on several or with ``fp16``,
+            ``eager`` on a CPU and with ``fsdp``.
         distributed: what each of several processes holds: ``ddp`` the whole model; ``fsdp`` a part
             of every weight, gradient and moment, for models that are too large otherwise. Without
             effect in one process.
@@ -265,7 +266,7 @@ class TrainConfig:
     warmup_steps: int = 500
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    speed: Literal["eager", "compile", "graph"] = "eager"
+    speed: Literal["auto", "eager", "compile", "graph"] = "auto"
     distributed: Literal["ddp", "fsdp"] = "ddp"
     gradient_compression: Literal["none", "bf16"] = "none"
     seed: int = 0

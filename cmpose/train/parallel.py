@@ -31,7 +31,7 @@ def check_parallel(train: TrainConfig, world: World) -> None:
     """Raises ValueError for a recipe whose weights cannot be in shards."""
     if train.distributed != "fsdp" or world.size == 1:
         return
-    if train.speed != "eager":
+    if train.speed in ("compile", "graph"):
         raise ValueError(
             f"train.distributed='fsdp' gathers weights between operators, which "
             f"train.speed={train.speed!r} does not let it: use train.speed=eager, or "

@@ -35,6 +35,7 @@ FREE_FIELDS = (
     "data.cache_detail",
     "train.device",
     "train.distributed",  # changes rounding only, as another number of processes does
+    "train.speed",  # graph takes compile's steps bit for bit; eager rounds otherwise
     "train.log_every",
     "train.pictures_every",
     "train.checkpoint_every",
@@ -130,7 +131,7 @@ class TrainingState:
 def new_state(config: Config, clips: ClipDataset, world: World) -> TrainingState:
     """The state at step 0: fresh or pretrained weights on the device, and a new optimiser."""
     train, device = config.train, world.device
-    compiled = train.speed != "eager"
+    compiled = train.speed in ("compile", "graph")
     torch.manual_seed(train.seed)
     model = CMPose(config.model)
     model.skeleton = clips.skeleton

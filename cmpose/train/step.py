@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -302,6 +302,16 @@ class CapturedStep:
             buffer.copy_(value)
 
 
+def settled_speed(train: TrainConfig, world: World) -> Literal["eager", "compile", "graph"]:
+    """``train.speed``, or what ``auto`` stands for among these processes."""
+    if train.speed != "auto":
+        return train.speed
+    several = world.size > 1
+    if world.device.type != "cuda" or (several and train.distributed == "fsdp"):
+        return "eager"
+    return "compile" if several or train.precision == "fp16" else "graph"
+
+
 def check_speed(train: TrainConfig, world: World) -> None:
     """Raises ValueError for a recipe that cannot be captured."""
     if train.speed != "graph":
@@ -323,11 +333,11 @@ def check_speed(train: TrainConfig, world: World) -> None:
 
 
 def prepare_groups(optimizer: torch.optim.Optimizer, device: torch.device, captured: bool) -> None:
-    """Keeps each group's rate in a tensor on the device, where a captured step sees it change."""
+    """A captured step sees a group's rate change in a tensor on the device; else it is a number."""
     for group in optimizer.param_groups:
         group["capturable"] = captured and device.type == "cuda"
-        if captured:
-            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        rate = float(group["lr"])
+        group["lr"] = torch.tensor(rate, device=device) if captured else rate
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:

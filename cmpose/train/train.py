@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from cmpose.train.monitor import Monitor
 from cmpose.train.parallel import check_parallel, gather, whole_model
 from cmpose.train.schedule import check_batch
 from cmpose.train.state import RESUME, new_state, resume_or_start
-from cmpose.train.step import check_speed
+from cmpose.train.step import check_speed, settled_speed
 from cmpose.train.trainer import NonFiniteLoss, Trainer
 
 __all__ = ["Interrupted", "NonFiniteLoss", "OutOfMemory", "train"]
@@ -62,6 +63,8 @@ def train(
     """
     output = Path(output)
     with join_world(config.train.device) as world, stop_requests() as stop:
+        speed = settled_speed(config.train, world)
+        config = replace(config, train=replace(config.train, speed=speed))
         check_recipe(config.train, world)
         with claim_together(world, output, "train", "--output", _SUBFOLDERS):
             return _train(config, output, world, stop, resume=resume, progress=progress)
@@ -117,9 +120,13 @@ def take_steps(trainer: Trainer, output: Path, monitor: Monitor, stop: threading
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(out_of_memory(state.config, error)) from error
-        stopped = world.any(stop.is_set()) and state.step < last
-        save_due = state.step % save_every == 0 or state.step == last or stopped
-        if save_due or state.step % trainer.look_every == 0:
+        save_due = state.step % save_every == 0 or state.step == last
+        look_due = save_due or state.step % trainer.look_every == 0
+        # Several processes agree on a stop where they wait for the device in any case.
+        asked = stop.is_set() if world.size == 1 else look_due and world.any(stop.is_set())
+        stopped = asked and state.step < last
+        save_due = save_due or stopped
+        if save_due or look_due:
             _check_there(output, world)
             trainer.check_finite(checkpoints)
         monitor.step_taken(batch, result)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from cmpose.memory import is_out_of_memory
 from cmpose.models.weights import checkpoint
 from cmpose.train.batches import step_inputs
 from cmpose.train.schedule import learning_rate, steps_per_epoch
 from cmpose.train.state import TrainingState
 from cmpose.train.step import (
+    WARM_UP,
     CapturedStep,
     FiniteWatch,
+    LossModule,
     StepOutput,
     TrainingStep,
     capture_on,
+    prepare_groups,
     set_rates,
 )
 
@@ -42,11 +48,16 @@ class Trainer:
         self.look_every = 1 if scaler.is_enabled() else config.train.log_every
         self._watch = FiniteWatch(world.device)
         self._clips_of_step: dict[int, list[int]] = {}
-        self._run: Callable[[dict[str, Tensor]], StepOutput] = TrainingStep(
-            state.losses, state.model, state.optimizer, scaler, self._watch, config, world
-        )
+        self._taken = 0
+        self._run: Callable[[dict[str, Tensor]], StepOutput] = self._step()
         if state.captured:
             self._run = CapturedStep(self._run, capture_on(world.device))
+
+    def _step(self) -> TrainingStep:
+        s = self.state
+        return TrainingStep(
+            s.losses, s.model, s.optimizer, s.scaler, self._watch, s.config, s.world
+        )
 
     @property
     def total_steps(self) -> int:
@@ -63,9 +74,38 @@ class Trainer:
             state.optimizer, learning_rate(state.step, self.steps_per_epoch, state.config.train)
         )
         self._clips_of_step[state.step] = batch["index"].tolist()
-        output = self._run(inputs)
+        try:
+            output = self._run(inputs)
+        except RuntimeError as error:
+            if not self._may_fall_back or is_out_of_memory(error):
+                raise
+            self._fall_back(error)
+            output = self._run(inputs)
         state.step += 1
+        self._taken += 1
         return output
+
+    @property
+    def _may_fall_back(self) -> bool:
+        """Whether the step is being compiled or captured, which changes no weight when it fails."""
+        first = self.state.config.train.speed in ("compile", "graph") and self._taken <= WARM_UP
+        return first and self.state.world.size == 1
+
+    def _fall_back(self, error: RuntimeError) -> None:
+        """Goes on without what failed: compiling, or capturing."""
+        state = self.state
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        print(
+            f"train.speed={state.config.train.speed} failed ({said:.300}); training goes on with "
+            "train.speed=eager",
+            file=sys.stderr,
+        )
+        train = replace(state.config.train, speed="eager")
+        state.config = replace(state.config, train=train)
+        state.losses = LossModule(state.model).train()
+        state.optimizer.zero_grad(set_to_none=True)
+        prepare_groups(state.optimizer, state.world.device, state.captured)
+        self._run = self._step()
 
     def check_finite(self, checkpoints: Path) -> None:
         """Looks at the steps since the last call; waits for the device.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,14 @@ from cmpose.distributed import World
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
 from cmpose.train import batches, state, trainer
-from cmpose.train.step import CapturedStep, FiniteWatch, LossModule, StepOutput, check_speed
+from cmpose.train.step import (
+    CapturedStep,
+    FiniteWatch,
+    LossModule,
+    StepOutput,
+    check_speed,
+    settled_speed,
+)
 from cmpose.train.train import Interrupted, NonFiniteLoss, OutOfMemory, train
 from tests.recipes import FINE, interrupt_after, recipe
 from tests.train.test_train import lines, weights
@@ -154,12 +162,73 @@ def test_a_captured_run_resumes_exactly(rendered, tmp_path, captures, monkeypatc
     folder = checkpoint.training_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     groups = checkpoint.load_state(folder)["optimizer"]["param_groups"]
     assert {type(group["lr"]) for group in groups} == {float}
-    changed = recipe(rendered, **fields | {"train.speed": "eager"})
-    with pytest.raises(ValueError, match=r"train\.speed was 'graph', is 'eager'"):
-        train(changed, tmp_path / "run", resume=True)
-    train(recipe(rendered, **fields), tmp_path / "run", resume=True, progress=False)
-    got = weights(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "eager")
+    for folder, speed in (("run", "graph"), ("eager", "eager")):  # it may change in a run
+        changed = recipe(rendered, **fields | {"train.speed": speed})
+        train(changed, tmp_path / folder, resume=True, progress=False)
+        got = weights(tmp_path / folder)
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
+class Broken(Repeat):
+    """A capture that fails."""
+
+    def record(self, call):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+
+def test_a_failed_capture_goes_on_without_it(rendered, tmp_path, captures, monkeypatch, capsys):
+    expected, _ = trained(rendered, tmp_path / "eager", **DEEP)
+    monkeypatch.setattr(trainer, "capture_on", lambda device: Broken())
+    got, _ = trained(rendered, tmp_path / "graph", **DEEP, **{"train.speed": "graph"})
     assert all(torch.equal(got[key], expected[key]) for key in expected)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(
+        "train.speed=graph failed (operation not permitted when stream is capturing); training "
+        "goes on with train.speed=eager"
+    )
+    assert checkpoint.load_config(tmp_path / "graph" / "model").train.speed == "eager"
+
+
+def test_a_failed_compile_goes_on_without_it(rendered, tmp_path, monkeypatch, capsys):
+    def no_compiler(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    fields = {"train.epochs": 1}
+    expected, _ = trained(rendered, tmp_path / "eager", **fields)
+    monkeypatch.setattr(step_module, "COMPILER", no_compiler)
+    torch._dynamo.reset()
+    got, _ = trained(rendered, tmp_path / "compile", **fields, **{"train.speed": "compile"})
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    assert "train.speed=compile failed (" in capsys.readouterr().err
+
+
+def test_an_error_of_the_step_itself_is_no_failed_compile(rendered, tmp_path, monkeypatch):
+    def broken(self, batch):
+        raise RuntimeError("a fault of the step")
+
+    monkeypatch.setattr(trainer.TrainingStep, "__call__", broken)
+    with pytest.raises(RuntimeError, match="a fault of the step"):
+        trained(rendered, tmp_path / "run", **{"train.speed": "compile"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "device", "processes", "speed"),
+    [
+        ({}, "cpu", 1, "eager"),
+        ({}, "cuda", 1, "graph"),
+        ({"precision": "fp16"}, "cuda", 1, "compile"),
+        ({}, "cuda", 2, "compile"),
+        ({"distributed": "fsdp"}, "cuda", 2, "eager"),
+        ({"distributed": "fsdp"}, "cuda", 1, "graph"),
+        ({"speed": "eager"}, "cuda", 1, "eager"),
+        ({"speed": "graph"}, "cpu", 1, "graph"),
+    ],
+)
+def test_what_auto_stands_for(fields, device, processes, speed):
+    world = World(0, processes, torch.device(device))
+    assert settled_speed(TrainConfig(**fields), world) == speed
 
 
 def test_recomputed_activations_change_no_bit_and_may_change_in_a_run(rendered, tmp_path):
