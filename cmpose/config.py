@@ -290,6 +290,14 @@ class Config:
 SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 
 
+COMMON = (
+    *("model.backbone", "model.pretrained", "data.root", "data.cache", "data.boxes"),
+    *("train.epochs", "train.batch_size", "train.accumulate", "train.lr", "train.precision"),
+    "train.device",
+)
+"""Fields that a command's short help shows."""
+
+
 def add_fields(parser: ArgumentParser) -> None:
     """Adds ``--config FILE`` and ``--model.x``, ``--data.x``, ``--train.x`` to a parser."""
     parser.add_argument("--config", action="config", help="a recipe in YAML, such as in configs/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cmpose import config, usage
-from cmpose.cli import main
+from cmpose.cli import COMMANDS, main
 
 PREDICT = "predict v.mp4 --checkpoint a --out o "
 
@@ -82,3 +82,28 @@ def test_an_error_in_a_recipe_names_its_line(content, line, tmp_path):
 
 def test_a_message_that_is_not_known_stays_whole():
     assert usage.one_line("something\n  new", ()) == "something new"
+
+
+def help_of(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_short_and_in_plain_words(command, capsys):
+    text = help_of(capsys, command, "--help")
+    assert len(text.splitlines()) < 100
+    for word in ("Literal", "typing", "type:", "null", "default: )", "default: False"):
+        assert word not in text
+
+
+def test_all_fields_are_in_the_long_help(capsys):
+    fields = config.flatten(config.to_dict(config.Config()))
+    short, whole = help_of(capsys, "train", "--help"), help_of(capsys, "train", "--help-all")
+    for field in fields:
+        assert f"--{field} " in whole
+        assert (f"--{field} " in short) is (field in config.COMMON)
+    more = len(fields) - len(config.COMMON)
+    assert f"{more} more fields of the recipe: --help-all" in " ".join(short.split())
