@@ -104,7 +104,7 @@ def _parse(parser: ArgumentParser, command: str, arguments: list[str]) -> Namesp
     names = commands[command]._option_string_actions if command in commands else ()
     if help.HELP_ALL in arguments:
         arguments = [command, "--help"]
-    elif command in commands:
+    elif {"-h", "--help"} & set(arguments) and command in commands:
         help.shorten(commands[command], config.COMMON)
     arguments = usage.same_but_hyphens(arguments, names)
     try:
