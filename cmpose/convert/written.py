@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -22,10 +23,12 @@ class EarlierReport(Struct):
     Attributes:
         files: written, relative to the data set's root.
         unfinished: the conversion was killed, and there were no annotations before it.
+        left_out: which reports have that list no files, those of earlier versions.
     """
 
-    files: list[str] = []
+    files: list[str] | None = None
     unfinished: bool = False
+    left_out: Any = None
 
 
 def report_path(out: Path, split: str) -> Path:
@@ -45,6 +48,7 @@ class WrittenFiles:
 
     Raises:
         AnnotationError: the split's report is damaged, or lists what no conversion writes.
+        FileExistsError: there is a link, or another file, in its place.
     """
 
     def __init__(self, out: Path, split: str) -> None:
@@ -53,16 +57,24 @@ class WrittenFiles:
         self.unfinished = False
         self.now: frozenset[str] = frozenset()
         report = report_path(out, split)
-        if report.is_file():
+        if os.path.lexists(report):
             remedy = "mend it, or move it away: then nothing that is there is replaced"
-            there = read(report, EarlierReport, AnnotationError, remedy)
-            for number, file in enumerate(there.files):
+            there = EarlierReport()
+            if not report.is_symlink():
+                there = read(report, EarlierReport, AnnotationError, remedy)
+            if there.files is None and there.left_out is None:
+                raise FileExistsError(
+                    f"{report}: is there already and is no report of a conversion, or a link: move "
+                    "it, or give another --split or folder"
+                )
+            files = there.files or []
+            for number, file in enumerate(files):
                 if not self._is_of_split(file):
                     raise AnnotationError(
                         f"{report}: files[{number}]: {file!r} is no file that a conversion of "
                         f"{split!r} writes; {remedy}"
                     )
-            self.earlier, self.unfinished = frozenset(there.files), there.unfinished
+            self.earlier, self.unfinished = frozenset(files), there.unfinished
 
     def _is_of_split(self, file: str) -> bool:
         if file in self._single:

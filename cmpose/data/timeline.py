@@ -16,7 +16,7 @@ class Timeline:
     Attributes:
         frames: so many were decoded.
         seconds: from the first frame to the last; where time stamps go back, as in streams that
-            were joined, nothing is added.
+            were joined, and where frames were lost, nothing is added.
         shortest: seconds between two frames; infinite before there are two.
         longest: likewise; 0 before.
         holes: how often frames were lost because they could not be decoded.
@@ -44,7 +44,7 @@ class Timeline:
         seconds = math.nan if frame.time is None else frame.time
         gap = seconds - self._last
         self._last = seconds
-        if gap >= 0:  # not so for the first, which is NaN
+        if gap >= 0 and not lost:  # not so for the first, which is NaN
             self._gaps += 1
             self.seconds += gap
             self._squares += gap * gap

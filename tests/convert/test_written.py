@@ -144,3 +144,28 @@ def test_pictures_of_the_data_set_itself_are_not_removed(place, out, tmp_path):
     for _ in range(2):
         convert(source, out, out, ConvertOptions(overwrite=True, place=place))
         assert [name for name in names if not (out / name).is_file()] == []
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_in_the_reports_place_is_not_replaced(linked, tmp_path):
+    pictures(tmp_path / "pics", FILES)
+    report = tmp_path / "out" / "train_report.json"
+    report.parent.mkdir()
+    mine = tmp_path / "mine.json" if linked else report
+    mine.write_text('{"accuracy": 1, "left_out": {}}' if linked else '{"accuracy": 1}')
+    if linked:
+        report.symlink_to(mine)
+    before = mine.read_text()
+    with pytest.raises(FileExistsError, match=r"train_report\.json: is there already and is no"):
+        run(tmp_path, FILES)
+    assert mine.read_text() == before
+    assert files_of(tmp_path / "out") == ["train_report.json"]
+
+
+def test_a_report_of_an_earlier_version_is_one(out, tmp_path):
+    path = out / "train_report.json"
+    report = json.loads(path.read_text())
+    del report["files"]
+    path.write_text(json.dumps(report))
+    with pytest.raises(FileExistsError, match="the report of the split lists no such file"):
+        run(tmp_path, FILES[1:], overwrite=True)

@@ -141,8 +141,10 @@ def test_a_damaged_middle_costs_its_frames_and_is_told(tmp_path):
     info, pictures = read(path)
     assert numbers_of(pictures) == [n for n in range(20) if n not in (5, 11)]
     assert info.missing == 2
-    assert "hole.mkv is damaged, first at frame 5 (2 gaps, 0 frames decoded in p" in info.notes[-1]
-    assert "lost frames have no number, those behind are counted on" in info.notes[-1]
+    assert info.fps == 25, "of the frames that were not lost"
+    [note] = info.notes
+    assert "hole.mkv is damaged, first at frame 5 (2 gaps, 0 frames decoded in p" in note
+    assert "lost frames have no number, those behind are counted on" in note
 
 
 def test_of_several_streams_the_one_that_players_show_is_read(tmp_path):
