@@ -126,7 +126,9 @@ def _code(ptx: str, arch: int, flags: tuple[str, ...], ptxas: str | None) -> sas
 
 def _compiled(one: Launch, arch: int) -> _Compiled:
     if isinstance(one, cuda_kernels.Launch):
-        code = _code(one.ptx(arch), arch, (), str(build.find_nvcc().with_name("ptxas")))
+        # A kernel alone has not the strings that the lines' functions are named by.
+        ptx = re.sub(r", function_name [^\n]*", "", one.ptx(arch))
+        code = _code(ptx, arch, (), str(build.find_nvcc().with_name("ptxas")))
         name = re.sub(r"\(anonymous namespace\)::|\bcmpose::|^void |\(.*\)$", "", one.kernel)
         return _Compiled(name, one.blocks, one.warps, one.shared, code, one.tensors)
     made = triton_kernels.compiled(one, arch)
@@ -254,12 +256,14 @@ def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> l
     )
     with taking:
         call: Callable[..., Any] = bench.call
+        if direction not in (FORWARD, BACKWARD) or (direction == BACKWARD and not bench.gradients):
+            raise ValueError(
+                f"{op}: direction {direction!r}: give forward, or backward if it has one"
+            )
         if direction == FORWARD:
             with torch.no_grad():
                 call(**arguments, backend="cuda" if cuda else "triton")
             return taken
-        if direction != BACKWARD or not bench.gradients:
-            raise ValueError(f"{op}: it has no direction {direction!r}; give {bench.directions}")
         inputs = [arguments[name].requires_grad_() for name in bench.gradients]
         made = tensors(call(**arguments, backend="cuda" if cuda else "triton"))
         taken.clear()

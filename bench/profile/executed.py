@@ -34,21 +34,32 @@ Anchors = dict[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A conditional jump: how often each way was taken, and the lines of what comes there."""
+
+    times: tuple[float, float]
+    lines: tuple[set[str], set[str]]
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What the machine counted, a warp.
 
     Attributes:
         loops: the lines of each, and its rounds for each time that it is reached.
+        branches: by the line of a conditional jump.
         partings: of lanes.
     """
 
     anchors: Anchors
     loops: list[tuple[frozenset[str], float]]
+    branches: dict[str, list[Branch]]
     partings: float
 
 
-PRICE, LOW_PRICE, PARTING = 1000.0, 20.0, 100.0
-"""Of an anchor, of float32 arithmetic, and of lanes that part; an instruction has price 1."""
+PRICE, LOW_PRICE, PARTING = 1000.0, 100.0, 100.0
+"""Of an anchor, of float32 arithmetic and of a branch, and of lanes that part; an instruction has
+price 1."""
 
 ACROSS = ("tensor", "load", "store", "MUFU.EX2", "MUFU.LG2")
 """Anchors that the same kernel has on another card, where its layouts and barriers differ."""
@@ -83,9 +94,18 @@ def _of_sass(one: Instruction) -> tuple[str, float] | None:
     return None
 
 
+def _sources(kernel: Kernel) -> list[str]:
+    """Of each row its line. Line 0 stands for none: ptxas takes the one before."""
+    found: list[str] = []
+    for statement in kernel.statements:
+        none = statement.source.endswith(":0") and found
+        found.append(found[-1] if none else statement.source)
+    return found
+
+
 def _of_ptx(kernel: Kernel) -> Iterator[tuple[str, str, float]]:
     """Of each row its line, its anchor ('' if none), and how much of that it is."""
-    for statement, row in zip(kernel.statements, kernel.rows, strict=True):
+    for source, row in zip(_sources(kernel), kernel.rows, strict=True):
         what, amount = "", 0.0
         numbers, name = row.numbers, row.name
         if name in ("ld", "st") and numbers[0] & 3 in _SPACE:
@@ -107,7 +127,7 @@ def _of_ptx(kernel: Kernel) -> Iterator[tuple[str, str, float]]:
             kinds = {"shfl": "shuffle", "redux": "reduction", "atom": "atomic"}
             what = kinds.get(name.partition(".")[0], "")
             amount = float(bool(what))
-        yield statement.source, what, amount
+        yield source, what, amount
 
 
 def wanted(kernel: Kernel, counting: Counting, warps: int) -> Wanted:
@@ -119,7 +139,24 @@ def wanted(kernel: Kernel, counting: Counting, warps: int) -> Wanted:
         if what:
             found[source, what] += amount * visits / warps
     partings = counting.rows["partings"].sum() / warps
-    return Wanted(dict(found), list(_loops(kernel, counting)), float(partings))
+    branches: dict[str, list[Branch]] = defaultdict(list)
+    for at, row in enumerate(kernel.rows):
+        if row.name == "bra" and row.guard >= 0:
+            jumps = counting.rows["jumps"][at] / warps
+            stays = counting.rows["visits"][at] / warps - jumps
+            lines = _lines_from(kernel, row.numbers[0]), _lines_from(kernel, at + 1)
+            branches[_sources(kernel)[at]].append(Branch((jumps, stays), lines))
+    return Wanted(dict(found), list(_loops(kernel, counting)), dict(branches), float(partings))
+
+
+def _lines_from(kernel: Kernel, start: int) -> set[str]:
+    """Of the rows as far as the next jump."""
+    lines = set()
+    for row, source in zip(kernel.rows[start:], _sources(kernel)[start:], strict=True):
+        lines.add(source)
+        if row.name in ("bra", "ret"):
+            break
+    return lines
 
 
 def _loops(kernel: Kernel, counting: Counting) -> Iterator[tuple[frozenset[str], float]]:
@@ -137,7 +174,7 @@ def _loops(kernel: Kernel, counting: Counting) -> Iterator[tuple[frozenset[str],
                     jumped = way == len(following[at]) - 1 and kernel.rows[at].name == "bra"
                     back += jumps[at] if jumped else visits[at] - jumps[at]
         if visits[head]:
-            lines = frozenset(kernel.statements[at].source for at in body)
+            lines = frozenset(_sources(kernel)[at] for at in body)
             yield lines, float(visits[head] / max(visits[head] - back, 1))
 
 
@@ -197,10 +234,16 @@ def executed(blocks: list[Block], wanted: Wanted, across: bool = False) -> Execu
     goals: Anchors = defaultdict(float)
     for (source, what), amount in wanted.anchors.items():
         goals["" if across else source, what] += amount
+    only = set(held) ^ set(goals)
+    for table in (held, goals):  # what only one of the two has on that line may be on another
+        for key in only:
+            if key in table:
+                table["", key[1]] += table.pop(key)  # type: ignore[operator]
     keys = [k for k in {**goals, **held} if not across or k[1] in ACROSS]
     for key in keys:
         if held[key]:
             problem.hold(key[1], goals.get(key, 0.0), held[key])
+    problem.branch(wanted.branches)
     times = problem.solved()
     missed = total = 0.0
     for key in keys:
@@ -314,6 +357,30 @@ class _Problem:
             row[self._column(PRICE)] = 1.0
             row[self._column(PRICE)] = -1.0
         self.rows.append((row, wanted - constant))
+
+    def branch(self, wanted: dict[str, list[Branch]]) -> None:
+        """Adds the shares of conditional jumps, at a low price, but of those that ptxas repeats."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for at in self.reached:
+            block = self.blocks[at]
+            if len(block.next) == 2 and block.instructions:
+                found[block.instructions[-1].source].append(at)
+        for source, jumps in wanted.items():
+            if len(jumps) != 1 or len(found[source]) != 1:
+                continue
+            (at,), (jump,) = found[source], jumps
+            lines = [
+                {i.source for i in self.blocks[to].instructions} for to in self.blocks[at].next
+            ]
+            alike = [[len(a & b) / len(a | b) if a else 0.0 for b in jump.lines] for a in lines]
+            straight, crossed = alike[0][0] + alike[1][1], alike[0][1] + alike[1][0]
+            if straight == crossed:
+                continue
+            shares = jump.times[:: 1 if straight > crossed else -1]
+            for to, times in zip(self.blocks[at].next, shares, strict=True):
+                row = {self.edges[at, to]: 1.0}
+                row |= {self._column(LOW_PRICE): 1.0, self._column(LOW_PRICE): -1.0}
+                self.rows.append((row, times))
 
     def solved(self) -> list[float]:
         matrix = np.zeros((len(self.rows), len(self.prices)))
