@@ -234,11 +234,10 @@ def executed(blocks: list[Block], wanted: Wanted, across: bool = False) -> Execu
     goals: Anchors = defaultdict(float)
     for (source, what), amount in wanted.anchors.items():
         goals["" if across else source, what] += amount
-    only = set(held) ^ set(goals)
-    for table in (held, goals):  # what only one of the two has on that line may be on another
-        for key in only:
-            if key in table:
-                table["", key[1]] += table.pop(key)  # type: ignore[operator]
+    # What only one of the two has on a line may be on another in the other.
+    for key in set(held) ^ set(goals):
+        held["", key[1]] += held.pop(key, [])
+        goals["", key[1]] += goals.pop(key, 0.0)
     keys = [k for k in {**goals, **held} if not across or k[1] in ACROSS]
     for key in keys:
         if held[key]:

@@ -1,0 +1,207 @@
+"""Counts of hand-made kernels, which are known exactly, and of the project's own."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from bench.profile import counts, executed, flight, sass
+from tests.ptx_on_cpu import machine, parse
+
+pytestmark = pytest.mark.skipif(machine.compiler() is None, reason="needs g++")
+
+HEAD = """.version 8.7
+.target sm_89
+.address_size 64
+.extern .shared .align 16 .b8 smem[];
+.visible .entry k(.param .u64 p0, .param .u64 p1, .param .u32 p2)
+{
+.reg .pred %p<4>; .reg .b32 %r<40>; .reg .f32 %f<8>; .reg .b64 %rd<12>;
+.loc 1 1 0
+ld.param.u64 %rd0, [p0]; ld.param.u64 %rd1, [p1]; ld.param.u32 %r9, [p2];
+cvta.to.global.u64 %rd0, %rd0; cvta.to.global.u64 %rd1, %rd1;
+mov.u32 %r0, %tid.x; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ntid.x; mad.lo.u32 %r3, %r1, %r2, %r0;
+"""
+TAIL = '\nret;\n}\n.file 1 "/hand/made.py"\n'
+
+
+def ran(
+    body: str, *tensors: torch.Tensor, number: int = 0, blocks: int = 1, warps: int = 1
+) -> tuple[machine.Counting, executed.Executed, sass.Code]:
+    """Counts a kernel of pointers p0, p1 and a number p2; %r3 is the thread in the launch."""
+    ptx = HEAD + body + TAIL
+    (kernel,) = parse.kernels(ptx).values()
+    counting = machine.Counting()
+    parameters = struct.pack("QQI", *(t.data_ptr() for t in tensors), number)
+    machine.Program(kernel).launch((blocks,), warps, 8192, parameters, tensors, counting=counting)
+    code = sass.disassembled(sass.assembled(ptx, 89))
+    wanted = executed.wanted(kernel, counting, blocks * warps)
+    return counting, executed.executed(code.blocks, wanted), code
+
+
+def times_of(code: sass.Code, found: executed.Executed, base: str) -> float:
+    """How often a warp executes instructions of that name."""
+    return sum(
+        times
+        for block, times in zip(code.blocks, found.times, strict=True)
+        for one in block.instructions
+        if one.base == base
+    )
+
+
+COPY = """
+.loc 1 2 0
+mul.lo.u32 %r4, %r3, {step}; mul.wide.u32 %rd2, %r4, 4; add.u64 %rd3, %rd0, %rd2;
+ld.global.f32 %f0, [%rd3];
+.loc 1 3 0
+mul.wide.u32 %rd4, %r3, 4; add.u64 %rd5, %rd1, %rd4; st.global.f32 [%rd5], %f0;"""
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_sectors(step: int) -> None:
+    """n floats are n / 8 sectors; 8 apart, each is one."""
+    n = 256
+    source, out = torch.randn(step * n), torch.zeros(n)
+    counting, found, code = ran(COPY.format(step=step), source, out, blocks=4, warps=2)
+    assert torch.equal(out, source[::step])
+    assert counting.rows["sectors"].sum() == n // 8 * step + n // 8
+    assert counting.distinct.tolist() == [[n // 8 * step, 0], [0, n // 8]]
+    assert counting.rows["accesses"].sum() == 2 * n // 32
+    assert counting.rows["bytes"].sum() == 2 * 4 * n
+    assert found.unmatched < 1e-6
+    assert times_of(code, found, "LDG") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("step", "wavefronts"), [(0, 1), (1, 1), (2, 2), (32, 32), (33, 1)])
+def test_bank_conflicts(step: int, wavefronts: int) -> None:
+    """Lanes ``step`` words apart, written and read: as many passes as words share a bank."""
+    body = f"""
+    mul.lo.u32 %r4, %r0, {4 * step}; mov.u32 %r5, smem; add.u32 %r5, %r5, %r4;
+    st.shared.u32 [%r5], %r9; bar.sync 0; ld.shared.u32 %r6, [%r5];
+    mul.wide.u32 %rd2, %r3, 4; add.u64 %rd3, %rd1, %rd2; st.global.u32 [%rd3], %r6;"""
+    counting, _, _ = ran(body, torch.zeros(1), torch.zeros(32), number=7)
+    assert counting.rows["wavefronts"].sum() == 2 * wavefronts
+    assert counting.rows["conflicts"].sum() == 2 * (wavefronts - 1)
+
+
+def test_wide_shared_accesses() -> None:
+    """16 bytes a lane are four passes, and that is no conflict."""
+    body = """
+    shl.b32 %r4, %r0, 4; mov.u32 %r5, smem; add.u32 %r5, %r5, %r4;
+    st.shared.v4.u32 [%r5], {%r9, %r9, %r9, %r9};"""
+    counting, _, _ = ran(body, torch.zeros(1), torch.zeros(1))
+    assert counting.rows["wavefronts"].sum() == 4
+    assert counting.rows["conflicts"].sum() == 0
+
+
+LOOP = """
+mov.f32 %f1, 0f00000000; mov.u32 %r10, 0; cvt.u64.u32 %rd9, %r3; shl.b64 %rd9, %rd9, 2;
+add.u64 %rd3, %rd0, %rd9;
+setp.eq.u32 %p2, %r9, 0; @%p2 bra $end;
+$again:
+.loc 1 5 0
+ld.global.f32 %f0, [%rd3]; add.u64 %rd3, %rd3, 128;
+.loc 1 6 0
+fma.rn.f32 %f1, %f0, %f0, %f1;
+.loc 1 7 0
+add.u32 %r10, %r10, 1; setp.lt.u32 %p1, %r10, {end}; @%p1 bra $again;
+$end:
+.loc 1 8 0
+add.u64 %rd5, %rd1, %rd9; st.global.f32 [%rd5], %f1;"""
+
+
+@pytest.mark.parametrize("end", ["%r9", "24"])
+@pytest.mark.parametrize("rounds", [1, 24])
+def test_loops(end: str, rounds: int) -> None:
+    """ptxas unrolls, by four with a remainder or altogether; what is executed is the same."""
+    rounds = 24 if end == "24" else rounds
+    given, out = torch.randn(32 * 24), torch.zeros(32)
+    _, found, code = ran(LOOP.format(end=end), given, out, number=rounds)
+    torch.testing.assert_close(out, given.view(24, 32)[:rounds].square().sum(0))
+    assert found.unmatched < 1e-6
+    assert times_of(code, found, "LDG") == pytest.approx(rounds, abs=1e-4)
+    assert times_of(code, found, "FFMA") == pytest.approx(rounds, abs=1e-4)
+    if rounds == 24:
+        loads = [o for b in code.blocks for o in b.instructions if o.base == "LDG"]
+        assert flight.most(code.blocks, found.times, {}) >= 4 * 128  # so many before the first use
+        assert len(loads) > 4
+
+
+def test_share_of_a_branch() -> None:
+    """Two of eight blocks load and compute; the others store only."""
+    body = """
+    mov.f32 %f0, 0f3F800000; setp.ge.u32 %p1, %r1, 2; mul.wide.u32 %rd2, %r3, 4;
+    .loc 1 4 0
+    @%p1 bra $skip;
+    .loc 1 5 0
+    add.u64 %rd3, %rd0, %rd2; ld.global.f32 %f0, [%rd3]; lg2.approx.ftz.f32 %f0, %f0;
+    ex2.approx.ftz.f32 %f0, %f0; lg2.approx.ftz.f32 %f0, %f0; ex2.approx.ftz.f32 %f0, %f0;
+    $skip:
+    .loc 1 6 0
+    add.u64 %rd5, %rd1, %rd2; st.global.f32 [%rd5], %f0;"""
+    _, found, code = ran(body, torch.randn(256), torch.zeros(256), blocks=8)
+    assert times_of(code, found, "LDG") <= 1.0
+    assert times_of(code, found, "MUFU") == pytest.approx(4 * 2 / 8, abs=1e-4)
+    assert times_of(code, found, "STG") == pytest.approx(1.0, abs=1e-4)
+
+
+def test_least() -> None:
+    """A linear program whose solution is seen at once."""
+    # the least of 2a + b + 3c where a + b + c = 4 and a − c = 1
+    found = executed.least(
+        np.array([2.0, 1.0, 3.0]),
+        np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0]]),
+        np.array([4.0, 1.0]),
+    )
+    assert found == pytest.approx([1.0, 3.0, 0.0], abs=1e-5)
+
+
+def test_sampled_blocks() -> None:
+    """Few blocks all; of many, an equal share of each remainder modulo 12."""
+    assert counts.sampled(counts.WHOLE) is None
+    for blocks in (counts.WHOLE + 1, 2496, 13824, 99991):
+        chosen = counts.sampled(blocks)
+        assert chosen is not None
+        assert len(set(chosen)) == counts.SAMPLES
+        assert 0 <= min(chosen) <= max(chosen) < blocks
+        shares = torch.bincount(torch.tensor(chosen) % 12, minlength=12)
+        assert set(shares.tolist()) == {counts.SAMPLES // 12}
+
+
+def test_an_opcode_without_a_pipe_is_named() -> None:
+    with pytest.raises(sass.UnknownOpcode, match="HYPERMMA"):
+        sass.Instruction("HYPERMMA.1", "", "", False).pipe  # noqa: B018
+
+
+def test_a_kernel_whose_codes_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SASS of a kernel that loads twice as often is refused."""
+    one = counts.launches_of_op("temporal_attention", 89, {"B": 1, "N": 4}, "forward")[0]
+    made = counts._compiled(one, 89)
+    blocks = [sass.Block(2 * b.instructions, b.next, b.call, b.exits) for b in made.code.blocks]
+    code = sass.Code(made.code.registers, made.code.shared, blocks)
+    monkeypatch.setattr(counts, "_code", lambda *_: code)
+    with pytest.raises(counts.Unmatched, match=r"temporal_attention_rows_forward for sm_89: \d"):
+        counts.count([one], 89)
+
+
+@pytest.mark.parametrize("arch", [89, 90])
+def test_spatial_attention(arch: int) -> None:
+    """Against what its shapes say; for sm_90 SASS alone, as its wgmma do not run."""
+    (found,) = counts.counts_of_op("spatial_attention", arch, {"B": 1})
+    pairs = 3 * 3 * 12  # of sequence and head
+    rows, keys, tokens, d = 256, 208, 207, 64
+    assert found.tensor_flops == pytest.approx(2 * 2 * pairs * rows * keys * d, rel=1e-4)
+    one = pairs * tokens * d * 2 // 32
+    assert found.distinct_read == 3 * one
+    assert found.distinct_written == pytest.approx(one, rel=0.04)  # and the log-sum-exp
+    assert found.instructions["mufu"] * 32 >= pairs * rows * keys
+    assert found.blocks * found.warps * 1000 < sum(found.instructions.values())
+    assert (found.shared_conflicts, min(found.access_bytes)) == (0, 4)
+
+
+def test_what_has_no_such_direction() -> None:
+    with pytest.raises(ValueError, match=r"warp_clips: direction 'backward'"):
+        counts.counts_of_op("warp_clips", 89, {"B": 1}, "backward")
