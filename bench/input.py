@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from bench.harness.targets import CLIPS_PER_S
-from bench.report.tables import table
+from bench.report.tables import origin, table
 from cmpose.config import DataConfig
 from cmpose.data.cache.build import build
 from cmpose.data.clips import ClipDataset
@@ -113,13 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     seconds, videos, frames = (0.5, 2, 4) if args.quick else (4.0, 6, 20)
-    origin = provenance()
-    changed = " with changes" if origin["dirty"] else ""
-    print(
-        f"{origin['cpu']}, one core; OpenCV {cv2.__version__}, NumPy {np.__version__}, torch "
-        f"{torch.__version__}, Python {origin['python']}; commit {origin['commit'][:9]}{changed}; "
-        f"crops {SIZE[0]}×{SIZE[1]}, {NUM_FRAMES} frames, batches of {BATCH}\n"
-    )
+    more = f"crops {SIZE[0]}×{SIZE[1]}, {NUM_FRAMES} frames, batches of {BATCH}\n"
+    print(origin(provenance(), "one core", f"OpenCV {cv2.__version__}", more))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         sources: dict[str, Path] = {"given": Path(args.root)} if args.root else {}

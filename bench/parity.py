@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from bench.harness.records import slug
-from bench.report.tables import table
+from bench.report.markers import rendered
+from bench.report.tables import origin, table
 from cmpose import config as configuration
 from cmpose import provenance
 from cmpose.config import Config
@@ -142,14 +143,14 @@ HEAD = ("against eager with the reference ops", "curves of the same seed differ 
 
 def section(content: Mapping[str, Any], picture: str) -> str:
     """A machine's part of the page."""
-    origin, plain = content["provenance"], content["curves"][PLAIN]
+    plain = content["curves"][PLAIN]
     steps = len(next(iter(plain.values())))
-    where = (
-        f"`{origin['command']}`, commit `{origin['commit'][:9]}`"
-        f"{' with changes' if origin['dirty'] else ''}, {origin['utc'][:10]}; torch "
-        f"{origin['torch']}, Python {origin['python']}; {content['threads']} thread(s); "
-        f"{len(plain)} seeds, {steps} steps of {content['batch_size']} clips each, "
-        f"{content['precision']}; {content['seconds'] / 60:.1f} minutes."
+    where = origin(
+        content["provenance"],
+        f"{content['threads']} thread(s)",
+        f"{len(plain)} seeds",
+        f"{steps} steps of {content['batch_size']} clips each",
+        f"{content['precision']}; {content['seconds'] / 60:.1f} minutes.",
     )
     aps, rows = content["ap"], []
     for name, compared in content["comparison"].items():
@@ -170,28 +171,16 @@ def section(content: Mapping[str, Any], picture: str) -> str:
     return "\n\n".join([heading, where, table(HEAD, rows), ranges, shown])
 
 
-PAGE = """# Recipe parity
-
-Speed settings are not to change what is learnt. `python -m bench.parity` trains the same small
-recipe on rendered people by the plain step (eager, the ops' reference) and by the fast ones, with
-several seeds, and compares loss curves: those of the same seed, which differ by the speed alone,
-with those of two seeds of the plain recipe, which is the run-to-run noise. Curves are running
-means over {window} steps, the difference is the mean absolute one over all steps; the final loss
-is the mean of the last quarter, its difference to the plain recipe's is taken seed by seed and
-given with its 95 % interval. *Within noise* is yes if the ratio is below 1 and that interval covers
-0. This page is written by the command."""
-
-
 def write_page(folder: Path) -> Path:
-    """The page of all machines in ``folder``, beside it."""
+    """Renews the part of the page beside ``folder`` that has its machines."""
     contents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    parts = [PAGE.format(window=WINDOW)]
+    parts = [
+        section(content, f"{folder.name}/{path.stem}.svg") for path, content in contents.items()
+    ]
     if not any(content["provenance"]["gpu"] for content in contents.values()):
-        parts.append("On a GPU, with CUDA graphs and kernels: not yet measured.")
-    for path, content in contents.items():
-        parts.append(section(content, f"{folder.name}/{path.stem}.svg"))
+        parts.insert(0, "On a GPU, with CUDA graphs and kernels: not yet measured.")
     page = folder.with_suffix(".md")
-    write_text(page, "\n\n".join(parts) + "\n")
+    write_text(page, rendered(page.read_text(), {"parity": "\n\n".join(parts)}))
     return page
 
 
@@ -233,13 +222,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.seeds < 2:
         parser.error(f"--seeds {args.seeds}: one seed shows no run-to-run noise; give at least 2")
-    origin, started = provenance.provenance(), time.perf_counter()
+    source, started = provenance.provenance(), time.perf_counter()
     curves, ap, config = measure(args.work, args.seeds, args.steps, provenance.device())
     content: dict[str, Any] = {
         "machine": provenance.machine(), "threads": torch.get_num_threads(),
         "batch_size": config.train.batch_size, "precision": config.train.precision,
         "seconds": time.perf_counter() - started, "comparison": compare(curves), "ap": ap,
-        "curves": curves, "provenance": origin,
+        "curves": curves, "provenance": source,
     }  # fmt: skip
     path = args.output / f"{slug(provenance.machine())}.json"
     write_json(path, content)

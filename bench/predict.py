@@ -20,7 +20,7 @@ import cv2
 import torch
 
 from bench.report.markers import rendered
-from bench.report.tables import table
+from bench.report.tables import origin, table
 from cmpose.config import Config, ModelConfig
 from cmpose.data.pictures import read_picture
 from cmpose.data.video_writer import video_writer
@@ -113,14 +113,10 @@ def detector_ms(files: list[Path]) -> float:
 
 def report(record: dict[str, Any]) -> str:
     """The table and where it is from, as the document has them."""
-    source = record["provenance"]
-    where = (
-        f"`{source['command']}`: {source['cpu']}, {record['threads']} thread(s), torch "
-        f"{source['torch']}, OpenCV {record['opencv']}, Python {source['python']}, commit "
-        f"`{source['commit'][:7]}`{' with changes' if source['dirty'] else ''}. One run of the "
-        f"people detector: {record['detector_ms']:.0f} ms."
-    )
-    return f"{table(HEAD, map(cells, record['rows']))}\n\n{where}"
+    more = f"{record['threads']} thread(s)", f"OpenCV {record['opencv']}"
+    where = origin(record["provenance"], *more)
+    detector = f"One run of the people detector: {record['detector_ms']:.0f} ms."
+    return f"{table(HEAD, map(cells, record['rows']))}\n\n{where}. {detector}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor
 
 from bench.harness import attention
@@ -18,11 +16,8 @@ def _tokens(shape: Shape) -> int:
 
 
 def _flops(shape: Shape, direction: str) -> int:
-    references = (
-        partial(ops.spatial_attention, backend="reference"),
-        spatial_attention_backward_reference,
-    )
-    return attention.operations(shape, _tokens(shape), direction, *references)
+    both = ops.spatial_attention, spatial_attention_backward_reference
+    return attention.operations(shape, _tokens(shape), direction, *both)
 
 
 def arrange(qkv: Tensor) -> tuple[Tensor, ...]:

@@ -6,8 +6,6 @@ broadcast dimensions. Compiled, it is the strongest stock peer.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -20,11 +18,8 @@ from cmpose.ops.temporal_attention import temporal_attention_backward_reference
 
 
 def _flops(shape: Shape, direction: str) -> int:
-    references = (
-        partial(ops.temporal_attention, backend="reference"),
-        temporal_attention_backward_reference,
-    )
-    return attention.operations(shape, shape["N"], direction, *references)
+    both = ops.temporal_attention, temporal_attention_backward_reference
+    return attention.operations(shape, shape["N"], direction, *both)
 
 
 def broadcast_formulation(qkv: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,18 +52,8 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-class Count(NamedTuple):
-    """Bytes and calls of plain PyTorch beside the fused op's bytes."""
-
-    op: str
-    direction: str
-    plain_bytes: int
-    plain_calls: int
-    fused_bytes: int
-
-
-def count() -> list[Count]:
-    """Every op that has a Triton kernel, forward and backward."""
+def count() -> list[tuple[str, str, int, int, int]]:
+    """Every op that has a Triton kernel, forward and backward: plain bytes, calls, fused bytes."""
     counts = []
     for op, plain in PLAIN.items():
         bench = bench_of(op)
@@ -74,17 +64,17 @@ def count() -> list[Count]:
         function = plain or partial(bench.call, backend="reference")
         with Traffic() as forward:
             result = function(**arguments)
-        counts.append(Count(op, FORWARD, forward.bytes, forward.calls, bench.bytes_of(there)))
+        counts.append((op, FORWARD, forward.bytes, forward.calls, bench.bytes_of(there)))
         if bench.gradients:
             output = tensors(result)[0]
             upstream = torch.empty_like(output)
             with Traffic() as backward:
                 torch.autograd.grad(output, [arguments[n] for n in bench.gradients], upstream)
-            counts.append(Count(op, BACKWARD, backward.bytes, backward.calls, bench.bytes_of(back)))
+            counts.append((op, BACKWARD, backward.bytes, backward.calls, bench.bytes_of(back)))
     return counts
 
 
-def table(counts: list[Count]) -> str:
+def table(counts: list[tuple[str, str, int, int, int]]) -> str:
     """As Markdown."""
     rows = [
         (f"`{op}`", direction, f"{plain / 1e6:,.1f}", str(calls), f"{fused / 1e6:,.1f}",

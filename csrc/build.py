@@ -443,13 +443,21 @@ def build(plan: BuildPlan) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Builds cmpose._C and prints the time.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="keeps the objects")
+    parser.add_argument("--in-place", action="store_true", help="also copy it to cmpose/")
     parser.add_argument("--nvcc", action="store_true", help="only print which nvcc there is")
     options = parser.parse_args()
     try:
         if options.nvcc:
             print(find_nvcc())
         else:
-            print(build(plan(folder=options.folder)))
+            built = build(plan(folder=options.folder))
+            print(built)
+            if options.in_place:
+                package = PROJECT / "cmpose"
+                for stale in package.glob("_C.*.so"):
+                    stale.unlink()
+                shutil.copy2(built, package / built.name)
+                print(f"copied to cmpose/{built.name}")
     except BuildError as error:
         print(f"csrc/build.py: {error}", file=sys.stderr)
         return 1

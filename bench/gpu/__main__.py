@@ -14,7 +14,6 @@ import argparse
 import importlib
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,22 +29,6 @@ STAGES = ("build", "tests", "sanitize", "bench", "train")
 WORK = PROJECT / "build" / "gpu"
 
 
-def build_core() -> int:
-    """Builds by csrc/build.py, whose last line is the module's path, and copies it in place."""
-    command = [sys.executable, "csrc/build.py"]
-    done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False)
-    print(done.stdout, end="")
-    if done.returncode:
-        return done.returncode
-    built = Path(done.stdout.strip().splitlines()[-1])
-    package = PROJECT / "cmpose"
-    for stale in package.glob("_C.*.so"):
-        stale.unlink()
-    shutil.copy2(built, package / built.name)
-    print(f"copied to {package.name}/{built.name}")
-    return 0
-
-
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
     made.add_argument("--stages", default=" ".join(STAGES), help=f"of {' '.join(STAGES)}")
@@ -56,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--copy-to", type=Path, help="folder that gets results, state and summary")
     made.add_argument("--stage-seconds", type=float, default=520.0, help="then a stage is cut")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="test processes")
-    made.add_argument("--build-core", action="store_true", help=argparse.SUPPRESS)
     return made
 
 
@@ -122,8 +104,6 @@ def run(stage: str, state: State, options: argparse.Namespace, results: Path) ->
 def main(arguments: list[str] | None = None) -> int:
     made = parser()
     options = made.parse_args(arguments)
-    if options.build_core:
-        return build_core()
     try:
         stages = stages_of(options.stages)
     except ValueError as error:

@@ -34,14 +34,14 @@ def operations(
     shape: Shape,
     tokens: int,
     direction: str,
-    forward: Callable[[Tensor], Any],
+    forward: Callable[..., Any],
     backward: Callable[[Tensor, Tensor], Any],
 ) -> int:
-    """Those of the op's reference: two products forward; five backward, as scores are not kept."""
+    """Those of an op's reference: two products forward; five backward, as scores are not kept."""
     qkv = packed(shape, tokens, Draw(torch.float32, "meta"))["qkv"]
     if direction == BACKWARD:
         return counted_flops(lambda: backward(torch.empty_like(qkv[:, :, :, 0]), qkv))
-    return counted_flops(lambda: forward(qkv))
+    return counted_flops(lambda: forward(qkv, backend="reference"))
 
 
 def peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.harness.bound import RTX_4090
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD
 from bench.harness.workload import OpBench, Workload
 from cmpose.ops.backends import OPS
@@ -44,6 +45,13 @@ class Target:
     def workload(self) -> Workload:
         shape = {**bench_of(self.op).shapes[0], **self.shape}
         return Workload(self.op, self.direction, shape, BF16)
+
+    @property
+    def rtx_4090_bound_us(self) -> float:
+        """By its datasheet, see ``bound.py``."""
+        workload, bench = self.workload, bench_of(self.op)
+        flops = bench.flops(workload.shape, workload.direction)
+        return RTX_4090.bound_us(bench.bytes_of(workload), flops, workload.dtype)
 
     @property
     def over(self) -> str:

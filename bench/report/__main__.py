@@ -35,7 +35,6 @@ def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
         "charts": pictures or f"Charts: none; {NOT_YET}.",
         "results": tables.results(cards),
         "train-step": tables.train_step(cards),
-        "estimates": tables.estimates(cards),
         "cpu-ratios": tables.cpu_ratios(on_cpu),
         "bytes": traffic.table(traffic.count()),
     }

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.harness import targets as wanted
-from bench.harness.bound import RTX_4090
-from bench.harness.targets import TARGETS, Target, bench_of, best_record
+from bench.harness.targets import TARGETS, best_record
 from cmpose.ops.backends import OPS
 
 NOT_YET = "not yet measured"
@@ -22,13 +21,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def _origin(origin: dict[str, Any]) -> str:
-    dirty = " with uncommitted changes" if origin["dirty"] else ""
-    return (
-        f"torch {origin['torch']}, triton {origin['triton']}, CUDA {origin['cuda']}, driver "
-        f"{origin['driver']}, Python {origin['python']}, commit `{origin['commit'][:9]}`{dirty}, "
-        f"{origin['utc'][:10]}, `{origin['command']}`"
-    )
+def origin(source: dict[str, Any], *more: str) -> str:
+    """Where a figure is from: command, commit, day; machine, versions, and what else is to say."""
+    dirty = " with uncommitted changes" if source["dirty"] else ""
+    made = f"`{source['command']}`, commit `{source['commit'][:9]}`{dirty}, {source['utc'][:10]}"
+    names = ("torch", "triton", "CUDA", "driver", "Python")
+    versions = [f"{name} {source[name.lower()]}" for name in names if source[name.lower()]]
+    return f"{made}; {', '.join([source['gpu'] or source['cpu'], *versions, *more])}"
 
 
 def status(cards: list[Card]) -> str:
@@ -42,7 +41,7 @@ def status(cards: list[Card]) -> str:
         )
     lines = ["Measured, per card:", ""]
     for card in measured:
-        origins = list(dict.fromkeys(_origin(r["provenance"]) for r in card["records"]))
+        origins = list(dict.fromkeys(origin(r["provenance"]) for r in card["records"]))
         lines.append(f"- **{card['card']}**: {len(card['records'])} records.")
         lines += [f"  - {origin}" for origin in origins]
     return "\n".join(lines)
@@ -91,18 +90,20 @@ def _step_reached(card: Card | None) -> tuple[str, str]:
 def targets(cards: list[Card]) -> str:
     """Target and measurement of every hot spot."""
     measured: list[Card | None] = [card for card in cards if card["records"]] or [None]
-    head = ["hot spot", "target on H200 / RTX 4090, µs", "over the peers"]
+    head = ["hot spot", "bound on RTX 4090, µs", "target on H200 / RTX 4090, µs", "over the peers"]
     for card in measured:
         head += ["measured" if card is None else f"{card['card']}, µs", "ratio to the best peer"]
     rows = []
     for t in TARGETS:
-        row = [t.label, f"{t.h200_us:,g} / {t.rtx_4090_us:,g}", t.over]
+        wish = f"{t.h200_us:,g} / {t.rtx_4090_us:,g}"
+        row = [t.label, f"{t.rtx_4090_bound_us:,.1f}", wish, t.over]
         for card in measured:
             record = None if card is None else best_record(card["records"], t.workload)
             row += _reached(record, t.ratios)
         rows.append(row)
     step = [
         "full train step, ViT-B",
+        "–",
         f"≥ {' / ≥ '.join(map(str, wanted.CLIPS_PER_S.values()))} clips/s; in fp8 on an RTX 4090 "
         f"≥ {wanted.FP8_CLIPS_PER_S}",
         ", ".join(f"≥ {ratio:g}× {name}" for name, ratio in wanted.STEP_RATIOS.items()),
@@ -110,15 +111,6 @@ def targets(cards: list[Card]) -> str:
     for card in measured:
         step += _step_reached(card)
     return table(head, [*rows, step])
-
-
-def _estimate(target: Target, record: dict[str, Any] | None) -> list[str]:
-    """A row: the bound from the datasheet, and a time at the share reached on another card."""
-    workload, bench = target.workload, bench_of(target.op)
-    moved, flops = bench.bytes_of(workload), bench.flops(workload.shape, workload.direction)
-    bound = RTX_4090.bound_us(moved, flops, workload.dtype)
-    time = f"{bound / (record['percent_of_bound'] / 100):,.1f}" if record else "–"
-    return [target.label, f"{bound:,.1f}", time]
 
 
 def _sizes(shape: dict[str, int]) -> str:
@@ -146,29 +138,13 @@ def cpu_ratios(held: list[dict[str, Any]]) -> str:
                 "no peer ran" if ratio is None else f"{ratio:.2f}{mark}",
             ]
         )
-    origins = dict.fromkeys(
-        f"{o['cpu']}, torch {o['torch']}, Python {o['python']}, commit `{o['commit'][:9]}`"
-        f"{' with uncommitted changes' if o['dirty'] else ''}, {o['utc'][:10]}, `{o['command']}`"
-        for o in (record["provenance"] for record in held)
-    )
+    origins = dict.fromkeys(origin(record["provenance"]) for record in held)
     head = ("op", "sizes", "direction", "threads", "ours, ms", "peers, ms", "ours / fastest peer")
     return "\n".join([table(head, rows), "", *(f"{origin}." for origin in origins)])
 
 
 def _time(peer: tuple[str, float]) -> float:
     return peer[1]
-
-
-def estimates(cards: list[Card]) -> str:
-    """An RTX 4090's bounds, and times from what was reached on the first other card."""
-    others = [card for card in cards if card["records"] and "4090" not in card["card"]]
-    held = others[0]["records"] if others else []
-    rows = [_estimate(t, best_record(held, t.workload)) for t in TARGETS]
-    beside = "There is no estimate before a card has been measured."
-    if others:
-        beside = f"The estimates are at the share of the bound reached on {others[0]['card']}."
-    head = ["workload", "RTX 4090 bound, µs", "RTX 4090 estimate, µs"]
-    return f"{table(head, rows)}\n\n{beside}"
 
 
 def _row(record: dict[str, Any]) -> list[str]:
@@ -221,7 +197,7 @@ def train_step(cards: list[Card]) -> str:
     for name, step in ((card["card"], step) for card in cards for step in card["train_step"]):
         paragraphs.append(
             f"**{name}**, ViT-{step['backbone']}, {step['batch']} clips, "
-            f"{step['precision']}; {_origin(step['provenance'])}"
+            f"{step['precision']}; {origin(step['provenance'])}"
         )
         rows = []
         for variant, v in step["variants"].items():

@@ -141,6 +141,7 @@ def test_other_sources_begin_anew(tmp_path: Path) -> None:
 def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(stages, "DECLARED", ("surely_absent",))
     command = (*of_stage.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path))
+    quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     items = []
     for name, code in (
         ("declared", "import surely_absent\ndef test_a(): pass\n"),
@@ -150,7 +151,7 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypa
         ("empty", ""),
     ):
         (tmp_path / f"test_{name}.py").write_text(code)
-        items.append(Item(name, (*command, str(tmp_path / f"test_{name}.py"))))
+        items.append(Item(name, (*command, str(tmp_path / f"test_{name}.py")), quick))
     status, result = stage(tmp_path, *items)
     assert status == "failed"
     ends = {"declared": "not run", "unknown": "failed", "partly": "passed", "broken": "failed"}

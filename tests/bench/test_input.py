@@ -46,6 +46,6 @@ def test_documents_state_what_is_measured() -> None:
     ]
     for line in speed:
         rate, *cores = (c.strip().replace(",", "") for c in line.split("|")[4:-2])
-        for need, stated in zip(bench.NEEDS.values(), cores, strict=True):
+        for need, stated in zip(bench.CLIPS_PER_S.values(), cores, strict=True):
             assert float(stated) == pytest.approx(need / float(rate), rel=0.02, abs=0.06)
     assert DataConfig().cache == ""  # what the text calls the default

@@ -60,10 +60,18 @@ def test_auto_answers_for_the_reference() -> None:
         assert verdict("auto", (name, "failure"))["status"] == "failed"
 
 
-def test_it_runs_the_contract_of_the_op_and_not_for_ever() -> None:
+def test_it_runs_the_contract_of_the_op_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = op_tests.command
+
+    def some(op: str, report: str) -> list[str]:
+        return [
+            f"{op} and (bitwise or empty)" if word == op else word for word in whole(op, report)
+        ]
+
+    monkeypatch.setattr(op_tests, "command", some)
     result = op_tests.run({"unmerge_tokens": ["reference", "cuda"]})["unmerge_tokens"]
     assert result["reference"]["status"] == "passed"
-    assert result["reference"]["tests"] > 15
+    assert result["reference"]["tests"] == 2
     assert "tests/ops/test_contract.py" in result["reference"]["command"]
     result = op_tests.run({"unmerge_tokens": ["reference"]}, timeout=0.01)
     assert result["unmerge_tokens"]["reference"]["status"] == "not run"

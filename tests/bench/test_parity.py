@@ -58,6 +58,7 @@ def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
     ap = {name: {seed: 40.0 + seed for seed in runs} for name, runs in made.items()}
     monkeypatch.setattr(parity, "measure", lambda *arguments: (made, ap, config))
     folder = tmp_path / "parity"
+    shutil.copy(provenance.PROJECT / "docs" / "parity.md", tmp_path)
     with pytest.raises(SystemExit) as stopped:
         parity.main(["--seeds", "3", "--output", str(folder)])
     assert stopped.value.code == status
@@ -72,5 +73,6 @@ def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
 
 def test_the_page_is_what_the_committed_curves_give(tmp_path):
     shutil.copytree(provenance.PROJECT / "docs" / "parity", tmp_path / "parity")
+    shutil.copy(provenance.PROJECT / "docs" / "parity.md", tmp_path)
     written = parity.write_page(tmp_path / "parity").read_text()
     assert written == (provenance.PROJECT / "docs" / "parity.md").read_text()
