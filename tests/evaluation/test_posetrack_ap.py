@@ -448,6 +448,11 @@ def test_folders(tmp_path):
     (pred / "other.json").write_text(json.dumps(guess))
     with pytest.raises(FileNotFoundError, match=f"no file for 1 of 1 .*: {NAME}"):
         score_folders(gt, pred)
+    near = NAME.upper().replace(".JSON", ".json")
+    (pred / near).touch()
+    with pytest.raises(FileNotFoundError, match=f"{NAME}; {near} differs from it in upper case"):
+        score_folders(gt, pred)
+    (pred / near).unlink()
     with pytest.raises(ValueError, match=r"two folders or two files"):
         score_folders(gt, pred / "other.json")
     assert score_folders(gt / NAME, pred / "other.json").mean == 100.0
