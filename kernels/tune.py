@@ -1,6 +1,6 @@
 """Measures other configurations than the pinned ones on the card at hand.
 
-    python -m cmpose.kernels.tune [OP ...] [--quick] [--json FILE] [--list [--arch 89]]
+    python -m cmpose.kernels.tune [OP ...] [--quick] [--json FILE] [--list] [--arch 89]
 
 For every line of ``configs.py`` that one of the shapes below uses, it times the pinned
 configuration and its neighbours (blocks and warps halved and doubled, one pipeline stage more and
@@ -8,11 +8,15 @@ fewer). Each launch is timed alone with a cold L2 cache. A candidate counts only
 with it agree with the pinned ones. It prints the line to put into ``configs.py``, which must pass
 the compile check (``tests.kernels.compile_check``). Without a change of the source,
 ``CMPOSE_CONFIGS=FILE`` uses the file that ``--json`` writes.
+
+Without a card nothing is measured: in a checkout of the project the configurations are ranked by
+the estimate of docs/profile.md, for the card of ``--arch``.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import itertools
 import json
@@ -372,14 +376,49 @@ def measure(
     return Measured(config, 1.0, times)
 
 
-def tune(target: Target, arch: int, quick: bool) -> list[Measured]:
-    """The pinned configuration and its candidates, the pinned one first."""
-    expected = [call() for _, call in target.calls]
-    measured = [measure(target, target.pinned, expected, arch, quick)]
+Estimator = Callable[[list[launch.Launch], int], float]
+"""Launches and a compute capability → milliseconds."""
+
+
+def estimator() -> Estimator | None:
+    """What estimates launches without a card; None where the project's ``bench`` folder is not."""
+    try:
+        return importlib.import_module("bench.profile.tuning").milliseconds
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("bench", "tests"):
+            return None
+        raise
+
+
+def estimate(target: Target, config: Config, arch: int, estimated: Estimator) -> Measured:
+    """What the launches of ``config`` should take on the target's calls."""
+    try:
+        with pinned_to(target.line, config):
+            times = [
+                estimated([one for line, one in record(call, arch) if line == target.line], arch)
+                for _, call in target.calls
+            ]
+    except Exception as error:  # out of shared memory, or whatever the compiler has
+        return Measured(config, math.inf, [], f"{type(error).__name__}: {error}".splitlines()[0])
+    return Measured(config, 1.0, times)
+
+
+def tune(
+    target: Target, arch: int, quick: bool, estimated: Estimator | None = None
+) -> list[Measured]:
+    """The pinned configuration and its candidates, the pinned one first, measured or estimated."""
+    expected = [] if estimated else [call() for _, call in target.calls]
+
+    def timed(config: Config) -> Measured:
+        if estimated:
+            return estimate(target, config, arch, estimated)
+        return measure(target, config, expected, arch, quick)
+
+    measured = [timed(target.pinned)]
     if measured[0].failure:
         raise RuntimeError(f"{target.line} as it is pinned: {measured[0].failure}")
     for config in target.candidates(quick):
-        one = measure(target, config, expected, arch, quick)
+        one = timed(config)
         if not one.failure:
             pinned = measured[0].milliseconds
             ratios = [a / b for a, b in zip(one.milliseconds, pinned, strict=True)]
@@ -395,6 +434,37 @@ def best(measured: list[Measured]) -> Measured:
 
 
 # -- the program ----------------------------------------------------------------------------------
+
+
+def show_ranked(target: Target, found: list[Measured]) -> None:
+    """Prints the configurations of a line by their estimates, those that cannot run last."""
+    kernel, variant = target.line
+    print(f"{kernel}, variant {variant!r}:")
+    for name, _ in target.calls:
+        print(f"  at {name}")
+    for one in sorted(found, key=lambda one: one.share):
+        times = ", ".join(f"{ms * 1e3:.1f} µs" for ms in one.milliseconds)
+        mark = " (pinned)" if one is found[0] else ""
+        print(f"  {one.failure or f'estimate {times}'}: {written(one.config)}{mark}", flush=True)
+
+
+def rank(ops: list[str], shapes: Iterable[Shape], arch: int, quick: bool) -> int:
+    """The program without a card."""
+    estimated = estimator()
+    if estimated is None:
+        print(
+            "there is no GPU to measure on, and nothing to estimate with: run this in a checkout "
+            "of the project, whose bench folder has it; --list prints what would be tried",
+            file=sys.stderr,
+        )
+        return 2
+    print(f"there is no GPU: nothing is measured. Estimates for sm_{arch}, see docs/profile.md:")
+    for op in ops:
+        with launch.recording(arch):
+            calls = list(calls_of(op, shapes, "cpu"))
+        for target in targets(calls, arch):
+            show_ranked(target, tune(target, arch, quick, estimated))
+    return 0
 
 
 def show(target: Target, measured: list[Measured], arch: int) -> None:
@@ -444,18 +514,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer candidates, ViT-B only")
     parser.add_argument("--json", type=Path, help="write what is faster, for CMPOSE_CONFIGS")
     parser.add_argument("--list", action="store_true", help="print the candidates, run nothing")
-    parser.add_argument("--arch", type=int, help="with --list: for another card (default 89)")
+    parser.add_argument("--arch", type=int, help="without a card: for which (default 89)")
     options = parser.parse_args(arguments)
     for op in options.op:
         if op not in OPS:
             parser.error(f"op must be of {', '.join(OPS)}, got {op!r}")
-    if options.arch and not options.list:
+    has_card = torch.cuda.is_available()
+    if options.arch and has_card and not options.list:
         parser.error("--arch is for --list; what is measured is the card at hand")
+    if options.json and not has_card and not options.list:
+        parser.error("--json writes what was measured, and there is no GPU to measure on")
     shapes = SHAPES[:1] if options.quick else SHAPES
     ops = options.op or list(OPS)
     reached: list[Line] = []
+    arch = options.arch or launch.INTERPRETER_ARCH
     if options.list:
-        arch = options.arch or launch.INTERPRETER_ARCH
         for op in ops:
             with launch.recording(arch):
                 calls = list(calls_of(op, shapes, "meta"))
@@ -464,9 +537,8 @@ def main(arguments: list[str] | None = None) -> int:
                 reached.append(target.line)
         show_unreached(reached, ops)
         return 0
-    if not torch.cuda.is_available():
-        print("there is no GPU to measure on; --list prints what would be tried", file=sys.stderr)
-        return 2
+    if not has_card:
+        return rank(ops, SHAPES[:1], arch, options.quick)
     card = torch.cuda.get_device_properties(torch.cuda.current_device())
     arch = card.major * 10 + card.minor
     chosen: dict[Line, Config] = {}

@@ -105,18 +105,18 @@ class _Compiled:
     tensors: Sequence[Tensor]
 
 
-def sampled(blocks: int) -> list[int] | None:
+def sampled(blocks: int, samples: int = SAMPLES) -> list[int] | None:
     """Those of a launch's blocks that run; None: all.
 
     The step between them has no factor in common with 12, so that each of the tiles, heads or
     frames that alternate from block to block has its share.
     """
-    if blocks <= WHOLE:
+    if blocks <= samples * WHOLE // SAMPLES:
         return None
-    step = blocks // SAMPLES
+    step = blocks // samples
     while math.gcd(step, 12) > 1:
         step -= 1
-    return [(blocks - 1 - (SAMPLES - 1) * step) // 2 + k * step for k in range(SAMPLES)]
+    return [(blocks - 1 - (samples - 1) * step) // 2 + k * step for k in range(samples)]
 
 
 @cache
@@ -152,13 +152,16 @@ def _run(one: Launch, arch: int, counting: Counting) -> tuple[Program, bool]:
     return triton_kernels.run(one, STAND_IN, counting=counting, limits=arch), True
 
 
-def count(launches: Iterable[Launch], arch: int, whole: bool = False) -> list[Counts]:
+def count(
+    launches: Iterable[Launch], arch: int, whole: bool = False, samples: int = SAMPLES
+) -> list[Counts]:
     """Runs launches in their order, on their tensors, and counts what a card would do.
 
     Args:
         launches: as ``triton_kernels.taking`` and ``cuda_kernels.taking`` hand them over.
         arch: the card's compute capability.
         whole: all blocks run, however many: what a later launch reads is right then.
+        samples: blocks that run of a large launch; few will do where all are alike.
 
     Raises:
         Unknown: the PTX has something that the machine does not have.
@@ -166,12 +169,12 @@ def count(launches: Iterable[Launch], arch: int, whole: bool = False) -> list[Co
         Unmatched: the SASS cannot have done what the PTX did.
         Fault: a kernel did what it must not do.
     """
-    return [_counted(one, arch, whole) for one in launches]
+    return [_counted(one, arch, whole, samples) for one in launches]
 
 
-def _counted(one: Launch, arch: int, whole: bool) -> Counts:
+def _counted(one: Launch, arch: int, whole: bool, samples: int) -> Counts:
     made = _compiled(one, arch)
-    chosen = None if whole else sampled(made.blocks)
+    chosen = None if whole else sampled(made.blocks, samples)
     counting = Counting(chosen)
     program, stand_in = _run(one, arch, counting)
     ran = made.blocks if chosen is None else len(chosen)

@@ -2,7 +2,7 @@
 
     python -m bench.report [--check]
 
-Figures come from ``bench/results/*.json`` only. ``--check`` writes nothing and fails if anything is
+Figures come from ``bench/results`` only. ``--check`` writes nothing and fails if anything is
 stale or was edited.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench import traffic
 from bench.harness import records
-from bench.report import charts, tables
+from bench.profile import results
+from bench.report import charts, profiles, tables
 from bench.report.markers import rendered
 from bench.report.tables import NOT_YET, Card
 from cmpose.provenance import PROJECT
@@ -27,6 +28,7 @@ IMAGES = PROJECT / "docs" / "images" / "performance"
 def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
     """The page with its generated parts renewed, and its charts by file name."""
     on_cpu = records.load(ON_CPU)["records"] if ON_CPU.is_file() else []
+    profiled = results.load_or_empty(results.TARGETS)
     drawn = {name: svg for card in cards for name, svg in charts.draw(card).items()}
     pictures = "\n\n".join(f"![{name}](images/performance/{name})" for name in drawn)
     parts = {
@@ -35,6 +37,8 @@ def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
         "charts": pictures or f"Charts: none; {NOT_YET}.",
         "results": tables.results(cards),
         "train-step": tables.train_step(cards),
+        "estimates": profiles.hot_spots(profiled["profiles"], cards),
+        "published": profiles.published(results.load_or_empty(results.PUBLISHED)["published"]),
         "cpu-ratios": tables.cpu_ratios(on_cpu),
         "bytes": traffic.table(traffic.count()),
     }

@@ -249,7 +249,10 @@ def test_it_knows_every_op_and_says_which_lines_it_does_not_reach(
             assert f"{kernel}, variant {variant!r}: " in text
 
 
-def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for arguments, message in (
         (["dpc_knn"], "op must be of temporal_attention, "),
         (["--arch", "90"], "--arch is for --list"),
@@ -259,11 +262,60 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@NO_GPU
+def test_without_a_card_configurations_are_ranked_by_the_estimate(
+    table: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = torch.arange(100.0)
+
+    def calls(shape: tune.Shape, device: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        assert device == "cpu"
+        yield "forward", lambda: copied(x)
+
+    def milliseconds(launches: list[launch.Launch], arch: int) -> float:
+        assert arch == 90
+        [one] = launches
+        return 1 / one.config.blocks["BLOCK"]
+
+    monkeypatch.setattr(tune, "OPS", {"copy_op": calls})
+    monkeypatch.setattr(tune, "estimator", lambda: milliseconds)
+    assert tune.main(["--quick", "--arch", "90"]) == 0
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first == (
+        "there is no GPU: nothing is measured. Estimates for sm_90, see docs/profile.md:"
+    )
+    for section in "\n".join(rows).split(", variant ")[1:]:
+        ranked = [row for row in section.splitlines() if "c(" in row]
+        times = [float(row.split()[1]) for row in ranked if "estimate" in row]
+        assert times == sorted(times)
+        assert len(times) > 2
+        assert sum("(pinned)" in row for row in ranked) == 1
+        failed = ["RuntimeError: out of resource: shared memory" in row for row in ranked]
+        assert failed == sorted(failed)  # those that cannot run come last
+    assert sum("c(8, " in row for row in rows if "RuntimeError" in row) > 0
+
+
+@NO_GPU
+def test_without_a_card_or_the_bench_folder_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "estimator", lambda: None)
     assert tune.main(["heatmap_loss"]) == 2
-    message = "there is no GPU to measure on; --list prints what would be tried"
-    assert message in capsys.readouterr().err
+    assert "there is no GPU to measure on, and nothing to estimate with" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["heatmap_loss", "--json", "file"])
+    assert "--json writes what was measured" in capsys.readouterr().err
+
+
+def test_no_bench_folder_is_no_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name="bench")
+
+    monkeypatch.setattr(tune.importlib, "import_module", missing)
+    assert tune.estimator() is None
 
 
 def test_the_whole_program(

@@ -1,0 +1,164 @@
+"""Bounds and estimates of an op's compiled kernels, without a card; see docs/profile.md.
+
+    python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...] [--json FILE]
+    python -m bench.profile --validate    # the model beside published times
+    python -m bench.profile --targets     # every hot spot of docs/performance.md
+
+Nothing here is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.harness.records import Record
+from bench.harness.shapes import BF16
+from bench.harness.targets import TARGETS, bench_of
+from bench.harness.workload import OpBench, Workload
+from bench.profile import model, results
+from bench.profile.cards import BY_ARCH, FP16, H200, RTX_4090, Card
+from bench.profile.published import ROWS
+from bench.profile.workloads import Uncountable, counts_of, counts_of_call
+from bench.report.tables import table
+from cmpose.ops.backends import OPS
+
+
+def target_us(workload: Workload, card: Card) -> float | None:
+    """What is to be reached, where there is a target for this workload on this card."""
+    for target in TARGETS:
+        if target.workload == workload:
+            return {H200.name: target.h200_us, RTX_4090.name: target.rtx_4090_us}.get(card.name)
+    return None
+
+
+def profiled(workload: Workload, card: Card) -> model.Profile:
+    """Counts a workload for a card."""
+    moved = bench_of(workload.op).bytes_of(workload)
+    return model.profile(counts_of(workload, card.arch), card, workload.dtype, moved)
+
+
+_COLUMNS = ("DRAM", "L2", "shared", "issue", "fma", "alu", "mufu", "fp64", "tensor", "latency")
+
+
+def shown(workload: Workload, profile: model.Profile, target: float | None) -> str:
+    """Two tables, a row a launch: times by resource; occupancy and access."""
+    times, places = [], []
+    for launch in profile.launches:
+        counts, held = launch.counts, launch.occupancy
+        times.append(
+            [counts.kernel, *(f"{launch.times[name]:,.1f}" for name in _COLUMNS),
+             f"{launch.bound_us:,.1f} {launch.bound_by}", f"{launch.estimate_us:,.1f}"]
+        )  # fmt: skip
+        asked = counts.sectors_read + counts.sectors_written
+        distinct = counts.distinct_read + counts.distinct_written
+        places.append(
+            [counts.kernel, f"{counts.blocks:,} × {counts.warps}", str(counts.registers),
+             f"{counts.shared_bytes:,}", f"{held.blocks} ({held.limit})", f"{held.waves:,.2f}",
+             f"{100 * held.tail:.0f} %", f"{asked * 32 / 1e6:,.1f}", f"{distinct * 32 / 1e6:,.1f}",
+             f"{counts.shared_conflicts:,.0f}", f"{counts.bytes_in_flight / 1e3:,.1f}"]
+        )  # fmt: skip
+    band = model.BAND * profile.estimate_us
+    lines = [
+        f"{workload} on {profile.card.name} (sm_{profile.card.arch})",
+        f"  floor {profile.floor_us:,.1f} µs; bound {profile.bound_us:,.1f} µs "
+        f"({profile.bound_by}), {profile.bound_us / max(profile.floor_us, 1e-9):.2f} × floor; "
+        f"estimate {profile.estimate_us:,.1f} ± {band:,.1f} µs; "
+        + ("no target" if target is None else
+           f"target {target:,g} µs, estimate {profile.estimate_us / target:.2f} × that"),
+        "",
+        table(["kernel, µs alone", *_COLUMNS, "bound", "estimate"], times),
+        "",
+        table(["kernel", "blocks × warps", "registers", "shared bytes", "blocks an SM", "waves",
+               "tail", "asked MB", "distinct MB", "conflicts", "KB in flight"], places),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _validate(path: Path) -> None:
+    found: list[Record] = []
+    for row in ROWS:
+        counts = counts_of_call(row.call, row.card.arch)
+        profile = model.profile(counts, row.card, FP16, 0)
+        found.append(results.published_record(row, profile))
+        print(
+            f"{row.card.name}, {row.kernel}: published {row.us:,.1f} µs, bound "
+            f"{profile.bound_us:,.1f}, estimate {profile.estimate_us:,.1f} "
+            f"({100 * found[-1]['error']:+.0f} %)",
+            flush=True,
+        )
+    results.save(path, published=found)
+
+
+def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | None) -> None:
+    found: list[Record] = []
+    for workload in workloads:
+        for card in cards:
+            profile = profiled(workload, card)
+            target = target_us(workload, card)
+            print(shown(workload, profile, target), flush=True)
+            found.append(results.record(workload, profile, target))
+    if path:
+        results.save(path, profiles=found)
+
+
+def _sizes(given: Sequence[str], bench: OpBench) -> dict[str, int]:
+    """``M=1024`` … in place of the reference shape's.
+
+    Raises:
+        ValueError: not of that form, or a size that the op does not have.
+    """
+    shape = dict(bench.shapes[0])
+    for text in given:
+        name, _, size = text.partition("=")
+        if name not in shape:
+            raise ValueError(f"--shape {text}: {bench.op} has the sizes {', '.join(shape)}")
+        if not size.isdecimal():
+            raise ValueError(f"--shape {text}: expected {name}=SIZE with a whole number")
+        shape[name] = int(size)
+    return shape
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.profile",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("op", nargs="?", help=f"of {', '.join(OPS)}")
+    parser.add_argument("--arch", type=int, nargs="+", default=[89, 90], choices=BY_ARCH)
+    parser.add_argument("--direction", help="default: the op's first")
+    parser.add_argument("--shape", nargs="+", default=[], metavar="NAME=SIZE")
+    parser.add_argument("--json", type=Path, help="write the profiles as records")
+    parser.add_argument("--validate", action="store_true", help="the model beside published times")
+    parser.add_argument("--targets", action="store_true", help="every hot spot")
+    options = parser.parse_args(arguments)
+    if sum((options.op is not None, options.validate, options.targets)) != 1:
+        parser.error("give an op, --validate or --targets")
+    try:
+        if options.validate:
+            _validate(options.json or results.PUBLISHED)
+        elif options.targets:
+            path = options.json or results.TARGETS
+            _profile([t.workload for t in TARGETS], (RTX_4090, H200), path)
+        else:
+            bench = bench_of(options.op)
+            direction = options.direction or bench.directions[0]
+            if direction not in bench.directions:
+                raise ValueError(
+                    f"--direction {direction}: {bench.op} has {', '.join(bench.directions)}"
+                )
+            shape = _sizes(options.shape, bench)
+            workload = Workload(bench.op, direction, shape, BF16)
+            _profile([workload], [BY_ARCH[arch] for arch in options.arch], options.json)
+    except (ValueError, Uncountable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""From the counts of a launch to times: what each resource alone needs, the bound, and an estimate.
+
+docs/profile.md says the same in words, and how far the estimates are from published times. All
+times are in microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.profile.cards import SHARED_BYTES_A_CLOCK, Card
+from bench.profile.counts import Counts
+
+SECTOR = 32
+WARP = 32
+
+COPY_SHARE = 0.9
+"""Of the data sheet's rate of a card's memory, what a copy reaches (L40, H200)."""
+
+SERIAL = 0.7
+"""Of a pipe's time, what the pipes beside the busiest one add: a warp's softmax waits for its
+product, and the product for the softmax."""
+
+NORM = 4
+"""Memory's time m and the SMs' time s overlap to (mⁿ + sⁿ)^(1/n): 19 % over either if they are
+equal, 2 % if one is twice the other."""
+
+BAND = 0.25
+"""The estimates of published kernels are within this share of the published times."""
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How a launch's blocks lie on a card.
+
+    Attributes:
+        blocks: that an SM holds at a time.
+        limit: what holds no more of them.
+        waves: blocks of the launch over those that the card holds.
+    """
+
+    blocks: int
+    limit: str
+    waves: float
+
+    @property
+    def tail(self) -> float:
+        """Share of all places for blocks that stays empty until the last one has ended."""
+        return 1 - self.waves / math.ceil(self.waves)
+
+
+def occupancy(counts: Counts, card: Card) -> Occupancy:
+    """Blocks an SM and waves.
+
+    Registers are given to warps in portions of 256, and warps are counted in fours, one for each
+    quarter of an SM. Of shared memory the system keeps 1 KB a block, and gives it in portions of
+    128 bytes.
+
+    Raises:
+        ValueError: not even one block fits.
+    """
+    registers = 256 * math.ceil(max(counts.registers, 1) * WARP / 256)
+    shared = 128 * math.ceil((counts.shared_bytes + 1024) / 128)
+    fitting = {
+        "blocks": card.blocks,
+        "warps": card.warps // counts.warps,
+        "registers": card.registers // registers // 4 * 4 // counts.warps,
+        "shared memory": card.shared_bytes // shared,
+    }
+    if counts.shared_bytes > card.block_shared_bytes:
+        fitting["shared memory"] = 0
+    limit = min(fitting, key=fitting.__getitem__)
+    blocks = fitting[limit]
+    if not blocks:
+        raise ValueError(
+            f"{counts.kernel}: no block fits an SM of {card.name}: {limit} "
+            f"({counts.warps} warps, {counts.registers} registers a thread, "
+            f"{counts.shared_bytes:,} bytes of shared memory)"
+        )
+    return Occupancy(blocks, limit, counts.blocks / (blocks * card.sms))
+
+
+def resources(counts: Counts, card: Card, dtype: str, known: float = 0.0) -> dict[str, float]:
+    """The time that each resource alone needs.
+
+    An SM's resources count for the SM that has the most blocks.
+
+    Args:
+        counts: of one launch.
+        card: whose rates are taken.
+        dtype: of the tensor instructions' operands.
+        known: sectors that the second-level cache holds already; the launch touches those first.
+
+    Returns:
+        Resource → µs: DRAM (distinct sectors), L2 (sectors asked for), shared (passes over shared
+        memory and over what global accesses carry), issue, fma, alu, mufu, fp64 (warp
+        instructions), tensor (operations), latency (bytes in flight, by Little's law).
+    """
+    clock = card.clock_ghz * 1e3  # clocks a µs
+    held = occupancy(counts, card)
+    busiest = math.ceil(counts.blocks / card.sms)
+    # A warp stays in its quarter of the SM.
+    quarters = min(1.0, counts.warps * min(busiest, held.blocks) / 4)
+
+    def on_sm(work: float, per_clock: float) -> float:
+        return work * busiest / counts.blocks / per_clock / clock
+
+    asked = counts.sectors_read + counts.sectors_written
+    distinct = counts.distinct_read + counts.distinct_written
+    carried = sum(
+        number * max(1.0, size * WARP / SHARED_BYTES_A_CLOCK)
+        for size, number in counts.access_bytes.items()
+    )
+    found = {
+        "DRAM": max(0.0, distinct - known) * SECTOR / (card.dram_gb_s * 1e3),
+        "L2": on_sm(asked * SECTOR, card.l2_bytes),
+        "shared": on_sm(counts.shared_wavefronts + carried, 1),
+        "tensor": on_sm(counts.tensor_flops, card.tensor.get(dtype, math.inf) * quarters),
+        "latency": _latency(counts, card, held, known) / clock,
+    }
+    every = {**counts.instructions, "issue": sum(counts.instructions.values())}
+    for pipe, lanes in card.lanes.items():
+        found[pipe] = on_sm(every.get(pipe, 0) * WARP, lanes * quarters)
+    return found
+
+
+def _latency(counts: Counts, card: Card, held: Occupancy, known: float) -> float:
+    """Clocks of the trips to memory that a block makes one after another, in all waves."""
+    if not counts.sectors_read or not counts.bytes_in_flight:
+        return 0.0
+    from_dram = min(1.0, max(0.0, counts.distinct_read - known) / counts.sectors_read)
+    trip = from_dram * card.dram_cycles + (1 - from_dram) * card.l2_cycles
+    read = counts.sectors_read * SECTOR / counts.blocks
+    trips = max(1.0, read / counts.bytes_in_flight)
+    return math.ceil(held.waves) * trips * trip
+
+
+def estimated(times: dict[str, float], card: Card) -> float:
+    """The estimate of a launch from its resources' times.
+
+    Inside an SM a warp uses one pipe after another, so the busiest pipe's time grows by a share of
+    the others'. Memory works beside that, and is slowed a little by it.
+    """
+    pipes = [
+        times["tensor"] / card.sustained,
+        times["mufu"],
+        max(times[name] for name in ("issue", "fma", "alu", "fp64")),
+    ]
+    inside = max(pipes) + SERIAL * (sum(pipes) - max(pipes))
+    memory = max(times["DRAM"] / COPY_SHARE, times["L2"], times["latency"])
+    inside = max(inside, times["shared"])
+    return card.launch_us + (memory**NORM + inside**NORM) ** (1 / NORM)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch on one card: its counts and what follows from them."""
+
+    counts: Counts
+    occupancy: Occupancy
+    times: dict[str, float]
+    estimate_us: float
+
+    @property
+    def bound_by(self) -> str:
+        return max(self.times, key=self.times.__getitem__)
+
+    @property
+    def bound_us(self) -> float:
+        return self.times[self.bound_by]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All launches of a workload on a card.
+
+    Attributes:
+        floor_us: its algorithmic bytes at the data sheet's rate.
+    """
+
+    card: Card
+    launches: tuple[Launch, ...]
+    floor_us: float
+
+    @property
+    def bound_us(self) -> float:
+        return max(self.floor_us, sum(launch.bound_us for launch in self.launches))
+
+    @property
+    def estimate_us(self) -> float:
+        return max(self.floor_us / COPY_SHARE, sum(launch.estimate_us for launch in self.launches))
+
+    @property
+    def band(self) -> float:
+        """Share of the estimate by which the time may differ."""
+        return BAND
+
+    @property
+    def bound_by(self) -> str:
+        """What bounds the launch that takes longest."""
+        return max(self.launches, key=lambda launch: launch.bound_us).bound_by
+
+
+def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> Profile:
+    """Bound and estimate of a workload on a card.
+
+    If all that its launches move fits in the second-level cache, a launch finds there as much as
+    those before it moved.
+
+    Args:
+        launches: the counts of each, in order, for the card's compute capability.
+        card: whose rates are taken.
+        dtype: of the tensor instructions' operands.
+        moved: bytes that the workload must move.
+
+    Raises:
+        ValueError: there are no launches, they were counted for another compute capability, or a
+            block does not fit.
+    """
+    if not launches:
+        raise ValueError("launches: expected at least one, got none")
+    for counts in launches:
+        if counts.arch != card.arch:
+            raise ValueError(
+                f"{counts.kernel}: counted for sm_{counts.arch}; {card.name} is sm_{card.arch}"
+            )
+    moves = [(one.distinct_read + one.distinct_written) for one in launches]
+    fits = sum(moves) * SECTOR <= card.l2_mb * 1e6
+    found = []
+    for index, counts in enumerate(launches):
+        times = resources(counts, card, dtype, sum(moves[:index]) if fits else 0)
+        found.append(Launch(counts, occupancy(counts, card), times, estimated(times, card)))
+    return Profile(card, tuple(found), moved / (card.dram_gb_s * 1e3))

@@ -1,0 +1,80 @@
+"""Tables of bounds and estimates: of every hot spot, and of kernels whose times are published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.harness.records import Record
+from bench.harness.targets import TARGETS, best_record, workload_of
+from bench.report.tables import NOT_YET, Card, table
+
+
+def _origin(held: list[Record]) -> list[str]:
+    """What made the records, each way once."""
+    lines = [
+        f"Counted with torch {o['torch']}, triton {o['triton']}, commit `{o['commit'][:9]}`"
+        f"{' with uncommitted changes' if o['dirty'] else ''}, {o['utc'][:10]}, `{o['command']}`."
+        for o in (record["provenance"] for record in held)
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _estimate(record: Record) -> str:
+    us = record["estimate_us"]
+    return f"{us:,.1f} ± {record['band'] * us:,.1f}"
+
+
+def _measured(record: Record, cards: list[Card]) -> str:
+    """The time on a card of that name, if one has been measured."""
+    for card in cards:
+        found = best_record(card["records"], workload_of(record))
+        if found and record["card"].removesuffix(" SXM") in card["card"]:
+            return f"{found['us']['p50']:,.1f}"
+    return NOT_YET
+
+
+def hot_spots(held: list[Record], cards: list[Card]) -> str:
+    """Floor, bound and estimate of every hot spot on each card, beside target and measurement."""
+    labels = [(t.label, t.workload) for t in TARGETS]
+    rows = []
+    for label, workload in labels:
+        for record in (r for r in held if workload_of(r) == workload):
+            target: Any = record["target_us"]
+            rows.append(
+                [
+                    label,
+                    record["card"],
+                    f"{record['floor_us']:,.1f}",
+                    f"{record['bound_us']:,.1f} {record['bound_by']}",
+                    _estimate(record),
+                    "–" if target is None else f"{target:,g}",
+                    _measured(record, cards),
+                ]
+            )
+    if not rows:
+        return "Bounds and estimates of compiled kernels: none recorded."
+    head = ("hot spot", "card", "floor, µs", "bound, µs, by", "estimate, µs", "target, µs",
+            "measured, µs")  # fmt: skip
+    return "\n\n".join([table(head, rows), *_origin(held)])
+
+
+def published(held: list[Record]) -> str:
+    """The model beside published times, and the error of each estimate."""
+    if not held:
+        return "The model beside published times: none recorded."
+    rows = [
+        [
+            record["card"],
+            record["kernel"],
+            f"{record['figure']:,g} {record['unit']}",
+            f"{record['published_us']:,.1f}",
+            f"{record['bound_us']:,.1f} {record['bound_by']}",
+            f"{record['estimate_us']:,.1f}",
+            f"{100 * record['error']:+.0f} %",
+            record["source"],
+        ]
+        for record in held
+    ]
+    head = ("card", "kernel", "published", "that is, µs", "bound, µs, by", "estimate, µs",
+            "error", "source")  # fmt: skip
+    return "\n\n".join([table(head, rows), *_origin(held)])

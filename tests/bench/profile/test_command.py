@@ -1,0 +1,147 @@
+"""The command, its records and its tables, with counts made by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.harness.records import SchemaError
+from bench.harness.targets import TARGETS
+from bench.profile import __main__ as command
+from bench.profile import model, results, sass, workloads
+from bench.profile.published import ROWS
+from bench.report import profiles
+from bench.report.tables import NOT_YET
+from csrc import build
+from tests import cuda_on_cpu
+from tests.bench.profile.test_model import a_copy
+from tests.bench.samples import content, record
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is counted is a copy of 100 MB."""
+    monkeypatch.setattr(command, "counts_of", lambda workload, arch: [a_copy(100, arch)])
+    monkeypatch.setattr(command, "counts_of_call", lambda call, arch: [a_copy(100, arch)])
+
+
+def test_an_op_on_two_cards(
+    by_hand: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "profile.json"
+    assert command.main(["temporal_attention", "--shape", "N=207", "K=0", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "temporal_attention forward B=32 T=3 N=207 K=0 H=12 d=64 bfloat16 on RTX 4090" in text
+    assert "target 385 µs" in text
+    assert "on H200 SXM (sm_90)" in text
+    assert "measured" not in text
+    first, second = results.load(file)["profiles"]
+    assert (first["card"], second["card"]) == ("RTX 4090", "H200 SXM")
+    assert first["target_us"] == 385
+    assert first["bound_us"] == first["floor_us"]  # the copy by hand moves less than the op must
+    assert first["launches"][0]["us"]["DRAM"] == pytest.approx(2e8 / 1008e3)
+    assert first["provenance"]["commit"]
+    other = file.read_text().replace('"bound_by": "DRAM"', '"bound_by": ""')
+    file.write_text(other)
+    with pytest.raises(SchemaError, match=r"profile\.json: profiles\[0\]\.bound_by"):
+        results.load(file)
+
+
+def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
+    file = tmp_path / "targets.json"
+    assert command.main(["--targets", "--json", str(file)]) == 0
+    held = results.load(file)["profiles"]
+    table = profiles.hot_spots(held, [])
+    assert table.count(NOT_YET) == 2 * len(TARGETS)
+    for target in TARGETS:
+        assert f"| {target.label} | RTX 4090 |" in table
+        assert f"| {target.label} | H200 SXM |" in table
+    assert "`python -m" in table
+    # What a card has measured stands beside the estimate.
+    measured = content(record())
+    measured["card"] = "NVIDIA GeForce RTX 4090"
+    rows = profiles.hot_spots(held, [measured]).splitlines()
+    assert sum(row.endswith("| 100.0 |") for row in rows) == 1
+    assert "none recorded" in profiles.hot_spots([], [])
+
+
+def test_the_model_stands_beside_published_times(
+    by_hand: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "published.json"
+    assert command.main(["--validate", "--json", str(file)]) == 0
+    held = results.load(file)["published"]
+    assert len(held) == len(ROWS)
+    copied = held[0]
+    # 1,024 MB at the published 921 GB/s; the copy by hand moves 200 MB.
+    assert copied["published_us"] == pytest.approx(1024e6 / 921e3)
+    assert copied["error"] == pytest.approx(copied["estimate_us"] / copied["published_us"] - 1)
+    assert profiles.published(held).count("\n| ") == len(ROWS)
+    assert "published 1,111.8 µs" in capsys.readouterr().out
+    assert "none recorded" in profiles.published([])
+
+
+def test_published_units_become_times() -> None:
+    by_unit = {row.unit: row for row in ROWS}
+    assert by_unit["cycles"].us == pytest.approx(797_247 / 2407)
+    product = next(row for row in ROWS if "product" in row.kernel)
+    assert product.us == pytest.approx(2 * 8192**3 / 163.5e6)
+
+
+def test_the_committed_errors_are_within_the_band() -> None:
+    """And are of the rows, figures and band that the code has."""
+    held = results.load(results.PUBLISHED)["published"]
+    assert [(r["card"], r["kernel"], r["figure"]) for r in held] == [
+        (row.card.name, row.kernel, row.figure) for row in ROWS
+    ]
+    for row in held:
+        assert abs(row["error"]) <= row["band"] == model.BAND
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give an op, --validate or --targets"),
+        (["knn", "--validate"], "give an op, --validate or --targets"),
+        (["knn", "--arch", "70"], "invalid choice: 70"),
+        (["nothing"], "op must be one of spatial_attention, "),
+        (["knn", "--shape", "M=-1"], "--shape M=-1: expected M=SIZE with a whole number"),
+        (["knn", "--shape", "Q=2"], "--shape Q=2: knn has the sizes B, M, D, k"),
+        (["knn", "--direction", "up"], "--direction up: knn has forward"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(command.main(arguments))
+    assert message in capsys.readouterr().err
+
+
+def test_a_shape_that_the_op_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["temporal_attention", "--shape", "T=1", "--arch", "89"]) == 2
+    error = capsys.readouterr().err
+    assert "temporal_attention forward B=32 T=1" in error
+
+
+def test_missing_programs_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sass, "tool", lambda name: f"/nowhere/{name}")
+        assert command.main(["heatmap_loss", "--arch", "89"]) == 2
+        assert "/nowhere/ptxas: no such program" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_on_cpu, "compiler", lambda: None)
+        assert command.main(["heatmap_loss", "--arch", "89"]) == 2
+        assert "g++: not on PATH" in capsys.readouterr().err
+
+    def missing(*_: Any) -> None:
+        raise build.BuildError("there is no nvcc on PATH")
+
+    monkeypatch.setattr(workloads.build, "find_nvcc", missing)
+    assert command.main(["dpc_knn", "--arch", "89"]) == 2
+    assert "dpc_knn: there is no nvcc on PATH" in capsys.readouterr().err
