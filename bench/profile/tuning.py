@@ -8,10 +8,10 @@ from bench.harness.shapes import FP32
 from bench.profile import model
 from bench.profile.cards import BY_ARCH
 from bench.profile.counts import count
-from cmpose.kernels import launch
+from tests.ptx_on_cpu.triton_kernels import Launch
 
 
-def milliseconds(launches: list[launch.Launch], arch: int) -> float:
+def milliseconds(launches: list[Launch], arch: int) -> float:
     """The estimate of some launches together, on the card that stands for a capability.
 
     Raises:

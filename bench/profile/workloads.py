@@ -11,7 +11,6 @@ from bench.harness.shapes import BACKWARD, BOTH, FORWARD
 from bench.harness.workload import Workload
 from bench.profile import sass
 from bench.profile.counts import Counts, Unmatched, count, counts_of_op
-from cmpose.kernels import launch
 from csrc import build
 from tests import cuda_on_cpu
 from tests.ptx_on_cpu import triton_kernels
@@ -71,7 +70,7 @@ def counts_of_call(call: Callable[[], None], arch: int) -> list[Counts]:
         Uncountable: as :func:`counts_of`.
     """
     _require()
-    taken: list[launch.Launch] = []
+    taken: list[triton_kernels.Launch] = []
     with triton_kernels.taking(taken.append, arch), _told(f"sm_{arch}"):
         call()
         return count(taken, arch, samples=24)
