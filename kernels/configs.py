@@ -152,16 +152,20 @@ HEATMAP_LOSS: dict[str, Lines] = {
     "heatmap_loss_scale": {None: {80: c(4, BLOCK=4096)}},
 }
 
+
 # --- warp_clips ------------------------------------------------------------------------------
-# A thread takes two pixels at a time: it has 24 byte loads in flight, and its registers let 12
-# programs share a multiprocessor. Each program inverts its matrix in float64. Where that is slow
-# (8.6, 8.9, 12.x) a program covers more rows; elsewhere fewer, so that all programs end at about
-# the same time.
-_WARP_LONG, _WARP_SHORT = (c(2, BANDS=bands, BLOCK_Y=4, BLOCK_X=32) for bands in (8, 4))
+# The variant is whether the colours of a pixel, and the pixels of a row, are neighbours. If so, a
+# program is one warp: nothing waits at barriers, and its matrix is inverted in float64 once. A
+# thread takes four pixels at a time, with 48 byte loads in flight. Other
+# strides need more registers for addresses: two pixels a thread. Where float64 is slow (8.6, 8.9,
+# 12.x) a program covers more rows; elsewhere fewer, so that all end at about the same time.
+def _warp(warps: int) -> dict[int, Config]:
+    long, short = (c(warps, BANDS=bands, BLOCK_Y=4, BLOCK_X=32) for bands in (8, 4))
+    return {80: short, 86: long, 90: short, 120: long}
+
+
 WARP_CLIPS: dict[str, Lines] = {
-    "warp_clips": {
-        "any": {80: _WARP_SHORT, 86: _WARP_LONG, 90: _WARP_SHORT, 120: _WARP_LONG},
-    },
+    "warp_clips": {"packed": _warp(1), "any": _warp(2)},
 }
 
 

@@ -45,7 +45,7 @@ def block_sums_kernel(values_ptr, sums_ptr, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def _add_pairs(high, low, other_high, other_low):
-    """The sum of two pairs; by Knuth's method ``left`` is exactly what rounding takes."""
+    """The sum of two pairs. ``left`` is exactly what rounding takes from ``total`` (Knuth)."""
     total = high + other_high
     part = total - high
     left = (high - (total - part)) + (other_high - part)

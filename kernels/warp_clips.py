@@ -33,19 +33,28 @@ def _fixed(pixels):
 
 
 @triton.jit
-def _tap(index, weight, count):
-    """Along one axis, the index to read (int64) and its weight, which is 0 outside of ``count``."""
-    inside = (index >= 0) & (index < count)
-    return tl.where(inside, index, 0).to(tl.int64), tl.where(inside, weight, 0)
+def _taps(position, count):
+    """Along one axis, what to read at ``position`` in 1/32 pixel: the pixel ``first`` and the next.
+
+    Returns:
+        first, within the axis (int64), and the weights of it and of the next. A pixel outside of
+        ``count`` has weight 0; where it would be read, its neighbour inside is.
+    """
+    whole, share = position >> 5, position & 31
+    first = tl.maximum(tl.minimum(whole, count - 2), 0)
+    ahead = whole - first  # 0 inside, -1 and 1 where one of the two pixels is outside
+    weight = tl.where(ahead == 0, 32 - share, tl.where(ahead == -1, share, 0))
+    next_weight = tl.where(ahead == 0, share, tl.where(ahead == 1, 32 - share, 0))
+    return first.to(tl.int64), weight, tl.where(count > 1, next_weight, 0)
 
 
 @triton.jit
-def _sample(top_left, top_right, bottom_left, bottom_right, weights, offset):
+def _sample(top, bottom, step, weights, offset):
     """Σ weight · grey level of four pixels, each ``offset`` elements after its pointer; exact."""
-    value = tl.load(top_left + offset).to(tl.int32) * weights[0]
-    value += tl.load(top_right + offset).to(tl.int32) * weights[1]
-    value += tl.load(bottom_left + offset).to(tl.int32) * weights[2]
-    value += tl.load(bottom_right + offset).to(tl.int32) * weights[3]
+    value = tl.load(top + offset).to(tl.int32) * weights[0]
+    value += tl.load(top + (offset + step)).to(tl.int32) * weights[1]
+    value += tl.load(bottom + offset).to(tl.int32) * weights[2]
+    value += tl.load(bottom + (offset + step)).to(tl.int32) * weights[3]
     return value.to(tl.float32)
 
 
@@ -74,6 +83,7 @@ def _warp_clips(
     shift_r,
     shift_g,
     shift_b,
+    PACKED: tl.constexpr,
     BANDS: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -88,14 +98,14 @@ def _warp_clips(
     columns = tile % across * BLOCK_X + tl.arange(0, BLOCK_X)
 
     # The inverse, crop → frame, is (xx, xy, −offset_x), (yx, yy, −offset_y); 0 if there is none.
-    upper = matrices + clip * matrix_b
-    lower = upper + matrix_row
-    a = tl.load(upper).to(tl.float64)
-    b = tl.load(upper + matrix_column).to(tl.float64)
-    tx = tl.load(upper + 2 * matrix_column).to(tl.float64)
-    c = tl.load(lower).to(tl.float64)
-    d = tl.load(lower + matrix_column).to(tl.float64)
-    ty = tl.load(lower + 2 * matrix_column).to(tl.float64)
+    x_ptr = matrices + clip * matrix_b
+    y_ptr = x_ptr + matrix_row
+    a = tl.load(x_ptr).to(tl.float64)
+    b = tl.load(x_ptr + matrix_column).to(tl.float64)
+    tx = tl.load(x_ptr + 2 * matrix_column).to(tl.float64)
+    c = tl.load(y_ptr).to(tl.float64)
+    d = tl.load(y_ptr + matrix_column).to(tl.float64)
+    ty = tl.load(y_ptr + 2 * matrix_column).to(tl.float64)
     determinant = a * d - b * c
     singular = determinant == 0.0
     factor = tl.where(singular, 0.0, 1.0 / tl.where(singular, 1.0, determinant))
@@ -119,28 +129,30 @@ def _warp_clips(
     shares = _fixed(tl.where(band < BANDS, xy, yy) * rows.to(tl.float64) - shift)
 
     plane = (zero + out_height) * out_width
-    second = zero + stride_c
+    # Elements from a pixel, or a colour, to the next. Written into the instructions they need no
+    # addresses of their own.
+    if PACKED:
+        step: tl.constexpr = 3
+        second: tl.constexpr = 1
+    else:
+        step = tl.where(width > 1, zero + stride_x, 0)
+        second = zero + stride_c
     for i in range(tl.minimum(BANDS, tl.cdiv(out_height - first_row, BLOCK_Y))):
         # Source positions in 1/32 pixel: a whole pixel, and the share of the way to the next.
         row_x = tl.sum(tl.where(band == i, shares, 0), 0)[:, None]
         row_y = tl.sum(tl.where(band == i + BANDS, shares, 0), 0)[:, None]
         x = ((column_x + row_x) >> 5).to(tl.int32)
         y = ((column_y + row_y) >> 5).to(tl.int32)
-        left, left_weight = _tap(x >> 5, 32 - (x & 31), width)
-        right, right_weight = _tap((x >> 5) + 1, x & 31, width)
-        top, top_weight = _tap(y >> 5, 32 - (y & 31), height)
-        bottom, bottom_weight = _tap((y >> 5) + 1, y & 31, height)
+        left, left_weight, right_weight = _taps(x, width)
+        upper, upper_weight, lower_weight = _taps(y, height)
         weights = (
-            top_weight * left_weight,
-            top_weight * right_weight,
-            bottom_weight * left_weight,
-            bottom_weight * right_weight,
+            upper_weight * left_weight,
+            upper_weight * right_weight,
+            lower_weight * left_weight,
+            lower_weight * right_weight,
         )
-        source = frames + clip * stride_b
-        top_left = source + top * stride_y + left * stride_x
-        top_right = source + top * stride_y + right * stride_x
-        bottom_left = source + bottom * stride_y + left * stride_x
-        bottom_right = source + bottom * stride_y + right * stride_x
+        top = frames + clip * stride_b + upper * stride_y + left * step
+        bottom = top + tl.where(height > 1, zero + stride_y, 0)
 
         row = first_row + i * BLOCK_Y
         inner = tl.arange(0, BLOCK_Y)[:, None]
@@ -151,9 +163,9 @@ def _warp_clips(
         target = out + clip * num_frames * 3 * plane + row.to(tl.int64) * out_width
         for _ in range(num_frames):
             # All loads stand before the first store, because the compiler moves none across it.
-            red = _sample(top_left, top_right, bottom_left, bottom_right, weights, zero)
-            green = _sample(top_left, top_right, bottom_left, bottom_right, weights, second)
-            blue = _sample(top_left, top_right, bottom_left, bottom_right, weights, 2 * second)
+            red = _sample(top, bottom, step, weights, 0)
+            green = _sample(top, bottom, step, weights, second)
+            blue = _sample(top, bottom, step, weights, 2 * second)
             pixel = target + inner
             tl.store(pixel, (red * scale_r + shift_r).to(out.dtype.element_ty), mask=inside)
             pixel += plane
@@ -161,10 +173,8 @@ def _warp_clips(
             pixel += plane
             tl.store(pixel, (blue * scale_b + shift_b).to(out.dtype.element_ty), mask=inside)
             target += 3 * plane
-            top_left += stride_t
-            top_right += stride_t
-            bottom_left += stride_t
-            bottom_right += stride_t
+            top += stride_t
+            bottom += stride_t
 
 
 def forward(
@@ -192,7 +202,8 @@ def forward(
     """
     batch, num_frames, height, width, _ = frames.shape
     out = torch.empty((batch, num_frames, 3, *size), dtype=dtype, device=frames.device)
-    config = configs.config("warp_clips", "any", arch_of(frames))
+    packed = frames.stride()[3:] == (3, 1) and width > 1
+    config = configs.config("warp_clips", "packed" if packed else "any", arch_of(frames))
     tile = config.blocks["BANDS"] * config.blocks["BLOCK_Y"], config.blocks["BLOCK_X"]
     programs = batch * triton.cdiv(size[0], tile[0]) * triton.cdiv(size[1], tile[1])
     launch(
@@ -210,6 +221,7 @@ def forward(
         *(1.0 / (32**2 * 255.0 * s) for s in std),  # weights sum to 32²
         *(-m / s for m, s in zip(mean, std, strict=True)),
         config=config,
+        PACKED=packed,
         fp_fusion=False,
     )
     return out
