@@ -129,7 +129,9 @@ def _compiled(one: Launch, arch: int) -> _Compiled:
         # A kernel alone has not the strings that the lines' functions are named by.
         ptx = re.sub(r", function_name [^\n]*", "", one.ptx(arch))
         code = _code(ptx, arch, (), str(build.find_nvcc().with_name("ptxas")))
-        name = re.sub(r"\(anonymous namespace\)::|\bcmpose::|^void |\(\w+\)(?=\d)", "", one.kernel)
+        name = re.sub(
+            r"\(anonymous namespace\)::|\bcmpose::|^void |\([\w:]+\)(?=\d)", "", one.kernel
+        )
         name = name.partition("(")[0]
         return _Compiled(name, one.blocks, one.warps, one.shared, code, one.tensors)
     made = triton_kernels.compiled(one, arch)

@@ -65,6 +65,8 @@ ACROSS = ("tensor", "load", "store", "MUFU.EX2", "MUFU.LG2")
 """Anchors that the same kernel has on another card, where its layouts and barriers differ."""
 
 _SASS = {
+    "LD": "load",
+    "ST": "store",
     "LDG": "load",
     "LDGSTS": "load",
     "STG": "store",

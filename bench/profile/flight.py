@@ -30,14 +30,22 @@ def shares(kernel: Kernel, counting: Counting) -> Shares:
 
 
 def _path(blocks: list[Block], times: list[float]) -> list[Instruction]:
-    """The executed blocks in the listing's order, each loop's twice."""
+    """The executed blocks in the listing's order; a loop of one block as often as it goes round
+    (loops that issue copies are such), every other loop twice."""
     path: list[Instruction] = []
+    entries = [0.0] * len(blocks)
+    for at, block in enumerate(blocks):
+        for to in block.next:
+            entries[to] += times[at] * (to != at)
     for at, block in enumerate(blocks):
         if times[at] < 0.01:
             continue
         path += block.instructions
         for to in block.next:
-            if to <= at:
+            if to == at:
+                rounds = round(times[at] / entries[at]) if entries[at] > 0.01 else 1
+                path += block.instructions * (min(rounds, 64) - 1)
+            elif to < at:
                 for again in range(to, at + 1):
                     if times[again] >= 0.01:
                         path += blocks[again].instructions

@@ -338,9 +338,10 @@ class _Translator:
         return Row("mov.b64", operands=[self._operand(text, 8) for text in operands])
 
     def _access(self, parts: list[str], value: str, address: str) -> Row:
-        space = next((SPACES[part] for part in parts if part in SPACES), None)
-        if space is None:
+        if {"local", "const"} & set(parts):
             raise Unknown(f"memory other than {', '.join(SPACES)}")
+        # A generic address is one of global memory: `cvta` of others is refused.
+        space = next((SPACES[part] for part in parts if part in SPACES), SPACES["global"])
         values = self._list(value)
         at, offset, wide = self._address(address)
         kind = parts[-1]
