@@ -2,7 +2,7 @@
 
     python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...] [--json FILE]
     python -m bench.profile --validate    # the model beside published times
-    python -m bench.profile --targets     # every hot spot of docs/performance.md
+    python -m bench.profile [OP] --targets    # hot spots of docs/performance.md: all, or an op's
 
 Nothing here is measured.
 """
@@ -94,15 +94,13 @@ def _validate(path: Path) -> None:
 
 
 def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | None) -> None:
-    found: list[Record] = []
     for workload in workloads:
         for card in cards:
             profile = profiled(workload, card)
             target = target_us(workload, card)
             print(shown(workload, profile, target), flush=True)
-            found.append(results.record(workload, profile, target))
-    if path:
-        results.save(path, profiles=found)
+            if path:
+                results.add(path, results.record(workload, profile, target))
 
 
 def _sizes(given: Sequence[str], bench: OpBench) -> dict[str, int]:
@@ -136,14 +134,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--validate", action="store_true", help="the model beside published times")
     parser.add_argument("--targets", action="store_true", help="every hot spot")
     options = parser.parse_args(arguments)
-    if sum((options.op is not None, options.validate, options.targets)) != 1:
-        parser.error("give an op, --validate or --targets")
+    asked = options.op is not None or options.targets
+    if asked == options.validate:
+        parser.error("give an op, --targets or --validate")
     try:
         if options.validate:
             _validate(options.json or results.PUBLISHED)
         elif options.targets:
             path = options.json or results.TARGETS
-            _profile([t.workload for t in TARGETS], (RTX_4090, H200), path)
+            ops = [bench_of(options.op).op] if options.op else OPS
+            _profile([t.workload for t in TARGETS if t.op in ops], (RTX_4090, H200), path)
         else:
             bench = bench_of(options.op)
             direction = options.direction or bench.directions[0]

@@ -141,6 +141,14 @@ def load_or_empty(path: Path) -> Record:
     return load(path) if path.is_file() else {"profiles": [], "published": []}
 
 
+def add(path: Path, record: Record) -> None:
+    """Puts a profile into a file, in place of one of the same workload on the same card."""
+    held = load_or_empty(path)["profiles"]
+    names = ("op", "direction", "shape", "dtype", "card")
+    others = [old for old in held if any(old[name] != record[name] for name in names)]
+    save(path, profiles=[*others, record])
+
+
 def save(path: Path, profiles: Sequence[Record] = (), published: Sequence[Record] = ()) -> None:
     """Checks and writes a file of profiles."""
     content = {"schema": VERSION, "profiles": list(profiles), "published": list(published)}

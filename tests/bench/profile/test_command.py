@@ -53,7 +53,11 @@ def test_an_op_on_two_cards(
 def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
     file = tmp_path / "targets.json"
     assert command.main(["--targets", "--json", str(file)]) == 0
+    # A second run's records stand in place of the first's.
+    assert command.main(["knn", "--targets", "--json", str(file)]) == 0
+    assert command.main(["heatmap_loss", "--targets", "--json", str(file)]) == 0
     held = results.load(file)["profiles"]
+    assert len(held) == 2 * len(TARGETS)
     table = profiles.hot_spots(held, [])
     assert table.count(NOT_YET) == 2 * len(TARGETS)
     for target in TARGETS:
@@ -104,8 +108,8 @@ def test_the_committed_errors_are_within_the_band() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give an op, --validate or --targets"),
-        (["knn", "--validate"], "give an op, --validate or --targets"),
+        ([], "give an op, --targets or --validate"),
+        (["knn", "--validate"], "give an op, --targets or --validate"),
         (["knn", "--arch", "70"], "invalid choice: 70"),
         (["nothing"], "op must be one of spatial_attention, "),
         (["knn", "--shape", "M=-1"], "--shape M=-1: expected M=SIZE with a whole number"),
