@@ -82,7 +82,9 @@ def occupancy(counts: Counts, card: Card) -> Occupancy:
     return Occupancy(blocks, limit, counts.blocks / (blocks * card.sms))
 
 
-def resources(counts: Counts, card: Card, dtype: str, known: float = 0.0) -> dict[str, float]:
+def resources(
+    counts: Counts, card: Card, dtype: str, in_l2: float | None = None
+) -> dict[str, float]:
     """The time that each resource alone needs.
 
     An SM's resources count for the SM that has the most blocks.
@@ -91,7 +93,8 @@ def resources(counts: Counts, card: Card, dtype: str, known: float = 0.0) -> dic
         counts: of one launch.
         card: whose rates are taken.
         dtype: of the tensor instructions' operands.
-        known: sectors that the second-level cache holds already; the launch touches those first.
+        in_l2: where the second-level cache holds all that the workload moves, the sectors that are
+            there already; then no sector need be written to memory. None: it does not hold them.
 
     Returns:
         Resource → µs: DRAM (distinct sectors), L2 (sectors asked for), shared (passes over shared
@@ -109,16 +112,17 @@ def resources(counts: Counts, card: Card, dtype: str, known: float = 0.0) -> dic
 
     asked = counts.sectors_read + counts.sectors_written
     distinct = counts.distinct_read + counts.distinct_written
+    fresh = max(0.0, counts.distinct_read - (in_l2 or 0.0))
     carried = sum(
         number * max(1.0, size * WARP / SHARED_BYTES_A_CLOCK)
         for size, number in counts.access_bytes.items()
     )
     found = {
-        "DRAM": max(0.0, distinct - known) * SECTOR / (card.dram_gb_s * 1e3),
+        "DRAM": (distinct if in_l2 is None else fresh) * SECTOR / (card.dram_gb_s * 1e3),
         "L2": on_sm(asked * SECTOR, card.l2_bytes),
         "shared": on_sm(counts.shared_wavefronts + carried, 1),
         "tensor": on_sm(counts.tensor_flops, card.tensor.get(dtype, math.inf) * quarters),
-        "latency": _latency(counts, card, held, known) / clock,
+        "latency": _latency(counts, card, held, fresh) / clock,
     }
     every = {**counts.instructions, "issue": sum(counts.instructions.values())}
     for pipe, lanes in card.lanes.items():
@@ -126,11 +130,11 @@ def resources(counts: Counts, card: Card, dtype: str, known: float = 0.0) -> dic
     return found
 
 
-def _latency(counts: Counts, card: Card, held: Occupancy, known: float) -> float:
+def _latency(counts: Counts, card: Card, held: Occupancy, fresh: float) -> float:
     """Clocks of the trips to memory that a block makes one after another, in all waves."""
     if not counts.sectors_read or not counts.bytes_in_flight:
         return 0.0
-    from_dram = min(1.0, max(0.0, counts.distinct_read - known) / counts.sectors_read)
+    from_dram = min(1.0, fresh / counts.sectors_read)
     trip = from_dram * card.dram_cycles + (1 - from_dram) * card.l2_cycles
     read = counts.sectors_read * SECTOR / counts.blocks
     trips = max(1.0, read / counts.bytes_in_flight)
@@ -207,7 +211,7 @@ def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> P
     """Bound and estimate of a workload on a card.
 
     If all that its launches move fits in the second-level cache, a launch finds there as much as
-    those before it moved.
+    those before it moved, and what is written stays there.
 
     Args:
         launches: the counts of each, in order, for the card's compute capability.
@@ -230,6 +234,6 @@ def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> P
     fits = sum(moves) * SECTOR <= card.l2_mb * 1e6
     found = []
     for index, counts in enumerate(launches):
-        times = resources(counts, card, dtype, sum(moves[:index]) if fits else 0)
+        times = resources(counts, card, dtype, sum(moves[:index]) if fits else None)
         found.append(Launch(counts, occupancy(counts, card), times, estimated(times, card)))
     return Profile(card, tuple(found), moved / (card.dram_gb_s * 1e3))

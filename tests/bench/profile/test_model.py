@@ -159,11 +159,12 @@ def test_pipes_add_up_inside_an_sm_and_memory_runs_beside_them() -> None:
 
 
 def test_later_launches_find_in_l2_what_fits_there() -> None:
-    small = model.profile([a_copy(10), a_copy(10)], RTX_4090, BF16, 20_000_000)
+    small = model.profile([a_copy(10), a_copy(10)], RTX_4090, BF16, 0)
     first, second = small.launches
     assert first.bound_by == "DRAM"
     assert second.times["DRAM"] == 0
-    more = model.profile([a_copy(10), a_copy(15)], RTX_4090, BF16, 0).launches[1]
+    assert first.bound_us == pytest.approx(10e6 / 1008e3)  # what is written stays in the cache
+    more = model.profile([a_copy(5), a_copy(20)], RTX_4090, BF16, 0).launches[1]
     assert more.times["DRAM"] == pytest.approx(10e6 / 1008e3)
     assert small.bound_us == first.bound_us + second.bound_us
     large = model.profile([a_copy(20), a_copy(20)], RTX_4090, BF16, 80_000_000)
