@@ -168,10 +168,10 @@ def _warp_clips(shape: Shape, device: str) -> Iterator[tuple[str, Call]]:
     matrices = turn.expand(shape.B, 2, 3).contiguous().to(device)
     size = tuple(16 * side for side in _grid(shape))
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    yield (
-        "forward",
-        lambda: warp_clips.forward(frames, matrices, size, mean, std, shape.dtype),
-    )
+    planar = frames.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
+    options = matrices, size, mean, std, shape.dtype
+    yield "forward", lambda: warp_clips.forward(frames, *options)
+    yield "forward, channels first", lambda: warp_clips.forward(planar, *options)
 
 
 OPS: dict[str, Callable[[Shape, str], Iterator[tuple[str, Call]]]] = {
