@@ -9,6 +9,7 @@ stale or was edited.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cmpose.provenance import PROJECT
 
 PAGE = PROJECT / "docs" / "performance.md"
 ON_CPU = records.RESULTS / "cpu" / "ops.json"
+GAIN = records.RESULTS / "cpu" / "gain.json"
 IMAGES = PROJECT / "docs" / "images" / "performance"
 
 
@@ -29,6 +31,7 @@ def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
     """The page with its generated parts renewed, and its charts by file name."""
     on_cpu = records.load(ON_CPU)["records"] if ON_CPU.is_file() else []
     profiled = results.load_or_empty(results.TARGETS)
+    gain = json.loads(GAIN.read_text()) if GAIN.is_file() else None
     drawn = {name: svg for card in cards for name, svg in charts.draw(card).items()}
     pictures = "\n\n".join(f"![{name}](images/performance/{name})" for name in drawn)
     parts = {
@@ -40,6 +43,7 @@ def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
         "estimates": profiles.hot_spots(profiled["profiles"], cards),
         "published": profiles.published(results.load_or_empty(results.PUBLISHED)["published"]),
         "cpu-ratios": tables.cpu_ratios(on_cpu),
+        "cpu-gain": tables.cpu_gain(gain),
         "bytes": traffic.table(traffic.count()),
     }
     return rendered(page.read_text(), parts), drawn

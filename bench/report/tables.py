@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.harness import targets as wanted
-from bench.harness.targets import TARGETS, best_record
+from bench.harness.targets import TARGETS, bench_of, best_record
 from cmpose.ops.backends import OPS
 
 NOT_YET = "not yet measured"
@@ -117,16 +117,26 @@ def _sizes(shape: dict[str, int]) -> str:
     return " ".join(f"{name}={size}" for name, size in shape.items() if name != "threads")
 
 
+def _ratio(ours: float, peers: dict[str, float]) -> str:
+    """Of our time to the fastest of some peers'."""
+    if not peers:
+        return "none ran"
+    best = min(peers, key=peers.__getitem__)
+    ratio = ours / peers[best]
+    return f"{ratio:.2f} {best}{', a loss' if ratio > 1 else ''}"
+
+
 def cpu_ratios(held: list[dict[str, Any]]) -> str:
-    """Times of a CPU's path over those of the fastest peer in the same run, losses too."""
+    """Times of a CPU's path over those of the fastest peers in the same run, losses too."""
     if not held:
         return f"Ratios on a CPU: {NOT_YET}."
     rows = []
     for record in sorted(held, key=lambda r: OPS.index(r["op"])):
-        ours, best = record["us"]["p50"], record["best_peer"]
-        beside = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
-        ratio = ours / beside[best] if best else None
-        mark = "" if ratio is None or ratio <= 1 else ", a loss"
+        ours, compiled = record["us"]["p50"], bench_of(record["op"]).peers
+        ran = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
+        by_kind = [
+            {n: t for n, t in ran.items() if compiled[n].compiled == kind} for kind in (False, True)
+        ]
         rows.append(
             [
                 f"`{record['op']}`",
@@ -134,13 +144,34 @@ def cpu_ratios(held: list[dict[str, Any]]) -> str:
                 record["direction"].replace("_", " + "),
                 str(record["shape"]["threads"]),
                 f"{ours / 1e3:,.2f}",
-                ", ".join(f"{n} {t / 1e3:,.2f}" for n, t in sorted(beside.items(), key=_time)),
-                "no peer ran" if ratio is None else f"{ratio:.2f}{mark}",
+                ", ".join(f"{n} {t / 1e3:,.2f}" for n, t in sorted(ran.items(), key=_time)),
+                *(_ratio(ours, peers) for peers in by_kind),
             ]
         )
     origins = dict.fromkeys(origin(record["provenance"]) for record in held)
-    head = ("op", "sizes", "direction", "threads", "ours, ms", "peers, ms", "ours / fastest peer")
+    head = ("op", "sizes", "direction", "threads", "ours, ms", "peers, ms",
+            "ours / fastest plain peer", "ours / fastest compiled peer")  # fmt: skip
     return "\n".join([table(head, rows), "", *(f"{origin}." for origin in origins)])
+
+
+def cpu_gain(held: dict[str, Any] | None) -> str:
+    """What whole steps and predictions take by the ops' path for a CPU and by their references."""
+    if held is None:
+        return f"The gain on a CPU: {NOT_YET}."
+    rows = [
+        [
+            row["case"],
+            str(row["threads"]),
+            *(f"{row[name]:,.0f}" for name in ("reference", "auto")),
+            f"{row['gain']:.2f}×",
+        ]
+        for row in held["rows"]
+    ]
+    head = ("what", "threads", "by the references, ms", "by the CPU's path, ms", "gain")
+    made = (
+        f"{_cpu_origin(held['provenance'])}; medians of {held['pairs']} pairs, the gain of ratios."
+    )
+    return f"{table(head, rows)}\n\n{made}"
 
 
 def _time(peer: tuple[str, float]) -> float:

@@ -1,0 +1,93 @@
+"""What the ops' path for a CPU gains: ``python -m bench.cpu_gain [--pairs N] [--save]``.
+
+Training steps of two recipes, and the model of a prediction, by ``auto`` and by ``reference``: the
+same object, one after the other in pairs, so that what else the machine does weighs on both. On a
+CPU ``auto`` takes the ops' CPU path. ``--save`` renews ``bench/results/cpu/gain.json``, from which
+``make performance-docs`` makes its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from bench.harness import records
+from bench.harness.shapes import THREADS
+from bench.report.tables import cpu_gain
+from bench.train_step import Step
+from cmpose import config as configuration
+from cmpose import ops, provenance
+from cmpose.config import ModelConfig
+from cmpose.files import write_json
+from cmpose.models.cmpose import CMPose
+
+RECORD = records.RESULTS / "cpu" / "gain.json"
+BACKENDS = ("auto", "reference")
+
+Call = Callable[[], Any]
+
+
+def training_step(recipe: str) -> Call:
+    """A step of ``cmpose train`` on a drawn batch, in float32."""
+    read = configuration.load(str(files("cmpose.configs") / f"{recipe}.yaml"))
+    return Step("ours", read.model, read.train.batch_size, "cpu", "fp32")
+
+
+def prediction(config: ModelConfig) -> Call:
+    """The model on a person's clip."""
+    torch.manual_seed(0)
+    model = CMPose(config).eval()
+    images = torch.randn(1, config.num_frames, 3, *config.image_size)
+    return torch.inference_mode()(lambda: model(images))
+
+
+CASES: dict[str, Callable[[], Call]] = {
+    "training step, `configs/demo.yaml`": lambda: training_step("demo"),
+    "training step, `configs/posetrack18_sample.yaml`": lambda: training_step("posetrack18_sample"),
+    "prediction of a person by ViT-B, 256×192": lambda: prediction(ModelConfig()),
+}
+
+
+def measure(call: Call, pairs: int) -> dict[str, float]:
+    """Median milliseconds on each backend, and the median of the pairs' ratios."""
+    ms: dict[str, list[float]] = {name: [] for name in BACKENDS}
+    for n in range(pairs + 1):
+        for name in BACKENDS[:: 1 if n % 2 else -1]:
+            with ops.backend(name):
+                started = time.perf_counter()
+                call()
+                ms[name].append(1e3 * (time.perf_counter() - started))
+    kept = {name: values[1:] for name, values in ms.items()}  # the first pair warms up
+    ratios = [b / a for a, b in zip(*kept.values(), strict=True)]
+    return {n: statistics.median(v) for n, v in kept.items()} | {"gain": statistics.median(ratios)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table as Markdown, and writes the record."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cpu_gain")
+    parser.add_argument("--pairs", type=int, default=7, help="of calls")
+    parser.add_argument("--save", action="store_true", help=f"renew {RECORD.name}")
+    options = parser.parse_args(arguments)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch first looks for a card
+    rows = []
+    for name, make in CASES.items():
+        call = make()
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            rows.append({"case": name, "threads": threads} | measure(call, options.pairs))
+            print(rows[-1], flush=True)
+    record = {"provenance": provenance.provenance(), "pairs": options.pairs, "rows": rows}
+    if options.save:
+        write_json(RECORD, record)
+    print(f"\n{cpu_gain(record)}")
+
+
+if __name__ == "__main__":
+    main()
