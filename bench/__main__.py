@@ -89,7 +89,7 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
     )
     setting = measure.setting_of(options.full, device, not options.no_peers)
     if options.device == "cpu":
-        setting = replace(setting, compiled=options.full, turns=3, seconds=0.5)
+        setting = replace(setting, compiled=options.full, turns=3, seconds=0.2)
     elif device == "cpu":
         print(records.NOT_A_RESULT)
     journal = Journal(options.journal)

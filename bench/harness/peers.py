@@ -31,11 +31,14 @@ _COMPILED = {"cuda": r"triton_|flash_(fwd|bwd)|fmha_cutlass|cudnn", "cpu": r"Com
 
 
 def compile_for(function: Function, full: bool) -> Function:
-    """torch.compile for fixed sizes, in one graph; ``full`` tunes as long as possible."""
+    """torch.compile for fixed sizes, in one graph; ``full`` tunes as long as possible on a card.
+
+    On a CPU tuning takes half a minute a product to choose the library's, which is the default.
+    """
     # The backward pass is timed on a graph that is kept.
     torch._functorch.config.donated_buffer = False
     # Without CUDA graphs of its own: the clock makes one.
-    mode = "max-autotune-no-cudagraphs" if full else "default"
+    mode = "max-autotune-no-cudagraphs" if full and torch.cuda.is_available() else "default"
     return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
 
 

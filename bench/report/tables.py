@@ -168,10 +168,8 @@ def cpu_gain(held: dict[str, Any] | None) -> str:
         for row in held["rows"]
     ]
     head = ("what", "threads", "by the references, ms", "by the CPU's path, ms", "gain")
-    made = (
-        f"{_cpu_origin(held['provenance'])}; medians of {held['pairs']} pairs, the gain of ratios."
-    )
-    return f"{table(head, rows)}\n\n{made}"
+    made = origin(held["provenance"], f"medians of {held['pairs']} pairs and of their ratios")
+    return f"{table(head, rows)}\n\n{made}."
 
 
 def _time(peer: tuple[str, float]) -> float:

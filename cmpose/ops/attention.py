@@ -132,7 +132,8 @@ def attention_reference(
 ) -> tuple[Tensor, Tensor]:
     """softmax(scale · q kᵀ) v over the last two dimensions, and the log-sum-exp of its logits.
 
-    Autocast is off inside. The softmax is in at least float32.
+    Autocast is off inside, but not in autograd's backward pass of it, whose products have the
+    dtype of an autocast that the pass runs in. The softmax is in at least float32.
 
     Args:
         q, k, v: [..., L, d].

@@ -150,7 +150,7 @@ def test_ratios_on_a_cpu_show_losses_too() -> None:
     )  # fmt: skip
     gain = record(shape={"B": 8, "threads": 1}, provenance=origin, speedup_vs_best_peer=None)
     lines = tables.cpu_ratios([gain, loss]).splitlines()
-    assert "| 1 | 0.10 | compile 0.30, eager 0.90 | 0.33 |" in lines[2]
-    assert "| 2 | 0.40 | compile 0.30, eager 0.90 | 1.33, a loss |" in lines[3]
+    assert "| 1 | 0.10 | compile 0.30, eager 0.90 | 0.11 eager | 0.33 compile |" in lines[2]
+    assert "| 2 | 0.40 | compile 0.30, eager 0.90 | 0.44 eager | 1.33 compile, a loss |" in lines[3]
     assert "commit `012345678`, 2026-01-02; a processor, torch 2.13.0, " in lines[5]
     assert "not yet measured" in tables.cpu_ratios([])

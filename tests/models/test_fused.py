@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from cmpose.models import fused
 from cmpose.models.criss_cross import CrissCross
@@ -57,6 +58,22 @@ def test_the_gradient_of_two_projections_is_written_out_rightly() -> None:
         for shape in ((2, 3, 5, 8), (24, 8), (24,), (24, 8), (24,))
     ]
     assert torch.autograd.gradcheck(fused._TwoProjections.apply, tensors)
+
+
+def test_two_projections_have_no_forward_derivative_that_is_silently_zero() -> None:
+    x, weight, bias = torch.randn(2, 3, 8), torch.randn(4, 8), torch.randn(4)
+    with forward_ad.dual_level():
+        for n in range(5):
+            tensors = [x, weight, bias, weight, bias]
+            tensors[n] = forward_ad.make_dual(tensors[n], torch.ones_like(tensors[n]))
+            with pytest.raises(NotImplementedError, match="jvp"):
+                fused._TwoProjections.apply(*tensors)
+        a = x.clone().requires_grad_()
+        out, _ = fused._TwoProjections.apply(a, weight, bias, weight, bias)
+        upstream = forward_ad.make_dual(torch.ones_like(out), torch.full_like(out, 2.0))
+        [gradient] = torch.autograd.grad(out, a, upstream)
+        primal, tangent = forward_ad.unpack_dual(gradient)
+        torch.testing.assert_close(tangent, 2 * primal)
 
 
 def test_block_from_qkv() -> None:
