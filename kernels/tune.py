@@ -415,6 +415,8 @@ def tune(
         return measure(target, config, expected, arch, quick)
 
     measured = [timed(target.pinned)]
+    if measured[0].failure and estimated:
+        return measured
     if measured[0].failure:
         raise RuntimeError(f"{target.line} as it is pinned: {measured[0].failure}")
     for config in target.candidates(quick):
@@ -459,12 +461,15 @@ def rank(ops: list[str], shapes: Iterable[Shape], arch: int, quick: bool) -> int
         )
         return 2
     print(f"there is no GPU: nothing is measured. Estimates for sm_{arch}, see docs/profile.md:")
+    failed = False
     for op in ops:
         with launch.recording(arch):
             calls = list(calls_of(op, shapes, "cpu"))
         for target in targets(calls, arch):
-            show_ranked(target, tune(target, arch, quick, estimated))
-    return 0
+            found = tune(target, arch, quick, estimated)
+            show_ranked(target, found)
+            failed |= bool(found[0].failure)
+    return int(failed)
 
 
 def show(target: Target, measured: list[Measured], arch: int) -> None:

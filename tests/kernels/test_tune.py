@@ -297,6 +297,13 @@ def test_without_a_card_configurations_are_ranked_by_the_estimate(
         assert failed == sorted(failed)  # those that cannot run come last
     assert sum("c(8, " in row for row in rows if "RuntimeError" in row) > 0
 
+    def unknown(launches: list[launch.Launch], arch: int) -> float:
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(tune, "estimator", lambda: unknown)
+    assert tune.main(["--quick", "--arch", "90"]) == 1
+    assert "  ValueError: no such instruction: c(4, BLOCK=64, " in capsys.readouterr().out
+
 
 @NO_GPU
 def test_without_a_card_or_the_bench_folder_it_says_so(
