@@ -44,11 +44,12 @@ else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
 
-# Damaged and unusual inputs: FUZZ times as many as the tests try, and others each time.
+# Damaged and unusual inputs: FUZZ times as many as the tests try, and others each time. The whole
+# demo too.
 FUZZ ?= 100
 fuzz: $(STAMP)
 	CMPOSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --timeout 3600 tests/fuzz \
-		tests/test_outputs.py::test_a_kill_at_a_random_moment_is_recovered_from
+		tests/test_demo.py tests/test_outputs.py::test_a_kill_at_a_random_moment_is_recovered_from
 
 # Everything that needs a GPU, with $(PYTHON) as it is: nothing is installed, cmpose is imported from
 # here. A run that was cut goes on when it is called again.

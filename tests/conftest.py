@@ -27,8 +27,8 @@ else:
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     # The CUDA kernels are compiled for the CPU; without g++ the other backends are tested.
-    if cuda_on_cpu.compiler() is not None:
-        os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
+    if "CMPOSE_CUDA_ON_CPU" not in os.environ and cuda_on_cpu.compiler() is not None:
+        os.environ["CMPOSE_CUDA_ON_CPU"] = str(cuda_on_cpu.build())
 
 
 @pytest.fixture(scope="session")
@@ -54,18 +54,20 @@ def zygote() -> Iterator[Zygote]:
 
 # Of two processes none should be left alone with a long file at the end.
 _LONGEST = (
-    "test_demo.py",
     "ops/test_contract.py",
-    "models/test_backends.py",
-    "train/test_real_people.py",
-    "test_outputs.py",
-    "train/test_parallel.py",
+    "test_demo.py",
     "csrc/test_compile_check.py",
+    "test_outputs.py",
+    "train/test_real_people.py",
+    "train/test_parallel.py",
+    "csrc/test_dpc_knn.py",
+    "csrc/test_sanitized.py",
+    "models/test_backends.py",
     "test_packaging.py",
     "train/test_train.py",
-    "csrc/test_dpc_knn.py",
+    "study/test_ablate.py",
+    "train/test_speed.py",
     "bench/test_gpu.py",
-    "csrc/test_sanitized.py",
     "models/test_export.py",
 )
 

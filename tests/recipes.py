@@ -27,6 +27,7 @@ def recipe(root: Path, **fields) -> Config:
             "backbone": "tiny",
             "depth": 1,
             "image_size": [64, 48],
+            "mlp_ratio": 1.25,
             "tokens_per_keypoint": 0,
             "fine": "off",
             "head_channels": 8,

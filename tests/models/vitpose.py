@@ -6,13 +6,17 @@ in ``cmpose/models/weights/layouts.py`` is not repeated here.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
 from cmpose.config import ModelConfig
 from cmpose.models.cmpose import CMPose
 from cmpose.models.vit import NORM_EPS, VIT_SIZES
+
+if TYPE_CHECKING:  # it takes seconds to import, in every process that collects the tests
+    from transformers import VitPoseForPoseEstimation
 
 COCO = 17
 
@@ -49,6 +53,8 @@ def vitpose(
     size: str, image_size: tuple[int, int] = (64, 48), seed: int = 0, **fields
 ) -> VitPoseForPoseEstimation:
     """transformers' model of one of our sizes, in eval mode, with the original's layer-norm ε."""
+    from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
+
     shape = VIT_SIZES[size]
     backbone = VitPoseBackboneConfig(
         image_size=list(image_size),

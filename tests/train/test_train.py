@@ -52,7 +52,8 @@ def test_a_run_learns_and_leaves_everything_behind(rendered, tmp_path):
 
 def test_same_seed_same_weights_other_seed_other_weights(rendered, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(recipe(rendered, **{"train.seed": seed}), tmp_path / name, progress=False)
+        config = recipe(rendered, **{"train.seed": seed, "train.epochs": 1})
+        train(config, tmp_path / name, progress=False)
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert any(not torch.equal(a[key], c[key]) for key in a)
@@ -109,7 +110,12 @@ def test_accumulation_divides_the_batch(rendered, tmp_path):
     for name, parts in (("whole", 1), ("halves", 2)):
         config = recipe(
             rendered,
-            **{"model.head": "token", "model.stem": "patch", "train.accumulate": parts},
+            **{
+                "model.head": "token",
+                "model.stem": "patch",
+                "train.accumulate": parts,
+                "train.epochs": 1,
+            },
         )
         train(config, tmp_path / name, progress=False)
         logs.append(lines(tmp_path / name))
@@ -132,7 +138,7 @@ def test_nan_stops_with_step_terms_and_a_saved_state(rendered, tmp_path, fine):
 
 
 def test_interrupt_saves_and_resume_goes_on(rendered, tmp_path, monkeypatch):
-    config = recipe(rendered, **{"train.epochs": 4})
+    config = recipe(rendered)
     interrupt_after(monkeypatch, 3)
     with pytest.raises(Interrupted, match=r"stopped after step 3 .*--resume"):
         train(config, tmp_path / "run", progress=False)
@@ -152,7 +158,12 @@ def test_crops_made_on_the_device_teach_the_same(rendered, tmp_path):
         config = recipe(
             rendered,
             **FINE,
-            **{"data.warp": where, "train.accumulate": 2, "train.pictures_every": 1},
+            **{
+                "data.warp": where,
+                "train.accumulate": 2,
+                "train.pictures_every": 1,
+                "train.epochs": 1,
+            },
         )
         train(config, tmp_path / where, progress=False)
         logs.append(lines(tmp_path / where))
@@ -167,7 +178,7 @@ def test_crops_made_on_the_device_teach_the_same(rendered, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_crops_made_on_the_device_resume_exactly(rendered, tmp_path, monkeypatch, workers):
-    fields = {"data.warp": "device", "data.num_workers": workers, "train.epochs": 3}
+    fields = {"data.warp": "device", "data.num_workers": workers}
     config = recipe(rendered, **fields)
     train(config, tmp_path / "straight", progress=False)
 
