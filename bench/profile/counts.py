@@ -6,7 +6,8 @@ each row is executed; ptxas's SASS says what a card executes for it (:mod:`bench
 **What is sampled.** A launch of at most :data:`WHOLE` blocks runs whole and its figures are exact.
 Of a larger one :data:`SAMPLES` blocks run, spread evenly over the grid and over the remainders
 modulo 12, and the figures are scaled to all blocks; distinct sectors are scaled for each tensor, up
-to the tensor's own. Kernels of csrc/ depend on data: they run whole on one clip and are scaled to
+to the tensor's own, which is a third too many where blocks share the edges of what they read and
+leave the rest of the tensor (warp_clips); ``whole`` runs all. Kernels of csrc/ depend on data: they run whole on one clip and are scaled to
 the batch's grid.
 
 **sm_90.** PTX with ``wgmma`` does not run on the CPU. Then the same configuration, compiled for
@@ -279,7 +280,11 @@ def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> l
 
 
 def counts_of_op(
-    op: str, arch: int, shape: Shape | None = None, direction: str = FORWARD
+    op: str,
+    arch: int,
+    shape: Shape | None = None,
+    direction: str = FORWARD,
+    whole: bool = False,
 ) -> list[Counts]:
     """Every launch of an op at a shape of its benchmark, in bfloat16, in their order.
 
@@ -288,6 +293,7 @@ def counts_of_op(
         arch: the card's compute capability.
         shape: sizes that differ from the reference shape's (:data:`BENCH` of ``bench/OP.py``).
         direction: ``forward`` or ``backward``.
+        whole: all blocks run, however many.
 
     Raises:
         ValueError: the op has no such direction.
@@ -295,7 +301,7 @@ def counts_of_op(
     """
     launches = launches_of_op(op, arch, shape, direction)
     if not isinstance(launches[0], cuda_kernels.Launch):
-        return count(launches, arch)
+        return count(launches, arch, whole)
     ran = count(launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction), arch, whole=True)
     if len(ran) != len(launches):
         raise ValueError(f"{op}: {len(launches)} launches for the batch, {len(ran)} for one clip")

@@ -367,6 +367,12 @@ def test_without_a_fault() -> None:
     assert torch.equal(out, 7 + (torch.arange(64, dtype=torch.int32) ^ 32))
 
 
+def test_a_generic_address_is_one_of_global_memory() -> None:
+    out = torch.zeros(32, dtype=torch.int32)
+    run("mul.wide.u32 %rd2, %r0, 4; add.u64 %rd2, %rd2, %rd0; st.u32 [%rd2], %r0;", out)
+    assert out.tolist() == list(range(32))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
