@@ -7,8 +7,8 @@ each row is executed; ptxas's SASS says what a card executes for it (:mod:`bench
 Of a larger one :data:`SAMPLES` blocks run, spread evenly over the grid and over the remainders
 modulo 12, and the figures are scaled to all blocks; distinct sectors are scaled for each tensor, up
 to the tensor's own, which is a third too many where blocks share the edges of what they read and
-leave the rest of the tensor (warp_clips); ``whole`` runs all. Kernels of csrc/ depend on data: they run whole on one clip and are scaled to
-the batch's grid.
+leave the rest of the tensor (``warp_clips``); ``whole`` runs all. Kernels of csrc/ depend on data:
+they run whole on one clip and are scaled to the batch's grid.
 
 **sm_90.** PTX with ``wgmma`` does not run on the CPU. Then the same configuration, compiled for
 sm_89, runs: SASS counts follow from the tensor operations and the bytes of global memory that each
