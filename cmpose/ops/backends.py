@@ -134,6 +134,17 @@ def _too_old(name: str, major: int, minor: int) -> str | None:
     return f"{name} has compute capability {major}.{minor}; the kernels need {needed} or more"
 
 
+def _ungated(name: str, major: int, minor: int) -> str | None:
+    """Why cards of compute capability 10.x and 11.x have no Triton kernels."""
+    if major not in (10, 11):
+        return None
+    return (
+        f"{name} has compute capability {major}.{minor}, for which the Triton kernels are not "
+        "checked, and triton 3.6.0 is known to compute wrong products there "
+        "(triton-lang/triton#9871); use backend='reference'"
+    )
+
+
 def _without_triton(device: torch.device) -> str | None:
     """Why no Triton kernel can run on ``device``."""
     if not _HAS_TRITON:
@@ -147,7 +158,8 @@ def _without_triton(device: torch.device) -> str | None:
         )
     if device.type != "cuda":
         return f"on {device.type}; Triton kernels need CUDA tensors"
-    return _too_old(*_card_of(device))
+    card = _card_of(device)
+    return _too_old(*card) or _ungated(*card)
 
 
 def _without_cuda(device: torch.device) -> str | None:

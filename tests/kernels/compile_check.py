@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from cmpose.kernels import configs, launch
+from tests.kernels import ptx_gates
 
 ARCHS = (80, 89, 90, 120)
 
@@ -56,6 +57,8 @@ class Compiled:
     Attributes:
         kernel: its module and function.
         half: whether it takes tensors of float16 or bfloat16.
+        ahead: see :func:`ptx_gates.ahead`.
+        wrong: ptxas's warnings, and what groups of warps overwrite.
         error: why it does not compile; then the rest is 0.
     """
 
@@ -68,6 +71,8 @@ class Compiled:
     shared: int = 0
     mma: bool = False
     half: bool = False
+    ahead: float | None = None
+    wrong: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -142,6 +147,17 @@ def build(launched: launch.Launch, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=_options(launched))
 
 
+def _parameters(launched: launch.Launch, signature: dict[str, str]) -> list[int]:
+    """A launch's run-time arguments, 0 for what is no integer."""
+    names = [p.name for p in launched.kernel.params if p.name not in launched.constants]
+    kept = [
+        value
+        for name, value in zip(names, launched.arguments, strict=True)
+        if signature[name] != "constexpr"
+    ]
+    return [value if isinstance(value, int) else 0 for value in kept]
+
+
 _compiled: dict[str, Compiled] = {}
 
 
@@ -160,13 +176,19 @@ def compile_launch(launched: launch.Launch, arch: int, case: str) -> Compiled:
         _compiled[key] = replace(row, error=f"{type(error).__name__}: {lines[-1]}")
         return _compiled[key]
     registers, stack = _resources(kernel.asm["cubin"])
+    ptx, warps = kernel.asm["ptx"], launched.config.num_warps
+    wrong = ptx_gates.warnings(ptx)
+    if "wgmma" in ptx and warps > 4:
+        wrong += ptx_gates.overwritten(ptx, warps, _parameters(launched, signature))
     _compiled[key] = replace(
         row,
         registers=registers,
         stack=stack,
         shared=kernel.metadata.shared,
-        mma="mma" in kernel.asm["ptx"],
+        mma="mma" in ptx,
         half=not {"*fp16", "*bf16"}.isdisjoint(signature.values()),
+        ahead=ptx_gates.ahead(ptx) if "mma" in ptx else None,
+        wrong=tuple(wrong),
     )
     return _compiled[key]
 

@@ -100,6 +100,20 @@ def test_without_triton(qkv: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         ops.temporal_attention(qkv, backend="triton")
 
 
+@pytest.mark.parametrize("capability", [(10, 0), (10, 3), (11, 0)])
+def test_cards_that_nothing_checks(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of compute capability 10.x and 11.x have no Triton kernels; 12.0 has."""
+    monkeypatch.setattr(backends, "_card_of", lambda device: ("B200", *capability))
+    reason = backends._without_triton(torch.device("cuda"))
+    number = ".".join(map(str, capability))
+    assert reason is not None
+    assert reason.startswith(f"B200 has compute capability {number}, for which the Triton kernels")
+    monkeypatch.setattr(backends, "_card_of", lambda device: ("RTX 5090", 12, 0))
+    assert backends._without_triton(torch.device("cuda")) is None
+
+
 def test_an_old_card(monkeypatch: pytest.MonkeyPatch, qkv: Tensor) -> None:
     arguments = (qkv, None, False, None)
     monkeypatch.setattr(backends, "_card", lambda index: ("GTX 1080", 6, 1))

@@ -1,0 +1,137 @@
+"""Compiled kernels keep to their budgets, and the gates turn red where they must.
+
+What is read from the code alone, for every case and card (ptxas's warnings, groups of warps,
+copies ahead), stands in tests/kernels/test_compile_check.py; its planted faults are here.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from cmpose.kernels import launch, spatial_attention
+from tests.kernels import gate, ptx_gates
+from tests.kernels.test_compile_check import AHEAD
+from tests.ptx_on_cpu import machine, triton_kernels
+
+pytestmark = [
+    pytest.mark.skipif(machine.compiler() is None, reason="needs g++"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own measurements"),
+]
+
+SECTORS = 1.02
+"""The most sectors, in bytes, over the bytes that an op must move: ``traffic`` counts different
+ones, which DRAM must give, ``asked`` each as often as a warp asks for it."""
+
+ASKED_AGAIN = {
+    "spatial_attention forward": "each block of queries reads K and V, from the L2 cache",
+    "corrupt_tokens forward": "positions and tokens are read for three branches, from the L2 cache",
+    "corrupt_tokens backward": "a token's flag is read for every block of its channels",
+}
+"""Ops that ask for more, and why; their budgets hold how much."""
+
+CASES = [(op, way, arch) for op, ways in gate.CASES.items() for way in ways for arch in gate.ARCHS]
+
+
+@pytest.mark.parametrize(("op", "direction", "arch"), CASES)
+def test_budgets_are_kept(op: str, direction: str, arch: int) -> None:
+    now = gate.measured(op, direction, arch)
+    sectors = now[f"{op} {direction} sm_{arch}"]
+    assert sectors["traffic"] <= SECTORS
+    assert sectors["asked"] <= SECTORS or f"{op} {direction}" in ASKED_AGAIN
+    wrong = gate.worse(now, gate.read())
+    renew = f"if that is meant: python -m tests.kernels.gate {op}"
+    assert not wrong, "\n".join([*wrong, renew])
+
+
+def test_every_budget_is_of_a_case() -> None:
+    cases = {f"{op} {direction} sm_{arch}" for op, direction, arch in CASES}
+    assert {" ".join(line.split()[:3]) for line in gate.read()} == cases
+
+
+@pytest.mark.parametrize(
+    ("figure", "by"),
+    [
+        ("instructions", 1.02),
+        ("memory instructions", 1.02),
+        ("bank conflicts", 1.02),
+        ("registers", 1.02),
+        ("narrow accesses", 1.1),
+        ("sectors asked for", 1.02),
+        ("blocks an SM", 0.5),
+        ("bytes in flight", 0.98),
+    ],
+)
+def test_what_is_worse_is_named(figure: str, by: float) -> None:
+    line = "spatial_attention backward sm_89 spatial_attention_backward_dkv"
+    budgets = gate.read()
+    now = {line: {**budgets[line], figure: budgets[line][figure] * by}}
+    [found] = gate.worse(now, budgets)
+    assert found.startswith(f"{line}: ")
+    assert f" {figure}, budget " in found
+    better = {line: {**budgets[line], figure: budgets[line][figure] * (2 - by)}}
+    assert gate.worse(better, budgets) == []
+
+
+def test_traffic_and_kernels_without_a_budget_are_named() -> None:
+    budgets = gate.read()
+    line = "temporal_attention forward sm_90"
+    assert gate.worse({line: {"traffic": 1.04}, "new": {}}, budgets) == [
+        f"{line}: 1.04 traffic, budget {budgets[line]['traffic']:g}",
+        "new: has no budget",
+    ]
+
+
+# -- planted in the code --------------------------------------------------------------------------
+
+PARAMETERS = [0, 0, 0, 3, 207, 12, 2, 1_430_784, 476_928, 2304, 768, 64]
+"""The forward's: pointers, T, S, H, blocks an item, and the strides of a frame's 207 tokens."""
+
+
+@pytest.fixture(scope="module")
+def forward() -> str:
+    """The PTX of spatial attention's forward on sm_90, for 207 tokens of 64 channels."""
+    qkv = torch.empty(32, 3, 207, 3, 12, 64, dtype=torch.bfloat16, device="meta")
+    with launch.recording(90) as launches:
+        spatial_attention.forward(qkv)
+    made = triton_kernels.compiled(launches[0], 90)
+    return triton_kernels.ptx[made.key]
+
+
+def without(ptx: str, pattern: str) -> list[str]:
+    """The code with one of the lines that match left out, for each."""
+    found = re.finditer(pattern, ptx, re.M)
+    return [ptx[: match.start()] + ptx[match.end() :] for match in found]
+
+
+def test_a_product_that_waits_for_the_one_before_is_caught(forward: str) -> None:
+    assert ptx_gates.warnings(forward) == []
+    last = forward.rindex("wgmma.commit_group")
+    end = forward.index(";", last) + 1
+    accumulator = re.findall(r"m64n64k16\S+ \{(%r\d+),", forward[:last])[-1]
+    planted = (
+        f"{forward[:end]}\nadd.f32 {accumulator}, {accumulator}, {accumulator};{forward[end:]}"
+    )
+    [warning] = ptx_gates.warnings(planted)
+    assert warning.startswith("(C75")
+
+
+def test_what_another_group_overwrites_is_caught(forward: str) -> None:
+    """The loop without its barrier, and with too few slots for keys and values."""
+    assert ptx_gates.overwritten(forward, 8, PARAMETERS) == []
+    found = [
+        ptx_gates.overwritten(ptx, 8, PARAMETERS)
+        for ptx in without(forward, r"^\s*bar\.sync[^;]*;")
+    ]
+    [caught] = [lines for lines in found if lines]
+    assert all(re.fullmatch(r"cp\.async\S+ over what group [01] reads", line) for line in caught)
+
+
+def test_a_wait_that_leaves_nothing_under_way_is_caught(forward: str) -> None:
+    assert ptx_gates.ahead(forward) == 1.0
+    emptied = re.sub(r"cp\.async\.wait_group\s+\d+", "cp.async.wait_group 0", forward)
+    share = ptx_gates.ahead(emptied)
+    assert share is not None
+    assert share < AHEAD
