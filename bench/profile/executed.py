@@ -57,9 +57,9 @@ class Wanted:
     partings: float
 
 
-PRICE, LOW_PRICE, PARTING = 1000.0, 100.0, 100.0
-"""Of an anchor, of float32 arithmetic and of a branch, and of lanes that part; an instruction has
-price 1."""
+PRICE, BRANCH_PRICE, LOW_PRICE, PARTING = 1000.0, 400.0, 100.0, 100.0
+"""Of an anchor, a branch, float32 arithmetic, and lanes that part; an instruction has price 1. A
+branch costs more than a round of the project's longest loop without anchors (Philox, 291)."""
 
 ACROSS = ("tensor", "load", "store", "MUFU.EX2", "MUFU.LG2")
 """Anchors that the same kernel has on another card, where its layouts and barriers differ."""
@@ -380,7 +380,7 @@ class _Problem:
             shares = jump.times[:: 1 if straight > crossed else -1]
             for to, times in zip(self.blocks[at].next, shares, strict=True):
                 row = {self.edges[at, to]: 1.0}
-                row |= {self._column(LOW_PRICE): 1.0, self._column(LOW_PRICE): -1.0}
+                row |= {self._column(BRANCH_PRICE): 1.0, self._column(BRANCH_PRICE): -1.0}
                 self.rows.append((row, times))
 
     def solved(self) -> list[float]:
