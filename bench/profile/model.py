@@ -203,7 +203,9 @@ class Profile:
 
     @property
     def bound_by(self) -> str:
-        """What bounds the launch that takes longest."""
+        """What bounds the launch that takes longest; the floor, if that is longer than all."""
+        if self.floor_us > sum(launch.bound_us for launch in self.launches):
+            return "floor"
         return max(self.launches, key=lambda launch: launch.bound_us).bound_by
 
 

@@ -175,6 +175,7 @@ def test_no_bound_is_below_the_floor() -> None:
     """A kernel that reads less than it must has skipped something."""
     found = model.profile([a_copy(1)], RTX_4090, BF16, 1_008_000_000)
     assert found.floor_us == found.bound_us == pytest.approx(1000)
+    assert found.bound_by == "floor"
     assert found.estimate_us == pytest.approx(1000 / model.COPY_SHARE)
 
 
