@@ -38,7 +38,10 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
     labels = [(t.label, t.workload) for t in TARGETS]
     rows = []
     for label, workload in labels:
-        for record in (r for r in held if workload_of(r) == workload):
+        found = [record for record in held if workload_of(record) == workload]
+        if not found:
+            rows.append([label, "not counted", *["–"] * 4, NOT_YET])
+        for record in found:
             target: Any = record["target_us"]
             rows.append(
                 [
@@ -51,7 +54,7 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
                     _measured(record, cards),
                 ]
             )
-    if not rows:
+    if not held:
         return "Bounds and estimates of compiled kernels: none recorded."
     head = ("hot spot", "card", "floor, µs", "bound, µs, by", "estimate, µs", "target, µs",
             "measured, µs")  # fmt: skip
