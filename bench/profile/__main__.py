@@ -1,6 +1,7 @@
 """Bounds and estimates of an op's compiled kernels, without a card; see docs/profile.md.
 
     python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...] [--json FILE]
+    python -m bench.profile OP --peers [...]  # its stock choices beside it
     python -m bench.profile --validate    # the model beside published times
     python -m bench.profile [OP] --targets    # hot spots of docs/performance.md: all, or an op's
 
@@ -18,7 +19,7 @@ from bench.harness.records import Record
 from bench.harness.shapes import BF16
 from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import OpBench, Workload
-from bench.profile import model, results
+from bench.profile import model, peers, results
 from bench.profile.cards import BY_ARCH, FP16, H200, RTX_4090, Card
 from bench.profile.published import ROWS
 from bench.profile.workloads import Uncountable, counts_of, counts_of_call
@@ -103,6 +104,17 @@ def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | 
                 results.add(path, results.record(workload, profile, target))
 
 
+def _compare(workload: Workload, cards: Sequence[Card], path: Path | None) -> None:
+    found: list[Record] = []
+    for card in cards:
+        ours = profiled(workload, card).estimate_us
+        held = peers.peers_of(workload, card)
+        print(peers.shown(workload, card, ours, held), flush=True)
+        found.append(peers.record(workload, card, ours, held))
+    if path:
+        peers.save(path, found)
+
+
 def _sizes(given: Sequence[str], bench: OpBench) -> dict[str, int]:
     """``M=1024`` … in place of the reference shape's.
 
@@ -131,12 +143,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--direction", help="default: the op's first")
     parser.add_argument("--shape", nargs="+", default=[], metavar="NAME=SIZE")
     parser.add_argument("--json", type=Path, help="write the profiles as records")
+    parser.add_argument("--peers", action="store_true", help="the op's stock choices beside it")
     parser.add_argument("--validate", action="store_true", help="the model beside published times")
     parser.add_argument("--targets", action="store_true", help="every hot spot")
     options = parser.parse_args(arguments)
     asked = options.op is not None or options.targets
     if asked == options.validate:
         parser.error("give an op, --targets or --validate")
+    if options.peers and (options.op is None or options.targets):
+        parser.error("--peers: give an op, without --targets")
     try:
         if options.validate:
             _validate(options.json or results.PUBLISHED)
@@ -153,7 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             shape = _sizes(options.shape, bench)
             workload = Workload(bench.op, direction, shape, BF16)
-            _profile([workload], [BY_ARCH[arch] for arch in options.arch], options.json)
+            cards = [BY_ARCH[arch] for arch in options.arch]
+            if options.peers:
+                _compare(workload, cards, options.json)
+            else:
+                _profile([workload], cards, options.json)
     except (ValueError, Uncountable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

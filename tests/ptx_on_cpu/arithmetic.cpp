@@ -210,6 +210,7 @@ void integers(Table& t, const std::string& type) {
   on("rem") = map<T, T, T>([](T a, T b) {
     return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
   });
+  if constexpr (kBits == 16) on("mul.hi") = map<T, T, T>([](T a, T b) { return T(s64(a) * b >> 16); });
   if constexpr (kBits == 32 || kBits == 64) {
     using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
     on("mul.hi") = map<T, T, T>([](T a, T b) { return T(Wide(a) * b >> kBits); });
@@ -276,6 +277,8 @@ void flushing(Table& t) {
   on("div") = on("div.approx") = map<F, F, F>([](F a, F b) { return flush(flush(a) / flush(b)); });
   on("fma") =
       map<F, F, F, F>([](F a, F b, F c) { return flush(std::fma(flush(a), flush(b), flush(c))); });
+  t["fma.rm.ftz.f32"] = map<F, F, F, F>(
+      [](F a, F b, F c) { return flush(fused_down(flush(a), flush(b), flush(c))); });
   on("neg") = map<F, F>([](F a) { return flush(-a); });
   on("abs") = map<F, F>([](F a) { return flush(std::fabs(a)); });
   on("min") = map<F, F, F>([](F a, F b) { return least(flush(a), flush(b)); });
@@ -412,6 +415,12 @@ void add_arithmetic(Table& t) {
       map<f32, f32, f32, f32>([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
   t["cvt.sat.f32.f32"] = map<f32, f32>([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });
   t["popc.b32"] = map<u32, u32>([](u32 a) { return u32(__builtin_popcount(a)); });
+  t["cvt.ftz.sat.f32.f32"] =
+      map<f32, f32>([](f32 a) { return flush(a) > 0 ? std::min(a, 1.0f) : 0.0f; });
+  t["shf.l.wrap.b32"] = map<u32, u32, u32, u32>(
+      [](u32 low, u32 high, u32 by) { return u32((u64(high) << 32 | low) << (by & 31) >> 32); });
+  t["shf.r.wrap.b32"] = map<u32, u32, u32, u32>(
+      [](u32 low, u32 high, u32 by) { return u32((u64(high) << 32 | low) >> (by & 31)); });
   t["bfind.u32"] = map<u32, u32>([](u32 a) { return a ? u32(31 - __builtin_clz(a)) : kAll; });
   t["bfind.shiftamt.u32"] = map<u32, u32>([](u32 a) { return a ? u32(__builtin_clz(a)) : kAll; });
   t["cvt.ftz.f32.f32"] = map<f32, f32>([](f32 a) { return flush(a); });
@@ -419,6 +428,7 @@ void add_arithmetic(Table& t) {
   t["cvt.rpi.f32.f32"] = map<f32, f32>([](f32 a) { return std::ceil(a); });
   t["cvt.rzi.f32.f32"] = map<f32, f32>([](f32 a) { return std::trunc(a); });
   t["cvt.rni.f32.f32"] = map<f32, f32>([](f32 a) { return std::nearbyint(a); });
+  t["cvt.rmi.ftz.f32.f32"] = map<f32, f32>([](f32 a) { return std::floor(flush(a)); });
   t["cvt.rmi.f64.f64"] = map<f64, f64>([](f64 a) { return std::floor(a); });
   t["cvt.rpi.f64.f64"] = map<f64, f64>([](f64 a) { return std::ceil(a); });
   t["cvt.rzi.f64.f64"] = map<f64, f64>([](f64 a) { return std::trunc(a); });

@@ -14,13 +14,20 @@ void each(const Warp& w, F f) {
     if (w.mask >> lane & 1) f(lane_now = lane);
 }
 
-enum Space { kParam, kGlobal, kShared };
+enum Space { kParam, kGlobal, kShared, kLocal };
 
 // Numbers: space, offset, bytes of an element, elements, bytes of a register, signed.
 // Operands: the elements' registers, the address (absent: the offset is the address).
 uint64_t address_of(Warp& w, int operand, int64_t offset, int lane, bool wide) {
   if (operand < 0) return offset;
   return offset + (wide ? w.reg<uint64_t>(operand)[lane] : w.reg<uint32_t>(operand)[lane]);
+}
+
+// Each lane's own memory lies behind the others' among the registers, from ``start`` on.
+char* local(Warp& w, uint64_t address, int bytes, uint64_t start, int lane) {
+  constexpr int kLocalBytes = 256;
+  if (address < start || address + bytes > start + kLocalBytes) fail("outside of local memory");
+  return w.registers + address + kLocalBytes * lane;
 }
 
 template <bool STORE>
@@ -36,6 +43,8 @@ void access(Warp& w, const Instruction& i) {
       for (int k = 0; k < count; ++k) std::memcpy(all + k * bytes, value(k), bytes);
       if (space == kShared) {
         shared(w, address, bytes * count, all);
+      } else if (space == kLocal) {
+        std::memcpy(local(w, address, bytes * count, i.number[0] >> 3, lane), all, bytes * count);
       } else {
         std::memcpy(global(address, bytes * count), all, bytes * count);
       }
@@ -43,6 +52,8 @@ void access(Warp& w, const Instruction& i) {
     }
     const char* const at = space == kGlobal   ? global(address, bytes * count)
                            : space == kShared ? shared(w, address, bytes * count)
+                           : space == kLocal
+                               ? local(w, address, bytes * count, i.number[0] >> 3, lane)
                                               : parameters(address, bytes * count);
     for (int k = 0; k < count; ++k) {
       if (i.operand[k] < 0) continue;
@@ -267,6 +278,7 @@ void add_memory(Table& table) {
   table["vote.any.pred"] = vote<kAny>;
   table["vote.all.pred"] = vote<kAllOf>;
   table["atom.add.u32"] = table["atom.add.s32"] = atomically<uint32_t>(add);
+  table["atom.add.f32"] = atomically<float>(add);
   table["atom.min.s32"] = atomically<int32_t>(min);
   table["atom.max.s32"] = atomically<int32_t>(max);
   table["atom.min.u32"] = atomically<uint32_t>(min);

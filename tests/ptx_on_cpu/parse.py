@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 OPERANDS, NUMBERS = 16, 6  # of machine.h
-SPACES = {"param": 0, "global": 1, "shared": 2}
+SPACES = {"param": 0, "global": 1, "shared": 2, "local": 3}
+LOCAL_BYTES = 256  # a lane's; of memory.cpp
 LANES = 32
 
 _SPECIALS = [f"%{name}.{axis}" for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "xyz"]
@@ -142,6 +143,7 @@ class _Translator:
         self.registers: dict[str, tuple[int, int]] = {}  # name → offset, bytes
         self.constants: dict[bytes, int] = {}
         self.labels: dict[str, int] = {}
+        self.local = 0  # where local memory is in the frame
         for name in _SPECIALS:
             self.registers[name] = (self._room(4), 4)
 
@@ -166,17 +168,22 @@ class _Translator:
             self.symbols[match[3]] = offset
             offset += size
         self.kernel.shared = _shared_variables(body, self.symbols, self.kernel.shared)
+        for name, count in re.findall(r"\.local\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]", body):
+            if self.local or int(count) > LOCAL_BYTES:
+                raise Unknown(f"more than {LOCAL_BYTES} bytes of local memory")
+            self.local = self.symbols[name] = self._room(LOCAL_BYTES)
         self.kernel.statements = self._statements(body)
         self.kernel.rows = [self._row(statement) for statement in self.kernel.statements]
 
     def _statements(self, body: str) -> list[Statement]:
         """Instructions in their order; notes registers and labels on the way."""
         found: list[Statement] = []
+        loaded: dict[tuple[str, ...], list[str]] = {}
         source = ""
         position = 0
         pattern = re.compile(
             r"\s*(?:(?P<loc>\.loc\s+(\d+)\s+(\d+)[^\n]*)|(?P<label>[\w$]+):|"
-            r"(?P<scope>[{}])|(?P<skip>\.(?:pragma|shared|extern)[^;]*;)|"
+            r"(?P<scope>[{}])|(?P<skip>\.(?:pragma|shared|extern|local)[^;]*;)|"
             r"\.reg\s+\.(?P<type>\w+)\s+(?P<names>[^;]*);|"
             r"(?:@(?P<guard>!?[%\w]+)\s+)?(?P<op>[a-z][\w.:]*)\s*(?P<rest>[^;]*);|(?P<end>$))"
         )
@@ -189,6 +196,7 @@ class _Translator:
                 source = f"{self.files.get(match[2], match[2])}:{match[3]}"
             elif match["label"]:
                 self.labels[match["label"]] = len(found)
+                loaded.clear()
             elif match["type"]:
                 self._declare(match["type"], match["names"])
             elif match["op"]:
@@ -198,8 +206,34 @@ class _Translator:
                     text = f"@{match['guard']} {text}"
                 operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest)
                 operands = [part.strip() for part in operands]
-                found.append(Statement(match["guard"] or "", match["op"], operands, text, source))
+                one = Statement(match["guard"] or "", match["op"], operands, text, source)
+                found += self._again(one, loaded)
         return found
+
+    def _again(self, one: Statement, loaded: dict[tuple[str, ...], list[str]]) -> list[Statement]:
+        """A load of what has just been loaded becomes moves, as ptxas makes it.
+
+        Inductor's kernels load a number once for each element that needs it. ``loaded`` has the
+        loads since the last label, branch, store or barrier: guard, name, address → registers.
+        """
+        parts = one.name.split(".")
+        if parts[0] in ("bra", "st", "atom", "red", "bar", "barrier", "membar", "fence", "cp"):
+            loaded.clear()
+            return [one]
+        load = parts[:2] == ["ld", "global"] and not {"volatile", "relaxed", "acquire"} & set(parts)
+        key = (one.guard, one.name, one.operands[1]) if load else ("",)
+        if key in loaded:
+            return [
+                replace(one, name=f"mov.b{8 * self.registers[to][1]}", operands=[to, of])
+                for to, of in zip(self._list(one.operands[0]), loaded[key], strict=True)
+            ]
+        written = set(re.findall(r"%\w+", one.operands[0])) if one.operands else set()
+        for known, values in list(loaded.items()):
+            if written & {*re.findall(r"%\w+", known[0] + known[2]), *values}:
+                del loaded[known]
+        if load:
+            loaded[key] = self._list(one.operands[0])
+        return [one]
 
     def _declare(self, kind: str, names: str) -> None:
         size = _BYTES[kind]
@@ -338,7 +372,7 @@ class _Translator:
         return Row("mov.b64", operands=[self._operand(text, 8) for text in operands])
 
     def _access(self, parts: list[str], value: str, address: str) -> Row:
-        if {"local", "const"} & set(parts):
+        if "const" in parts:
             raise Unknown(f"memory other than {', '.join(SPACES)}")
         # A generic address is one of global memory: `cvta` of others is refused.
         space = next((SPACES[part] for part in parts if part in SPACES), SPACES["global"])
@@ -350,7 +384,8 @@ class _Translator:
             raise Unknown("registers of unequal size")
         width = widths.pop() if widths else max(_BYTES[kind], 2)
         each = [self._operand(v, width) for v in values]
-        numbers = [space + 4 * wide, offset, _BYTES[kind], len(values), width, int(kind[0] == "s")]
+        place = space + 4 * wide + 8 * (space == SPACES["local"]) * self.local
+        numbers = [place, offset, _BYTES[kind], len(values), width, int(kind[0] == "s")]
         return Row(parts[0], operands=[*each, at], numbers=numbers)
 
     def _ld(self, parts: list[str], operands: list[str]) -> Row:
@@ -447,3 +482,4 @@ class _Translator:
         return Row("nop")
 
     _fence = _membar
+    _createpolicy = _membar  # what a cache should keep; accesses carry it as a last operand

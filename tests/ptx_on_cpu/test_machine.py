@@ -100,6 +100,42 @@ NORMAL[:6] = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-40, -3e38])
 LANE = torch.arange(32, dtype=torch.int32)
 
 
+def test_what_inductors_kernels_use() -> None:
+    """Funnel shifts, 16-bit high products, exponentials' steps, sums in memory, local memory."""
+    words = torch.tensor([HARD[n % len(HARD)] for n in range(32)], dtype=torch.int64)
+    a, b = words.to(torch.int32), words.flip(0).to(torch.int32)
+    both = [int(low) | int(high) << 32 for low, high in zip(words, words.flip(0), strict=True)]
+    left = lanes("shf.l.wrap.b32 %r9, %r1, %r2, 37;", a, b)  # 37 counts as 5
+    right = lanes("shf.r.wrap.b32 %r9, %r1, %r2, 5;", a, b)
+    assert [int(n) & 0xFFFFFFFF for n in left] == [n << 5 >> 32 & 0xFFFFFFFF for n in both]
+    assert [int(n) & 0xFFFFFFFF for n in right] == [n >> 5 & 0xFFFFFFFF for n in both]
+    high = "cvt.u16.u32 %h1, %r1; cvt.u16.u32 %h2, %r2; mul.hi.u16 %h3, %h1, %h2; "
+    found = lanes(high + "cvt.u32.u16 %r9, %h3;", a, b)
+    assert torch.equal(found, ((words & 0xFFFF) * (words.flip(0) & 0xFFFF) >> 16).int())
+    kept = lanes("cvt.ftz.sat.f32.f32 %r9, %r1;", NORMAL, out=torch.float32)
+    assert torch.equal(kept, torch.where(NORMAL > 1e-38, NORMAL.clamp(max=1), 0.0))
+    down = "fma.rm.ftz.f32 %r9, %r1, %r2, 0f3F800000;"
+    small = torch.full((32,), 2.0**-13)
+    found = lanes(down, -small, small, out=torch.float32)
+    assert torch.equal(found, torch.nextafter(torch.ones(32), torch.zeros(32)))
+    sums = torch.zeros(1)
+    run("cvt.rn.f32.u32 %f1, %r0; atom.global.gpu.relaxed.add.f32 %f2, [%rd0], %f1;", sums)
+    assert sums.item() == sum(range(32))
+    local = ".local .align 4 .b8 own[8]; mov.b32 %r3, own; st.local.b32 [%r3+4], %r1; "
+    assert torch.equal(lanes(local + "ld.local.b32 %r9, [%r3+4];", LANE), LANE)
+    with pytest.raises(machine.Fault, match="outside of local memory"):
+        lanes(local + "ld.local.b32 %r9, [%r3+256];", LANE)
+
+
+def test_a_number_loaded_again_is_moved() -> None:
+    """ptxas loads once what nothing has changed since; the counts must not have it twice."""
+    again = "ld.global.b32 %r5, [%rd0]; ld.global.b32 %r6, [%rd0]; "
+    body = again + "st.global.b32 [%rd0], %r0; ld.global.b32 %r7, [%rd0];"
+    text = f".visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %rd<2>; {body} ret; }}"
+    (kernel,) = parse.kernels(text).values()
+    assert [row.name for row in kernel.rows] == ["ld", "mov.b32", "st", "ld", "ret"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_halves(dtype: torch.dtype) -> None:
     """Conversions round to nearest, to even; packed sums are those of the halves."""
