@@ -137,7 +137,7 @@ def _cpu_forward(
     selected = _selected(seed, clips, frames * n, (mask_ratio, noise_ratio), selection)
     masked, noised = (chosen.reshape(batch, frames, n) for chosen in selected)
     given = tokens, keypoint_tokens, position, position_after, masked, noised
-    return cpu.forward(*given, first_clip, int(seed), noise_std), masked, noised
+    return cpu.forward(*given, first_clip, seed, noise_std), masked, noised
 
 
 # -- registered op --------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def forward(
     masked: Tensor,
     noised: Tensor,
     first_clip: int,
-    seed: int,
+    seed: Tensor,
     noise_std: float,
 ) -> Tensor:
     """The three branches [3, B, T, N+K, D], in the dtype of tokens.
@@ -33,7 +33,7 @@ def forward(
     Args:
         tokens, keypoint_tokens, position, position_after, first_clip, noise_std: the op's.
         masked, noised: [B, T, N] bool.
-        seed: as a whole number.
+        seed: int64 [].
     """
     B, T, N, D = tokens.shape
     K = len(keypoint_tokens)
@@ -62,7 +62,7 @@ def forward(
     rows = noised.flatten().nonzero()[:, 0]
     for row in rows.split(max(1, _COUNTERS * 4 // D)):
         token = row % (T * N)
-        noise = _normals(seed, row // (T * N) + first_clip, token, D).mul_(noise_std)
+        noise = _normals(int(seed), row // (T * N) + first_clip, token, D).mul_(noise_std)
         value = given[row].to(wide)
         if added is None:
             value += noise
