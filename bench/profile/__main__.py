@@ -95,13 +95,21 @@ def _validate(path: Path) -> None:
 
 
 def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | None) -> None:
+    """Prints, and writes into ``path``, what can be counted; then raises what could not be."""
+    refused: list[Uncountable] = []
     for workload in workloads:
         for card in cards:
-            profile = profiled(workload, card)
+            try:
+                profile = profiled(workload, card)
+            except Uncountable as error:
+                refused.append(error)
+                continue
             target = target_us(workload, card)
             print(shown(workload, profile, target), flush=True)
             if path:
                 results.add(path, results.record(workload, profile, target))
+    if refused:
+        raise Uncountable("; ".join(map(str, refused)))
 
 
 def _compare(workload: Workload, cards: Sequence[Card], path: Path | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.harness.records import Record
 from bench.harness.targets import TARGETS, best_record, workload_of
+from bench.profile.cards import H200, RTX_4090
 from bench.report.tables import NOT_YET, Card, table
 
 
@@ -39,8 +40,9 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
     rows = []
     for label, workload in labels:
         found = [record for record in held if workload_of(record) == workload]
-        if not found:
-            rows.append([label, "not counted", *["–"] * 4, NOT_YET])
+        counted = {record["card"] for record in found}
+        missing = [card.name for card in (RTX_4090, H200) if card.name not in counted]
+        rows += [[label, card, *["–"] * 2, "not counted", "–", NOT_YET] for card in missing]
         for record in found:
             target: Any = record["target_us"]
             rows.append(
