@@ -18,6 +18,10 @@ from tests.ptx_on_cpu.machine import Fault
 from tests.ptx_on_cpu.parse import Unknown
 
 
+MOST_TOKENS = 2048
+"""A clip of more runs for hours: the kernels of dpc_knn run whole, and pairs grow as the square."""
+
+
 class Uncountable(RuntimeError):
     """A workload cannot be counted here; the message says why, and what to do."""
 
@@ -55,8 +59,14 @@ def counts_of(workload: Workload, arch: int) -> list[Counts]:
 
     Raises:
         ValueError: the op refuses the shape.
-        Uncountable: a program is missing, or the compiled code has something unknown.
+        Uncountable: a program is missing, the compiled code has something unknown, or the clip is
+            too large to run.
     """
+    if workload.op == "dpc_knn" and workload.shape["M"] > MOST_TOKENS:
+        raise Uncountable(
+            f"{workload}: a clip of M={workload.shape['M']} runs for hours on a CPU; give at most "
+            f"M={MOST_TOKENS}"
+        )
     _require(workload.op)
     ways = (FORWARD, BACKWARD) if workload.direction == BOTH else (workload.direction,)
     with _told(f"{workload} for sm_{arch}"):

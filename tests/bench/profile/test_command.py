@@ -149,3 +149,9 @@ def test_missing_programs_are_named(
     monkeypatch.setattr(workloads.build, "find_nvcc", missing)
     assert command.main(["dpc_knn", "--arch", "89"]) == 2
     assert "dpc_knn: there is no nvcc on PATH" in capsys.readouterr().err
+
+
+def test_a_clip_that_would_run_for_hours_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["dpc_knn", "--shape", "M=4096", "L=1024"]) == 2
+    said = capsys.readouterr().err
+    assert "a clip of M=4096 runs for hours on a CPU; give at most M=2048" in said
