@@ -103,11 +103,13 @@ def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | 
                 profile = profiled(workload, card)
             except Uncountable as error:
                 refused.append(error)
+                if path:
+                    results.put(path, workload, card.name, None)
                 continue
             target = target_us(workload, card)
             print(shown(workload, profile, target), flush=True)
             if path:
-                results.add(path, results.record(workload, profile, target))
+                results.put(path, workload, card.name, results.record(workload, profile, target))
     if refused:
         raise Uncountable("; ".join(map(str, refused)))
 

@@ -141,12 +141,12 @@ def load_or_empty(path: Path) -> Record:
     return load(path) if path.is_file() else {"profiles": [], "published": []}
 
 
-def add(path: Path, record: Record) -> None:
-    """Puts a profile into a file, in place of one of the same workload on the same card."""
+def put(path: Path, workload: Workload, card: str, record: Record | None) -> None:
+    """Puts a workload's profile into a file, in place of an earlier one; None takes that out."""
+    names = asdict(workload) | {"card": card}
     held = load_or_empty(path)["profiles"]
-    names = ("op", "direction", "shape", "dtype", "card")
-    others = [old for old in held if any(old[name] != record[name] for name in names)]
-    save(path, profiles=[*others, record])
+    others = [old for old in held if any(old[name] != value for name, value in names.items())]
+    save(path, profiles=[*others, *([record] if record else [])])
 
 
 def save(path: Path, profiles: Sequence[Record] = (), published: Sequence[Record] = ()) -> None:

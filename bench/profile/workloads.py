@@ -17,7 +17,6 @@ from tests.ptx_on_cpu import triton_kernels
 from tests.ptx_on_cpu.machine import Fault
 from tests.ptx_on_cpu.parse import Unknown
 
-
 MOST_TOKENS = 2048
 """A clip of more runs for hours: the kernels of dpc_knn run whole, and pairs grow as the square."""
 
