@@ -65,13 +65,13 @@ def one_line(message: str, names: Collection[str], prefix: str = "--") -> str:
         return f"{found[1]} {found[2]}: takes no value"
     if found := re.match(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
         return _wrong_value(prefix + found[1], found[2])
-    return " ".join(message.split())
+    return " ".join(message.split())[:500]
 
 
 def _wrong_value(name: str, why: str) -> str:
     """``--fps x: expected a number``."""
     value = re.search(r"(?:Got|Given) value: (.*)", why)
-    shown = f" {value[1]}" if value else ""
+    shown = f" {value[1]:.60}" if value else ""
     if why.startswith("Unable to load config"):
         return f"{name}: is a group; give {name}.FIELD"
     if several := re.search(r"tuple with (\d+) elements", why):
@@ -82,4 +82,4 @@ def _wrong_value(name: str, why: str) -> str:
     kinds = [_KINDS[k] for k in re.findall(r"Expected a <class '(\w+)'>", why) if k in _KINDS]
     if kinds:
         return f"{name}{shown}: expected {' or '.join(dict.fromkeys(kinds))}"
-    return f"{name}{shown}: {' '.join(why.split())}"
+    return f"{name}{shown}: {' '.join(why.split()):.500}"

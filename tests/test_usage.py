@@ -80,6 +80,12 @@ def test_an_error_in_a_recipe_names_its_line(content, line, tmp_path):
         config.load(path)
 
 
+def test_a_long_value_is_cut():
+    with pytest.raises(ValueError, match=r"model\.backbone x{60}: expected one") as refused:
+        config.from_dict({"model": {"backbone": "x" * 5000}})
+    assert len(str(refused.value)) < 200
+
+
 def test_a_message_that_is_not_known_stays_whole():
     assert usage.one_line("something\n  new", ()) == "something new"
 

@@ -18,7 +18,7 @@ from cmpose.convert.report import Report
 from cmpose.data.formats.boxes import IN_SHARES
 from cmpose.data.formats.coco import box_of, check_image_size, file_name_of, numbers
 from cmpose.data.formats.documents import Annotation, Category, PoseDocument, Target, VideoImage
-from cmpose.data.formats.messages import short
+from cmpose.data.formats.messages import comma_list, short
 from cmpose.data.formats.reader import Pixels, Whole, convert, read
 from cmpose.data.formats.skeleton import skeleton_of_category
 from cmpose.data.sequence import AnnotationError, Person
@@ -99,8 +99,8 @@ def read_coco_drafts(
     category_id, own = _coco_category(document.categories or [], path, category_name)
     if skeleton is not None and skeleton.keypoints != own.keypoints:
         raise AnnotationError(
-            f"{path}: categories[*].keypoints are {', '.join(own.keypoints)}, those of --skeleton "
-            f"{', '.join(skeleton.keypoints)}; give the same names in the same order"
+            f"{path}: categories[*].keypoints are {comma_list(own.keypoints)}, those of --skeleton "
+            f"{comma_list(skeleton.keypoints)}; give the same names in the same order"
         )
     own = skeleton or own
     videos = {video.id: video.name or video.file_name or "" for video in document.videos or []}

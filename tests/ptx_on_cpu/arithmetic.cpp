@@ -201,6 +201,8 @@ void integers(Table& t, const std::string& type) {
   on("selp") = select<T>;
   on("min") = map<T, T, T>([](T a, T b) { return b < a ? b : a; });
   on("max") = map<T, T, T>([](T a, T b) { return a < b ? b : a; });
+  on("min.relu") = map<T, T, T>([](T a, T b) { return std::max(T(0), std::min(a, b)); });
+  on("max.relu") = map<T, T, T>([](T a, T b) { return std::max({T(0), a, b}); });
   on("abs") = map<T, T>([](T a) { return a < 0 ? T(-U(a)) : a; });
   on("shl") = map<U, U, u32>([](U a, u32 b) { return b < kBits ? U(a << b) : U(0); });
   on("shr") = map<T, T, u32>([](T a, u32 b) { return T(b < kBits ? a >> b : a < 0 ? -1 : 0); });

@@ -52,6 +52,8 @@ INTEGERS: dict[str, Callable[[int, int], int]] = {
     "mul.hi.u32": lambda a, b: a * b >> 32,
     "mul.hi.s32": lambda a, b: int(S(U(a))) * int(S(U(b))) >> 32,
     "min.s32": lambda a, b: min(int(S(U(a))), int(S(U(b)))),
+    "min.relu.s32": lambda a, b: max(0, min(int(S(U(a))), int(S(U(b))))),
+    "max.relu.s32": lambda a, b: max(0, int(S(U(a))), int(S(U(b)))),
     "max.u32": max,
     "and.b32": lambda a, b: a & b,
     "xor.b32": lambda a, b: a ^ b,

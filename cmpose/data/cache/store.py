@@ -178,7 +178,9 @@ def check_source(folder: Path, plan: StorePlan, source: Source) -> None:
     if not changed and plan.digest == source.digest:
         return
     if changed:
-        why = "; ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
+        why = "; ".join(
+            f"{k:.60} was {old.get(k)!s:.60}, is {new.get(k)!s:.60}" for k in changed[:10]
+        )
     else:
         why = "the annotations' people, boxes or frames have changed"
     raise CacheError(
