@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cmpose import _version, config, help, memory, usage
+from cmpose import _version, config, help_text, memory, usage
 from cmpose.command import Command
 from cmpose.convert.command import CONVERT, FRAMES
 from cmpose.data.cache.command import CACHE
@@ -76,7 +76,7 @@ def build_parser(command: str, recipe: config.Config | None = None) -> ArgumentP
         description="CM-Pose video human pose estimation",
         allow_abbrev=False,
         exit_on_error=False,
-        formatter_class=help.HelpFormatter,
+        formatter_class=help_text.HelpFormatter,
         version=_version.__version__,
     )
     commands = parser.add_subcommands()
@@ -102,10 +102,10 @@ def _parse(parser: ArgumentParser, command: str, arguments: list[str]) -> Namesp
         )
         sys.exit(2)
     names = commands[command]._option_string_actions if command in commands else ()
-    if help.HELP_ALL in arguments:
+    if help_text.HELP_ALL in arguments:
         arguments = [command, "--help"]
     elif {"-h", "--help"} & set(arguments) and command in commands:
-        help.shorten(commands[command], config.COMMON)
+        help_text.shorten(commands[command], config.COMMON)
     arguments = usage.same_but_hyphens(arguments, names)
     try:
         return parser.parse_args(arguments)

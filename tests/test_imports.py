@@ -25,7 +25,7 @@ LAYERS = (
     {"ops", "data"},
     {"command"},
     {"config", "distributed"},
-    {"kernels", "native", "files", "help", "memory", "provenance", "usage", "_version"},
+    {"kernels", "native", "files", "help_text", "memory", "provenance", "usage", "_version"},
 )
 LEVEL = {part: len(LAYERS) - line for line, parts in enumerate(LAYERS) for part in parts}
 MODULES = sorted((PROJECT / "cmpose").rglob("*.py")) + sorted((PROJECT / "kernels").rglob("*.py"))

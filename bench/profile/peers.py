@@ -31,8 +31,6 @@ from cmpose.files import write_json
 from tests.ptx_on_cpu.machine import Fault
 from tests.ptx_on_cpu.parse import Unknown
 
-FILE = "peers.json"
-
 REFUSED = (Unknown, UnknownOpcode, Unmatched, Fault, ArithmeticError, ValueError)
 """Why a kernel may not be counted."""
 
@@ -176,7 +174,7 @@ def shown(workload: Workload, card: Card, ours_us: float, found: Sequence[PeerPr
 
 
 def record(workload: Workload, card: Card, ours_us: float, found: Sequence[PeerProfile]) -> Record:
-    """As it is written to :data:`FILE`."""
+    """As ``--json`` writes it."""
     return {
         **asdict(workload),
         "card": card.name,

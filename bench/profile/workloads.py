@@ -21,6 +21,12 @@ MOST_TOKENS = 2048
 """A clip of more runs for hours: the kernels of dpc_knn run whole, and pairs grow as the square."""
 
 
+_REASONS = (
+    *(Unmatched, Unknown, sass.UnknownOpcode, Fault, build.BuildError),
+    *(RuntimeError, ArithmeticError),  # a compiler's text, or an op's reason
+)
+
+
 class Uncountable(RuntimeError):
     """A workload cannot be counted here; the message says why, and what to do."""
 
@@ -30,9 +36,7 @@ def _told(what: str) -> Iterator[None]:
     """Turns what counting raises into :class:`Uncountable`, which names what was counted."""
     try:
         yield
-    except (Unmatched, Unknown, sass.UnknownOpcode, Fault, build.BuildError) as error:
-        raise Uncountable(f"{what}: {error}") from error
-    except (RuntimeError, ArithmeticError) as error:  # a compiler's text, or an op's reason
+    except _REASONS as error:
         raise Uncountable(f"{what}: {error}") from error
 
 

@@ -423,7 +423,7 @@ class _Arrays(Video):
             fps: frames a second; None is 25.
 
         Raises:
-            VideoError: another shape or dtype, sizes that differ, or no frame.
+            VideoError: another shape or dtype, or no frame.
         """
         self.pictures = [np.asarray(frame) for frame in frames]
         if not self.pictures:
@@ -448,8 +448,10 @@ class _Arrays(Video):
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
         for number, frame in enumerate(self.pictures):
             self._check(frame, f"frame {number}")
-            bgr = np.ascontiguousarray(frame[..., ::-1])
-            yield VideoFrame(number, NOT_DECODED if number < skip else bgr)
+            passed = number < skip
+            yield VideoFrame(
+                number, NOT_DECODED if passed else np.ascontiguousarray(frame[..., ::-1])
+            )
 
     def signature(self) -> dict[str, Any]:
         crc = 0

@@ -37,9 +37,16 @@ def _evaluate(subparser: ArgumentParser) -> None:
 
 def _run_evaluate(args: Namespace) -> None:
     from cmpose.evaluation.evaluate import evaluate_checkpoint
+    from cmpose.models.weights import checkpoint
 
     given = config.from_namespace(args, _recipe_of_evaluate(args))
-    evaluate_checkpoint(args.checkpoint, given.data, given.train, args.output)
+    try:
+        evaluate_checkpoint(args.checkpoint, given.data, given.train, args.output)
+    except FileNotFoundError as error:
+        recipe = args.config or checkpoint.find(args.checkpoint) / checkpoint.CONFIG
+        raise FileNotFoundError(
+            f"{error}; {recipe} names the data where no option does (--data.root and others)"
+        ) from error
 
 
 def _recipe_of_evaluate(args: Namespace) -> config.Config:

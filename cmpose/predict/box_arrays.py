@@ -44,7 +44,7 @@ def box_rows(boxes: Any, where: str) -> np.ndarray:
     if boxes is None:
         return np.zeros((0, 6))
     if hasattr(boxes, "detach"):  # a tensor of torch's, on any device
-        boxes = boxes.detach().cpu().float().numpy()
+        boxes = boxes.detach().cpu().double().numpy()
     try:
         table = np.asarray(boxes, np.float64)
     except (TypeError, ValueError):

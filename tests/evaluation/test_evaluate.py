@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmpose import cli
 from cmpose.config import Config
 from cmpose.data.clips import ClipDataset, open_clips, resolve_warp
 from cmpose.data.cutouts import collate
@@ -258,6 +259,18 @@ def test_where_crops_are_made(rendered, warp, device, place):
     assert dataset.data.warp == place
     assert config.data.warp == warp
     assert ("frames" in dataset[0]) == (place == "device")
+
+
+def test_data_that_are_missing_are_told_with_the_recipe_that_names_them(tmp_path):
+    model = build()
+    config = Config(model=model.config)
+    folder = checkpoint.save(tmp_path, "model", model.state_dict(), config)
+    other = write_recipe(tmp_path / "r.yaml", config)
+    for options, recipe_file in (([], folder / "config.json"), (["--config", str(other)], other)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["evaluate", "--checkpoint", str(folder), *options])
+        assert "annotations/val: no such file or folder" in str(ended.value)
+        assert f"; {recipe_file} names the data where no option does" in str(ended.value)
 
 
 def test_a_place_that_does_not_exist_is_named(rendered):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,10 @@ from cmpose import ops
 from cmpose.ops import backends
 from cmpose.ops.backends import OPS
 from tests.ops.support import tcformer
+from tests.shared_data import PROJECT
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "ops.md").read_text(encoding="utf-8")
+TEXT = (PROJECT / "docs" / "ops.md").read_text(encoding="utf-8")
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 SECTIONS = {part.split("\n", 1)[0]: part for part in re.split(r"^## ", TEXT, flags=re.M)}
 
 TCFORMER = "In place of TCFormer's clustering"
@@ -40,6 +41,9 @@ def test_limits_are_stated(name: str) -> None:
     limits = backends._ENTRIES[name].limits
     assert cpu == ("all" if "cpu" in limits else "none")
     assert set(re.findall(r"`(\w+)`", kernels)) == set(limits) - {"cpu"}
+    (shown,) = re.findall(rf"^\| \[`{name}`\].* \| (.*?) \|$", README, flags=re.M)
+    spelled = {"cpu": "CPU", "triton": "Triton", "cuda": "CUDA C++"}
+    assert shown.split(", ") == ["reference", *(spelled[backend] for backend in limits)]
 
 
 @pytest.mark.parametrize("title", SECTIONS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -13,17 +15,20 @@ from cmpose.models.weights import checkpoint
 from tests.models.builders import build
 
 
+def saved_model(folder: Path, **fields: Any) -> Path:
+    """A checkpoint of 15 keypoints in ``folder``, with random weights, that computes in float32."""
+    model = build(num_keypoints=15, **fields)
+    config = Config(model=model.config)
+    config.train.precision = "fp32"
+    checkpoint.save(folder, "model", model.state_dict(), config)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A checkpoint with all parts and random weights: nothing here depends on what is learnt."""
-    model = build(
-        num_keypoints=15, image_size=(64, 64), tokens_per_keypoint=1, num_clusters=1, neighbors=1
-    )
-    config = Config(model=model.config)
-    config.train.precision = "fp32"
-    folder = tmp_path_factory.mktemp("weights")
-    checkpoint.save(folder, "model", model.state_dict(), config)
-    return folder
+    small = {"image_size": (64, 64), "tokens_per_keypoint": 1, "num_clusters": 1, "neighbors": 1}
+    return saved_model(tmp_path_factory.mktemp("weights"), **small)
 
 
 @pytest.fixture(scope="session")

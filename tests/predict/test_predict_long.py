@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from cmpose.config import Config
 from cmpose.data.video import Video, VideoFrame, VideoInfo, open_video
 from cmpose.data.video_writer import VideoWriter, video_writer
 from cmpose.files import Interrupted, InUse, OutputError
@@ -28,6 +27,7 @@ from cmpose.predict.journal import FRAMES, Journal, JournalError
 from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import Poses, Predictor
 from tests.models.builders import build
+from tests.predict.conftest import saved_model
 from tests.recipes import command, one_thread
 from tests.shared_data import PROJECT
 
@@ -36,12 +36,7 @@ LENGTH, SIZE = 60, (96, 64)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    model = build(fine="off", num_keypoints=15)
-    config = Config(model=model.config)
-    config.train.precision = "fp32"
-    folder = tmp_path_factory.mktemp("weights")
-    checkpoint.save(folder, "model", model.state_dict(), config)
-    return folder
+    return saved_model(tmp_path_factory.mktemp("weights"), fine="off")
 
 
 @pytest.fixture(scope="module")
