@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from argparse import ArgumentError
@@ -16,7 +15,7 @@ from cmpose.command import Command
 from cmpose.convert.command import CONVERT, FRAMES
 from cmpose.data.cache.command import CACHE
 from cmpose.evaluation.command import EVALUATE, SCORE
-from cmpose.files import STOPPED, TOO_LONG, Interrupted, OutputError, Printed
+from cmpose.files import STOPPED, Interrupted, OutputError, Printed, in_words
 from cmpose.models.command import EXPORT
 from cmpose.predict.command import PREDICT
 from cmpose.render.command import RENDER
@@ -172,9 +171,9 @@ def _main(arguments: list[str] | None) -> None:
         explained = short or isinstance(error, _EXPLAINED)
         if not explained or os.environ.get("CMPOSE_TRACEBACK") == "1":
             raise
-        said = f"{short}; {command.if_memory_runs_out}" if short else str(error)
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename:
-            said = f"{error.filename}: {'; '.join(TOO_LONG)}"
+        said = in_words(error) if isinstance(error, OSError) else str(error)
+        if short:
+            said = f"{short}; {command.if_memory_runs_out}"
         sys.exit(f"cmpose {command.name}: {said}")
     except KeyboardInterrupt:
         print(f"cmpose {command.name}: interrupted", file=sys.stderr)

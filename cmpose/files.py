@@ -54,6 +54,15 @@ _FULL_TEXTS = ("No space left", "os error 28", "requested and")
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 TOO_LONG = "a name in it is longer than the file system takes", "give a shorter one"
 """Reason and remedy."""
+
+
+def in_words(error: OSError) -> str:
+    """What is said of a failure: Python's words, but for a name that is too long."""
+    if error.errno == errno.ENAMETOOLONG and error.filename:
+        return f"{error.filename!s:.1000}: {'; '.join(TOO_LONG)}"
+    return str(error)
+
+
 _LEAST_FREE = 1 << 20
 """Bytes. A library that does not tell why it failed has met a full disk if fewer are left."""
 _LIBRARIES = ("safetensors", "safetensors_rust", "cv2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cmpose import config
 from cmpose.command import Command
+from cmpose.files import in_words
 
 _ACTING = {
     "data": config.all_fields(
@@ -42,10 +44,13 @@ def _run_evaluate(args: Namespace) -> None:
     given = config.from_namespace(args, _recipe_of_evaluate(args))
     try:
         evaluate_checkpoint(args.checkpoint, given.data, given.train, args.output)
-    except FileNotFoundError as error:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and error.errno != errno.ENAMETOOLONG:
+            raise
         recipe = args.config or checkpoint.find(args.checkpoint) / checkpoint.CONFIG
-        raise FileNotFoundError(
-            f"{error}; {recipe} names the data where no option does (--data.root and others)"
+        raise OSError(
+            f"{in_words(error)}; {recipe} names the data where no option does (--data.root and "
+            "others)"
         ) from error
 
 
