@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from bench.harness.workload import Workload, tensors
 from bench.profile.cards import BY_ARCH
-from cmpose.kernels import launch  # type: ignore[import-not-found]
+from cmpose.kernels import launch
 from tests.shared_data import PROJECT
 
 FOLDER = PROJECT / "build" / "profile"

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmpose.kernels import launch  # type: ignore[import-not-found]
+from cmpose.kernels import launch
 
 
 @triton.jit

@@ -28,7 +28,7 @@ from bench.profile import inductor
 from bench.profile.cards import BY_ARCH
 from bench.profile.inductor import FOLDER, Kernel, Library, Plan, View, operator
 from cmpose.files import write_text
-from cmpose.kernels import launch  # type: ignore[import-not-found]
+from cmpose.kernels import launch
 
 _kept: list[torch.library.Library] = []
 """What is registered lasts as long as this."""

@@ -78,8 +78,8 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
     command += [f'-D{name}="{value}"' for name, value in facts.items()]
     for include in (HERE, source, *includes):
         command += ["-I", str(include)]
-    for include in {pybind11.get_include(), sysconfig.get_paths()["include"]}:
-        command += ["-isystem", include]
+    for headers in {pybind11.get_include(), sysconfig.get_paths()["include"]}:
+        command += ["-isystem", headers]
     files = sorted(
         p for folder in (HERE, source, *includes) for p in folder.iterdir() if p.is_file()
     )

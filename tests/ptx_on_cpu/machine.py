@@ -23,8 +23,8 @@ from tests.shared_data import PROJECT
 HERE = Path(__file__).resolve().parent
 FOLDER = PROJECT / "build" / "ptx_on_cpu"
 
-FLAGS = ("-std=c++20", "-O1", "-march=native", "-fno-strict-aliasing")
-FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "-shared")
+FLAGS = ["-std=c++20", "-O1", "-march=native", "-fno-strict-aliasing"]
+FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "-shared"]
 
 SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
 """Bytes of shared memory that a block may have, by compute capability."""
