@@ -1,5 +1,5 @@
-// torch for CPUs, given a "cuda" that does nothing: autograd asks whether there is one, and switches
-// to it. Tensors on it have no memory.
+// torch for CPUs, given a "cuda" that does nothing: autograd asks whether there is one, and
+// switches to it. Tensors on it have no memory.
 
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>

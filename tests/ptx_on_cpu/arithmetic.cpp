@@ -212,7 +212,8 @@ void integers(Table& t, const std::string& type) {
   on("rem") = map<T, T, T>([](T a, T b) {
     return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
   });
-  if constexpr (kBits == 16) on("mul.hi") = map<T, T, T>([](T a, T b) { return T(s64(a) * b >> 16); });
+  if constexpr (kBits == 16)
+    on("mul.hi") = map<T, T, T>([](T a, T b) { return T(s64(a) * b >> 16); });
   if constexpr (kBits == 32 || kBits == 64) {
     using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
     on("mul.hi") = map<T, T, T>([](T a, T b) { return T(Wide(a) * b >> kBits); });

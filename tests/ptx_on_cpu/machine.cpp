@@ -355,7 +355,8 @@ void* ptx_program(const char* names, const int64_t* rows, int count, const char*
   return program;
 }
 
-// Runs every block, or, counting, those asked for. Returns -1, or the row at which it failed, and says where and why in `message`.
+// Runs every block, or, counting, those asked for. Returns -1, or the row at which it failed, and
+// says where and why in `message`.
 int ptx_launch(void* handle, const unsigned* grid, int num_warps, int shared_bytes,
                const char* parameter_bytes, int parameter_count, const uint64_t* known, int tensors,
                int backwards, Counting* asked, char* message, int message_bytes) {

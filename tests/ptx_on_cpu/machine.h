@@ -30,11 +30,21 @@ struct Instruction {
 
 // What a launch is asked to count, a row of kCounts numbers an instruction; see counted() in
 // machine.py, which has their names.
-enum Count { kVisits, kAccesses, kBytes, kSectors, kWavefronts, kConflicts, kJumps, kPartings, kCounts };
+enum Count {
+  kVisits,
+  kAccesses,
+  kBytes,
+  kSectors,
+  kWavefronts,
+  kConflicts,
+  kJumps,
+  kPartings,
+  kCounts
+};
 struct Counting {
   uint64_t (*rows)[kCounts];
-  uint64_t* distinct;        // of each tensor: sectors read, sectors written
-  const uint64_t* blocks;    // those to run, numbered along x, then y, then z; null: all
+  uint64_t* distinct;      // of each tensor: sectors read, sectors written
+  const uint64_t* blocks;  // those to run, numbered along x, then y, then z; null: all
   uint64_t block_count;
 };
 

@@ -54,7 +54,7 @@ void access(Warp& w, const Instruction& i) {
                            : space == kShared ? shared(w, address, bytes * count)
                            : space == kLocal
                                ? local(w, address, bytes * count, i.number[0] >> 3, lane)
-                                              : parameters(address, bytes * count);
+                               : parameters(address, bytes * count);
     for (int k = 0; k < count; ++k) {
       if (i.operand[k] < 0) continue;
       std::memset(value(k), is_signed && at[k * bytes + bytes - 1] < 0 ? 0xff : 0, width);
@@ -87,8 +87,7 @@ void matrices(Warp& w, const Instruction& i) {
   for (int k = 0; k < COUNT; ++k) {
     auto* const lanes = w.reg<uint16_t>(i.operand[k]);
     for (int r = 0; r < 8; ++r) {
-      const uint64_t at =
-          address_of(w, i.operand[COUNT], i.number[0], lane_now = 8 * k + r, false);
+      const uint64_t at = address_of(w, i.operand[COUNT], i.number[0], lane_now = 8 * k + r, false);
       uint16_t row[8];
       if (!STORE) std::memcpy(row, shared(w, at, 16), 16);
       for (int c = 0; c < 8; ++c) {
