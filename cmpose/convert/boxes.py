@@ -10,21 +10,20 @@ import numpy as np
 
 from cmpose.convert.report import Report
 from cmpose.convert.sources import Draft
-from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, BoxCounts, Classified, check_units
+from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, BoxCounts, Scored, check_units
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.messages import ONLY_NEARLY, nearly, short
-from cmpose.data.formats.reader import Number, Pixels, Whole, read
+from cmpose.data.formats.reader import Pixels, Whole, read
 from cmpose.data.pictures import turn_box
 from cmpose.data.sequence import AnnotationError, Frame, Person
 from cmpose.data.transforms import clean_box
 from cmpose.files import write_text
 
 
-class PictureBox(Classified, gc=False):
+class PictureBox(Scored, gc=False):
     """An entry of the file; ``frame``, ``image_name`` or ``image_id`` tells the picture."""
 
     bbox: list[Pixels]
-    score: Number = 1.0
     track_id: Whole = -1
     frame: Whole | None = None
     image_name: str | None = None
@@ -77,9 +76,10 @@ class OwnBoxes:
         for number, entry in enumerate(entries):
             where = f"{path}: [{number}]"
             picture = _picture(entry, where)
-            box = Box(
-                box_of(entry.bbox, f"{where}.bbox"), entry.score, entry.track_id, where, picture
-            )
+            score = entry.score_said()
+            score = 1.0 if score is None else score
+            bbox = box_of(entry.bbox, f"{where}.bbox")
+            box = Box(bbox, score, entry.track_id, where, picture)
             if reason := counts.reason_against(entry, f"[{number}]"):
                 report.leave_out(f"box of --boxes: {reason}", where)
             else:

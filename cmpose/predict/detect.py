@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cmpose.data.formats.boxes import EMPTY, BoxCounts, Classified, check_units, low_score
-from cmpose.data.formats.reader import Count, Number, Pixels, Whole, read_items
+from cmpose.data.formats.boxes import EMPTY, BoxCounts, Scored, check_units, low_score
+from cmpose.data.formats.reader import Count, Pixels, Whole, read_items
 from cmpose.data.sequence import AnnotationError
 from cmpose.data.transforms import clean_box
 
@@ -184,13 +184,12 @@ class VideoDetections(Mapping[int, list[Detection]]):
         return len(np.unique(self.frames))
 
 
-class VideoBox(Classified, gc=False):
+class VideoBox(Scored, gc=False):
     """An entry of a file of detections: a box in a frame of a video."""
 
     bbox: tuple[Pixels, Pixels, Pixels, Pixels]
     frame: Count | None = None
     image_id: Count | None = None
-    score: Number = 1.0
     track_id: Whole = -1
 
 
@@ -220,9 +219,10 @@ def load_video_detections(
     """Reads the boxes of a video from a JSON file, piece by piece.
 
     The file is a list of ``{"frame": 0, "bbox": [x, y, w, h], "score": 0.9, "track_id": 3}``, in
-    any order. Frames count from 0, boxes are in pixels, a missing ``score`` is 1. ``track_id`` is
-    optional: all entries have one, or none. A list of COCO results works too: ``image_id`` is the
-    frame then. ``BoxCounts.reason_against`` says who is a person.
+    any order. Frames count from 0, boxes are in pixels. ``confidence`` and ``conf`` are read as
+    ``score``; without any of them it is 1. ``track_id`` is optional: all entries have one, or none.
+    A list of COCO results works too: ``image_id`` is the frame then. ``BoxCounts.reason_against``
+    says who is a person.
 
     Args:
         path: the file.
@@ -257,12 +257,14 @@ def load_video_detections(
         frame = _checked_frame(entry, f"{path}: [{count}]")
         people += 1
         with_track += entry.track_id >= 0
-        if entry.score < min_score:
+        score = entry.score_said()
+        score = 1.0 if score is None else score
+        if score < min_score:
             counts.left_out[low_score(min_score)] += 1
             continue
         frames.append(frame)
         track_ids.append(entry.track_id)
-        values.extend((*entry.bbox, entry.score))
+        values.extend((*entry.bbox, score))
         # It stays among the boxes, so that its track goes on; a picture of it there is none.
         if size is not None and clean_box(np.array(entry.bbox), *size) is None:
             counts.left_out[EMPTY] += 1

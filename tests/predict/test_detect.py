@@ -100,6 +100,13 @@ def test_coco_results_file(tmp_path):
     assert [(d.score, d.track_id) for d in people[1]] == [(1.0, -1)]
 
 
+@pytest.mark.parametrize("key", ["score", "confidence", "conf"])
+def test_a_score_under_each_name_detectors_have_for_it(tmp_path, key):
+    entries = [{"frame": 0, "bbox": [1, 2, 3, 4], key: score} for score in (0.1, 0.5)]
+    people = load_video_detections(write(tmp_path, entries), 1, min_score=0.2)
+    assert [d.score for d in people[0]] == [0.5]
+
+
 GOOD = {"frame": 0, "bbox": [1, 2, 3, 4], "score": 0.5}
 BAD = {
     "malformed": ('[{"frame": 0,', "boxes.json: not valid JSON: .*, after 0 whole items"),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 from cmpose.data.formats.messages import counted, short
-from cmpose.data.formats.reader import Whole
+from cmpose.data.formats.reader import Number, Whole
 from cmpose.data.sequence import AnnotationError
 
 FROM_ZERO = "category_id 0 read as person, for the file has no 1"
@@ -72,6 +72,19 @@ class Classified(Struct, gc=False, kw_only=True):
         names = [(key, name) for key, name in given if _is_text(name) and not _is_id(name)]
         people = [(key, name) for key, name in names if _plain(name) == "person"]
         return (people or names or given or [("category_id", None)])[0]
+
+
+class Scored(Classified, gc=False, kw_only=True):
+    """What an entry says of its score: some detectors' files call it ``confidence`` or ``conf``."""
+
+    score: Number | UnsetType = UNSET
+    confidence: Number | UnsetType = UNSET
+    conf: Number | UnsetType = UNSET
+
+    def score_said(self) -> float | None:
+        """The first of these three that is given."""
+        given = (self.score, self.confidence, self.conf)
+        return next((value for value in given if value is not UNSET), None)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

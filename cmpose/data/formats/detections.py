@@ -12,18 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cmpose.data.formats.boxes import BoxCounts, Classified, check_units, low_score
+from cmpose.data.formats.boxes import BoxCounts, Scored, check_units, low_score
 from cmpose.data.formats.coco import box_of
 from cmpose.data.formats.messages import ONLY_NEARLY, folded, short
-from cmpose.data.formats.reader import Number, Pixels, Whole, convert, read
+from cmpose.data.formats.reader import Pixels, Whole, convert, read
 from cmpose.data.sequence import AnnotationError, Sequence
 
 
-class DetectionEntry(Classified, gc=False):
+class DetectionEntry(Scored, gc=False):
     """An entry of a detection file: DCPose's have ``image_name``, mmpose's ``image_id``."""
 
     bbox: list[Pixels]
-    score: Number
     image_id: Whole | None = None
     image_name: str | None = None
 
@@ -62,9 +61,10 @@ def load_detections(
 ) -> Detections:
     """Reads a list of detections and finds their frames.
 
-    An entry has ``bbox`` (x, y, w, h), ``score``, and ``image_id`` (mmpose) or ``image_name``
-    (DCPose: the annotation's ``file_name``; if no name matches whole, the folder and the file's
-    name decide); both must lead to one frame. ``BoxCounts.reason_against`` says who is a person.
+    An entry has ``bbox`` (x, y, w, h), ``score`` (or ``confidence``, or ``conf``), and ``image_id``
+    (mmpose) or ``image_name`` (DCPose: the annotation's ``file_name``; if no name matches whole,
+    the folder and the file's name decide); both must lead to one frame.
+    ``BoxCounts.reason_against`` says who is a person.
 
     Args:
         path: the JSON file.
@@ -93,7 +93,9 @@ def load_detections(
         where = f"{path}: [{number}]"
         try:
             entry = convert(unchecked, DetectionEntry, str(path), AnnotationError, f"[{number}]")
-            box = box_of(entry.bbox, f"{where}.bbox")
+            box, score = box_of(entry.bbox, f"{where}.bbox"), entry.score_said()
+            if score is None:
+                raise AnnotationError(f"{where}: missing key 'score' (or 'confidence', 'conf')")
             key = index.find(entry, where)
         except AnnotationError:
             if on_error == "raise":
@@ -108,11 +110,11 @@ def load_detections(
         if counts.reason_against(entry, f"[{number}]"):
             continue
         found.append((box, index.sizes[key]))
-        if entry.score < threshold:
+        if score < threshold:
             counts.left_out[low_score(threshold)] += 1
         else:
             used += 1
-            boxes.setdefault(key, []).append(ScoredBox(box, entry.score))
+            boxes.setdefault(key, []).append(ScoredBox(box, score))
     if not matched:
         raise AnnotationError(
             f"{path}: none of the {len(entries)} detections belongs to a frame of the "
