@@ -13,7 +13,8 @@ That is a linear program: the least number of instructions, plus a high price fo
 that does not come out. An unrolled loop and its remainder come out right by it: they share their
 anchors, and the unrolled one needs fewer instructions. What a guard turns off may be executed less
 often than its block. A loop without any anchor would be counted once; the float32 arithmetic of a
-line, which ptxas may fuse in pairs but not leave out, keeps that from happening, at a low price.
+line, which ptxas may fuse in pairs but not leave out, keeps that from happening, at a low price, as
+do its divisions and roots.
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ branch costs more than a round of the project's longest loop without anchors (Ph
 ACROSS = ("tensor", "load", "store", "MUFU.EX2", "MUFU.LG2")
 """Anchors that the same kernel has on another card, where its layouts and barriers differ."""
 
+PLACED = ("division", "root")
+"""Float32's, which have a guess by the same instruction as integers' on other lines."""
+
+LOW = ("float32", *PLACED)
+"""Anchors of a low price, which may be executed more often: ptxas fuses arithmetic in pairs,
+and may divide integers by the same guess."""
+
 _SASS = {
     "LD": "load",
     "ST": "store",
@@ -73,6 +81,7 @@ _SASS = {
     "LDS": "shared load",
     "STS": "shared store",
 }
+_GUESSES = {"MUFU.RCP": "division", "MUFU.RSQ": "root", "MUFU.SQRT": "root"}
 _COUNTED = {"BAR": "barrier", "SHFL": "shuffle", "REDUX": "reduction", "ATOMS": "atomic"}
 _COUNTED |= {"ATOMG": "atomic", "ATOM": "atomic", "RED": "atomic", "REDG": "atomic"}
 _SPACE = {SPACES["global"]: "", SPACES["shared"]: "shared "}
@@ -91,6 +100,8 @@ def _of_sass(one: Instruction) -> tuple[str, float] | None:
         return "matrices", int(one.opcode[-1]) / 4 if one.opcode[-1].isdigit() else 0.25
     if one.opcode in ("MUFU.EX2", "MUFU.LG2"):
         return one.opcode, 1.0
+    if one.opcode in _GUESSES:
+        return _GUESSES[one.opcode], 1.0
     if one.base in ("FFMA", "FADD", "FMUL"):
         return "float32", 1.0
     return None
@@ -125,6 +136,8 @@ def _of_ptx(kernel: Kernel) -> Iterator[tuple[str, str, float]]:
             what, amount = f"MUFU.{name[:3].upper()}", 1.0
         elif re.match(r"(fma|add|sub|mul)\b.*\.f32$", name):
             what, amount = "float32", 1.0
+        elif match := re.match(r"(div|rcp|r?sqrt)\b.*\.f32$", name):
+            what, amount = "root" if "sqrt" in match[1] else "division", 1.0
         else:
             kinds = {"shfl": "shuffle", "redux": "reduction", "atom": "atomic"}
             what = kinds.get(name.partition(".")[0], "")
@@ -141,29 +154,46 @@ def wanted(kernel: Kernel, counting: Counting, warps: int) -> Wanted:
         if what:
             found[source, what] += amount * visits / warps
     partings = counting.rows["partings"].sum() / warps
+    jumped, stayed = counting.rows["jumps"] / warps, _stayed(counting) / warps
     branches: dict[str, list[Branch]] = defaultdict(list)
     for at, row in enumerate(kernel.rows):
         if row.name == "bra" and row.guard >= 0:
-            jumps = counting.rows["jumps"][at] / warps
-            stays = counting.rows["visits"][at] / warps - jumps
             lines = _lines_from(kernel, row.numbers[0]), _lines_from(kernel, at + 1)
-            branches[_sources(kernel)[at]].append(Branch((jumps, stays), lines))
+            branches[_sources(kernel)[at]].append(Branch((jumped[at], stayed[at]), lines))
     return Wanted(dict(found), list(_loops(kernel, counting)), dict(branches), float(partings))
 
 
+def _stayed(counting: Counting) -> np.ndarray:
+    """Of each row, how often a warp went on behind it; one whose lanes part goes both ways."""
+    rows = counting.rows
+    return rows["visits"] - rows["jumps"] + rows["partings"]
+
+
 def _lines_from(kernel: Kernel, start: int) -> set[str]:
-    """Of the rows as far as the next jump."""
-    lines = set()
-    for row, source in zip(kernel.rows[start:], _sources(kernel)[start:], strict=True):
-        lines.add(source)
-        if row.name in ("bra", "ret"):
+    """Of the rows that run one after another from there: as far as a conditional jump, or to where
+    others jump. An unconditional jump is followed, as ptxas does."""
+    sources, targets = (
+        _sources(kernel),
+        {row.numbers[0] for row in kernel.rows if row.name == "bra"},
+    )
+    seen: set[int] = set()
+    lines, at = set(), start
+    while at not in seen:
+        seen.add(at)
+        row = kernel.rows[at]
+        if row.name == "bra" and row.guard < 0:
+            at = row.numbers[0]
+            continue
+        lines.add(sources[at])
+        at += 1
+        if row.name in ("bra", "ret") or at in targets:
             break
     return lines
 
 
 def _loops(kernel: Kernel, counting: Counting) -> Iterator[tuple[frozenset[str], float]]:
     """Of each loop its lines, and its rounds for each time that it is reached."""
-    visits, jumps = counting.rows["visits"], counting.rows["jumps"]
+    visits, jumps, stayed = counting.rows["visits"], counting.rows["jumps"], _stayed(counting)
     following: list[list[int]] = []
     for at, row in enumerate(kernel.rows):
         to = [at + 1] if row.name not in ("bra", "ret") or row.guard >= 0 else []
@@ -174,7 +204,7 @@ def _loops(kernel: Kernel, counting: Counting) -> Iterator[tuple[frozenset[str],
             for way, then in enumerate(following[at]):
                 if then == head:
                     jumped = way == len(following[at]) - 1 and kernel.rows[at].name == "bra"
-                    back += jumps[at] if jumped else visits[at] - jumps[at]
+                    back += jumps[at] if jumped else stayed[at]
         if visits[head]:
             lines = frozenset(_sources(kernel)[at] for at in body)
             yield lines, float(visits[head] / max(visits[head] - back, 1))
@@ -235,11 +265,15 @@ def executed(blocks: list[Block], wanted: Wanted, across: bool = False) -> Execu
                 held[key].append((at, anchor[1], one.guarded))
     goals: Anchors = defaultdict(float)
     for (source, what), amount in wanted.anchors.items():
-        goals["" if across else source, what] += amount
-    # What only one of the two has on a line may be on another in the other.
+        if amount:
+            goals["" if across else source, what] += amount
+    # What only one of the two has on a line may be on another in the other: ptxas makes one of two
+    # branches' same instructions, and names one of their lines.
     for key in set(held) ^ set(goals):
-        held["", key[1]] += held.pop(key, [])
-        goals["", key[1]] += goals.pop(key, 0.0)
+        orphans = held.pop(key, []), goals.pop(key, 0.0)
+        if key[1] not in PLACED:
+            held["", key[1]] += orphans[0]
+            goals["", key[1]] += orphans[1]
     keys = [k for k in {**goals, **held} if not across or k[1] in ACROSS]
     for key in keys:
         if held[key]:
@@ -248,7 +282,7 @@ def executed(blocks: list[Block], wanted: Wanted, across: bool = False) -> Execu
     times = problem.solved()
     missed = total = 0.0
     for key in keys:
-        if key[1] == "float32":
+        if key[1] in LOW:
             continue
         least = sum(n * times[at] for at, n, guarded in held[key] if not guarded)
         most = sum(n * times[at] for at, n, _ in held[key])
@@ -284,6 +318,9 @@ class _Problem:
                 column = self._column(PARTING)
                 leaving[at][column] = -1.0
                 parting[column] = 1.0
+                for to in block.next:  # a warp that parts takes both ways
+                    row = {self.edges[at, to]: 1.0, column: -1.0, self._column(0.0): -1.0}
+                    self.rows.append((row, 0.0))
             if wanted.partings and block.joins:
                 column = self._column(PARTING)
                 self.count[at][column] = -1.0
@@ -322,8 +359,8 @@ class _Problem:
         """
         for head, body in loops([block.next for block in self.blocks]).items() if rounds_of else ():
             lines = {one.source for at in body for one in self.blocks[at].instructions}
-            alike = [len(lines & of) / len(lines | of) for of, _ in rounds_of]
-            rounds = rounds_of[alike.index(max(alike))][1]
+            # Of equally alike loops, as an unrolled one and its remainder, the one that goes on.
+            _, rounds = max((len(lines & of) / len(lines | of), n) for of, n in rounds_of)
             row = {self._column(0.0): 1.0}
             for (at, to), edge in self.edges.items():
                 if to == head:
@@ -350,8 +387,8 @@ class _Problem:
             row[part] = 1.0
             limit = {column: -amount * times for column, times in self.count[at].items()}
             self.rows.append(({**limit, part: 1.0, rest: 1.0}, amount if at == 0 else 0.0))
-        if what == "float32":
-            wanted /= 2
+        if what in LOW:
+            wanted /= 2 if what == "float32" else 1
             row[self._column(LOW_PRICE)] = 1.0
             row[self._column(0.0)] = -1.0
         else:

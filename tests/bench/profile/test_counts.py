@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.profile import counts, executed, flight, sass
+from tests.csrc.compile_check import require_nvcc
 from tests.ptx_on_cpu import machine, parse
 
 pytestmark = pytest.mark.skipif(machine.compiler() is None, reason="needs g++")
@@ -148,6 +149,63 @@ def test_share_of_a_branch() -> None:
     assert times_of(code, found, "STG") == pytest.approx(1.0, abs=1e-4)
 
 
+ALONE = """
+mul.wide.u32 %rd2, %r3, 4; add.u64 %rd3, %rd0, %rd2; ld.global.f32 %f0, [%rd3];
+add.u64 %rd5, %rd1, %rd2; setp.ne.u32 %p1, %r0, 0; setp.ne.u32 %p2, %r9, 0;
+mov.u32 %r10, 0;
+$again:
+.loc 1 4 0
+@%p1 bra $skip;
+.loc 1 5 0
+@!%p2 bra $plain;
+div.rn.f32 %f1, 0f40400000, %f0; sqrt.rn.f32 %f0, %f1;
+$plain:
+.loc 1 6 0
+@%p2 bra $store;
+bra.uni $after;
+$store:
+st.global.f32 [%rd5], %f0;
+$after:
+.loc 1 7 0
+add.f32 %f0, %f0, 0f3F800000; st.global.f32 [%rd5], %f0;
+$skip:
+.loc 1 8 0
+add.u32 %r10, %r10, 1; setp.lt.u32 %p3, %r10, %r9; @%p3 bra $again;
+"""
+
+
+def test_lanes_that_part() -> None:
+    """In each of five rounds the first lane alone divides, takes a root and stores twice: what the
+    others skip is counted, whichever way the jumps of the two codes go."""
+    _, found, code = ran(ALONE, torch.rand(32), torch.zeros(32), number=5)
+    assert found.unmatched < 1e-6
+    assert times_of(code, found, "STG") == pytest.approx(10, abs=1e-3)
+    assert times_of(code, found, "FCHK") == pytest.approx(5, abs=1e-3)
+    assert times_of(code, found, "MUFU") == pytest.approx(10, abs=1e-3)
+
+
+def test_loads_that_ptxas_makes_one() -> None:
+    """One of two branches' loads is left, with one of their lines; either may have been taken."""
+    body = """
+    mul.wide.u32 %rd2, %r3, 4; add.u64 %rd3, %rd0, %rd2; setp.eq.u32 %p1, %r9, 1; @%p1 bra $one;
+    .loc 1 4 0
+    ld.global.u16 %r4, [%rd3];
+    .loc 1 5 0
+    shl.b32 %r4, %r4, 16; mov.b32 %f0, %r4; bra.uni $end;
+    $one:
+    .loc 1 6 0
+    ld.global.u16 %r4, [%rd3];
+    .loc 1 7 0
+    cvt.rn.f32.u32 %f0, %r4;
+    $end:
+    .loc 1 8 0
+    add.u64 %rd5, %rd1, %rd2; st.global.f32 [%rd5], %f0;"""
+    for number in (1, 2):
+        _, found, code = ran(body, torch.rand(32), torch.zeros(32), number=number)
+        assert found.unmatched < 1e-6
+        assert times_of(code, found, "LDG") == pytest.approx(1, abs=1e-3)
+
+
 def test_least() -> None:
     """A linear program whose solution is seen at once."""
     # the least of 2a + b + 3c where a + b + c = 4 and a − c = 1
@@ -200,6 +258,15 @@ def test_spatial_attention(arch: int) -> None:
     assert found.instructions["mufu"] * 32 >= pairs * rows * keys
     assert found.blocks * found.warps * 1000 < sum(found.instructions.values())
     assert (found.shared_conflicts, min(found.access_bytes)) == (0, 4)
+
+
+def test_kernels_of_csrc_are_matched() -> None:
+    """Theirs part lanes, have loops with remainders, and branches by dtype: all of it is found."""
+    require_nvcc()
+    for op in ("dpc_knn", "merge_clusters"):
+        direction = "forward" if op == "dpc_knn" else "backward"
+        launches = counts.launches_of_op(op, 90, {"B": 1}, direction)
+        assert counts.count(launches, 90, whole=True, unmatched=1e-3)
 
 
 def test_what_has_no_such_direction() -> None:
