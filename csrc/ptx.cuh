@@ -68,6 +68,22 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
+// The same with each matrix transposed: lane i gets elements i / 4 of rows 2 (i % 4) and the next.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// 2^x within 2 ulp; what would be denormal is 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // Starts a copy of 16 bytes from global to shared memory, or of zeros unless `present`. The bytes
 // are there after cp_async_wait.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool present) {

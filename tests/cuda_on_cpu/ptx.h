@@ -77,6 +77,29 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, int line = __builtin_
   }
 }
 
+// The same with each matrix transposed.
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, int line = __builtin_LINE()) {
+  const auto address = reinterpret_cast<uint64_t>(row);
+  const uint32_t mine[2] = {static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32)};
+  const auto slots = cuda_on_cpu::collective(0xffffffffu, mine, 2, line);
+  const int lane = cuda_on_cpu::lane();
+  for (int i = 0; i < 4; ++i) {
+    uint16_t pair[2];
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t* const slot = slots[8 * i + 2 * (lane % 4) + half];
+      const auto from = reinterpret_cast<const unsigned char*>(slot[0] | uint64_t(slot[1]) << 32);
+      if (reinterpret_cast<uint64_t>(from) % 16) cuda_on_cpu::fail("ldmatrix of an unaligned row");
+      std::memcpy(&pair[half], from + 2 * (lane / 4), 2);
+    }
+    r[i] = pair[0] | uint32_t(pair[1]) << 16;
+  }
+}
+
+inline float exp2_fast(float x) {
+  const float power = std::exp2(x);
+  return std::fabs(power) < 0x1p-126f ? 0.0f : power;
+}
+
 // 16 bytes from global to shared memory, zeros unless `present`; they arrive at cp_async_wait, or
 // at once: CUDA_ON_CPU_COPIES.
 inline void cp_async_16(void* shared, const void* global, bool present) {
