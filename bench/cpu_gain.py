@@ -25,7 +25,6 @@ from bench.train_step import Step
 from cmpose import config as configuration
 from cmpose import ops, provenance
 from cmpose.config import ModelConfig
-from cmpose.files import write_json
 from cmpose.models.cmpose import CMPose
 
 RECORD = records.RESULTS / "cpu" / "gain.json"
@@ -85,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(rows[-1], flush=True)
     record = {"provenance": provenance.provenance(), "pairs": options.pairs, "rows": rows}
     if options.save:
-        write_json(RECORD, record)
+        records.save_as(RECORD, record, records.Gain)
     print(f"\n{cpu_gain(record)}")
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import cv2
 import torch
 
+from bench.harness import records
 from bench.report.markers import rendered
 from bench.report.tables import origin, table
 from cmpose.config import Config, ModelConfig
 from cmpose.data.pictures import read_picture
 from cmpose.data.video_writer import video_writer
-from cmpose.files import write_json, write_text
+from cmpose.files import write_text
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
 from cmpose.predict.detect import detect_people
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
               "opencv": cv2.__version__, "frame_size": list(SIZE), "detector_ms": detector,
               "rows": rows}  # fmt: skip
     if args.save:
-        write_json(RECORD, record)
+        records.save_as(RECORD, record, records.Prediction)
         write_text(PAGE, rendered(PAGE.read_text(), {"predict": report(record)}))
     print(f"\n{report(record)}")
 

@@ -45,8 +45,9 @@ Timer = Literal["graph", "events", "host"]
 
 
 def struct(name: str, **fields: Any) -> Any:
-    """An object that has these fields, all of them, and no others."""
-    return msgspec.defstruct(name, list(fields.items()), forbid_unknown_fields=True)
+    """An object that has these fields and no others; a field may be a pair of kind and default."""
+    each = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in fields.items()]
+    return msgspec.defstruct(name, each, forbid_unknown_fields=True)
 
 
 def _all(kind: Any, names: str) -> dict[str, Any]:
@@ -130,6 +131,44 @@ Results = struct(
 )
 
 
+# What the ops' path for a CPU gains: bench/cpu_gain.py.
+_GAIN = struct("GainRow", case=Text, threads=Count, **_all(Positive, "auto reference gain"))
+Gain = struct("Gain", provenance=Provenance, pairs=Count, rows=list[_GAIN])  # type: ignore[valid-type]
+# What a prediction costs: bench/predict.py.
+_PREDICTED = struct(
+    "PredictRow", model=Text, **_all(Count, "people frames"), fps=Positive, ms=dict[str, float]
+)
+Prediction = struct(
+    "Prediction",
+    **_all(Text, "benchmark opencv"),
+    threads=Count,
+    frame_size=list[Count],
+    detector_ms=Positive,
+    rows=list[_PREDICTED],  # type: ignore[valid-type]
+    provenance=Provenance,
+    note=(str, ""),  # which the command wrote once
+)
+
+
+def check(content: Any, kind: Any, source: str, at: str = "") -> None:
+    """Raises SchemaError, which names the field, unless the content is of that kind."""
+    convert(content, kind, source, SchemaError, at)
+
+
+def load_as(path: Path, kind: Any) -> Record:
+    """Reads a file of one record; raises SchemaError, which names the file and the field."""
+    content = parse_file(path, SchemaError)
+    check(content, kind, path.name)
+    return content
+
+
+def save_as(path: Path, content: Record, kind: Any) -> None:
+    """Checks and writes a file of one record."""
+    check(content, kind, path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
 def check_record(record: Record, source: str = "record", at: str = "") -> None:
     """Raises SchemaError unless a record is whole and says nothing that it must not.
 
@@ -143,7 +182,7 @@ def check_record(record: Record, source: str = "record", at: str = "") -> None:
             where = f"{at}.{field}".removeprefix(".")
             raise SchemaError(f"{source}: {where}: expected {expected}, got {record[field]!r}")
 
-    convert(record, OpRecord, source, SchemaError, at)
+    check(record, OpRecord, source, at)
     us, timers = record["us"], record["peers_timer"]
     require(us["p20"] <= us["p50"] <= us["p80"], "us", "ascending quantiles")
     ran = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
@@ -163,7 +202,7 @@ def check_record(record: Record, source: str = "record", at: str = "") -> None:
 
 def check_file(content: Any, source: str = "results") -> None:
     """Raises SchemaError unless a results file is as it should be."""
-    convert(content, Results, source, SchemaError)
+    check(content, Results, source)
     for index, record in enumerate(content["records"]):
         check_record(record, source, f".records[{index}]")
         machine = record["provenance"]["gpu"] or record["provenance"]["cpu"]

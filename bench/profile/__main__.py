@@ -1,7 +1,7 @@
 """Bounds and estimates of an op's compiled kernels, without a card; see docs/profile.md.
 
     python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...] [--json FILE]
-    python -m bench.profile OP --peers [...]  # its stock choices beside it
+    python -m bench.profile OP --peers [...]    # its stock choices beside it
     python -m bench.profile --validate    # the model beside published times
     python -m bench.profile [OP] --targets    # hot spots of docs/performance.md: all, or an op's
 
@@ -16,15 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.harness.records import Record
-from bench.harness.shapes import BF16
+from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD
 from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import OpBench, Workload
 from bench.profile import model, peers, results
 from bench.profile.cards import BY_ARCH, FP16, H200, RTX_4090, Card
+from bench.profile.counts import counts_of_call, counts_of_op
 from bench.profile.published import ROWS
-from bench.profile.workloads import Uncountable, counts_of, counts_of_call
 from bench.report.tables import table
 from cmpose.ops.backends import OPS
+from csrc.build import BuildError
 
 
 def target_us(workload: Workload, card: Card) -> float | None:
@@ -35,10 +36,26 @@ def target_us(workload: Workload, card: Card) -> float | None:
     return None
 
 
+class Uncountable(RuntimeError):
+    """A workload cannot be counted here; the message names it and says why."""
+
+
 def profiled(workload: Workload, card: Card) -> model.Profile:
-    """Counts a workload for a card."""
-    moved = bench_of(workload.op).bytes_of(workload)
-    return model.profile(counts_of(workload, card.arch), card, workload.dtype, moved)
+    """Counts a workload for a card.
+
+    Raises:
+        ValueError: the op refuses the shape.
+        Uncountable: a program is missing, the compiled code has something unknown, or the clip is
+            too large to run.
+    """
+    ways = (FORWARD, BACKWARD) if workload.direction == BOTH else (workload.direction,)
+    try:
+        counts = [
+            one for way in ways for one in counts_of_op(workload.op, card.arch, workload.shape, way)
+        ]
+    except (RuntimeError, ArithmeticError, BuildError) as error:
+        raise Uncountable(f"{workload} for sm_{card.arch}: {error}") from error
+    return model.profile(counts, card, workload.dtype, bench_of(workload.op).bytes_of(workload))
 
 
 _COLUMNS = ("DRAM", "L2", "shared", "issue", "fma", "alu", "mufu", "fp64", "tensor", "latency")
@@ -91,7 +108,7 @@ def _validate(path: Path) -> None:
             f"({100 * found[-1]['error']:+.0f} %)",
             flush=True,
         )
-    results.save(path, published=found)
+    results.save(path, "published", found)
 
 
 def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | None) -> None:
@@ -104,25 +121,23 @@ def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | 
             except Uncountable as error:
                 refused.append(error)
                 if path:
-                    results.put(path, workload, card.name, None)
+                    results.put(path, "profiles", workload, card.name, None)
                 continue
             target = target_us(workload, card)
             print(shown(workload, profile, target), flush=True)
             if path:
-                results.put(path, workload, card.name, results.record(workload, profile, target))
+                record = results.record(workload, profile, target)
+                results.put(path, "profiles", workload, card.name, record)
     if refused:
         raise Uncountable("; ".join(map(str, refused)))
 
 
 def _compare(workload: Workload, cards: Sequence[Card], path: Path | None) -> None:
-    found: list[Record] = []
     for card in cards:
-        ours = profiled(workload, card).estimate_us
-        held = peers.peers_of(workload, card)
-        print(peers.shown(workload, card, ours, held), flush=True)
-        found.append(peers.record(workload, card, ours, held))
-    if path:
-        peers.save(path, found)
+        record = peers.record(workload, card, profiled(workload, card).estimate_us)
+        print(peers.shown(record), flush=True)
+        if path:
+            results.put(path, "peers", workload, card.name, record)
 
 
 def _sizes(given: Sequence[str], bench: OpBench) -> dict[str, int]:

@@ -18,8 +18,8 @@ operands can have, and conflicts are not known and 0.
 
 from __future__ import annotations
 
-import importlib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +31,11 @@ import torch
 from torch import Tensor
 
 from bench.harness.shapes import BACKWARD, FORWARD, Shape
+from bench.harness.targets import bench_of
 from bench.harness.workload import Draw, tensors
 from bench.profile import executed, flight, sass
 from csrc import build
+from tests import cuda_on_cpu
 from tests.ptx_on_cpu import cuda_kernels, triton_kernels
 from tests.ptx_on_cpu.machine import Counting, Program
 from tests.ptx_on_cpu.parse import Unknown
@@ -46,7 +48,11 @@ STAND_IN = 89
 """The card whose code runs in place of what the machine cannot run."""
 
 
-class Unmatched(Exception):
+MOST_TOKENS = 2048
+"""A clip of more runs for hours: the kernels of dpc_knn run whole, and pairs grow as the square."""
+
+
+class Unmatched(RuntimeError):
     """The counts of PTX and SASS do not agree; the message says by how much."""
 
 
@@ -137,7 +143,7 @@ def _compiled(one: Launch, arch: int) -> _Compiled:
         return _Compiled(name, one.blocks, one.warps, one.shared, code, one.tensors)
     made = triton_kernels.compiled(one, arch)
     flags = ("--regAllocOptLevel=2", *(() if one.fp_fusion else ("--fmad=false",)))  # Triton's own
-    code = _code(triton_kernels.ptx[made.key], arch, flags, None)
+    code = _code(made.ptx, arch, flags, None)
     kept = [value for value in one.arguments if isinstance(value, Tensor)]
     blocks, warps = math.prod(one.grid), one.config.num_warps
     return _Compiled(one.kernel.fn.__name__, blocks, warps, made.shared, code, kept)
@@ -240,7 +246,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
     )
 
 
-class _Cheap(Draw):
+class Cheap(Draw):
     """Large tensors are zeros, of which the system gives only the pages that are touched."""
 
     def normal(self, *sizes: int) -> Tensor:
@@ -258,11 +264,18 @@ def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> l
         shape: sizes that differ from the reference shape's.
         direction: ``forward`` or ``backward``.
     """
-    bench = importlib.import_module(f"bench.{op}").BENCH
+    bench = bench_of(op)
     sizes = {**bench.shapes[0], **(shape or {})}
-    arguments = bench.make(sizes, _Cheap(torch.bfloat16, "cpu"))
+    if op == "dpc_knn" and sizes["M"] > MOST_TOKENS:
+        raise RuntimeError(
+            f"a clip of M={sizes['M']} runs for hours on a CPU; give at most M={MOST_TOKENS}"
+        )
+    arguments = bench.make(sizes, Cheap(torch.bfloat16, "cpu"))
     taken: list[Launch] = []
     cuda = (build.CSRC / f"{op}.cu").is_file()
+    if cuda:
+        build.find_nvcc()
+        os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
     taking: Any = (
         cuda_kernels.taking(taken.append) if cuda else triton_kernels.taking(taken.append, arch)
     )
@@ -311,6 +324,14 @@ def counts_of_op(
     if len(ran) != len(launches):
         raise ValueError(f"{op}: {len(launches)} launches for the batch, {len(ran)} for one clip")
     return [scaled(one, launched.blocks) for one, launched in zip(ran, launches, strict=True)]
+
+
+def counts_of_call(call: Callable[[], Any], arch: int) -> list[Counts]:
+    """Of what a call launches through ``cmpose.kernels.launch``, from a few blocks."""
+    taken: list[Launch] = []
+    with triton_kernels.taking(taken.append, arch):
+        call()
+    return count(taken, arch, samples=24)
 
 
 def scaled(one: Counts, blocks: int) -> Counts:

@@ -1,4 +1,4 @@
-"""Profiles as records: what ``--json`` writes, and the two files that the documents are made from.
+"""Profiles as records: what ``--json`` writes, and the files that the documents are made from.
 
 They hold counts, bounds and estimates, never a measurement; ``bench/results/<card>.json`` has
 those.
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.harness import records
-from bench.harness.records import Positive, Record, SchemaError, Text, struct
+from bench.harness.records import Failure, Positive, Record, SchemaError, Text, struct
 from cmpose import provenance
-from cmpose.data.formats.reader import convert, parse_file
-from cmpose.files import write_json
+from cmpose.data.formats.reader import parse_file
 
 if TYPE_CHECKING:  # the documents are written without Triton
     from bench.harness.workload import Workload
@@ -26,8 +25,7 @@ VERSION = 1
 FOLDER = records.RESULTS / "profile"
 PUBLISHED = FOLDER / "published.json"
 TARGETS = FOLDER / "targets.json"
-
-NotNegative = records.NotNegative
+PEERS = FOLDER / "peers.json"
 
 Launch = struct(
     "Launch",
@@ -35,22 +33,20 @@ Launch = struct(
     blocks_an_sm=records.Count,
     limit=Text,
     waves=Positive,
-    tail=NotNegative,
-    us=dict[str, NotNegative],
-    bound_us=NotNegative,
+    tail=records.NotNegative,
+    us=dict[str, records.NotNegative],
+    bound_us=records.NotNegative,
     bound_by=Text,
     estimate_us=Positive,
 )
 _TIMES = {"bound_us": Positive, "bound_by": Text, "estimate_us": Positive, "band": Positive}
+_WORKLOAD = {"op": Text, "direction": Text, "shape": dict[str, records.Count], "dtype": Text}
 ProfileRecord = struct(
     "ProfileRecord",
-    op=Text,
-    direction=Text,
-    shape=dict[str, records.Count],
-    dtype=Text,
+    **_WORKLOAD,
     card=Text,
     arch=records.Count,
-    floor_us=NotNegative,
+    floor_us=records.NotNegative,
     target_us=Positive | None,
     launches=list[Launch],  # type: ignore[valid-type]
     provenance=records.Provenance,
@@ -69,11 +65,22 @@ PublishedRecord = struct(
     provenance=records.Provenance,
     **_TIMES,
 )
+_Times = list[tuple[Text, records.NotNegative]]
+"""Of kernels or calls, in their order: name, µs."""
+Peer = struct("Peer", kernels=_Times, calls=_Times, bound_us=Positive, estimate_us=Positive)
+PeersRecord = struct(
+    "PeersRecord",
+    **_WORKLOAD,
+    card=Text,
+    estimate_us=Positive,
+    peers=dict[str, Peer | Failure],  # type: ignore[valid-type]
+    provenance=records.Provenance,
+)
+_KINDS = {"profiles": ProfileRecord, "published": PublishedRecord, "peers": PeersRecord}
 File = struct(
     "File",
     schema=Literal[VERSION],
-    profiles=list[ProfileRecord],  # type: ignore[valid-type]
-    published=list[PublishedRecord],  # type: ignore[valid-type]
+    **{name: (list[kind], []) for name, kind in _KINDS.items()},  # type: ignore[valid-type]
 )
 
 
@@ -129,29 +136,26 @@ def published_record(row: Published, profile: model.Profile) -> Record:
     }
 
 
-def load(path: Path) -> Record:
-    """Reads a file of profiles; raises SchemaError, which names the file and the field."""
-    content = parse_file(path, SchemaError)
-    convert(content, File, path.name, SchemaError)
-    return content
+def load(path: Path, kind: str) -> list[Record]:
+    """The ``profiles``, ``published`` or ``peers`` of a file; none if there is no file.
+
+    Raises:
+        SchemaError: it is not as it should be; the message names the file and the field.
+    """
+    content = parse_file(path, SchemaError) if path.is_file() else {"schema": VERSION}
+    records.check(content, File, path.name)
+    return content.get(kind, [])
 
 
-def load_or_empty(path: Path) -> Record:
-    """What a file holds; nothing if there is none. Raises SchemaError as ``load`` does."""
-    return load(path) if path.is_file() else {"profiles": [], "published": []}
+def save(path: Path, kind: str, found: Sequence[Record]) -> None:
+    """Checks and writes a file of one kind of records."""
+    records.save_as(path, {"schema": VERSION, kind: list(found)}, File)
 
 
-def put(path: Path, workload: Workload, card: str, record: Record | None) -> None:
-    """Puts a workload's profile into a file, in place of an earlier one; None takes that out."""
+def put(path: Path, kind: str, workload: Workload, card: str, record: Record | None) -> None:
+    """Puts a workload's record into a file, in place of an earlier one; None takes that out."""
     names = asdict(workload) | {"card": card}
-    held = load_or_empty(path)["profiles"]
-    others = [old for old in held if any(old[name] != value for name, value in names.items())]
-    save(path, profiles=[*others, *([record] if record else [])])
-
-
-def save(path: Path, profiles: Sequence[Record] = (), published: Sequence[Record] = ()) -> None:
-    """Checks and writes a file of profiles."""
-    content = {"schema": VERSION, "profiles": list(profiles), "published": list(published)}
-    convert(content, File, path.name, SchemaError)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
+    others = [
+        old for old in load(path, kind) if any(old[name] != value for name, value in names.items())
+    ]
+    save(path, kind, [*others, *([record] if record else [])])

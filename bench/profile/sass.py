@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import triton
+
+from tests.ptx_on_cpu.machine import output
 
 PIPES = ("fma", "alu", "mufu", "tensor", "memory", "fp64", "control")
 
@@ -31,7 +32,7 @@ _PIPES = {
 _PIPE_OF = {pipe: re.compile(pattern) for pipe, pattern in _PIPES.items()}
 
 
-class UnknownOpcode(Exception):
+class UnknownOpcode(RuntimeError):
     """An instruction that the table of pipes does not have."""
 
 
@@ -130,13 +131,6 @@ class Code:
 def tool(name: str) -> str:
     """A program of NVIDIA's that Triton brings along: ``nvdisasm``, ``cuobjdump``, ``ptxas``."""
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-def output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def assembled(ptx: str, arch: int, *flags: str, ptxas: str | None = None) -> bytes:

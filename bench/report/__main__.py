@@ -9,7 +9,6 @@ stale or was edited.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -30,8 +29,7 @@ IMAGES = PROJECT / "docs" / "images" / "performance"
 def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
     """The page with its generated parts renewed, and its charts by file name."""
     on_cpu = records.load(ON_CPU)["records"] if ON_CPU.is_file() else []
-    profiled = results.load_or_empty(results.TARGETS)
-    gain = json.loads(GAIN.read_text()) if GAIN.is_file() else None
+    gain = records.load_as(GAIN, records.Gain) if GAIN.is_file() else None
     drawn = {name: svg for card in cards for name, svg in charts.draw(card).items()}
     pictures = "\n\n".join(f"![{name}](images/performance/{name})" for name in drawn)
     parts = {
@@ -40,8 +38,9 @@ def render(page: Path, cards: list[Card]) -> tuple[str, dict[str, bytes]]:
         "charts": pictures or f"Charts: none; {NOT_YET}.",
         "results": tables.results(cards),
         "train-step": tables.train_step(cards),
-        "estimates": profiles.hot_spots(profiled["profiles"], cards),
-        "published": profiles.published(results.load_or_empty(results.PUBLISHED)["published"]),
+        "estimates": profiles.hot_spots(results.load(results.TARGETS, "profiles"), cards),
+        "published": profiles.published(results.load(results.PUBLISHED, "published")),
+        "estimated-peers": profiles.peers(results.load(results.PEERS, "peers")),
         "cpu-ratios": tables.cpu_ratios(on_cpu),
         "cpu-gain": tables.cpu_gain(gain),
         "bytes": traffic.table(traffic.count()),

@@ -83,3 +83,30 @@ def published(held: list[Record]) -> str:
     head = ("card", "kernel", "published", "that is, µs", "bound, µs, by", "estimate, µs",
             "error", "source")  # fmt: skip
     return "\n\n".join([table(head, rows), *_origin(held)])
+
+
+def peers(held: list[Record]) -> str:
+    """Each workload's estimate beside those of its peers, and the ratio to the best of them."""
+    if not held:
+        return "Estimates of the peers: none recorded."
+    rows: list[list[str]] = []
+    refused: dict[str, str] = {}
+    for record in held:
+        known = {n: p["estimate_us"] for n, p in record["peers"].items() if not isinstance(p, str)}
+        refused |= {n: why for n, why in record["peers"].items() if n not in known}
+        ranked = sorted(known, key=known.__getitem__)
+        ratio = known[ranked[0]] / record["estimate_us"] if ranked else None
+        shown = "none" if ratio is None else f"{ratio:.2f}×{', a loss' if ratio < 1 else ''}"
+        rows.append(
+            [
+                str(workload_of(record)).removesuffix(f" {record['dtype']}"),
+                record["card"],
+                f"{record['estimate_us']:,.1f}",
+                ", ".join(f"{name} {known[name]:,.1f}" for name in ranked),
+                shown,
+            ]
+        )
+    head = ("workload", "card", "ours, µs", "peers, µs", "best peer over ours")
+    why = [f"Not profiled: {', '.join(n for n, w in refused.items() if w == reason)}: {reason[7:]}."
+           for reason in dict.fromkeys(refused.values())]  # fmt: skip
+    return "\n\n".join([table(head, rows), *why, *_origin(held)])

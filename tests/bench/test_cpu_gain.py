@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 import torch
 
 from bench import cpu_gain as bench
+from bench.harness import records
 from bench.report import tables
 from cmpose import ops
 from tests.bench.samples import ORIGIN
@@ -34,9 +34,13 @@ def test_it_prints_what_it_saves(
     monkeypatch.setattr(bench, "THREADS", (1,))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     bench.main(["--pairs", "1", "--save"])
-    record = json.loads(bench.RECORD.read_text())
+    record = records.load_as(bench.RECORD, records.Gain)
     assert tables.cpu_gain(record) in capsys.readouterr().out
     assert "| a step | 1 |" in tables.cpu_gain(record)
+    with pytest.raises(records.SchemaError, match=r"gain\.json: rows\[0\]\.gain: expected "):
+        records.save_as(
+            bench.RECORD, record | {"rows": [record["rows"][0] | {"gain": -1.0}]}, records.Gain
+        )
 
 
 def test_the_table() -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -30,34 +26,20 @@ launched: Counter[str] = Counter()
 """Kernel, with its template's arguments → launches that ran here."""
 
 
-def _output(*command: str | Path, given: str | None = None) -> str:
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command}:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
 def _readable(names: list[str]) -> list[str]:
     """C++ names; those in a namespace without one are then called alike by both compilers."""
-    return _output("c++filt", given="\n".join(names)).splitlines()
+    return machine.output("c++filt", given="\n".join(names)).splitlines()
 
 
 @cache
 def _entries(arch: int = ARCH) -> dict[str, str]:
     """Readable name → PTX of that kernel alone, for all kernels of csrc/."""
-    flags = (*FLAGS, f"-arch=sm_{arch}")
     sources = sorted(cuda_on_cpu.CSRC.glob("*.cu"))
-    key = hashlib.sha256(repr(flags).encode())
-    for file in (*sources, *sorted(cuda_on_cpu.CSRC.glob("*.*h"))):
-        key.update(file.read_bytes())
+    headers = sorted(cuda_on_cpu.CSRC.glob("*.*h"))
     found: dict[str, str] = {}
     for source in sources:
-        made = machine.FOLDER / f"{source.stem}_{key.hexdigest()[:16]}.ptx"
-        if not made.is_file():
-            machine.FOLDER.mkdir(parents=True, exist_ok=True)
-            part = made.with_suffix(f".{os.getpid()}")
-            _output(build.find_nvcc(), *flags, source, "-o", part)
-            part.rename(made)
+        command = [str(build.find_nvcc()), *FLAGS, f"-arch=sm_{arch}", str(source)]
+        made = machine.built(machine.FOLDER / f"{source.stem}.ptx", command, [source, *headers])
         head, *entries = re.split(
             r"^(?=\.visible \.entry|\.entry|\.weak \.entry)", made.read_text(), flags=re.M
         )
@@ -79,7 +61,7 @@ def families(names: Iterable[str] | None = None) -> set[str]:
 @cache
 def _addresses() -> dict[int, str]:
     """Offset in the module of the sources' run → the kernel's readable name."""
-    rows = [line.split() for line in _output("nm", _module_path()).splitlines()]
+    rows = [line.split() for line in machine.output("nm", _module_path()).splitlines()]
     functions = [row for row in rows if len(row) == 3 and row[1] in "tTwW"]
     readable = _readable([row[2] for row in functions])
     return {int(row[0], 16): name for row, name in zip(functions, readable, strict=True)}

@@ -30,7 +30,7 @@ SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
 """Bytes of shared memory that a block may have, by compute capability."""
 
 
-class Fault(Exception):
+class Fault(RuntimeError):
     """What a kernel did that it must not do: where, and the instruction."""
 
 
@@ -39,27 +39,50 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
+def built(target: Path, command: Sequence[str], sources: Sequence[Path], more: str = "") -> Path:
+    """The file that a compiler makes of sources, unless that was done before.
+
+    Args:
+        target: its name; a key of all that it depends on is added.
+        command: what makes it, but for ``-o``.
+        sources: all files that it depends on.
+        more: what else it depends on.
+
+    Raises:
+        RuntimeError: what the compiler printed.
+    """
+    key = hashlib.sha256(repr((command, more)).encode())
+    for file in sources:
+        key.update(file.read_bytes())
+    path = target.with_stem(f"{target.stem}_{key.hexdigest()[:16]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # only one of two test processes compiles
+        if not path.is_file():
+            made = path.with_suffix(f".{os.getpid()}")
+            output(*command, "-o", str(made))
+            made.rename(path)
+    return path
+
+
+def output(*command: str, given: str | None = None) -> str:
+    """What a program prints; raises RuntimeError, with all that it said, if it fails."""
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(f"{command[0]}: no such program; install what has it")
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
 @cache
 def _library() -> ctypes.CDLL:
     path = compiler()
     if path is None:
         raise RuntimeError("there is no g++ to compile the machine with")
     sources = sorted(HERE.glob("*.cpp"))
-    key = hashlib.sha256(repr(FLAGS).encode())
-    for file in (*sources, HERE / "machine.h"):
-        key.update(file.read_bytes())
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    library = FOLDER / f"machine_{key.hexdigest()[:16]}.so"
-    with (FOLDER / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # only one of two test processes compiles
-        if not library.is_file():
-            made = library.with_suffix(f".{os.getpid()}")
-            command = [path, *FLAGS, *map(str, sources), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
-            made.rename(library)
-    loaded = ctypes.CDLL(str(library))
+    command = [path, *FLAGS, *map(str, sources)]
+    loaded = ctypes.CDLL(str(built(FOLDER / "machine.so", command, [*sources, HERE / "machine.h"])))
     loaded.ptx_program.restype = ctypes.c_void_p
     return loaded
 

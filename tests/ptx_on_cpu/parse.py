@@ -24,7 +24,7 @@ _BYTES |= {f"{kind}{8 * size}": size for kind in "bus" for size in (2, 4, 8)} | 
 _DROPPED = {"rn", "full"}  # roundings that results have here anyway
 
 
-class Unknown(Exception):
+class Unknown(RuntimeError):
     """An instruction, operand or directive that the machine does not have."""
 
 

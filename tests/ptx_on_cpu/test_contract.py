@@ -115,15 +115,14 @@ def test_what_is_left_out_is_missed(
     monkeypatch.setattr(triton_kernels, "programs", {})
     contract.everything(case, "triton", made)
     found = caught = 0
-    for key, program in list(triton_kernels.programs.items()):
-        ptx = triton_kernels.ptx[key]
+    for ptx, program in list(triton_kernels.programs.items()):
         for match in re.finditer(what, ptx):
             (kernel,) = parse.kernels(ptx[: match.start()] + ptx[match.end() :]).values()
-            triton_kernels.programs[key] = machine.Program(kernel)
+            triton_kernels.programs[ptx] = machine.Program(kernel)
             found += 1
             try:
                 contract.everything(case, "triton", made)
             except machine.Fault:
                 caught += 1
-        triton_kernels.programs[key] = program
+        triton_kernels.programs[ptx] = program
     assert caught >= share * found > 0, f"{caught} of {found}"

@@ -13,27 +13,18 @@ from torch import Tensor
 from cmpose.kernels import launch
 from cmpose.kernels.launch import Launch
 from cmpose.ops import backends
-from tests.ptx_on_cpu import compiler, machine, parse
+from tests.ptx_on_cpu import machine, parse
+from tests.ptx_on_cpu.compiler import compiled
 
 __all__ = ["Launch", "compiled", "run", "running", "taking"]
 
 _FORMATS = {"i32": "i", "u32": "I", "i64": "q", "u64": "Q", "fp32": "f", "fp64": "d", "u1": "B"}
 
 programs: dict[str, machine.Program] = {}
-"""What has run here, by :attr:`Compiled.key`."""
-
-ptx: dict[str, str] = {}
-"""The PTX of the same."""
+"""What has run here, by its PTX."""
 
 launched: Counter[str] = Counter()
 """Kernel → launches that ran here."""
-
-
-def compiled(launch_: Launch, arch: int) -> compiler.Compiled:
-    """What Triton makes of a launch for ``arch``; its code is kept in :data:`ptx`."""
-    made = compiler.compiled(launch_, arch)
-    ptx.setdefault(made.key, made.ptx)
-    return made
 
 
 def run(
@@ -54,10 +45,10 @@ def run(
         Unknown: its PTX has something that the machine does not have.
     """
     made = compiled(launch_, arch)
-    if made.key not in programs:
-        (kernel,) = parse.kernels(ptx[made.key]).values()
-        programs[made.key] = machine.Program(kernel)
-    program = programs[made.key]
+    if made.ptx not in programs:
+        (kernel,) = parse.kernels(made.ptx).values()
+        programs[made.ptx] = machine.Program(kernel)
+    program = programs[made.ptx]
     values: list[bytes] = []
     for kind, value in zip(made.types, launch_.arguments, strict=True):
         if kind is None:

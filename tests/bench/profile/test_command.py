@@ -11,20 +11,20 @@ import pytest
 from bench.harness.records import SchemaError
 from bench.harness.targets import TARGETS
 from bench.profile import __main__ as command
-from bench.profile import model, results, sass, workloads
+from bench.profile import counts, model, peers, results, sass
 from bench.profile.published import ROWS
 from bench.report import profiles
 from bench.report.tables import NOT_YET
 from csrc import build
-from tests import cuda_on_cpu
 from tests.bench.profile.test_model import a_copy
 from tests.bench.samples import content, record
+from tests.ptx_on_cpu import machine, triton_kernels
 
 
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is counted is a copy of 100 MB."""
-    monkeypatch.setattr(command, "counts_of", lambda workload, arch: [a_copy(100, arch)])
+    monkeypatch.setattr(command, "counts_of_op", lambda op, arch, *_: [a_copy(100, arch)])
     monkeypatch.setattr(command, "counts_of_call", lambda call, arch: [a_copy(100, arch)])
 
 
@@ -38,7 +38,7 @@ def test_an_op_on_two_cards(
     assert "target 385 µs" in text
     assert "on H200 SXM (sm_90)" in text
     assert "measured" not in text
-    first, second = results.load(file)["profiles"]
+    first, second = results.load(file, "profiles")
     assert (first["card"], second["card"]) == ("RTX 4090", "H200 SXM")
     assert first["target_us"] == 385
     assert first["bound_us"] == first["floor_us"]  # the copy by hand moves less than the op must
@@ -47,7 +47,34 @@ def test_an_op_on_two_cards(
     other = file.read_text().replace('"bound_by": "floor"', '"bound_by": ""')
     file.write_text(other)
     with pytest.raises(SchemaError, match=r"profile\.json: profiles\[0\]\.bound_by"):
-        results.load(file)
+        results.load(file, "profiles")
+
+
+def test_peers_stand_beside_ours(
+    by_hand: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    peer = {"kernels": [("k", 400.0)], "calls": [], "bound_us": 300.0, "estimate_us": 400.0}
+    monkeypatch.setattr(peers, "compiled", lambda w, names, card: [(peer, []), ("error: no", [])])
+    file = tmp_path / "peers.json"
+    arguments = ["dpc_knn", "--peers", "--arch", "89", "--json", str(file)]
+    for _ in range(2):  # the second run's record stands in place of the first's
+        assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    [held] = results.load(file, "peers")
+    ratio = f"{400 / held['estimate_us']:.2f}×"
+    assert f"| compile | 1 | 0 | 300.0 | 400.0 | {ratio} |" in printed
+    assert "compile_tcformer: error: no" in printed
+    table = profiles.peers([held])
+    assert f"| RTX 4090 | {held['estimate_us']:,.1f} | compile 400.0 | {ratio} |" in table
+    assert "Not profiled: compile_tcformer: no." in table
+    assert f"Not profiled: eager, tcformer: {peers.LIBRARY[7:]}." in table
+    file.write_text(file.read_text().replace('"RTX 4090"', '""'))
+    with pytest.raises(SchemaError, match=r"peers\.json: peers\[0\]\.card: expected "):
+        results.load(file, "peers")
+    assert "none recorded" in profiles.peers([])
 
 
 def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
@@ -56,7 +83,7 @@ def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
     # A second run's records stand in place of the first's.
     assert command.main(["knn", "--targets", "--json", str(file)]) == 0
     assert command.main(["heatmap_loss", "--targets", "--json", str(file)]) == 0
-    held = results.load(file)["profiles"]
+    held = results.load(file, "profiles")
     assert len(held) == 2 * len(TARGETS)
     table = profiles.hot_spots(held, [])
     assert table.count(NOT_YET) == 2 * len(TARGETS)
@@ -77,7 +104,7 @@ def test_the_model_stands_beside_published_times(
 ) -> None:
     file = tmp_path / "published.json"
     assert command.main(["--validate", "--json", str(file)]) == 0
-    held = results.load(file)["published"]
+    held = results.load(file, "published")
     assert len(held) == len(ROWS)
     copied = held[0]
     # 1,024 MB at the published 921 GB/s; the copy by hand moves 200 MB.
@@ -97,7 +124,7 @@ def test_published_units_become_times() -> None:
 
 def test_the_committed_errors_are_within_the_band() -> None:
     """And are of the rows, figures and band that the code has."""
-    held = results.load(results.PUBLISHED)["published"]
+    held = results.load(results.PUBLISHED, "published")
     assert [(r["card"], r["kernel"], r["figure"]) for r in held] == [
         (row.card.name, row.kernel, row.figure) for row in ROWS
     ]
@@ -139,16 +166,18 @@ def test_missing_programs_are_named(
         assert command.main(["heatmap_loss", "--arch", "89"]) == 2
         assert "/nowhere/ptxas: no such program" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_on_cpu, "compiler", lambda: None)
+        patch.setattr(machine, "compiler", lambda: None)
+        patch.setattr(machine, "_library", machine._library.__wrapped__)
+        patch.setattr(triton_kernels, "programs", {})
         assert command.main(["heatmap_loss", "--arch", "89"]) == 2
-        assert "g++: not on PATH" in capsys.readouterr().err
+        assert "there is no g++ to compile the machine with" in capsys.readouterr().err
 
     def missing(*_: Any) -> None:
         raise build.BuildError("there is no nvcc on PATH")
 
-    monkeypatch.setattr(workloads.build, "find_nvcc", missing)
+    monkeypatch.setattr(counts.build, "find_nvcc", missing)
     assert command.main(["dpc_knn", "--arch", "89"]) == 2
-    assert "dpc_knn: there is no nvcc on PATH" in capsys.readouterr().err
+    assert "there is no nvcc on PATH" in capsys.readouterr().err
 
 
 def test_a_clip_that_would_run_for_hours_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
