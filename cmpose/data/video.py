@@ -42,6 +42,13 @@ Source = str | Path | int | Sequence[str | Path] | np.ndarray | Sequence[np.ndar
 """What ``open_video`` opens."""
 
 _RATE = 25.0
+_LEAST_RATE, _MOST_RATE = 0.01, 1000.0
+
+
+def _rate_or_default(rate: float) -> float:
+    """``rate``, or 25 where no video has it: a damaged header or time stamp may say anything."""
+    return rate if _LEAST_RATE <= rate <= _MOST_RATE else _RATE
+
 
 _NO_FRAME = (
     "FFmpeg finds no frame in it; is it a video, and whole? (re-encoding it, e.g. as H.264 in MP4, "
@@ -187,7 +194,7 @@ class _File(Video):
             raise VideoError(f"{path}: {_NO_FRAME}")
         self.first = first
         height, width = to_bgr(first[0]).shape[:2]
-        self.rate = self.decoder.rate or _RATE
+        self.rate = _rate_or_default(self.decoder.rate)
         self.info = VideoInfo(
             source,
             name,
@@ -227,7 +234,7 @@ class _File(Video):
         else:
             self._learn(timeline)
         decoder.close()
-        self.info = replace(self.info, fps=self.fps or timeline.rate(self.rate))
+        self.info = replace(self.info, fps=self.fps or _rate_or_default(timeline.rate(self.rate)))
 
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
         timeline = Timeline()
@@ -248,7 +255,7 @@ class _File(Video):
         self.info = replace(
             self.info,
             frames=timeline.frames,
-            fps=self.fps or timeline.rate(self.rate),
+            fps=self.fps or _rate_or_default(timeline.rate(self.rate)),
             counted=True,
             missing=found.missing,
             cut_off=found.cut_off,
@@ -287,7 +294,7 @@ class _Capture(Video):
             name=name,
             width=self.first.shape[1],
             height=self.first.shape[0],
-            fps=fps or (rate if np.isfinite(rate) and 0 < rate < 1000 else _RATE),
+            fps=fps or _rate_or_default(rate),
             frames=0 if isinstance(what, int) else count,
             live=isinstance(what, int) or not count,
         )
@@ -567,8 +574,10 @@ def open_video(
         VideoError: nothing there, or no frame in it.
         ValueError: ``fps`` is not positive.
     """
-    if fps is not None and not 0 < fps <= 1000:
-        raise ValueError(f"--fps {fps}: must be between 0 and 1000 frames a second")
+    if fps is not None and not _LEAST_RATE <= fps <= _MOST_RATE:
+        raise ValueError(
+            f"--fps {fps}: must be between {_LEAST_RATE} and {_MOST_RATE:.0f} frames a second"
+        )
     skip = on_error == "skip"
     if isinstance(source, str | Path | int):
         video = _open(str(source), fps, skip=skip)

@@ -243,7 +243,7 @@ def test_what_is_no_video_is_named(tmp_path, folder):
     ):
         with pytest.raises(VideoError, match=message):
             open_video(tmp_path / source).__enter__()
-    with pytest.raises(ValueError, match=r"--fps 0: must be between 0 and 1000"):
+    with pytest.raises(ValueError, match=r"--fps 0: must be between 0.01 and 1000"):
         open_video(folder, fps=0).__enter__()
 
 

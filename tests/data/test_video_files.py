@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 
 import av
@@ -59,6 +60,20 @@ def test_a_variable_rate_is_told_and_averaged(tmp_path):
     [note] = info.notes
     assert "has a variable rate: its frames are 40 to 200 ms apart, 8.64 a second on" in note
     assert extract_frames(tmp_path / "vfr.mkv", tmp_path / "f").frames == 20
+
+
+@pytest.mark.parametrize("seconds", [200, 10**7], ids=["minutes", "months"])
+def test_a_rate_that_no_video_has_is_not_taken(tmp_path, seconds):
+    """Nothing could write a video of it. An AVI's header gives seconds a frame as scale / rate."""
+    path = write_video(
+        tmp_path / "slow.avi", Stream(range(0, 120, 40), codec="mjpeg", format="yuvj420p")
+    )
+    data = bytearray(path.read_bytes())
+    at = data.index(b"strh") + 28
+    data[at : at + 8] = struct.pack("<II", seconds, 1)
+    path.write_bytes(data)
+    info, pictures = read(path)
+    assert (info.fps, len(pictures)) == (25, 3)
 
 
 def test_a_recording_without_length_and_rate_is_timed_by_its_stamps(tmp_path):
