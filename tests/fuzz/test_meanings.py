@@ -75,7 +75,8 @@ def test_ap_is_that_of_a_slow_second_reading(hunt):
 PICTURES = [*(f"walk/{n:04d}.jpg" for n in range(4)), "one/a.jpg", "two/a.jpg", "0.jpg"]
 INSIDE = st.tuples(
     st.integers(0, 63) | st.floats(0.25, 63), st.integers(0, 47) | st.floats(0.25, 47)
-)
+).filter(lambda point: max(point) > 2)
+"""A point in a picture. Keypoints all within a pixel would be refused as shares of the picture."""
 
 
 @st.composite
