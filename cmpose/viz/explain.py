@@ -121,6 +121,7 @@ class _Picture:
                 for h in np.asarray(heatmaps, np.float32)
             ]
         )
+        self.peaks = [float(heatmap.max()) for heatmap in self.heatmaps]
 
     def cell(self, token: int, grid: tuple[int, int]) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of a token's cell."""
@@ -139,20 +140,19 @@ class _Picture:
         Each is scaled to its own maximum, so that weak ones show. One that is much weaker than
         the strongest stays faint, because its noise would fill the picture otherwise.
         """
-        strongest = float(self.heatmaps.max())
-        paint = np.zeros(base.shape, np.float32)
+        owner = np.zeros(base.shape[:2], np.uint16)  # the joint whose colour a pixel takes
         cover = np.zeros(base.shape[:2], np.float32)
         for j in joints:
-            peak = max(float(self.heatmaps[j].max()), WEAK * strongest)
+            peak = max(self.peaks[j], WEAK * max(self.peaks))
             if peak <= 0:
                 continue
             share = self.heatmaps[j] / peak
-            stronger = share > cover
-            paint[stronger] = self.colors[j]
-            cover = np.maximum(cover, share)
-        alpha = (0.9 * np.sqrt(np.clip(cover, 0, 1)))[..., None]
-        alpha[cover < 0.1] = 0.0
-        return (base * (1 - alpha) + paint * alpha).astype(np.uint8)
+            np.copyto(owner, j, where=share > cover)
+            np.maximum(cover, share, out=cover)
+        cover[cover < 0.1] = 0.0
+        alpha = 0.9 * np.sqrt(cover)
+        paint = np.array(self.colors, np.uint8)[owner]
+        return cv2.blendLinear(base, paint, 1 - alpha, alpha)
 
 
 class _Panel(NamedTuple):
@@ -327,6 +327,7 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> l
             20 / WIDTH, 1 - (below - 8) / HEIGHT, captions[1], size=13, weight="bold", color=_INK
         )
     panels = []
+    dark = picture.blank(0.5)
     for j, name in enumerate(picture.skeleton.keypoints):
         x = left + j * pitch
         figure.text(
@@ -340,7 +341,7 @@ def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> l
             va="bottom",
             linespacing=0.95,
         )
-        heatmap = picture.colored_heatmap([j], picture.blank(0.5))
+        heatmap = picture.colored_heatmap([j], dark)
         panels.append(_Panel(heatmap, x, top, width, height))
         if tokens is not None:
             panels.append(_Panel(_own_tokens(picture, tokens, j), x, below, width, height))
