@@ -14,7 +14,7 @@ from cmpose.data.transforms import normalize_clips
 from cmpose.evaluation.decode import flip_heatmaps
 from cmpose.models.cmpose import CMPose, CMPoseOutput
 from cmpose.models.weights.folder import CheckpointError
-from cmpose.viz.explain import Tokens
+from cmpose.viz.tokens import Tokens
 
 
 def compute_dtype(precision: str) -> torch.dtype:

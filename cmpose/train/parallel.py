@@ -9,22 +9,26 @@ to share.
 
 from __future__ import annotations
 
+import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from cmpose.config import Config, TrainConfig
 from cmpose.distributed import World
 from cmpose.models.cmpose import CMPose
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from torch.distributed.tensor import DTensor
 
 
 def check_parallel(train: TrainConfig, world: World) -> None:
@@ -66,6 +70,8 @@ def share(losses: nn.Module, core: CMPose, config: Config, world: World) -> nn.M
     if world.size == 1:
         return losses
     if train.distributed == "fsdp":
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
         mesh = init_device_mesh(world.device.type, (world.size,))
         policy = MixedPrecisionPolicy(
             # Weights are gathered in float32 and cast where they are used, as without shards.
@@ -112,9 +118,19 @@ _compress.__annotations__ = {
 # -- whole tensors and shards ---------------------------------------------------------------------
 
 
+def _in_shards(value: Any) -> TypeGuard[DTensor]:
+    """Whether a value is a tensor in shards.
+
+    There is none unless :func:`share` made it. So that other runs start a second sooner, nothing
+    here imports torch's distributed tensors but what shards.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def whole(value: Tensor) -> Tensor:
     """The whole of a tensor that may be in shards; every process must call it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _in_shards(value) else value
 
 
 def gather(values: Any, world: World) -> Any:
@@ -125,7 +141,7 @@ def gather(values: Any, world: World) -> Any:
     """
 
     def one(value: Any) -> Any:
-        if not isinstance(value, DTensor):
+        if not _in_shards(value):
             return value
         full = value.full_tensor()
         return full.cpu() if world.main else None
@@ -140,8 +156,10 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
         value: the whole tensor.
         like: says how to cut it; where it is whole itself ``value`` is returned as it is.
     """
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not _in_shards(like) or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(
         value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
@@ -152,7 +170,7 @@ def whole_model(core: CMPose) -> CMPose:
 
     It is ``core`` itself if that is not in shards. Every process must call it.
     """
-    if not isinstance(core, FSDPModule):
+    if not any(map(_in_shards, core.parameters())):
         return core
     with torch.device("meta"):
         model = CMPose(core.config)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.files import whole_file
 from cmpose.viz.draw import SIDE_COLORS, cluster_colors, draw_skeleton, keypoint_colors
 from cmpose.viz.record import WEAK, hex_color, make_record, write_record
 from cmpose.viz.tokens import Tokens
+
+if TYPE_CHECKING:  # matplotlib takes long to import, and most commands draw nothing
+    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 1600, 1000
 _INK, _FAINT, _PAPER = "#1c1f24", "#6b7280", "#ffffff"
@@ -69,6 +69,9 @@ def explain_figure(
         raise ValueError(f"heatmaps must be [{count}, h, w], got {heatmaps.shape}")
     if tokens is not None:
         tokens.check(count)
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     picture = _Picture(crop, heatmaps, keypoints, scores, skeleton)
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100, facecolor=_PAPER)
@@ -282,6 +285,8 @@ def _discarded_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
 
 def _key(figure: Figure, picture: _Picture) -> None:
     """The colours and scores of joints, and the colours of limbs, right of the large panels."""
+    from matplotlib.patches import Rectangle
+
     axes = figure.add_axes((1424 / WIDTH, 1 - 548 / HEIGHT, 164 / WIDTH, 488 / HEIGHT))
     axes.set_axis_off()
     axes.set_xlim(0, 164)
