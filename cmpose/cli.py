@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from argparse import ArgumentError
@@ -43,18 +44,23 @@ def _run_demo(args: Namespace) -> None:
 
 
 def _doctor(subparser: ArgumentParser) -> None:
-    del subparser
+    subparser.add_argument("--json", action="store_true", help="the same as JSON, for a bug report")
 
 
 def _run_doctor(args: Namespace) -> None:
-    from cmpose.doctor import report
+    from cmpose.doctor import facts, report
 
-    del args
-    print(report())
+    found = facts()
+    print(json.dumps(found, indent=2) if args.json else report(found))
 
 
 DEMO = Command("demo", "render, train, evaluate and predict, small", _demo, _run_demo)
-DOCTOR = Command("doctor", "versions, device, and which backend runs each op", _doctor, _run_doctor)
+DOCTOR = Command(
+    "doctor",
+    "versions, device, which backend runs each op, and what to do next",
+    _doctor,
+    _run_doctor,
+)
 COMMANDS = {
     command.name: command
     for command in (

@@ -1,43 +1,142 @@
-"""``cmpose doctor``: what is installed, on what device, and which backend runs each op."""
+"""``cmpose doctor``: what is installed, which backend runs each op, and what to do next."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import shutil
+from typing import Any
 
 import torch
 
 from cmpose import __version__, native
 from cmpose.ops import backends
 
+PACKAGES = {"torch": "torch", "triton": "triton", "numpy": "numpy", "av": "av"}
+PACKAGES |= {"opencv": "opencv-python-headless"}
 
-def _version(package: str) -> str:
+
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
 
 
-def report() -> str:
-    """What ``cmpose doctor`` prints."""
-    lines = [
-        f"cmpose  {__version__}",
-        f"python  {platform.python_version()} on {platform.platform()}",
-        f"torch   {torch.__version__} (CUDA {torch.version.cuda or 'not built in'})",
-        f"triton  {_version('triton')}",
-        f"opencv  {_version('opencv-python-headless')}",
-        f"av      {_version('av')}",
-        f"_C      {_core()}",
+def facts() -> dict[str, Any]:
+    """What ``cmpose doctor`` knows of this machine, as plain data; ``--json`` prints it.
+
+    Returns:
+        ``cmpose``, ``python`` and ``platform``; ``packages``: name → version or None;
+        ``torch_cuda``: the CUDA that torch was built for, or None; ``driver``: the newest CUDA that
+        NVIDIA's driver serves, or None; ``nvcc``: its file, or None; ``core``: what the CUDA C++
+        core was built for, or why there is none; ``cards``: name and capability of each, and why
+        the core does not serve it; ``ops``: op → what ``auto`` runs, and for each backend None or
+        the reason why it does not run; ``variables`` that choose backends; ``next``: what to do.
+    """
+    driver = native.driver()
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    found: dict[str, Any] = {
+        "cmpose": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(package) for name, package in PACKAGES.items()},
+        "torch_cuda": torch.version.cuda,
+        "driver": driver and f"{driver[0]}.{driver[1]}",
+        "nvcc": shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin")),
+        "core": _core(),
+        "cards": [
+            {
+                "name": card.name,
+                "capability": f"{card.major}.{card.minor}",
+                "memory_gb": round(card.total_memory / 1e9, 1),
+                "core_unavailable": native.unavailable()
+                or native.card_unavailable(card.major, card.minor, card.name),
+            }
+            for card in cards
+        ],
+        "ops": {
+            op: {"auto": backends.preferred(op), "backends": backends.available(op)}
+            for op in backends.OPS
+        },
+        "variables": {name: v for name, v in sorted(os.environ.items()) if _chooses(name)},
+    }
+    return found | {"next": next_steps(found)}
+
+
+def next_steps(found: dict[str, Any]) -> list[str]:
+    """What would make more of this machine, from :func:`facts`; a sentence each."""
+    steps = [_for_a_card(found)] if not found["cards"] else _for_kernels(found)
+    triton, numpy = (found["packages"][name] or "" for name in ("triton", "numpy"))
+    if triton and native.version_of(triton) < (3, 7) and native.version_of(numpy) >= (2, 4):
+        steps.append(
+            f"The interpreter of triton {triton} fails with numpy {numpy}, and so do tests of "
+            "Triton kernels on a CPU: pip install 'triton>=3.7' or 'numpy<2.4'."
+        )
+    return steps
+
+
+def _for_a_card(found: dict[str, Any]) -> str:
+    """Why torch sees no card, and what to do about it."""
+    driver, built = found["driver"], found["torch_cuda"]
+    if driver is None:
+        return "There is no NVIDIA driver, so that the ops run on the CPU. A card needs it first."
+    remedy = f"install torch built for CUDA {driver} or older (https://pytorch.org/get-started)"
+    if built is None:
+        torch_version = found["packages"]["torch"]
+        return f"torch {torch_version} was built without CUDA, and there is a driver: {remedy}."
+    if native.version_of(driver)[0] < native.version_of(built)[0]:
+        return (
+            f"NVIDIA's driver serves CUDA {driver}, torch was built for {built}: install a newer "
+            f"driver, or {remedy}."
+        )
+    return (
+        f"torch sees no card, though NVIDIA's driver is there (CUDA {driver}): see whether "
+        "nvidia-smi lists one, and CUDA_VISIBLE_DEVICES."
+    )
+
+
+def _for_kernels(found: dict[str, Any]) -> list[str]:
+    """What keeps kernels from running on the cards that torch sees."""
+    steps = []
+    triton = found["packages"]["triton"]
+    if triton is None or native.version_of(triton) < (3, 6):
+        steps.append(f"triton is {triton or 'not installed'}: pip install 'triton>=3.6'.")
+    for reason in dict.fromkeys(card["core_unavailable"] for card in found["cards"]):
+        if reason is None:
+            continue
+        if found["nvcc"] is None:
+            reason += (
+                f". There is no nvcc either: install NVIDIA's CUDA toolkit {found['torch_cuda']}"
+            )
+        steps.append(f"Backend cuda does not run: {reason}.")
+    return steps
+
+
+def report(found: dict[str, Any]) -> str:
+    """What ``cmpose doctor`` prints of its :func:`facts`."""
+    versions = {name: version or "not installed" for name, version in found["packages"].items()}
+    versions["torch"] += f" (CUDA {found['torch_cuda'] or 'not built in'})"
+    rows = [
+        ("cmpose", found["cmpose"]),
+        ("python", f"{found['python']} on {found['platform']}"),
+        *versions.items(),
+        ("_C", found["core"]),
+        ("driver", f"serves CUDA {found['driver']}" if found["driver"] else "no NVIDIA driver"),
+        ("nvcc", found["nvcc"] or "not found"),
     ]
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(i)
-            lines.append(f"GPU {i}   {card.name}, sm_{card.major}{card.minor}")
-    else:
-        lines.append("GPU     none that torch sees; the ops run on the CPU")
-    lines += ["", *_ops()]
-    return "\n".join(lines)
+    for i, card in enumerate(found["cards"]):
+        capability = card["capability"].replace(".", "")
+        rows.append((f"GPU {i}", f"{card['name']}, sm_{capability}, {card['memory_gb']} GB"))
+    if not found["cards"]:
+        rows.append(("GPU", "none that torch sees; the ops run on the CPU"))
+    lines = [f"{name:7} {value}" for name, value in rows]
+    lines += ["", *_ops(found["ops"])]
+    lines += [f"{name}={value} is set" for name, value in found["variables"].items()]
+    steps = found["next"] or ["Nothing: every backend that these cards can have is there."]
+    return "\n".join([*lines, "", "What to do next:", *(f"- {step}" for step in steps)])
 
 
 def _core() -> str:
@@ -45,31 +144,28 @@ def _core() -> str:
     reason = native.unavailable()
     if reason is not None:
         return reason
-    facts = native.info()
-    if facts["on_cpu"]:
+    built = native.info()
+    if built["on_cpu"]:
         return f"compiled for the CPU, for tests ({native.ON_CPU})"
-    ptx = f" + PTX {facts['ptx']}" if facts["ptx"] else ""
-    return f"for {facts['archs']}{ptx}, built with nvcc {facts['nvcc']}"
+    ptx = f" + PTX {built['ptx']}" if built["ptx"] else ""
+    return f"for {built['archs']}{ptx}, built with nvcc {built['nvcc']}"
 
 
-def _ops() -> list[str]:
+def _ops(ops: dict[str, dict[str, Any]]) -> list[str]:
     """A table of which backends run each op on this machine, and below it why the others do not."""
     reasons: list[str] = []
     lines = [f"{'op':22} {'auto runs':11} {'cpu':8} {'triton':8} cuda"]
-    for op in backends.OPS:
-        why_not = backends.available(op)
+    for op, row in ops.items():
         cells = {}
         for name in ("cpu", "triton", "cuda"):
-            reason = why_not[name]
+            reason = row["backends"][name]
             if reason is not None and reason not in reasons:
                 reasons.append(reason)
             cells[name] = "yes" if reason is None else f"no [{reasons.index(reason) + 1}]"
-        row = f"{cells['cpu']:8} {cells['triton']:8} {cells['cuda']}"
-        lines.append(f"{op:22} {backends.preferred(op):11} {row}")
-    lines += [f"[{i}] {reason}" for i, reason in enumerate(reasons, 1)]
-    asked = {name: value for name, value in sorted(os.environ.items()) if _chooses(name)}
-    lines += [f"{name}={value} is set" for name, value in asked.items()]
-    return lines
+        lines.append(
+            f"{op:22} {row['auto']:11} {cells['cpu']:8} {cells['triton']:8} {cells['cuda']}"
+        )
+    return lines + [f"[{i}] {reason}" for i, reason in enumerate(reasons, 1)]
 
 
 def _chooses(variable: str) -> bool:

@@ -7,11 +7,13 @@ What is found is kept: the file and the variable are looked at once a process.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -115,17 +117,36 @@ def on_cpu() -> bool:
     return unavailable() is None and bool(info()["on_cpu"])
 
 
+@functools.cache
+def driver() -> tuple[int, int] | None:
+    """The newest CUDA that NVIDIA's driver serves, as (12, 4); None without a driver."""
+    version = ctypes.c_int()
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        failed = library.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else (version.value // 1000, version.value % 1000 // 10)
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """``13.0`` or ``13.0rc1`` → (13, 0)"""
+    major, minor, *_ = *re.findall(r"\d+", text), "0", "0"
+    return int(major), int(minor)
+
+
 def _versions(text: str) -> list[tuple[int, int]]:
     """``8.9;9.0`` → [(8, 9), (9, 0)]"""
-    return [(int(a), int(b)) for a, _, b in (v.partition(".") for v in text.split(";") if v)]
+    return [version_of(version) for version in text.split(";") if version]
 
 
 @functools.cache
-def arch_unavailable(major: int, minor: int, name: str) -> str | None:
-    """Why the core does not serve a card, or None if it does.
+def card_unavailable(major: int, minor: int, name: str) -> str | None:
+    """Why the core does not serve a card with this machine's driver, or None if it does.
 
     Machine code serves cards of its major version from its minor version on; PTX serves every
-    later card, for which the driver compiles it.
+    later card, for which the driver compiles it. A driver runs machine code of every CUDA of its
+    own major version, and of older ones; PTX must not be of a newer CUDA than the driver's.
 
     Args:
         major: of the card's compute capability.
@@ -135,18 +156,26 @@ def arch_unavailable(major: int, minor: int, name: str) -> str | None:
     Raises:
         ImportError: see :func:`module`.
     """
-    archs, ptx = info()["archs"], info()["ptx"]
-    if any(a == major and b <= minor for a, b in _versions(archs)):
+    archs, ptx, nvcc = info()["archs"], info()["ptx"], info()["nvcc"]
+    code = any(a == major and b <= minor for a, b in _versions(archs))
+    if not code and not any(version <= (major, minor) for version in _versions(ptx)):
+        return (
+            f"{name} has compute capability {major}.{minor}; {NAME} was built for {archs}"
+            f"{f' and PTX of {ptx}' if ptx else ''}; build it with "
+            f"CMPOSE_CUDA_ARCHS={major}.{minor}"
+        )
+    served, built = driver(), version_of(nvcc)
+    if served is None or served >= built or (code and served[0] == built[0]):
         return None
-    if any(version <= (major, minor) for version in _versions(ptx)):
-        return None
+    which = "" if code else f", and has only PTX for {name}"
+    own = "" if code else f" and CMPOSE_CUDA_ARCHS={major}.{minor}"
     return (
-        f"{name} has compute capability {major}.{minor}; {NAME} was built for {archs}"
-        f"{f' and PTX of {ptx}' if ptx else ''}; build it with CMPOSE_CUDA_ARCHS={major}.{minor}"
+        f"NVIDIA's driver serves CUDA {served[0]}.{served[1]}, {NAME} was built with nvcc {nvcc}"
+        f"{which}: install a newer driver, or build it with nvcc {served[0]}.{served[1]}{own}"
     )
 
 
 def forget() -> None:
     """Looks for the core again at the next use; for tests that change what is there."""
-    for function in (_module_or_reason, info, on_cpu, arch_unavailable):
+    for function in (_module_or_reason, info, on_cpu, driver, card_unavailable):
         function.cache_clear()

@@ -255,6 +255,58 @@ def test_doctor_describes_the_core(monkeypatch, facts, line):
     assert doctor._core() == "cmpose._C is not built: …"
 
 
+def test_doctor_as_json(capsys):
+    main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["torch"] == torch.__version__
+    assert set(found["ops"]) == set(OPS)
+    assert set(found["ops"]["dpc_knn"]["backends"]) == {"reference", "cpu", "triton", "cuda"}
+    assert found["next"]
+
+
+CARD = {"name": "RTX", "capability": "8.9", "memory_gb": 24.0, "core_unavailable": None}
+MACHINE = {
+    "packages": {"torch": "2.13.0", "triton": "3.7.1", "numpy": "2.4.0"},
+    "driver": "13.0",
+    "torch_cuda": "13.0",
+    "nvcc": "/usr/local/cuda/bin/nvcc",
+    "cards": [CARD],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        (
+            {"cards": [], "driver": None},
+            "There is no NVIDIA driver, so that the ops run",
+        ),
+        ({"cards": [], "torch_cuda": None}, "torch 2.13.0 was built without CUDA, and there is a"),
+        (
+            {"cards": [], "driver": "12.4"},
+            "NVIDIA's driver serves CUDA 12.4, torch was built for 13.0: install a newer driver, "
+            "or install torch built for CUDA 12.4 or older",
+        ),
+        ({"cards": []}, "see whether nvidia-smi lists one, and CUDA_VISIBLE_DEVICES"),
+        (
+            {"packages": MACHINE["packages"] | {"triton": None}},
+            "triton is not installed: pip install 'triton>=3.6'",
+        ),
+        ({"packages": MACHINE["packages"] | {"triton": "3.6.0"}}, "pip install 'triton>=3.7' or"),
+        ({"cards": [CARD | {"core_unavailable": "it is old"}]}, "cuda does not run: it is old."),
+        (
+            {"cards": [CARD | {"core_unavailable": "it is not built"}] * 2, "nvcc": None},
+            "it is not built. There is no nvcc either: install NVIDIA's CUDA toolkit 13.0",
+        ),
+    ],
+)
+def test_doctor_says_what_to_do_next(changes, said):
+    steps = doctor.next_steps(MACHINE | changes)
+    assert len(steps) == (said is not None)
+    assert said is None or said in steps[0]
+
+
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
     "case", ["basic", "multi", "ignore", "dropped_joints", "ankles_absent_gt_only"]

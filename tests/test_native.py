@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import sysconfig
@@ -45,7 +46,7 @@ def refused() -> str:
     """Why there is no core; every function must say the same."""
     reason = native.unavailable()
     assert reason is not None
-    for function in (native.module, native.info, lambda: native.arch_unavailable(8, 9, "card")):
+    for function in (native.module, native.info, lambda: native.card_unavailable(8, 9, "card")):
         with pytest.raises(ImportError) as error:
             function()
         assert str(error.value) == reason
@@ -113,7 +114,7 @@ def test_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: tuple[int, int], served: bool
 ) -> None:
     core(tmp_path, monkeypatch, module_text())
-    assert (native.arch_unavailable(*card, "card") is None) == served
+    assert (native.card_unavailable(*card, "card") is None) == served
 
 
 @pytest.mark.parametrize(
@@ -134,10 +135,58 @@ def test_a_card_that_is_not_served(
 ) -> None:
     core(tmp_path, monkeypatch, module_text(archs=archs, ptx=ptx))
     capability = f"{card[0]}.{card[1]}"
-    assert native.arch_unavailable(*card, "RTX") == (
+    assert native.card_unavailable(*card, "RTX") == (
         f"RTX has compute capability {capability}; cmpose._C was built for {inside}; "
         f"build it with CMPOSE_CUDA_ARCHS={capability}"
     )
+
+
+@pytest.mark.parametrize(
+    ("driver", "card", "said"),
+    [
+        ((13, 1), (8, 9), None),
+        ((13, 0), (10, 0), None),
+        (None, (8, 9), None),
+        ((12, 8), (8, 9), ": install a newer driver, or build it with nvcc 12.8"),
+        (
+            (12, 8),
+            (10, 0),
+            ", and has only PTX for RTX: install a newer driver, or build it with nvcc 12.8 and "
+            "CMPOSE_CUDA_ARCHS=10.0",
+        ),
+    ],
+)
+def test_a_driver_that_is_too_old(tmp_path, monkeypatch, driver, card, said) -> None:
+    """Its own major version it serves, but compiles no PTX of a newer minor one."""
+    core(tmp_path, monkeypatch, module_text(nvcc="13.0"))
+    monkeypatch.setattr(native, "driver", lambda: driver)
+    begin = "NVIDIA's driver serves CUDA 12.8, cmpose._C was built with nvcc 13.0"
+    assert native.card_unavailable(*card, "RTX") == (said and begin + said)
+
+
+def test_a_driver_of_the_same_major_version(tmp_path, monkeypatch) -> None:
+    core(tmp_path, monkeypatch, module_text(nvcc="13.2"))
+    monkeypatch.setattr(native, "driver", lambda: (13, 0))
+    assert native.card_unavailable(8, 9, "RTX") is None
+    assert "only PTX for RTX: install a newer driver" in (
+        native.card_unavailable(10, 0, "RTX") or ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("returns", "version"),
+    [("0", (12, 4)), ("100", None), ("", None)],
+    ids=["there", "fails", "none"],
+)
+def test_the_driver_is_asked(tmp_path, monkeypatch, returns, version) -> None:
+    library = tmp_path / "libcuda.so.1"
+    if returns:
+        source = tmp_path / "driver.c"
+        source.write_text(f"int cuDriverGetVersion(int* v) {{ *v = 12040; return {returns}; }}")
+        subprocess.run(["cc", "-shared", "-o", str(library), str(source)], check=True)
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: load(str(tmp_path / name)))
+    assert native.driver() == version
 
 
 # -- the CUDA sources compiled for the CPU --------------------------------------------------------

@@ -176,7 +176,7 @@ def _without_cuda(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"on {device.type}; CUDA kernels need CUDA tensors"
     name, major, minor = _card_of(device)
-    return _too_old(name, major, minor) or native.arch_unavailable(major, minor, name)
+    return _too_old(name, major, minor) or native.card_unavailable(major, minor, name)
 
 
 def _without_cpu(device: torch.device) -> str | None:
