@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -77,15 +78,8 @@ def _cpu_forward(
     normalizer: Tensor | None,
     want_pred: bool,
 ) -> tuple[Tensor, Tensor]:
-    weight = visible.to(checks.accumulator(pred))
-    centres = keypoints.to(weight.dtype)
-    height, width = pred.shape[2:]
-    columns, rows = _profile(centres, max(height, width), sigma).unbind(2)
-    columns, rows = columns[..., :width], rows[..., :height]
     dtype = library.gradient_dtype(pred.dtype)
-    wanted = dtype if want_pred else None
-    loss, gradient = cpu.forward(pred, columns, rows, weight, normalizer, wanted)
-    return loss, pred.new_empty(0, dtype=dtype) if gradient is None else gradient
+    return cpu.forward(pred, keypoints, visible, sigma, normalizer, dtype, want_pred)
 
 
 # -- registered op --------------------------------------------------------------------------------
@@ -206,9 +200,10 @@ def heatmap_loss(
     if normalizer is not None:
         checks.normalizer(normalizer, pred)
     if checks.readable(visible):
-        if not bool((visible >= 0).all()):
+        if visible.dtype != torch.bool and not bool((visible >= 0).all()):
             raise ValueError("visible must be ≥ 0 everywhere, got a negative or NaN weight")
-        if bool((keypoints.isnan().any(dim=-1) & (visible > 0)).any()):
+        any_nan = math.isnan(keypoints.sum().item())  # which mostly tells that there is none
+        if any_nan and bool((keypoints.isnan().any(dim=-1) & (visible > 0)).any()):
             raise ValueError("keypoints must not be NaN where visible > 0")
     chosen = backends.choose(
         "heatmap_loss", backend, pred.device, pred, keypoints, visible, normalizer

@@ -8,35 +8,41 @@ import torch
 from torch import Tensor
 
 
+def _profiles(centres: Tensor, length: int, sigma: float) -> Tensor:
+    """Both axes of the Gaussians, cut at 3σ: [B, K, 2] → [B, K, 2, length]."""
+    offset = torch.arange(length, dtype=centres.dtype) - centres[..., None]
+    outside = (offset.abs() <= 3 * sigma).logical_not_()  # where the centre is NaN too
+    # What is cut is not computed: it would be subnormal, which takes a CPU long.
+    value = offset.square_().mul_(-0.5 / sigma**2).clamp_(min=-5.0).exp_()
+    return value.masked_fill_(outside, 0.0)
+
+
 def forward(
     pred: Tensor,
-    columns: Tensor,
-    rows: Tensor,
-    weight: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    sigma: float,
     normalizer: Tensor | None,
-    gradient_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None]:
-    """The loss, and its gradient to pred in ``gradient_dtype``; None without one.
-
-    Args:
-        pred: [B, K, h, w].
-        columns, rows: [B, K, w] and [B, K, h], the axes of the Gaussians, in float32 or float64.
-        weight: [B, K] of that dtype.
-        normalizer: one element, or None.
-    """
-    count = (weight.sum() if normalizer is None else normalizer).reshape(()).to(weight.dtype)
-    count = torch.where(count == 0, torch.inf, count)  # then the loss is 0
-    counted = weight > 0
-    weight = torch.where(counted, weight, 0.0)  # of those that are negative or NaN too
-    difference = torch.addcmul(
-        pred.to(weight.dtype), rows[..., None], columns[..., None, :], value=-1
-    ).contiguous()
+    gradient_dtype: torch.dtype,
+    want_pred: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient to pred in that dtype, empty unless wanted."""
+    weight = visible.to(torch.promote_types(pred.dtype, torch.float32))
+    count = float(weight.sum() if normalizer is None else normalizer)
+    count = count or math.inf  # then the loss is 0
+    height, width = pred.shape[2:]
+    axes = _profiles(keypoints.to(weight.dtype), max(height, width), sigma)
+    columns, rows = axes[..., :1, :width], axes[..., 1, :height, None]
+    difference = torch.addcmul(pred.to(weight.dtype), rows, columns, value=-1).contiguous()
     squares = difference.square().sum(dim=(2, 3))
-    total = (squares * weight).sum()
+    counted = weight.clamp(min=0.0)
+    total = (squares * counted).sum()
     if not math.isfinite(total.item()):  # 0 · NaN is not 0
-        difference.masked_fill_(~counted[..., None, None], 0.0)
-        total = (squares.masked_fill(~counted, 0.0) * weight).sum()
-    if gradient_dtype is None:
-        return total / count, None
-    difference *= (weight * (2.0 / count))[..., None, None]
+        counted = torch.where(weight > 0, weight, 0.0)  # of those that are NaN too
+        none = counted == 0
+        difference.masked_fill_(none[..., None, None], 0.0)
+        total = (squares.masked_fill_(none, 0.0) * counted).sum()
+    if not want_pred:
+        return total / count, pred.new_empty(0, dtype=gradient_dtype)
+    difference *= (counted * (2.0 / count))[..., None, None]
     return total / count, difference.to(gradient_dtype)

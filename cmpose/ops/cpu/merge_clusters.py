@@ -26,21 +26,19 @@ def forward(
         merged = tokens.new_zeros(batch, num_clusters, width, dtype=wide)
         return merged, tokens.new_zeros(batch, num_clusters, dtype=wide)
     weight = weights.to(wide)
-    rows = _rows(assignment, num_clusters)
-    order = rows.argsort(stable=True)
-    count = rows.bincount(minlength=batch * num_clusters)
+    clusters, order = _rows(assignment, num_clusters).sort(stable=True)
     merged = bags.sums(
         tokens.to(wide).reshape(batch * size, width),
         order,
-        count.cumsum(0) - count,
+        torch.searchsorted(clusters, torch.arange(batch * num_clusters)),
         weight.flatten().index_select(0, order),
     ).view(batch, num_clusters, width)
     total = weight.new_zeros(batch, num_clusters).scatter_add_(1, assignment, weight)
     if normalize:
         empty = total == 0
         merged.div_(total.masked_fill(empty, torch.inf)[..., None])
-        if int(empty.count_nonzero()) > int((count == 0).count_nonzero()):
-            merged[empty] = 0.0  # where all weights are 0 tokens may be NaN
+        if not weight.min().item() > 0:  # where weights sum to 0 tokens may be NaN
+            merged.masked_fill_(empty[..., None], 0.0)
     return merged, total
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,22 +21,21 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and its gradients to pred and target in those dtypes, empty unless wanted."""
     wide = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
-    width = pred.shape[-1] if per_channel else 1
-    count = corrupted.sum() if normalizer is None else normalizer
-    count = count.reshape(()).to(wide)
-    count = torch.where(count == 0, torch.inf, count)  # then the loss is 0
+    divisor = float(corrupted.sum() if normalizer is None else normalizer)
+    divisor = divisor * (pred.shape[-1] if per_channel else 1) or math.inf  # then the loss is 0
     # Of one dtype none is cast for itself; all tokens are read, which is sooner than some.
     difference = pred - target if pred.dtype == wide else pred.to(wide).sub_(target)
     difference = difference.contiguous()
     squares = torch.linalg.vector_norm(difference, dim=3).square_()
-    loss = squares.masked_fill(~corrupted, 0.0).sum() / width / count
+    total = (squares * corrupted).sum()
+    if not math.isfinite(total.item()):  # 0 · NaN is not 0
+        difference.masked_fill_(~corrupted[..., None], 0.0)
+        total = squares.masked_fill_(~corrupted, 0.0).sum()
     gradients = [pred.new_empty(0, dtype=dtype) for dtype in gradient_dtypes]
     if want_pred or want_target:
-        difference *= (corrupted * (2.0 / width / count))[..., None]
-        if not bool(squares.isfinite().all()):  # 0 · NaN is not 0
-            difference.masked_fill_(~corrupted[..., None], 0.0)
+        difference *= (corrupted * (2.0 / divisor))[..., None]
     if want_target:
         gradients[1] = (-difference).to(gradient_dtypes[1])
     if want_pred:
         gradients[0] = difference.to(gradient_dtypes[0])
-    return loss, gradients[0], gradients[1]
+    return total / divisor, gradients[0], gradients[1]
