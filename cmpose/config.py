@@ -38,6 +38,9 @@ class ModelConfig:
             2 with batch norm; ``auto`` takes ``conv`` for tiny and ``patch`` otherwise.
         drop_path: stochastic depth rate of the last block, from where it falls linearly to 0 at the
             first; a negative number takes ViTPose's rate for the backbone's size.
+        drop_path_selection: ``exact`` computes a block's branch for ⌊(1 − rate)·B·T⌉ of the frames
+            that a process takes at once; ``bernoulli`` draws for each frame by itself and computes
+            all. Both multiply what is kept so that the expectation stays.
         pretrained: weights to start from: a ``.safetensors`` or ``.pth`` file or a model's folder,
             of ViTPose (original, mmpose 1.x or Hugging Face), of a ViT (MAE or timm), or of
             cmpose. Empty starts from random weights. See ``docs/weights.md``.
@@ -47,7 +50,7 @@ class ModelConfig:
         noise_ratio: p_tn, the share of these tokens that get noise.
         noise_std: standard deviation of the Gaussian noise.
         corruption: ``exact`` corrupts round(p·T·N) tokens of every clip, ``bernoulli`` each token
-            with probability p.
+            with probability p. ``exact`` takes fewer products: what nobody reads is not computed.
         criss_cross_depth: number of blocks in each of D_S and D_T.
         criss_cross_heads: attention heads in D_S and D_T; 0 takes the backbone's.
         mlp_ratio: hidden width of an MLP divided by D, in backbone and criss-cross blocks.
@@ -85,6 +88,7 @@ class ModelConfig:
     depth: int = 0
     stem: Literal["auto", "patch", "conv"] = "auto"
     drop_path: float = -1.0
+    drop_path_selection: Literal["exact", "bernoulli"] = "exact"
     pretrained: str = ""
 
     mask_task: bool = True

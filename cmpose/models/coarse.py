@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,21 +11,28 @@ from torch import Tensor, nn
 from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models.criss_cross import CrissCross
-from cmpose.models.fused import in_one_batch
 from cmpose.models.layers import Linear
+from cmpose.models.rows import corrupted_tokens, distinct_tokens, reads
 
 
 class Reconstruction(NamedTuple):
-    """An auxiliary task: tokens as predicted [B, T, N, D]; which were corrupted [B, T, N] bool."""
+    """An auxiliary task.
+
+    ``corrupted`` [B, T, N] bool says which tokens were. ``prediction`` holds tokens as predicted:
+    those that are at ``tokens`` [B, M] among a clip's T·N, [B, M, D]; where ``tokens`` is None
+    all, [B, T, N, D].
+    """
 
     prediction: Tensor
     corrupted: Tensor
+    tokens: Tensor | None
 
 
 class CoarseOutput(NamedTuple):
     """Results of the first stage.
 
-    ``tokens`` [B, N, D] and ``keypoint_tokens`` [B, K, D] are fused over time. ``features`` F_v
+    ``tokens`` [B, N, D] and ``keypoint_tokens`` [B, K, D] are fused over time; the latter are
+    [B, 0, D] where nothing reads them (``fine: off`` with ``head: deconv``). ``features`` F_v
     [B, T, N, D] are the backbone's. ``mask`` and ``noise`` are the auxiliary tasks, None when they
     are off and at inference.
     """
@@ -72,6 +80,7 @@ class CoarseLearning(nn.Module):
     def __init__(self, width: int, heads: int, num_tokens: int, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.reads_keypoints = config.fine != "off" or config.head == "token"
         slots = num_tokens + config.num_keypoints
         self.keypoint_tokens = nn.Parameter(torch.zeros(config.num_keypoints, width))
         self.frame_embed = nn.Parameter(torch.zeros(config.num_frames, 1, width))
@@ -98,10 +107,10 @@ class CoarseLearning(nn.Module):
 
     def corrupt(
         self, features: Tensor, seed: Tensor, first_clip: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """X clean, masked and noised [R, B, T, N+K, D], and which tokens are masked and noised.
+    ) -> tuple[Tensor, list[Tensor]]:
+        """X clean and corrupted [R, B, T, N+K, D]; for each corrupted one where, [B, T, N] bool.
 
-        A task that is off has no branch, so R is 2 or 3. The flags are [B, T, N] bool.
+        The masked X comes before the noised one. A task that is off has none, so R is 2 or 3.
         """
         c = self.config
         x, masked, noised = ops.corrupt_tokens(
@@ -119,21 +128,53 @@ class CoarseLearning(nn.Module):
         )
         if not (c.mask_task and c.denoise_task):
             x = x[[0] + [1] * c.mask_task + [2] * c.denoise_task]
-        return x, masked, noised
+        return x, [masked] * c.mask_task + [noised] * c.denoise_task
+
+    def _restore(
+        self, x: Tensor, corrupted: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Reconstruction]]:
+        """X̃ of the clean branch [B, T, slots, D], and the auxiliary tasks, all in one batch.
+
+        x and ``corrupted`` are as :meth:`corrupt` gives them. With ``corruption: exact`` only the
+        tokens that are read are computed to the end.
+        """
+        c = self.config
+        (R, B, T, _, D), N = x.shape, corrupted[0].shape[2]
+        tokens: list[Tensor] | None = None
+        if c.corruption == "exact":
+            ratios = [c.mask_ratio] * c.mask_task + [c.noise_ratio] * c.denoise_task
+            tokens = [corrupted_tokens(*pair) for pair in zip(corrupted, ratios, strict=True)]
+        read = reads(x.shape, N, keypoints=self.reads_keypoints, tokens=tokens)
+        distinct = None
+        if tokens is not None:
+            position = (self.frame_embed + self.slot_embed).to(x.dtype)
+            masked = position if c.positions_after_corruption else torch.zeros_like(position)
+            replacements = [masked] * c.mask_task + [None] * c.denoise_task
+            distinct = distinct_tokens(x, corrupted, tokens, replacements)
+        restored = self.criss_cross(x.flatten(0, 1), read, distinct)
+        if tokens is None:
+            clean, *others = restored.unflatten(0, (R, B)).unbind()
+            return clean, [
+                Reconstruction(other[:, :, :N], flags, None)
+                for other, flags in zip(others, corrupted, strict=True)
+            ]
+        sizes = [chosen.numel() for chosen in tokens]
+        clean, *others = restored.split([len(restored) - sum(sizes), *sizes])
+        return clean.view(B, T, -1, D), [
+            Reconstruction(other.view(B, -1, D), flags, chosen)
+            for other, flags, chosen in zip(others, corrupted, tokens, strict=True)
+        ]
 
     def forward(self, features: Tensor, seed: Tensor | None, first_clip: int = 0) -> CoarseOutput:
         """features F_v [B, T, N, D]; ``seed`` (one int64) corrupts, None is inference."""
         N = features.shape[2]
         mask = noise = None
         if seed is None or not (self.config.mask_task or self.config.denoise_task):
-            clean = self.criss_cross(self._clean(features))
+            x = self._clean(features)
+            clean = self.criss_cross(x, reads(x[None].shape, N, keypoints=self.reads_keypoints))
         else:
-            inputs, masked, noised = self.corrupt(features, seed, first_clip)
-            outputs = in_one_batch(self.criss_cross, inputs)
-            clean = outputs[0]
-            if self.config.mask_task:
-                mask = Reconstruction(outputs[1, :, :, :N], masked)
-            if self.config.denoise_task:
-                noise = Reconstruction(outputs[-1, :, :, :N], noised)
+            clean, tasks = self._restore(*self.corrupt(features, seed, first_clip))
+            mask = tasks[0] if self.config.mask_task else None
+            noise = tasks[-1] if self.config.denoise_task else None
         tokens = self.fusion(clean)
         return CoarseOutput(tokens[:, :N], tokens[:, N:], features, mask, noise)

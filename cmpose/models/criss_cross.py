@@ -11,6 +11,7 @@ from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models import fused
 from cmpose.models.layers import Linear
+from cmpose.models.rows import ALL, Distinct, Reads
 from cmpose.models.vit import Block, BlockStack
 
 
@@ -60,11 +61,20 @@ class CrissCross(nn.Module):
                 linear.weight.mul_(0.5)
         nn.init.zeros_(self.fuse_first.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reads: Reads = ALL, distinct: Distinct | None = None) -> Tensor:
+        """X [B, T, S, D] → X̃ of the same shape, or of the tokens that are read alone.
+
+        ``distinct`` says which tokens of X differ, where it is known that others do not.
+        """
         first, second = self.first, self.first if self.second is None else self.second
         # D_S(X) and D_T(X).
-        spatial, temporal = fused.both_stacks(first.spatial, second.temporal, x)
+        spatial, temporal = fused.both_stacks(
+            first.spatial, second.temporal, x, reads.between, distinct
+        )
         # Linear(D_T(D_S(X)) ⊕ D_S(D_T(X))).
         return fused.linear_of_concat(
-            first.temporal(spatial), second.spatial(temporal), self.fuse_first, self.fuse_second
+            first.temporal(spatial, read=reads.first),
+            second.spatial(temporal, read=reads.second),
+            self.fuse_first,
+            self.fuse_second,
         )

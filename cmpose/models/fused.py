@@ -6,7 +6,6 @@ that formula in float64. What each saves is in ``docs/decisions.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmpose.models.layers import Linear
+from cmpose.models.rows import Distinct, Read, everything, spread
 from cmpose.models.vit import NORM_EPS, Block, BlockStack, call_recomputing
 
 
@@ -70,22 +70,36 @@ def shared_projections(x: Tensor, a: Block, b: Block) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def block_from_qkv(block: Block, x: Tensor, qkv: Tensor) -> Tensor:
-    """``block(x)``, where ``qkv`` is ``block.attn.qkv(block.norm1(x))``."""
-    x = x + block.attn.proj(block.attn.attend_heads(qkv))
+def block_from_qkv(block: Block, x: Tensor, qkv: Tensor, read: Read = everything) -> Tensor:
+    """``block(x, read=read)``, where ``qkv`` is ``block.attn.qkv(block.norm1(x))``."""
+    x = read(x) + block.attn.proj(read(block.attn.attend_heads(qkv)))
     return x + block.mlp(block.norm2(x))
 
 
-def both_stacks(a: BlockStack, b: BlockStack, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``a(x), b(x)``. The first blocks of both read the same x, so their projections are shared."""
+def both_stacks(
+    a: BlockStack,
+    b: BlockStack,
+    x: Tensor,
+    read_a: Read = everything,
+    distinct: Distinct | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``a(x, read=read_a), b(x)``.
+
+    The first blocks of both read the same x, so their projections are shared. With ``distinct``
+    they are computed for the tokens of x that differ.
+    """
     first_a, first_b = cast(Block, a[0]), cast(Block, b[0])
+    read_first = read_a if len(a) == 1 else everything
 
-    def first_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
-        qkv_a, qkv_b = shared_projections(x, first_a, first_b)
-        return block_from_qkv(first_a, x, qkv_a), block_from_qkv(first_b, x, qkv_b)
+    def first_blocks(x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        qkv_a, qkv_b = shared_projections(tokens, first_a, first_b)
+        if distinct is not None:
+            qkv_a, qkv_b = spread(qkv_a, distinct), spread(qkv_b, distinct)
+        return block_from_qkv(first_a, x, qkv_a, read_first), block_from_qkv(first_b, x, qkv_b)
 
-    x_a, x_b = call_recomputing(first_blocks, a.recompute, x)
-    return a(x_a, start=1), b(x_b, start=1)
+    tokens = x if distinct is None else distinct.tokens
+    x_a, x_b = call_recomputing(first_blocks, a.recompute, x, tokens)
+    return a(x_a, start=1, read=read_a), b(x_b, start=1)
 
 
 def linear_of_concat(a: Tensor, b: Tensor, linear_a: Linear, linear_b: Linear) -> Tensor:
@@ -97,13 +111,3 @@ def linear_of_concat(a: Tensor, b: Tensor, linear_a: Linear, linear_b: Linear) -
     out = linear_a(a).flatten(0, -2)
     weight = linear_b.weight.to(out.dtype)
     return out.addmm_(b.flatten(0, -2), weight.t()).view_as(a)
-
-
-def in_one_batch(network: Callable[[Tensor], Tensor], branches: Tensor) -> Tensor:
-    """``torch.stack([network(x) for x in branches])``, by one call with all branches as a batch.
-
-    Args:
-        network: [B, ...] → [B, ...] of the same shape; it treats every clip by itself.
-        branches: [R, B, ...].
-    """
-    return network(branches.flatten(0, 1)).view_as(branches)

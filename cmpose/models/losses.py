@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cmpose import ops
 from cmpose.config import ModelConfig
 from cmpose.models.cmpose import CMPoseOutput
 from cmpose.models.coarse import Reconstruction
-from cmpose.models.fine import score_heatmaps
+from cmpose.models.fine import gather_tokens, score_heatmaps
 from cmpose.models.vit import PATCH
 
 
@@ -57,12 +58,18 @@ def cmpose_loss(
         )
 
     def reconstruction_loss(task: Reconstruction | None) -> Tensor:
-        if task is None:
+        if task is None or task.prediction.shape[1] == 0:
             return pose.new_zeros(())
+        prediction, target, corrupted = task.prediction, output.coarse.features, task.corrupted
+        if task.tokens is not None:
+            # The op takes frames of tokens: a clip's corrupted tokens are one.
+            prediction = prediction[:, None]
+            target = gather_tokens(target.flatten(1, 2), task.tokens)[:, None]
+            corrupted = torch.ones_like(task.tokens, dtype=torch.bool)[:, None]
         return ops.reconstruction_loss(
-            task.prediction,
-            output.coarse.features,
-            task.corrupted,
+            prediction,
+            target,
+            corrupted,
             per_channel=config.per_channel,
             detach_target=config.detach_target,
             backend=config.backend,

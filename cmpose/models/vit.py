@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cmpose import ops
 from cmpose.config import ModelConfig
+from cmpose.models import rows
 from cmpose.models.layers import Conv2d, LayerNorm, Linear
 from cmpose.ops import philox
 
@@ -46,22 +48,29 @@ VIT_SIZES = {
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: leaves a residual branch out for whole samples.
+    """Stochastic depth (Huang et al., ECCV 2016): a residual branch is left out for whole samples.
 
-    ``kept`` [batch] bool says for which samples the branch stays; it is drawn with probability
-    1 − ``rate`` (:meth:`VisionTransformer.draw_kept`), and what stays is divided by that. None
-    keeps the branch for all.
+    What is kept of the branch is multiplied so that its expectation stays. ``kept`` says for which
+    samples it stays (:meth:`VisionTransformer.draw_kept`); it is either
+
+    - [batch] int64, a permutation of the samples: the branch is computed for the first
+      ⌊(1 − ``rate``) · batch⌉ of them alone (``model.drop_path_selection: exact``);
+    - [batch] bool, drawn with probability 1 − ``rate`` for each: it is computed for all
+      (``bernoulli``).
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        if kept is None or self.rate == 0.0:
-            return x
-        shape = (x.shape[0],) + (1,) * (x.dim() - 1)
-        return x * kept.view(shape).to(x.dtype) / (1.0 - self.rate)
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor) -> Tensor:
+        """x + branch(x), for the samples that keep the branch."""
+        if self.rate == 0.0:
+            return x + branch(x)
+        if kept.dtype == torch.bool:
+            shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+            return x + branch(x) * kept.view(shape).to(x.dtype) / (1.0 - self.rate)
+        return rows.add_for_kept(x, branch, kept[: rows.kept_count(len(kept), self.rate)])
 
 
 class Attention(nn.Module):
@@ -92,8 +101,9 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.attend_heads(self.qkv(x)))
+    def forward(self, x: Tensor, read: rows.Read = rows.everything) -> Tensor:
+        """x → the same shape, or what ``read`` takes of it."""
+        return self.proj(read(self.attend_heads(self.qkv(x))))
 
     def attend_heads(self, qkv: Tensor) -> Tensor:
         """softmax(q kᵀ / √d) v of every head: [B, T, S, 3·D], of any strides → [B, T, S, D]."""
@@ -116,7 +126,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x + Attention(norm(x)), then x + MLP(norm(x)).
 
-    ``kept`` [2, batch] says for which samples the two residual branches stay; None keeps all.
+    ``kept`` [2, batch] says for which samples the two residual branches stay
+    (:class:`DropPath`); None keeps all. ``read`` says which tokens are wanted of the result.
     """
 
     def __init__(
@@ -135,10 +146,14 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        kept_attention, kept_mlp = (None, None) if kept is None else kept.unbind(0)
-        x = x + self.drop_path(self.attn(self.norm1(x)), kept_attention)
-        return x + self.drop_path(self.mlp(self.norm2(x)), kept_mlp)
+    def forward(
+        self, x: Tensor, kept: Tensor | None = None, read: rows.Read = rows.everything
+    ) -> Tensor:
+        if kept is None:
+            x = read(x) + self.attn(self.norm1(x), read)
+            return x + self.mlp(self.norm2(x))
+        x = self.drop_path(x, lambda x: self.attn(self.norm1(x)), kept[0])
+        return read(self.drop_path(x, lambda x: self.mlp(self.norm2(x)), kept[1]))
 
 
 class BlockStack(nn.ModuleList):
@@ -153,13 +168,22 @@ class BlockStack(nn.ModuleList):
         super().__init__(blocks)
         self.recompute = recompute
 
-    def forward(self, x: Tensor, kept: Tensor | None = None, start: int = 0) -> Tensor:
-        """x through the blocks from ``start`` on; ``kept`` [depth, 2, B] as in :class:`Block`."""
+    def forward(
+        self,
+        x: Tensor,
+        kept: Tensor | None = None,
+        start: int = 0,
+        read: rows.Read = rows.everything,
+    ) -> Tensor:
+        """x through the blocks from ``start`` on, and of the result what ``read`` takes.
+
+        ``kept`` is [depth, 2, B], as in :class:`Block`.
+        """
         for index, block in enumerate(self):
             if index >= start:
-                x = call_recomputing(
-                    block, self.recompute, x, None if kept is None else kept[index]
-                )
+                wanted = read if index == len(self) - 1 else rows.everything
+                run = partial(block, read=wanted)
+                x = call_recomputing(run, self.recompute, x, None if kept is None else kept[index])
         return x
 
 
@@ -251,15 +275,18 @@ class VisionTransformer(nn.Module):
         # A branch stays where a random 32-bit word is below this. It is a buffer, so that no step
         # copies it to the device, and in no checkpoint, because it follows from the configuration.
         self.drops = any(rates)
+        self.drop_path_selection = config.drop_path_selection
         keep_below = [round((1.0 - rate) * 2.0**32) for rate in rates]
         self.keep_below = nn.Buffer(torch.tensor(keep_below), persistent=False)
 
     def draw_kept(self, seed: Tensor, first_clip: int, clips: int, frames: int) -> Tensor | None:
-        """Which residual branches stay for which frames: [depth, 2, clips · frames] bool.
+        """Which residual branches stay for which frames: [depth, 2, clips · frames].
 
-        A function of (seed, clip, block, branch, frame) alone, like everything random here: the
-        same however the batch is divided, on any device, in eager, compiled and captured steps.
-        None when nothing is dropped.
+        ``exact`` gives a permutation of the samples for each branch, whose first ones stay: a
+        function of (seed, block, branch), of which clip comes first, and of how many there are.
+        ``bernoulli`` gives bools, a function of (seed, clip, block, branch, frame): the same
+        however the batch is divided. Both are the same on any device, in eager, compiled and
+        captured steps. None when nothing is dropped.
 
         Args:
             seed: int64, one element.
@@ -270,6 +297,12 @@ class VisionTransformer(nn.Module):
         if not self.drops:
             return None
         depth = len(self.blocks)
+        if self.drop_path_selection == "exact":
+            branches = torch.arange(2 * depth, device=seed.device)
+            first = torch.full((1,), first_clip, device=seed.device)
+            tags = philox.TAG_KEPT_SAMPLES + branches
+            orders = philox.exact_subsets(seed, first, tags, clips * frames)
+            return orders.view(depth, 2, clips * frames)
         clip = first_clip + torch.arange(clips, device=seed.device)
         words = philox.words_of_clips(seed, clip, philox.TAG_DROP_PATH, depth * 2 * frames)
         words = words.view(clips, depth, 2, frames).permute(1, 2, 0, 3).flatten(2)

@@ -10,14 +10,17 @@ held in int64 tensors, with values in 0 .. 2³²−1. A kernel must give the sam
 | c0 | which of the words that are drawn for c1: see below |
 | c1 | the token's index t·N + n, or the index of a block of 128 permuted indices |
 | c2 | the clip's global index: first_clip + b |
-| c3 | the purpose: ``TAG_MASK`` 0, ``TAG_NOISE`` 1, ``TAG_GAUSSIAN`` 2, ``TAG_DROP_PATH`` 3 |
+| c3 | the purpose: ``TAG_MASK`` 0, ``TAG_NOISE`` 1, ``TAG_GAUSSIAN`` 2, ``TAG_DROP_PATH`` ≥ 3 |
 
 - ``exact`` selection, round r of 12 (c3 = TAG_MASK or TAG_NOISE): the round's key is
   word r mod 4 at c0 = 12 + ⌊r/4⌋, c1 = 0, scaled to 0 .. n−1 as (word · n) >> 32; the swap bit of
   index i is bit i mod 32 of word ⌊i/32⌋ mod 4 at c0 = r, c1 = ⌊i/128⌋.
 - ``bernoulli`` selection: word 0 at c0 = 16, c1 = token; the token is selected when
   word < round(p · 2³²).
-- Drop path (c3 = TAG_DROP_PATH): word 0 at c0 = 16, c1 = (2 · block + branch) · T + frame.
+- Drop path, ``exact``: a permutation of the B·T frames that are drawn for at once, as above with
+  c3 = TAG_KEPT_SAMPLES (4) + 2 · block + branch and c2 = first_clip.
+- Drop path, ``bernoulli`` (c3 = TAG_DROP_PATH): word 0 at c0 = 16,
+  c1 = (2 · block + branch) · T + frame.
 - Gaussian noise (c3 = TAG_GAUSSIAN): channels 4e .. 4e+3 of a token are the four normals of the
   words at c0 = e, c1 = token (:func:`normals`).
 """
@@ -29,7 +32,7 @@ import math
 import torch
 from torch import Tensor
 
-TAG_MASK, TAG_NOISE, TAG_GAUSSIAN, TAG_DROP_PATH = 0, 1, 2, 3
+TAG_MASK, TAG_NOISE, TAG_GAUSSIAN, TAG_DROP_PATH, TAG_KEPT_SAMPLES = range(5)
 PERMUTATION_ROUNDS = 12
 KEY_OFFSET = PERMUTATION_ROUNDS  # c0 of the first four round keys
 BERNOULLI_OFFSET = 16

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cmpose.config import Config
 from cmpose.memory import reason
-from cmpose.train.flops import CARDS, training_flops
+from cmpose.train.flops import CARDS
 from cmpose.train.prediction import LIBRARIES, predict_step
 
 GB = 1e9
@@ -109,10 +109,10 @@ def report(config: Config, processes: int = 1) -> str:
     else:
         over = _fitting(config, SMALL_CARD, processes)
         lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): does not fit; {over}")
-    flops = training_flops(model)
     lines += [
         "",
-        f"speed, predicted from datasheets ({flops / 1e9:.0f} GFLOP a clip, recomputed ones too)"
+        f"speed, predicted from datasheets ({predicted.flops / 1e9:.0f} GFLOP a clip, recomputed "
+        "ones too)"
         + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
     ]
     for card in CARDS:

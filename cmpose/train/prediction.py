@@ -1,14 +1,15 @@
 """Predicts what a training step will need: memory, floating-point operations, time.
 
 Nothing here is measured. Memory comes from running the step on torch's meta device, where tensors
-have shapes and no values; operations from the layers' formulas (:mod:`cmpose.train.flops`); time
-from a card's datasheet.
+have shapes and no values; operations from running it once more, for torch's counter keeps some of
+the memory (:mod:`cmpose.train.flops`); time from a card's datasheet.
 """
 
 from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from cmpose.config import Config
 from cmpose.evaluation.inference import compute_dtype
 from cmpose.models.cmpose import CMPose
-from cmpose.train.flops import Card, training_flops
+from cmpose.train.flops import Card, counter
 from cmpose.train.parallel import sharded_units
 from cmpose.train.schedule import check_batch
 from cmpose.train.step import LossModule
@@ -118,6 +119,14 @@ class StepPrediction:
         known = self.weights + self.gradients + self.optimizer + self.batch + self.gathered
         return self.peak - known - sum(self.activations.values()) - int(LIBRARIES)
 
+    @cached_property
+    def flops(self) -> float:
+        """Operations of a clip's forward and backward pass, those of recomputed blocks too."""
+        losses, arguments = _on_meta(self.config, self.micro_batch)
+        with counter() as operations:
+            losses(*arguments)[0].total.backward()
+        return operations.get_total_flops() / self.micro_batch
+
     def seconds(self, card: Card) -> tuple[float, float]:
         """Predicts a step's time on a card.
 
@@ -127,10 +136,29 @@ class StepPrediction:
         train = self.config.train
         rate = card.flops_32 if train.precision == "fp32" else card.flops_16
         clips = self.micro_batch * train.accumulate
-        products = training_flops(self.config.model) * clips / rate
+        products = self.flops * clips / rate
         mine = self.parameters / (self.processes if self.gathered else 1)
         moved = self.traffic * train.accumulate + OPTIMIZER_TRAFFIC * mine
         return products, products + moved / card.bandwidth
+
+
+def _on_meta(config: Config, clips: int) -> tuple[LossModule, tuple[Any, ...]]:
+    """The model with its losses, and arguments for so many clips, without values."""
+    model = config.model
+    with torch.device("meta"):
+        core = CMPose(model)
+        images = torch.empty(
+            clips,
+            model.num_frames,
+            3,
+            *model.image_size,
+            dtype=compute_dtype(config.train.precision),
+        )
+        seed = torch.zeros(1, dtype=torch.int64)
+        centers = torch.empty(clips, model.num_keypoints, 2)
+        weight = torch.empty(clips, model.num_keypoints)
+        joints = torch.empty(())
+    return LossModule(core), (images, seed, 0, centers, weight, joints)
 
 
 def _parts_of(core: CMPose, live: LiveBytes, held: dict[str, int]) -> list[Any]:
@@ -186,19 +214,12 @@ def predict_step(config: Config, processes: int = 1) -> StepPrediction:
     Raises:
         ValueError: for a model that cannot be built, or a batch that cannot be cut.
     """
-    model, train = config.model, config.train
+    train = config.train
     check_batch(train, processes)
     shards = _in_shards(config, processes)
     micro_batch = train.batch_size // train.accumulate // processes
-    dtype = compute_dtype(train.precision)
-    with torch.device("meta"):
-        core = CMPose(model)
-        B, T, K = micro_batch, model.num_frames, model.num_keypoints
-        images = torch.empty(B, T, 3, *model.image_size, dtype=dtype)
-        seed = torch.zeros(1, dtype=torch.int64)
-        centers, weight = torch.empty(B, K, 2), torch.empty(B, K)
-        joints = torch.empty(())
-    losses = LossModule(core)
+    losses, arguments = _on_meta(config, micro_batch)
+    core, images = losses.core, arguments[0]
     parameters = list(core.parameters())
     count = sum(p.numel() for p in parameters)
     size = sum(p.numel() * p.element_size() for p in parameters)
@@ -211,7 +232,7 @@ def predict_step(config: Config, processes: int = 1) -> StepPrediction:
     held: dict[str, int] = {}
     with LiveBytes() as live:
         handles = _parts_of(core, live, held)
-        result, heatmaps = losses(images, seed, 0, centers, weight, joints)
+        result, heatmaps = losses(*arguments)
         held["losses"] = live.live - sum(held.values())
         for handle in handles:
             handle.remove()

@@ -109,15 +109,6 @@ def test_linear_of_concat() -> None:
     )
 
 
-def test_in_one_batch() -> None:
-    made = network()
-    assert_equal(
-        made.parameters(),
-        lambda x: [fused.in_one_batch(made, torch.stack([x, x.sin(), x.cos()]))],
-        lambda x: [torch.stack([made(x), made(x.sin()), made(x.cos())])],
-    )
-
-
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("depth", [1, 2])

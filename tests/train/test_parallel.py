@@ -49,7 +49,8 @@ RUNS = {
     "ddp": LEARN,
     # Also recomputed: a block's weights are gathered once more for that.
     "fsdp": LEARN | SHARDS | {"model.checkpoint_activations": True},
-    "uninterrupted": LEARN | {"train.accumulate": 1},
+    # One process is to draw what two do.
+    "uninterrupted": LEARN | {"train.accumulate": 1, "model.drop_path_selection": "bernoulli"},
     "fails": SHARDS | {"train.lr": 1e30, "train.clip_norm": 0.0},
 }
 HALFWAY = checkpoint.name_of(2)
