@@ -48,8 +48,9 @@ STAND_IN = 89
 """The card whose code runs in place of what the machine cannot run."""
 
 
-MOST_TOKENS = 2048
-"""A clip of more runs for hours: the kernels of dpc_knn run whole, and pairs grow as the square."""
+MOST_TOKENS = 16_384
+"""Of a clip whose dpc_knn is counted. Its kernels run whole and pairs grow as the square: 4,096
+tokens take two minutes, 16,384 half an hour, 65,536 would take seven hours."""
 
 
 class Unmatched(RuntimeError):
@@ -255,7 +256,9 @@ class Cheap(Draw):
         return super().normal(*sizes)
 
 
-def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> list[Launch]:
+def launches_of_op(
+    op: str, arch: int, shape: Shape | None, direction: str, backend: str | None = None
+) -> list[Launch]:
     """What an op launches at a shape of its benchmark, on cheap tensors of the CPU.
 
     Args:
@@ -263,6 +266,7 @@ def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> l
         arch: the card's compute capability.
         shape: sizes that differ from the reference shape's.
         direction: ``forward`` or ``backward``.
+        backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
     """
     bench = bench_of(op)
     sizes = {**bench.shapes[0], **(shape or {})}
@@ -272,7 +276,8 @@ def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> l
         )
     arguments = bench.make(sizes, Cheap(torch.bfloat16, "cpu"))
     taken: list[Launch] = []
-    cuda = (build.CSRC / f"{op}.cu").is_file()
+    backend = backend or ("cuda" if (build.CSRC / f"{op}.cu").is_file() else "triton")
+    cuda = backend == "cuda"
     if cuda:
         build.find_nvcc()
         os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
@@ -287,10 +292,10 @@ def launches_of_op(op: str, arch: int, shape: Shape | None, direction: str) -> l
             )
         if direction == FORWARD:
             with torch.no_grad():
-                call(**arguments, backend="cuda" if cuda else "triton")
+                call(**arguments, backend=backend)
             return taken
         inputs = [arguments[name].requires_grad_() for name in bench.gradients]
-        made = tensors(call(**arguments, backend="cuda" if cuda else "triton"))
+        made = tensors(call(**arguments, backend=backend))
         taken.clear()
         outputs = [one for one in made if one.requires_grad]
         torch.autograd.grad(outputs, inputs, [torch.zeros_like(one) for one in outputs])
@@ -303,6 +308,7 @@ def counts_of_op(
     shape: Shape | None = None,
     direction: str = FORWARD,
     whole: bool = False,
+    backend: str | None = None,
 ) -> list[Counts]:
     """Every launch of an op at a shape of its benchmark, in bfloat16, in their order.
 
@@ -312,18 +318,21 @@ def counts_of_op(
         shape: sizes that differ from the reference shape's (:data:`BENCH` of ``bench/OP.py``).
         direction: ``forward`` or ``backward``.
         whole: all blocks run, however many.
+        backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
 
     Raises:
-        ValueError: the op has no such direction.
+        ValueError: the op has no such direction, or launches other kernels for one clip.
         Unknown, UnknownOpcode, Unmatched, Fault: see :func:`count`.
     """
-    launches = launches_of_op(op, arch, shape, direction)
+    launches = launches_of_op(op, arch, shape, direction, backend)
     if not isinstance(launches[0], cuda_kernels.Launch):
         return count(launches, arch, whole)
-    ran = count(launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction), arch, whole=True)
-    if len(ran) != len(launches):
-        raise ValueError(f"{op}: {len(launches)} launches for the batch, {len(ran)} for one clip")
-    return [scaled(one, launched.blocks) for one, launched in zip(ran, launches, strict=True)]
+    clip = launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction, backend)
+    batch, one = ([launch.kernel for launch in of] for of in (launches, clip))
+    if batch != one:
+        raise ValueError(f"{op}: launches {batch} for the batch, {one} for one clip")
+    counted = zip(count(clip, arch, whole=True), launches, strict=True)
+    return [scaled(ran, launched.blocks) for ran, launched in counted]
 
 
 def counts_of_call(call: Callable[[], Any], arch: int) -> list[Counts]:

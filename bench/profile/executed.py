@@ -96,8 +96,8 @@ def _of_sass(one: Instruction) -> tuple[str, float] | None:
         return _COUNTED[one.base], 1.0
     if one.flops:
         return "tensor", one.flops / 4096
-    if one.base in ("LDSM", "STSM"):
-        return "matrices", int(one.opcode[-1]) / 4 if one.opcode[-1].isdigit() else 0.25
+    if one.matrices:
+        return "matrices", one.matrices / 4
     if one.opcode in ("MUFU.EX2", "MUFU.LG2"):
         return one.opcode, 1.0
     if one.opcode in _GUESSES:

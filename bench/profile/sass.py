@@ -85,12 +85,19 @@ class Instruction:
         return 0
 
     @property
+    def matrices(self) -> int:
+        """Of 8 × 8 numbers, loaded from or stored to shared memory; ``LDSM.16.M88.4`` has 4."""
+        if self.base not in ("LDSM", "STSM"):
+            return 0
+        return int(self.opcode[-1]) if self.opcode[-2:] in (".2", ".4") else 1
+
+    @property
     def wavefronts(self) -> float:
         """The fewest passes over shared memory of a warp with all lanes on."""
         if self.base in ("LDS", "STS", "LDGSTS"):
             return max(self.bytes // 4, 1)
-        if self.base in ("LDSM", "STSM"):
-            return int(self.opcode[-1]) if self.opcode[-1].isdigit() else 1
+        if self.matrices:
+            return self.matrices
         if self.base == "HGMMA":  # 16-bit operands; the first is in shared memory or registers
             m, n, k = map(int, re.search(r"\.(\d+)x(\d+)x(\d+)", self.opcode).groups())  # type: ignore[union-attr]
             first = re.match(r"R\d+, gdesc", self.operands)

@@ -1,7 +1,7 @@
 """Budgets of the compiled kernels at the reference shape, so that what makes one slower turns red.
 
-``python -m tests.kernels.gate`` measures all and writes ``tests/kernels/budgets.json``; named ops
-only: ``python -m tests.kernels.gate warp_clips``. Commit what changed with the reason.
+``python -m tests.kernels.gate`` measures all and writes their files of budgets; named ops only:
+``python -m tests.kernels.gate warp_clips``. Commit what changed with the reason.
 """
 
 from __future__ import annotations
@@ -11,27 +11,74 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.profile.counts import Counts
 
-BUDGETS = Path(__file__).with_name("budgets.json")
-
-ARCHS = (89, 90)
+HERE = Path(__file__).resolve().parent
 
 SAMPLES = 24
 """Blocks of a large launch that run; more change no figure by 1 %."""
 
-CASES = {
-    "spatial_attention": ("forward", "backward"),
-    "temporal_attention": ("forward", "backward"),
-    "corrupt_tokens": ("forward", "backward"),
-    "reconstruction_loss": ("forward",),
-    "heatmap_loss": ("forward",),
-}
-"""Op → the directions that are counted, of Triton's ops."""
+
+@dataclass(frozen=True)
+class Gated:
+    """The kernels of a backend that have budgets.
+
+    Attributes:
+        backend: ``triton`` or ``cuda``.
+        budgets: their file.
+        archs: compute capabilities that are counted.
+        directions: op → those that are counted, at the reference shape.
+        shapes: op → sizes in place of the reference shape's; then all blocks run.
+    """
+
+    backend: str
+    budgets: Path
+    archs: tuple[int, ...]
+    directions: dict[str, tuple[str, ...]]
+    shapes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> list[tuple[str, str, int]]:
+        """Op, direction and compute capability."""
+        ways = [(op, way) for op, ways in self.directions.items() for way in ways]
+        return [(op, way, arch) for op, way in ways for arch in self.archs]
+
+    def read(self) -> dict[str, Figures]:
+        return json.loads(self.budgets.read_text())
+
+
+TRITON = Gated(
+    "triton",
+    HERE / "budgets.json",
+    (89, 90),
+    {
+        "spatial_attention": ("forward", "backward"),
+        "temporal_attention": ("forward", "backward"),
+        "corrupt_tokens": ("forward", "backward"),
+        "reconstruction_loss": ("forward",),
+        "heatmap_loss": ("forward",),
+        "warp_clips": ("forward",),
+    },
+    {"warp_clips": {"B": 1, "T": 1}},
+)
+
+CUDA = Gated(
+    "cuda",
+    HERE.parent / "csrc" / "budgets.json",
+    (89,),
+    {
+        "dpc_knn": ("forward",),
+        "merge_clusters": ("forward", "backward"),
+        "select_tokens": ("forward", "backward"),
+        "unmerge_tokens": ("forward", "backward"),
+    },
+)
 
 Figures = dict[str, float]
 
@@ -68,30 +115,44 @@ def _narrow(one: Counts) -> float:
     return sum(size for width, size in moved.items() if width < 16) / max(sum(moved.values()), 1)
 
 
-def measured(op: str, direction: str, arch: int) -> dict[str, Figures]:
-    """Name of a line → its figures: each launch's, and the op's sectors over its algorithmic ones.
+def must_move(bench: Any, shape: dict[str, int], direction: str) -> int:
+    """The bytes of bfloat16 that an op must move."""
+    if direction in bench.directions:
+        return bench.bytes(shape, 2, direction)
+    return bench.bytes(shape, 2, "forward_backward") - bench.bytes(shape, 2, "forward")
+
+
+def measured(kernels: Gated, op: str, direction: str, arch: int) -> dict[str, Figures]:
+    """Counts an op's launches; see :func:`lines`.
 
     The losses' forward runs without gradients, which their algorithmic bytes contain.
     """
     from bench.profile import counts
 
+    shape = kernels.shapes.get(op)
     before = counts.SAMPLES, counts.WHOLE
     counts.SAMPLES, counts.WHOLE = SAMPLES, 2 * SAMPLES
     try:
-        launches = counts.counts_of_op(op, arch, direction=direction)
+        launches = counts.counts_of_op(op, arch, shape, direction, bool(shape), kernels.backend)
     finally:
         counts.SAMPLES, counts.WHOLE = before
-    where = f"{op} {direction} sm_{arch}"
-    lines = {f"{where} {one.kernel}": figures(one) for one in launches}
     bench = importlib.import_module(f"bench.{op}").BENCH
-    must = bench.bytes(bench.shapes[0], 2, direction) / 32
-    traffic = sum(one.distinct_read + one.distinct_written for one in launches) / must
-    asked = sum(one.sectors_read + one.sectors_written for one in launches) / must
-    return {**lines, where: {"traffic": round(traffic, 3), "asked": round(asked, 3)}}
+    must = must_move(bench, {**bench.shapes[0], **(shape or {})}, direction)
+    return lines(f"{op} {direction} sm_{arch}", launches, must)
+
+
+def lines(where: str, launches: Sequence[Counts], must: int) -> dict[str, Figures]:
+    """Name of a line → figures: of each launch, and of all: sectors over bytes that must move."""
+    traffic = sum(one.distinct_read + one.distinct_written for one in launches) * 32 / must
+    asked = sum(one.sectors_read + one.sectors_written for one in launches) * 32 / must
+    return {
+        where: {"traffic": round(traffic, 3), "asked": round(asked, 3)},
+        **{f"{where} {one.kernel}": figures(one) for one in launches},
+    }
 
 
 def worse(now: dict[str, Figures], budgets: dict[str, Figures]) -> list[str]:
-    """What is worse than its budget, or has none: a line each."""
+    """What is worse than its budget and by how much, or has none: a line each."""
     found = []
     for line, row in now.items():
         if line not in budgets:
@@ -101,27 +162,51 @@ def worse(now: dict[str, Figures], budgets: dict[str, Figures]) -> list[str]:
             budget = budgets[line].get(name, 0)
             least = name in LESS_IS_WORSE
             if value * SLACK < budget if least else value > budget * SLACK:
-                found.append(f"{line}: {value:g} {name}, budget {budget:g}")
+                by = f", {100 * (value / budget - 1):+.1f} %" if budget else ""
+                found.append(f"{line}: {value:g} {name}, budget {budget:g}{by}")
     return found
 
 
-def read() -> dict[str, Figures]:
-    return json.loads(BUDGETS.read_text())
+def check(kernels: Gated, op: str, now: dict[str, Figures]) -> None:
+    """Raises AssertionError with what is worse, and how budgets are renewed."""
+    wrong = worse(now, kernels.read())
+    renew = f"if that is meant: python -m tests.kernels.gate {op}"
+    assert not wrong, "\n".join([*wrong, renew])
+
+
+def strangers(kernels: Gated) -> list[str]:
+    """Lines of the budgets that no case has, and cases without a line."""
+    cases = {f"{op} {direction} sm_{arch}" for op, direction, arch in kernels.cases}
+    return sorted({" ".join(line.split()[:3]) for line in kernels.read()} ^ cases)
+
+
+def renewed(kernels: Gated, ops: list[str]) -> dict[str, Figures]:
+    """Measures ops anew; the lines of the others stay."""
+    kept = kernels.read() if kernels.budgets.is_file() else {}
+    kept = {line: row for line, row in kept.items() if line.split()[0] in kernels.directions}
+    for op, direction, arch in kernels.cases:
+        if op in ops:
+            where = f"{op} {direction} sm_{arch}"
+            kept = {
+                line: row for line, row in kept.items() if not f"{line} ".startswith(f"{where} ")
+            }
+            kept |= measured(kernels, op, direction, arch)
+            print(where, flush=True)
+    return kept
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("op", nargs="*")
+    ops = sorted({*TRITON.directions, *CUDA.directions})
+    parser.add_argument("op", nargs="*", help=f"of {', '.join(ops)}; default: all")
     options = parser.parse_args()
-    kept = read() if BUDGETS.is_file() and options.op else {}
-    for op in options.op or CASES:
-        kept = {line: row for line, row in kept.items() if not line.startswith(f"{op} ")}
-        for direction in CASES[op]:
-            for arch in ARCHS:
-                kept |= measured(op, direction, arch)
-                print(f"{op} {direction} sm_{arch}", flush=True)
-    text = [f"  {json.dumps(line)}: {json.dumps(kept[line])}" for line in sorted(kept)]
-    BUDGETS.write_text("{\n" + ",\n".join(text) + "\n}\n")
+    for op in options.op:
+        if op not in ops:
+            parser.error(f"op {op}: has no budgets; give one of {', '.join(ops)}")
+    for kernels in (TRITON, CUDA):
+        kept = renewed(kernels, options.op or ops)
+        text = [f"  {json.dumps(line)}: {json.dumps(kept[line])}" for line in sorted(kept)]
+        kernels.budgets.write_text("{\n" + ",\n".join(text) + "\n}\n")
     return 0
 
 

@@ -12,17 +12,16 @@ import pytest
 import torch
 
 from cmpose.kernels import launch, spatial_attention
-from tests.kernels import gate, ptx_gates
+from tests.kernels import compile_check, gate, ptx_gates
 from tests.kernels.test_compile_check import AHEAD
 from tests.ptx_on_cpu import machine, triton_kernels
 
-pytestmark = [
-    pytest.mark.skipif(machine.compiler() is None, reason="needs g++"),
-    pytest.mark.skipif(
-        torch.cuda.is_available(),
-        reason="on a GPU tests run without Triton's interpreter, by which launches are taken",
-    ),
-]
+ON_A_GPU = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="tests/kernels/test_gate_beside_a_gpu.py runs it"
+)
+"""Launches are taken from the CPU's run of kernels, which the tests' process has not there."""
+
+pytestmark = [pytest.mark.skipif(machine.compiler() is None, reason="needs g++"), ON_A_GPU]
 
 SECTORS = 1.02
 """The most sectors, in bytes, over the bytes that an op must move: ``traffic`` counts different
@@ -32,26 +31,23 @@ ASKED_AGAIN = {
     "spatial_attention forward": "each block of queries reads K and V, from the L2 cache",
     "corrupt_tokens forward": "positions and tokens are read for three branches, from the L2 cache",
     "corrupt_tokens backward": "a token's flag is read for every block of its channels",
+    "warp_clips forward": "a crop's pixel is mixed from four of the frame, each of 3 bytes",
 }
 """Ops that ask for more, and why; their budgets hold how much."""
 
-CASES = [(op, way, arch) for op, ways in gate.CASES.items() for way in ways for arch in gate.ARCHS]
 
-
-@pytest.mark.parametrize(("op", "direction", "arch"), CASES)
+@pytest.mark.parametrize(("op", "direction", "arch"), gate.TRITON.cases)
 def test_budgets_are_kept(op: str, direction: str, arch: int) -> None:
-    now = gate.measured(op, direction, arch)
+    now = gate.measured(gate.TRITON, op, direction, arch)
     sectors = now[f"{op} {direction} sm_{arch}"]
     assert sectors["traffic"] <= SECTORS
     assert sectors["asked"] <= SECTORS or f"{op} {direction}" in ASKED_AGAIN
-    wrong = gate.worse(now, gate.read())
-    renew = f"if that is meant: python -m tests.kernels.gate {op}"
-    assert not wrong, "\n".join([*wrong, renew])
+    gate.check(gate.TRITON, op, now)
 
 
-def test_every_budget_is_of_a_case() -> None:
-    cases = {f"{op} {direction} sm_{arch}" for op, direction, arch in CASES}
-    assert {" ".join(line.split()[:3]) for line in gate.read()} == cases
+def test_every_kernel_is_gated() -> None:
+    assert set(gate.TRITON.directions) == set(compile_check.OPS)
+    assert gate.strangers(gate.TRITON) == []
 
 
 @pytest.mark.parametrize(
@@ -69,20 +65,21 @@ def test_every_budget_is_of_a_case() -> None:
 )
 def test_what_is_worse_is_named(figure: str, by: float) -> None:
     line = "spatial_attention backward sm_89 spatial_attention_backward_dkv"
-    budgets = gate.read()
+    budgets = gate.TRITON.read()
     now = {line: {**budgets[line], figure: budgets[line][figure] * by}}
     [found] = gate.worse(now, budgets)
     assert found.startswith(f"{line}: ")
     assert f" {figure}, budget " in found
+    assert found.endswith(f", {100 * (by - 1):+.1f} %")
     better = {line: {**budgets[line], figure: budgets[line][figure] * (2 - by)}}
     assert gate.worse(better, budgets) == []
 
 
 def test_traffic_and_kernels_without_a_budget_are_named() -> None:
-    budgets = gate.read()
+    budgets = gate.TRITON.read()
     line = "temporal_attention forward sm_90"
     assert gate.worse({line: {"traffic": 1.04}, "new": {}}, budgets) == [
-        f"{line}: 1.04 traffic, budget {budgets[line]['traffic']:g}",
+        f"{line}: 1.04 traffic, budget 1, +4.0 %",
         "new: has no budget",
     ]
 

@@ -181,6 +181,6 @@ def test_missing_programs_are_named(
 
 
 def test_a_clip_that_would_run_for_hours_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["dpc_knn", "--shape", "M=4096", "L=1024"]) == 2
+    assert command.main(["dpc_knn", "--shape", "M=65536", "L=1024"]) == 2
     said = capsys.readouterr().err
-    assert "a clip of M=4096 runs for hours on a CPU; give at most M=2048" in said
+    assert "a clip of M=65536 runs for hours on a CPU; give at most M=16384" in said

@@ -234,6 +234,14 @@ def test_an_opcode_without_a_pipe_is_named() -> None:
         sass.Instruction("HYPERMMA.1", "", "", False).pipe  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("opcode", "matrices"),
+    [("STSM.16.M88", 1), ("LDSM.16.M88.2", 2), ("LDSM.16.MT88.4", 4), ("LDS.128", 0)],
+)
+def test_matrices_of_an_access(opcode: str, matrices: int) -> None:
+    assert sass.Instruction(opcode, "", "", False).matrices == matrices
+
+
 def test_a_kernel_whose_codes_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SASS of a kernel that loads twice as often is refused."""
     one = counts.launches_of_op("temporal_attention", 89, {"B": 1, "N": 4}, "forward")[0]
