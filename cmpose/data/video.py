@@ -543,7 +543,7 @@ def natural_order(path: Path) -> list[Any]:
 def _numbered(pattern: Path) -> list[Path]:
     """The files that a pattern with one number names, such as ``%06d.jpg`` or ``f%d.png``."""
     before, _, rest = pattern.name.partition("%")
-    width = re.match(r"0?(\d*)d", rest)
+    width = re.match(r"0?(\d{0,3})d", rest)
     if width is None or not pattern.parent.is_dir():
         return []
     digits = int(width[1] or 1)
@@ -641,7 +641,7 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
             return _File(path, text, path.stem, fps)
         # A picture alone is frame 0, whatever its name.
         return _Pictures([path], text, path.stem, fps, skip_unreadable=skip, numbers=())
-    elif text.isdecimal():
+    elif re.fullmatch(r"\d{1,4}", text):
         why = "OpenCV gets no frame from it; is it plugged in, and free of other programs?"
         return _Capture(int(text), text, f"camera{text}", fps, f"camera {text}: {why}")
     elif "://" in text or " ! " in text:

@@ -234,9 +234,9 @@ def _shown(frame: FramePoses) -> str:
 
 
 def _number(name: str) -> int | None:
-    """The frame number in a name, or None."""
+    """The frame number in a name, or None; a longer run of digits is none."""
     parts = split_frame_name(name.replace("\\", "/"))
-    return None if parts is None else int(parts[1])
+    return int(parts[1]) if parts is not None and len(parts[1]) <= 18 else None
 
 
 def _tail(name: str, parts: int) -> tuple[str, ...]:
@@ -253,7 +253,10 @@ def _loose(name: str, parts: int) -> _Key:
     """A name without its extension and the zeros before its number."""
     *folders, stem = _stem(name, parts)
     pieces = split_frame_name(str(stem))
-    return (*folders, stem) if pieces is None else (*folders, pieces[0], int(pieces[1]), pieces[2])
+    if pieces is None:
+        return (*folders, stem)
+    before, digits, after = pieces
+    return (*folders, before, digits.lstrip("0"), after)
 
 
 _RULES: tuple[tuple[str, Callable[[str], _Key]], ...] = (

@@ -63,6 +63,12 @@ def test_a_video_of_which_some_frames_are_labelled(form, by):
     assert not whole.notes
 
 
+def test_numbers_of_thousands_of_digits_are_compared_as_text():
+    long = ["1" * 5000 + f"{i}.jpg" for i in (2, 5, 6)]
+    guess = video([f"00{name[:-4]}.png" for name in long], [2, 5, 6], predicted=True)
+    assert score(video(long, [2, 5, 6], [7, 8, 9]), guess).mean == 100.0
+
+
 def test_ids_decide_where_names_agree_but_for_zeros_and_extension():
     guess = video(names([6, 2, 5], "{}.png"), [6, 2, 5], ["902", "900", "901"], predicted=True)
     result = score(TRUTH, guess)

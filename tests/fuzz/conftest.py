@@ -6,6 +6,7 @@ others each time.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 FACTOR = int(os.environ.get("CMPOSE_FUZZ", 1))
 SECONDS = 60
+STOPS = signal.SIGPROF, signal.SIGALRM
 MEMORY = 2 << 30
 
 
@@ -51,10 +53,11 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
 
     What fails is made smaller first, unless ``shrink=False``.
 
-    A check that takes more than 60 s or 2 GB of memory fails.
+    A check that takes more than 60 s of the processor's time, or ten times that on the clock,
+    which other programs may stop, or more than 2 GB of memory fails.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, _too_long)
+    before = {number: signal.signal(number, _too_long) for number in STOPS}
 
     def run(
         check: Callable[[Any], None],
@@ -63,18 +66,21 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
         shrink: bool = True,
     ) -> None:
         tried = 0
+        gc.collect()  # what is freed within a check would hide what that takes
 
         def attempt(value: Any) -> None:
             nonlocal tried
             tried += 1
             _forget_peak()
             start = _status("VmRSS")
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.alarm(10 * SECONDS)
             try:
                 check(value)
             except TooLong:
                 raise TooLong(f"took more than {SECONDS} s: {value!r:.5000}") from None
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
             taken = _status("VmHWM") - start
             assert taken < MEMORY, f"took {taken / 1e9:.1f} GB"
@@ -98,5 +104,6 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
             record_property("inputs tried", tried)
 
     yield run
-    signal.signal(signal.SIGALRM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

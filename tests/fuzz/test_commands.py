@@ -155,7 +155,10 @@ def check(command: str, path: Path, data: bytes, folder: Path) -> None:
         assert path.suffix == ".yaml", message
         message = message[message.rindex("cmpose train: ") :]
     if status:  # --skeleton names skeleton.json, too
-        assert path.name in message or f"--{path.stem}" in message, message
+        named = path.name in message or f"--{path.stem}" in message
+        # A video that lost frames contradicts its boxes, and either may be the damaged one.
+        lost = path.name == "video.avi" and "boxes.json: " in message and "the video" in message
+        assert named or lost, message
         assert len(message) < 2000, message
 
 

@@ -40,8 +40,8 @@ def test_a_check_that_hangs_is_found(hunt, monkeypatch):
 
 def test_too_much_memory_is_found(hunt, monkeypatch):
     monkeypatch.setattr(conftest, "MEMORY", 100 << 20)
-    with pytest.raises(AssertionError, match=r"took 0.2 GB"):
-        hunt(lambda data: np.ones(25_000_000).sum(), damaged(DOCUMENT), 1, shrink=False)
+    with pytest.raises(AssertionError, match=r"took 0.3 GB"):
+        hunt(lambda data: np.ones(40_000_000).sum(), damaged(DOCUMENT), 1, shrink=False)
 
 
 def test_a_byte_that_changes_nothing_else_is_tried(hunt):
