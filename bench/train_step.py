@@ -197,8 +197,8 @@ def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
     return seconds
 
 
-def step_flops(config: ModelConfig) -> int:
-    """Operations of a clip's forward and backward pass, of products and convolutions.
+def step_flops(config: ModelConfig, batch: int) -> int:
+    """Operations of one of a batch's clips, forward and backward, of products and convolutions.
 
     Those of a step on the meta device by the ops' references, so that recomputation inside a
     kernel does not count as work. Distances of DPC-kNN, norms, activations and losses are left
@@ -207,16 +207,16 @@ def step_flops(config: ModelConfig) -> int:
     config = replace(config, backend="reference")
     with torch.device("meta"):
         model = CMPose(config).train()
-        images = torch.empty(1, config.num_frames, 3, *config.image_size)
+        images = torch.empty(batch, config.num_frames, 3, *config.image_size)
         seed = torch.zeros(1, dtype=torch.int64)
-        centers = torch.empty(1, config.num_keypoints, 2)
-        weight = torch.empty(1, config.num_keypoints)
+        centers = torch.empty(batch, config.num_keypoints, 2)
+        weight = torch.empty(batch, config.num_keypoints)
 
     def step() -> None:
         with ops.without_value_checks():
             cmpose_loss(model(images, seed), centers, weight, config).total.backward()
 
-    return counted_flops(step)
+    return counted_flops(step) // batch
 
 
 def measure(
@@ -239,7 +239,7 @@ def measure(
     us = timing.quantiles(seconds)
     # On a card weights and optimiser count too, on a CPU only what a step takes beside them.
     peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(step, device)
-    flops, clips_per_s = step_flops(config), 1e6 * batch / us["p50"]
+    flops, clips_per_s = step_flops(config, batch), 1e6 * batch / us["p50"]
     loss = float(step.loss)
     split = {}
     if step.eager:
