@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.resources import files
 
 NEIGHBOURS = (0, 2, 10)
 SETTINGS: dict[str, dict[str, str]] = {
@@ -24,11 +23,9 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 def step_seconds(steps: int) -> float:
     """The median second of a training step: input, forward, losses, backward, AdamW."""
-    from bench.train_step import Step
-    from cmpose import config as configuration
+    from bench.cpu_gain import training_step
 
-    recipe = configuration.load(str(files("cmpose.configs") / "demo.yaml"))
-    step = Step("ours", recipe.model, recipe.train.batch_size, "cpu", "fp32")
+    step = training_step("demo")
     seconds = []
     for _ in range(steps + 2):
         started = time.perf_counter()

@@ -9,17 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.harness import attention
+from bench.harness.attention import attention_bench, attention_peers
 from bench.harness.peers import compiled, eager
-from bench.harness.shapes import BACKWARD, FORWARD, REFERENCE, Shape, model_grid
-from bench.harness.workload import OpBench
 from cmpose import ops
 from cmpose.ops.temporal_attention import temporal_attention_backward_reference
-
-
-def _flops(shape: Shape, direction: str) -> int:
-    both = ops.temporal_attention, temporal_attention_backward_reference
-    return attention.operations(shape, shape["N"], direction, *both)
 
 
 def broadcast_formulation(qkv: Tensor) -> Tensor:
@@ -46,23 +39,17 @@ def restore(out: Tensor, qkv: Tensor) -> Tensor:
     return out.unflatten(0, (-1, qkv.shape[2])).permute(0, 3, 1, 2, 4).contiguous()
 
 
-BENCH = OpBench(
-    op="temporal_attention",
-    directions=(FORWARD, BACKWARD),
-    shapes=model_grid(REFERENCE),
-    cpu=({"B": 8, "branches": 1, "T": 3, "N": 207, "K": 0, "H": 12, "d": 64},),
+BENCH = attention_bench(
+    ops.temporal_attention,
+    temporal_attention_backward_reference,
+    tokens=lambda shape: shape["N"],
     small={"B": 1, "T": 3, "N": 12, "K": 3, "H": 2, "d": 32},
-    make=lambda shape, draw: attention.packed(shape, shape["N"], draw),
-    call=ops.temporal_attention,
-    bytes=lambda shape, element, direction: attention.moved(
-        shape, shape["N"], element, direction, lse=False
-    ),
+    cpu={"B": 8, "branches": 1, "T": 3, "N": 207, "K": 0, "H": 12, "d": 64},
     peers={
-        **attention.peers(arrange, restore),
+        **attention_peers(arrange, restore),
         "broadcast": eager(broadcast_formulation),
         "einsum": eager(einsum_formulation),
         "compile_broadcast": compiled(broadcast_formulation),
     },
-    flops=_flops,
-    gradients=("qkv",),
+    lse=False,
 )

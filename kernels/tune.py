@@ -383,7 +383,7 @@ Estimator = Callable[[list[launch.Launch], int], float]
 def estimator() -> Estimator | None:
     """What estimates launches without a card; None where the project's ``bench`` folder is not."""
     try:
-        return importlib.import_module("bench.profile.tuning").milliseconds
+        return importlib.import_module("bench.profile.model").milliseconds
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("bench", "tests"):
             return None

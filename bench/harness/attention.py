@@ -1,4 +1,4 @@
-"""What the two attention ops share: formulations, peers, bytes and operations."""
+"""How the two attention ops are measured: formulations, peers, bytes and operations."""
 
 from __future__ import annotations
 
@@ -9,42 +9,67 @@ import torch
 from torch import Tensor
 
 from bench.harness.peers import Arrange, Restore, compiled, eager, flex_peer, sdpa_peers
-from bench.harness.shapes import BACKWARD, BRANCHES, Shape
-from bench.harness.workload import Arguments, Draw, Peer, counted_flops
+from bench.harness.shapes import BACKWARD, BRANCHES, FORWARD, REFERENCE, Shape, model_grid
+from bench.harness.workload import Arguments, Draw, OpBench, Peer, counted_flops
 
 
-def packed(shape: Shape, tokens: int, draw: Draw) -> Arguments:
-    """The packed projection of all branches, three unless told: [3B, T, tokens, 3, H, d]."""
-    clips = shape.get("branches", BRANCHES) * shape["B"]
-    sizes = (clips, shape["T"], tokens, 3, shape["H"], shape["d"])
-    return {"qkv": draw.normal(*sizes)}
-
-
-def moved(shape: Shape, tokens: int, element: int, direction: str, lse: bool) -> int:
-    """Bytes: q, k, v → out; backward q, k, v, d out → d q, d k, d v.
-
-    ``lse`` says whether the log-sum-exp is kept between them, in float32.
-    """
-    rows = shape.get("branches", BRANCHES) * shape["B"] * shape["T"] * tokens * shape["H"]
-    kept = rows * torch.float32.itemsize if lse else 0
-    return (7 if direction == BACKWARD else 4) * rows * shape["d"] * element + kept
-
-
-def operations(
-    shape: Shape,
-    tokens: int,
-    direction: str,
-    forward: Callable[..., Any],
+def attention_bench(
+    op: Callable[..., Tensor],
     backward: Callable[[Tensor, Tensor], Any],
-) -> int:
-    """Those of an op's reference: two products forward; five backward, as scores are not kept."""
-    qkv = packed(shape, tokens, Draw(torch.float32, "meta"))["qkv"]
-    if direction == BACKWARD:
-        return counted_flops(lambda: backward(torch.empty_like(qkv[:, :, :, 0]), qkv))
-    return counted_flops(lambda: forward(qkv, backend="reference"))
+    tokens: Callable[[Shape], int],
+    small: Shape,
+    cpu: Shape,
+    peers: dict[str, Peer],
+    lse: bool,
+) -> OpBench:
+    """An attention op's.
+
+    Args:
+        op: its function.
+        backward: the reference's, of the result's gradient and the packed projection.
+        tokens: of a frame that attend.
+        small: the shape that a CPU measures.
+        cpu: the shape at which ratios are measured on a CPU.
+        peers: see :func:`attention_peers`.
+        lse: whether the log-sum-exp is kept for the backward pass, in float32.
+    """
+
+    def make(shape: Shape, draw: Draw) -> Arguments:
+        """The packed projection of all branches, three unless told: [3B, T, tokens, 3, H, d]."""
+        clips = shape.get("branches", BRANCHES) * shape["B"]
+        sizes = (clips, shape["T"], tokens(shape), 3, shape["H"], shape["d"])
+        return {"qkv": draw.normal(*sizes)}
+
+    def moved(shape: Shape, element: int, direction: str) -> int:
+        """q, k, v → out; backward q, k, v, d out → d q, d k, d v."""
+        clips = shape.get("branches", BRANCHES) * shape["B"]
+        rows = clips * shape["T"] * tokens(shape) * shape["H"]
+        kept = rows * torch.float32.itemsize if lse else 0
+        return (7 if direction == BACKWARD else 4) * rows * shape["d"] * element + kept
+
+    def operations(shape: Shape, direction: str) -> int:
+        """The reference's: two products forward; five backward, as scores are not kept."""
+        qkv = make(shape, Draw(torch.float32, "meta"))["qkv"]
+        if direction == BACKWARD:
+            return counted_flops(lambda: backward(torch.empty_like(qkv[:, :, :, 0]), qkv))
+        return counted_flops(lambda: op(qkv, backend="reference"))
+
+    return OpBench(
+        op=op.__name__,
+        directions=(FORWARD, BACKWARD),
+        shapes=model_grid(REFERENCE),
+        cpu=[cpu],
+        small=small,
+        make=make,
+        call=op,
+        bytes=moved,
+        peers=peers,
+        flops=operations,
+        gradients=("qkv",),
+    )
 
 
-def peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:
+def attention_peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:
     """Eager, compiled, every backend of SDPA, FlexAttention.
 
     ``arrange`` gives q, k, v of the four dimensions that fused kernels need, [.., H, tokens, d];

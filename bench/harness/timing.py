@@ -10,11 +10,9 @@ Every entrant is timed in several turns whose order rotates, so that a drifting 
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -228,26 +226,12 @@ def wall_microseconds(call: Call, clock: Clock, seconds: float) -> float:
     return quantiles(samples)["p50"]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Some builds of the profiler write lines to the terminal whenever it starts and stops."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def profile(call: Call, device: str, **options: Any) -> torch.profiler.profile:
     """``call`` under torch's profiler, with the card's activity on a card."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with _quiet(), torch.profiler.profile(activities=activities, **options) as profiled:
+    with torch.profiler.profile(activities=activities, **options) as profiled:
         call()
         if device == "cuda":
             torch.cuda.synchronize()

@@ -1,19 +1,7 @@
-"""What a launch of a compiled kernel does on a card, counted without one.
+"""What a launch of a compiled kernel does on a card, counted without one; see docs/profile.md.
 
 The kernel's PTX runs on the CPU (``tests/ptx_on_cpu``), where accesses are counted, and how often
 each row is executed; ptxas's SASS says what a card executes for it (:mod:`bench.profile.executed`).
-
-**What is sampled.** A launch of at most :data:`WHOLE` blocks runs whole and its figures are exact.
-Of a larger one :data:`SAMPLES` blocks run, spread evenly over the grid and over the remainders
-modulo 12, and the figures are scaled to all blocks; distinct sectors are scaled for each tensor, up
-to the tensor's own, which is a third too many where blocks share the edges of what they read and
-leave the rest of the tensor (``warp_clips``); ``whole`` runs all. Kernels of csrc/ depend on data:
-they run whole on one clip and are scaled to the batch's grid.
-
-**sm_90.** PTX with ``wgmma`` does not run on the CPU. Then the same configuration, compiled for
-sm_89, runs: SASS counts follow from the tensor operations and the bytes of global memory that each
-line has in both. Wavefronts are then the fewest that the SASS's shared accesses and ``wgmma``
-operands can have, and conflicts are not known and 0.
 """
 
 from __future__ import annotations
@@ -101,18 +89,6 @@ class Counts:
     bytes_in_flight: float
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    """A launch's name, sizes and code, whichever compiler it is from."""
-
-    kernel: str
-    blocks: int
-    warps: int
-    dynamic: int
-    code: sass.Code
-    tensors: Sequence[Tensor]
-
-
 def sampled(blocks: int, samples: int = SAMPLES) -> list[int] | None:
     """Those of a launch's blocks that run; None: all.
 
@@ -132,22 +108,26 @@ def _code(ptx: str, arch: int, flags: tuple[str, ...], ptxas: str | None) -> sas
     return sass.disassembled(sass.assembled(ptx, arch, *flags, ptxas=ptxas))
 
 
-def _compiled(one: Launch, arch: int) -> _Compiled:
+def _compiled(one: Launch, arch: int) -> tuple[sass.Code, int]:
+    """A launch's code, whichever compiler it is from, and its bytes of dynamic shared memory."""
     if isinstance(one, cuda_kernels.Launch):
         # A kernel alone has not the strings that the lines' functions are named by.
         ptx = re.sub(r", function_name [^\n]*", "", one.ptx(arch))
-        code = _code(ptx, arch, (), str(build.find_nvcc().with_name("ptxas")))
+        return _code(ptx, arch, (), str(build.find_nvcc().with_name("ptxas"))), one.shared
+    made = triton_kernels.compiled(one, arch)
+    flags = ("--regAllocOptLevel=2", *(() if one.fp_fusion else ("--fmad=false",)))  # Triton's own
+    return _code(made.ptx, arch, flags, None), made.shared
+
+
+def _described(one: Launch) -> tuple[str, int, int, Sequence[Tensor]]:
+    """Its kernel's name, blocks, warps of a block, and tensors."""
+    if isinstance(one, cuda_kernels.Launch):
         name = re.sub(
             r"\(anonymous namespace\)::|\bcmpose::|^void |\([\w:]+\)(?=\d)", "", one.kernel
         )
-        name = name.partition("(")[0]
-        return _Compiled(name, one.blocks, one.warps, one.shared, code, one.tensors)
-    made = triton_kernels.compiled(one, arch)
-    flags = ("--regAllocOptLevel=2", *(() if one.fp_fusion else ("--fmad=false",)))  # Triton's own
-    code = _code(made.ptx, arch, flags, None)
+        return name.partition("(")[0], one.blocks, one.warps, one.tensors
     kept = [value for value in one.arguments if isinstance(value, Tensor)]
-    blocks, warps = math.prod(one.grid), one.config.num_warps
-    return _Compiled(one.kernel.fn.__name__, blocks, warps, made.shared, code, kept)
+    return one.kernel.fn.__name__, math.prod(one.grid), one.config.num_warps, kept
 
 
 def _run(one: Launch, arch: int, counting: Counting) -> tuple[Program, bool]:
@@ -188,28 +168,28 @@ def count(
 
 
 def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float) -> Counts:
-    made = _compiled(one, arch)
-    chosen = None if whole else sampled(made.blocks, samples)
+    (name, blocks, warps, tensors), (code, dynamic) = _described(one), _compiled(one, arch)
+    chosen = None if whole else sampled(blocks, samples)
     counting = Counting(chosen)
     program, stand_in = _run(one, arch, counting)
-    ran = made.blocks if chosen is None else len(chosen)
-    scale = made.blocks / ran
-    wanted = executed.wanted(program.kernel, counting, ran * made.warps)
-    solution = executed.executed(made.code.blocks, wanted, across=stand_in)
+    ran = blocks if chosen is None else len(chosen)
+    scale = blocks / ran
+    wanted = executed.wanted(program.kernel, counting, ran * warps)
+    solution = executed.executed(code.blocks, wanted, across=stand_in)
     if solution.unmatched > unmatched:
         raise Unmatched(
-            f"{made.kernel} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
+            f"{name} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
             "multiplies and waits for was not found in its SASS"
         )
     pipes = dict.fromkeys(sass.PIPES, 0.0)
     flops = barriers = fewest = 0.0
-    for block, times in zip(made.code.blocks, solution.times, strict=True):
+    for block, times in zip(code.blocks, solution.times, strict=True):
         for instruction in block.instructions:
             pipes[instruction.pipe] += times
             flops += times * instruction.flops
             fewest += times * instruction.wavefronts
             barriers += times * (instruction.base == "BAR" and "ARV" not in instruction.opcode)
-    all_warps = made.warps * made.blocks
+    all_warps = warps * blocks
     rows = {name: values * scale for name, values in counting.rows.items()}
     widths: Counter[int] = Counter()
     read = written = 0.0
@@ -221,17 +201,17 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
             stores = row.name.startswith(("st", "atom"))
             read, written = read + (not stores) * sectors, written + stores * sectors
     distinct = [0.0, 0.0]
-    for tensor, found in zip(made.tensors, counting.distinct, strict=True):
+    for tensor, found in zip(tensors, counting.distinct, strict=True):
         most = -(-tensor.numel() * tensor.element_size() // 32)
         for way in (0, 1):
             distinct[way] += int(found[way]) if scale == 1 else min(int(found[way]) * scale, most)
     return Counts(
-        kernel=made.kernel,
+        kernel=name,
         arch=arch,
-        blocks=made.blocks,
-        warps=made.warps,
-        registers=made.code.registers,
-        shared_bytes=made.code.shared + made.dynamic,
+        blocks=blocks,
+        warps=warps,
+        registers=code.registers,
+        shared_bytes=code.shared + dynamic,
         instructions={pipe: times * all_warps for pipe, times in pipes.items()},
         tensor_flops=flops * all_warps,
         sectors_read=round(read),
@@ -241,9 +221,9 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
         access_bytes={width: round(times) for width, times in sorted(widths.items())},
         shared_wavefronts=round(fewest * all_warps if stand_in else rows["wavefronts"].sum()),
         shared_conflicts=0 if stand_in else round(rows["conflicts"].sum()),
-        barriers=round(barriers * made.blocks),
-        bytes_in_flight=made.warps
-        * flight.most(made.code.blocks, solution.times, flight.shares(program.kernel, counting)),
+        barriers=round(barriers * blocks),
+        bytes_in_flight=warps
+        * flight.most(code.blocks, solution.times, flight.shares(program.kernel, counting)),
     )
 
 

@@ -10,8 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.profile.cards import SHARED_BYTES_A_CLOCK, Card
-from bench.profile.counts import Counts
+from torch import Tensor
+
+from bench.harness.shapes import FP32
+from bench.profile.cards import BY_ARCH, SHARED_BYTES_A_CLOCK, Card
+from bench.profile.counts import Counts, count
+from cmpose.kernels import launch as triton_launch
 
 SECTOR = 32
 WARP = 32
@@ -239,3 +243,22 @@ def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> P
         times = resources(counts, card, dtype, sum(moves[:index]) if fits else None)
         found.append(Launch(counts, occupancy(counts, card), times, estimated(times, card)))
     return Profile(card, tuple(found), moved / (card.dram_gb_s * 1e3))
+
+
+def milliseconds(launches: list[triton_launch.Launch], arch: int) -> float:
+    """The estimate of some launches together, on the card that stands for a capability.
+
+    ``python -m cmpose.kernels.tune`` ranks configurations by it where there is no card.
+
+    Raises:
+        KeyError: no card of that capability is known.
+        ValueError: a block does not fit.
+    """
+    card = BY_ARCH[arch]
+    us = 0.0
+    for launched in launches:
+        half = {str(t.dtype)[6:] for t in launched.arguments if isinstance(t, Tensor)}
+        [dtype] = half & {"bfloat16", "float16"} or {FP32}
+        [counts] = count([launched], arch)
+        us += estimated(resources(counts, card, dtype), card)
+    return us / 1e3

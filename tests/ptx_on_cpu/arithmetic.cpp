@@ -20,12 +20,8 @@ using s32 = int32_t;
 using s64 = int64_t;
 using f32 = float;
 using f64 = double;
-struct bf16 {
-  u16 bits;
-};
-using f16 = _Float16;
 
-// operand 0 = F(operand 1, operand 2, ...) in every lane.
+// operand 0 = f(operand 1, operand 2, ...) in every lane; the registers' types are those of f.
 template <class F, class D, class... A, size_t... K>
 void lanes(Warp& w, const Instruction& i, std::index_sequence<K...>) {
   D* const d = w.reg<D>(i.operand[0]);
@@ -34,12 +30,14 @@ void lanes(Warp& w, const Instruction& i, std::index_sequence<K...>) {
     if (w.mask >> lane & 1) d[lane] = F{}(std::get<K>(a)[lane]...);
 }
 template <class F, class D, class... A>
-void lanes_of(Warp& w, const Instruction& i) {
-  lanes<F, D, A...>(w, i, std::index_sequence_for<A...>{});
+Handler handler(D (F::*)(A...) const) {
+  return [](Warp& w, const Instruction& i) {
+    lanes<F, D, A...>(w, i, std::index_sequence_for<A...>{});
+  };
 }
-template <class D, class... A, class F>
+template <class F>
 Handler map(F) {
-  return &lanes_of<F, D, A...>;
+  return handler(&F::operator());
 }
 
 // setp: operands p, q (its complement, may be absent), a, b and, combined with a predicate, c.
@@ -98,8 +96,6 @@ void parts(Warp& w, const Instruction& i) {
   }
 }
 
-f32 to_float(bf16 value) { return __builtin_bit_cast(f32, u32(value.bits) << 16); }
-f32 to_float(f16 value) { return static_cast<f32>(value); }
 template <class T>
 T from_float(f32 value);
 template <>
@@ -110,6 +106,10 @@ template <>
 bf16 from_float<bf16>(f32 value) {
   const u32 bits = __builtin_bit_cast(u32, value);
   return {value == value ? u16((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : u16(0x7fff)};
+}
+template <class T>
+T same(T value) {
+  return value;
 }
 f32 flush(f32 value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
 
@@ -147,10 +147,9 @@ u32 both(A... words) {
   return result;
 }
 
-// A float to an integer: rounded as asked, held to the type's range, NaN is 0.
-template <class D, class S, class F>
-D held(S value, F round) {
-  value = round(value);
+// A whole float as an integer: held to the type's range, NaN is 0.
+template <class D, class S>
+D held(S value) {
   if (value != value) return 0;
   if (value <= static_cast<S>(std::numeric_limits<D>::min())) return std::numeric_limits<D>::min();
   if (value >= static_cast<S>(std::numeric_limits<D>::max())) return std::numeric_limits<D>::max();
@@ -183,41 +182,44 @@ void comparisons(Table& t, const std::string& type) {
 }
 
 template <class T>
+void selections(Table& t, const std::string& type) {
+  t["mov." + type] = map([](T a) { return a; });
+  t["selp." + type] = select<T>;
+}
+
+template <class T>
 void integers(Table& t, const std::string& type) {
   constexpr int kBits = 8 * sizeof(T);
   using U = std::make_unsigned_t<T>;
   const auto on = [&](const char* name) -> Handler& { return t[name + ("." + type)]; };
-  comparisons<T>(t, type);
-  on("add") = map<U, U, U>([](U a, U b) { return U(a + b); });
-  on("sub") = map<U, U, U>([](U a, U b) { return U(a - b); });
-  on("mul.lo") = map<U, U, U>([](U a, U b) { return U(u64(a) * b); });
-  on("mad.lo") = map<U, U, U, U>([](U a, U b, U c) { return U(u64(a) * b + c); });
-  on("neg") = map<U, U>([](U a) { return U(-a); });
-  on("not") = map<U, U>([](U a) { return U(~a); });
-  on("and") = map<U, U, U>([](U a, U b) { return U(a & b); });
-  on("or") = map<U, U, U>([](U a, U b) { return U(a | b); });
-  on("xor") = map<U, U, U>([](U a, U b) { return U(a ^ b); });
-  on("mov") = map<U, U>([](U a) { return a; });
-  on("selp") = select<T>;
-  on("min") = map<T, T, T>([](T a, T b) { return b < a ? b : a; });
-  on("max") = map<T, T, T>([](T a, T b) { return a < b ? b : a; });
-  on("min.relu") = map<T, T, T>([](T a, T b) { return std::max(T(0), std::min(a, b)); });
-  on("max.relu") = map<T, T, T>([](T a, T b) { return std::max({T(0), a, b}); });
-  on("abs") = map<T, T>([](T a) { return a < 0 ? T(-U(a)) : a; });
-  on("shl") = map<U, U, u32>([](U a, u32 b) { return b < kBits ? U(a << b) : U(0); });
-  on("shr") = map<T, T, u32>([](T a, u32 b) { return T(b < kBits ? a >> b : a < 0 ? -1 : 0); });
-  on("div") = map<T, T, T>([](T a, T b) {
+  comparisons<T>(t, type), selections<T>(t, type);
+  on("add") = map([](U a, U b) { return U(a + b); });
+  on("sub") = map([](U a, U b) { return U(a - b); });
+  on("mul.lo") = map([](U a, U b) { return U(u64(a) * b); });
+  on("mad.lo") = map([](U a, U b, U c) { return U(u64(a) * b + c); });
+  on("neg") = map([](U a) { return U(-a); });
+  on("not") = map([](U a) { return U(~a); });
+  on("and") = map([](U a, U b) { return U(a & b); });
+  on("or") = map([](U a, U b) { return U(a | b); });
+  on("xor") = map([](U a, U b) { return U(a ^ b); });
+  on("min") = map([](T a, T b) { return b < a ? b : a; });
+  on("max") = map([](T a, T b) { return a < b ? b : a; });
+  on("min.relu") = map([](T a, T b) { return std::max(T(0), std::min(a, b)); });
+  on("max.relu") = map([](T a, T b) { return std::max({T(0), a, b}); });
+  on("abs") = map([](T a) { return a < 0 ? T(-U(a)) : a; });
+  on("shl") = map([](U a, u32 b) { return b < kBits ? U(a << b) : U(0); });
+  on("shr") = map([](T a, u32 b) { return T(b < kBits ? a >> b : a < 0 ? -1 : 0); });
+  on("div") = map([](T a, T b) {
     return b == 0 ? T(-1) : std::is_signed_v<T> && b == T(-1) ? T(-U(a)) : T(a / b);
   });
-  on("rem") = map<T, T, T>([](T a, T b) {
+  on("rem") = map([](T a, T b) {
     return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
   });
-  if constexpr (kBits == 16)
-    on("mul.hi") = map<T, T, T>([](T a, T b) { return T(s64(a) * b >> 16); });
+  if constexpr (kBits == 16) on("mul.hi") = map([](T a, T b) { return T(s64(a) * b >> 16); });
   if constexpr (kBits == 32 || kBits == 64) {
     using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
-    on("mul.hi") = map<T, T, T>([](T a, T b) { return T(Wide(a) * b >> kBits); });
-    on("bfe") = map<T, T, u32, u32>([](T a, u32 start, u32 count) {
+    on("mul.hi") = map([](T a, T b) { return T(Wide(a) * b >> kBits); });
+    on("bfe") = map([](T a, u32 start, u32 count) {
       start &= 255, count &= 255;
       if (count == 0) return T(0);
       const bool sign =
@@ -227,13 +229,13 @@ void integers(Table& t, const std::string& type) {
       if (there < kBits) bits = (bits & ((U(1) << there) - 1)) | (sign ? U(~U(0)) << there : U(0));
       return T(bits);
     });
-    on("bfi") = map<U, U, U, u32, u32>([](U a, U b, u32 start, u32 count) {
+    on("bfi") = map([](U a, U b, u32 start, u32 count) {
       start &= 255, count &= 255;
       if (count == 0 || start >= kBits) return b;
       const U field = (count >= kBits ? U(~U(0)) : U((U(1) << count) - 1)) << start;
       return U((b & ~field) | ((a << start) & field));
     });
-    on("brev") = map<U, U>([](U a) {
+    on("brev") = map([](U a) {
       U r = 0;
       for (int k = 0; k < kBits; ++k) r |= (a >> k & 1) << (kBits - 1 - k);
       return r;
@@ -242,54 +244,31 @@ void integers(Table& t, const std::string& type) {
   if constexpr (kBits < 64) {
     using D = std::conditional_t<std::is_signed_v<T>, std::conditional_t<kBits == 32, s64, s32>,
                                  std::conditional_t<kBits == 32, u64, u32>>;
-    on("mul.wide") = map<D, T, T>([](T a, T b) { return D(D(a) * D(b)); });
-    on("mad.wide") = map<D, T, T, D>([](T a, T b, D c) { return D(u64(D(a) * D(b)) + u64(c)); });
+    on("mul.wide") = map([](T a, T b) { return D(D(a) * D(b)); });
+    on("mad.wide") = map([](T a, T b, D c) { return D(u64(D(a) * D(b)) + u64(c)); });
   }
 }
 
-template <class T>
+// What goes in and comes out is put through Q: as it is, or flushed.
+template <class T, T (*Q)(T)>
 void floats(Table& t, const std::string& type) {
   const auto on = [&](const std::string& name) -> Handler& { return t[name + "." + type]; };
-  comparisons<T>(t, type);
   // Sums and products without .rn may be contracted by ptxas; here they are not.
-  on("add") = map<T, T, T>([](T a, T b) { return a + b; });
-  on("sub") = map<T, T, T>([](T a, T b) { return a - b; });
-  on("mul") = map<T, T, T>([](T a, T b) { return a * b; });
-  on("div") = on("div.approx") = map<T, T, T>([](T a, T b) { return a / b; });
-  on("fma") = map<T, T, T, T>([](T a, T b, T c) { return std::fma(a, b, c); });
-  on("neg") = map<T, T>([](T a) { return -a; });
-  on("abs") = map<T, T>([](T a) { return std::fabs(a); });
-  on("mov") = map<T, T>([](T a) { return a; });
-  on("selp") = select<T>;
-  on("min") = map<T, T, T>([](T a, T b) { return least(a, b); });
-  on("max") = map<T, T, T>([](T a, T b) { return most(a, b); });
-  on("min.NaN") = map<T, T, T>([](T a, T b) { return a != a || b != b ? T(NAN) : least(a, b); });
-  on("max.NaN") = map<T, T, T>([](T a, T b) { return a != a || b != b ? T(NAN) : most(a, b); });
-  on("sqrt") = on("sqrt.approx") = map<T, T>([](T a) { return std::sqrt(a); });
-  on("rcp") = on("rcp.approx") = map<T, T>([](T a) { return 1 / a; });
-  on("ex2.approx") = map<T, T>([](T a) { return std::exp2(a); });
-  on("lg2.approx") = map<T, T>([](T a) { return std::log2(a); });
-}
-
-void flushing(Table& t) {
-  const auto on = [&](const std::string& name) -> Handler& { return t[name + ".ftz.f32"]; };
-  using F = f32;
-  on("add") = map<F, F, F>([](F a, F b) { return flush(flush(a) + flush(b)); });
-  on("sub") = map<F, F, F>([](F a, F b) { return flush(flush(a) - flush(b)); });
-  on("mul") = map<F, F, F>([](F a, F b) { return flush(flush(a) * flush(b)); });
-  on("div") = on("div.approx") = map<F, F, F>([](F a, F b) { return flush(flush(a) / flush(b)); });
-  on("fma") =
-      map<F, F, F, F>([](F a, F b, F c) { return flush(std::fma(flush(a), flush(b), flush(c))); });
-  t["fma.rm.ftz.f32"] = map<F, F, F, F>(
-      [](F a, F b, F c) { return flush(fused_down(flush(a), flush(b), flush(c))); });
-  on("neg") = map<F, F>([](F a) { return flush(-a); });
-  on("abs") = map<F, F>([](F a) { return flush(std::fabs(a)); });
-  on("min") = map<F, F, F>([](F a, F b) { return least(flush(a), flush(b)); });
-  on("max") = map<F, F, F>([](F a, F b) { return most(flush(a), flush(b)); });
-  on("sqrt.approx") = map<F, F>([](F a) { return flush(std::sqrt(flush(a))); });
-  on("rcp.approx") = map<F, F>([](F a) { return flush(1 / flush(a)); });
-  on("ex2.approx") = map<F, F>([](F a) { return flush(std::exp2(flush(a))); });
-  on("lg2.approx") = map<F, F>([](F a) { return std::log2(flush(a)); });
+  on("add") = map([](T a, T b) { return Q(Q(a) + Q(b)); });
+  on("sub") = map([](T a, T b) { return Q(Q(a) - Q(b)); });
+  on("mul") = map([](T a, T b) { return Q(Q(a) * Q(b)); });
+  on("div") = on("div.approx") = map([](T a, T b) { return Q(Q(a) / Q(b)); });
+  on("fma") = map([](T a, T b, T c) { return Q(std::fma(Q(a), Q(b), Q(c))); });
+  on("neg") = map([](T a) { return Q(-a); });
+  on("abs") = map([](T a) { return Q(std::fabs(a)); });
+  on("min") = map([](T a, T b) { return least(Q(a), Q(b)); });
+  on("max") = map([](T a, T b) { return most(Q(a), Q(b)); });
+  on("min.NaN") = map([](T a, T b) { return a != a || b != b ? T(NAN) : least(Q(a), Q(b)); });
+  on("max.NaN") = map([](T a, T b) { return a != a || b != b ? T(NAN) : most(Q(a), Q(b)); });
+  on("sqrt") = on("sqrt.approx") = map([](T a) { return Q(std::sqrt(Q(a))); });
+  on("rcp") = on("rcp.approx") = map([](T a) { return Q(1 / Q(a)); });
+  on("ex2.approx") = map([](T a) { return Q(std::exp2(Q(a))); });
+  on("lg2.approx") = map([](T a) { return Q(std::log2(Q(a))); });
 }
 
 template <class T>
@@ -297,9 +276,8 @@ void halves(Table& t, const std::string& type) {
   const auto two = [&](const char* name, auto f) {
     using F = decltype(f);
     t[name + ("." + type)] =
-        map<T, T, T>([](T a, T b) { return from_float<T>(F{}(to_float(a), to_float(b))); });
-    t[name + ("." + type + "x2")] =
-        map<u32, u32, u32>([](u32 a, u32 b) { return both<T, F>(a, b); });
+        map([](T a, T b) { return from_float<T>(F{}(to_float(a), to_float(b))); });
+    t[name + ("." + type + "x2")] = map([](u32 a, u32 b) { return both<T, F>(a, b); });
   };
   two("add", [](f32 a, f32 b) { return a + b; });
   two("sub", [](f32 a, f32 b) { return a - b; });
@@ -309,23 +287,21 @@ void halves(Table& t, const std::string& type) {
   // Exact in double, but for a double rounding that takes a sum within 2^-53 of a tie.
   const auto fused = [](f32 a, f32 b, f32 c) { return f32(f64(a) * b + c); };
   using Fused = decltype(fused);
-  t["fma." + type] = map<T, T, T, T>(
+  t["fma." + type] = map(
       [](T a, T b, T c) { return from_float<T>(Fused{}(to_float(a), to_float(b), to_float(c))); });
-  t["fma." + type + "x2"] =
-      map<u32, u32, u32, u32>([](u32 a, u32 b, u32 c) { return both<T, Fused>(a, b, c); });
+  t["fma." + type + "x2"] = map([](u32 a, u32 b, u32 c) { return both<T, Fused>(a, b, c); });
   // Mixed, from sm_100 on.
-  t["add.f32." + type] = map<f32, T, f32>([](T a, f32 b) { return to_float(a) + b; });
-  t["sub.f32." + type] = map<f32, T, f32>([](T a, f32 b) { return to_float(a) - b; });
-  t["fma.f32." + type] =
-      map<f32, T, T, f32>([](T a, T b, f32 c) { return std::fma(to_float(a), to_float(b), c); });
-  t["neg." + type] = map<u16, u16>([](u16 a) { return u16(a ^ 0x8000); });
-  t["neg." + type + "x2"] = map<u32, u32>([](u32 a) { return a ^ 0x80008000u; });
-  t["abs." + type] = map<u16, u16>([](u16 a) { return u16(a & 0x7fff); });
-  t["abs." + type + "x2"] = map<u32, u32>([](u32 a) { return a & 0x7fff7fffu; });
-  t["cvt.f64." + type] = map<f64, T>([](T a) { return f64(to_float(a)); });
-  t["cvt.f32." + type] = map<f32, T>([](T a) { return to_float(a); });
-  t["cvt." + type + ".f32"] = map<T, f32>([](f32 a) { return from_float<T>(a); });
-  t["cvt." + type + "x2.f32"] = map<u32, f32, f32>([](f32 high, f32 low) {
+  t["add.f32." + type] = map([](T a, f32 b) { return to_float(a) + b; });
+  t["sub.f32." + type] = map([](T a, f32 b) { return to_float(a) - b; });
+  t["fma.f32." + type] = map([](T a, T b, f32 c) { return std::fma(to_float(a), to_float(b), c); });
+  t["neg." + type] = map([](u16 a) { return u16(a ^ 0x8000); });
+  t["neg." + type + "x2"] = map([](u32 a) { return a ^ 0x80008000u; });
+  t["abs." + type] = map([](u16 a) { return u16(a & 0x7fff); });
+  t["abs." + type + "x2"] = map([](u32 a) { return a & 0x7fff7fffu; });
+  t["cvt.f64." + type] = map([](T a) { return f64(to_float(a)); });
+  t["cvt.f32." + type] = map([](T a) { return to_float(a); });
+  t["cvt." + type + ".f32"] = map([](f32 a) { return from_float<T>(a); });
+  t["cvt." + type + "x2.f32"] = map([](f32 high, f32 low) {
     return u32(__builtin_bit_cast(u16, from_float<T>(high))) << 16 |
            __builtin_bit_cast(u16, from_float<T>(low));
   });
@@ -337,10 +313,10 @@ struct Pair {
 };
 void pairs(Table& t) {
   using P = Pair;
-  t["add.f32x2"] = map<P, P, P>([](P a, P b) { return P{a.low + b.low, a.high + b.high}; });
-  t["sub.f32x2"] = map<P, P, P>([](P a, P b) { return P{a.low - b.low, a.high - b.high}; });
-  t["mul.f32x2"] = map<P, P, P>([](P a, P b) { return P{a.low * b.low, a.high * b.high}; });
-  t["fma.f32x2"] = map<P, P, P, P>([](P a, P b, P c) {
+  t["add.f32x2"] = map([](P a, P b) { return P{a.low + b.low, a.high + b.high}; });
+  t["sub.f32x2"] = map([](P a, P b) { return P{a.low - b.low, a.high - b.high}; });
+  t["mul.f32x2"] = map([](P a, P b) { return P{a.low * b.low, a.high * b.high}; });
+  t["fma.f32x2"] = map([](P a, P b, P c) {
     return P{std::fma(a.low, b.low, c.low), std::fma(a.high, b.high, c.high)};
   });
 }
@@ -351,7 +327,7 @@ void from_integer(Table& t, const std::string& from) {
   const auto to = [&](auto d, const char* name, auto narrow) {
     using D = decltype(d);
     using M = decltype(narrow);
-    t["cvt." + std::string(name) + "." + from] = map<D, S>([](S a) { return D(M(N(a))); });
+    t["cvt." + std::string(name) + "." + from] = map([](S a) { return D(M(N(a))); });
   };
   to(u16{}, "u8", u8{}), to(s16{}, "s8", s8{}), to(u16{}, "u16", u16{}), to(s16{}, "s16", s16{});
   to(u32{}, "u32", u32{}), to(s32{}, "s32", s32{}), to(u64{}, "u64", u64{}),
@@ -359,16 +335,22 @@ void from_integer(Table& t, const std::string& from) {
   to(f32{}, "f32", f32{}), to(f64{}, "f64", f64{});
 }
 
-template <class D, class S>
-void to_integer(Table& t, const std::string& types) {
-  t["cvt.rzi." + types] =
-      map<D, S>([](S a) { return held<D>(a, [](S x) { return std::trunc(x); }); });
-  t["cvt.rmi." + types] =
-      map<D, S>([](S a) { return held<D>(a, [](S x) { return std::floor(x); }); });
-  t["cvt.rpi." + types] =
-      map<D, S>([](S a) { return held<D>(a, [](S x) { return std::ceil(x); }); });
-  t["cvt.rni." + types] =
-      map<D, S>([](S a) { return held<D>(a, [](S x) { return std::nearbyint(x); }); });
+// Conversions of a float that are rounded to a whole number.
+template <class S, class F>
+void rounded(Table& t, const std::string& how, const std::string& from, F) {
+  const auto to = [&](auto d, const char* name) {
+    using D = decltype(d);
+    t["cvt." + how + "." + name + "." + from] = map([](S a) { return held<D>(F{}(a)); });
+  };
+  to(s32{}, "s32"), to(u32{}, "u32"), to(s64{}, "s64"), to(u64{}, "u64");
+  t["cvt." + how + "." + from + "." + from] = map([](S a) { return F{}(a); });
+}
+template <class S>
+void roundings(Table& t, const std::string& from) {
+  rounded<S>(t, "rzi", from, [](S a) { return std::trunc(a); });
+  rounded<S>(t, "rmi", from, [](S a) { return std::floor(a); });
+  rounded<S>(t, "rpi", from, [](S a) { return std::ceil(a); });
+  rounded<S>(t, "rni", from, [](S a) { return std::nearbyint(a); });
 }
 
 }  // namespace
@@ -377,11 +359,15 @@ void add_arithmetic(Table& t) {
   integers<u16>(t, "u16"), integers<s16>(t, "s16"), integers<u16>(t, "b16");
   integers<u32>(t, "u32"), integers<s32>(t, "s32"), integers<u32>(t, "b32");
   integers<u64>(t, "u64"), integers<s64>(t, "s64"), integers<u64>(t, "b64");
-  floats<f32>(t, "f32"), floats<f64>(t, "f64");
-  flushing(t);
+  comparisons<f32>(t, "f32"), comparisons<f64>(t, "f64");
+  selections<f32>(t, "f32"), selections<f64>(t, "f64");
+  floats<f32, same>(t, "f32"), floats<f64, same>(t, "f64"), floats<f32, flush>(t, "ftz.f32");
+  t["fma.rm.f32"] = map([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
+  t["fma.rm.ftz.f32"] =
+      map([](f32 a, f32 b, f32 c) { return flush(fused_down(flush(a), flush(b), flush(c))); });
   halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
   pairs(t);
-  t["prmt.b32"] = map<u32, u32, u32, u32>([](u32 a, u32 b, u32 c) {
+  t["prmt.b32"] = map([](u32 a, u32 b, u32 c) {
     const u64 bytes = u64(b) << 32 | a;
     u32 result = 0;
     for (int k = 0; k < 4; ++k) {
@@ -408,34 +394,20 @@ void add_arithmetic(Table& t) {
   from_integer<u16, u16>(t, "u16"), from_integer<s16, s16>(t, "s16");
   from_integer<u32, u32>(t, "u32"), from_integer<s32, s32>(t, "s32");
   from_integer<u64, u64>(t, "u64"), from_integer<s64, s64>(t, "s64");
-  to_integer<s32, f32>(t, "s32.f32"), to_integer<u32, f32>(t, "u32.f32");
-  to_integer<s64, f32>(t, "s64.f32"), to_integer<u64, f32>(t, "u64.f32");
-  to_integer<s32, f64>(t, "s32.f64"), to_integer<u32, f64>(t, "u32.f64");
-  to_integer<s64, f64>(t, "s64.f64"), to_integer<u64, f64>(t, "u64.f64");
-  t["cvt.f64.f32"] = map<f64, f32>([](f32 a) { return f64(a); });
-  t["cvt.f32.f64"] = map<f32, f64>([](f64 a) { return f32(a); });
-  t["fma.rm.f32"] =
-      map<f32, f32, f32, f32>([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
-  t["cvt.sat.f32.f32"] = map<f32, f32>([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });
-  t["popc.b32"] = map<u32, u32>([](u32 a) { return u32(__builtin_popcount(a)); });
-  t["cvt.ftz.sat.f32.f32"] =
-      map<f32, f32>([](f32 a) { return flush(a) > 0 ? std::min(a, 1.0f) : 0.0f; });
-  t["shf.l.wrap.b32"] = map<u32, u32, u32, u32>(
+  roundings<f32>(t, "f32"), roundings<f64>(t, "f64");
+  t["cvt.f64.f32"] = map([](f32 a) { return f64(a); });
+  t["cvt.f32.f64"] = map([](f64 a) { return f32(a); });
+  t["cvt.sat.f32.f32"] = map([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });
+  t["popc.b32"] = map([](u32 a) { return u32(__builtin_popcount(a)); });
+  t["cvt.ftz.sat.f32.f32"] = map([](f32 a) { return flush(a) > 0 ? std::min(a, 1.0f) : 0.0f; });
+  t["shf.l.wrap.b32"] = map(
       [](u32 low, u32 high, u32 by) { return u32((u64(high) << 32 | low) << (by & 31) >> 32); });
-  t["shf.r.wrap.b32"] = map<u32, u32, u32, u32>(
-      [](u32 low, u32 high, u32 by) { return u32((u64(high) << 32 | low) >> (by & 31)); });
-  t["bfind.u32"] = map<u32, u32>([](u32 a) { return a ? u32(31 - __builtin_clz(a)) : kAll; });
-  t["bfind.shiftamt.u32"] = map<u32, u32>([](u32 a) { return a ? u32(__builtin_clz(a)) : kAll; });
-  t["cvt.ftz.f32.f32"] = map<f32, f32>([](f32 a) { return flush(a); });
-  t["cvt.rmi.f32.f32"] = map<f32, f32>([](f32 a) { return std::floor(a); });
-  t["cvt.rpi.f32.f32"] = map<f32, f32>([](f32 a) { return std::ceil(a); });
-  t["cvt.rzi.f32.f32"] = map<f32, f32>([](f32 a) { return std::trunc(a); });
-  t["cvt.rni.f32.f32"] = map<f32, f32>([](f32 a) { return std::nearbyint(a); });
-  t["cvt.rmi.ftz.f32.f32"] = map<f32, f32>([](f32 a) { return std::floor(flush(a)); });
-  t["cvt.rmi.f64.f64"] = map<f64, f64>([](f64 a) { return std::floor(a); });
-  t["cvt.rpi.f64.f64"] = map<f64, f64>([](f64 a) { return std::ceil(a); });
-  t["cvt.rzi.f64.f64"] = map<f64, f64>([](f64 a) { return std::trunc(a); });
-  t["cvt.rni.f64.f64"] = map<f64, f64>([](f64 a) { return std::nearbyint(a); });
+  t["shf.r.wrap.b32"] =
+      map([](u32 low, u32 high, u32 by) { return u32((u64(high) << 32 | low) >> (by & 31)); });
+  t["bfind.u32"] = map([](u32 a) { return a ? u32(31 - __builtin_clz(a)) : kAll; });
+  t["bfind.shiftamt.u32"] = map([](u32 a) { return a ? u32(__builtin_clz(a)) : kAll; });
+  t["cvt.ftz.f32.f32"] = map([](f32 a) { return flush(a); });
+  t["cvt.rmi.ftz.f32.f32"] = map([](f32 a) { return std::floor(flush(a)); });
 }
 
 }  // namespace ptx

@@ -10,6 +10,15 @@
 
 namespace ptx {
 
+struct bf16 {
+  uint16_t bits;
+};
+using f16 = _Float16;
+inline float to_float(bf16 value) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16);
+}
+inline float to_float(f16 value) { return static_cast<float>(value); }
+
 constexpr uint32_t kAll = 0xffffffffu;
 constexpr int kLanes = 32, kOperands = 16, kNumbers = 6;
 

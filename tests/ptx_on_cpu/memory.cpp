@@ -106,37 +106,24 @@ void add_matrices(Table& table, const std::string& name, const char* suffix) {
   table[name + ".x4" + suffix] = matrices<STORE, 4, TRANSPOSED>;
 }
 
-inline float bf16(uint16_t bits) {
-  const uint32_t word = uint32_t(bits) << 16;
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
-inline float f16(uint16_t bits) {
-  _Float16 value;
-  std::memcpy(&value, &bits, 2);
-  return static_cast<float>(value);
-}
-
 // d = a · b + c: a 16×16 by rows, b 16×8 by columns. Exact products and sums, truncated to float32
 // every 8 of the 16, as tests/cuda_on_cpu does.
-template <bool BF16>
+template <class T>
 void multiply(Warp& w, const Instruction& i) {
   whole(w, kAll);
-  const auto number = [](uint16_t bits) -> double { return BF16 ? bf16(bits) : f16(bits); };
   double a[16][16], b[16][8];
   float c[16][8];
   for (int lane = 0; lane < kLanes; ++lane) {
     const int group = lane / 4, pair = 2 * (lane % 4);
     for (int k = 0; k < 4; ++k) {
-      const uint16_t* const halves = w.reg<uint16_t>(i.operand[4 + k]) + 2 * lane;
+      const T* const halves = w.reg<T>(i.operand[4 + k]) + 2 * lane;
       for (int h = 0; h < 2; ++h)
-        a[group + 8 * (k % 2)][pair + h + 8 * (k / 2)] = number(halves[h]);
+        a[group + 8 * (k % 2)][pair + h + 8 * (k / 2)] = to_float(halves[h]);
       c[group + 8 * (k / 2)][pair + k % 2] = w.reg<float>(i.operand[10 + k])[lane];
     }
     for (int k = 0; k < 2; ++k) {
-      const uint16_t* const halves = w.reg<uint16_t>(i.operand[8 + k]) + 2 * lane;
-      for (int h = 0; h < 2; ++h) b[pair + h + 8 * k][group] = number(halves[h]);
+      const T* const halves = w.reg<T>(i.operand[8 + k]) + 2 * lane;
+      for (int h = 0; h < 2; ++h) b[pair + h + 8 * k][group] = to_float(halves[h]);
     }
   }
   for (int row = 0; row < 16; ++row)
@@ -256,8 +243,8 @@ void add_memory(Table& table) {
   add_matrices<false, true>(table, "ldmatrix", ".trans");
   add_matrices<true, false>(table, "stmatrix", "");
   add_matrices<true, true>(table, "stmatrix", ".trans");
-  table["mma.m16n8k16.bf16"] = multiply<true>;
-  table["mma.m16n8k16.f16"] = multiply<false>;
+  table["mma.m16n8k16.bf16"] = multiply<bf16>;
+  table["mma.m16n8k16.f16"] = multiply<f16>;
   table["shfl.idx"] = shuffle<kIndex>;
   table["shfl.bfly"] = shuffle<kButterfly>;
   table["shfl.up"] = shuffle<kUp>;

@@ -24,6 +24,31 @@ _BYTES |= {f"{kind}{8 * size}": size for kind in "bus" for size in (2, 4, 8)} | 
 _DROPPED = {"rn", "full"}  # roundings that results have here anyway
 
 
+_FORMS = (
+    (r"(shl|shr)\.(\w+)", r"\1.\2", "tt4"),
+    (r"bfe\.(\w+)", r"bfe.\1", "tt44"),
+    (r"bfi\.(\w+)", r"bfi.\1", "ttt44"),
+    (r"selp\.(\w+)", r"selp.\1", "tttp"),
+    (r"setp\.(\w+)\.(\w+)", r"setp.\1.\2", "p?ttp"),
+    (r"(\w+)\.wide\.(\w+)", r"\1.wide.\2", "wttw"),
+    (r"(add|sub)(?:\.rn)?\.f32\.(b?f16)", r"\1.f32.\2", "4t4"),
+    (r"fma\.rn\.f32\.(b?f16)", r"fma.f32.\1", "4tt4"),
+    (r"mma\.sync\.aligned\.(m16n8k16)\.row\.col\.f32\.(b?f16)\.\2\.f32", r"mma.\1.\2", 14 * "4"),
+    (r"shfl\.sync\.(\w+)\.b32", r"shfl.\1", "4?4444"),
+    (r"redux\.sync\.(\w+\.\w+)", r"redux.\1", "444"),
+    (r"vote\.sync\.(ballot\.b32)", r"vote.\1", "4p4"),
+    (r"vote\.sync\.(\w+\.pred)", r"vote.\1", "pp4"),
+    (r"bar\.warp\.sync", "bar.warp.sync", "4"),
+    (r"cp\.async\.commit_group", "cp.async.commit_group", ""),
+    (r"(?:ret|exit).*", "ret", ""),
+    (r"(?:membar|fence|createpolicy).*", "nop", ""),  # accesses carry a policy as a last operand
+)
+"""An instruction's name, its row's, and what each operand has: 4 bytes, a predicate, the bytes of
+the type, or twice (wide) that; ? is a predicate that may be absent."""
+
+_COMBINED = ("and", "or", "xor")
+
+
 class Unknown(RuntimeError):
     """An instruction, operand or directive that the machine does not have."""
 
@@ -304,8 +329,11 @@ class _Translator:
     def _row(self, statement: Statement) -> Row:
         parts = statement.name.split(".")
         try:
-            method = getattr(self, f"_{parts[0]}", self._plain)
-            row = method(parts, statement.operands)
+            method = getattr(self, f"_{parts[0]}", None)
+            if method and not re.match(r"bar\.warp|cp\.async\.commit", statement.name):
+                row = method(parts, statement.operands)
+            else:
+                row = self._of_form(statement.name, statement.operands)
             if statement.guard:
                 row.negated = statement.guard.startswith("!")
                 row.guard = self._operand(statement.guard.lstrip("!"), 0)
@@ -313,35 +341,29 @@ class _Translator:
             raise Unknown(f"{statement.text!r} of {self.kernel.name}: {error}") from error
         return row
 
-    def _plain(self, parts: list[str], operands: list[str]) -> Row:
-        """Operands of the instruction's own type, but for a few of fixed or of double size."""
-        op, size = parts[0], _BYTES[parts[-1]]
-        sizes = [size] * len(operands)
-        if op in ("shl", "shr"):
-            sizes[2] = 4
-        elif op in ("bfe", "bfi"):
-            sizes[-2:] = 4, 4
-        elif op == "selp":
-            sizes[3] = 0
-        elif "wide" in parts:
-            sizes[0] = 2 * size
-            sizes[3:] = [2 * size] * len(sizes[3:])
-        elif parts[-2] == "f32" and size == 2:  # 16-bit numbers and, last, one of float32
-            sizes[0] = sizes[-1] = 4
-        name = ".".join(part for part in parts if part not in _DROPPED)
-        each = [self._operand(text, size) for text, size in zip(operands, sizes, strict=True)]
-        return Row(name, operands=each)
+    def _of_form(self, name: str, operands: list[str]) -> Row:
+        """By :data:`_FORMS`; what is not there has all operands of its last type."""
+        found = ((re.fullmatch(form[0], name), *form[1:]) for form in _FORMS)
+        default = ".".join(part for part in name.split(".") if part not in _DROPPED)
+        match, made, sizes = next((f for f in found if f[0]), (None, default, "t" * OPERANDS))
+        given = [part for text in operands for part in self._list(text)]
+        if "?" in sizes:
+            given[:1] = [text.strip() for text in f"{given[0]}|_".split("|")[:2]]
+        if len(given) > OPERANDS:
+            raise Unknown(f"more than {OPERANDS} operands")
+        size = _BYTES.get(name.rpartition(".")[2])
+        known = {"t": size, "w": 2 * (size or 0), "p": 0, "?": 0, "4": 4}
+        each = []
+        for text, of in zip(given, sizes, strict=False):
+            has = known[of]
+            if has is None:
+                raise Unknown("its type is not known")
+            each.append(self._operand(text, has))
+        return Row(match.expand(made) if match else made, operands=each)
 
     def _setp(self, parts: list[str], operands: list[str]) -> Row:
-        combine = next((n for n, c in enumerate(("and", "or", "xor"), 1) if c in parts[2:-1]), 0)
-        p, _, q = operands[0].partition("|")
-        size = _BYTES[parts[-1]]
-        row = Row(f"setp.{parts[1]}.{parts[-1]}", numbers=[combine])
-        if "ftz" in parts:
-            raise Unknown("comparisons that flush denormal numbers")
-        row.operands = [self._operand(p.strip(), 0), self._operand(q.strip(), 0) if q else -1]
-        row.operands += [self._operand(text, size) for text in operands[1:3]]
-        row.operands += [self._operand(text, 0) for text in operands[3:]]
+        row = self._of_form(".".join(part for part in parts if part not in _COMBINED), operands)
+        row.numbers = [next((n for n, how in enumerate(_COMBINED, 1) if how in parts), 0)]
         return row
 
     def _mov(self, parts: list[str], operands: list[str]) -> Row:
@@ -408,8 +430,6 @@ class _Translator:
         return self._atom(parts, ["_", *operands])
 
     def _cp(self, parts: list[str], operands: list[str]) -> Row:
-        if parts[1:3] == ["async", "commit_group"]:
-            return Row("cp.async.commit_group")
         if parts[1:3] in (["async", "wait_group"], ["async", "wait_all"]):
             return Row("cp.async.wait_group", numbers=[int(operands[0], 0) if operands else 0])
         if parts[1] != "async" or parts[2] not in ("ca", "cg"):
@@ -438,31 +458,7 @@ class _Translator:
     def _stmatrix(self, parts: list[str], operands: list[str]) -> Row:
         return self._ldmatrix(parts, operands[::-1])
 
-    def _mma(self, parts: list[str], operands: list[str]) -> Row:
-        if parts[3:6] != ["m16n8k16", "row", "col"] or parts[6] != "f32" or parts[9] != "f32":
-            raise Unknown("a product of that shape or type")
-        each = [self._operand(text, 4) for part in operands for text in self._list(part)]
-        if len(each) != 14 or parts[7] != parts[8]:
-            raise Unknown("a product of other operands")
-        return Row(f"mma.m16n8k16.{parts[7]}", operands=each)
-
-    def _shfl(self, parts: list[str], operands: list[str]) -> Row:
-        d, _, p = operands[0].partition("|")
-        each = [self._operand(d.strip(), 4), self._operand(p.strip(), 0) if p else -1]
-        each += [self._operand(text, 4) for text in operands[1:]]
-        return Row(f"shfl.{parts[2]}", operands=each)
-
-    def _redux(self, parts: list[str], operands: list[str]) -> Row:
-        return Row(f"redux.{parts[2]}.{parts[3]}", operands=[self._operand(o, 4) for o in operands])
-
-    def _vote(self, parts: list[str], operands: list[str]) -> Row:
-        sizes = (4 if parts[2] == "ballot" else 0, 0, 4)
-        each = [self._operand(o, s) for o, s in zip(operands, sizes, strict=True)]
-        return Row(f"vote.{parts[2]}.{parts[3]}", operands=each)
-
     def _bar(self, parts: list[str], operands: list[str]) -> Row:
-        if parts[1:] == ["warp", "sync"]:
-            return Row("bar.warp.sync", operands=[self._operand(operands[0], 4)])
         if parts[1:] != ["sync"] or operands != ["0"]:
             raise Unknown("a barrier other than bar.sync 0")
         return Row("bar.sync")
@@ -472,14 +468,3 @@ class _Translator:
 
     def _bra(self, parts: list[str], operands: list[str]) -> Row:
         return Row("bra", numbers=[self.labels[operands[0]]])
-
-    def _ret(self, parts: list[str], operands: list[str]) -> Row:
-        return Row("ret")
-
-    _exit = _ret
-
-    def _membar(self, parts: list[str], operands: list[str]) -> Row:
-        return Row("nop")
-
-    _fence = _membar
-    _createpolicy = _membar  # what a cache should keep; accesses carry it as a last operand

@@ -1,23 +1,26 @@
-"""The op contract through the compiled Triton kernels, in bfloat16 and float16, and faults in them.
+"""The op contract through compiled kernels, in bfloat16 and float16, and faults in them.
 
-These are the contract's own tests (tests/ops/test_contract.py), with the kernels' PTX for sm_89 in
-place of Triton's interpreter. ``make fuzz`` has every size in both dtypes, and other cards
-(tests/fuzz/test_compiled.py).
+These are the contract's own tests (tests/ops/test_contract.py), with PTX for sm_89 in place of
+Triton's interpreter and of the sources that g++ compiled. ``make fuzz`` has every size in both
+dtypes, and other cards (tests/fuzz/test_compiled.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from cmpose import native, ops
+from tests.csrc import compile_check
 from tests.ops import test_contract as contract
 from tests.ops.support import assertions
 from tests.ops.support.cases import CASES
-from tests.ptx_on_cpu import machine, parse, triton_kernels
+from tests.ptx_on_cpu import cuda_kernels, machine, parse, triton_kernels
 
 pytestmark = [
     pytest.mark.skipif(machine.compiler() is None, reason="needs g++"),
@@ -35,64 +38,119 @@ SIZES = {
     "heatmap_loss": CASES["heatmap_loss"].other_sizes[1:2],
     "warp_clips": CASES["warp_clips"].other_sizes[1:],
 }
-"""Sizes beside each case's first."""
+"""Sizes beside each case's first, of the Triton ops in bfloat16."""
 
 OPS = tuple(SIZES)
+CUDA_OPS = ("select_tokens", "merge_clusters", "unmerge_tokens", "dpc_knn")
+HALVES = (torch.bfloat16, torch.float16)
 
-every_op = pytest.mark.parametrize("name", OPS)
+every_op = pytest.mark.parametrize("name", [*OPS, *CUDA_OPS])
+
+
+def backend_of(name: str) -> str:
+    return "triton" if name in OPS else "cuda"
 
 
 @pytest.fixture(autouse=True)
-def compiled_kernels() -> Iterator[None]:
-    with triton_kernels.running():
+def compiled_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Those of nvcc only where they are asked for: the others need no nvcc."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is None or parameters.params.get("name") not in CUDA_OPS:
+        with triton_kernels.running():
+            yield
+        return
+    if not native.on_cpu():
+        pytest.skip("needs the sources compiled for the CPU")
+    compile_check.require_nvcc()
+    with cuda_kernels.running():
         yield
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @every_op
 def test_value_and_gradients(name: str, dtype: torch.dtype) -> None:
     """At the contract's first size, in bfloat16 at others too, so that every kernel runs."""
-    case = CASES[name]
-    case = replace(case, other_sizes=SIZES[name] if dtype == torch.bfloat16 else ())
-    before = triton_kernels.launched.total()
-    contract.test_value_and_gradients_are_as_close_as_eager(case, "triton", dtype)
-    assert triton_kernels.launched.total() > before
+    if name == "dpc_knn":
+        pytest.skip("test_clusters has its values")
+    backend, case = backend_of(name), CASES[name]
+    if backend == "triton":
+        case = replace(case, other_sizes=SIZES[name] if dtype == torch.bfloat16 else ())
+    kernels = triton_kernels if backend == "triton" else cuda_kernels
+    before = kernels.launched.total()
+    contract.test_value_and_gradients_are_as_close_as_eager(case, backend, dtype)
+    assert kernels.launched.total() > before
+
+
+@pytest.mark.parametrize("name", ["dpc_knn"])
+@pytest.mark.parametrize(
+    ("tokens", "dtype"),
+    [(13, torch.float16), (132, torch.bfloat16), (132, torch.float16), (520, torch.bfloat16)],
+    ids=str,
+)
+def test_clusters(name: str, tokens: int, dtype: torch.dtype) -> None:
+    """Those of the reference; above 512 tokens without the matrix of distances."""
+    generator = torch.Generator().manual_seed(tokens)
+    given = torch.randn(1, tokens, 24, generator=generator).to(dtype)
+    found = ops.dpc_knn(given, 5, 8, backend="cuda")
+    truth = ops.dpc_knn(given.float(), 5, 8, backend="reference")
+    torch.testing.assert_close(found.log_density, truth.log_density, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.delta, truth.delta, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.centers, truth.centers)
+    assert torch.equal(found.assignment, truth.assignment)
 
 
 @every_op
 def test_bitwise_repeat(name: str) -> None:
     """Whichever warp of a block is first, and with poisoned memory."""
-    case = CASES[name]
+    case, backend = CASES[name], backend_of(name)
 
     def everything() -> list[torch.Tensor]:
-        return contract.everything(case, "triton", contract.arguments(case, dtype=torch.bfloat16))
+        return contract.everything(case, backend, contract.arguments(case, dtype=torch.bfloat16))
 
     expected = everything()
-    with triton_kernels.running(backwards=True), assertions.poisoned_memory():
+    kernels = triton_kernels if backend == "triton" else cuda_kernels
+    with kernels.running(backwards=True), assertions.poisoned_memory():
         assertions.assert_same_bits(everything(), expected)
 
 
 @every_op
 def test_odd_strides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contract, "precise", lambda backend: torch.bfloat16)
-    contract.test_strided_inputs(CASES[name], "triton")
+    contract.test_strided_inputs(CASES[name], backend_of(name))
 
 
 def test_every_kernel_ran(request: pytest.FixtureRequest) -> None:
-    """All that the compile check compiles, in this process."""
+    """Triton's that the compile check compiles, and all of csrc/, if not with every template
+    argument; in this process."""
     from tests.kernels.test_compile_check import LIMITS
 
-    asked = [
-        item.name
-        for item in request.session.items
-        if item.name.startswith(test_value_and_gradients.__name__)
-    ]
-    if len(asked) < 2 * len(OPS) or request.session.testsfailed:
+    names = [item.name.partition("[")[0] for item in request.session.items]
+    asked = names.count("test_value_and_gradients") + names.count("test_clusters")
+    if asked < 2 * (len(OPS) + len(CUDA_OPS)) + 4 or request.session.testsfailed:
         pytest.skip("not all kernels were asked for")
     assert set(triton_kernels.launched) == set(LIMITS)
+    if cuda_kernels.launched:  # not without nvcc
+        assert cuda_kernels.families(cuda_kernels.launched) == cuda_kernels.families()
 
 
 # -- planted faults -------------------------------------------------------------------------------
+
+
+def caught(
+    ptx: str, what: str, plant: Callable[[machine.Program], object], run: Callable[[], object]
+) -> list[bool]:
+    """Of each place of a kernel's PTX that matches, whether it is missed when it is left out."""
+    found = []
+    for match in re.finditer(what, ptx):
+        (kernel,) = parse.kernels(ptx[: match.start()] + ptx[match.end() :]).values()
+        plant(machine.Program(kernel))
+        try:
+            run()
+            found.append(False)
+        except RuntimeError as error:  # by way of the CUDA C++ launcher its text is left
+            assert isinstance(error, machine.Fault) or "Fault: " in str(error)  # noqa: PT017
+            found.append(True)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -112,17 +170,38 @@ def test_what_is_left_out_is_missed(
     """
     case = CASES["spatial_attention"]
     made = contract.arguments(case, 1, torch.bfloat16, sizes)
-    monkeypatch.setattr(triton_kernels, "programs", {})
-    contract.everything(case, "triton", made)
-    found = caught = 0
-    for ptx, program in list(triton_kernels.programs.items()):
-        for match in re.finditer(what, ptx):
-            (kernel,) = parse.kernels(ptx[: match.start()] + ptx[match.end() :]).values()
-            triton_kernels.programs[ptx] = machine.Program(kernel)
-            found += 1
-            try:
-                contract.everything(case, "triton", made)
-            except machine.Fault:
-                caught += 1
-        triton_kernels.programs[ptx] = program
-    assert caught >= share * found > 0, f"{caught} of {found}"
+    programs: dict[str, machine.Program] = {}
+    monkeypatch.setattr(triton_kernels, "programs", programs)
+
+    def run() -> object:
+        return contract.everything(case, "triton", made)
+
+    run()
+    found: list[bool] = []
+    for ptx, program in list(programs.items()):
+        found += caught(ptx, what, partial(programs.__setitem__, ptx), run)
+        programs[ptx] = program
+    assert sum(found) >= share * len(found) > 0, found
+
+
+@pytest.mark.parametrize("name", ["dpc_knn"])
+def test_what_is_left_out_of_the_distances_is_missed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each barrier and the wait for asynchronous copies."""
+    given = torch.randn(1, 132, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    programs: dict[str, machine.Program] = {}
+    original = cuda_kernels._program
+    monkeypatch.setattr(
+        cuda_kernels, "_program", lambda name, _: programs.setdefault(name, original(name))
+    )
+
+    def run() -> object:
+        return ops.dpc_knn(given, 5, 8, backend="cuda")
+
+    run()
+    (kernel,) = (name for name in programs if "distance_pass" in name)
+    what = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
+    ptx = cuda_kernels._entries()[kernel]
+    found = caught(ptx, what, partial(programs.__setitem__, kernel), run)
+    assert sum(found) >= 0.7 * len(found) > 0, found

@@ -245,9 +245,9 @@ def test_matrices_of_an_access(opcode: str, matrices: int) -> None:
 def test_a_kernel_whose_codes_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SASS of a kernel that loads twice as often is refused."""
     one = counts.launches_of_op("temporal_attention", 89, {"B": 1, "N": 4}, "forward")[0]
-    made = counts._compiled(one, 89)
-    blocks = [sass.Block(2 * b.instructions, b.next, b.call, b.exits) for b in made.code.blocks]
-    code = sass.Code(made.code.registers, made.code.shared, blocks)
+    made, _ = counts._compiled(one, 89)
+    blocks = [sass.Block(2 * b.instructions, b.next, b.call, b.exits) for b in made.blocks]
+    code = sass.Code(made.registers, made.shared, blocks)
     monkeypatch.setattr(counts, "_code", lambda *_: code)
     with pytest.raises(counts.Unmatched, match=r"temporal_attention_rows_forward for sm_89: \d"):
         counts.count([one], 89)
