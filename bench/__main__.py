@@ -95,8 +95,7 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
     journal = Journal(options.journal)
     outcomes: dict[str, Any] = {}
     if device == "cuda" and not options.no_gate:
-        outcomes = journal.op_tests() or op_tests.run(backends, workers=options.workers)
-        journal.keep_op_tests(outcomes)
+        outcomes = op_tests.run(backends, workers=options.workers)
     for op, by_backend in outcomes.items():
         for backend, tests in by_backend.items():
             counts = f"{tests['tests']} passed, {tests['failed']} failed"
@@ -160,9 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
                 status = 1
         except measure.Lost as lost:
             run.journal.fail(str(workload), lost.entrant, lost.message)
-            print(f"  {lost.entrant}: {lost.message}; the card is lost to this process", flush=True)
-            # A new process, which knows what not to run again.
-            os.execv(sys.executable, run.journal.command(arguments or sys.argv[1:]))
+            print(
+                f"  {lost.entrant}: {lost.message}; the card is lost to this process; "
+                "with --journal FILE the same command goes on without it",
+                flush=True,
+            )
+            return 3
         run.journal.finish(workload)
     return status
 

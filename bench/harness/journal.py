@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +53,3 @@ class Journal:
 
     def is_done(self, workload: Workload) -> bool:
         return str(workload) in self.state["done"]
-
-    def keep_op_tests(self, outcomes: dict[str, Any]) -> None:
-        """For a process that replaces this one within the same run, and so has its number."""
-        self._save(op_tests={"process": os.getpid(), "outcomes": outcomes})
-
-    def op_tests(self) -> dict[str, Any]:
-        """What the ops' tests gave in this run, or nothing."""
-        held = self.state.get("op_tests", {})
-        return held["outcomes"] if held.get("process") == os.getpid() else {}
-
-    def command(self, arguments: list[str]) -> list[str]:
-        """``python -m bench`` with these arguments again, and with this journal."""
-        line = [sys.executable, "-m", "bench", *arguments]
-        if self.path is None:
-            handle, name = tempfile.mkstemp(prefix="cmpose-bench-", suffix=".json")
-            os.close(handle)
-            self.path = Path(name)
-            self._save()
-            line += ["--journal", name]
-        return line

@@ -113,6 +113,22 @@ def targets(cards: list[Card]) -> str:
     return table(head, [*rows, step])
 
 
+def charts(cards: list[Card]) -> str:
+    """Of each card, how many times faster each target's workload is than its fastest peer."""
+    parts = []
+    for card in cards:
+        best = [(target.label, best_record(card["records"], target.workload)) for target in TARGETS]
+        ratios = [(label, r, r["speedup_vs_best_peer"]) for label, r in best if r]
+        rows = [
+            [label, f"{'█' * min(round(4 * times), 60)} {times:.2f}× {record['best_peer']}"]
+            for label, record, times in ratios
+            if times
+        ]
+        if rows:
+            parts.append(table([card["card"], "times faster than the fastest peer that ran"], rows))
+    return "\n\n".join(parts) or f"Charts: none; {NOT_YET}."
+
+
 def _sizes(shape: dict[str, int]) -> str:
     return " ".join(f"{name}={size}" for name, size in shape.items() if name != "threads")
 

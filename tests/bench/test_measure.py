@@ -207,34 +207,16 @@ def test_time_that_is_up_leaves_the_rest(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_process_that_loses_the_card_is_followed_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """``make gpu`` starts one where a command ends with 3; it knows what not to run again."""
+
     def lose(*arguments: Any) -> Any:
         raise measure.Lost("sdpa_flash", ILLEGAL)
 
-    def execute(path: str, arguments: list[str]) -> None:
-        raise SystemExit(arguments)
-
     monkeypatch.setattr(measure, "measure", lose)
-    monkeypatch.setattr(program.os, "execv", execute)
     journal = tmp_path / "journal.json"
-    command = ["unmerge_tokens", "--quick", "--journal", str(journal)]
-    with pytest.raises(SystemExit) as caught:
-        program.main(command)
-    assert caught.value.code[1:] == ["-m", "bench", *command]  # type: ignore[index]
+    assert program.main(["unmerge_tokens", "--quick", "--journal", str(journal)]) == 3
     case = program.wanted_workloads(["unmerge_tokens"], small=True, only="targets")[0]
     assert Journal(journal).failures(case) == {"sdpa_flash": ILLEGAL}
-
-
-def test_a_lost_card_without_a_journal_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    journal, case = Journal(None), Workload("dpc_knn", FORWARD, {"B": 1}, BF16)
-    journal.keep_op_tests({"dpc_knn": {"cuda": PASSED}})
-    journal.fail(str(case), "compile", "error: lost")
-    path = Path(journal.command(["dpc_knn"])[-1])
-    following = Journal(path)
-    assert following.failures(case) == {"compile": "error: lost"}
-    assert following.op_tests() == {"dpc_knn": {"cuda": PASSED}}  # the same process goes on
-    monkeypatch.setattr(program.os, "getpid", lambda: -1)
-    assert Journal(path).op_tests() == {}  # another run has its own gate
-    path.unlink()
 
 
 def test_a_backend_whose_limits_a_case_exceeds_is_no_fault(

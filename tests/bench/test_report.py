@@ -17,7 +17,7 @@ from tests.bench.samples import CARD, ORIGIN, PASSED, content, record, step
 
 def test_the_page_is_up_to_date() -> None:
     """``make performance-docs`` renews it; its generated parts are not edited by hand."""
-    assert report.problems(report.PAGE, report.IMAGES, report.gpu_cards()) == []
+    assert report.main(["--check"]) == 0
 
 
 def test_what_is_not_measured_says_so_beside_its_target() -> None:
@@ -112,26 +112,18 @@ def test_broken_markers_are_errors(page: str, message: str) -> None:
         markers.rendered(page, {"a": "new"})
 
 
-def test_a_stale_or_edited_page_or_chart_is_found(tmp_path: Path) -> None:
-    page, images, cards = tmp_path / "page.md", tmp_path / "images", [content(record())]
+def test_a_stale_or_edited_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
     page.write_text(report.PAGE.read_text())
-    report.write(page, images, cards)
-    [chart] = images.iterdir()
-    assert f"images/performance/{chart.name}" in page.read_text()
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "gpu_cards", lambda: [content(record())])
+    assert report.main(["--check"]) == 1
+    assert report.main([]) == 0
     page.write_text(page.read_text() + "\nMore by hand.\n")
-    assert report.problems(page, images, cards) == []
-    [newer] = [content(record(wall_us=1.0))]
-    assert report.problems(page, images, [newer]) == [f"{chart.name} shows other records"]
-    chart.write_text(chart.read_text().replace("</svg>", "<!-- better --></svg>"))
+    assert report.main(["--check"]) == 0
+    assert f"| {TARGETS[2].label} | {12 * '█'} 3.00× compile |" in page.read_text()
     page.write_text(page.read_text().replace("100.0 (85 % of bound)", "10.0 (99 % of bound)"))
-    (images / "other.svg").touch()
-    assert report.problems(page, images, cards) == [
-        f"{chart.name} is not what matplotlib drew",
-        "page.md: a generated part is stale or was edited",
-        "other.svg belongs to no records",
-    ]
-    chart.unlink()
-    assert f"{chart.name} is missing" in report.problems(page, images, cards)
+    assert report.main(["--check"]) == 1
 
 
 def test_a_cpus_records_are_no_results(tmp_path: Path) -> None:
