@@ -25,6 +25,7 @@ BLOCK = 1024  # tokens against tokens at once, of longer clips
 _PANEL = 64  # rows of a matrix that is kept: the half above the diagonal is computed
 _CLIPS = 1 << 21  # distances of clips that are worked on at once
 _CHANNELS = 1 << 17  # whose squares are held at once
+_ONE_BY_ONE = 8  # numbers of a row that are looked for one after another at most
 _FOLD = 4  # numbers of a row in a group of which the smallest is looked at first
 
 _BITS = {torch.float32: (torch.int32, 2**23 - 1), torch.float64: (torch.int64, 2**52 - 1)}
@@ -100,20 +101,27 @@ class Distances:
             rows, columns: slices or index tensors, of the same tokens in every clip.
             own: [R], the column that is the row's own token; None where no column is.
         """
-        sides = self.x[:, rows], self.x[:, columns], self.norms[:, rows], self.norms[:, columns]
-        left, right, of_left, of_right = sides
-        square = of_left[:, :, None] + of_right[:, None]
-        square.baddbmm_(left, right.mT, alpha=-2)
+        square = self._product(rows, columns)
         if own is not None:
-            own = own[None, :, None].expand(len(left), -1, 1)
+            own = own[None, :, None].expand(len(square), -1, 1)
             square.scatter_(2, own, INF)
-        # (|x| + |y|)², which the error is relative to, is about 4 |x|² where d² is small beside it.
-        suspects = (square.amin(dim=2) <= 5 * self.loss * of_left).nonzero()
-        if len(suspects):
-            numbers = self.numbers()
-            for some in suspects.split(rows_at_once(square.shape[2])):
-                self._mend(square, some, sides, (numbers[:, rows], numbers[:, columns]))
+        self._check(square, rows, columns)
         return square if own is None else square.scatter_(2, own, 0.0)
+
+    def _product(self, rows: Any, columns: Any) -> Tensor:
+        """d² as the product rounds it: [B, R, C]."""
+        square = self.norms[:, rows, None] + self.norms[:, None, columns]
+        return square.baddbmm_(self.x[:, rows], self.x[:, columns].mT, alpha=-2)
+
+    def _check(self, square: Tensor, rows: Any, columns: Any) -> None:
+        """Computes d² again where it may be nothing but rounding; a token's own is infinite."""
+        # (|x| + |y|)², which the error is relative to, is about 4 |x|² where d² is small beside it.
+        suspects = square.amin(dim=2) <= 5 * self.loss * self.norms[:, rows]
+        if bool(suspects.any()):
+            sides = self.x[:, rows], self.x[:, columns], self.norms[:, rows], self.norms[:, columns]
+            numbers = self.numbers()
+            for some in suspects.nonzero().split(rows_at_once(square.shape[2])):
+                self._mend(square, some, sides, (numbers[:, rows], numbers[:, columns]))
 
     def _mend(
         self,
@@ -146,12 +154,16 @@ class Distances:
         square = self.x.new_empty(batch, size, size)
         for start in range(0, size, step):
             stop = min(start + step, size)
-            own = torch.arange(stop - start)
-            panel = self.block(slice(start, stop), slice(start, size), own)
+            panel = self._product(slice(start, stop), slice(start, size))
             corner, rest = panel[:, :, : stop - start], panel[:, :, stop - start :]
             square[:, start:stop, stop:] = rest
             square[:, stop:, start:stop] = rest.mT
             torch.minimum(corner, corner.mT, out=square[:, start:stop, start:stop])
+        own = square.diagonal(dim1=1, dim2=2)
+        own.fill_(INF)
+        # Of two that are mirrored both rows are looked at: where d² is small, norms are alike.
+        self._check(square, slice(None), slice(None))
+        own.fill_(0.0)
         return square
 
     def triangle(self) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -211,6 +223,35 @@ def smallest(square: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, places.gather(-1, at)
 
 
+def smallest_values(square: Tensor, k: int) -> Tensor:
+    """Each row's k smallest of d² [B, M, M], ascending."""
+    values = _distinct(square, k)
+    return smallest(square, k)[0] if values is None else values
+
+
+def _distinct(square: Tensor, k: int) -> Tensor | None:
+    """The same where they are finite and no two of a row are equal; else, and where topk is as
+    soon, None.
+
+    Numbers from 0 on have the order of their bits. One after another is found as the least of the
+    bits less those found before, which go round to the far end of 2³¹ whole numbers.
+    """
+    if square.dtype != torch.float32 or k > _ONE_BY_ONE or square.shape[2] >= 64 * k:
+        return None
+    bits = square.view(torch.int32)
+    found = [bits.amin(dim=2, keepdim=True)]
+    for _ in range(k - 1):
+        after = found[-1] + 1
+        found.append((bits - after).bitwise_and_(2**31 - 1).amin(dim=2, keepdim=True).add_(after))
+    values = torch.cat(found, dim=2).view(torch.float32)
+    last = values[..., -1:]
+    # A row with fewer went round to a negative one; then all others have k at least.
+    lowest, highest = (float(bound) for bound in found[-1].view(torch.float32).aminmax())
+    if k > 1 and not (lowest > 0 and highest < INF):
+        return None
+    return values if int((square <= last).count_nonzero()) == values.numel() else None
+
+
 class Nearest(NamedTuple):
     """The nearest usable other tokens of every token of a clip."""
 
@@ -267,7 +308,7 @@ def in_order(square: Tensor, index: Tensor, k: int, rows: Rows) -> tuple[Tensor,
         clip, token = ((square[..., k] == last) & (last < INF)).nonzero().unbind(1)
         square, index = square[..., :k].clone(), index[..., :k].clone()
         step = rows_at_once(square.shape[1])
-        for c, t in zip(clip.split(step), token.split(step), strict=True):
+        for c, t in zip(clip.split(step), token.split(step), strict=True) if len(clip) else ():
             whole = rows(c, t)
             # A library may round these otherwise than the blocks that ``last`` is from.
             most = whole.topk(k, dim=1, largest=False).values[:, -1]
@@ -296,10 +337,11 @@ def neighbors(
     size = clips.usable.shape[1]
     if size <= MATRIX_TOKENS:
         others = masked_matrix(clips, clips.distances.matrix(), include_self)
-        return *nearest_of_few(others, k), (others <= within).sum(dim=2)
-    found = nearest_of_many(clips, min(k + 1, size), within)
-    counts = found.counts + clips.usable if include_self and within >= 0 else found.counts
-    return *nearest_in_order(clips, found, k, include_self), counts
+        found = nearest_of_few(others, k)
+        return *found, (others <= within).sum(dim=2) if within >= 0 else found[1].new_empty(0)
+    near = nearest_of_many(clips, min(k + 1, size), within)
+    counts = near.counts + clips.usable if include_self and within >= 0 else near.counts
+    return *nearest_in_order(clips, near, k, include_self), counts
 
 
 def masked_matrix(clips: Clips, square: Tensor, include_self: bool) -> Tensor:
@@ -315,8 +357,14 @@ def masked_matrix(clips: Clips, square: Tensor, include_self: bool) -> Tensor:
 
 def nearest_of_few(others: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """d² and indices [B, M, k] of the nearest, from a masked matrix."""
-    found = smallest(others, min(k + 1, others.shape[2]))
-    return in_order(*found, k, lambda clip, token: others[clip, token])
+    if (values := _distinct(others, k)) is None:
+        found = smallest(others, min(k + 1, others.shape[2]))
+        return in_order(*found, k, lambda clip, token: others[clip, token])
+    batch, rows, size = others.shape
+    place = (others <= values[..., -1:]).flatten().nonzero().view(batch, rows, k)
+    place -= torch.arange(0, batch * rows * size, size).view(batch, rows, 1)
+    square, order = others.gather(2, place).sort(dim=2)
+    return square, place.gather(2, order)
 
 
 def nearest_in_order(
@@ -343,3 +391,10 @@ def clips_at_once(x: Tensor) -> list[slice]:
     batch, size, _ = x.shape
     step = max(1, _CLIPS // size**2) if size <= MATRIX_TOKENS else 1
     return [slice(start, start + step) for start in range(0, max(batch, 1), step)]
+
+
+def joined(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The results of all portions of the clips; those of one are not copied."""
+    if len(results) == 1:
+        return results[0]
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))

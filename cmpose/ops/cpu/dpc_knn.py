@@ -16,11 +16,12 @@ from cmpose.ops.cpu.distances import (
     Clips,
     clips_at_once,
     full_precision,
+    joined,
     masked_matrix,
     nearest_in_order,
     nearest_of_few,
     nearest_of_many,
-    smallest,
+    smallest_values,
 )
 from cmpose.ops.distances import INF
 
@@ -53,7 +54,7 @@ def forward(
             if made is None:
                 return None
             results.append(find(made, *options))
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+    return joined(results)
 
 
 def _of_few(
@@ -68,7 +69,11 @@ def _of_few(
     """From the matrix of d², without a pass for what does not occur."""
     square, valid, every = clips.distances.matrix(), clips.usable, clips.every
     others = masked_matrix(clips, square, include_self)
-    near, index = nearest_of_few(others, k) if want_neighbors else smallest(others, k)
+    index = None
+    if want_neighbors:
+        near, index = nearest_of_few(others, k)
+    else:
+        near = smallest_values(others, k)
     log_density = distances.log_density_of(near, None if every else valid, unit)
 
     order, rank = distances.order_of(log_density)
@@ -90,13 +95,8 @@ def _of_few(
         to_centers.masked_fill_(~valid.gather(1, centers)[..., None], INF)
     nearest = _first_of_least(to_centers).masked_fill_(~clips.finite, 0)
     clusters = distances.with_own_clusters(nearest, centers, valid)
-    return (
-        log_density,
-        delta,
-        centers,
-        clusters,
-        *((near, index) if want_neighbors else _none(near)),
-    )
+    neighbors = _none(near) if index is None else (near, index)
+    return log_density, delta, centers, clusters, *neighbors
 
 
 def _first_of_least(rows: Tensor) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from cmpose.ops.cpu.distances import Clips, clips_at_once, full_precision, neighbors
+from cmpose.ops.cpu.distances import Clips, clips_at_once, full_precision, joined, neighbors
 
 
 def forward(
@@ -20,4 +19,4 @@ def forward(
             if made is None:
                 return None
             results.append(neighbors(made, k, include_self, within))
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+    return joined(results)
