@@ -8,7 +8,7 @@ tokens are at distance 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -393,7 +393,7 @@ def clips_at_once(x: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(batch, 1), step)]
 
 
-def joined(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def joined(results: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """The results of all portions of the clips; those of one are not copied."""
     if len(results) == 1:
         return results[0]
