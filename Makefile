@@ -16,21 +16,33 @@ BUILD_CUDA := $(strip $(CMPOSE_BUILD_CUDA))
 endif
 CSRC := $(if $(filter 0,$(BUILD_CUDA)),,$(wildcard csrc/*.*))
 STAMP := $(VENV)/.installed$(if $(CSRC),-cuda)
+TOOLS := $(VENV)/.tools
 
-.PHONY: help venv demo test fuzz lint format clean gpu performance-docs
+.PHONY: help venv tools demo test fuzz lint format clean gpu performance-docs
 
 help:
 	@sed -n '1,3p' Makefile; echo "#   make venv | lint | format | fuzz | clean | gpu | performance-docs"
 
 venv: $(STAMP)
 
-# The set-up is redone when what it installs changes.
-$(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
+tools: $(TOOLS)
+
+# What builds, in seconds: enough to compile the CUDA sources while the rest is installed (.ci/run).
+# pip leaves byte code out: of thousands of modules most are never imported.
+$(TOOLS):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cmpose needs Python >= 3.10; run make PYTHON=/path/to/python3")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch triton
-	CMPOSE_BUILD_CUDA=$(BUILD_CUDA) $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile 'setuptools>=77' ninja 'pybind11>=2.13' 'pytest>=8'
+	touch $@
+
+# The set-up is redone when what it installs changes. The imports at its end write the byte code of
+# what a command loads.
+$(STAMP): $(TOOLS) pyproject.toml setup.py constraints.txt $(CSRC)
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt torch triton
+	CMPOSE_BUILD_CUDA=$(BUILD_CUDA) $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation \
+		-c constraints.txt -e '.[dev]'
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import cmpose.demo, cmpose.study.ablate'
 	rm -f $(VENV)/.installed*
 	touch $@
 

@@ -19,6 +19,8 @@ from tests.zygote import Zygote
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    # Inductor would start processes beside these, each of which imports torch.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 else:
     torch.set_num_threads(2)
 
@@ -56,13 +58,14 @@ def zygote() -> Iterator[Zygote]:
 _LONGEST = (
     "ops/test_contract.py",
     "test_demo.py",
-    "csrc/test_compile_check.py",
-    "test_outputs.py",
     "train/test_real_people.py",
+    "models/test_backends.py",
+    "test_outputs.py",
     "train/test_parallel.py",
     "csrc/test_dpc_knn.py",
     "csrc/test_sanitized.py",
-    "models/test_backends.py",
+    "csrc/test_compile_check.py",  # CI compiles before and beside the tests
+    "kernels/test_compile_check.py",
     "test_packaging.py",
     "train/test_train.py",
     "study/test_ablate.py",
