@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -22,6 +23,10 @@ template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
+
+using Strides = std::array<int64_t, 4>;
+
+cmpose::HeadStrides strides_of(const Strides& s) { return {s[0], s[1], s[2], s[3]}; }
 
 Dtype dtype_of(int code) {
   if (code < 0 || code > 2) {
@@ -73,6 +78,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("shared_memory", [] {
     std::map<std::string, unsigned> all = cmpose::clusters_shared();
     all.merge(cmpose::dpc_knn_shared());
+    all.merge(cmpose::spatial_attention_backward_shared());
     return all;
   });
   m.def("select_tokens_shared", &cmpose::select_tokens_shared, py::arg("keypoints"),
@@ -137,6 +143,20 @@ PYBIND11_MODULE(_C, m) {
               at<void>(d_tokens), at<int64_t>(causal_index), at<int64_t>(noncausal_index),
               at<int64_t>(assignment), at<void>(d_causal), at<void>(d_merged), at<void>(workspace),
               at<void>(stream));
+        });
+
+  m.attr("MAX_ATTENTION_TOKENS") = cmpose::kMaxAttentionTokens;
+  m.def("spatial_attention_backward",
+        [](int dtype, int64_t clips, int frames, int tokens, int heads, int channels, double scale,
+           const Strides& qkv_strides, const Strides& grad_strides, int out_stride, int blocks,
+           Address q, Address k, Address v, Address grad, Address lengths, Address grad_lse,
+           Address dq, Address dk, Address dv, Address stream) {
+          cmpose::spatial_attention_backward(
+              {clips, frames, tokens, heads, static_cast<float>(scale), strides_of(qkv_strides),
+               strides_of(grad_strides), at<void>(q), at<void>(k), at<void>(v), at<void>(grad),
+               at<int64_t>(lengths), at<float>(grad_lse), at<void>(dq), at<void>(dk), at<void>(dv),
+               out_stride},
+              dtype_of(dtype), channels, blocks, at<void>(stream));
         });
 
   m.def("dpc_knn_workspace",

@@ -83,11 +83,40 @@ void dpc_knn_merge(const DpcKnn& shape, const void* tokens, const bool* valid, f
                    bool normalize, const void* weights, void* merged, float* total, float* exact,
                    void* workspace, void* stream);
 
+// -- spatial_attention ----------------------------------------------------------------------------
+
+constexpr int kMaxAttentionTokens = 208;
+
+// Of a tensor [B, T, S, H, d] whose channels lie side by side, in elements.
+struct HeadStrides {
+  int64_t clip, frame, token, head;
+};
+
+// The gradient of softmax(scale · q kᵀ) v over the tokens of each frame. Rows of q, k, v and grad
+// are aligned to 16 bytes, and a frame's rows lie within 2³¹ elements.
+struct SpatialAttentionBackward {
+  int64_t clips;
+  int frames, tokens, heads;  // T, S, H
+  float scale;
+  HeadStrides qkv_strides, grad_strides;
+  const void *q, *k, *v;   // all of the same strides
+  const void* grad;        // of the output
+  const int64_t* lengths;  // [B, T], how many tokens of a frame count, or null: all
+  const float* grad_lse;   // [B, T, H, S], or null
+  void *dq, *dk, *dv;      // [B, T, S, H, d], contiguous but for out_stride
+  int out_stride;          // from a token to the next
+};
+
+// `blocks` is how many blocks share the items, at most.
+void spatial_attention_backward(const SpatialAttentionBackward& problem, Dtype dtype, int channels,
+                                int blocks, void* stream);
+
 // -- the most shared memory of a block
 // ---------------------------------------------------------------------
 
 // Kernel → bytes of dynamic shared memory. select_tokens takes what K × N logits need.
 std::map<std::string, unsigned> clusters_shared();
 std::map<std::string, unsigned> dpc_knn_shared();
+std::map<std::string, unsigned> spatial_attention_backward_shared();
 
 }  // namespace cmpose

@@ -84,6 +84,20 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return power;
 }
 
+// 1 / x within 1 ulp.
+__device__ __forceinline__ float inverse_fast(float x) {
+  float inverse;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+
+// The same number, of which the compiler knows nothing: what follows from it is computed anew where
+// it is needed, and takes no registers elsewhere.
+__device__ __forceinline__ int forgotten(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Starts a copy of 16 bytes from global to shared memory, or of zeros unless `present`. The bytes
 // are there after cp_async_wait.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool present) {

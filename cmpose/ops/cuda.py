@@ -35,6 +35,17 @@ def workspace(size: int, like: Tensor) -> Tensor:
     return like.new_empty(size, dtype=torch.uint8)
 
 
+MULTIPROCESSORS_ON_CPU = 2
+"""That the sources' run on the CPU takes a card to have: few, so that a block has several items."""
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """How many the tensor's card has."""
+    if not tensor.is_cuda:
+        return MULTIPROCESSORS_ON_CPU
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
 def call(function: str, first: Tensor, *arguments: Any) -> None:
     """Runs ``_C.<function>`` on contiguous tensors, on the current stream of ``first``'s device.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from cmpose.ops import attention, backends, checks, library
+from cmpose import native
+from cmpose.ops import attention, backends, checks, cuda, library
 from cmpose.ops.attention import Projection
 from cmpose.ops.cpu import spatial_attention as cpu
 
@@ -62,6 +64,76 @@ def _backward_reference(
     return attention.joined([_heads_first(g) for g in grads], k)
 
 
+# -- CUDA C++ -------------------------------------------------------------------------------------
+
+CUDA_HEAD_DIMS = (64, 80)
+
+
+def cuda_refusal(qkv: Tensor) -> str | None:
+    """Why the CUDA C++ kernels do not take a projection, or one of q, k and v; or None."""
+    if qkv.dtype not in (torch.bfloat16, torch.float16):
+        return f"qkv is {str(qkv.dtype)[6:]}; the CUDA kernels take bfloat16 and float16"
+    if qkv.shape[-1] not in CUDA_HEAD_DIMS:
+        taken = " and ".join(map(str, CUDA_HEAD_DIMS))
+        return f"the head dimension is {qkv.shape[-1]}; the CUDA kernels take {taken}"
+    most = native.module().MAX_ATTENTION_TOKENS
+    if qkv.shape[2] > most:
+        return f"a frame has {qkv.shape[2]} tokens; the CUDA kernels take up to {most}"
+    return None
+
+
+def _in_rows(x: Tensor) -> bool:
+    """Whether kernels can read [B, T, S, H, d] as it lies: in aligned pieces of 16 bytes."""
+    return (
+        x.stride(-1) == 1
+        and x.data_ptr() % 16 == 0
+        and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:4])
+        and x.shape[2] * x.stride(2) < 2**31
+    )
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+# Many parameters: those of the registered op.
+def _cuda_backward(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients to the operands, in one launch that reads neither ``out`` nor ``lse``."""
+    results = attention.empty_gradients(qkv, k, v)
+    if qkv.numel() == 0:
+        return results
+    given: Sequence[Tensor] = attention.separate(qkv, k, v)
+    if not all(map(_in_rows, given)) or len({x.stride() for x in given}) > 1:
+        given = _copied(qkv).unbind(3) if k is None else [_copied(x) for x in given]
+    grad = grad if _in_rows(grad) else _copied(grad)
+    lengths = None if lengths is None else lengths.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    grads = results[0].unbind(3) if k is None else results
+    cuda.call(
+        "spatial_attention_backward",
+        qkv,
+        cuda.DTYPES[qkv.dtype],
+        *given[0].shape,
+        scale,
+        given[0].stride()[:4],
+        grad.stride()[:4],
+        grads[0].stride(2),
+        cuda.multiprocessors(qkv),
+        *(*given, grad, lengths, grad_lse, *grads),
+    )
+    return results
+
+
 # -- registered op --------------------------------------------------------------------------------
 
 
@@ -89,6 +161,7 @@ _backward = library.register(
     lambda grad, grad_lse, qkv, k, v, *_: attention.empty_gradients(qkv, k, v),
     reference=_backward_reference,
     cpu=cpu.backward,
+    cuda=_cuda_backward,
     triton=lambda grad, grad_lse, qkv, k, v, lengths, out, lse, scale: (
         _triton_backward(grad, qkv, out, lse),
         qkv.new_empty(0),

@@ -100,6 +100,10 @@ inline float exp2_fast(float x) {
   return std::fabs(power) < 0x1p-126f ? 0.0f : power;
 }
 
+inline float inverse_fast(float x) { return 1.0f / x; }
+
+inline int forgotten(int value) { return value; }
+
 // 16 bytes from global to shared memory, zeros unless `present`; they arrive at cp_async_wait, or
 // at once: CUDA_ON_CPU_COPIES.
 inline void cp_async_16(void* shared, const void* global, bool present) {

@@ -17,6 +17,7 @@ import torch
 
 from cmpose import native, ops
 from tests.csrc import compile_check
+from tests.csrc import test_spatial_attention_backward as attention
 from tests.ops import test_contract as contract
 from tests.ops.support import assertions
 from tests.ops.support.cases import CASES
@@ -42,6 +43,7 @@ SIZES = {
 
 OPS = tuple(SIZES)
 CUDA_OPS = ("select_tokens", "merge_clusters", "unmerge_tokens", "dpc_knn")
+CUDA_ATTENTION = ("spatial_attention_backward",)
 HALVES = (torch.bfloat16, torch.float16)
 
 every_op = pytest.mark.parametrize("name", [*OPS, *CUDA_OPS])
@@ -55,7 +57,10 @@ def backend_of(name: str) -> str:
 def compiled_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Those of nvcc only where they are asked for: the others need no nvcc."""
     parameters = getattr(request.node, "callspec", None)
-    if parameters is None or parameters.params.get("name") not in CUDA_OPS:
+    if parameters is None or parameters.params.get("name") not in (
+        *CUDA_OPS,
+        *CUDA_ATTENTION,
+    ):
         with triton_kernels.running():
             yield
         return
@@ -99,6 +104,16 @@ def test_clusters(name: str, tokens: int, dtype: torch.dtype) -> None:
     assert torch.equal(found.assignment, truth.assignment)
 
 
+@pytest.mark.parametrize("name", CUDA_ATTENTION)
+@pytest.mark.parametrize(("d", "dtype"), [(64, torch.bfloat16), (80, torch.float16)], ids=str)
+def test_attention(name: str, d: int, dtype: torch.dtype) -> None:
+    """With all its options; whichever warp is first, the bits are the same."""
+    arguments = attention.made((1, 1, 39, 4, d), dtype, options=True)
+    found = attention.check(arguments)
+    with cuda_kernels.running(backwards=True), assertions.poisoned_memory():
+        assertions.assert_same_bits(attention.run("cuda", arguments), found)
+
+
 @every_op
 def test_bitwise_repeat(name: str) -> None:
     """Whichever warp of a block is first, and with poisoned memory."""
@@ -126,7 +141,8 @@ def test_every_kernel_ran(request: pytest.FixtureRequest) -> None:
 
     names = [item.name.partition("[")[0] for item in request.session.items]
     asked = names.count("test_value_and_gradients") + names.count("test_clusters")
-    if asked < 2 * (len(OPS) + len(CUDA_OPS)) + 4 or request.session.testsfailed:
+    asked += names.count("test_attention")
+    if asked < 2 * len((*OPS, *CUDA_OPS, *CUDA_ATTENTION)) + 4 or request.session.testsfailed:
         pytest.skip("not all kernels were asked for")
     assert set(triton_kernels.launched) == set(LIMITS)
     if cuda_kernels.launched:  # not without nvcc
@@ -204,4 +220,28 @@ def test_what_is_left_out_of_the_distances_is_missed(
     what = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
     ptx = cuda_kernels._entries()[kernel]
     found = caught(ptx, what, partial(programs.__setitem__, kernel), run)
+    assert sum(found) >= 0.7 * len(found) > 0, found
+
+
+@pytest.mark.parametrize("name", CUDA_ATTENTION)
+def test_what_is_left_out_of_attention_is_missed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each barrier, and each wait for asynchronous copies but where all is there already."""
+    arguments = attention.made((1, 1, 113, 1, 64))
+    programs: dict[str, machine.Program] = {}
+    original = cuda_kernels._program
+    monkeypatch.setattr(
+        cuda_kernels, "_program", lambda name, _: programs.setdefault(name, original(name))
+    )
+
+    def run() -> object:
+        return attention.run("cuda", arguments)
+
+    run()
+    (kernel,) = programs
+    what = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
+    found = caught(
+        cuda_kernels._entries()[kernel], what, partial(programs.__setitem__, kernel), run
+    )
     assert sum(found) >= 0.7 * len(found) > 0, found

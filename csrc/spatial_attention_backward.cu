@@ -1,0 +1,685 @@
+// The gradient of attention over the up to 208 tokens of a frame, in one launch.
+//
+// A block takes items (one head of one frame) one after another, 16 queries a step:
+//
+//   Sᵀ = K Qᵀ, dPᵀ = V dOᵀ         [keys, 16 queries]: seven warps own the keys, up to 32 each
+//   P = softmax(S), δ = Σ P∘dP     over the keys, so over the warps
+//   dV += Pᵀ dO, dK += dSᵀ Q       with dS = P∘(dP − δ + dl); the sums stay in registers
+//   dQ = dS K                      by the eighth warp, from dS in shared memory
+//
+// One barrier ends a step. In step n the owners compute Sᵀ and dPᵀ of 16 queries and tell their
+// keys' maximum, Σ exp and Σ exp∘dP; in step n + 1 they know P and dS of those queries; in step n +
+// 2 the eighth warp computes their dQ. As all keys of a row are on the chip, neither the output nor
+// its log-sum-exp is read. No sum depends on which warp is first.
+//
+// The accumulator of a product [keys, queries] lies in the registers as the left operand of the
+// next product, [keys, channels], does; the same four words of a tile of dSᵀ go to shared memory.
+#include <algorithm>
+
+#include "launch.cuh"
+
+namespace cmpose {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRows = 16;    // queries of a step, and keys of a tile
+constexpr int kTiles = 13;   // 208 keys
+constexpr int kOwners = 7;   // warps that own keys: of owner w tiles w and w + 7
+constexpr int kOwned = 2;    // tiles, at most
+constexpr int kPlaces = 16;  // items whose places are known, a power of two
+constexpr int kPlacesAhead = 8;
+constexpr float kLog2E = 1.4426950408889634f;
+
+struct Problem : SpatialAttentionBackward {
+  int qkv_row, grad_row;  // strides of their tokens
+  int tiles;              // of keys; also steps that compute a product with the queries
+  int steps;              // of an item
+  int share;              // items of a block; the first `rest` blocks have one more
+  int rest;
+};
+
+// Where an item's matrices begin, in elements, and how many keys count.
+struct Place {
+  int64_t qkv, grad, out, rows, count;
+};
+
+// What lies where in shared memory, in bytes. Of 64 channels the owners hold their K and V in
+// registers; meanwhile the next item's K is copied, and its V loaded as soon as the last one is
+// done with. Of 80 they read both again at each step, and an item's copies wait for the one before.
+template <int D>
+struct Layout {
+  static constexpr bool kHolds = D == 64;
+  static constexpr int kPieces = D / 8;  // of a row, 16 bytes each
+  static constexpr int kTile = kRows * D * 2;
+  static constexpr int kMatrix = kTiles * kTile;
+  static constexpr int kRing = kHolds ? 7 : 3;  // steps whose Q and dO are here
+  static constexpr int kSecond = kMatrix;       // another item's K, or V
+  static constexpr int kSteps = 2 * kMatrix;
+  static constexpr int kChange = kSteps + kRing * 2 * kTile;  // dSᵀ of two steps
+  static constexpr int kChangeBytes = kTiles * kRows * kRows * 2;
+  static constexpr int kSums =
+      kChange + 2 * kChangeBytes;  // what owners tell, and dl, of two steps
+  static constexpr int kSumsBytes = (kOwners * 3 + 1) * kRows * 4;
+  static constexpr int kPlacesAt = kSums + 2 * kSumsBytes;
+  static constexpr int kBytes = kPlacesAt + kPlaces * static_cast<int>(sizeof(Place));
+
+  // Where a piece of a row lies in its matrix. Eight neighbouring rows' same pieces share no banks;
+  // of 64 channels, nor do the halves of two rows.
+  static __device__ __forceinline__ int at(int row, int piece) {
+    const int other = kHolds ? (row & 1) << 2 | (row >> 1 & 3) : row >> 2 & 1;
+    return row * D * 2 + (piece ^ other) * 16;
+  }
+  // From there, in a matrix that begins at a multiple of 128 bytes, 2 · part pieces on, where piece
+  // was 0 or 1 (4 · n on, where it was less than 4 and part is 2 n).
+  static __device__ __forceinline__ int along(int at, int part) {
+    return kHolds ? at ^ part * 32 : at + part * 32;
+  }
+};
+
+// What an owner holds between steps.
+template <int D>
+struct Owner {
+  static constexpr int kParts = Layout<D>::kHolds ? D / 16 : 0;
+  float dk[kOwned][D / 8][4], dv[kOwned][D / 8][4];
+  float s[kOwned][2][4], dp[kOwned][2][4];  // exp2 of the logits, less their maximum; dP
+  // Whether `k` has a tile. Both would leave too few registers for all else.
+  static __device__ __forceinline__ constexpr bool holds_key(int tile) { return tile == 0; }
+  uint32_t k[kOwned][kParts + 1][4], v[kOwned][kParts + 1][4];
+};
+
+// Of the 16 rows from `row` on, channels 16 · part and the next 15: as the left operand of a
+// product over channels, and as the right operands of a product over rows.
+template <int D>
+__device__ __forceinline__ const void* of_rows(int matrix, int row, int part) {
+  using L = Layout<D>;
+  const int lane = forgotten(lane_id());
+  return cmpose_shared + L::along(matrix + row * D * 2 + L::at(lane % 16, lane / 16), part);
+}
+template <int D>
+__device__ __forceinline__ void load_left(uint32_t (&a)[4], int matrix, int row, int part) {
+  ldmatrix_x4(a, of_rows<D>(matrix, row, part));
+}
+template <int D>
+__device__ __forceinline__ void load_right(uint32_t (&b)[4], int matrix, int row, int part) {
+  ldmatrix_x4_trans(b, of_rows<D>(matrix, row, part));
+}
+
+template <class T>
+__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  mma_16x8x16<std::is_same<T, bf16>::value>(c, a, b0, b1);
+}
+
+// The role of a warp: an owner, or kOwners for the one that computes dQ. Warps of one quarter of an
+// SM are four apart: that one, with most of the work, shares its quarter with the owner of one
+// tile.
+__device__ __forceinline__ int owner_of(int warp) {
+  return warp == 3 ? kOwners - 1 : warp - (warp > 3) + (warp == 7);
+}
+
+// -- copies ---------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void find_place(const Problem& p, int number, int channels,
+                                           Place* places) {
+  const int block = static_cast<int>(blockIdx.x);
+  const int item = block * p.share + min(block, p.rest) + number;
+  const int frame = item / p.heads, head = item - frame * p.heads;
+  const int clip = frame / p.frames, time = frame - clip * p.frames;
+  Place& place = places[number % kPlaces];
+  place.qkv = clip * p.qkv_strides.clip + time * p.qkv_strides.frame + head * p.qkv_strides.head;
+  place.grad =
+      clip * p.grad_strides.clip + time * p.grad_strides.frame + head * p.grad_strides.head;
+  place.out = int64_t(frame) * p.tokens * p.out_stride + head * channels;
+  place.rows = int64_t(item) * p.tokens;
+  const int64_t length = p.lengths ? p.lengths[frame] : p.tokens;
+  place.count = length < 1 ? 1 : length > p.tokens ? p.tokens : length;
+}
+
+// Begins the copy of Q and dO of a step's queries.
+template <class T, int D>
+__device__ __forceinline__ void copy_step(const Problem& p, const Place& place, int first,
+                                          int slot) {
+  using L = Layout<D>;
+  constexpr int kCopies = 2 * kRows * L::kPieces;
+#pragma unroll
+  for (int x = forgotten(threadIdx.x); x < kCopies; x += kThreads) {
+    const int row = x / L::kPieces % kRows, piece = x % L::kPieces;
+    const bool upstream = x >= kRows * L::kPieces, present = first + row < p.tokens;
+    const T* const from = static_cast<const T*>(upstream ? p.grad : p.q) +
+                          (upstream ? place.grad : place.qkv) + piece * 8;
+    const int stride = upstream ? p.grad_row : p.qkv_row;
+    const int to = L::kSteps + (2 * slot + upstream) * L::kTile + L::at(row, piece);
+    cp_async_16(cmpose_shared + to, from + (present ? (first + row) * stride : 0), present);
+  }
+}
+
+// Begins the copy of K, or V, into `matrix`.
+template <class T, int D>
+__device__ __forceinline__ void copy_matrix(const Problem& p, const void* source,
+                                            const Place& place, int tiles, int matrix) {
+  using L = Layout<D>;
+  const T* const from = static_cast<const T*>(source) + place.qkv;
+#pragma unroll 1
+  for (int x = forgotten(threadIdx.x); x < tiles * kRows * L::kPieces; x += kThreads) {
+    const int row = x / L::kPieces, piece = x % L::kPieces;
+    const bool present = row < p.tokens;
+    cp_async_16(cmpose_shared + matrix + L::at(row, piece),
+                from + (present ? row * p.qkv_row : 0) + piece * 8, present);
+  }
+}
+
+// An owner's V. In its products channels come in another order: a lane of four has 8 neighbouring
+// ones, 16 bytes, of every 32, where ldmatrix would give it 2 of every 8.
+template <class T, int D, int TILES>
+__device__ __forceinline__ void load_values(const Problem& p, const Place& place, int owner,
+                                            Owner<D>& own) {
+  const int lane = forgotten(lane_id());
+  const T* const from = static_cast<const T*>(p.v) + place.qkv + lane % 4 * 8;
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+    for (int high = 0; high < 2; ++high) {
+      const int row = (owner + kOwners * tile) * kRows + 8 * high + lane / 4;
+#pragma unroll
+      for (int half = 0; half < D / 32; ++half) {
+        uint4 words{0, 0, 0, 0};
+        if (row < p.tokens) {
+          words = *reinterpret_cast<const uint4*>(from + row * p.qkv_row + 32 * half);
+        }
+        own.v[tile][2 * half][high] = words.x;
+        own.v[tile][2 * half][high + 2] = words.y;
+        own.v[tile][2 * half + 1][high] = words.z;
+        own.v[tile][2 * half + 1][high + 2] = words.w;
+      }
+    }
+  }
+}
+
+// Stores 16 rows of a gradient. Four lanes that hold two neighbouring channels each of four pieces
+// exchange them first, so that each stores a piece, 16 bytes.
+template <class T, int D>
+__device__ __forceinline__ void store_rows(const Problem& p, void* out, const Place& place,
+                                           int first, const float (&sums)[D / 8][4], float factor) {
+  constexpr int kPieces = D / 8;
+#pragma unroll
+  for (int high = 0; high < 2; ++high) {
+    const int lane = forgotten(lane_id()), mine = lane % 4, row = first + 8 * high + lane / 4;
+    T* const to = static_cast<T*>(out) + place.out + int64_t(row) * p.out_stride;
+#pragma unroll
+    for (int begin = 0; begin < kPieces; begin += 4) {
+      uint32_t words[4] = {};
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        if (begin + n < kPieces) {
+          const float(&pair)[4] = sums[begin + n < kPieces ? begin + n : 0];
+          words[n] = pair_from(T{}, pair[2 * high] * factor, pair[2 * high + 1] * factor);
+        }
+      }
+#pragma unroll
+      for (int bit = 1; bit < 4; bit *= 2) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          if (n & bit) continue;
+          const uint32_t given = mine & bit ? words[n] : words[n | bit];
+          const uint32_t got = __shfl_xor_sync(kAllLanes, given, bit);
+          (mine & bit ? words[n] : words[n | bit]) = got;
+        }
+      }
+      if (row < p.tokens && begin + mine < kPieces) {
+        *reinterpret_cast<uint4*>(to + (begin + mine) * 8) =
+            uint4{words[0], words[1], words[2], words[3]};
+      }
+    }
+  }
+}
+
+// -- a step of an owner ---------------------------------------------------------------------------
+
+// Sᵀ and dPᵀ of the keys of this warp and the 16 queries at `step` in shared memory.
+template <class T, int D, int TILES>
+__device__ __forceinline__ void products(Owner<D>& own, int owner, int keys, int step) {
+  using L = Layout<D>;
+  const int lane = forgotten(lane_id()), group = lane / 4, mine = lane % 4;
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) own.s[tile][i / 4][i % 4] = own.dp[tile][i / 4][i % 4] = 0.0f;
+  }
+  const int right = step + L::at(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+#pragma unroll
+  for (int part = 0; part < D / 16; ++part) {
+    uint32_t b[4], g[4], a[4];
+    ldmatrix_x4(b, cmpose_shared + L::along(right, part));
+    if constexpr (!L::kHolds) {
+      ldmatrix_x4(g, cmpose_shared + L::along(right + L::kTile, part));
+    }
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      if constexpr (L::kHolds) {
+        const bool held = own.holds_key(tile);
+        if (!held) load_left<D>(a, keys, (owner + kOwners * tile) * kRows, part);
+        const uint32_t(&left)[4] = held ? own.k[tile][part] : a;
+        multiply<T>(own.s[tile][0], left, b[0], b[1]);
+        multiply<T>(own.s[tile][1], left, b[2], b[3]);
+      } else {
+        const int first = (owner + kOwners * tile) * kRows;
+        load_left<D>(a, keys, first, part);
+        multiply<T>(own.s[tile][0], a, b[0], b[1]);
+        multiply<T>(own.s[tile][1], a, b[2], b[3]);
+        load_left<D>(a, L::kSecond, first, part);
+        multiply<T>(own.dp[tile][0], a, g[0], g[1]);
+        multiply<T>(own.dp[tile][1], a, g[2], g[3]);
+      }
+    }
+  }
+  if constexpr (L::kHolds) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int n = i % 2, half = i / 2;
+      const uint4 words = *reinterpret_cast<const uint4*>(
+          cmpose_shared + L::along(step + L::kTile + 8 * n * D * 2 + L::at(group, mine), 2 * half));
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile) {
+        multiply<T>(own.dp[tile][n], own.v[tile][2 * half], words.x, words.y);
+        multiply<T>(own.dp[tile][n], own.v[tile][2 * half + 1], words.z, words.w);
+      }
+    }
+  }
+}
+
+// From products to exp2(logits − their maximum), and what the other owners need of them.
+template <class T, int D, int TILES>
+__device__ __forceinline__ void tell(const Problem& p, Owner<D>& own, int owner, int first,
+                                     int count, float* sums) {
+  const int lane = forgotten(lane_id()), group = lane / 4, mine = lane % 4;
+  const float factor = p.scale * kLog2E;
+  const bool rows_end = first + kRows > p.tokens;
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+    const int key = (owner + kOwners * tile) * kRows;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) own.s[tile][i / 4][i % 4] *= factor;
+    if (rows_end) {  // queries behind the last one add nothing, whatever K and V are
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (first + i / 4 * 8 + 2 * mine + i % 2 >= p.tokens) {
+          own.s[tile][i / 4][i % 4] = own.dp[tile][i / 4][i % 4] = 0.0f;
+        }
+      }
+    }
+    if (key + kRows > count) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (key + i % 4 / 2 * 8 + group >= count) own.s[tile][i / 4][i % 4] = -INFINITY;
+      }
+    }
+  }
+  // Of queries 2 · mine, the next, and these plus 8. Over the lanes with the same queries each lane
+  // keeps one of the eight sums: Σ exp, or Σ exp∘dP, of one query.
+  float own_top = 0.0f, told[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int n = i / 2, column = i % 2;
+    float top = -INFINITY;
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      top = fmaxf(top, fmaxf(own.s[tile][n][column], own.s[tile][n][column + 2]));
+    }
+    for (int bit = 4; bit < kWarp; bit *= 2) {
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, bit));
+    }
+    if (group % 4 == i) own_top = top;
+    const float least = top == -INFINITY ? 0.0f : top;
+    float norm = 0.0f, delta = 0.0f;
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+      for (int at = column; at < 4; at += 2) {
+        const float power = exp2_fast(own.s[tile][n][at] - least);
+        own.s[tile][n][at] = power;
+        norm += power;
+        delta += power * own.dp[tile][n][at];
+      }
+    }
+    const float given = lane & 16 ? norm : delta;
+    told[i] = (lane & 16 ? delta : norm) + __shfl_xor_sync(kAllLanes, given, 16);
+  }
+#pragma unroll
+  for (int bit = 8, left = 2; bit >= 4; bit /= 2, left /= 2) {
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float given = lane & bit ? told[i] : told[left + i];
+      const float kept = lane & bit ? told[left + i] : told[i];
+      told[i] = kept + __shfl_xor_sync(kAllLanes, given, bit);
+    }
+  }
+  const int query = group / 2 % 2 * 8 + 2 * mine + group % 2;
+  float* const to = sums + owner * 3 * kRows;
+  to[group / 4 * kRows + query] = told[0];
+  if (group < 4) to[2 * kRows + query] = own_top;
+}
+
+// What all owners told of query lane % 16: this owner's exp2 times `share` is P, and dS is
+// P (dP − `mean`).
+__device__ __forceinline__ void join(const float* sums, int owner, bool lse, float& share,
+                                     float& mean) {
+  const int query = lane_id() % 16, first = lane_id() / 16 * 4;
+  float top = -INFINITY, tops[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int other = first + i < kOwners ? first + i : owner;
+    tops[i] = sums[other * 3 * kRows + 2 * kRows + query];
+    top = fmaxf(top, tops[i]);
+  }
+  top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 16));
+  float norm = 0.0f, delta = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (first + i >= kOwners) continue;
+    const float* const told = sums + (first + i) * 3 * kRows + query;
+    const float power = exp2_fast(tops[i] - top);
+    norm += told[0] * power;
+    delta += told[kRows] * power;
+  }
+  norm += __shfl_xor_sync(kAllLanes, norm, 16);
+  delta += __shfl_xor_sync(kAllLanes, delta, 16);
+  const float inverse = inverse_fast(norm);
+  share = exp2_fast(sums[owner * 3 * kRows + 2 * kRows + query] - top) * inverse;
+  mean = delta * inverse;
+  if (lse) mean -= sums[kOwners * 3 * kRows + query];
+}
+
+// P and dS of the step before; dSᵀ goes to shared memory, dV and dK grow.
+template <class T, int D, int TILES>
+__device__ __forceinline__ void grow(const Problem& p, Owner<D>& own, int owner, int step,
+                                     int change, const float* sums) {
+  using L = Layout<D>;
+  const int lane = forgotten(lane_id()), group = lane / 4, mine = lane % 4;
+  float share, mean;
+  join(sums, owner, p.grad_lse, share, mean);
+  uint32_t weights[TILES][4], changes[TILES][4];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    float shares[2], means[2];
+#pragma unroll
+    for (int column = 0; column < 2; ++column) {
+      shares[column] = __shfl_sync(kAllLanes, share, 8 * n + 2 * mine + column);
+      means[column] = __shfl_sync(kAllLanes, mean, 8 * n + 2 * mine + column);
+    }
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      const int key = (owner + kOwners * tile) * kRows + group;
+#pragma unroll
+      for (int high = 0; high < 2; ++high) {
+        const float* const dp = own.dp[tile][n] + 2 * high;
+        const float first = own.s[tile][n][2 * high] * shares[0];
+        const float second = own.s[tile][n][2 * high + 1] * shares[1];
+        weights[tile][2 * n + high] = pair_from(T{}, first, second);
+        changes[tile][2 * n + high] =
+            pair_from(T{}, first * (dp[0] - means[0]), second * (dp[1] - means[1]));
+        *reinterpret_cast<uint32_t*>(cmpose_shared + change + (key + 8 * high) * kRows * 2 +
+                                     (n ^ group / 4) * 16 + mine * 4) = changes[tile][2 * n + high];
+      }
+    }
+  }
+#pragma unroll
+  for (int part = 0; part < D / 16; ++part) {
+    uint32_t b[4];
+    load_right<D>(b, step + L::kTile, 0, part);
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      multiply<T>(own.dv[tile][2 * part], weights[tile], b[0], b[1]);
+      multiply<T>(own.dv[tile][2 * part + 1], weights[tile], b[2], b[3]);
+    }
+    load_right<D>(b, step, 0, part);
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      multiply<T>(own.dk[tile][2 * part], changes[tile], b[0], b[1]);
+      multiply<T>(own.dk[tile][2 * part + 1], changes[tile], b[2], b[3]);
+    }
+  }
+}
+
+template <class T, int D, int TILES>
+__device__ __forceinline__ void store_keys(const Problem& p, const Place& place, int owner,
+                                           Owner<D>& own) {
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+    const int first = (owner + kOwners * tile) * kRows;
+    store_rows<T, D>(p, p.dk, place, first, own.dk[tile], p.scale);
+    store_rows<T, D>(p, p.dv, place, first, own.dv[tile], 1.0f);
+#pragma unroll
+    for (int i = 0; i < D / 2; ++i) own.dk[tile][i / 4][i % 4] = own.dv[tile][i / 4][i % 4] = 0.0f;
+  }
+}
+
+// -- a step of the eighth warp --------------------------------------------------------------------
+
+template <class T, int D>
+__device__ __forceinline__ void query_gradients(const Problem& p, const Place& place, int first,
+                                                int tiles, int keys, int change,
+                                                float (&sums)[D / 8][4]) {
+  using L = Layout<D>;
+  const int lane = forgotten(lane_id());
+  // The four 8×8 matrices of a tile: first 8 queries of 8 keys, next 8 queries; then of 8 more
+  // keys.
+  const int key = lane / 16 * 8 + lane % 8, half = lane / 8 % 2 ^ lane / 4 % 2;
+#pragma unroll
+  for (int i = 0; i < D / 2; ++i) sums[i / 4][i % 4] = 0.0f;
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; ++tile) {
+    uint32_t a[4], b[4];
+    ldmatrix_x4_trans(a, cmpose_shared + change + (tile * kRows + key) * kRows * 2 + half * 16);
+#pragma unroll
+    for (int part = 0; part < D / 16; ++part) {
+      load_right<D>(b, keys, tile * kRows, part);
+      multiply<T>(sums[2 * part], a, b[0], b[1]);
+      multiply<T>(sums[2 * part + 1], a, b[2], b[3]);
+    }
+  }
+  store_rows<T, D>(p, p.dq, place, first, sums, p.scale);
+}
+
+// -- the kernel -----------------------------------------------------------------------------------
+
+// Where a block is: an item, counted from its first one, and a step of it.
+struct Cursor {
+  int item, step;
+  __device__ __forceinline__ Cursor before(int steps) const {
+    return step ? Cursor{item, step - 1} : Cursor{item - 1, steps - 1};
+  }
+  __device__ __forceinline__ void advance(int steps) {
+    if (++step == steps) {
+      step = 0;
+      ++item;
+    }
+  }
+};
+
+template <class T, int D, int TILES>
+__device__ __forceinline__ void owner_step(const Problem& p, const Place* places, Owner<D>& own,
+                                           int owner, Cursor now, Cursor last, bool computes,
+                                           bool follows, int slot, bool odd) {
+  using L = Layout<D>;
+  float* const sums = reinterpret_cast<float*>(cmpose_shared + L::kSums);
+  constexpr int kFloats = L::kSumsBytes / 4;
+  if (follows) {
+    const int before = slot ? slot - 1 : L::kRing - 1;
+    grow<T, D, TILES>(p, own, owner, L::kSteps + before * 2 * L::kTile,
+                      L::kChange + !odd * L::kChangeBytes, sums + !odd * kFloats);
+    if (last.step == p.tiles - 1) {
+      store_keys<T, D, TILES>(p, places[last.item % kPlaces], owner, own);
+    }
+  }
+  if (!computes) return;
+  const Place& place = places[now.item % kPlaces];
+  if constexpr (L::kHolds) {
+    if (now.step == 0) {
+      load_values<T, D, TILES>(p, place, owner, own);
+#pragma unroll
+      for (int i = 0; i < TILES * D / 16; ++i) {
+        const int tile = i / (D / 16), part = i % (D / 16);
+        if (own.holds_key(tile)) {
+          load_left<D>(own.k[tile][part], now.item % 2 * L::kSecond,
+                       (owner + kOwners * tile) * kRows, part);
+        }
+      }
+    }
+  }
+  products<T, D, TILES>(own, owner, L::kHolds ? now.item % 2 * L::kSecond : 0,
+                        L::kSteps + slot * 2 * L::kTile);
+  tell<T, D, TILES>(p, own, owner, now.step * kRows, static_cast<int>(place.count),
+                    sums + odd * kFloats);
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem p) {
+  using L = Layout<D>;
+  const int owner = owner_of(__shfl_sync(kAllLanes, warp_id(), 0));
+  const int block = static_cast<int>(blockIdx.x), items = p.share + (block < p.rest);
+  Place* const places = reinterpret_cast<Place*>(cmpose_shared + L::kPlacesAt);
+  float* const sums = reinterpret_cast<float*>(cmpose_shared + L::kSums);
+
+  if (static_cast<int>(threadIdx.x) < min(items, kPlacesAhead)) {
+    find_place(p, threadIdx.x, D, places);
+  }
+  if (owner < kOwners && owner >= p.tiles) {  // for good
+    for (int x = lane_id(); x < 2 * 3 * kRows; x += kWarp) {
+      sums[x / (3 * kRows) * (L::kSumsBytes / 4) + owner * 3 * kRows + x % (3 * kRows)] =
+          x % (3 * kRows) < 2 * kRows ? 0.0f : -INFINITY;
+    }
+  }
+  __syncthreads();
+  copy_matrix<T, D>(p, p.k, places[0], p.tiles, 0);
+  if constexpr (!L::kHolds) copy_matrix<T, D>(p, p.v, places[0], p.tiles, L::kSecond);
+  for (int i = 0; i < L::kRing - 1; ++i) {
+    if (i / p.tiles < items) {
+      copy_step<T, D>(p, places[i / p.tiles], i % p.tiles * kRows, i);
+    }
+    cp_async_commit();
+  }
+  cp_async_wait<0>();
+  __syncthreads();
+
+  Owner<D> own;
+#pragma unroll
+  for (int i = 0; i < kOwned * D / 2; ++i) {
+    const int tile = i / (D / 2), at = i % (D / 2);
+    own.dk[tile][at / 4][at % 4] = own.dv[tile][at / 4][at % 4] = 0.0f;
+  }
+  Cursor now{0, 0};
+  int slot = 0;
+  bool odd = false;
+  while (now.item < items || (L::kHolds && now.step < 2)) {
+    const Cursor last = now.before(p.steps), earlier = last.before(p.steps);
+    const bool computes = now.item < items && now.step < p.tiles;
+    const bool follows = last.item >= 0 && last.step < p.tiles && last.item < items;
+    const int role = forgotten(owner);
+    const int owned = role < kOwners ? (role < p.tiles) + (role + kOwners < p.tiles) : 0;
+    if (owned == 2) {
+      owner_step<T, D, 2>(p, places, own, role, now, last, computes, follows, slot, odd);
+    } else if (owned == 1) {
+      owner_step<T, D, 1>(p, places, own, role, now, last, computes, follows, slot, odd);
+    } else if (owner == kOwners) {
+      float dl = 0.0f;
+      const int query = now.step * kRows + lane_id() % kRows;
+      if (p.grad_lse && computes && query < p.tokens) {
+        dl = p.grad_lse[places[now.item % kPlaces].rows + query];
+      }
+      if (earlier.item >= 0 && earlier.step < p.tiles) {
+        query_gradients<T, D>(p, places[earlier.item % kPlaces], earlier.step * kRows, p.tiles,
+                              L::kHolds ? earlier.item % 2 * L::kSecond : 0,
+                              L::kChange + odd * L::kChangeBytes, own.dk[0]);
+      }
+      if (p.grad_lse && lane_id() < kRows) {
+        sums[odd * (L::kSumsBytes / 4) + kOwners * 3 * kRows + lane_id()] = dl;
+      }
+    }
+    if (L::kHolds && p.steps >= L::kRing) {
+      cp_async_wait<L::kRing - 3>();
+    } else {
+      cp_async_wait<0>();
+    }
+    __syncthreads();
+
+    if (computes) {
+      const int step = now.step + L::kRing - 1, item = now.item + step / p.tiles;
+      if (item < items) {
+        copy_step<T, D>(p, places[item % kPlaces], step % p.tiles * kRows,
+                        slot ? slot - 1 : L::kRing - 1);
+      }
+      slot = slot + 1 < L::kRing ? slot + 1 : 0;
+    }
+    if (now.item + 1 < items) {
+      const Place& next = places[(now.item + 1) % kPlaces];
+      if constexpr (L::kHolds) {
+        if (now.step == 1)
+          copy_matrix<T, D>(p, p.k, next, p.tiles, (now.item + 1) % 2 * L::kSecond);
+      } else {
+        if (now.step == p.tiles) copy_matrix<T, D>(p, p.v, next, p.tiles, L::kSecond);
+        if (now.step == p.steps - 1) {
+          copy_matrix<T, D>(p, p.k, next, p.tiles, 0);
+          cp_async_commit();
+          cp_async_wait<0>();
+          __syncthreads();
+        }
+      }
+    }
+    if (now.step == 0 && threadIdx.x == kThreads - 1 && now.item + kPlacesAhead < items) {
+      find_place(p, now.item + kPlacesAhead, D, places);
+    }
+    cp_async_commit();
+    now.advance(p.steps);
+    odd = !odd;
+  }
+}
+
+}  // namespace
+
+void spatial_attention_backward(const SpatialAttentionBackward& shape, Dtype dtype, int channels,
+                                int blocks, void* stream) {
+  const auto start = [&](auto type, auto width) {
+    using T = decltype(type);
+    constexpr int D = decltype(width)::value;
+    const int64_t items = shape.clips * shape.frames * shape.heads;
+    if (items > 0x7fffffff) {
+      throw std::runtime_error("spatial_attention_backward: " + std::to_string(items) +
+                               " items are too many; split the batch");
+    }
+    const int used = static_cast<int>(std::min<int64_t>(std::max(blocks, 1), items));
+    Problem given{shape};
+    given.qkv_row = static_cast<int>(shape.qkv_strides.token);
+    given.grad_row = static_cast<int>(shape.grad_strides.token);
+    given.tiles = static_cast<int>(ceil_div(shape.tokens, kRows));
+    given.share = used ? static_cast<int>(items / used) : 0;
+    given.rest = used ? static_cast<int>(items % used) : 0;
+    // Where K of the next item is copied from the second step on, it is needed two steps later at
+    // the earliest; with one K, an item's last two steps are those that only finish what is begun.
+    given.steps = Layout<D>::kHolds ? std::max(given.tiles, 3) : given.tiles + 2;
+    launch("spatial_attention_backward", attention_backward<T, D>, used, kThreads,
+           Layout<D>::kBytes, stream, given);
+  };
+  const auto with_width = [&](auto type) {
+    if (channels == 64) return start(type, std::integral_constant<int, 64>{});
+    if (channels == 80) return start(type, std::integral_constant<int, 80>{});
+    throw std::invalid_argument("spatial_attention_backward takes 64 or 80 channels, got " +
+                                std::to_string(channels));
+  };
+  if (shape.tokens < 1 || shape.tokens > kMaxAttentionTokens) {
+    throw std::invalid_argument("spatial_attention_backward takes 1 to " +
+                                std::to_string(kMaxAttentionTokens) + " tokens, got " +
+                                std::to_string(shape.tokens));
+  }
+  if (dtype == Dtype::kBFloat16) return with_width(bf16{});
+  if (dtype == Dtype::kFloat16) return with_width(fp16{});
+  throw std::invalid_argument("spatial_attention_backward takes bfloat16 and float16");
+}
+
+std::map<std::string, unsigned> spatial_attention_backward_shared() {
+  return {{"attention_backward<bf16, 64>", Layout<64>::kBytes},
+          {"attention_backward<bf16, 80>", Layout<80>::kBytes},
+          {"attention_backward<fp16, 64>", Layout<64>::kBytes},
+          {"attention_backward<fp16, 80>", Layout<80>::kBytes}};
+}
+
+}  // namespace cmpose

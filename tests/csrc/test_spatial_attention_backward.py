@@ -1,0 +1,172 @@
+"""The CUDA kernel of spatial attention's gradient: sizes, options, layouts, hostile values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmpose import ops
+from cmpose.ops import cuda, library
+from cmpose.ops.spatial_attention import cuda_refusal
+from tests.ops.support.assertions import (
+    assert_as_close_as_eager,
+    assert_same_bits,
+    hostile_gradients,
+    poisoned_memory,
+)
+from tests.ops.support.cases import DEVICE
+
+pytestmark = pytest.mark.skipif(
+    ops.available("dpc_knn", DEVICE)["cuda"] is not None,
+    reason=str(ops.available("dpc_knn", DEVICE)["cuda"]),
+)
+
+HALVES = (torch.bfloat16, torch.float16)
+Arguments = tuple[Tensor | float | None, ...]
+
+
+def made(
+    sizes: tuple[int, int, int, int, int],
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    options: bool = False,
+    seed: int = 0,
+) -> Arguments:
+    """The op's arguments at sizes B, T, S, H, d, the projection packed. Options: lengths from 0 to
+    S, a gradient to the log-sum-exp, and a negative scale."""
+    B, T, S, H, d = sizes
+    generator = torch.Generator().manual_seed(seed)
+    qkv = torch.randn(B, T, S, 3, H, d, generator=generator).to(dtype)
+    grad = torch.randn(B, T, S, H, d, generator=generator).to(dtype)
+    lengths = torch.randint(0, S + 1, (B, T), generator=generator) if options else None
+    grad_lse = torch.randn(B, T, H, S, generator=generator) if options else None
+    unread = qkv.new_full((0,), torch.nan)
+    given = (grad, grad_lse, qkv, None, None, lengths, unread, unread, -0.2 if options else d**-0.5)
+    return tuple(x.to(DEVICE) if isinstance(x, Tensor) else x for x in given)
+
+
+def run(backend: str, arguments: Arguments, wide: torch.dtype | None = None) -> list[Tensor]:
+    """The gradients to the operands, the arguments converted to ``wide`` first."""
+    backward: Callable[..., tuple[Tensor, ...]]
+    backward = library.IMPLEMENTATIONS["spatial_attention_backward"][backend]
+    if wide is not None:
+        arguments = tuple(
+            x.to(wide) if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments
+        )
+    return [x for x in backward(*arguments) if x.numel()]
+
+
+def check(arguments: Arguments) -> list[Tensor]:
+    found = run("cuda", arguments)
+    eager, exact = run("reference", arguments), run("reference", arguments, torch.float64)
+    for a, b, c in zip(found, eager, exact, strict=True):
+        # P and dS are rounded before the products that follow.
+        assert_as_close_as_eager(a, b, c, reduction=208, roundings=2)
+    return found
+
+
+@pytest.mark.parametrize("d", [64, 80])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_the_model_s_frame(dtype: torch.dtype, d: int) -> None:
+    """192 patches and 15 keypoints: 13 tiles of 16, the last of 15."""
+    check(made((1, 1, 207, 2, d), dtype))
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("d", [64, 80])
+@pytest.mark.parametrize("S", [1, 16, 17, 40, 113, 208])
+def test_sizes_and_options(S: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer tiles than warps, one a warp, two; several items a block, shared unequally."""
+    monkeypatch.setattr(cuda, "MULTIPROCESSORS_ON_CPU", 1 if S == 208 else 2)
+    check(made((1, 1, S, 2, d) if S > 100 else (2, 3, S, 3, d), options=True, seed=S))
+
+
+@pytest.mark.parametrize("d", [64, 80])
+def test_no_order_of_threads_or_copies_changes_a_bit(
+    d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = made((1, 1, 135, 3, d), options=True)
+    expected = run("cuda", arguments)
+    for order, copies in (("backward", "late"), ("7", "early")):
+        monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+        monkeypatch.setenv("CUDA_ON_CPU_COPIES", copies)
+        with poisoned_memory():
+            assert_same_bits(run("cuda", arguments), expected)
+
+
+@pytest.mark.sanitized
+def test_layouts() -> None:
+    """Views in which rows are not aligned, or lie far apart, and separate q, k and v."""
+    grad, _, qkv, _, _, _, unread, _, scale = made((2, 2, 19, 2, 64))
+    assert isinstance(grad, Tensor)
+    assert isinstance(qkv, Tensor)
+    rest = None, unread, unread, scale
+    expected = run("cuda", (grad, None, qkv, None, None, *rest))
+    shifted = torch.zeros(*qkv.shape[:-1], 65, dtype=qkv.dtype, device=DEVICE)[..., 1:]
+    frames_last = torch.zeros(19, 2, 2, 3, 2, 64, dtype=qkv.dtype, device=DEVICE).permute(
+        2, 1, 0, 3, 4, 5
+    )
+    for view in (shifted, frames_last):
+        view.copy_(qkv)
+        assert_same_bits(run("cuda", (grad, None, view, None, None, *rest)), expected)
+    q, k, v = qkv.unbind(3)
+    apart = [x.contiguous() for x in expected[0].unbind(3)]
+    for given in ((q, k, v), (q, k.contiguous(), v.clone())):
+        assert_same_bits(run("cuda", (grad, None, *given, *rest)), apart)
+    for name, hostile in hostile_gradients(grad.shape, grad):
+        found = run("cuda", (hostile, None, qkv, None, None, *rest))
+        plain = run("cuda", (hostile.contiguous(), None, qkv, None, None, *rest))
+        assert torch.equal(found[0], plain[0]), name
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 300.0])
+def test_hostile_values(value: float) -> None:
+    """What is not finite stays in its frame and head, and is where it is in the reference; weights
+    of 0 and 1, of logits of tens of thousands, are as in the reference."""
+    arguments = made((1, 1, 37, 2, 64))
+    qkv = arguments[2]
+    assert isinstance(qkv, Tensor)
+    clean = run("cuda", arguments)[0]
+    qkv[0, 0, 5, 1, 0, 3] = value
+    qkv[0, 0, 6, 0, 0, :8] = 300.0
+    found = check(arguments)[0]
+    assert torch.equal(found[:, :, :, :, 1], clean[:, :, :, :, 1])
+
+
+def test_padding_adds_nothing_whatever_it_holds() -> None:
+    """Keys beyond a frame's length may have any finite value."""
+    grad, _, qkv, *_, scale = made((1, 2, 30, 1, 64))
+    assert isinstance(qkv, Tensor)
+    lengths = torch.tensor([[21, 0]], device=DEVICE)
+    unread = qkv.new_empty(0)
+    rest = None, None, lengths, unread, unread, scale
+    expected = run("cuda", (grad, None, qkv, *rest))[0]
+    other = qkv.clone()
+    other[0, 0, 21:, 1:] = 1e4
+    found = run("cuda", (grad, None, other, *rest))[0]
+    assert torch.equal(found[0, 0, :, :1], expected[0, 0, :, :1])
+    assert torch.equal(found[0, 0, :21], expected[0, 0, :21])
+    assert not found[0, 0, 21:, 1:].any()
+
+
+def test_nothing_is_launched_for_an_empty_batch() -> None:
+    arguments = made((0, 2, 30, 1, 64))
+    assert run("cuda", arguments) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((1, 1, 9, 3, 1, 64), torch.float32, "qkv is float32; .* take bfloat16 and float16"),
+        ((1, 1, 9, 3, 1, 48), torch.float16, "the head dimension is 48; .* take 64 and 80"),
+        ((1, 1, 209, 3, 1, 64), torch.float16, "a frame has 209 tokens; .* up to 208"),
+        ((1, 1, 208, 3, 1, 80), torch.float16, None),
+    ],
+)
+def test_what_is_refused(shape: tuple[int, ...], dtype: torch.dtype, reason: str | None) -> None:
+    found = cuda_refusal(torch.empty(shape, dtype=dtype))
+    assert found is None if reason is None else re.fullmatch(rf".*{reason}", found or "")
