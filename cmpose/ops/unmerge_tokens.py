@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmpose import native
 from cmpose.ops import backends, checks, cuda, library
+from cmpose.ops.cpu import unmerge_tokens as cpu
 
 
 class Selection(Protocol):
@@ -149,6 +150,7 @@ _forward = library.register(
     "Tensor assignment, str backend) -> Tensor",
     _forward_fake,
     reference=unmerge_tokens_reference,
+    cpu=cpu.forward,
     cuda=_cuda_forward,
 )
 _backward = library.register(
@@ -157,6 +159,7 @@ _backward = library.register(
     "-> (Tensor, Tensor)",
     _backward_fake,
     reference=unmerge_tokens_backward_reference,
+    cpu=cpu.backward,
     cuda=_cuda_backward,
 )
 
@@ -257,4 +260,4 @@ def _cuda_limits(causal: Tensor) -> str | None:
     return backends.dtype_refusal(causal=causal)
 
 
-backends.entry(unmerge_tokens, "causal", cuda=_cuda_limits)
+backends.entry(unmerge_tokens, "causal", cpu=None, cuda=_cuda_limits)

@@ -11,10 +11,24 @@ from torch import Tensor
 _dots = torch.ops.aten._embedding_bag_per_sample_weights_backward.default
 
 
-def sums(rows: Tensor, order: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+def flat(index: Tensor, size: int) -> Tensor:
+    """Indices of 0 .. size−1 in each clip as those of all clips in one list: [B, M] → [B·M]."""
+    if len(index) == 1:
+        return index[0].contiguous()
+    return (index + torch.arange(0, len(index) * size, size)[:, None]).flatten()
+
+
+def sorted_bags(bag: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of each clip's bags, 0 .. count−1 [B, M]: all B·M members bag by bag, those of one in the
+    order of their indices, and where each of the B·count bags starts in that list."""
+    bags, order = flat(bag, count).sort(stable=True)
+    return order, torch.searchsorted(bags, torch.arange(len(bag) * count))
+
+
+def sums(rows: Tensor, order: Tensor, starts: Tensor, weights: Tensor | None = None) -> Tensor:
     """Weighted sums of rows [n, D], which ``order`` [m] lists bag by bag from ``starts`` on.
 
-    ``weights`` [m] are in that order.
+    ``weights`` [m] are in that order; without them all are 1.
     """
     options = False, 0, False  # no scaling by frequency, a sum, dense gradients
     return torch.embedding_bag(rows, order, starts, *options, weights)[0]

@@ -8,14 +8,6 @@ from torch import Tensor
 from cmpose.ops.cpu import bags
 
 
-def _rows(assignment: Tensor, num_clusters: int) -> Tensor:
-    """The clusters of all clips in one list: [B, M] → [B·M]."""
-    if len(assignment) == 1:
-        return assignment[0].contiguous()
-    first = torch.arange(0, len(assignment) * num_clusters, num_clusters)
-    return (assignment + first[:, None]).flatten()
-
-
 def forward(
     tokens: Tensor, weights: Tensor, assignment: Tensor, num_clusters: int, normalize: bool
 ) -> tuple[Tensor, Tensor]:
@@ -26,11 +18,11 @@ def forward(
         merged = tokens.new_zeros(batch, num_clusters, width, dtype=wide)
         return merged, tokens.new_zeros(batch, num_clusters, dtype=wide)
     weight = weights.to(wide)
-    clusters, order = _rows(assignment, num_clusters).sort(stable=True)
+    order, starts = bags.sorted_bags(assignment, num_clusters)
     merged = bags.sums(
         tokens.to(wide).reshape(batch * size, width),
         order,
-        torch.searchsorted(clusters, torch.arange(batch * num_clusters)),
+        starts,
         weight.flatten().index_select(0, order),
     ).view(batch, num_clusters, width)
     total = weight.new_zeros(batch, num_clusters).scatter_add_(1, assignment, weight)
@@ -62,7 +54,7 @@ def backward(
             tokens.new_zeros(tokens.shape) if want_tokens else d_tokens,
             weights.new_zeros(weights.shape) if want_weights else d_weights,
         )
-    rows = _rows(assignment, total.shape[1])
+    rows = bags.flat(assignment, total.shape[1])
     gradient = d_merged.to(wide).reshape(-1, width).contiguous()
     divisor = total.gather(1, assignment) if normalize else torch.ones_like(weights, dtype=wide)
     nothing = divisor == 0
