@@ -12,9 +12,9 @@ numbers that fit these two facts:
 That is a linear program: the least number of instructions, plus a high price for each anchor
 that does not come out. An unrolled loop and its remainder come out right by it: they share their
 anchors, and the unrolled one needs fewer instructions. What a guard turns off may be executed less
-often than its block. A loop without any anchor would be counted once; the float32 arithmetic of a
+often than its block. A loop without any anchor would be counted once. The float32 arithmetic of a
 line, which ptxas may fuse in pairs but not leave out, keeps that from happening, at a low price, as
-do its divisions and roots.
+do its divisions and roots; a loop that has none of these goes round as often as its PTX did.
 """
 
 from __future__ import annotations
@@ -43,17 +43,25 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """Of the PTX: its lines, its rounds for each time that it is reached, its instructions."""
+
+    lines: frozenset[str]
+    rounds: float
+    length: int
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What the machine counted, a warp.
 
     Attributes:
-        loops: the lines of each, and its rounds for each time that it is reached.
         branches: by the line of a conditional jump.
         partings: of lanes.
     """
 
     anchors: Anchors
-    loops: list[tuple[frozenset[str], float]]
+    loops: list[Loop]
     branches: dict[str, list[Branch]]
     partings: float
 
@@ -191,8 +199,7 @@ def _lines_from(kernel: Kernel, start: int) -> set[str]:
     return lines
 
 
-def _loops(kernel: Kernel, counting: Counting) -> Iterator[tuple[frozenset[str], float]]:
-    """Of each loop its lines, and its rounds for each time that it is reached."""
+def _loops(kernel: Kernel, counting: Counting) -> Iterator[Loop]:
     visits, jumps, stayed = counting.rows["visits"], counting.rows["jumps"], _stayed(counting)
     following: list[list[int]] = []
     for at, row in enumerate(kernel.rows):
@@ -207,7 +214,7 @@ def _loops(kernel: Kernel, counting: Counting) -> Iterator[tuple[frozenset[str],
                     back += jumps[at] if jumped else stayed[at]
         if visits[head]:
             lines = frozenset(_sources(kernel)[at] for at in body)
-            yield lines, float(visits[head] / max(visits[head] - back, 1))
+            yield Loop(lines, float(visits[head] / max(visits[head] - back, 1)), len(body))
 
 
 def loops(following: Sequence[Sequence[int]]) -> dict[int, set[int]]:
@@ -352,20 +359,25 @@ class _Problem:
                     todo.append(to)
         return sorted(seen)
 
-    def _enter(self, rounds_of: list[tuple[frozenset[str], float]]) -> None:
+    def _enter(self, rounds_of: list[Loop]) -> None:
         """A loop is entered at least as often as the PTX's rounds ask for.
 
-        Without this a loop's blocks could be counted with nobody entering it.
+        Without this a loop's blocks could be counted with nobody entering it. One without anchors
+        that is not unrolled goes round as often, too.
         """
         for head, body in loops([block.next for block in self.blocks]).items() if rounds_of else ():
-            lines = {one.source for at in body for one in self.blocks[at].instructions}
+            held = [one for at in body for one in self.blocks[at].instructions]
+            lines = {one.source for one in held}
             # Of equally alike loops, as an unrolled one and its remainder, the one that goes on.
-            _, rounds = max((len(lines & of) / len(lines | of), n) for of, n in rounds_of)
-            row = {self._column(0.0): 1.0}
+            like = max(
+                rounds_of, key=lambda of: (len(lines & of.lines) / len(lines | of.lines), of.rounds)
+            )
+            unknown = not any(map(_of_sass, held)) and len(held) < 2 * like.length
+            row = {self._column(BRANCH_PRICE * unknown): 1.0}
             for (at, to), edge in self.edges.items():
                 if to == head:
-                    row[edge] = 1.0 if at in body else 1.0 - rounds
-            self.rows.append((row, rounds - 1.0 if head == 0 else 0.0))
+                    row[edge] = 1.0 if at in body else 1.0 - like.rounds
+            self.rows.append((row, like.rounds - 1.0 if head == 0 else 0.0))
 
     def _column(self, price: float) -> int:
         self.prices.append(price)

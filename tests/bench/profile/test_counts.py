@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import struct
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from bench.profile import counts, executed, flight, sass
+from cmpose.kernels import philox
 from tests.csrc.compile_check import require_nvcc
 from tests.ptx_on_cpu import machine, parse
 
@@ -266,6 +268,26 @@ def test_spatial_attention(arch: int) -> None:
     assert found.instructions["mufu"] * 32 >= pairs * rows * keys
     assert found.blocks * found.warps * 1000 < sum(found.instructions.values())
     assert (found.shared_conflicts, min(found.access_bytes)) == (0, 4)
+
+
+@pytest.mark.parametrize("arch", [89, 90, 120])
+def test_a_loop_without_accesses(arch: int) -> None:
+    """The permutation of corrupt_tokens: twelve rounds by four, of integer arithmetic alone."""
+    one = counts.launches_of_op("corrupt_tokens", arch, {"B": 1}, "forward")[0]
+    made, counting = counts._compiled(one, arch), machine.Counting([0])
+    program, _ = counts._run(one, arch, counting)
+    blocks = made.code.blocks
+    found = executed.executed(blocks, executed.wanted(program.kernel, counting, made.warps))
+    text, start = inspect.getsourcelines(philox.permuted.fn)
+    line = start + next(at for at, row in enumerate(text) if "swap = " in row)
+    heads = [
+        head
+        for head, body in executed.loops([block.next for block in blocks]).items()
+        if any(
+            one.source.endswith(f"philox.py:{line}") for b in body for one in blocks[b].instructions
+        )
+    ]
+    assert [found.times[head] for head in heads] == pytest.approx([3], abs=1e-3)
 
 
 def test_kernels_of_csrc_are_matched() -> None:
