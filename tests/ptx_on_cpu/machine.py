@@ -8,8 +8,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -101,29 +100,25 @@ class Counting:
     """
 
     NAMES = (
-        "visits",
-        "accesses",
-        "bytes",
-        "sectors",
-        "wavefronts",
-        "conflicts",
-        "jumps",
-        "partings",
+        *("visits", "accesses", "bytes", "sectors"),
+        *("wavefronts", "conflicts", "jumps", "partings"),
     )
 
     def __init__(self, blocks: Sequence[int] | None = None) -> None:
         self.blocks = None if blocks is None else np.asarray(blocks, dtype=np.uint64)
-        self.rows: dict[str, np.ndarray] = {}
+        self.counts = np.zeros((0, len(self.NAMES)), dtype=np.uint64)
         self.distinct = np.zeros((0, 2), dtype=np.uint64)
 
-    @contextmanager
-    def _passed(self, rows: int, tensors: int) -> Iterator[ctypes.Array]:
+    def _passed(self, rows: int, tensors: int) -> ctypes.Array:
         """What ``ptx_launch`` fills in, as ``Counting`` of machine.h."""
-        counts = np.zeros((rows, len(self.NAMES)), dtype=np.uint64)
+        self.counts = np.zeros((rows, len(self.NAMES)), dtype=np.uint64)
         self.distinct = np.zeros((tensors, 2), dtype=np.uint64)
         chosen = (0, 0) if self.blocks is None else (self.blocks.ctypes.data, len(self.blocks))
-        yield (ctypes.c_uint64 * 4)(counts.ctypes.data, self.distinct.ctypes.data, *chosen)
-        self.rows = dict(zip(self.NAMES, counts.T.astype(np.int64), strict=True))
+        return (ctypes.c_uint64 * 4)(self.counts.ctypes.data, self.distinct.ctypes.data, *chosen)
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        return dict(zip(self.NAMES, self.counts.T.astype(np.int64), strict=True))
 
 
 class Program:
@@ -188,22 +183,20 @@ class Program:
             kept.append(holes)
         size = [*grid, 1, 1][:3]
         message = ctypes.create_string_buffer(1000)
-        asked = counting._passed(len(self.kernel.rows), len(tensors)) if counting else nullcontext()
-        with asked as passed:
-            row = _library().ptx_launch(
-                ctypes.c_void_p(self._handle),
-                (ctypes.c_uint * 3)(*size),
-                warps,
-                shared,
-                parameters,
-                len(parameters),
-                (ctypes.c_uint64 * len(known))(*known),
-                len(tensors),
-                int(backwards),
-                passed,
-                message,
-                len(message),
-            )
+        row = _library().ptx_launch(
+            ctypes.c_void_p(self._handle),
+            (ctypes.c_uint * 3)(*size),
+            warps,
+            shared,
+            parameters,
+            len(parameters),
+            (ctypes.c_uint64 * len(known))(*known),
+            len(tensors),
+            int(backwards),
+            counting._passed(len(self.kernel.rows), len(tensors)) if counting else None,
+            message,
+            len(message),
+        )
         if row >= 0:
             statement = self.kernel.statements[row]
             raise Fault(
