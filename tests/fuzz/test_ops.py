@@ -9,7 +9,7 @@ import inspect
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,15 @@ from torch import Tensor
 
 from cmpose import ops
 from tests.fuzz.conftest import FACTOR
-from tests.ops.support.cases import CASES, OpCase, dtypes_of, leaves
+from tests.ops.support.cases import (
+    CASES,
+    OPTIONS,
+    OpCase,
+    differentiable,
+    dtypes_of,
+    gradients,
+    leaves,
+)
 
 HOSTILE: tuple[Any, ...] = (
     *(None, "", "mean", True, 0, -1, 1, 2, 7, 2**31, 2**63, -(2**63) - 1, 10**400),
@@ -41,6 +49,8 @@ HOSTILE: tuple[Any, ...] = (
     ),
 )
 SCALARS: dict[str, tuple[str, ...]] = {
+    "spatial_attention": ("lengths", "scale", "return_lse"),
+    "temporal_attention": ("lengths", "causal", "scale"),
     "corrupt_tokens": (
         *("mask_ratio", "noise_ratio", "noise_std", "selection", "position_after", "first_clip"),
         "seed",
@@ -55,7 +65,7 @@ SCALARS: dict[str, tuple[str, ...]] = {
 }
 """Options that the cases leave out, by op."""
 
-BACKENDS = {name: case.backends for name, case in CASES.items()}
+BACKENDS = {case.id: case.backends for case in (*CASES.values(), *OPTIONS)}
 
 
 def hostile_tensor(value: Tensor, draw: random.Random) -> Any:
@@ -103,8 +113,8 @@ class Drawn:
 
     def __init__(self, number: int) -> None:
         draw = self.draw = random.Random(number)
-        self.case: OpCase = draw.choice(list(CASES.values()))
-        self.backend = draw.choice(BACKENDS[self.case.name])
+        self.case: OpCase = draw.choice([*CASES.values(), *OPTIONS])
+        self.backend = draw.choice(BACKENDS[self.case.id])
         # The interpreter takes a second for what others do in a millisecond.
         if self.backend == "triton" and draw.random() < 0.95:
             self.backend = "auto"
@@ -129,7 +139,7 @@ class Drawn:
 
     def change(self) -> None:
         """Makes one argument another than it should be."""
-        draw, options = self.draw, SCALARS.get(self.case.name, ())
+        draw, options = self.draw, SCALARS.get(self.case.id, ())
         if options and draw.random() < 0.6:
             self.made[draw.choice(options)] = draw.choice(HOSTILE)
             return
@@ -154,7 +164,8 @@ def assert_named(error: Exception, call: Drawn) -> None:
         assert text.startswith(f"{call.case.name} cannot run on backend"), f"{call}: {text}"
         return
     function = getattr(ops, call.case.name)
-    names = {*inspect.signature(function).parameters, "selection.causal", "selection.noncausal"}
+    names = {*inspect.signature(function).parameters, *("q", "k", "v")}
+    names |= {"selection.causal", "selection.noncausal"}
     first = re.split(r"[\s:(]", text, maxsplit=1)[0]
     assert first in names, f"{call}: {type(error).__name__}: {text}"
 
@@ -180,24 +191,40 @@ def assert_right(outputs: list[Any], call: Drawn) -> None:
         n: v.double() if isinstance(v, Tensor) and n in call.case.floating else v
         for n, v in call.made.items()
     }
-    truth = call.run("reference", exact)
+    assert_close(outputs, call.run("reference", exact), call, "result")
+
+
+def assert_close(outputs: Sequence[Any], truth: Sequence[Any], call: Drawn, what: str) -> None:
+    """The same up to the rounding of the call's dtype."""
     eps = torch.finfo(call.dtype).eps
     for index, (found, right) in enumerate(zip(outputs, truth, strict=True)):
         if not isinstance(found, Tensor):
             continue
-        assert found.shape == right.shape, f"{call}: result {index} has shape {list(found.shape)}"
+        assert found.shape == right.shape, f"{call}: {what} {index} has shape {list(found.shape)}"
         if not found.is_floating_point() or not found.numel():
             continue
         if call.case.name == "dpc_knn" and index:
             continue  # δ, centres and clusters hang on near-ties; tests/ops has the bound
         finite = right.isfinite()
-        assert torch.equal(found.isfinite(), finite), f"{call}: result {index} is not finite"
+        assert torch.equal(found.isfinite(), finite), f"{call}: {what} {index} is not finite"
         scale = float(right[finite].abs().max()) if finite.any() else 0.0
         error = float((found.double() - right)[finite].abs().max()) if finite.any() else 0.0
         # A logit of |q| |k| moves a weight by that share of an ulp; here they are below 64.
         assert error <= 64 * eps * max(scale, 1e-3) + 1e-4 * scale, (
-            f"{call}: result {index} is off by {error:.3g} of {scale:.3g}"
+            f"{call}: {what} {index} is off by {error:.3g} of {scale:.3g}"
         )
+
+
+def assert_gradients_right(call: Drawn) -> None:
+    """As the reference's in float64, up to the rounding of the dtype."""
+    found = []
+    for dtype, backend in ((call.dtype, call.backend), (torch.float64, "reference")):
+        made = {n: v.to(dtype) if n in call.case.floating else v for n, v in call.made.items()}
+        inputs = [made[n].detach().requires_grad_() for n in call.case.gradients]
+        made |= zip(call.case.gradients, inputs, strict=True)
+        outputs = differentiable(call.case.call(**made, backend=backend))
+        found.append(gradients(outputs, inputs, call.dtype))
+    assert_close(*found, call, "gradient")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -219,5 +246,7 @@ def test_random_calls(hunt: Callable[..., None]) -> None:
         assert_in_range(outputs, call)
         if not call.changed and not call.poisoned:
             assert_right(outputs, call)
+            if call.case.gradients and number % 2:
+                assert_gradients_right(call)
 
     hunt(check, st.integers(0, 2**62), tries=300 if FACTOR == 1 else 600, shrink=False)

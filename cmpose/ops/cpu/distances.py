@@ -67,6 +67,11 @@ def centred(x: Tensor, usable: Tensor | None) -> Tensor:
     return x - shift
 
 
+def keeps_matrix(tokens: Tensor) -> bool:
+    """Whether clips' d² are kept; without a clip there is nothing to keep."""
+    return tokens.shape[1] <= MATRIX_TOKENS or not len(tokens)
+
+
 def rows_at_once(columns: int) -> int:
     """How many rows of so many distances are as many as a block has, or BLOCK."""
     return max(1, min(BLOCK, BLOCK * BLOCK // max(1, columns)))
@@ -238,6 +243,8 @@ def _distinct(square: Tensor, k: int) -> Tensor | None:
     """
     if square.dtype != torch.float32 or k > _ONE_BY_ONE or square.shape[2] >= 64 * k:
         return None
+    if not square.numel():
+        return None
     bits = square.view(torch.int32)
     found = [bits.amin(dim=2, keepdim=True)]
     for _ in range(k - 1):
@@ -335,7 +342,7 @@ def neighbors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d² [B, M, k] and indices of the nearest, and how many there are ``within`` a d²: [B, M]."""
     size = clips.usable.shape[1]
-    if size <= MATRIX_TOKENS:
+    if keeps_matrix(clips.usable):
         others = masked_matrix(clips, clips.distances.matrix(), include_self)
         found = nearest_of_few(others, k)
         return *found, (others <= within).sum(dim=2) if within >= 0 else found[1].new_empty(0)
@@ -389,7 +396,7 @@ def nearest_in_order(
 def clips_at_once(x: Tensor) -> list[slice]:
     """The clips of [B, M, D] in portions, so that the distances of one stay in a CPU's cache."""
     batch, size, _ = x.shape
-    step = max(1, _CLIPS // size**2) if size <= MATRIX_TOKENS else 1
+    step = max(1, _CLIPS // size**2) if keeps_matrix(x) else 1
     return [slice(start, start + step) for start in range(0, max(batch, 1), step)]
 
 

@@ -17,6 +17,7 @@ from cmpose.ops.cpu.distances import (
     clips_at_once,
     full_precision,
     joined,
+    keeps_matrix,
     masked_matrix,
     nearest_in_order,
     nearest_of_few,
@@ -46,7 +47,7 @@ def forward(
     """The results, d² not divided by D; None where finite tokens are too far apart for d²."""
     unit = float(tokens.shape[2]) if scale else 1.0
     options = k, num_clusters, unit, include_self, peak_delta == "global_max", want_neighbors
-    find = _of_few if tokens.shape[1] <= blocks.MATRIX_TOKENS else _of_many
+    find = _of_few if keeps_matrix(tokens) else _of_many
     results = []
     with full_precision():
         for some in clips_at_once(tokens):

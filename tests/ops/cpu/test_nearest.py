@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmpose import ops
 from cmpose.ops.cpu import distances
 from cmpose.ops.distances import INF
 
@@ -53,3 +54,9 @@ def test_what_is_found_one_after_another_is_found_so() -> None:
     assert distances._distinct(rows("one tie", torch.float32, 131), 5) is None
     assert distances._distinct(rows("few are finite", torch.float32, 9), 8) is None
     assert distances._distinct(rows("any", torch.float64, 131), 5) is None
+
+
+@pytest.mark.parametrize("tokens", [torch.empty(0, 7, 3), torch.empty(0, 2100, 3)])
+def test_no_clips(tokens: Tensor) -> None:
+    assert ops.knn(tokens, 5).indices.shape == (0, tokens.shape[1], 5)
+    assert ops.dpc_knn(tokens, 5, 6).centers.shape == (0, 6)
