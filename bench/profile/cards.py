@@ -2,6 +2,9 @@
 
 Rates are the data sheet's at its boost clock. What a card sustains is less where a share says so,
 and more where its clock goes above boost, as GeForce cards' does.
+
+A source that says "not opened" is named for figures that were not compared with it; all others were
+read for the figures beside them.
 """
 
 from __future__ import annotations
@@ -57,11 +60,28 @@ class Card:
 SHARED_BYTES_A_CLOCK = 128
 """Of an SM's shared memory and first-level cache, on all of these (CUDA C++ Programming Guide)."""
 
-_GUIDE = "CUDA C++ Programming Guide: technical specifications and throughput by compute capability"
-_DISSECTED = "latencies: arXiv 2402.13499, tables of memory latency"
-_BENCHES = "L2 rate and launch to launch: te42kyfo/gpu-benches, L40 and H200 charts"
+_GUIDE = (
+    "lanes and what an SM holds: CUDA C++ Programming Guide, technical specifications and"
+    " throughput by compute capability; float32, float64 and special functions of 8.0 and 8.6 were"
+    " read in a copy of its table, the rest not opened"
+)
+_DISSECTED = (
+    "latencies: arXiv 2402.13499, tables of memory latency, not opened; markdewing/AI_kernels,"
+    " latency/README.md, measures 636 and 296 cycles (RTX 4090), 550 and 210 (A100), 700 and 291"
+    " (H100)"
+)
+_SIZES = "L2 size: markdewing/AI_kernels, latency/README.md"
 _NO_L2 = "L2 rate: none published; the L40's bytes a clock and SM"
-_LAUNCH = "launch to launch: as the L40's, te42kyfo/gpu-benches"
+_L40_L2 = "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/l40.txt, 5.2 TB/s to 92 MB"
+_H200_L2 = "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/h200.txt, 9.7 TB/s from 12 to 40 MB"
+_LAUNCH = (
+    "launch to launch: the L40's, te42kyfo/gpu-benches, gpu-small-kernels/l40_graph.txt, 65 kB"
+    " in 0.94 µs"
+)
+_H200_LAUNCH = (
+    "launch to launch: te42kyfo/gpu-benches, gpu-small-kernels/h200_graph.txt, 65 kB in 1.3 µs"
+)
+_MORE = "stas00/ml-engineering, compute/accelerator/README.md"
 
 
 def _lanes(fma: int, fp64: int, alu: int = 64) -> dict[str, int]:
@@ -89,8 +109,9 @@ RTX_4090 = Card(
     warps=48,
     blocks=24,
     launch_us=1.0,
-    sources=("Ada GPU architecture white paper (165.2 TFLOP/s, 1,008 GB/s)", _GUIDE, _DISSECTED,
-             _NO_L2, _LAUNCH),
+    sources=("SMs, clock and 1,008 GB/s: thefpsreview.com, RTX 4090 specifications",
+             "165.2 TFLOP/s: Ada GPU architecture white paper, not opened", _SIZES, _GUIDE,
+             _DISSECTED, _NO_L2, _LAUNCH),
 )  # fmt: skip
 
 L40 = replace(
@@ -100,8 +121,9 @@ L40 = replace(
     clock_ghz=2.49,
     dram_gb_s=864,
     l2_mb=96,
-    sources=("L40 data sheet (181 TFLOP/s, 864 GB/s)", _GUIDE, _BENCHES,
-             "latencies: the RTX 4090's, the same die"),
+    sources=("SMs and L2 size: abstract of arXiv 2606.22588",
+             "clock, 181 TFLOP/s and 864 GB/s: L40 data sheet, not opened", _GUIDE, _L40_L2,
+             _LAUNCH, "latencies: the RTX 4090's, the same die"),
 )  # fmt: skip
 
 RTX_A5000 = replace(
@@ -116,7 +138,8 @@ RTX_A5000 = replace(
     dram_cycles=466,
     l2_cycles=262,
     blocks=16,
-    sources=("RTX A5000 data sheet (222 TFLOP/s sparse, 768 GB/s)", _GUIDE, _NO_L2, _LAUNCH,
+    sources=("SMs, clock, L2 size, 222 TFLOP/s sparse, 768 GB/s: RTX A5000 data sheet, not opened",
+             _GUIDE, _NO_L2, _LAUNCH,
              "latencies: none published; the A100's"),
 )  # fmt: skip
 
@@ -131,7 +154,9 @@ RTX_5090 = replace(
     lanes=_lanes(128, 2, alu=128),
     dram_cycles=936,
     l2_cycles=360,
-    sources=("RTX Blackwell GPU architecture white paper (209.5 TFLOP/s, 1,792 GB/s)", _GUIDE,
+    sources=("SMs, clock, L2 size, 1,792 GB/s and 838 TFLOP/s, which is four times 209.5:"
+             " Linux Format, May 2025, RTX 5090",
+             "twice the integer lanes of the RTX 4090: itc.ua, overview of Blackwell", _GUIDE,
              "latencies: markdewing/AI_kernels, latency/README.md", _NO_L2, _LAUNCH),
 )  # fmt: skip
 
@@ -142,7 +167,7 @@ A100 = Card(
     clock_ghz=1.41,
     dram_gb_s=2039,
     l2_mb=40,
-    l2_bytes=47.4,
+    l2_bytes=35.5,
     lanes=_lanes(64, 32),
     tensor=_tensor(2048),
     dram_cycles=466,
@@ -152,9 +177,11 @@ A100 = Card(
     warps=64,
     blocks=32,
     launch_us=1.4,
-    sources=("A100 data sheet (312 TFLOP/s, 2,039 GB/s)",
-             "A100 architecture white paper (L2 reads 5,120 bytes a clock)", _GUIDE, _DISSECTED,
-             "launch to launch: as the H200's, te42kyfo/gpu-benches"),
+    sources=("SMs and 312 TFLOP/s: forums.developer.nvidia.com, 244727",
+             "clock: chipsandcheese.com, Nvidia's H100", "2,039 GB/s: A100 data sheet, not opened",
+             _SIZES, _GUIDE, _DISSECTED,
+             "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/a100_80.txt, 5.4 TB/s to 25 MB",
+             "launch to launch: the same, gpu-small-kernels/a100_80_graph.txt, 65 kB in 1.3 µs"),
 )  # fmt: skip
 
 H100 = Card(
@@ -164,7 +191,7 @@ H100 = Card(
     clock_ghz=1.83,
     dram_gb_s=3350,
     l2_mb=50,
-    l2_bytes=38.3,
+    l2_bytes=40.2,
     lanes=_lanes(128, 64),
     tensor=_tensor(4096),
     dram_cycles=479,
@@ -175,16 +202,17 @@ H100 = Card(
     blocks=32,
     launch_us=1.4,
     sustained=0.8,
-    sources=("H100 data sheet (989 TFLOP/s, 3,350 GB/s)", _GUIDE, _DISSECTED, _BENCHES,
-             "sustained: 794.5 of 989 TFLOP/s, stas00/ml-engineering, achievable matrix products"),
+    sources=("SMs, clock and 989 TFLOP/s: glennklockwood.com, peak FLOPS", f"3,350 GB/s: {_MORE}",
+             _SIZES, _GUIDE, _DISSECTED, f"{_H200_L2}, the same die", _H200_LAUNCH,
+             "sustained: 794.5 of 989 TFLOP/s, stas00/ml-engineering, maximum achievable FLOPS"),
 )  # fmt: skip
 
 H200 = replace(
     H100,
     name="H200 SXM",
     dram_gb_s=4800,
-    sources=("H200 data sheet (989 TFLOP/s, 4,800 GB/s)", _GUIDE, _BENCHES,
-             "latencies and the sustained share: the H100's"),
+    sources=(f"4,800 GB/s: {_MORE}", "SMs, clock, 989 TFLOP/s, sustained share, latencies and L2"
+             " size: the H100's", _GUIDE, _H200_L2, _H200_LAUNCH),
 )  # fmt: skip
 
 CARDS = {
