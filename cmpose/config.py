@@ -44,6 +44,10 @@ class ModelConfig:
         pretrained: weights to start from: a ``.safetensors`` or ``.pth`` file or a model's folder,
             of ViTPose (original, mmpose 1.x or Hugging Face), of a ViT (MAE or timm), or of
             cmpose. Empty starts from random weights. See ``docs/weights.md``.
+        identity_start: starts with a criss-cross network and a Fine Token Enhancement that pass
+            the key frame's tokens through, so that a model with ViTPose's weights predicts what
+            ViTPose does. Fine Token Enhancement then blends in by a learned gate. Needs ``head:
+            deconv``.
         mask_task: token masking and its reconstruction loss (Eq. 2).
         denoise_task: token noise and its reconstruction loss (Eq. 3).
         mask_ratio: p_tm, the share of a clip's T·N tokens that are masked.
@@ -90,6 +94,7 @@ class ModelConfig:
     drop_path: float = -1.0
     drop_path_selection: Literal["exact", "bernoulli"] = "exact"
     pretrained: str = ""
+    identity_start: bool = False
 
     mask_task: bool = True
     denoise_task: bool = True

@@ -33,6 +33,11 @@ def check_config(config: ModelConfig) -> None:
         ratio = getattr(config, name)
         if not 0.0 <= ratio <= 1.0:
             raise ValueError(f"model.{name}={ratio}: must lie in [0, 1]")
+    if config.identity_start and config.head != "deconv":
+        raise ValueError(
+            f"model.identity_start=true needs model.head=deconv, the head that ViTPose has; it is "
+            f"{config.head}"
+        )
     if config.fine != "off":
         _check_fine(config, height // PATCH * (width // PATCH))
 

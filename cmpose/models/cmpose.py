@@ -60,6 +60,8 @@ class CMPose(SavedModel):
             self.head = TokenHead(width, heads, grid, config)
         self.apply(_initialise)
         self.coarse.reset()
+        if config.identity_start:
+            self.coarse.make_identity()
         self.head.reset()
 
     def forward(

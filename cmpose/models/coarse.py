@@ -13,6 +13,7 @@ from cmpose.config import ModelConfig
 from cmpose.models.criss_cross import CrissCross
 from cmpose.models.layers import Linear
 from cmpose.models.rows import corrupted_tokens, distinct_tokens, reads
+from cmpose.models.vit import Block
 
 
 class Reconstruction(NamedTuple):
@@ -97,6 +98,20 @@ class CoarseLearning(nn.Module):
         nn.init.trunc_normal_(self.keypoint_tokens, std=1.0)
         self.criss_cross.reset_fusion()
         self.fusion.reset()
+
+    def make_identity(self) -> None:
+        """Lets the backbone's tokens of the key frame through as they are (``identity_start``).
+
+        X is F_v ⊕ F_k without embeddings, the criss-cross network's residual branches give zero,
+        and ⊕ and the temporal fusion pass tokens on as :meth:`reset` has left them.
+        """
+        nn.init.zeros_(self.frame_embed)
+        nn.init.zeros_(self.slot_embed)
+        for module in self.criss_cross.modules():
+            if isinstance(module, Block):
+                for last in (module.attn.proj, module.mlp.fc2):
+                    nn.init.zeros_(last.weight)
+                    nn.init.zeros_(last.bias)
 
     def _clean(self, features: Tensor) -> Tensor:
         """X = F_v ⊕ F_k, with its embeddings: [B, T, N, D] → [B, T, N+K, D]."""

@@ -22,7 +22,8 @@ exceed float32's range."""
 class FineOutput(NamedTuple):
     """Results of the second stage.
 
-    ``grid`` [B, N, D] has the tokens back in their cells; ``fine`` [B, nK + L, D] has the causal
+    ``grid`` [B, N, D] has the tokens back in their cells, with ``identity_start`` blended with what
+    came in; ``fine`` [B, nK + L, D] has the causal
     tokens, then the merged ones. ``selection`` tells causal tokens from the others, ``clusters``
     which cluster each of the others is in (None without merging).
     """
@@ -64,6 +65,9 @@ class FineTokenEnhancement(nn.Module):
     The keypoint tokens attend the fused patch tokens, S = softmax(Q Kᵀ / √D) [B, K, N]. Every
     keypoint's top-n tokens are causal, n·K in all. DPC-kNN groups the others into L clusters; each
     cluster becomes one token, the mean of its tokens f_j weighted by their importance s_j.
+
+    With ``identity_start`` the grid is f + g · (fine − f): the gate g, a learned number, starts at
+    0, where the tokens f pass through.
     """
 
     def __init__(self, width: int, config: ModelConfig) -> None:
@@ -73,6 +77,8 @@ class FineTokenEnhancement(nn.Module):
         self.norm_tokens = LayerNorm(width, eps=NORM_EPS)
         self.query = Linear(width, width)
         self.key = Linear(width, width)
+        # [1], since FSDP2 takes no scalars.
+        self.gate = nn.Parameter(torch.zeros(1)) if config.identity_start else None
 
     def forward(self, tokens: Tensor, keypoint_tokens: Tensor) -> FineOutput:
         """tokens [B, N, D], keypoint_tokens [B, K, D]."""
@@ -81,12 +87,19 @@ class FineTokenEnhancement(nn.Module):
         if self.config.fine == "causal_only":
             cells = selection.causal.unsqueeze(-1).expand_as(causal)
             grid = torch.zeros_like(tokens).scatter(1, cells, causal)
-            return FineOutput(grid, causal, selection, None)
+            return FineOutput(self._blend(tokens, grid), causal, selection, None)
         clusters, merged = self._cluster(tokens, selection)
         grid = ops.unmerge_tokens(
             causal, merged, selection, clusters.assignment, backend=self.config.backend
         )
-        return FineOutput(grid, torch.cat([causal, merged], dim=1), selection, clusters)
+        fine = torch.cat([causal, merged], dim=1)
+        return FineOutput(self._blend(tokens, grid), fine, selection, clusters)
+
+    def _blend(self, tokens: Tensor, grid: Tensor) -> Tensor:
+        """The grid as far as the gate is open, [B, N, D]."""
+        if self.gate is None:
+            return grid
+        return tokens + self.gate.to(tokens.dtype) * (grid - tokens)
 
     def _select(self, tokens: Tensor, keypoint_tokens: Tensor) -> SelectedTokens:
         """S = softmax(Q Kᵀ / √D), and each keypoint's top-n tokens (Eqs. 7 and 8)."""

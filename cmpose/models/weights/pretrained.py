@@ -150,6 +150,9 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
     except ValueError as error:
         raise ValueError(f"model.pretrained={str(path)!r}: {file.name}: {error}") from error
     translation = layouts.translate(weights, layout, own, model.backbone.grid)
+    if layout.name == "cmpose" and "fine.gate" in own and "fine.gate" not in translation.tensors:
+        translation.tensors["fine.gate"] = torch.ones_like(own["fine.gate"])
+        translation.notes.append("it has no gate before its Fine Token Enhancement: taken as open")
     width, depth = size_of(translation.tensors)
     _check_size(model, path, layout, width, depth)
     misshapen = {k for k, v in translation.tensors.items() if k in own and own[k].shape != v.shape}

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from cmpose.data.skeleton import JOINTS
+from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import VIT_SIZES
 from cmpose.models.weights import pretrained
 from cmpose.models.weights.layouts import grid_of
 from cmpose.models.weights.pretrained import load_pretrained
 from tests.data.synthetic import COCO_KEYPOINTS
 from tests.models import vitpose
-from tests.models.builders import build
+from tests.models.builders import build, clips, seed_tensor
 
 
 def pixels(size=(64, 48), batch: int = 1):
@@ -300,3 +301,62 @@ def test_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "no.pth"):
         with pytest.raises(FileNotFoundError, match=r"no model\.safetensors and no file of weigh"):
             load_pretrained(build(), path)
+
+
+# -- identity_start -------------------------------------------------------------------------------
+
+
+def test_an_identity_start_predicts_what_vitpose_predicts(tmp_path):
+    """The whole model on clips of different frames, for the joints that both have, in float32."""
+    theirs = vitpose.vitpose("small", (64, 64), depth=2)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    clip = torch.randn(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    shared = [joint for joint, name in enumerate(JOINTS) if name in COCO_KEYPOINTS]
+    assert len(shared) == 13
+    rows = [COCO_KEYPOINTS.index(JOINTS[joint]) for joint in shared]
+    wanted = vitpose.outputs(theirs, clip[:, 1])[1][:, rows]
+    fields = {"backbone": "small", "stem": "patch", "depth": 2, "head_channels": 256}
+    fields |= {"num_keypoints": 15, "tokens_per_keypoint": 1, "num_clusters": 1, "neighbors": 1}
+
+    def heatmaps(**more):
+        model = build(image_size=(64, 64), **fields, **more).eval()
+        load_pretrained(model, tmp_path)
+        with torch.no_grad():
+            return model(clip).heatmaps[:, shared]
+
+    for fine in ("full", "causal_only", "off"):
+        assert_same([heatmaps(fine=fine, identity_start=True)], [wanted])
+    assert (heatmaps() - wanted).abs().max() > 0.01
+
+
+def test_an_identity_start_learns_in_every_part():
+    """After one step of gradient descent the gate has opened, and all weights have gradients."""
+    model = build(identity_start=True, depth=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = clips(2, model.config)
+    centers, weight = torch.full((2, 2, 2), 5.0), torch.ones(2, 2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        output = model(batch, seed_tensor())
+        cmpose_loss(output, centers, weight, model.config).total.backward()
+        optimizer.step()
+    assert model.fine.gate.item() != 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_model_without_a_gate_is_taken_with_the_gate_open(tmp_path):
+    before = build(seed=1, fine="full")
+    torch.nn.init.normal_(before.coarse.criss_cross.fuse_first.weight)
+    save_file(before.state_dict(), tmp_path / "model.safetensors")
+    model = build(identity_start=True)
+    assert "no gate" in load_pretrained(model, tmp_path)
+    images = clips(1, model.config)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images).heatmaps, before.eval()(images).heatmaps)
+
+
+def test_an_identity_start_needs_vitposes_head():
+    with pytest.raises(ValueError, match=r"model\.identity_start=true needs model\.head=deconv"):
+        build(identity_start=True, head="token")
