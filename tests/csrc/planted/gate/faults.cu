@@ -1,4 +1,5 @@
-// A copy through shared memory, and the same with one thing done worse, for tests/csrc/test_gate.py.
+// A copy through shared memory, and the same with one thing done worse, for
+// tests/csrc/test_gate.py.
 #include <cuda_runtime.h>
 
 enum Fault { kNone, kNarrow, kScattered, kTwice, kConflicts, kWork, kShared };
