@@ -11,13 +11,15 @@ from bench.report.tables import NOT_YET, Card, table
 
 
 def _origin(held: list[Record]) -> list[str]:
-    """What made the records, each way once."""
-    lines = [
-        f"Counted with torch {o['torch']}, triton {o['triton']}, commit `{o['commit'][:9]}`"
-        f"{' with uncommitted changes' if o['dirty'] else ''}, {o['utc'][:10]}, `{o['command']}`."
-        for o in (record["provenance"] for record in held)
-    ]
-    return list(dict.fromkeys(lines))
+    """What made the records: a line for each commit, with its commands."""
+    commands: dict[str, list[str]] = {}
+    for o in (record["provenance"] for record in held):
+        made = (
+            f"Counted with torch {o['torch']}, triton {o['triton']}, commit `{o['commit'][:9]}`"
+            f"{' with uncommitted changes' if o['dirty'] else ''}, {o['utc'][:10]}"
+        )
+        commands.setdefault(made, []).append(f"`{o['command']}`")
+    return [f"{made}, {', '.join(dict.fromkeys(of))}." for made, of in commands.items()]
 
 
 def _estimate(record: Record) -> str:
@@ -90,10 +92,12 @@ def peers(held: list[Record]) -> str:
     if not held:
         return "Estimates of the peers: none recorded."
     rows: list[list[str]] = []
-    refused: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}
     for record in held:
         known = {n: p["estimate_us"] for n, p in record["peers"].items() if not isinstance(p, str)}
-        refused |= {n: why for n, why in record["peers"].items() if n not in known}
+        for name, why in record["peers"].items():
+            if name not in known and name not in refused.setdefault(str(why), []):
+                refused[str(why)].append(name)
         ranked = sorted(known, key=known.__getitem__)
         ratio = known[ranked[0]] / record["estimate_us"] if ranked else None
         shown = "none" if ratio is None else f"{ratio:.2f}×{', a loss' if ratio < 1 else ''}"
@@ -107,6 +111,5 @@ def peers(held: list[Record]) -> str:
             ]
         )
     head = ("workload", "card", "ours, µs", "peers, µs", "best peer over ours")
-    why = [f"Not profiled: {', '.join(n for n, w in refused.items() if w == reason)}: {reason[7:]}."
-           for reason in dict.fromkeys(refused.values())]  # fmt: skip
+    why = [f"Not profiled: {', '.join(of)}: {reason[7:]}." for reason, of in refused.items()]
     return "\n\n".join([table(head, rows), *why, *_origin(held)])
