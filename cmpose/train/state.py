@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "data.frame_cache_mb",
     "data.warp",  # auto depends on the device; where crops are made is compared instead
     "model.checkpoint_activations",
+    "model.drop_path_selection",  # other draws of one thing; runs from before it are bernoulli's
     "data.cache",  # a raw cache holds the frames' own pixels; what pixels are made of is compared
     "data.cache_format",
     "data.cache_quality",
