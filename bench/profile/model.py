@@ -55,28 +55,36 @@ class Occupancy:
         return 1 - self.waves / math.ceil(self.waves)
 
 
-def occupancy(counts: Counts, card: Card) -> Occupancy:
-    """Blocks an SM and waves.
+def fitting(card: Card, warps: int, registers: int, shared_bytes: int) -> dict[str, int]:
+    """Blocks that each resource of an SM has room for.
 
     Registers are given to warps in portions of 256, and warps are counted in fours, one for each
     quarter of an SM. Of shared memory the system keeps 1 KB a block, and gives it in portions of
     128 bytes.
 
+    Args:
+        warps, registers, shared_bytes: of a block, a thread, a block.
+    """
+    portion = 256 * math.ceil(max(registers, 1) * WARP / 256)
+    shared = 128 * math.ceil((shared_bytes + 1024) / 128)
+    fits = shared_bytes <= card.block_shared_bytes
+    return {
+        "blocks": card.blocks,
+        "warps": card.warps // warps,
+        "registers": card.registers // portion // 4 * 4 // warps,
+        "shared memory": card.shared_bytes // shared * fits,
+    }
+
+
+def occupancy(counts: Counts, card: Card) -> Occupancy:
+    """Blocks an SM and waves.
+
     Raises:
         ValueError: not even one block fits.
     """
-    registers = 256 * math.ceil(max(counts.registers, 1) * WARP / 256)
-    shared = 128 * math.ceil((counts.shared_bytes + 1024) / 128)
-    fitting = {
-        "blocks": card.blocks,
-        "warps": card.warps // counts.warps,
-        "registers": card.registers // registers // 4 * 4 // counts.warps,
-        "shared memory": card.shared_bytes // shared,
-    }
-    if counts.shared_bytes > card.block_shared_bytes:
-        fitting["shared memory"] = 0
-    limit = min(fitting, key=fitting.__getitem__)
-    blocks = fitting[limit]
+    held = fitting(card, counts.warps, counts.registers, counts.shared_bytes)
+    limit = min(held, key=held.__getitem__)
+    blocks = held[limit]
     if not blocks:
         raise ValueError(
             f"{counts.kernel}: no block fits an SM of {card.name}: {limit} "

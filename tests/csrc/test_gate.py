@@ -41,7 +41,7 @@ def test_budgets_are_kept(op: str, direction: str, arch: int) -> None:
     now = gate.measured(gate.CUDA, op, direction, arch)
     if max(now[f"{op} {direction} sm_{arch}"].values()) > SECTORS:
         assert f"{op} {direction}" in REASONS
-    gate.check(gate.CUDA, op, now)
+    gate.check(op, now, gate.CUDA.read())
 
 
 def test_every_kernel_is_gated() -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,19 @@ OPS = sorted(
     path.stem for path in (Path(__file__).parent / "cases").glob("*.py") if path.stem != "__init__"
 )
 """The ops that have Triton kernels, each with its cases in ``tests/kernels/cases``."""
+
+LOOPS = {
+    "spatial_attention": ("S 207 d 64 bfloat16",),
+    "temporal_attention": ("forward T 3 d 64 bfloat16", "backward T 3 d 64 bfloat16"),
+    "corrupt_tokens": ("forward bfloat16", "backward bfloat16"),
+    "reconstruction_loss": ("forward 768 bfloat16", "scale 768 bfloat16"),
+    "heatmap_loss": ("forward 64x48 bfloat16", "scale bfloat16"),
+    "warp_clips": ("bfloat16 by float64",),
+}
+"""Op → its cases of the reference shape, whose main loops have budgets (tests/kernels/gate.py)."""
+
+LOOP_ARCHS = (90, 120)
+"""Cards whose loops have them: of these less is counted than of sm_89."""
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -59,6 +72,7 @@ class Compiled:
         half: whether it takes tensors of float16 or bfloat16.
         ahead: see :func:`ptx_gates.ahead`.
         wrong: ptxas's warnings, and what groups of warps overwrite.
+        loop: of :data:`LOOPS`, see :func:`bench.profile.main_loop.main_loop`.
         error: why it does not compile; then the rest is 0.
     """
 
@@ -73,6 +87,7 @@ class Compiled:
     half: bool = False
     ahead: float | None = None
     wrong: tuple[str, ...] = ()
+    loop: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
 
@@ -158,6 +173,19 @@ def _parameters(launched: launch.Launch, signature: dict[str, str]) -> list[int]
     return [value if isinstance(value, int) else 0 for value in kept]
 
 
+_LOOP_CASES = {case for cases in LOOPS.values() for case in cases}
+
+
+def with_loop(row: Compiled, launched: launch.Launch) -> Compiled:
+    """The row with its main loop, if that has a budget."""
+    from bench.profile import main_loop, sass
+
+    if row.arch not in LOOP_ARCHS or row.case not in _LOOP_CASES or row.error:
+        return row
+    cubin = build(launched, row.arch).asm["cubin"]  # from Triton's cache
+    return replace(row, loop=main_loop.main_loop(sass.disassembled(cubin).blocks))
+
+
 _compiled: dict[str, Compiled] = {}
 
 
@@ -202,7 +230,7 @@ def compile_cases(
             call()
         assert launches, f"{name} launches nothing"
         for launched in launches:
-            yield compile_launch(launched, arch, name), launched
+            yield with_loop(compile_launch(launched, arch, name), launched), launched
 
 
 def cases_of(op: str) -> dict[str, Callable[[], Any]]:

@@ -10,14 +10,17 @@ import argparse
 import importlib
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.profile.counts import Counts
+    from tests.kernels.compile_check import Compiled
 
 HERE = Path(__file__).resolve().parent
 
@@ -50,7 +53,7 @@ class Gated:
         return [(op, way, arch) for op, way in ways for arch in self.archs]
 
     def read(self) -> dict[str, Figures]:
-        return json.loads(self.budgets.read_text())
+        return read(self.budgets)
 
 
 TRITON = Gated(
@@ -158,6 +161,7 @@ def worse(now: dict[str, Figures], budgets: dict[str, Figures]) -> list[str]:
         if line not in budgets:
             found.append(f"{line}: has no budget")
             continue
+        found += [f"{line}: {name} was not counted" for name in budgets[line] if name not in row]
         for name, value in row.items():
             budget = budgets[line].get(name, 0)
             least = name in LESS_IS_WORSE
@@ -167,9 +171,9 @@ def worse(now: dict[str, Figures], budgets: dict[str, Figures]) -> list[str]:
     return found
 
 
-def check(kernels: Gated, op: str, now: dict[str, Figures]) -> None:
+def check(op: str, now: dict[str, Figures], budgets: dict[str, Figures]) -> None:
     """Raises AssertionError with what is worse, and how budgets are renewed."""
-    wrong = worse(now, kernels.read())
+    wrong = worse(now, budgets)
     renew = f"if that is meant: python -m tests.kernels.gate {op}"
     assert not wrong, "\n".join([*wrong, renew])
 
@@ -180,10 +184,62 @@ def strangers(kernels: Gated) -> list[str]:
     return sorted({" ".join(line.split()[:3]) for line in kernels.read()} ^ cases)
 
 
+# -- read off the code alone ----------------------------------------------------------------------
+
+LOOPS = HERE / "loops.json"
+"""Budgets of blocks an SM, and of main loops where ``compile_check.LOOP_ARCHS`` says so."""
+
+
+def static_lines(op: str, rows: Iterable[Compiled]) -> dict[str, Figures]:
+    """Of an op's compiled cases of the reference shape."""
+    from bench.profile.cards import BY_ARCH
+    from bench.profile.model import fitting
+    from tests.kernels.compile_check import LOOPS as CASES
+
+    found = {}
+    for row in rows:
+        if row.case in CASES[op]:
+            held = fitting(BY_ARCH[row.arch], row.warps, row.registers, row.shared)
+            found[f"{op} {row.case} sm_{row.arch} {row.kernel}"] = {
+                "blocks an SM": min(held.values()),
+                **{f"{pipe} in the loop": round(n, 2) for pipe, n in row.loop.items()},
+            }
+    return found
+
+
+def compiled_lines(op: str) -> dict[str, Figures]:
+    """Compiles an op's cases of the reference shape anew, in processes of their own."""
+    from tests.kernels.compile_check import LOOPS as CASES
+    from tests.kernels.compile_check import Compiled
+
+    environment = {name: n for name, n in os.environ.items() if name != "TRITON_INTERPRET"}
+    rows: list[Compiled] = []
+    for case in CASES[op]:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            command = [sys.executable, "-m", "tests.kernels.compile_check", op, "--only", case]
+            command += ["--json", file.name]
+            subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+            rows += [Compiled(**row) for row in json.load(file)["compiled"]]
+    return static_lines(op, rows)
+
+
+# -- renewal --------------------------------------------------------------------------------------
+
+
+def write(path: Path, kept: dict[str, Figures]) -> None:
+    text = [f"  {json.dumps(line)}: {json.dumps(kept[line])}" for line in sorted(kept)]
+    path.write_text("{\n" + ",\n".join(text) + "\n}\n")
+
+
+def read(path: Path) -> dict[str, Figures]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def renewed(kernels: Gated, ops: list[str]) -> dict[str, Figures]:
     """Measures ops anew; the lines of the others stay."""
-    kept = kernels.read() if kernels.budgets.is_file() else {}
-    kept = {line: row for line, row in kept.items() if line.split()[0] in kernels.directions}
+    kept = {
+        line: row for line, row in kernels.read().items() if line.split()[0] in kernels.directions
+    }
     for op, direction, arch in kernels.cases:
         if op in ops:
             where = f"{op} {direction} sm_{arch}"
@@ -204,9 +260,10 @@ def main() -> int:
         if op not in ops:
             parser.error(f"op {op}: has no budgets; give one of {', '.join(ops)}")
     for kernels in (TRITON, CUDA):
-        kept = renewed(kernels, options.op or ops)
-        text = [f"  {json.dumps(line)}: {json.dumps(kept[line])}" for line in sorted(kept)]
-        kernels.budgets.write_text("{\n" + ",\n".join(text) + "\n}\n")
+        write(kernels.budgets, renewed(kernels, options.op or ops))
+    for op in set(options.op or ops) & set(TRITON.directions):
+        kept = {line: row for line, row in read(LOOPS).items() if line.split()[0] != op}
+        write(LOOPS, kept | compiled_lines(op))
     return 0
 
 

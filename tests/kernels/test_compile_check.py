@@ -22,7 +22,8 @@ import triton
 
 from cmpose.kernels import configs
 from cmpose.kernels.configs import Lines, c
-from tests.kernels.compile_check import ARCHS, OPS, Compiled
+from tests.kernels import gate
+from tests.kernels.compile_check import ARCHS, LOOP_ARCHS, LOOPS, OPS, Compiled
 from tests.shared_data import PROJECT
 
 SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
@@ -264,6 +265,7 @@ def test_compiles_and_fits(
     assert {row.arch for row in report.compiled} == set(ARCHS)
     wrong = findings(report.compiled, LIMITS)
     assert not wrong, "\n".join(wrong)
+    gate.check(op, gate.static_lines(op, report.compiled), gate.read(gate.LOOPS))
     assert not report.unpinned, f"launched past the table of configurations: {report.unpinned}"
 
 
@@ -358,6 +360,31 @@ def test_what_the_code_does_wrong_is_found() -> None:
     allowed = replace(row, kernel=kernel, arch=89, case="S 207 d 64 bfloat16", ahead=0.2)
     assert least_ahead(allowed) == 0.2
     assert least_ahead(replace(allowed, arch=90)) == AHEAD
+
+
+def test_the_budgets_of_loops() -> None:
+    """Every case of the reference shape has one, on every card; what is worse is named."""
+    budgets = gate.read(gate.LOOPS)
+    lines = {f"{op} {case} sm_{arch}" for op in OPS for case in LOOPS[op] for arch in ARCHS}
+    assert {line.rpartition(" ")[0] for line in budgets} == lines
+    name = "spatial_attention.spatial_attention_forward"
+    [case] = LOOPS["spatial_attention"]
+    for arch in LOOP_ARCHS:
+        line = f"spatial_attention {case} sm_{arch} {name}"
+        loop = {pipe.partition(" ")[0]: n for pipe, n in budgets[line].items() if "loop" in pipe}
+        worse = {**loop, "mufu": 2 * loop["mufu"]}
+        row = Compiled(name, case, arch, warps=8, registers=255, shared=60_000, loop=worse)
+        found = gate.worse(gate.static_lines("spatial_attention", [row]), budgets)
+        assert any(" mufu in the loop, budget " in one for one in found), found
+
+
+def test_blocks_an_sm_are_held() -> None:
+    row = Compiled("a.kernel", "bfloat16 by float64", 89, warps=4, registers=64)
+    line = "warp_clips bfloat16 by float64 sm_89 a.kernel"
+    budgets = gate.static_lines("warp_clips", [row])
+    assert budgets == {line: {"blocks an SM": 8}}
+    slower = gate.static_lines("warp_clips", [replace(row, registers=72)])
+    assert gate.worse(slower, budgets) == [f"{line}: 7 blocks an SM, budget 8, -12.5 %"]
 
 
 def test_a_launch_past_the_table_is_caught(planted: Report) -> None:

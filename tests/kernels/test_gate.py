@@ -42,7 +42,7 @@ def test_budgets_are_kept(op: str, direction: str, arch: int) -> None:
     sectors = now[f"{op} {direction} sm_{arch}"]
     assert sectors["traffic"] <= SECTORS
     assert sectors["asked"] <= SECTORS or f"{op} {direction}" in ASKED_AGAIN
-    gate.check(gate.TRITON, op, now)
+    gate.check(op, now, gate.TRITON.read())
 
 
 def test_every_kernel_is_gated() -> None:
@@ -79,6 +79,7 @@ def test_traffic_and_kernels_without_a_budget_are_named() -> None:
     budgets = gate.TRITON.read()
     line = "temporal_attention forward sm_90"
     assert gate.worse({line: {"traffic": 1.04}, "new": {}}, budgets) == [
+        f"{line}: asked was not counted",
         f"{line}: 1.04 traffic, budget 1, +4.0 %",
         "new: has no budget",
     ]
