@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     # Inductor would start processes beside these, each of which imports torch.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # Going through all of torch's and sympy's objects took a tenth of the time of what compiles.
+    gc.set_threshold(700, 10, 100)
 else:
     torch.set_num_threads(2)
 
