@@ -92,6 +92,23 @@ struct HeadStrides {
   int64_t clip, frame, token, head;
 };
 
+// softmax(scale · q kᵀ) v over the tokens of each frame. Rows of q, k and v are aligned to 16
+// bytes, and a frame's rows lie within 2³¹ elements.
+struct SpatialAttention {
+  int64_t clips;
+  int frames, tokens, heads;  // T, S, H
+  float scale;
+  HeadStrides q_strides, k_strides, v_strides;
+  const void *q, *k, *v;
+  const int64_t* lengths;  // [B, T], how many tokens of a frame count, or null: all
+  void* out;               // [B, T, S, H, d], contiguous
+  float* lse;              // [B, T, H, S], or null
+};
+
+// `blocks` is how many blocks share the items, at most.
+void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels, int blocks,
+                       void* stream);
+
 // The gradient of softmax(scale · q kᵀ) v over the tokens of each frame. Rows of q, k, v and grad
 // are aligned to 16 bytes, and a frame's rows lie within 2³¹ elements.
 struct SpatialAttentionBackward {
@@ -117,6 +134,7 @@ void spatial_attention_backward(const SpatialAttentionBackward& problem, Dtype d
 // Kernel → bytes of dynamic shared memory. select_tokens takes what K × N logits need.
 std::map<std::string, unsigned> clusters_shared();
 std::map<std::string, unsigned> dpc_knn_shared();
+std::map<std::string, unsigned> spatial_attention_shared();
 std::map<std::string, unsigned> spatial_attention_backward_shared();
 
 }  // namespace cmpose

@@ -84,6 +84,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return power;
 }
 
+// log2(x) within 2^-22.
+__device__ __forceinline__ float log2_fast(float x) {
+  float logarithm;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(logarithm) : "f"(x));
+  return logarithm;
+}
+
 // 1 / x within 1 ulp.
 __device__ __forceinline__ float inverse_fast(float x) {
   float inverse;

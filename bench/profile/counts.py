@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from bench.harness.shapes import BACKWARD, FORWARD, Shape
 from bench.harness.targets import bench_of
 from bench.harness.workload import Draw, tensors
 from bench.profile import executed, flight, sass
+from bench.profile.cards import BY_ARCH
+from cmpose.ops import cuda as cuda_core
 from csrc import build
 from tests import cuda_on_cpu
 from tests.ptx_on_cpu import cuda_kernels, triton_kernels
@@ -29,6 +32,9 @@ from tests.ptx_on_cpu.machine import Counting, Program
 from tests.ptx_on_cpu.parse import Unknown
 
 WHOLE, SAMPLES = 288, 144
+
+PERSISTENT, PERSISTENT_SAMPLES = ("spatial_attention",), 4
+"""Ops whose blocks in csrc/, one an SM, share items that are all alike; how many of these run."""
 
 Launch: TypeAlias = triton_kernels.Launch | cuda_kernels.Launch
 
@@ -304,9 +310,12 @@ def counts_of_op(
         ValueError: the op has no such direction, or launches other kernels for one clip.
         Unknown, UnknownOpcode, Unmatched, Fault: see :func:`count`.
     """
-    launches = launches_of_op(op, arch, shape, direction, backend)
+    with mock.patch.object(cuda_core, "MULTIPROCESSORS_ON_CPU", BY_ARCH[arch].sms):
+        launches = launches_of_op(op, arch, shape, direction, backend)
     if not isinstance(launches[0], cuda_kernels.Launch):
         return count(launches, arch, whole)
+    if op in PERSISTENT:
+        return count(launches, arch, whole, PERSISTENT_SAMPLES)
     clip = launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction, backend)
     batch, one = ([launch.kernel for launch in of] for of in (launches, clip))
     if batch != one:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from cmpose import native
 from cmpose.ops import attention, backends, checks, cuda, library
 from cmpose.ops.attention import Projection
 from cmpose.ops.cpu import spatial_attention as cpu
@@ -67,6 +66,8 @@ def _backward_reference(
 # -- CUDA C++ -------------------------------------------------------------------------------------
 
 CUDA_HEAD_DIMS = (64, 80)
+CUDA_TOKENS = 208
+"""``kMaxAttentionTokens`` of csrc/ops.h; torch.compile traces what reads it."""
 
 
 def cuda_refusal(qkv: Tensor) -> str | None:
@@ -76,9 +77,8 @@ def cuda_refusal(qkv: Tensor) -> str | None:
     if qkv.shape[-1] not in CUDA_HEAD_DIMS:
         taken = " and ".join(map(str, CUDA_HEAD_DIMS))
         return f"the head dimension is {qkv.shape[-1]}; the CUDA kernels take {taken}"
-    most = native.module().MAX_ATTENTION_TOKENS
-    if qkv.shape[2] > most:
-        return f"a frame has {qkv.shape[2]} tokens; the CUDA kernels take up to {most}"
+    if qkv.shape[2] > CUDA_TOKENS:
+        return f"a frame has {qkv.shape[2]} tokens; the CUDA kernels take up to {CUDA_TOKENS}"
     return None
 
 
@@ -94,6 +94,32 @@ def _in_rows(x: Tensor) -> bool:
 
 def _copied(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
+
+
+# Many parameters: those of the registered op.
+def _cuda_forward(
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """The attention, and its log-sum-exp if it is asked for, in one launch."""
+    out, lse = _forward_fake(qkv, k, v, lengths, scale, with_lse)
+    given = [x if _in_rows(x) else _copied(x) for x in attention.separate(qkv, k, v)]
+    cuda.call(
+        "spatial_attention",
+        qkv,
+        cuda.DTYPES[qkv.dtype],
+        *out.shape,
+        scale,
+        *(x.stride()[:4] for x in given),
+        cuda.multiprocessors(qkv),
+        *(*given, None if lengths is None else lengths.contiguous(), out),
+        lse if with_lse else None,
+    )
+    return out, lse
 
 
 # Many parameters: those of the registered op.
@@ -137,22 +163,43 @@ def _cuda_backward(
 # -- registered op --------------------------------------------------------------------------------
 
 
-def _forward_fake(qkv: Tensor, k: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+# Many parameters: those of the registered op.
+def _forward_fake(
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    with_lse: bool,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
     B, T, S, H, d = (*qkv.shape[:3], *qkv.shape[-2:])
-    return qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=checks.accumulator(qkv))
+    shape = (B, T, H, S) if with_lse else (0,)
+    return qkv.new_empty(B, T, S, H, d), qkv.new_empty(shape, dtype=checks.accumulator(qkv))
+
+
+def _where_asked(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """An implementation that always finds the log-sum-exp, returning it where it is asked for."""
+
+    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
+        out, lse = forward(*arguments[:-1])
+        return out, lse if arguments[-1] else lse.new_empty(0)
+
+    return run
 
 
 _triton_forward = library.triton_kernel("spatial_attention", "forward")
 _triton_backward = library.triton_kernel("spatial_attention", "backward")
 
-# Beside the result the log-sum-exp of every row, which backward passes read.
+# Beside the result the log-sum-exp of every row, which backward passes read; else it is empty.
 _forward = library.register(
     "spatial_attention(Tensor qkv, Tensor? k, Tensor? v, Tensor? lengths, float scale, "
-    "str backend) -> (Tensor, Tensor)",
+    "bool with_lse, str backend) -> (Tensor, Tensor)",
     _forward_fake,
-    reference=spatial_attention_reference,
-    cpu=cpu.forward,
-    triton=lambda qkv, *_: _triton_forward(qkv),
+    reference=_where_asked(spatial_attention_reference),
+    cpu=_where_asked(cpu.forward),
+    triton=_where_asked(lambda qkv, *_: _triton_forward(qkv)),
+    cuda=_cuda_forward,
 )
 _backward = library.register(
     "spatial_attention_backward(Tensor grad, Tensor? grad_lse, Tensor qkv, Tensor? k, Tensor? v, "
@@ -175,7 +222,7 @@ class _SpatialAttention(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         out, lse = _forward(*arguments)
         ctx.save_for_backward(*arguments[:4], out, lse)
-        ctx.options = arguments[4:]
+        ctx.options = arguments[4], arguments[6]
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -189,7 +236,7 @@ class _SpatialAttention(torch.autograd.Function):
             "spatial_attention", _backward, grad, grad_lse, *saved, *ctx.options
         )
         separate = saved[1] is not None
-        return grads[0], *(grads[1:] if separate else (None, None)), None, None, None
+        return grads[0], *(grads[1:] if separate else (None, None)), None, None, None, None
 
 
 # -- public ---------------------------------------------------------------------------------------
@@ -258,18 +305,22 @@ def spatial_attention(
     chosen = backends.choose(
         "spatial_attention", backend, first.device, qkv, lengths, scale, return_lse
     )
+    differentiable = chosen != backends.PLAIN and library.wants_gradient(
+        "spatial_attention", first, k, v
+    )
     padding = None
-    if lengths is not None:
+    if lengths is not None and (chosen != "cuda" or differentiable):  # else its kernel sees to that
         position = torch.arange(first.shape[2], device=first.device)
         padding = position >= lengths[..., None]  # [B, T, S]
         first, k, v = attention.without_padding(padding, first, k, v)
     tensors = (first, k, v, lengths)
     if chosen == backends.PLAIN:
         out, lse = spatial_attention_reference(*tensors, factor)
-    elif library.wants_gradient("spatial_attention", *tensors):
-        out, lse = _SpatialAttention.apply(*tensors, factor, chosen)
+    elif differentiable:
+        with_lse = return_lse or chosen != "cuda"  # whose backward pass reads none
+        out, lse = _SpatialAttention.apply(*tensors, factor, with_lse, chosen)
     else:
-        out, lse = _forward(*tensors, factor, chosen)
+        out, lse = _forward(*tensors, factor, return_lse, chosen)
     if padding is not None:
         out = out.masked_fill(padding[..., None, None], 0.0)
         lse = lse.masked_fill(padding[:, :, None], -torch.inf) if return_lse else lse
@@ -302,4 +353,10 @@ def _triton_limits(
     return None
 
 
-backends.entry(spatial_attention, "qkv", cpu=None, triton=_triton_limits)
+def _cuda_limits(
+    qkv: Projection, lengths: Tensor | None, scale: float | None, return_lse: bool
+) -> str | None:
+    return cuda_refusal(qkv if isinstance(qkv, Tensor) else qkv[0])
+
+
+backends.entry(spatial_attention, "qkv", cpu=None, triton=_triton_limits, cuda=_cuda_limits)

@@ -24,6 +24,7 @@ LIMITS = {
     "merge_clusters.sum_kernel": 80,
     "select_tokens.select_backward": 80,
     "select_tokens.select_forward": 104,
+    "spatial_attention.spatial_attention_forward": 255,
     "spatial_attention_backward.attention_backward": 255,
     "unmerge_tokens.gather_causal": 72,
     "unmerge_tokens.unmerge_forward": 56,

@@ -12,7 +12,10 @@ from tests.ops.support.cases import DEVICE
 REQUIRE = "CMPOSE_REQUIRE_CUDA_OPS"
 
 
-@pytest.mark.parametrize("name", ["select_tokens", "dpc_knn", "merge_clusters", "unmerge_tokens"])
+@pytest.mark.parametrize(
+    "name",
+    ["spatial_attention", "select_tokens", "dpc_knn", "merge_clusters", "unmerge_tokens"],
+)
 def test_the_kernels_can_be_tested(name: str) -> None:
     """On the card, or on the CPU in the sources compiled for it."""
     reason = ops.available(name, DEVICE)["cuda"]

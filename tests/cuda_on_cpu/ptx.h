@@ -100,6 +100,7 @@ inline float exp2_fast(float x) {
   return std::fabs(power) < 0x1p-126f ? 0.0f : power;
 }
 
+inline float log2_fast(float x) { return std::log2(x); }
 inline float inverse_fast(float x) { return 1.0f / x; }
 
 inline int forgotten(int value) { return value; }

@@ -62,7 +62,7 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_op
 def test_ops_without_a_kernel_say_so(case: OpCase) -> None:
     for backend in ("triton", "cuda"):
-        if case.name in (TRITON_OPS if backend == "triton" else CUDA_OPS):
+        if case.name in (TRITON_OPS if backend == "triton" else (*CUDA_OPS, "spatial_attention")):
             continue
         message = rf"{case.name} .*'{backend}'.*from the argument.*no {backend} kernel in this"
         with pytest.raises(ops.BackendUnavailable, match=message):
@@ -466,6 +466,8 @@ def test_explain(case: OpCase) -> None:
         assert found.reasons["triton"] == "it has no triton kernel in this version"
     if case.name in CUDA_OPS:
         assert found.reasons["cuda"] is None  # on a GPU, or compiled for the CPU
+    elif case.name == "spatial_attention":
+        assert "the CUDA kernels take bfloat16 and float16" in str(found.reasons["cuda"])
     else:
         assert found.reasons["cuda"] == "it has no cuda kernel in this version"
     with ops.backend("reference"):

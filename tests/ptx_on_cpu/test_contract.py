@@ -17,6 +17,7 @@ import torch
 
 from cmpose import native, ops
 from tests.csrc import compile_check
+from tests.csrc import test_spatial_attention as attention_forward
 from tests.csrc import test_spatial_attention_backward as attention
 from tests.ops import test_contract as contract
 from tests.ops.support import assertions
@@ -60,6 +61,7 @@ def compiled_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     if parameters is None or parameters.params.get("name") not in (
         *CUDA_OPS,
         *CUDA_ATTENTION,
+        "spatial_attention_forward",
     ):
         with triton_kernels.running():
             yield
@@ -114,6 +116,20 @@ def test_attention(name: str, d: int, dtype: torch.dtype) -> None:
         assertions.assert_same_bits(attention.run("cuda", arguments), found)
 
 
+@pytest.mark.parametrize("name", ["spatial_attention_forward"])
+@pytest.mark.parametrize(
+    ("d", "S", "dtype"), [(64, 39, torch.bfloat16), (80, 131, torch.float16)], ids=str
+)
+def test_attention_forward(name: str, d: int, S: int, dtype: torch.dtype) -> None:
+    """One round and two, with all options; whichever warp is first, the bits are the same."""
+    qkv = attention_forward.projection(1, 1, S, 3, d, dtype=dtype)
+    options = {"lengths": torch.tensor([[S - 5]]), "scale": -0.2}
+    found = attention_forward.check(qkv, **options)
+    with cuda_kernels.running(backwards=True), assertions.poisoned_memory():
+        again = ops.spatial_attention(qkv, return_lse=True, backend="cuda", **options)
+    assertions.assert_same_bits(list(again), list(found))
+
+
 @every_op
 def test_bitwise_repeat(name: str) -> None:
     """Whichever warp of a block is first, and with poisoned memory."""
@@ -141,8 +157,8 @@ def test_every_kernel_ran(request: pytest.FixtureRequest) -> None:
 
     names = [item.name.partition("[")[0] for item in request.session.items]
     asked = names.count("test_value_and_gradients") + names.count("test_clusters")
-    asked += names.count("test_attention")
-    if asked < 2 * len((*OPS, *CUDA_OPS, *CUDA_ATTENTION)) + 4 or request.session.testsfailed:
+    asked += names.count("test_attention") + names.count("test_attention_forward")
+    if asked < 2 * len((*OPS, *CUDA_OPS, *CUDA_ATTENTION)) + 6 or request.session.testsfailed:
         pytest.skip("not all kernels were asked for")
     assert set(triton_kernels.launched) == set(LIMITS)
     if cuda_kernels.launched:  # not without nvcc

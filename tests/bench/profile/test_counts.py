@@ -258,7 +258,7 @@ def test_a_kernel_whose_codes_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("arch", [89, 90])
 def test_spatial_attention(arch: int) -> None:
     """Against what its shapes say; for sm_90 SASS alone, as its wgmma do not run."""
-    (found,) = counts.counts_of_op("spatial_attention", arch, {"B": 1})
+    (found,) = counts.counts_of_op("spatial_attention", arch, {"B": 1}, backend="triton")
     pairs = 3 * 3 * 12  # of sequence and head
     rows, keys, tokens, d = 256, 208, 207, 64
     assert found.tensor_flops == pytest.approx(2 * 2 * pairs * rows * keys * d, rel=1e-4)
@@ -268,6 +268,17 @@ def test_spatial_attention(arch: int) -> None:
     assert found.instructions["mufu"] * 32 >= pairs * rows * keys
     assert found.blocks * found.warps * 1000 < sum(found.instructions.values())
     assert (found.shared_conflicts, min(found.access_bytes)) == (0, 4)
+
+
+def test_a_kernel_whose_blocks_share_the_items() -> None:
+    """Of as many blocks as the card has multiprocessors some run; 208 keys are 13 tiles of 16."""
+    require_nvcc()
+    (found,) = counts.counts_of_op("spatial_attention", 89, {"B": 2}, backend="cuda")
+    pairs, tokens, d = 2 * 3 * 3 * 12, 207, 64
+    assert (found.blocks, found.shared_conflicts, min(found.access_bytes)) == (128, 0, 16)
+    # Two of the four blocks that run have one item more than all have on average.
+    assert found.tensor_flops == pytest.approx(2 * 2 * pairs * 208 * 208 * d, rel=0.2)
+    assert found.distinct_read == pytest.approx(3 * pairs * tokens * d * 2 // 32, rel=0.2)
 
 
 @pytest.mark.parametrize("arch", [89, 90, 120])

@@ -56,6 +56,8 @@ class OpCase:
         """Ways to run it: all that can run here, and ``auto`` where it falls back."""
         can = [name for name, reason in ops.available(self.name, DEVICE).items() if not reason]
         can = [name for name in can if not self.options or name in ("reference", "cpu")]
+        if self.name == "spatial_attention" and "cuda" in can:
+            can.remove("cuda")  # 16-bit heads of 64 and 80: tests/csrc/test_spatial_attention.py
         return ("auto", *can) if len(can) > 1 else tuple(can)
 
 
