@@ -320,8 +320,9 @@ def counts_of_op(
     batch, one = ([launch.kernel for launch in of] for of in (launches, clip))
     if batch != one:
         raise ValueError(f"{op}: launches {batch} for the batch, {one} for one clip")
+    clips = {**bench_of(op).shapes[0], **(shape or {})}["B"]
     counted = zip(count(clip, arch, whole=True), launches, strict=True)
-    return [scaled(ran, launched.blocks) for ran, launched in counted]
+    return [scaled(ran, clips, launched.blocks) for ran, launched in counted]
 
 
 def counts_of_call(call: Callable[[], Any], arch: int) -> list[Counts]:
@@ -332,9 +333,9 @@ def counts_of_call(call: Callable[[], Any], arch: int) -> list[Counts]:
     return count(taken, arch, samples=24)
 
 
-def scaled(one: Counts, blocks: int) -> Counts:
-    """The counts of a launch with more such blocks."""
-    by = blocks / one.blocks
+def scaled(one: Counts, by: int, blocks: int) -> Counts:
+    """The counts of a launch with ``by`` times the work, by so many blocks: a batch of clips may
+    have fewer than ``by`` times as many, where a block goes on with another clip."""
     whole = {
         name: round(getattr(one, name) * by)
         for name in (

@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.csrc import compile_check
 from tests.csrc.compile_check import ARCHS, Report, Row
+from tests.kernels import gate
+from tests.ptx_on_cpu import machine
 
 SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
 """Bytes of shared memory that a block may have: A100, RTX 4090, H100 and H200, RTX 5090."""
@@ -134,6 +137,26 @@ def test_the_limits_are_close(report: Report, plan) -> None:
     if plan.nvcc.version != "13.0":
         pytest.skip(f"the limits are for nvcc 13.0, this is {plan.nvcc.version}")
     assert loose(report.rows, LIMITS) == []
+
+
+def test_blocks_an_sm(report: Report, plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every launch of the reference shape, on every card; a kernel that needs more is named."""
+    if plan.nvcc.version != "13.0":
+        pytest.skip(f"the budgets are for nvcc 13.0, this is {plan.nvcc.version}")
+    if machine.compiler() is None or torch.cuda.is_available():
+        pytest.skip("launches are taken from the CPU's run of the sources")
+    budgets, now = gate.read(gate.BLOCKS), gate.cuda_lines(report.rows)
+    assert set(now) == set(budgets)
+    for op in gate.CUDA.directions:
+        lines = {line: row for line, row in now.items() if line.startswith(f"{op} ")}
+        assert {line.split()[2] for line in lines} == {f"sm_{arch}" for arch in ARCHS}
+        gate.check(op, lines, budgets)
+    one = replace(gate.CUDA, directions={"select_tokens": ("forward",)})
+    monkeypatch.setattr(gate, "CUDA", one)
+    found = gate.worse(
+        gate.cuda_lines(replace(row, shared=150_000) for row in report.rows), budgets
+    )
+    assert any("sm_89" in line and " blocks an SM, budget 1, -100.0 %" in line for line in found)
 
 
 def test_nothing_is_warned_of(report: Report) -> None:

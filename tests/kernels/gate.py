@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.profile.counts import Counts
+    from tests.csrc.compile_check import Row
     from tests.kernels.compile_check import Compiled
 
 HERE = Path(__file__).resolve().parent
@@ -80,6 +82,7 @@ CUDA = Gated(
         "merge_clusters": ("forward", "backward"),
         "select_tokens": ("forward", "backward"),
         "unmerge_tokens": ("forward", "backward"),
+        "spatial_attention": ("forward", "backward"),
     },
 )
 
@@ -223,6 +226,38 @@ def compiled_lines(op: str) -> dict[str, Figures]:
     return static_lines(op, rows)
 
 
+BLOCKS = HERE.parent / "csrc" / "blocks.json"
+"""Budgets of CUDA C++ kernels' blocks an SM."""
+
+
+def cuda_lines(rows: Iterable[Row]) -> dict[str, Figures]:
+    """Blocks an SM of what the CUDA C++ ops launch at the reference shape, on every card.
+
+    Args:
+        rows: of ``tests.csrc.compile_check``.
+    """
+    from bench.profile import counts
+    from bench.profile.cards import BY_ARCH
+    from bench.profile.model import fitting
+    from tests.ptx_on_cpu import cuda_kernels
+
+    # Demangled, an enumerator has its type before it: (Stage)1.
+    compiled = [(re.sub(r"\([\w:]+\)(?=\d)", "", row.name), row) for row in rows]
+    found = {}
+    for op, direction, _ in CUDA.cases:
+        for one in counts.launches_of_op(op, 89, None, direction, "cuda"):
+            assert isinstance(one, cuda_kernels.Launch)
+            name, _, warps, _ = counts._described(one)
+            assert any(name == other for other, _ in compiled), f"{name} is not compiled"
+            for other, row in compiled:
+                if other == name:
+                    shared = row.shared + one.shared
+                    held = fitting(BY_ARCH[row.arch], warps, row.registers, shared)
+                    line = f"{op} {direction} sm_{row.arch} {name}"
+                    found[line] = {"blocks an SM": min(held.values()), "registers": row.registers}
+    return found
+
+
 # -- renewal --------------------------------------------------------------------------------------
 
 
@@ -264,6 +299,11 @@ def main() -> int:
     for op in set(options.op or ops) & set(TRITON.directions):
         kept = {line: row for line, row in read(LOOPS).items() if line.split()[0] != op}
         write(LOOPS, kept | compiled_lines(op))
+    if set(options.op or ops) & set(CUDA.directions):
+        from tests.csrc import compile_check
+
+        report = compile_check.compile_all(compile_check.plan_for(compile_check.ARCHS))
+        write(BLOCKS, cuda_lines(report.rows))
     return 0
 
 

@@ -310,6 +310,18 @@ def test_kernels_of_csrc_are_matched() -> None:
         assert counts.count(launches, 90, whole=True, unmatched=1e-3)
 
 
+def test_a_batch_has_the_clips_work() -> None:
+    """Also where its blocks are as many as the card has SMs."""
+    require_nvcc()
+    (one,) = counts.counts_of_op("merge_clusters", 89, {"B": 1}, "backward")
+    (batch,) = counts.counts_of_op("merge_clusters", 89, {"B": 4}, "backward")
+    assert batch == counts.scaled(one, 4, 4 * one.blocks)
+    few = counts.scaled(one, 4, 2 * one.blocks)
+    assert few.instructions == batch.instructions
+    assert few.barriers == batch.barriers
+    assert few.blocks == batch.blocks / 2
+
+
 def test_what_has_no_such_direction() -> None:
     with pytest.raises(ValueError, match=r"warp_clips: direction 'backward'"):
         counts.counts_of_op("warp_clips", 89, {"B": 1}, "backward")
