@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
@@ -267,23 +268,28 @@ def launches_of_op(
     if cuda:
         build.find_nvcc()
         os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
-    taking: Any = (
-        cuda_kernels.taking(taken.append) if cuda else triton_kernels.taking(taken.append, arch)
-    )
-    with taking:
-        call: Callable[..., Any] = bench.call
-        if direction not in (FORWARD, BACKWARD) or (direction == BACKWARD and not bench.gradients):
-            raise ValueError(
-                f"{op}: direction {direction!r}: give forward, or backward if it has one"
-            )
-        if direction == FORWARD:
-            with torch.no_grad():
-                call(**arguments, backend=backend)
-            return taken
-        inputs = [arguments[name].requires_grad_() for name in bench.gradients]
+
+    def taking() -> AbstractContextManager[None]:
+        if cuda:
+            return cuda_kernels.taking(taken.append)
+        return triton_kernels.taking(taken.append, arch)
+
+    # What a backward pass of csrc/ does depends on what the forward pass wrote: of one clip, which
+    # is what runs, that runs too. Of a batch nothing does.
+    runs = cuda and op not in PERSISTENT and sizes["B"] == 1 and direction == BACKWARD
+    call: Callable[..., Any] = bench.call
+    if direction not in (FORWARD, BACKWARD) or (direction == BACKWARD and not bench.gradients):
+        raise ValueError(f"{op}: direction {direction!r}: give forward, or backward if it has one")
+    if direction == FORWARD:
+        with taking(), torch.no_grad():
+            call(**arguments, backend=backend)
+        return taken
+    inputs = [arguments[name].requires_grad_() for name in bench.gradients]
+    with nullcontext() if runs else taking():
         made = tensors(call(**arguments, backend=backend))
-        taken.clear()
-        outputs = [one for one in made if one.requires_grad]
+    taken.clear()
+    outputs = [one for one in made if one.requires_grad]
+    with taking():
         torch.autograd.grad(outputs, inputs, [torch.zeros_like(one) for one in outputs])
     return taken
 

@@ -285,10 +285,10 @@ def test_a_kernel_whose_blocks_share_the_items() -> None:
 def test_a_loop_without_accesses(arch: int) -> None:
     """The permutation of corrupt_tokens: twelve rounds by four, of integer arithmetic alone."""
     one = counts.launches_of_op("corrupt_tokens", arch, {"B": 1}, "forward")[0]
-    made, counting = counts._compiled(one, arch), machine.Counting([0])
+    (code, _), counting = counts._compiled(one, arch), machine.Counting([0])
     program, _ = counts._run(one, arch, counting)
-    blocks = made.code.blocks
-    found = executed.executed(blocks, executed.wanted(program.kernel, counting, made.warps))
+    blocks, warps = code.blocks, counts._described(one)[2]
+    found = executed.executed(blocks, executed.wanted(program.kernel, counting, warps))
     text, start = inspect.getsourcelines(philox.permuted.fn)
     line = start + next(at for at, row in enumerate(text) if "swap = " in row)
     heads = [
