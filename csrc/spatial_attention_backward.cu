@@ -647,15 +647,17 @@ void spatial_attention_backward(const SpatialAttentionBackward& shape, Dtype dty
                                " items are too many; split the batch");
     }
     const int used = static_cast<int>(std::min<int64_t>(std::max(blocks, 1), items));
-    Problem given{shape};
-    given.qkv_row = static_cast<int>(shape.qkv_strides.token);
-    given.grad_row = static_cast<int>(shape.grad_strides.token);
-    given.tiles = static_cast<int>(ceil_div(shape.tokens, kRows));
-    given.share = used ? static_cast<int>(items / used) : 0;
-    given.rest = used ? static_cast<int>(items % used) : 0;
+    const int tiles = static_cast<int>(ceil_div(shape.tokens, kRows));
     // Where K of the next item is copied from the second step on, it is needed two steps later at
     // the earliest; with one K, an item's last two steps are those that only finish what is begun.
-    given.steps = Layout<D>::kHolds ? std::max(given.tiles, 3) : given.tiles + 2;
+    const int steps = Layout<D>::kHolds ? std::max(tiles, 3) : tiles + 2;
+    const Problem given{shape,
+                        static_cast<int>(shape.qkv_strides.token),
+                        static_cast<int>(shape.grad_strides.token),
+                        tiles,
+                        steps,
+                        used ? static_cast<int>(items / used) : 0,
+                        used ? static_cast<int>(items % used) : 0};
     launch("spatial_attention_backward", attention_backward<T, D>, used, kThreads,
            Layout<D>::kBytes, stream, given);
   };
