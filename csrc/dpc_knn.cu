@@ -1,12 +1,12 @@
 // Density peaks with k nearest neighbours (Eqs. 9 and 10), batched.
 //
-// Clips of up to kMatrixTokens tokens take three launches: center_tokens, distance_pass (which
-// keeps the matrix of d², small enough for the L2 cache) and finish_clip. For longer clips each
-// pass over the tiles computes d² anew, and only O(M · D) memory is used.
+// Clips of up to kMatrixTokens tokens take three launches: products, densities, and δ with the
+// clusters (dpc_knn_short.cuh); or, above kShortTokens and of float32 tokens, center_tokens,
+// distance_pass (which keeps the matrix of d², small enough for the L2 cache) and the last one. For
+// longer clips each pass over the tiles computes d² anew, and only O(M · D) memory is used.
 #include <algorithm>
 
-#include "clusters.cuh"
-#include "dpc_knn.cuh"
+#include "dpc_knn_short.cuh"
 
 namespace cmpose {
 namespace {
@@ -17,26 +17,6 @@ constexpr int kFinishThreads = 512;
 constexpr int kRankThreads = 256;
 
 // -- centring -------------------------------------------------------------------------------------
-
-// What is subtracted from a clip's tokens in one channel, so that |x|² + |y|² − 2xy does not
-// cancel: the mean, rounded to a multiple of a power of two that is about as large as the spread
-// around it. The shift then has so few bits that x − shift hardly ever rounds, and whole numbers
-// stay whole.
-__device__ __forceinline__ float shift_of(float sum, float count, float low, float high) {
-  if (count == 0.0f || low == high) return count == 0.0f ? 0.0f : high;
-  const float mean = sum / count;
-  const float spread = fmaxf(high - mean, mean - low);
-  const float unit = __uint_as_float((__float_as_uint(spread) + 0x7fffffu) & 0x7f800000u);
-  const float shift = rintf(mean / unit) * unit;
-  return isfinite(shift) ? shift : 0.0f;
-}
-
-// Whether x − shift is exact and a number of type T.
-template <class T>
-__device__ __forceinline__ bool shifts_exactly(float x, float shift) {
-  const float y = x - shift;
-  return to_float(from_float<T>(y)) == y && y + shift == x;
-}
 
 // Stores two neighbouring channels as 16-bit numbers; of float32, as three pieces each.
 __device__ __forceinline__ void store_pieces(float (&y)[2], float, uint16_t* to,
@@ -223,61 +203,6 @@ __global__ void __launch_bounds__(kRankThreads) rank_tokens(DistancePass pass, i
 
 // -- the last launch for clips whose distances are kept -------------------------------------------
 
-struct Merge {
-  ClusterSums sums;  // if its weights are null, nothing is merged
-  const void* tokens;
-  void* merged;
-  float* total;
-  float* exact;
-  int channels;
-};
-
-// One warp sums cluster `c` of a clip over 32 · V channels from `first` on, in index order as
-// merge_clusters does. f, out and exact point to this clip's part of the tensors.
-template <class T, int V>
-__device__ __forceinline__ void sum_cluster(const T* f, const ClusterSums& sums, int64_t clip,
-                                            int tokens, int channels, int c, int first,
-                                            const unsigned* sorted, const int* starts, T* out,
-                                            float* total_out, float* exact) {
-  constexpr int kAhead = 8;  // loads in flight a lane
-  const int channel = first + lane_id() * V;
-  const bool inside = channel < channels;
-  const int end = starts[c + 1];
-  float sum[V] = {};
-  float total = 0.0f;
-  for (int p = starts[c]; p < end; p += kAhead) {
-    Vector<T, V> row[kAhead] = {};
-    float weight[kAhead] = {};
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      if (p + u >= end) continue;
-      const int j = key_token(sorted[p + u]);
-      weight[u] = load_number(sums.weights, sums.weight_dtype, clip * tokens + j);
-      if (inside) {
-        row[u] = *reinterpret_cast<const Vector<T, V>*>(f + int64_t{j} * channels + channel);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      if (p + u >= end) continue;
-      total += weight[u];
-      float values[V];
-      to_floats(row[u], values);
-#pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += weight[u] * values[v];
-    }
-  }
-  if (total_out && lane_id() == 0) *total_out = total;
-  if (!inside) return;
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    if (sums.normalize) sum[v] = total == 0.0f ? 0.0f : sum[v] / total;
-  }
-  const int64_t at = static_cast<int64_t>(c) * channels + channel;
-  *reinterpret_cast<Vector<T, V>*>(out + at) = from_floats<T>(sum);
-  if (exact) store_floats<V>(exact + at, sum);
-}
-
 // δ, centres and assignment of a clip, from its matrix of d². Every block of a clip computes all of
 // them, and merges its own 32 · V channels.
 template <class T, int V>
@@ -340,36 +265,10 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
     if (rank < pass.clusters) centers[rank] = i;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += kFinishThreads) {
-    float low = INFINITY;
-    int nearest = 0;
-#pragma unroll 8
-    for (int c = 0; c < pass.clusters; ++c) {
-      const float square = matrix[int64_t{centers[c]} * count + i];  // symmetric: by rows
-      if (usable[centers[c]] && square < low) {
-        low = square;
-        nearest = c;
-      }
-    }
-    const int label = center_of[i] >= 0 && usable[i] ? center_of[i] : nearest;
-    keys[i] = cluster_key(label, i);
-    if (writes) pass.assignment[base + i] = label;
-  }
-  if (writes) {
-    for (int c = threadIdx.x; c < pass.clusters; c += kFinishThreads) {
-      pass.centers[clip * pass.clusters + c] = centers[c];
-    }
-  }
+  label_tokens(pass, clip, writes, centers, center_of, usable, keys);
   if (!merge.sums.weights) return;
   sort_by_cluster(keys, count, pass.clusters, sorted, starts);
-  const int64_t out = clip * pass.clusters;
-  for (int c = warp_id(); c < pass.clusters; c += kFinishThreads / kWarp) {
-    sum_cluster<T, V>(static_cast<const T*>(merge.tokens) + base * merge.channels, merge.sums, clip,
-                      count, merge.channels, c, slice * kWarp * V, sorted, starts,
-                      static_cast<T*>(merge.merged) + out * merge.channels,
-                      writes ? merge.total + out + c : nullptr,
-                      merge.exact ? merge.exact + out * merge.channels : nullptr);
-  }
+  merge_slice<T, V>(merge, clip, count, pass.clusters, slice, sorted, starts);
 }
 
 unsigned finish_shared(int tokens, int clusters) {
@@ -390,6 +289,10 @@ constexpr unsigned center_shared(int kept, int bytes) {
 constexpr int kCenterKept = 128;
 
 // -- host -----------------------------------------------------------------------------------------
+
+bool forms_triangle(const DpcKnn& shape) {
+  return shape.clusters.tokens <= kShortTokens && shape.clusters.dtype != Dtype::kFloat32;
+}
 
 bool keeps_matrix(const DpcKnn& shape) { return shape.clusters.tokens <= kMatrixTokens; }
 
@@ -421,10 +324,15 @@ DistancePass lay_out(const DpcKnn& shape, Workspace& workspace) {
   pass.unit = shape.scale ? static_cast<float>(std::max(c.channels, 1)) : 1.0f;
   pass.include_self = shape.include_self;
   pass.global_max = shape.global_max;
-  pass.piece_size = all * pass.depth;
-  const bool split = c.dtype == Dtype::kFloat32;
-  pass.piece_count = !split ? 1 : shape.tf32 ? 2 : 3;
-  pass.pieces = workspace.take<uint16_t>(pass.piece_size * (split ? 3 : 1));
+  if (forms_triangle(shape)) {
+    pass.products = workspace.take<float>(c.clips * gram_slices(c.channels) *
+                                          int64_t{tiles_of(c.tokens)} * kTile);
+  } else {
+    pass.piece_size = all * pass.depth;
+    const bool split = c.dtype == Dtype::kFloat32;
+    pass.piece_count = !split ? 1 : shape.tf32 ? 2 : 3;
+    pass.pieces = workspace.take<uint16_t>(pass.piece_size * (split ? 3 : 1));
+  }
   pass.usable = workspace.take<bool>(all);
   pass.farthest = workspace.take<float>(all);
   if (keeps_matrix(shape)) {
@@ -463,6 +371,43 @@ void find_neighbors(const DistancePass& pass, int64_t clips, void* stream) {
   run_pass<T, 64, 128, Stage::kNeighbors>(pass, clips, stream);
 }
 
+// Calls `last` with the last launch's vector width and how many blocks share a clip.
+template <class T, class F>
+void with_slices(const Clusters& shape, const void* tokens, const Merge& merge, F last) {
+  const auto slices = [&](int vector) {
+    return merge.sums.weights ? slices_of(shape.channels, vector) : 1;
+  };
+  constexpr int kVector = 16 / sizeof(T);
+  whole_vectors<T>(shape.channels, tokens, merge.merged, merge.exact)
+      ? last(std::integral_constant<int, kVector>{}, slices(kVector))
+      : last(std::integral_constant<int, 1>{}, slices(1));
+}
+
+// d² and densities of clips whose products are formed once a pair.
+template <class T>
+void find_short_neighbors(const Clusters& shape, const DistancePass& pass, const void* tokens,
+                          void* stream) {
+  const int slices = gram_slices(shape.channels);
+  launch("dpc_knn",
+         whole_vectors<T>(shape.channels, tokens) ? gram_clip<T, true> : gram_clip<T, false>,
+         shape.clips * slices, kGramThreads, gram_shared(shape.tokens), stream,
+         static_cast<const T*>(tokens), pass.valid, pass.products, shape.tokens, shape.channels,
+         slices);
+  launch("dpc_knn", density_rows, shape.clips * sides_of(shape.tokens), kDensityThreads,
+         density_shared(shape.tokens), stream, pass, slices);
+}
+
+// Centres the tokens of clips, as 16-bit numbers.
+template <class T>
+void center(const Clusters& shape, const DistancePass& pass, const void* tokens, void* stream) {
+  const bool keeps = shape.tokens * sizeof(T) <= kCenterKept * sizeof(float);
+  launch("dpc_knn", keeps ? center_tokens<T, true> : center_tokens<T, false>,
+         shape.clips * (pass.depth / kCenterChannels), kCenterThreads,
+         center_shared(keeps ? shape.tokens : 0, sizeof(T)), stream, static_cast<const T*>(tokens),
+         pass.valid, const_cast<uint16_t*>(pass.pieces), pass.piece_size, shape.tokens,
+         shape.channels, pass.depth);
+}
+
 void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* log_density,
              float* delta, int64_t* centers, int64_t* assignment, const Merge& merge,
              void* workspace, void* stream) {
@@ -476,26 +421,26 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
   pass.assignment = assignment;
   with_type(c.dtype, [&](auto number) {
     using T = decltype(number);
-    const bool keeps = c.tokens * sizeof(T) <= kCenterKept * sizeof(float);
-    launch("dpc_knn", keeps ? center_tokens<T, true> : center_tokens<T, false>,
-           c.clips * (pass.depth / kCenterChannels), kCenterThreads,
-           center_shared(keeps ? c.tokens : 0, sizeof(T)), stream, static_cast<const T*>(tokens),
-           valid, const_cast<uint16_t*>(pass.pieces), pass.piece_size, c.tokens, c.channels,
-           pass.depth);
     if (keeps_matrix(shape)) {
-      find_neighbors<T>(pass, c.clips, stream);
-      constexpr int kVector = 16 / sizeof(T);
-      const unsigned bytes = finish_shared(c.tokens, c.clusters);
-      const auto finish = [&](auto kernel, int vector) {
-        const int slices = merge.sums.weights ? slices_of(c.channels, vector) : 1;
-        launch("dpc_knn", kernel, c.clips * slices, kFinishThreads, bytes, stream, pass, merge,
-               slices);
-      };
-      whole_vectors<T>(c.channels, tokens, merge.merged, merge.exact)
-          ? finish(finish_clip<T, kVector>, kVector)
-          : finish(finish_clip<T, 1>, 1);
+      if (forms_triangle(shape)) {
+        if constexpr (!std::is_same<T, float>::value) {
+          find_short_neighbors<T>(c, pass, tokens, stream);
+        }
+      } else {
+        center<T>(c, pass, tokens, stream);
+        find_neighbors<T>(pass, c.clips, stream);
+      }
+      with_slices<T>(c, tokens, merge, [&](auto vector, int slices) {
+        constexpr int kVector = decltype(vector)::value;
+        const bool held = c.tokens <= kShortTokens;
+        launch("dpc_knn", held ? cluster_clip<T, kVector> : finish_clip<T, kVector>,
+               c.clips * slices, held ? kClusterThreads : kFinishThreads,
+               held ? cluster_shared(c.tokens, c.clusters) : finish_shared(c.tokens, c.clusters),
+               stream, pass, merge, slices);
+      });
       return;
     }
+    center<T>(c, pass, tokens, stream);
     constexpr int kRows = kStreamRows<T>;
     run_pass<T, kRows, 128, Stage::kNorms>(pass, c.clips, stream);
     run_pass<T, kRows, 128, Stage::kNeighbors>(pass, c.clips, stream);
@@ -519,7 +464,10 @@ std::map<std::string, unsigned> dpc_knn_shared() {
   return {{"center_tokens", center_shared(kCenterKept, 4)},
           {"distance_pass", most},
           {"rank_tokens", shared_part<uint64_t>(kRankThreads)},
-          {"finish_clip", finish_shared(kMatrixTokens, kMatrixTokens)}};
+          {"finish_clip", finish_shared(kMatrixTokens, kMatrixTokens)},
+          {"gram_clip", gram_shared(kShortTokens)},
+          {"density_rows", density_shared(kShortTokens)},
+          {"cluster_clip", cluster_shared(kShortTokens, kShortTokens)}};
 }
 
 int64_t dpc_knn_workspace(const DpcKnn& shape) {

@@ -26,6 +26,7 @@ struct DistancePass {
   const bool* valid;  // [B, M], the caller's, or null
   bool* usable;       // [B, M]: valid, with a sound norm
   float* norms;       // [B, M], or null: computed along with the products
+  float* products;    // [B, slices, tiles, 16 · 16]: see gram_clip
   float* matrix;      // [B, M, M] of d², or null: not kept
   float* farthest;    // [B, M]: the largest d² to a usable token
   float* log_density;

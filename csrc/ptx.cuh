@@ -105,6 +105,13 @@ __device__ __forceinline__ int forgotten(int value) {
   return value;
 }
 
+// Stores four floats to global memory at once.
+__device__ __forceinline__ void store_16(float* to, const float (&from)[4]) {
+  asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(from[0]), "f"(from[1]),
+               "f"(from[2]), "f"(from[3])
+               : "memory");
+}
+
 // Starts a copy of 16 bytes from global to shared memory, or of zeros unless `present`. The bytes
 // are there after cp_async_wait.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool present) {

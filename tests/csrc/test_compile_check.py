@@ -18,8 +18,11 @@ SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
 
 LIMITS = {
     "dpc_knn.center_tokens": 64,
+    "dpc_knn.cluster_clip": 128,
+    "dpc_knn.density_rows": 72,
     "dpc_knn.distance_pass": 250,
     "dpc_knn.finish_clip": 96,
+    "dpc_knn.gram_clip": 152,
     "dpc_knn.rank_tokens": 40,
     "merge_clusters.mark_clips": 32,
     "merge_clusters.merge_backward": 64,

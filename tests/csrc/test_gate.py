@@ -20,7 +20,7 @@ from tests.ptx_on_cpu import cuda_kernels, machine
 pytestmark = [pytest.mark.skipif(machine.compiler() is None, reason="needs g++"), ON_A_GPU]
 
 REASONS = {
-    "dpc_knn forward": "its passes over the pairs read a clip of centred tokens, from the L2 cache",
+    "dpc_knn forward": "products and distances go from launch to launch, through the L2 cache",
     "merge_clusters forward": "each block of channels reads all labels and weights",
     "merge_clusters backward": "a token reads its cluster's gradient and mean, that in float32",
     "select_tokens forward": "logits are read twice: for the scores and for the ranks",
@@ -61,8 +61,6 @@ PLANTED = Path(__file__).parent / "planted" / "gate"
 def lines_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, gate.Figures]]:
     """The lines of the kernel with one of its faults."""
     monkeypatch.setattr(cuda_kernels.cuda_on_cpu, "CSRC", PLANTED)
-    entries = cuda_kernels._entries.__wrapped__(89)
-    monkeypatch.setattr(cuda_kernels, "_entries", lambda arch: entries)
     number = 256 * BLOCKS
     given = torch.arange(2 * 4 * number, dtype=torch.int32)
     out = torch.zeros(4 * number, dtype=torch.int32)

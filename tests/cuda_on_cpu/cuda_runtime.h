@@ -130,6 +130,9 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value, int line = __bu
   return cuda_on_cpu::reduce(
       mask, value, [](unsigned a, unsigned b) { return b > a ? b : a; }, line);
 }
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, int line = __builtin_LINE()) {
+  return cuda_on_cpu::reduce(mask, value, [](unsigned a, unsigned b) { return a + b; }, line);
+}
 inline int atomicMin(int* address, int value) {
   const int before = *address;
   if (value < before) *address = value;

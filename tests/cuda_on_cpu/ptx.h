@@ -105,6 +105,11 @@ inline float inverse_fast(float x) { return 1.0f / x; }
 
 inline int forgotten(int value) { return value; }
 
+inline void store_16(float* to, const float (&from)[4]) {
+  if (reinterpret_cast<uint64_t>(to) % 16) cuda_on_cpu::fail("four floats to an unaligned address");
+  std::memcpy(to, from, 16);
+}
+
 // 16 bytes from global to shared memory, zeros unless `present`; they arrive at cp_async_wait, or
 // at once: CUDA_ON_CPU_COPIES.
 inline void cp_async_16(void* shared, const void* global, bool present) {

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -32,29 +34,37 @@ def _readable(names: list[str]) -> list[str]:
 
 
 @cache
-def _entries(arch: int = ARCH) -> dict[str, str]:
-    """Readable name → PTX of that kernel alone, for all kernels of csrc/."""
-    sources = sorted(cuda_on_cpu.CSRC.glob("*.cu"))
+def _entries(source: Path, arch: int) -> dict[str, str]:
+    """Readable name → PTX of that kernel alone, for all kernels of a source of csrc/."""
+    command = [str(build.find_nvcc()), *FLAGS, f"-arch=sm_{arch}", str(source)]
     headers = sorted(cuda_on_cpu.CSRC.glob("*.*h"))
-    found: dict[str, str] = {}
-    for source in sources:
-        command = [str(build.find_nvcc()), *FLAGS, f"-arch=sm_{arch}", str(source)]
-        made = machine.built(machine.FOLDER / f"{source.stem}.ptx", command, [source, *headers])
-        head, *entries = re.split(
-            r"^(?=\.visible \.entry|\.entry|\.weak \.entry)", made.read_text(), flags=re.M
-        )
-        files = "".join(re.findall(r"^\s*\.file[^\n]*\n", entries[-1], re.M))
-        names = [re.search(r"\.entry\s+([\w$]+)", entry)[1] for entry in entries]  # type: ignore[index]
-        for name, entry in zip(_readable(names), entries, strict=True):
-            found[name] = f"{head}{entry[: entry.index(chr(10) + '}') + 2]}\n{files}"
-    return found
+    made = machine.built(machine.FOLDER / f"{source.stem}.ptx", command, [source, *headers])
+    head, *entries = re.split(
+        r"^(?=\.visible \.entry|\.entry|\.weak \.entry)", made.read_text(), flags=re.M
+    )
+    files = "".join(re.findall(r"^\s*\.file[^\n]*\n", entries[-1], re.M))
+    names = [re.search(r"\.entry\s+([\w$]+)", entry)[1] for entry in entries]  # type: ignore[index]
+    return {
+        name: f"{head}{entry[: entry.index(chr(10) + '}') + 2]}\n{files}"
+        for name, entry in zip(_readable(names), entries, strict=True)
+    }
+
+
+def entry(name: str, arch: int = ARCH) -> str:
+    """PTX of the kernel of this readable name; sources that speak of it are compiled first."""
+    spoken_of = re.compile(rf"\b{families([name]).pop()}\b")
+    sources = sorted(cuda_on_cpu.CSRC.glob("*.cu"))
+    for source in sorted(sources, key=lambda one: not spoken_of.search(one.read_text())):
+        if (found := _entries(source, arch).get(name)) is not None:
+            return found
+    raise KeyError(name)
 
 
 def families(names: Iterable[str] | None = None) -> set[str]:
     """Kernels' names without namespace and template arguments; None: all kernels of csrc/."""
-    found = [
-        re.search(r"(\w+)[<(]", n.replace("(anonymous namespace)", "")) for n in names or _entries()
-    ]
+    if names is None:
+        names = chain(*(_entries(one, ARCH) for one in sorted(cuda_on_cpu.CSRC.glob("*.cu"))))
+    found = [re.search(r"(\w+)[<(]", name.replace("(anonymous namespace)", "")) for name in names]
     return {match[1] for match in found if match}
 
 
@@ -75,7 +85,7 @@ def _module_path() -> str:
 
 @cache
 def _program(name: str, arch: int = ARCH) -> machine.Program:
-    (kernel,) = parse.kernels(_entries(arch)[name]).values()
+    (kernel,) = parse.kernels(entry(name, arch)).values()
     return machine.Program(kernel)
 
 
@@ -99,7 +109,7 @@ class Launch:
 
     def ptx(self, arch: int) -> str:
         """The kernel's code."""
-        return _entries(arch)[self.kernel]
+        return entry(self.kernel, arch)
 
     def run(
         self,

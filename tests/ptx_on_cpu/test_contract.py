@@ -91,11 +91,12 @@ def test_value_and_gradients(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["dpc_knn"])
 @pytest.mark.parametrize(
     ("tokens", "dtype"),
-    [(13, torch.float16), (132, torch.bfloat16), (132, torch.float16), (520, torch.bfloat16)],
+    [(13, torch.float16), (132, torch.bfloat16), (200, torch.float16), (520, torch.bfloat16)],
     ids=str,
 )
 def test_clusters(name: str, tokens: int, dtype: torch.dtype) -> None:
-    """Those of the reference; above 512 tokens without the matrix of distances."""
+    """Those of the reference; above 192 tokens each pair's product is formed twice, above 512
+    there is no matrix of distances."""
     generator = torch.Generator().manual_seed(tokens)
     given = torch.randn(1, tokens, 24, generator=generator).to(dtype)
     found = ops.dpc_knn(given, 5, 8, backend="cuda")
@@ -160,9 +161,10 @@ def test_every_kernel_ran(request: pytest.FixtureRequest) -> None:
     asked += names.count("test_attention") + names.count("test_attention_forward")
     if asked < 2 * len((*OPS, *CUDA_OPS, *CUDA_ATTENTION)) + 6 or request.session.testsfailed:
         pytest.skip("not all kernels were asked for")
-    assert set(triton_kernels.launched) == set(LIMITS)
+    # Other files' tests may have launched more in this process.
+    assert set(LIMITS) <= set(triton_kernels.launched)
     if cuda_kernels.launched:  # not without nvcc
-        assert cuda_kernels.families(cuda_kernels.launched) == cuda_kernels.families()
+        assert cuda_kernels.families() <= cuda_kernels.families(cuda_kernels.launched)
 
 
 # -- planted faults -------------------------------------------------------------------------------
@@ -217,11 +219,16 @@ def test_what_is_left_out_is_missed(
 
 
 @pytest.mark.parametrize("name", ["dpc_knn"])
-def test_what_is_left_out_of_the_distances_is_missed(
-    name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    [("gram_clip", 49), ("density_rows", 49), ("cluster_clip", 49), ("distance_pass", 193)],
+)
+def test_what_is_left_out_of_dpc_knn_is_missed(
+    name: str, family: str, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each barrier and the wait for asynchronous copies."""
-    given = torch.randn(1, 132, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    given = torch.randn(1, tokens, 24, generator=torch.Generator().manual_seed(0)).bfloat16() + 4
+    weights = torch.ones(1, tokens)
     programs: dict[str, machine.Program] = {}
     original = cuda_kernels._program
     monkeypatch.setattr(
@@ -229,12 +236,12 @@ def test_what_is_left_out_of_the_distances_is_missed(
     )
 
     def run() -> object:
-        return ops.dpc_knn(given, 5, 8, backend="cuda")
+        return ops.dpc_knn_merge(given, weights, 5, 8, backend="cuda")
 
     run()
-    (kernel,) = (name for name in programs if "distance_pass" in name)
+    (kernel,) = (entry for entry in programs if family in entry)
     what = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
-    ptx = cuda_kernels._entries()[kernel]
+    ptx = cuda_kernels.entry(kernel)
     found = caught(ptx, what, partial(programs.__setitem__, kernel), run)
     assert sum(found) >= 0.7 * len(found) > 0, found
 
@@ -257,7 +264,5 @@ def test_what_is_left_out_of_attention_is_missed(
     run()
     (kernel,) = programs
     what = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
-    found = caught(
-        cuda_kernels._entries()[kernel], what, partial(programs.__setitem__, kernel), run
-    )
+    found = caught(cuda_kernels.entry(kernel), what, partial(programs.__setitem__, kernel), run)
     assert sum(found) >= 0.7 * len(found) > 0, found

@@ -72,7 +72,7 @@ def assert_equals_reference(
 
 
 def centred(tokens: Tensor) -> Tensor:
-    """The tokens as center_tokens in csrc/dpc_knn.cu shifts them, in float64.
+    """The tokens as the kernels of csrc/dpc_knn.cu shift them, in float64.
 
     A channel is shifted by its mean, rounded to a multiple of the power of two that is its spread
     max |x − mean| rounded up; by its one value if it has but one; and if it is of 16 bits, not at
