@@ -21,8 +21,8 @@ from tests.ops.support.assertions import (
 from tests.ops.support.cases import DEVICE
 
 pytestmark = pytest.mark.skipif(
-    ops.available("dpc_knn", DEVICE)["cuda"] is not None,
-    reason=str(ops.available("dpc_knn", DEVICE)["cuda"]),
+    ops.available("spatial_attention", DEVICE)["cuda"] is not None,
+    reason=str(ops.available("spatial_attention", DEVICE)["cuda"]),
 )
 
 HALVES = (torch.bfloat16, torch.float16)
