@@ -149,9 +149,7 @@ def test_blocks_an_sm(report: Report, plan, monkeypatch: pytest.MonkeyPatch) -> 
     if machine.compiler() is None:
         pytest.skip("needs g++")
     if torch.cuda.is_available():
-        pytest.skip(
-            "launches are seen in a run on the CPU; here tests run on a GPU"
-        )
+        pytest.skip("launches are seen in a run on the CPU; here tests run on a GPU")
     budgets, now = gate.read(gate.BLOCKS), gate.cuda_lines(report.rows)
     assert set(now) == set(budgets)
     for op in gate.CUDA.directions:
