@@ -114,7 +114,7 @@ def _demo(output: Path, recipe: str | Path | None) -> dict[str, Any]:
     page, other = report(run), report(output / "predict")
     ap, mean = metrics["ap"]["columns"]["Mean"], baseline.mean
     print(
-        f"\nheld-out AP {ap:.1f}, always answering the mean pose {mean:.1f} "
+        f"\nheld-out AP {ap:.1f} %, always answering the mean pose {mean:.1f} % "
         f"(official PoseTrack AP, mean of 15 joints; boxes: {metrics['box_source']})\n"
         f"pictures    {output / 'predict' / 'explain'} ({len(shown['explained'])} files)\n"
         f"video       {output / 'predict' / (video.stem + '_poses.mp4')}\n"

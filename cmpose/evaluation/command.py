@@ -32,8 +32,8 @@ def _evaluate(subparser: ArgumentParser) -> None:
     subparser.add_argument(
         "--output",
         default="",
-        help="folder of predictions and metrics; default: evaluation/ in the "
-        "checkpoint's folder, which for a run is RUN/model/evaluation",
+        help="folder of predictions and metrics; default: RUN/evaluations/step-N, or "
+        "evaluations/NAME beside a model that is in no run",
     )
 
 

@@ -232,8 +232,8 @@ def evaluate_checkpoint(
         path: a run's folder or a checkpoint.
         data: which annotations and boxes.
         train: batch size, precision and device.
-        output: gets ``predictions/`` and ``metrics.json``; default ``evaluation/`` in the
-            checkpoint's folder, which for a run is ``RUN/model/evaluation``.
+        output: gets ``predictions/`` and ``metrics.json``; default
+            ``RUN/evaluations/step-N``, or ``evaluations/NAME`` beside another model's folder.
 
     Raises:
         CheckpointError: there is no usable checkpoint.
@@ -245,7 +245,8 @@ def evaluate_checkpoint(
     with join_world(train.device) as world:
         model, config = checkpoint.load_model(path)
         config.data, config.train = data, train
-        folder = Path(output) if output else checkpoint.find(path) / "evaluation"
+        folder = checkpoint.evaluation_folder(checkpoint.find(path))
+        folder = Path(output) if output else folder
         _refuse_others(folder)
         with claim_together(world, folder, "evaluate", "--output", OUTPUT_FOLDERS):
             if world.main:

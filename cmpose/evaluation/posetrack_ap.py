@@ -146,7 +146,7 @@ class APResult:
                 f"{self.seven_column_mean:.2f}"
             )
         lines = [
-            f"{self.metric} (boxes: {box_source or 'not stated'})",
+            f"{self.metric}, in per cent (boxes: {box_source or 'not stated'})",
             header,
             values,
             mean,

@@ -292,7 +292,9 @@ _METRICS_REMEDY = "evaluate again, or delete it to export without it"
 
 def evaluations_of(folder: Path) -> list[dict[str, Any]]:
     """The metrics known of the model in a folder: its run's, and those of ``cmpose evaluate``."""
-    files = [folder / "evaluation" / "metrics.json"]
+    # Evaluations lay in the model's own folder before there was evaluation_folder.
+    files = [checkpoint.evaluation_folder(folder) / "metrics.json"]
+    files.append(folder / "evaluation" / "metrics.json")
     if folder.name == "model":
         files.insert(0, folder.parent / "metrics.json")
     known = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from cmpose.data.formats.run import Ap, Metrics
 from cmpose.evaluation.posetrack_ap import COLUMNS
+from cmpose.models.weights.checkpoint import EVALUATIONS
 from cmpose.report.inputs import METRICS, read_metrics
 from cmpose.report.page import Report, Table
 
@@ -69,6 +70,8 @@ class Evaluation:
 def find_evaluations(run: Path) -> list[Evaluation]:
     """Every evaluation below a run's folder: training's own first, then later ones."""
     paths = [run / METRICS, *sorted(run.glob(f"*/{METRICS}"))]
+    paths += sorted(run.glob(f"{EVALUATIONS}/*/{METRICS}"))
+    # Where evaluations lay before there was a folder for them.
     paths += sorted(run.glob(f"*/evaluation/{METRICS}"))
     paths += sorted(run.glob(f"*/*/evaluation/{METRICS}"))
     evaluations = []

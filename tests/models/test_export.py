@@ -236,10 +236,22 @@ def test_a_folder_tells_the_ap_of_its_run(tmp_path, capsys):
     (run / "metrics.json").write_text(
         json.dumps({"ap": ap, "box_source": "ground truth", "data": "d/val", "steps": 5})
     )
+    for place in ("evaluations/model", "model/evaluation"):  # here `evaluate` writes, and wrote
+        metrics = {"ap": ap, "box_source": f"{place}.json", "clips": 3}
+        (run / place).mkdir(parents=True)
+        (run / place / "metrics.json").write_text(json.dumps(metrics))
     main(["export", str(run), "--out", str(tmp_path / "published")])
     assert "README.md, config.json, model.safetensors, skeleton.json" in capsys.readouterr().out
     card = (tmp_path / "published" / "README.md").read_text()
-    assert "| `d/val` | ground truth | – | 44.0 |" in card
+    assert "Official PoseTrack AP in per cent" in card
+    for line in (
+        "`d/val` | ground truth | –",
+        *(f"unknown | {place}.json | 3" for place in ("evaluations/model", "model/evaluation")),
+    ):
+        assert f"| {line} | 44.0 |" in card
+    assert {p.name for p in (tmp_path / "published").iterdir()} == {
+        *("README.md", "config.json", "model.safetensors", "skeleton.json")
+    }
     assert CMPose.from_pretrained(tmp_path / "published").recipe is not None
 
 

@@ -91,8 +91,9 @@ def _evaluation(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not scored:
         return ["AP: unknown. `cmpose evaluate` finds it, `cmpose export` then writes it here."]
     columns = list(scored[0]["ap"].get("columns", ()))
+    metric = scored[0]["ap"].get("metric", "Official PoseTrack AP")
     lines = [
-        "Official PoseTrack AP (`cmpose score`). The box source moves it by several points: "
+        f"{metric} in per cent (`cmpose score`). The box source moves it by several points: "
         "compare like with like.",
         "",
         f"| data | boxes | clips | {' | '.join(columns)} |",

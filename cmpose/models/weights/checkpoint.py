@@ -6,6 +6,7 @@ loaded with ``weights_only=True``.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "WEIGHTS",
     "CheckpointError",
     "discard",
+    "evaluation_folder",
     "find",
     "load_config",
     "load_into",
@@ -50,8 +52,8 @@ __all__ = [
     "training_checkpoints",
 ]
 
-CHECKPOINTS, MODEL = "checkpoints", "model"
-"""Folders in a run's: of its checkpoints, and of the final model."""
+CHECKPOINTS, MODEL, EVALUATIONS = "checkpoints", "model", "evaluations"
+"""Folders in a run's: of its checkpoints, of the final model, and of what ``evaluate`` writes."""
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -138,6 +140,29 @@ def find(path: str | Path) -> Path:
         f"no checkpoint at {path}: give a run's folder, one of its checkpoints/step-*, or a "
         f"{WEIGHTS}"
     )
+
+
+def evaluation_folder(folder: Path) -> Path:
+    """Where evaluations of a model's weights are kept: outside of its own folder.
+
+    A checkpoint's folder is deleted when newer ones are there, and a model's is handed on.
+
+    Args:
+        folder: of the model.
+
+    Returns:
+        ``RUN/evaluations/step-N`` for a run's checkpoint or final model; for any other model
+        ``evaluations/NAME`` beside it.
+    """
+    if folder.name in ("", ".."):
+        folder = Path(os.path.abspath(folder))
+    run, name = folder.parent, folder.name
+    if run.name == CHECKPOINTS:
+        run = run.parent
+    elif name == MODEL and (run / CONFIG).is_file():
+        # The final model is that of the last checkpoint, which is saved right before it.
+        name = next((c.name for c in reversed(training_checkpoints(run / CHECKPOINTS))), MODEL)
+    return run / EVALUATIONS / name
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -84,6 +84,24 @@ def test_prune_keeps_the_newest(tmp_path):
     assert [p.name for p in checkpoint.training_checkpoints(tmp_path)] == kept[2:]
 
 
+def test_evaluations_lie_outside_of_what_is_pruned_and_published(saved, monkeypatch):
+    model, path = saved
+    run = path.parents[1]
+    kept = run / "evaluations" / path.name
+    assert checkpoint.evaluation_folder(path) == kept
+    checkpoint.save(run, "model", model.state_dict(), Config())
+    checkpoint.save(run, "other", model.state_dict(), Config())
+    assert checkpoint.evaluation_folder(run / "other") == run / "evaluations" / "other"
+    assert checkpoint.evaluation_folder(run / "model") == run / "evaluations" / "model"
+    (run / "config.json").touch()  # now it is a run's, whose last checkpoint has these weights
+    assert checkpoint.evaluation_folder(run / "model") == kept
+    monkeypatch.chdir(run / "model")
+    assert checkpoint.evaluation_folder(checkpoint.find(".")) == kept
+    kept.mkdir(parents=True)
+    checkpoint.discard(run)
+    assert kept.is_dir()
+
+
 def test_a_runs_weights_are_discarded_and_nothing_else(saved):
     model, path = saved
     run = path.parents[1]
