@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any
 
 from cmpose.data.video import Source, Video, VideoFrame, VideoInfo, open_video
+from cmpose.data.video_writer import note_of_encoder
 from cmpose.files import Interrupted, OutputError, stop_requests
 from cmpose.predict.clock import Clock
 from cmpose.predict.detect import VideoDetections
@@ -83,7 +84,8 @@ def predict_video(
         with clock("decode"):
             source.scan(chosen.max_frames)
         info = source.info
-        for note in (info.cut_off, *info.notes):
+        to_draw = "video" in chosen.outputs
+        for note in (info.cut_off, *info.notes, note_of_encoder() if to_draw else ""):
             if note and progress:
                 print(f"note: {note}")
         detections, chosen = settle(chosen, info)

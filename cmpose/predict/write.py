@@ -59,7 +59,7 @@ class FrameWriter:
         """Opens the video that is to be drawn, and gives it its name when all frames are in it.
 
         Raises:
-            VideoError: OpenCV cannot write it.
+            VideoError: FFmpeg cannot write it.
             OutputError: the disk is full.
         """
         if not self.to_draw:

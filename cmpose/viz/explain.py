@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,14 +12,12 @@ import numpy as np
 from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.files import whole_file
 from cmpose.viz.draw import SIDE_COLORS, cluster_colors, draw_skeleton, keypoint_colors
-from cmpose.viz.record import WEAK, hex_color, make_record, write_record
+from cmpose.viz.labels import Label, write_label
+from cmpose.viz.record import WEAK, make_record, write_record
 from cmpose.viz.tokens import Tokens
 
-if TYPE_CHECKING:  # matplotlib takes long to import, and most commands draw nothing
-    from matplotlib.figure import Figure
-
 WIDTH, HEIGHT = 1600, 1000
-_INK, _FAINT, _PAPER = "#1c1f24", "#6b7280", "#ffffff"
+_INK, _FAINT, _PAPER = (28, 31, 36), (107, 114, 128), 255
 _LARGE = 448
 """Crops are enlarged to this height in pixels before anything is drawn on them."""
 
@@ -70,19 +68,15 @@ def explain_figure(
     if tokens is not None:
         tokens.check(count)
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     picture = _Picture(crop, heatmaps, keypoints, scores, skeleton)
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100, facecolor=_PAPER)
-    canvas = FigureCanvasAgg(figure)
-    figure.text(0.0125, 0.967, title or "CM-Pose", size=15, weight="bold", color=_INK)
-    _key(figure, picture)
-    panels = [*_large_panels(figure, picture, tokens), *_joint_panels(figure, picture, tokens)]
-    canvas.draw()
-    image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    for panel in panels:
-        _paste(image, panel)
+    image = np.full((HEIGHT, WIDTH, 3), _PAPER, np.uint8)
+    write_label(image, Label(title or "CM-Pose", 20, 33, 15, _INK, bold=True))
+    _draw_key(image, picture)
+    for panels, labels in (_large_panels(picture, tokens), _joint_panels(picture, tokens)):
+        for panel in panels:
+            _paste(image, panel)
+        for label in labels:
+            write_label(image, label)
     if path is not None:
         path = Path(path)
         written, data = cv2.imencode(path.suffix, image[..., ::-1])
@@ -169,10 +163,7 @@ class _Panel(NamedTuple):
 
 
 def _paste(figure: np.ndarray, panel: _Panel) -> None:
-    """Puts a panel's image in the middle of its room, as large as fits, over the drawn figure.
-
-    Axes of their own for some thirty images would take matplotlib most of a picture's time.
-    """
+    """Puts a panel's image in the middle of its room, as large as fits."""
     height, width = panel.image.shape[:2]
     scale = min(panel.width / width, panel.height / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -182,8 +173,13 @@ def _paste(figure: np.ndarray, panel: _Panel) -> None:
     figure[y : y + size[1], x : x + size[0]] = image
 
 
-def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> list[_Panel]:
+_Parts = tuple[list[_Panel], list[Label]]
+"""What a row of the picture is made of."""
+
+
+def _large_panels(picture: _Picture, tokens: Tokens | None) -> _Parts:
     """The upper row: pose, heatmaps, causal tokens, the other tokens."""
+    labels = []
     skeleton = draw_skeleton(
         picture.crop.copy(),
         picture.keypoints,
@@ -208,15 +204,18 @@ def _large_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> l
             panels.append(("The rest", "discarded by this model", _discarded_map(picture, tokens)))
     else:
         note = "This model has no Fine Token Enhancement:\nevery token goes to the head as it is."
-        figure.text(720 / WIDTH, 1 - 324 / HEIGHT, note, size=11, color=_FAINT)
+        labels.append(Label(note, 720, 324, 11, _FAINT))
     left, top, pitch = 20, 100, 350
     for i, (name, caption, _) in enumerate(panels):
-        x = (left + i * pitch) / WIDTH
-        figure.text(x, 1 - 68 / HEIGHT, name, size=13, weight="bold", color=_INK)
-        figure.text(x, 1 - 89 / HEIGHT, caption, size=10, color=_FAINT)
-    return [
+        x = left + i * pitch
+        labels += [
+            Label(name, x, 68, 13, _INK, bold=True),
+            Label(caption, x, 89, 10, _FAINT),
+        ]
+    rooms = [
         _Panel(image, left + i * pitch, top, 336, _LARGE) for i, (*_, image) in enumerate(panels)
     ]
+    return rooms, labels
 
 
 def _causal_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
@@ -283,79 +282,69 @@ def _discarded_map(picture: _Picture, tokens: Tokens) -> np.ndarray:
     return image
 
 
-def _key(figure: Figure, picture: _Picture) -> None:
+def _draw_key(image: np.ndarray, picture: _Picture) -> None:
     """The colours and scores of joints, and the colours of limbs, right of the large panels."""
-    from matplotlib.patches import Rectangle
-
-    axes = figure.add_axes((1424 / WIDTH, 1 - 548 / HEIGHT, 164 / WIDTH, 488 / HEIGHT))
-    axes.set_axis_off()
-    axes.set_xlim(0, 164)
-    axes.set_ylim(488, 0)
-    axes.text(0, 8, "Joint", size=13, weight="bold", color=_INK, va="center")
-    axes.text(160, 8, "score", size=10, color=_FAINT, va="center", ha="right")
+    left, top = 1424, 60
     names = picture.skeleton.keypoints
     order = list(range(len(names)))
     if picture.skeleton == POSETRACK:
         order = [14, 13, 12, 8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5]  # from head to foot
+    labels = [
+        Label("Joint", 0, 8, 13, _INK, bold=True, va="center"),
+        Label("score", 160, 8, 10, _FAINT, ha="right", va="center"),
+    ]
+    squares = []
     for row, j in enumerate(order):
         y = 36 + 25 * min(1.0, 15 / len(order)) * row
-        axes.add_patch(Rectangle((0, y - 8), 16, 16, facecolor=hex_color(picture.colors[j])))
-        axes.text(22, y, names[j].replace("_", " "), size=10, color=_INK, va="center")
-        score = f"{picture.scores[j]:.2f}"
-        axes.text(160, y, score, size=10, color=_INK, va="center", ha="right")
+        squares.append((0, y - 8, 16, 16, picture.colors[j]))
+        labels += [
+            Label(names[j].replace("_", " "), 22, y, 10, _INK, va="center"),
+            Label(f"{picture.scores[j]:.2f}", 160, y, 10, _INK, ha="right", va="center"),
+        ]
     y = 36 + 25 * 15 + 22
-    axes.text(0, y, "Limbs", size=11, weight="bold", color=_INK, va="center")
-    for i, (side, color) in enumerate(SIDE_COLORS.items()):
-        x = (0, 46, 100)[i]
-        axes.add_patch(Rectangle((x, y + 18), 12, 8, facecolor=hex_color(color)))
-        axes.text(x + 15, y + 22, side, size=9.5, color=_INK, va="center")
-    axes.text(0, y + 42, "left, right: the person's", size=9, color=_FAINT, va="center")
+    labels.append(Label("Limbs", 0, y, 11, _INK, bold=True, va="center"))
+    for x, (side, color) in zip((0, 46, 100), SIDE_COLORS.items(), strict=True):
+        squares.append((x, y + 18, 12, 8, color))
+        labels.append(Label(side, x + 15, y + 22, 9.5, _INK, va="center"))
+    labels.append(Label("left, right: the person's", 0, y + 42, 9, _FAINT, va="center"))
+    for x, y, width, height, color in squares:
+        corner = round(left + x), round(top + y)
+        opposite = corner[0] + width - 1, corner[1] + height - 1
+        cv2.rectangle(image, corner, opposite, color, cv2.FILLED)
+    for label in labels:
+        write_label(image, label._replace(x=left + label.x, y=top + label.y))
 
 
-def _joint_panels(figure: Figure, picture: _Picture, tokens: Tokens | None) -> list[_Panel]:
+def _joint_panels(picture: _Picture, tokens: Tokens | None) -> _Parts:
     """The lower rows: for every joint its heatmap, and below it the joint's causal tokens."""
     left, pitch = 20, 1566 / max(15, len(picture.skeleton))
     width = pitch - 6.4
     height = min(round(width * picture.size[1] / picture.size[0]), 148)
-    captions = ["Each joint's heatmap"]
+    top = 624
+    below = top + height + 34
+    labels = [Label("Each joint's heatmap", 20, top - 50, 13, _INK, bold=True)]
     if tokens is not None:
         count = tokens.top.shape[1]
         own = "causal token" if count == 1 else f"{count} causal tokens"
-        captions.append(f"Each joint's {own}, and where the joint was predicted")
-    top = 624
-    figure.text(
-        20 / WIDTH, 1 - (top - 50) / HEIGHT, captions[0], size=13, weight="bold", color=_INK
-    )
-    below = top + height + 34
-    if tokens is not None:
-        figure.text(
-            20 / WIDTH, 1 - (below - 8) / HEIGHT, captions[1], size=13, weight="bold", color=_INK
-        )
+        caption = f"Each joint's {own}, and where the joint was predicted"
+        rest = _DISCARDED if tokens.assignment is None else _MERGED
+        labels += [
+            Label(caption, 20, below - 8, 13, _INK, bold=True),
+            Label(_CAUSAL + rest, 20, HEIGHT - 16, 10, _FAINT),
+        ]
     panels = []
-    dark = picture.blank(0.5)
+    dark, darker = picture.blank(0.5), picture.blank(0.4)
     for j, name in enumerate(picture.skeleton.keypoints):
         x = left + j * pitch
-        figure.text(
-            (x + width / 2) / WIDTH,
-            1 - (top - 5) / HEIGHT,
-            name.replace("_", "\n"),
-            size=10,
-            weight="bold",
-            color=hex_color([0.72 * channel for channel in picture.colors[j]]),
-            ha="center",
-            va="bottom",
-            linespacing=0.95,
-        )
-        heatmap = picture.colored_heatmap([j], dark)
-        panels.append(_Panel(heatmap, x, top, width, height))
+        ink = tuple(int(0.72 * channel) for channel in picture.colors[j])
+        words, middle = name.replace("_", "\n"), x + width / 2
+        labels.append(Label(words, middle, top - 5, 10, ink, bold=True, ha="center", va="bottom"))
+        panels.append(_Panel(picture.colored_heatmap([j], dark), x, top, width, height))
         if tokens is not None:
-            panels.append(_Panel(_own_tokens(picture, tokens, j), x, below, width, height))
-    if tokens is not None:
-        rest = _DISCARDED if tokens.assignment is None else _MERGED
-        figure.text(
-            20 / WIDTH, 16 / HEIGHT, _CAUSAL + rest, size=10, color=_FAINT, linespacing=1.35
-        )
-    return panels
+            panels.append(
+                _Panel(_own_tokens(picture, tokens, j, darker.copy()), x, below, width, height)
+            )
+    return panels, labels
 
 
 _CAUSAL = "Causal: tokens that rank best in some joint's row of scores; they keep their own cell. "
@@ -367,9 +356,8 @@ _MERGED = (
 _DISCARDED = "This model discards the rest."
 
 
-def _own_tokens(picture: _Picture, tokens: Tokens, joint: int) -> np.ndarray:
+def _own_tokens(picture: _Picture, tokens: Tokens, joint: int, image: np.ndarray) -> np.ndarray:
     """The cells of a joint's causal tokens, framed; a dot where the joint was predicted."""
-    image = picture.blank(0.4)
     for token in tokens.top[joint]:
         x1, y1, x2, y2 = picture.cell(token, tokens.grid)
         image[y1:y2, x1:x2] = picture.crop[y1:y2, x1:x2]

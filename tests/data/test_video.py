@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections import namedtuple
@@ -14,6 +15,7 @@ from cmpose.data import video_writer as writer_module
 from cmpose.data.video import VideoError, natural_order, open_video
 from cmpose.data.video_writer import VideoWriter, part_of, video_writer
 from cmpose.files import OutputError
+from tests import browser
 from tests.data.test_pictures import blocks, encode
 
 SIZE = (64, 48)
@@ -286,6 +288,51 @@ def test_a_video_gets_its_name_once_it_is_whole(tmp_path):
         writer.write(picture(3))
     assert path.exists()
     assert not part_of(path).exists()
+
+
+def test_a_browser_plays_it_from_its_beginning(tmp_path):
+    """H.264 with its index before its frames; sizes that 4:2:0 cannot have are made even."""
+    path, size = tmp_path / "out.mp4", (161, 91)
+    with video_writer(path, size, 12.5) as writer:
+        for number in range(5):
+            writer.write(picture(5 * number, size))
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with open_video(path) as video:
+        assert (video.info.width, video.info.height, video.info.fps) == (162, 92, 12.5)
+    source = base64.b64encode(data).decode()
+    page = tmp_path / "page.html"
+    page.write_text(f'<video muted src="data:video/mp4;base64,{source}"></video>')
+    with browser.open_browser() as opened, browser.open_page(opened, page) as (tab, watch):
+        seen = tab.evaluate(
+            """async () => {
+                const video = document.querySelector("video");
+                video.currentTime = 3.5 / 12.5;
+                await new Promise((done, fail) => {
+                    video.onseeked = done;
+                    video.onerror = () => fail(video.error.message);
+                    if (video.error) video.onerror();
+                });
+                const canvas = document.createElement("canvas").getContext("2d");
+                canvas.drawImage(video, 0, 0);
+                const grey = [...canvas.getImageData(40, 40, 1, 1).data];
+                return [video.videoWidth, video.videoHeight, video.duration, grey];
+            }"""
+        )
+    assert watch.said == []
+    assert seen[:2] == [162, 92]
+    assert seen[2] == pytest.approx(5 / 12.5)
+    np.testing.assert_allclose(seen[3], [150, 150, 150, 255], atol=4)
+
+
+def test_without_an_encoder_of_h264_it_is_said(tmp_path, monkeypatch):
+    assert writer_module.note_of_encoder() == ""
+    monkeypatch.setattr(writer_module, "_ENCODERS", writer_module._ENCODERS[-1:])
+    assert "MPEG-4 Part 2, which VLC plays and browsers do not" in writer_module.note_of_encoder()
+    with video_writer(tmp_path / "out.mp4", SIZE, 10) as writer:
+        writer.write(picture(7))
+    with open_video(tmp_path / "out.mp4") as video:
+        assert greys(video.frames()) == [7]
 
 
 def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cmpose.viz import labels
 from cmpose.viz.draw import JOINT_COLORS, cluster_colors
 from cmpose.viz.explain import explain_figure
 from cmpose.viz.record import read_record
@@ -51,6 +52,15 @@ def arguments(seed=0, n=4, clusters=32):
 
 def has_color(image, color, tolerance=12):
     return bool((np.abs(image.astype(int) - np.array(color)).max(axis=2) <= tolerance).any())
+
+
+def test_texts_are_drawn_once():
+    """Drawing them took longer than all else in a picture."""
+    explain(arguments(), title="clip 3")
+    drawn = labels._ink.cache_info().misses
+    again = explain(arguments(), title="another clip")
+    assert labels._ink.cache_info().misses == drawn + 1
+    assert (again != explain(arguments(), title="clip 3")).any()
 
 
 def test_writes_one_picture(tmp_path):
