@@ -66,6 +66,8 @@ def _command(arguments: list[str], output: str, kill_at: int, hold: str, count) 
 def _serve(pipe: Connection) -> None:
     """Imports everything once, then forks a process for each command that is asked for."""
 
+    import torch._dynamo  # noqa: F401  # else each training does, for a second: optimizers need it
+
     import cmpose.demo
     import cmpose.models.export
     import cmpose.study.ablate  # noqa: F401
