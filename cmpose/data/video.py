@@ -80,6 +80,7 @@ class VideoInfo:
         missing: how many frames more the header names, of a file that is cut off or damaged.
         cut_off: for people, what is known of a file that ends too early; else empty.
         notes: for people, what else they should know, each a sentence without a full stop.
+        picture: how a picture's name ends that is given alone, such as ``.jpg``; else empty.
     """
 
     source: str
@@ -94,6 +95,7 @@ class VideoInfo:
     missing: int = 0
     cut_off: str = ""
     notes: tuple[str, ...] = ()
+    picture: str = ""
 
     def number(self, position: int) -> int:
         """A frame's number for people and files, by its position."""
@@ -594,7 +596,11 @@ def _given(source: Any, fps: float | None, *, skip: bool) -> Video:
     if hasattr(source, "detach"):  # a tensor of torch's
         source = source.detach().cpu().numpy()
     if isinstance(source, np.ndarray):
-        return _Arrays(source[None] if source.ndim == 3 else source, fps)
+        if source.ndim != 3:
+            return _Arrays(source, fps)
+        video = _Arrays(source[None], fps)
+        video.info = replace(video.info, picture=".png")
+        return video
     items = list(source) if isinstance(source, Sequence) else []
     if items and all(isinstance(item, str | Path) for item in items):
         return _listed([Path(item) for item in items], fps, skip=skip)
@@ -640,7 +646,9 @@ def _open(text: str, fps: float | None, *, skip: bool) -> Video:
         if animated or not (header or is_picture(path.name)):
             return _File(path, text, path.stem, fps)
         # A picture alone is frame 0, whatever its name.
-        return _Pictures([path], text, path.stem, fps, skip_unreadable=skip, numbers=())
+        video = _Pictures([path], text, path.stem, fps, skip_unreadable=skip, numbers=())
+        video.info = replace(video.info, picture=path.suffix.lower())
+        return video
     elif re.fullmatch(r"\d{1,4}", text):
         why = "OpenCV gets no frame from it; is it plugged in, and free of other programs?"
         return _Capture(int(text), text, f"camera{text}", fps, f"camera {text}: {why}")

@@ -13,18 +13,23 @@ def _add_arguments(subparser: ArgumentParser) -> None:
     add = subparser.add_argument
     add(
         "video",
-        help="a video file, a folder of pictures, a pattern such as 'frames/*.jpg', a camera's "
-        "number, or the address of a stream",
+        nargs="+",
+        help="a video file, a picture, a folder of pictures, a pattern such as 'frames/*.jpg' or "
+        "'*.mp4', a camera's number, or the address of a stream; several have a folder each",
     )
     add("--checkpoint", required=True, help="the folder of a training run, or of a model")
-    add("--out", required=True, help="the folder that poses, video and pictures are written to")
     add(
-        "--detections",
+        "--out",
         default="",
-        help="a JSON file with people's boxes (see docs/predict.md); without one, OpenCV's people "
-        "detector is run",
+        help="the folder that poses, video and pictures are written to; if not given, "
+        "runs/predict/NAME",
     )
-    add("--min_score", type=float, default=0.2, help="boxes with a lower score are ignored")
+    add(
+        "--show",
+        action="store_true",
+        help="show the drawn frames in a window; without --out nothing is written then",
+    )
+    _add_boxes(subparser)
     add(
         "--outputs",
         type=list[Literal["video", "poses", "coco"]],
@@ -41,26 +46,6 @@ def _add_arguments(subparser: ArgumentParser) -> None:
         type=list[int],
         default=[],
         help="write such pictures of these frames instead; they count from 0",
-    )
-    add(
-        "--detect_every",
-        type=int | None,
-        default=None,
-        help="run the detector in every Nth frame; if not given, 3",
-    )
-    add(
-        "--bridge",
-        type=int | None,
-        default=None,
-        help="how many frames in a row a person may be missing and still gets boxes, between "
-        "those before and after; if not given, 10, or 0 when the boxes have track ids",
-    )
-    add(
-        "--smooth",
-        type=int | None,
-        default=None,
-        help="average boxes over this many frames before and after; if not given, 2, or 0 when "
-        "the boxes have track ids",
     )
     add("--batch_size", type=int, default=16, help="how many people go through the model at once")
     add("--max_frames", type=int | None, default=None, help="stop after this many frames")
@@ -84,24 +69,71 @@ def _add_arguments(subparser: ArgumentParser) -> None:
     add("--device", default="auto", help="auto, cpu or cuda")
 
 
+def _add_boxes(subparser: ArgumentParser) -> None:
+    """Whose poses are predicted."""
+    add = subparser.add_argument
+    add(
+        "--detections",
+        default="",
+        help="a JSON file with people's boxes (see docs/predict.md); without one, OpenCV's people "
+        "detector is run",
+    )
+    add("--min_score", type=float, default=0.2, help="boxes with a lower score are ignored")
+    add(
+        "--detect_every",
+        type=int | None,
+        default=None,
+        help="run the detector in every Nth frame; if not given, 3",
+    )
+    add(
+        "--bridge",
+        type=int | None,
+        default=None,
+        help="how many frames in a row a person may be missing and still gets boxes, between "
+        "those before and after; if not given, 10, or 0 when the boxes have track ids",
+    )
+    add(
+        "--smooth",
+        type=int | None,
+        default=None,
+        help="average boxes over this many frames before and after; if not given, 2, or 0 when "
+        "the boxes have track ids",
+    )
+
+
 def _run_predict(args: Namespace) -> None:
     from cmpose.predict.pose_model import load
     from cmpose.predict.results import check_somebody
+    from cmpose.predict.sources import RESULTS, boxes_of, find_sources, name_sources, predict_each
 
-    prediction = load(args.checkpoint, args.device).predict(
-        args.video,
-        boxes=args.detections or None,
-        **{name: args[name] for name in _PREDICT},
-    )
-    metrics = prediction.save(args.out, **{name: args[name] for name in _SAVE})
-    check_somebody(metrics, args.out)
+    sources = find_sources(args.video)
+    names = dict(zip(sources, name_sources(sources), strict=True))
+    model = load(args.checkpoint, args.device)
+    options = {name: args[name] for name in _PREDICT}
+    saving = {name: args[name] for name in _SAVE}
+
+    def predict(source: str) -> None:
+        boxes = boxes_of(args.detections, names[source], several=len(sources) > 1)
+        prediction = model.predict(source, boxes=boxes, **options)
+        if args.show and not args.out:
+            prediction.show()
+            return
+        out = args.out or str(RESULTS / names[source])
+        if args.out and len(sources) > 1:
+            out = f"{args.out}/{names[source]}"
+        check_somebody(prediction.save(out, **saving), out)
+
+    if len(sources) == 1:
+        predict(sources[0])
+    else:
+        predict_each(sources, predict)
 
 
 _PREDICT = (
     *("min_score", "detect_every", "bridge", "smooth", "batch_size", "max_frames", "fps"),
     "on_error",
 )
-_SAVE = ("outputs", "explain", "explain_frames", "overwrite")
+_SAVE = ("outputs", "explain", "explain_frames", "overwrite", "show")
 """Options that the two calls of ``cmpose.predict.pose_model`` take as they are."""
 
 

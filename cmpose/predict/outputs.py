@@ -19,12 +19,24 @@ class OutputsError(ValueError):
     """A file lies where a result is to be written, or a result is gone; with what to do."""
 
 
-def result_files(out: Path, name: str, outputs: Iterable[str]) -> list[Path]:
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""How drawn pictures may end; of other formats they are PNGs."""
+
+
+def drawn_file(out: Path, info: VideoInfo) -> Path:
+    """What the frames are drawn to: an MP4, or of a picture alone a picture of its format."""
+    if not info.picture:
+        return out / f"{info.name}_poses.mp4"
+    ending = info.picture if info.picture in _PICTURES else ".png"
+    return out / f"{info.name}_poses{ending}"
+
+
+def result_files(out: Path, info: VideoInfo, outputs: Iterable[str]) -> list[Path]:
     """The result files of a video without explaining pictures and ``metrics.json``."""
     paths = {
-        "video": out / f"{name}_poses.mp4",
-        "poses": out / "poses" / f"{name}.json",
-        "coco": out / "coco" / f"{name}.json",
+        "video": drawn_file(out, info),
+        "poses": out / "poses" / f"{info.name}.json",
+        "coco": out / "coco" / f"{info.name}.json",
     }
     return [path for output, path in paths.items() if output in outputs]
 
@@ -45,13 +57,13 @@ def refuse_others(
         OutputsError: naming the first such file, or a result or its folder that is a link.
     """
     folder, remedy = out / "journal" / info.name, "move it, or give another --out"
-    results = result_files(out, info.name, options.outputs)
+    results = result_files(out, info, options.outputs)
     if options.explain_frames:
         name = re.compile(re.escape(info.name) + r"_\d+_\d+\.(png|json)")
         pictures = out / "explain"
         names = sorted(os.listdir(pictures)) if pictures.is_dir() else []
         results += [pictures / file for file in names if name.fullmatch(file)]
-    if "video" in options.outputs:
+    if "video" in options.outputs and not info.picture:
         results.append(part_of(results[0]))
     metrics = out / "metrics.json"
     for each in (*sorted({path.parent for path in results} - {out}), folder.parent, folder):
@@ -81,7 +93,7 @@ def missing_results(
     """The results of a finished prediction that are not there any more."""
     # A camera that was gone on from cannot be drawn.
     outputs = [o for o in options.outputs if not (o == "video" and info.live)]
-    paths = result_files(out, info.name, outputs)
+    paths = result_files(out, info, outputs)
     paths += [out / picture for picture in metrics.get("explained", [])]
     return [path for path in paths if not path.is_file()]
 

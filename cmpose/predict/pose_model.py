@@ -26,6 +26,7 @@ from cmpose.predict.people import find_people
 from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.stream import PoseStream
+from cmpose.predict.window import Window
 
 
 def load(model: str | Path, device: str = "auto") -> PoseModel:
@@ -218,6 +219,7 @@ class Prediction:
         explain_frames: Sequence[int] = (),
         overwrite: bool = False,
         progress: bool = True,
+        show: bool = False,
     ) -> dict[str, Any]:
         """Writes what ``cmpose predict`` writes; a run that was interrupted goes on.
 
@@ -228,6 +230,7 @@ class Prediction:
             explain_frames: of these frames instead.
             overwrite: throws away what an earlier run left for this video.
             progress: shows a progress bar, and prints a summary.
+            show: shows the drawn frames in a window; who closes it stops the prediction.
 
         Returns:
             What ``metrics.json`` holds.
@@ -247,8 +250,25 @@ class Prediction:
             out,
             overwrite=overwrite,
             progress=progress,
+            show=show,
             **vars(options),
         )
+
+    def show(self) -> None:
+        """Shows the drawn frames in a window as they are predicted, until it is closed.
+
+        Raises:
+            WindowError: there is no display.
+        """
+        with Window(f"{self.source}: poses") as window:
+            count = 0
+            for frame in self:
+                window.show(frame.plot())
+                count += 1
+                if window.closed:
+                    return
+            if count == 1:  # a picture alone would be gone at once
+                window.wait()
 
 
 def _warn(notes: Sequence[str], said: Sequence[str]) -> tuple[str, ...]:

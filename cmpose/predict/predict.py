@@ -26,6 +26,7 @@ from cmpose.predict.predictor import Predictor
 from cmpose.predict.progress import Progress
 from cmpose.predict.results import metrics_of, summary, write_last_metrics, write_results
 from cmpose.predict.stream import PoseStream
+from cmpose.predict.window import Window
 from cmpose.predict.write import FrameWriter
 
 
@@ -37,6 +38,7 @@ def predict_video(
     overwrite: bool = False,
     device: str = "auto",
     progress: bool = True,
+    show: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Poses of the people in a video.
@@ -49,11 +51,13 @@ def predict_video(
         video: whatever ``open_video`` opens.
         checkpoint_path: a run's folder or a checkpoint; or the model of one.
         out: gets ``poses/NAME.json`` (PoseTrack18's format), ``coco/NAME.json`` (COCO's results),
-            ``NAME_poses.mp4`` with skeletons, ``metrics.json``, with ``explain``
-            ``explain/NAME_FRAME_TRACK.png``; and ``journal/NAME/`` with what was done so far.
+            ``NAME_poses.mp4`` with skeletons (of a picture alone, a picture), ``metrics.json``,
+            with ``explain`` ``explain/NAME_FRAME_TRACK.png``; and ``journal/NAME/`` with what was
+            done so far.
         overwrite: throws away what an earlier run left for this video, finished or not.
         device: ``auto``, ``cpu`` or ``cuda``; a model is where it is.
         progress: shows a progress bar, and prints a summary.
+        show: also shows the drawn frames in a window; closing it stops the prediction.
         options: the fields of ``Options``.
 
     Returns:
@@ -62,14 +66,14 @@ def predict_video(
 
     Raises:
         VideoError: a video that cannot be read or written.
+        WindowError: ``show`` where there is no display.
         ValueError: a bad option or detection file, or frames to explain that are not there.
         CheckpointError: no usable checkpoint.
         OutputsError: a result would replace an input, a link, or, without ``overwrite``, a file
             that no journal in ``out`` says is of cmpose predict; or results of a run that is done
             are missing.
         JournalError: ``out`` holds a run of this video with other settings.
-        InUse: another process predicts this video into ``out``. Other videos may be predicted
-            into it at the same time.
+        InUse: another process predicts this video into ``out``.
         Interrupted: on SIGINT or SIGTERM; what was done is kept. A camera just ends.
         OutputError: a full disk and the like; what was done is kept.
     """
@@ -79,15 +83,14 @@ def predict_video(
     out = Path(out)
     predictor = _loaded(checkpoint_path, device, chosen)
     with ExitStack() as stack:
+        window = stack.enter_context(Window(f"{video}: poses")) if show else None
         source = stack.enter_context(open_video(video, fps=chosen.fps, on_error=chosen.on_error))
         clock = Clock()
         with clock("decode"):
             source.scan(chosen.max_frames)
         info = source.info
-        to_draw = "video" in chosen.outputs
-        for note in (info.cut_off, *info.notes, note_of_encoder() if to_draw else ""):
-            if note and progress:
-                print(f"note: {note}")
+        if progress:
+            _say_notes(info, chosen)
         detections, chosen = settle(chosen, info)
         weights = predictor.folder
         settings = settings_of(source, predictor.config, predictor.device.type, chosen, weights)
@@ -97,15 +100,24 @@ def predict_video(
         refuse_others(out, info, chosen, inputs, overwrite=overwrite)
         folder = out / "journal" / info.name
         journal = stack.enter_context(open_journal(folder, settings, overwrite=overwrite))
-        if journal.dropped and progress:
-            print(f"note: {journal.dropped}")
         if journal.finished is not None:
             return _finished(journal.finished, info, out, chosen, progress=progress)
+        if journal.dropped and progress:
+            print(f"note: {journal.dropped}")
         stop = stack.enter_context(stop_requests())
         stack.enter_context(_saying_what_is_kept(journal))
         return _predict(
-            predictor, source, journal, out, chosen, detections, clock, stop, progress=progress
+            *(predictor, source, journal, out, chosen, detections, clock, stop, window),
+            progress=progress,
         )
+
+
+def _say_notes(info: VideoInfo, options: Options) -> None:
+    """Prints what a user should know before frames are predicted."""
+    to_draw = "video" in options.outputs and not info.picture
+    for note in (info.cut_off, *info.notes, note_of_encoder() if to_draw else ""):
+        if note:
+            print(f"note: {note}")
 
 
 @contextmanager
@@ -160,12 +172,13 @@ def _predict(
     detections: VideoDetections | None,
     clock: Clock,
     stop: Event,
+    window: Window | None,
     *,
     progress: bool,
 ) -> dict[str, Any]:
     """Predicts the frames that the journal lacks, draws all, and writes the results."""
     info, start = video.info, journal.done
-    writer = FrameWriter(predictor, info, out, journal, options, clock)
+    writer = FrameWriter(predictor, info, out, journal, options, clock, window)
     if (journal.ended and not writer.to_draw) or (info.live and start):
         for frame in journal.frames():
             writer.count(frame)
@@ -181,6 +194,8 @@ def _predict(
             people = find_people(frames, journal.frames(), detections, options, clock)
             for group in PoseStream(predictor, info, options, clock).groups(people):
                 writer.write(group)
+                if window is not None and window.closed and not info.picture:
+                    stop.set()
                 bar.update(group[-1].number)
                 if stop.is_set() and not info.live:
                     raise Interrupted(
@@ -198,6 +213,8 @@ def _predict(
     journal.finish(metrics)
     if progress:
         print(summary(metrics, out, [info.number(frame) for frame in writer.explainer.wanted]))
+    if window is not None and info.picture:
+        window.wait()
     return metrics
 
 

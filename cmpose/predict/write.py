@@ -7,16 +7,43 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from cmpose.data.video import VideoInfo
 from cmpose.data.video_writer import VideoWriter, part_of, video_writer
-from cmpose.files import writing
+from cmpose.files import whole_file, writing
 from cmpose.predict.clock import Clock
 from cmpose.predict.drawing import Explainer, draw_frame
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.journal import Journal
 from cmpose.predict.options import Options
+from cmpose.predict.outputs import drawn_file
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.results import Tally
+from cmpose.predict.window import Window
+
+_QUALITY = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
+
+
+class PictureWriter:
+    """Writes the one drawn frame of a picture, in the format that its name says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, picture: np.ndarray) -> None:
+        """Writes a frame, uint8 [H, W, 3] BGR, whole or not at all.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        ending = self.path.suffix.replace("jpeg", "jpg")
+        quality = [_QUALITY[ending], 95] if ending in _QUALITY else []
+        encoded, data = cv2.imencode(ending, picture, quality)
+        assert encoded
+        with whole_file(self.path) as partial:
+            partial.write_bytes(data.tobytes())
 
 
 class FrameWriter:
@@ -36,6 +63,7 @@ class FrameWriter:
         journal: Journal,
         options: Options,
         clock: Clock,
+        window: Window | None = None,
     ) -> None:
         """
         Args:
@@ -45,14 +73,15 @@ class FrameWriter:
             journal: with the frames that an interrupted run has predicted.
             options: settled.
             clock: counts the seconds of ``explain``, ``journal``, ``draw`` and ``encode``.
+            window: shows the drawn frames.
         """
         self.info, self.journal, self.clock = info, journal, clock
         self.skeleton = predictor.model.skeleton
         self.tally, self.explainer = Tally(), Explainer(predictor, info, out, options)
-        self.path = out / f"{info.name}_poses.mp4"
+        self.path, self.window = drawn_file(out, info), window
         self.to_draw = "video" in options.outputs and not (journal.ended and self.path.exists())
         self._start = journal.done
-        self._video: VideoWriter | None = None
+        self._video: VideoWriter | PictureWriter | None = None
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -68,6 +97,10 @@ class FrameWriter:
         if not self.journal.ended:
             with writing(self.path):
                 self.path.unlink(missing_ok=True)  # of a run that was thrown away
+        if self.info.picture:
+            self._video = PictureWriter(self.path)
+            yield
+            return
         size = self.info.width, self.info.height
         with video_writer(self.path, size, self.info.fps) as self._video:
             yield
@@ -85,11 +118,16 @@ class FrameWriter:
                 self.journal.append(group)
         for frame in group:
             self.count(frame)
+            # A frame that was passed over is shown to nobody.
+            if self._video is None and (self.window is None or not frame.picture.size):
+                continue
+            with self.clock("draw"):
+                picture = draw_frame(frame, self.skeleton)
             if self._video is not None:
-                with self.clock("draw"):
-                    picture = draw_frame(frame, self.skeleton)
                 with self.clock("encode"):
                     self._video.write(picture)
+            if self.window is not None:
+                self.window.show(picture[..., ::-1])
 
     def count(self, frame: PredictedFrame) -> None:
         """A frame that is in the journal; nothing is drawn."""
@@ -98,6 +136,6 @@ class FrameWriter:
 
     def drawn_so_far(self) -> str:
         """For people: where the part of the video lies that is drawn."""
-        if self._video is None:
+        if not isinstance(self._video, VideoWriter):
             return ""
         return f"; what is drawn of the video is in {part_of(self.path)}"
