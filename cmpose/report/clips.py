@@ -28,12 +28,26 @@ FRAMES = 7
 TILE_HEIGHT = 384
 """In pixels. Lines on a small crop look fine at this height, and the JPEG stays small."""
 
-MEASURE = (
-    "By the mean distance of the predicted joints from the annotated ones, in head sizes "
-    "(0.6 × the diagonal of the head box; the AP lets half a head size pass). Every person counts "
-    "once, with the worst or the best frame; {count} poses were measured. In colour what was "
-    "predicted, in white what is true."
-)
+
+def measure(samples: Samples) -> str:
+    """How clips are ranked, or why they are not, in words."""
+    if not samples.predicted:
+        return (
+            "This run has no predictions yet, so that nothing is ranked: these are the first "
+            "people of the evaluation set."
+        )
+    if not samples.ranked:
+        return (
+            "Nothing is ranked, because no pose can be measured: these are the first people of the "
+            f"evaluation set.{samples.left_out()}"
+        )
+    unit = samples.unit
+    return (
+        "By the mean distance of the predicted joints from the annotated ones, in "
+        f"{unit.name} ({unit.definition}). Every person counts once, with the worst or the best "
+        f"frame; {samples.measured} poses were measured. In colour what was predicted, in white "
+        f"what is true.{samples.left_out()}"
+    )
 
 
 @dataclass
@@ -66,7 +80,8 @@ def show(
     worst, best = pick(samples, count)
     for group, tiles, word in ((worst, shown.worst, "worst"), (best, shown.best, "best")):
         for rank, sample in enumerate(group, start=1):
-            person = _CroppedPerson(_around(tracks[id(sample)], sample), config, root)
+            around = _around(tracks[id(sample)], sample)
+            person = _CroppedPerson(around, config, root, samples.unit.name)
             if sample.frame.image_id not in person.index:
                 continue  # its box leaves the picture
             clip = None
@@ -90,13 +105,14 @@ class _CroppedPerson:
     """A person in some frames, cropped as evaluation cropped them.
 
     Attributes:
+        unit: what errors are measured in, for people.
         samples: image id → the person in that frame.
         clips: the crops, None where no box lies in its picture.
         index: image id → index into ``clips``.
     """
 
-    def __init__(self, samples: list[Sample], config: Config, root: Path) -> None:
-        self.config = config
+    def __init__(self, samples: list[Sample], config: Config, root: Path, unit: str) -> None:
+        self.config, self.unit = config, unit
         self.samples = {sample.frame.image_id: sample for sample in samples}
         sequence = samples[0].sequence
         boxes = {
@@ -151,7 +167,7 @@ class _CroppedPerson:
         if sample.error is None:
             heading, said = "not measured", "not measured"
         else:
-            heading = f"{sample.error:.2f} head sizes"
+            heading = f"{sample.error:.2f} {self.unit}"
             said = f"{heading} off"
         detail = f"{who}, {sample.person.num_visible} joints"
         return Tile(
@@ -187,9 +203,10 @@ class _CroppedPerson:
                 skeleton=model.skeleton,
             )
             zoom = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-            head = None if sample.head is None else sample.head * zoom
-            note = "" if sample.error is None else f"This pose: {sample.error:.2f} head sizes"
-            frames.append(ClipFrame(f"frame {record.frame.index}", drawn, note, head))
+            size = None if sample.unit is None else sample.unit * zoom
+            note = "" if sample.error is None else f"This pose: {sample.error:.2f} {self.unit}"
+            frame = f"frame {record.frame.index}"
+            frames.append(ClipFrame(frame, drawn, note, size, self.unit))
         name = f"{label}: {key.sequence.name}, person {key.person.track_id}"
         return Clip(name, frames, self.index[key.frame.image_id])
 

@@ -31,7 +31,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         head = convert(line, LogLine, source, ReportError, remedy=remedy)
         rest = {name: line[name] for name in line if name not in LogLine.__struct_fields__}
         values = convert(rest, dict[str, Number | None], source, ReportError, remedy=remedy)
-        lines[head.kind, head.step] = {"kind": head.kind, "step": head.step, **values}
+        said = {"box_source": head.box_source, "metric": head.metric}
+        lines[head.kind, head.step] = {"kind": head.kind, "step": head.step, **said, **values}
     return sorted(lines.values(), key=lambda line: line["step"])
 
 
@@ -50,6 +51,10 @@ def log_charts(log: list[dict[str, Any]]) -> list[Chart]:
         curves = [Line(name, _curve(log, kind, name)) for name in names]
         return [line for line in curves if line.points]
 
+    evaluated = [line for line in log if line["kind"] == "evaluate"]
+    official = any(name in line for line in evaluated for name in COLUMNS)
+    metric = next((line["metric"] for line in evaluated if line.get("metric")), "")
+    metric = metric or ("PoseTrack AP" if official else "Keypoint AP, not PoseTrack's AP")
     charts = [
         Chart(
             "Loss",
@@ -63,7 +68,7 @@ def log_charts(log: list[dict[str, Any]]) -> list[Chart]:
             _AP_BY_STEP,
             "step",
             lines("evaluate", ["Mean", *COLUMNS]),
-            note="Official PoseTrack AP in percent, evaluated while training.",
+            note=f"{metric}, in per cent, evaluated while training.",
         ),
         Chart("Learning rate", "step", lines("train", ["lr"])),
         Chart(

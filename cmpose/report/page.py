@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -60,13 +60,26 @@ class Table:
 
 @dataclass
 class Tile:
-    """A picture (a data URI) with two lines of text; ``clip`` is what a click on it opens."""
+    """A picture with two lines of text; a click opens what it shows.
+
+    Attributes:
+        picture: a data URI.
+        alt: what it shows, for those who do not see it.
+        heading: the first line.
+        detail: the second.
+        clip: the person's, an index into the report's clips; None where nothing is known of them.
+        shown: whether that clip starts with this very frame: then a click opens the clip, else the
+            picture, large, beside a way to the clip.
+        large: what is opened in its place, a data URI; empty: the picture itself.
+    """
 
     picture: str
     alt: str
     heading: str
     detail: str
     clip: int | None = None
+    shown: bool = True
+    large: str = ""
 
 
 @dataclass
@@ -77,13 +90,15 @@ class ClipFrame:
         label: its name.
         record: as ``cmpose.viz.record`` makes it.
         note: written beside it.
-        head: the head's size in crop pixels, by which errors are divided; None if not known.
+        size: what errors are divided by, in crop pixels; None if not known.
+        unit: the name of that.
     """
 
     label: str
     record: dict[str, Any]
     note: str = ""
-    head: float | None = None
+    size: float | None = None
+    unit: str = "head sizes"
 
 
 @dataclass
@@ -98,6 +113,8 @@ class Clip:
 @dataclass
 class Report:
     """What a page shows. If a part is empty, its entry in ``absent`` is written in its stead.
+
+    A part without an entry there is left out of the page.
 
     Attributes:
         kind: of what, e.g. ``Training run``.
@@ -114,6 +131,8 @@ class Report:
         facts: (name, value).
         absent: part → why it is not there.
         groups: what ``worst`` and ``best`` are called.
+        sources: reports of which the page shows one at a time, below what it shows of this one.
+        sources_are: what they are, e.g. ``Video``.
     """
 
     kind: str
@@ -130,6 +149,12 @@ class Report:
     facts: list[tuple[str, str]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     groups: tuple[str, str] = ("Worst", "Best")
+    sources: list[Report] = field(default_factory=list)
+    sources_are: str = "Source"
+
+    def parts(self) -> list[Report]:
+        """This report and those of its sources."""
+        return [self, *self.sources]
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -155,29 +180,21 @@ def render(report: Report) -> str:
     style = _asset("page.css")
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     data = {
-        "charts": [
-            {
-                "title": chart.title,
-                "x": chart.x,
-                "log": chart.log,
-                "zero": chart.zero,
-                "lines": [
-                    {"name": line.name, "points": thinned(line.points)} for line in chart.lines
-                ],
-            }
-            for chart in report.charts
-        ],
+        "charts": [_chart_data(chart) for part in report.parts() for chart in part.charts],
         "clips": [
-            {
-                "start": clip.start,
-                "frames": [
-                    {"label": f.label, "note": f.note, "head": f.head, "record": f.record}
-                    for f in clip.frames
-                ],
-            }
-            for clip in report.clips
+            _clip_data(clip, number - 1)
+            for number, part in enumerate(report.parts())
+            for clip in part.clips
         ],
     }
+    sections = {
+        ("curves", "Curves", "Curves"): _of_parts(report, "curves", _charts),
+        ("ap", "AP", "Average precision"): _of_parts(report, "ap", _tables),
+        ("clips", _groups(report), ""): _clips(report),
+        ("tokens", "Tokens", "What a pose was read from"): _explorer(report),
+        ("facts", "Facts", "Facts"): _of_parts(report, "facts", _facts),
+    }
+    sections = {names: text for names, text in sections.items() if text}
     return _fill(
         "page.html",
         style_hash=_hash(style),
@@ -188,17 +205,73 @@ def render(report: Report) -> str:
         lead=escape(report.lead),
         style=style,
         script=script,
-        curves=_charts(report),
-        ap=_tables(report),
-        clips=_tiles(report),
-        tokens=_explorer(report),
-        facts=_facts(report),
+        nav="\n".join(f'<a href="#{part}">{escape(name)}</a>' for part, name, _ in sections),
+        choice=_choice(report),
+        sections="\n".join(
+            f'<section id="{part}" aria-labelledby="{part}-title">\n'
+            f'<h2 id="{part}-title">{escape(title or name)}</h2>\n{text}\n</section>'
+            for (part, name, title), text in sections.items()
+        ),
         foot=escape(
             f"Written by cmpose {_version.__version__}. This file is all there is: it loads "
             "nothing and sends nothing."
         ),
         data=embedded_json(data),
     )
+
+
+def _chart_data(chart: Chart) -> dict[str, Any]:
+    lines = [{"name": line.name, "points": thinned(line.points)} for line in chart.lines]
+    return {
+        "title": chart.title,
+        "x": chart.x,
+        "log": chart.log,
+        "zero": chart.zero,
+        "lines": lines,
+    }
+
+
+def _clip_data(clip: Clip, source: int) -> dict[str, Any]:
+    """A clip as the page's script reads it; ``source`` is negative where there are none."""
+    frames = [
+        {"label": f.label, "note": f.note, "size": f.size, "unit": f.unit, "record": f.record}
+        for f in clip.frames
+    ]
+    return {"name": clip.name, "start": clip.start, "source": source, "frames": frames}
+
+
+def _choice(report: Report) -> str:
+    """What chooses one of the sources; nothing where there are none."""
+    if not report.sources:
+        return ""
+    options = "".join(
+        f'<option value="{i}">{escape(part.title)}</option>'
+        for i, part in enumerate(report.sources)
+    )
+    return (
+        f'<label class="field choice"><span>{escape(report.sources_are)}</span>'
+        f'<select id="source">{options}</select></label>'
+    )
+
+
+def _of_parts(report: Report, part: str, draw: Callable[[Report], str]) -> str:
+    """A section: of the report, then of each source, in an element that can be hidden.
+
+    Args:
+        report: the page's.
+        part: the section's key in ``absent``.
+        draw: what makes the section of one report; nothing where it has nothing to show.
+    """
+    drawn = []
+    for number, each in enumerate(report.parts()):
+        text = draw(each) or _absent(each, part)
+        if text and number:
+            text = (
+                f'<div data-source="{number - 1}"><h3 class="source">{escape(each.title)}</h3>'
+                f"{text}</div>"
+            )
+        drawn.append(text)
+    return "".join(drawn)
 
 
 def _asset(name: str) -> str:
@@ -216,12 +289,13 @@ def _fill(template: str, **slots: str) -> str:
 
 
 def _absent(report: Report, part: str) -> str:
-    return f'<p class="absent">{escape(report.absent[part])}</p>'
+    said = report.absent.get(part, "")
+    return f'<p class="absent">{escape(said)}</p>' if said else ""
 
 
 def _charts(report: Report) -> str:
     if not report.charts:
-        return _absent(report, "curves")
+        return ""
     drawn = []
     for chart in report.charts:
         longest = max(len(line.points) for line in chart.lines)
@@ -234,17 +308,16 @@ def _charts(report: Report) -> str:
             '<div class="legend" role="group" aria-label="Curves"></div>'
             '<div class="plot"></div><p class="reading" aria-live="polite"></p></figure>'
         )
-    said = _absent(report, "curves") if "curves" in report.absent else ""
-    return said + f'<div class="charts">{"".join(drawn)}</div>'
+    return _absent(report, "curves") + f'<div class="charts">{"".join(drawn)}</div>'
 
 
 def _tables(report: Report) -> str:
     if not report.tables:
-        return _absent(report, "ap")
+        return ""
     parts = [f"<p>{escape(note)}</p>" for note in report.table_notes]
     parts.append('<div class="ap">')
     for table in report.tables:
-        head = "".join(f'<th scope="col" class="number">{escape(c)}</th>' for c in table.columns)
+        head = "".join(f'<th scope="col" class="number">{_heading(c)}</th>' for c in table.columns)
         rows = []
         for name, values in table.rows:
             cells = "".join(
@@ -262,38 +335,60 @@ def _tables(report: Report) -> str:
     return "".join(parts) + "</div>"
 
 
-def _tiles(report: Report) -> str:
+def _heading(column: str) -> str:
+    """A column's heading: what stands in brackets is a line of its own."""
+    name, bracket, rest = column.partition(" (")
+    more = f"<span>{escape(bracket.strip() + rest)}</span>" if bracket else ""
+    return escape(name) + more
+
+
+def _groups(report: Report) -> str:
+    """``Worst and best``: of the report, or of its first source."""
+    worst, best = (report.sources or [report])[0].groups
+    return f"{worst} and {best.lower()}" if best else worst
+
+
+def _clips(report: Report) -> str:
+    first = 0  # of a part's clips among those of the page
+    numbers = {}
+    for part in report.parts():
+        numbers[id(part)] = first
+        first += len(part.clips)
+    return _of_parts(report, "clips", lambda part: _tiles(part, numbers[id(part)]))
+
+
+def _tiles(report: Report, first: int) -> str:
     if not report.worst:
-        return _absent(report, "clips")
-    measure = report.measure
-    if any(tile.clip is not None for tile in report.worst + report.best):
-        measure += " A click on a picture opens it below."
-    parts = [f"<p>{escape(measure)}</p>"]
+        return ""
+    parts = [f"<p>{escape(report.measure)} A click on a picture opens it.</p>"]
     for name, tiles in zip(report.groups, (report.worst, report.best), strict=True):
         if not tiles:
             continue
         parts.append(f'<h3>{escape(name)}</h3><ul class="tiles">')
-        for tile in tiles:
-            inside = (
-                f'<img src="{escape(tile.picture)}" alt="{escape(tile.alt)}">'
-                f"<b>{escape(tile.heading)}</b><span>{escape(tile.detail)}</span>"
-            )
-            if tile.clip is not None:
-                inside = f'<button type="button" data-clip="{tile.clip}">{inside}</button>'
-            parts.append(f'<li class="tile">{inside}</li>')
+        parts += [f'<li class="tile">{_tile(tile, first)}</li>' for tile in tiles]
         parts.append("</ul>")
     return "".join(parts)
 
 
-def _explorer(report: Report) -> str:
-    if not report.clips:
-        return _absent(report, "tokens")
-    options = "".join(
-        f'<option value="{i}">{escape(clip.name)}</option>' for i, clip in enumerate(report.clips)
+def _tile(tile: Tile, first: int) -> str:
+    opens = "" if tile.clip is None else f' data-clip="{first + tile.clip}"'
+    if tile.clip is None or not tile.shown:
+        opens += f' data-large="{escape(tile.large)}"'
+    return (
+        f'<button type="button"{opens}><img src="{escape(tile.picture)}" alt="{escape(tile.alt)}">'
+        f"<b>{escape(tile.heading)}</b><span>{escape(tile.detail)}</span></button>"
     )
-    return _fill("explorer.html", intro=escape(report.clips_intro), options=options)
+
+
+def _explorer(report: Report) -> str:
+    if not any(part.clips for part in report.parts()):
+        return _of_parts(report, "tokens", lambda part: "")
+    said = _of_parts(
+        report, "tokens", lambda part: f"<p>{escape(part.clips_intro)}</p>" if part.clips else ""
+    )
+    return said + _asset("explorer.html")
 
 
 def _facts(report: Report) -> str:
-    entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts)
-    return f"<dl>{entries}</dl>"
+    entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts if v)
+    return f"<dl>{entries}</dl>" if entries else ""

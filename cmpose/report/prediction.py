@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -14,6 +18,8 @@ from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.formats.run import Metrics
 from cmpose.data.sequence import AnnotationError, Frame, Person, Sequence
 from cmpose.data.transforms import crop_matrix, crop_region, warp
+from cmpose.data.video import VideoError, open_video
+from cmpose.predict.journal import FINISHED
 from cmpose.report.inputs import METRICS, ReportError, read_metrics
 from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Tile
 from cmpose.viz.record import RecordError, jpeg_uri, read_record
@@ -23,6 +29,12 @@ TRACKS = 8
 
 TILE = (256, 192)
 """(height, width) of a tile in pixels."""
+
+LARGE = 1280
+"""The longer side of a whole frame is at most so many pixels."""
+
+SOURCES = 12
+"""A page shows at most so many videos."""
 
 _PICTURE = re.compile(r"(.+)_(\d{6,})_(\d+)")
 
@@ -44,52 +56,95 @@ class _Pose:
     score: float
 
     @property
-    def track(self) -> tuple[str, int]:
-        return self.sequence.file_stem, self.person.track_id
+    def track(self) -> int:
+        return self.person.track_id
 
     def __str__(self) -> str:
-        return f"{self.sequence.name}, frame {self.frame.index}, person {self.person.track_id}"
+        return f"frame {self.frame.index}, person {self.person.track_id}"
 
 
 def is_prediction(run: Path) -> bool:
-    """Whether a folder is what ``cmpose predict`` wrote."""
-    if any((run / "poses").glob("[!.]*.json")):
+    """Whether a folder is what ``cmpose predict`` wrote, or holds such folders."""
+    return _is_output(run) or bool(_folders(run))
+
+
+def _is_output(folder: Path) -> bool:
+    if any((folder / "poses").glob("[!.]*.json")):
         return True
-    metrics = read_metrics(run / METRICS)
+    metrics = read_metrics(folder / METRICS)
     return metrics is not None and metrics.video is not None
+
+
+def _folders(run: Path) -> list[Path]:
+    """The folders in a folder that ``cmpose predict`` wrote, each for a video."""
+    return [path for path in sorted(run.glob("[!.]*/")) if _is_output(path)]
 
 
 def prediction_report(run: Path, count: int) -> Report:
     """What the page of a prediction says; see ``cmpose.report.report.gather``."""
-    metrics = read_metrics(run / METRICS) or Metrics()
-    poses, people = _poses(run)
-    title = metrics.video or run.resolve().name
+    found: list[tuple[Path, str]] = []
+    for folder in [run] if _is_output(run) else _folders(run):
+        videos = _videos(folder)
+        found += [(folder, name) for name in videos] or [(folder, "")]
+    if len(found) == 1:
+        return _of_video(*found[0], count)
+    report = Report("Predictions", run.resolve().name, "", sources_are="Video")
+    for folder, name in found[:SOURCES]:
+        part = _of_video(folder, name, count)
+        if folder != run:
+            part.title = f"{folder.name}: {part.title}"
+        report.sources.append(part)
+    report.lead = f"{len(found)} videos. Choose one; everything below is of it."
+    if len(found) > SOURCES:
+        report.lead = (
+            f"The first {SOURCES} of {len(found)} videos. Choose one; everything below is of it. "
+            "The others can be predicted into folders of their own."
+        )
+    return report
+
+
+def _videos(folder: Path) -> list[str]:
+    """The names of all videos that were predicted into a folder."""
+    poses = {path.stem for path in (folder / "poses").glob("[!.]*.json")}
+    return sorted(poses | {path.parent.name for path in (folder / "journal").glob(f"*/{FINISHED}")})
+
+
+def _metrics(folder: Path, name: str) -> Metrics:
+    """Of a video: ``metrics.json`` has those of the last one that was predicted."""
+    last = read_metrics(folder / METRICS)
+    if last is not None and (not last.video or Path(last.video).stem == name or not name):
+        return last
+    kept = read_metrics(folder / "journal" / name / FINISHED)
+    return kept or (last if last is not None and len(_videos(folder)) < 2 else None) or Metrics()
+
+
+def _of_video(folder: Path, name: str, count: int) -> Report:
+    """What a page says of one video; ``name`` is empty where there is none."""
+    metrics = _metrics(folder, name)
+    poses, people = _poses(folder, name)
+    title = metrics.video or name or folder.resolve().name
     report = Report("Prediction", title, _lead(metrics, people))
     report.charts = _charts(poses, people)
-    if not report.charts:
+    if not poses:
         report.absent["curves"] = "Nobody was found in any frame, or poses/ holds no file."
-    report.absent["ap"] = (
-        "A prediction comes without ground truth, so that it has no AP. Where annotations exist, "
-        "cmpose score GROUND_TRUTH POSES tells it."
-    )
-    report.clips, clip_of = _explained(run)
+    report.clips, clip_of = _explained(folder, name)
     report.clips_intro = (
         "What cmpose predict --explain kept. Choose a keypoint, by its name or by a click on a "
-        "picture, and move over the frames that were explained; --explain_frames names others."
+        "picture, and move over the frames that were explained; --explain-frames names others."
     )
     report.absent["tokens"] = (
         "No record is in explain/: cmpose predict --explain writes one beside each picture, for a "
         "model with Fine Token Enhancement (model.fine is not off)."
     )
-    _tiles(report, run, poses, clip_of, count)
-    report.facts = _facts(run, metrics)
+    _tiles(report, lambda chosen: _pictures(folder, name, chosen), poses, clip_of, count)
+    report.facts = _facts(folder, metrics)
     return report
 
 
-def _poses(run: Path) -> tuple[list[_Pose], list[tuple[int, int]]]:
-    """Poses with joint scores, and (frame, people) of every frame."""
+def _poses(folder: Path, name: str) -> tuple[list[_Pose], list[tuple[int, int]]]:
+    """A video's poses with joint scores, and (frame, people) of every frame."""
     try:
-        sequences = load_annotations(run / "poses")
+        sequences = load_annotations(folder / "poses" / f"{name}.json")
     except FileNotFoundError:
         return [], []
     except AnnotationError as error:
@@ -108,58 +163,54 @@ def _poses(run: Path) -> tuple[list[_Pose], list[tuple[int, int]]]:
 
 
 def _charts(poses: list[_Pose], people: list[tuple[int, int]]) -> list[Chart]:
-    tracks: defaultdict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    """Scores and people by frame; of one picture there is no curve."""
+    tracks: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for pose in poses:
         tracks[pose.track].append((pose.frame.index, pose.score))
-    if not tracks:
+    if not tracks or len(people) < 2:
         return []
     longest = sorted(tracks, key=lambda track: -len(tracks[track]))[:TRACKS]
-    several = len({stem for stem, _ in tracks}) > 1
-    lines = [
-        Line(f"{stem}, person {number}" if several else f"person {number}", sorted(tracks[key]))
-        for key in sorted(longest)
-        for stem, number in [key]
-    ]
+    lines = [Line(f"person {track}", sorted(tracks[track])) for track in sorted(longest)]
     note = "The mean of the joints' scores."
     if len(tracks) > TRACKS:
         note += f" The {TRACKS} people seen longest, of {len(tracks)}."
-    charts = [Chart("Score by frame", "frame", lines, note=note)]
-    if not several:
-        counts: list[tuple[float, float]] = [(frame, count) for frame, count in sorted(people)]
-        charts.append(Chart("People by frame", "frame", [Line("people", counts)]))
-    return charts
+    counts: list[tuple[float, float]] = [(frame, count) for frame, count in sorted(people)]
+    return [
+        Chart("Score by frame", "frame", lines, note=note),
+        Chart("People by frame", "frame", [Line("people", counts)]),
+    ]
 
 
-def _explained(run: Path) -> tuple[list[Clip], dict[tuple[str, int], int]]:
-    """Records in explain/, those of one person together; and (name, track id) → their index."""
-    clips: dict[tuple[str, int], Clip] = {}
-    for path in sorted((run / "explain").glob("[!.]*.json")):
+def _explained(folder: Path, name: str) -> tuple[list[Clip], dict[int, int]]:
+    """A video's records in explain/, those of one person together; track id → their index."""
+    clips: dict[int, Clip] = {}
+    for path in sorted((folder / "explain").glob("[!.]*.json")):
+        named = _PICTURE.fullmatch(path.stem)
+        if named is None or named[1] != name:
+            continue
         try:
             record = read_record(path)
         except RecordError as error:
             raise ReportError(str(error)) from error
-        named = _PICTURE.fullmatch(path.stem)
-        key = (named[1], int(named[3])) if named else (path.stem, -1)
-        name = f"{named[1]}, person {named[3]}" if named else path.stem
-        label = f"frame {int(named[2])}" if named else path.stem
-        clips.setdefault(key, Clip(name, [])).frames.append(ClipFrame(label, record))
+        clip = clips.setdefault(int(named[3]), Clip(f"person {named[3]}", []))
+        clip.frames.append(ClipFrame(f"frame {int(named[2])}", record))
     for clip in clips.values():
         clip.start = len(clip.frames) // 2
-    return list(clips.values()), {key: index for index, key in enumerate(clips)}
+    return list(clips.values()), {track: index for index, track in enumerate(clips)}
 
 
 def _tiles(
     report: Report,
-    run: Path,
+    pictures_of: Callable[[list[_Pose]], dict[_Pose, tuple[str, str]]],
     poses: list[_Pose],
-    clip_of: dict[tuple[str, int], int],
+    clip_of: dict[int, int],
     count: int,
 ) -> None:
-    """Pictures are cut out of the video with skeletons: the video itself may be elsewhere."""
+    """Pictures are cut out of what was drawn: the video itself may be elsewhere."""
     if not poses:
         report.absent["clips"] = "There is no pose with scores to rank."
         return
-    tracks: defaultdict[tuple[str, int], list[_Pose]] = defaultdict(list)
+    tracks: defaultdict[int, list[_Pose]] = defaultdict(list)
     for pose in poses:
         tracks[pose.track].append(pose)
     by_worst = sorted(tracks.values(), key=lambda track: min(pose.score for pose in track))
@@ -169,18 +220,21 @@ def _tiles(
         [min(track, key=lambda pose: pose.score) for track in worst],
         [max(track, key=lambda pose: pose.score) for track in rest[:count]],
     ]
-    pictures = _cut_out(run, [pose for group in chosen for pose in group])
+    pictures = pictures_of([pose for group in chosen for pose in group])
     for group, tiles in zip(chosen, (report.worst, report.best), strict=True):
         for pose in group:
             if pose in pictures:
-                alt = f"{pose}: predicted pose, mean joint score {pose.score:.2f}"
+                cut, large = pictures[pose]
                 clip = clip_of.get(pose.track)
+                explained = clip is not None and _start_at(report.clips[clip], pose.frame.index)
+                alt = f"{pose}: predicted pose, mean joint score {pose.score:.2f}"
                 heading = f"score {pose.score:.2f}"
-                tiles.append(Tile(jpeg_uri(pictures[pose]), alt, heading, str(pose), clip))
+                tiles.append(Tile(cut, alt, heading, str(pose), clip, explained, large))
     report.measure = MEASURE.format(count=len(poses))
     report.groups = ("Lowest score", "Highest score")
     if not report.worst:
-        report.best = []
+        report.worst, report.best = report.best, []
+    if not report.worst:
         worst_of_all = chosen[0][0]
         report.absent["clips"] = (
             "Pictures of poses are cut out of NAME_poses.mp4, which is not here or cannot be "
@@ -188,29 +242,41 @@ def _tiles(
         )
 
 
-def _cut_out(run: Path, poses: list[_Pose]) -> dict[_Pose, np.ndarray]:
-    """RGB pictures of the poses' boxes; poses whose frame cannot be read are left out."""
-    pictures = {}
-    videos: defaultdict[str, defaultdict[int, list[_Pose]]] = defaultdict(lambda: defaultdict(list))
+def _start_at(clip: Clip, frame: int) -> bool:
+    """Lets a clip start with a frame, if that was explained."""
+    labels = [each.label for each in clip.frames]
+    if f"frame {frame}" not in labels:
+        return False
+    clip.start = labels.index(f"frame {frame}")
+    return True
+
+
+def _pictures(folder: Path, name: str, poses: list[_Pose]) -> dict[_Pose, tuple[str, str]]:
+    """Of each pose the person and the whole frame, as data URIs, where they can be read."""
+    wanted: defaultdict[int, list[_Pose]] = defaultdict(list)
     for pose in poses:
         # A video is decoded from its start: the order of frames counts, not a time stamp.
-        number = pose.sequence.frames.index(pose.frame)
-        videos[pose.sequence.name][number].append(pose)
-    for name, poses_of in videos.items():
-        capture = cv2.VideoCapture(str(run / f"{name}_poses.mp4"))
-        for number in range(max(poses_of) + 1):
-            if not capture.grab():
-                break
-            if number not in poses_of:
-                continue
-            decoded, picture = capture.retrieve()
-            if not decoded:
-                break
-            for pose in poses_of[number]:
-                matrix = crop_matrix(crop_region(pose.person.box, TILE), TILE)
-                pictures[pose] = np.ascontiguousarray(warp(picture, matrix, TILE)[..., ::-1])
-        capture.release()
+        wanted[pose.sequence.frames.index(pose.frame)].append(pose)
+    pictures: dict[_Pose, tuple[str, str]] = {}
+    for number, picture in _drawn(folder, name, max(wanted) + 1):
+        for pose in wanted[number]:
+            matrix = crop_matrix(crop_region(pose.person.box, TILE), TILE)
+            cut = np.ascontiguousarray(warp(picture, matrix, TILE)[..., ::-1])
+            shrink = min(1.0, LARGE / max(picture.shape[:2]))
+            size = [max(1, round(side * shrink)) for side in picture.shape[1::-1]]
+            whole = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            pictures[pose] = jpeg_uri(cut), jpeg_uri(np.ascontiguousarray(whole[..., ::-1]))
     return pictures
+
+
+def _drawn(folder: Path, name: str, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The first frames of a video with skeletons (BGR), until one cannot be read."""
+    paths = sorted(folder.glob(f"{escape(name)}_poses.*"))
+    if not paths:
+        return
+    with suppress(VideoError), open_video(paths[0]) as video:
+        for frame in islice(video.frames(), count):
+            yield frame.number, frame.picture
 
 
 def _lead(metrics: Metrics, people: list[tuple[int, int]]) -> str:

@@ -53,8 +53,10 @@ def gather(run: str | Path, clips: int = CLIPS) -> Report:
     """
     run = Path(run)
     report = _maker(run, clips)(run, clips)
-    if within_budget(report.clips):
-        report.clips_intro += " Frames were left out to keep this page small."
+    parts = report.parts()
+    if within_budget([clip for part in parts for clip in part.clips]):
+        for part in parts:
+            part.clips_intro += " Frames were left out to keep this page small."
     return report
 
 

@@ -4,13 +4,46 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from cmpose.data.sequence import Frame, Person, Sequence
+from cmpose.data.skeleton import POSETRACK
+from cmpose.evaluation.tally import BOX_THRESHOLD, THRESHOLD, Reference
 
 HEAD = 0.6
 """The head's size is this share of the diagonal of its box, as in the AP."""
+
+
+class Unit(NamedTuple):
+    """What errors are measured in: several of it, what it is, and what lacks it, for people."""
+
+    name: str
+    definition: str
+    lacking: str
+
+
+UNITS: dict[Reference, Unit] = {
+    "head": Unit(
+        "head sizes",
+        f"{HEAD} × the diagonal of the head box; the AP lets {THRESHOLD} pass",
+        "without a head box",
+    ),
+    "box": Unit(
+        "box lengths",
+        f"the longer side of the person's box; the AP lets {BOX_THRESHOLD} pass",
+        "without a box",
+    ),
+}
+"""By the length that the AP of the same annotations divides distances by."""
+
+
+def reference_of(truth: list[Sequence]) -> Reference:
+    """Whether errors are in head sizes, which other keypoints than PoseTrack's do not have."""
+    people = (p for sequence in truth for frame in sequence.frames for p in frame.people)
+    own = any(sequence.skeleton != POSETRACK for sequence in truth)
+    return "box" if own or not any(p.head_box is not None for p in people) else "head"
 
 
 @dataclass(eq=False)
@@ -22,8 +55,9 @@ class Sample:
         frame: that the person is in.
         person: as annotated.
         pose: as predicted; None if there is no prediction.
-        error: mean distance over the annotated joints in head sizes; None where it is not known.
-        head: the head's size in image pixels; None without a head box.
+        error: mean distance over the annotated joints, divided by ``unit``; None where it is not
+            known.
+        unit: the head's size, or the box's, in image pixels; None without one.
     """
 
     sequence: Sequence
@@ -31,7 +65,7 @@ class Sample:
     person: Person
     pose: Person | None
     error: float | None
-    head: float | None
+    unit: float | None
 
 
 @dataclass
@@ -40,13 +74,22 @@ class Samples:
 
     Attributes:
         tracks: those of one person together, in order of frames.
+        reference: what errors are divided by.
+        predicted: whether there are predictions at all.
         unpredicted: people without a predicted pose.
-        headless: people with a predicted pose, but without a head box.
+        unmeasured: people with a predicted pose, but without a head box, or a box.
     """
 
     tracks: list[list[Sample]] = field(default_factory=list)
+    reference: Reference = "head"
+    predicted: bool = True
     unpredicted: int = 0
-    headless: int = 0
+    unmeasured: int = 0
+
+    @property
+    def unit(self) -> Unit:
+        """What errors are measured in."""
+        return UNITS[self.reference]
 
     @property
     def ranked(self) -> bool:
@@ -62,17 +105,24 @@ class Samples:
         """What could not be measured, in words."""
         parts = [
             (self.unpredicted, "without a predicted pose"),
-            (self.headless, "without a head box"),
+            (self.unmeasured, self.unit.lacking),
         ]
-        said = [f"{count} people {what}" for count, what in parts if count]
+        said = [
+            f"{count} {'person' if count == 1 else 'people'} {what}"
+            for count, what in parts
+            if count
+        ]
         return f" Not measured: {', '.join(said)}." if said else ""
 
 
-def head_size(person: Person) -> float | None:
-    """The head's size in image pixels; None without a head box."""
-    if person.head_box is None:
+def unit_size(person: Person, reference: Reference) -> float | None:
+    """The size of the head, or of the box, in image pixels; None where there is none."""
+    if reference == "box":
+        size = float(max(person.box[2:]))
+    elif person.head_box is None:
         return None
-    size = HEAD * float(np.hypot(*person.head_box[2:]))
+    else:
+        size = HEAD * float(np.hypot(*person.head_box[2:]))
     return size if size > 0 else None
 
 
@@ -96,7 +146,7 @@ def rank(truth: list[Sequence], predicted: list[Sequence], *, own_boxes: bool) -
         for sequence in predicted
         for frame in sequence.frames
     }
-    samples = Samples()
+    samples = Samples(reference=reference_of(truth), predicted=bool(predicted))
     for sequence in truth:
         tracks: defaultdict[object, list[Sample]] = defaultdict(list)
         for frame in sequence.frames:
@@ -105,18 +155,18 @@ def rank(truth: list[Sequence], predicted: list[Sequence], *, own_boxes: bool) -
                 if not frame.labeled or person.num_visible == 0:
                     continue
                 pose = _pose_of(person, candidates, own_boxes)
-                head = head_size(person)
+                unit = unit_size(person, samples.reference)
                 error = None
                 if pose is None:
-                    samples.unpredicted += bool(predicted)
-                elif head is None:
-                    samples.headless += 1
+                    samples.unpredicted += samples.predicted
+                elif unit is None:
+                    samples.unmeasured += 1
                 else:
-                    error = float(_distances(person, pose).mean()) / head
+                    error = float(_distances(person, pose).mean()) / unit
                 # Someone without an id is a track of their own in every frame.
                 alone = (frame.image_id, position)
                 key = person.track_id if person.track_id >= 0 else alone
-                tracks[key].append(Sample(sequence, frame, person, pose, error, head))
+                tracks[key].append(Sample(sequence, frame, person, pose, error, unit))
         for track in tracks.values():
             samples.tracks.append(sorted(track, key=lambda sample: sample.frame.index))
     return samples

@@ -8,9 +8,10 @@ from typing import Any
 from cmpose.config import Config
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.data.pictures import FrameError
+from cmpose.data.records import GROUND_TRUTH
 from cmpose.data.sequence import AnnotationError, Sequence
 from cmpose.models.weights import checkpoint
-from cmpose.report.clips import MEASURE, show
+from cmpose.report.clips import measure, show
 from cmpose.report.evaluations import (
     Evaluation,
     add_tables,
@@ -46,12 +47,21 @@ def training_report(run: Path, count: int) -> Report:
     data_set = f"{config.data.root}: {config.data.val_annotations}"
     add_tables(report, evaluations, log, data_set)
     report.lead = evaluation_lead(evaluations, log)
-    _clips(report, run, config, count)
+    _clips(report, run, config, count, evaluations, data_set)
     report.facts = _facts(run, config, evaluations, log)
     return report
 
 
-def _clips(report: Report, run: Path, config: Config, count: int) -> None:
+# Many parameters: what a run's folder holds.
+def _clips(
+    report: Report,
+    run: Path,
+    config: Config,
+    count: int,
+    evaluations: list[Evaluation],
+    data_set: str,
+) -> None:
+    """Puts worst and best clips into a report; of several evaluations, into one of each."""
     root = Path(config.data.root).expanduser()
     try:
         truth = load_annotations(
@@ -63,10 +73,44 @@ def _clips(report: Report, run: Path, config: Config, count: int) -> None:
             "written where the data set of the recipe (data.root) lies."
         )
         return
-    # predictions/ is what training evaluated, by the recipe's own boxes.
-    samples = rank(truth, _predictions(run), own_boxes=config.data.boxes == "gt")
+    parts = list(zip(report.sources, evaluations, strict=True)) if report.sources else []
+    if not parts:
+        # What training evaluated last, by the recipe's own boxes, unless all there is is another.
+        own, folder, weights = config.data.boxes == "gt", "predictions", run
+        if evaluations and evaluations[0].folder != ".":
+            [evaluation] = evaluations
+            own = evaluation.box_source == GROUND_TRUTH
+            folder, weights = evaluation.predictions, evaluation.weights(run)
+        samples = rank(truth, _predictions(run / folder), own_boxes=own)
+        _ranked(report, weights, config, root, samples, count)
+    for part, evaluation in parts:
+        if evaluation.metrics.annotations not in (None, data_set):
+            part.absent["clips"] = (
+                f"Its poses are of {evaluation.metrics.annotations}; clips are shown of "
+                f"{data_set}, the data set of the recipe."
+            )
+            continue
+        own = evaluation.box_source == GROUND_TRUTH
+        samples = rank(truth, _predictions(run / evaluation.predictions), own_boxes=own)
+        _ranked(part, evaluation.weights(run), config, root, samples, count)
+
+
+def _predictions(folder: Path) -> list[Sequence]:
     try:
-        _show(report, run, config, samples, count, root)
+        return load_annotations(folder, on_error="skip")
+    except FileNotFoundError:
+        return []
+    except AnnotationError as error:
+        raise ReportError(f"{error}; evaluate again, or delete {folder}") from error
+
+
+# Many parameters: a report, a model, its recipe and data, and how much to show.
+def _ranked(
+    report: Report, weights: Path, config: Config, root: Path, samples: Samples, count: int
+) -> None:
+    """Shows the worst and the best of the samples, and the model run again on them."""
+    try:
+        _show(report, weights, config, samples, count, root)
     except (FrameError, OSError) as error:
         report.worst, report.best, report.clips = [], [], []
         report.absent["clips"] = report.absent["tokens"] = (
@@ -74,48 +118,33 @@ def _clips(report: Report, run: Path, config: Config, count: int) -> None:
         )
 
 
-def _predictions(run: Path) -> list[Sequence]:
-    try:
-        return load_annotations(run / "predictions", on_error="skip")
-    except FileNotFoundError:
-        return []
-    except AnnotationError as error:
-        raise ReportError(f"{error}; evaluate again, or delete {run / 'predictions'}") from error
-
-
+# Many parameters: as above.
 def _show(
-    report: Report, run: Path, config: Config, samples: Samples, count: int, root: Path
+    report: Report, weights: Path, config: Config, samples: Samples, count: int, root: Path
 ) -> None:
     model, reason = None, ""
     try:
-        model, _ = checkpoint.load_model(run)
+        model, _ = checkpoint.load_model(weights)
     except checkpoint.CheckpointError as error:
         reason = str(error)
     shown = show(samples, config, root, model, count)
     report.worst, report.best, report.clips = shown.worst, shown.best, shown.clips
     if not report.worst:
         report.absent["clips"] = (
-            "The evaluation clips hold nobody with an annotated head box and a joint, so that no "
-            "error can be measured."
+            "Nobody in the evaluation annotations has a joint and a box inside the picture."
         )
         report.absent["tokens"] = "There is no clip to look into."
         return
-    if samples.ranked:
-        report.measure = MEASURE.format(count=samples.measured) + samples.left_out()
-    else:
+    report.measure = measure(samples)
+    if not samples.ranked:
         report.groups = ("Clips", "")
-        report.measure = (
-            "This run has no predictions yet, so nothing is ranked: these are the first people of "
-            "the evaluation set."
-        )
     if model is None:
         report.absent["tokens"] = f"The model cannot be run again: {reason}"
+        return
     report.clips_intro = (
-        f"The checkpoint {checkpoint.find(run)} was run again on these clips, {shown.frames} "
+        f"The checkpoint {checkpoint.find(weights)} was run again on these clips, {shown.frames} "
         "frames in all. Choose a keypoint, by its name or by a click on a picture, and move over "
         "the frames."
-        if model is not None
-        else ""
     )
 
 

@@ -48,6 +48,9 @@ WEAK = 0.3
 """A heatmap whose maximum is below this share of the strongest one's stays faint. Otherwise its
 noise would fill the picture."""
 
+FAINT = 0.25
+"""So does one whose maximum is below this, where all are weak: a right one's is near 1."""
+
 
 class RecordError(ValueError):
     """A file is no record of this version; the message names it and says what to do."""
@@ -101,13 +104,14 @@ def jpeg_uri(image: np.ndarray, quality: int = QUALITY) -> str:
 def heatmap_alpha(heatmaps: np.ndarray) -> np.ndarray:
     """How opaque each heatmap is to be painted: float32 [K, h, w] → uint8 of the same shape.
 
-    Each is divided by its own maximum, so that weak ones show, but by no less than ``WEAK`` times
-    the largest maximum. Where less than a tenth is left, nothing is painted.
+    What stands out of a heatmap's median is divided by its own maximum, so that weak ones show, but
+    by no less than ``WEAK`` times the largest maximum and ``FAINT``. Where less than a tenth is
+    left, nothing is painted. A heatmap that is the same everywhere thus paints nothing.
     """
     heatmaps = np.maximum(np.asarray(heatmaps, np.float32), 0)
+    heatmaps = np.maximum(heatmaps - np.median(heatmaps, axis=(1, 2), keepdims=True), 0)
     peaks = heatmaps.max(axis=(1, 2), keepdims=True)
-    peaks = np.maximum(peaks, WEAK * peaks.max())
-    share = np.divide(heatmaps, peaks, out=np.zeros_like(heatmaps), where=peaks > 0)
+    share = heatmaps / np.maximum(peaks, max(WEAK * peaks.max(), FAINT))
     return np.where(share < 0.1, 0, 230 * np.sqrt(share)).astype(np.uint8)
 
 

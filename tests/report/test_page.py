@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cmpose.report.page import Report, embedded_json, render, thinned
+from cmpose.report.page import Report, Table, embedded_json, render, thinned
 from tests import browser
 from tests.viz.samples import report
 
@@ -59,6 +59,7 @@ def test_absent_parts_are_said():
     text = render(Report("Run", "r", "l", absent={part: f"no <{part}> here" for part in parts}))
     for part in parts:
         assert f'<p class="absent">no &lt;{part}&gt; here</p>' in text
+    assert "<h2" not in render(Report("Run", "r", "l")), "no part without anything in it"
     assert '<div id="explorer"' not in text
 
 
@@ -152,6 +153,69 @@ def test_keypoints_frames_and_clips(chromium, page):
         clean(watch)
 
 
+def test_every_picture_opens_what_it_shows(chromium, page):
+    """The clip that starts with it; else the picture, large, and from there the person's clip."""
+    tiles = [*report().worst, *report().best]
+    with browser.open_page(chromium, page, viewport={"width": 390, "height": 844}) as (tab, watch):
+        shown(tab, "0/1/0")
+        buttons = tab.locator(".tile button")
+        assert buttons.count() == len(tiles) == 3
+        buttons.nth(0).click()
+        shown(tab, "1/1/0")
+        assert not tab.is_visible("#large")
+        buttons.nth(1).click()
+        assert tab.get_attribute("#large-picture", "src") == tiles[1].picture
+        assert tab.inner_text("#large-heading") == "2.0"
+        assert not tab.is_visible("#large-clip")
+        tab.keyboard.press("Escape")
+        assert not tab.is_visible("#large")
+        buttons.nth(2).click()
+        assert tab.get_attribute("#large-picture", "src") == tiles[2].large
+        assert tab.locator("#large").bounding_box()["width"] <= 390
+        assert tab.inner_text("#large-clip") == "What was read in frame 1"
+        tab.click("#large-clip")
+        assert not tab.is_visible("#large")
+        shown(tab, "0/1/0")
+        clean(watch)
+
+
+def test_one_source_is_shown_at_a_time(chromium, tmp_path):
+    path = tmp_path / "report.html"
+    without = Report("Prediction", "b", "", absent={"tokens": "no <tokens>"}, facts=[("f", "of b")])
+    both = Report("Predictions", "t", "l", sources=[report(), without], sources_are="Video")
+    path.write_text(render(both), encoding="utf-8")
+    with browser.open_page(chromium, path, viewport={"width": 1280, "height": 900}) as (tab, watch):
+        shown(tab, "0/1/0")
+        assert tab.locator(".chart polyline").count() >= 2
+        tab.select_option("#source", "1")
+        assert not tab.is_visible("#explorer")
+        assert "no <tokens>" in tab.inner_text("#tokens")
+        assert "of b" in tab.inner_text("#facts")
+        assert "a/very/long" not in tab.inner_text("#facts")
+        assert not tab.locator(".tile").first.is_visible()
+        tab.select_option("#source", "0")
+        assert tab.is_visible("#explorer")
+        assert tab.locator("#clip option").count() == 2
+        clean(watch)
+
+
+def test_words_in_the_heads_of_tables_stay_whole(chromium, tmp_path):
+    path = tmp_path / "report.html"
+    columns = [f"val_boxes_{i}.json (evaluations/step-0000012{i})" for i in range(4)]
+    table = Table("By joint", columns, [("left shoulder", [1.0] * 4)])
+    path.write_text(render(replace(report(), tables=[table])), encoding="utf-8")
+    with browser.open_page(chromium, path, viewport={"width": 390, "height": 844}) as (tab, watch):
+        shown(tab, "0/1/0")
+        lines = tab.eval_on_selector_all(
+            "thead th.number", "all => all.map(e => e.innerText.split('\\n'))"
+        )
+        assert lines == [c.replace(" (", "\n(").split("\n") for c in columns]
+        heights = tab.eval_on_selector_all("thead th", "all => all.map(e => e.offsetHeight)")
+        assert max(heights) < 80  # two lines
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        clean(watch)
+
+
 def test_the_heatmap_lies_on_its_keypoint(chromium, page):
     """Painted in the keypoint's colour, and strongest around where the keypoint is."""
     with browser.open_page(chromium, page, viewport={"width": 1280, "height": 900}) as (tab, _):
@@ -211,7 +275,11 @@ def test_on_a_phone(chromium, page):
         assert tab.get_attribute("#tab-causal", "aria-selected") == "true"
         tab.tap("#keypoints button:has-text('nose')")
         shown(tab, "0/1/13")
-        for selector in (".chip", ".tabs button", ".switches label"):  # large enough for fingers
+        for selector in (
+            ".chip:visible",
+            ".tabs button",
+            ".switches label",
+        ):  # large enough for fingers
             for box in tab.locator(selector).evaluate_all("a => a.map(e => e.offsetHeight)"):
                 assert box >= 32, selector
         sizes = tab.evaluate(

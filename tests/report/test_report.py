@@ -24,11 +24,12 @@ from cmpose.evaluation.posetrack_ap import COLUMNS
 from cmpose.files import InUse, OutputError, claim_file
 from cmpose.models.weights import checkpoint
 from cmpose.predict.predict import predict_video
+from cmpose.report.clips import measure
 from cmpose.report.inputs import ReportError, read_metrics
 from cmpose.report.log import log_charts, read_log
-from cmpose.report.page import Clip, ClipFrame
+from cmpose.report.page import Clip, ClipFrame, render
 from cmpose.report.report import gather, report, within_budget
-from cmpose.report.samples import Sample, Samples, head_size, pick, rank
+from cmpose.report.samples import Sample, Samples, pick, rank, unit_size
 from cmpose.train.train import train
 from tests import browser
 from tests.models.builders import build
@@ -113,17 +114,35 @@ def sequence(*frames: list[Person]) -> Sequence:
 
 def test_errors_are_in_head_sizes():
     """Worked by hand: a head of diagonal 30 is 18 pixels large."""
-    assert head_size(person(0)) == pytest.approx(18)
+    assert unit_size(person(0), "head") == pytest.approx(18)
     truth = sequence([person(0, 0, missing=5), person(100, 1)], [person(0, 0, head=0)], [])
     poses = sequence([person(136, 1), person(9, 0)], [person(3, 0)], [])
     samples = rank([truth], [poses], own_boxes=True)
     errors = [[sample.error for sample in track] for track in samples.tracks]
     assert errors == [[pytest.approx(0.5), None], [pytest.approx(2.0)]]
     assert samples.measured == 2
-    assert samples.left_out() == " Not measured: 1 people without a head box."
+    assert samples.left_out() == " Not measured: 1 person without a head box."
     none = rank([truth], [], own_boxes=True)
     assert not none.ranked
     assert none.left_out() == ""
+
+
+def test_people_without_head_boxes_are_measured_in_their_boxes():
+    """As their AP is; keypoints of one's own have no head box either."""
+    truth = sequence([person(0, 0, head=0), person(100, 1, head=0)])
+    truth.frames[0].people[1].box[2:] = 0
+    poses = sequence([person(3, 0), person(100, 1)])
+    samples = rank([truth], [poses], own_boxes=True)
+    assert [[s.error for s in track] for track in samples.tracks] == [[pytest.approx(0.3)], [None]]
+    assert "in box lengths (the longer side of the person's box; the AP lets 0.1" in measure(
+        samples
+    )
+    assert "Not measured: 1 person without a box." in measure(samples)
+    truth.frames[0].people[0].box[2:] = 0
+    nothing = measure(rank([truth], [poses], own_boxes=True))
+    assert "no pose can be measured" in nothing
+    assert "2 people without a box" in nothing
+    assert "no predictions yet" in measure(rank([truth], [], own_boxes=True))
 
 
 def test_detected_poses_are_those_nearest():
@@ -176,10 +195,12 @@ def test_what_a_training_run_has(run, rendered):
     known = [c for c in ("Mean", *COLUMNS) if any(e[c] is not None for e in evaluated)]
     assert [line.name for line in charts["AP by step"].lines] == known
 
-    by_joint, by_column = gathered.tables
+    by_joint, by_column, by_kind = gathered.tables
     assert [row[1][0] for row in by_joint.rows] == metrics["ap"]["ap"]
     assert dict(by_column.rows)["Mean"] == [metrics["ap"]["columns"]["Mean"]]
-    assert by_joint.columns == ["ground truth"]
+    kinds = {kind: [values["ap"]] for kind, values in metrics["subsets"].items()}
+    assert dict(by_kind.rows) == kinds
+    assert f"PoseTrack AP {metrics['ap']['columns']['Mean']:.1f} % after" in gathered.lead
     assert any(f"boxes: ground truth, {metrics['clips']} clips" in n for n in gathered.table_notes)
     assert any(f"{rendered}: annotations/val" in note for note in gathered.table_notes)
 
@@ -192,7 +213,7 @@ def test_what_a_training_run_has(run, rendered):
         for frame in clip.frames:
             assert frame.record["tokens"]["assignment"] is not None
             assert frame.record["truth"] is not None
-            assert frame.head > 0
+            assert frame.size > 0
 
 
 def test_the_model_run_again_gives_the_evaluated_poses(run, rendered):
@@ -211,7 +232,7 @@ def test_the_model_run_again_gives_the_evaluated_poses(run, rendered):
     annotated = next(p for p in frame.people if p.track_id == who)
     known = annotated.keypoints[:, 2] > 0
     distance = np.linalg.norm(truth - np.array(record["keypoints"]), axis=1)[known]
-    assert distance.mean() / start.head == pytest.approx(error, abs=0.02)
+    assert distance.mean() / start.size == pytest.approx(error, abs=0.02)
     assert len(written.frames) == 4
 
 
@@ -235,21 +256,36 @@ def test_a_log_with_text_in_place_of_a_number_is_refused(tmp_path, field, value,
         read_log(tmp_path / "log.jsonl")
 
 
-def test_evaluations_with_other_boxes_stand_side_by_side(copied):
+def test_evaluations_with_other_boxes_are_compared_and_chosen_from(copied):
+    """Each has its own AP, worst and best clips; one of other data has no clips here."""
     metrics = json.loads((copied / "metrics.json").read_text())
-    other = metrics | {"box_source": "val_boxes.json", "annotations": "elsewhere: annotations/val"}
-    other["ap"] = metrics["ap"] | {"ap": [12.5] * 15}
-    for place in ("detected", "model/evaluation"):
+    last = checkpoint.evaluation_folder(copied / "model").relative_to(copied)
+    other = metrics | {"box_source": "val_boxes.json", "ap": metrics["ap"] | {"ap": [12.5] * 15}}
+    del other["steps"]
+    elsewhere = other | {"annotations": "elsewhere: annotations/val"}
+    for place, content in ((last, other), (Path("model/evaluation"), elsewhere)):
         (copied / place).mkdir(parents=True)
-        (copied / place / "metrics.json").write_text(json.dumps(other))
-    table = gather(copied, clips=1).tables[0]
-    assert table.columns[0] == "ground truth"
-    assert set(table.columns[1:]) == {
-        "val_boxes.json (detected)",
-        "val_boxes.json (model/evaluation)",
-    }
-    assert table.rows[0][1][1:] == [12.5, 12.5]
-    assert any("data set elsewhere: annotations/val" in n for n in gather(copied, 1).table_notes)
+        (copied / place / "metrics.json").write_text(json.dumps(content))
+    shutil.copytree(copied / "predictions", copied / last / "predictions")
+    gathered = gather(copied, clips=1)
+    [table] = gathered.tables
+    names = ["ground truth", f"val_boxes.json ({last})", "val_boxes.json (model/evaluation)"]
+    assert [name for name, _ in table.rows] == names
+    assert table.columns[0] == "Mean"
+    assert [part.title for part in gathered.sources] == names
+    own, detected, apart = gathered.sources
+    assert [row[1] for row in detected.tables[0].rows] == [[12.5]] * 15
+    assert own.tables[0].rows != detected.tables[0].rows
+    assert "boxes: val_boxes.json" in detected.table_notes[1]
+    for part in (own, detected):
+        assert part.worst
+        assert part.clips
+    assert "checkpoints/step-" in detected.clips_intro
+    assert "Its poses are of elsewhere: annotations/val" in apart.absent["clips"]
+    assert not apart.worst
+    text = render(gathered)
+    assert text.count("<option value=") == 3
+    assert f"val_boxes.json ({last})" in text
 
 
 def test_a_run_without_an_evaluation(copied):
@@ -336,7 +372,7 @@ def test_what_a_prediction_has(prediction):
     assert gathered.kind == "Prediction"
     assert gathered.title == "walk.mp4"
     assert f"{metrics['people']} poses in 4 frames (boxes: boxes.json)" in gathered.lead
-    assert "no AP" in gathered.absent["ap"]
+    assert "ap" not in gathered.absent  # there is no truth, so there is no such part
     scores = gathered.charts[0]
     assert scores.title == "Score by frame"
     drawn = sorted(y for line in scores.lines for _, y in line.points)
@@ -346,9 +382,37 @@ def test_what_a_prediction_has(prediction):
     lowest = min(drawn)
     assert gathered.worst[0].heading == f"score {lowest:.2f}"
     tracks = {p["track_id"] for p in poses}
-    assert {clip.name for clip in gathered.clips} == {f"walk, person {t}" for t in tracks}
+    assert {clip.name for clip in gathered.clips} == {f"person {t}" for t in tracks}
     assert [f.label for f in gathered.clips[0].frames] == ["frame 1", "frame 2"]
-    assert gathered.worst[0].clip is not None
+    for tile in gathered.worst + gathered.best:
+        start = gathered.clips[tile.clip].frames[gathered.clips[tile.clip].start].label
+        assert tile.shown == (start == tile.detail.split(",")[0])
+        assert tile.large.startswith("data:image/jpeg;base64,")
+
+
+def test_several_videos_have_a_part_each(prediction, tmp_path):
+    """In one folder, of which metrics.json is of the last one, or in folders of their own."""
+    both = Path(shutil.copytree(prediction, tmp_path / "both"))
+    document = json.loads((both / "poses" / "walk.json").read_text())
+    (both / "poses" / "run.json").write_text(json.dumps(document))
+    shutil.copytree(both / "journal" / "walk", both / "journal" / "run")
+    finished = both / "journal" / "run" / "finished.json"
+    mine = json.loads(finished.read_text()) | {"video": "run.mov", "people": 77}
+    finished.write_text(json.dumps(mine))
+    gathered = gather(both, clips=1)
+    assert [part.title for part in gathered.sources] == ["run.mov", "walk.mp4"]
+    run, walk = gathered.sources
+    assert ("Poses", "77") in run.facts
+    assert run.lead.startswith("77 poses")
+    assert not run.clips
+    assert "not here or cannot be read" in run.absent["clips"]  # run_poses.mp4 is not
+    assert walk.clips
+    assert walk.facts[1:] == gather(prediction, clips=1).facts[1:]
+    apart = tmp_path / "apart"
+    shutil.copytree(prediction, apart / "a")
+    shutil.copytree(both, apart / "b")
+    titles = [part.title for part in gather(apart, clips=1).sources]
+    assert titles == ["a: walk.mp4", "b: run.mov", "b: walk.mp4"]
 
 
 def test_a_prediction_without_pictures(prediction, tmp_path):

@@ -78,8 +78,11 @@ def report(fine: str = "full") -> Report:
         tables=[Table("By joint", ["ground truth"], [("nose", [61.25]), ("left hip", [None])])],
         table_notes=["Boxes: ground truth. Data set: </script><script>alert(2)</script>"],
         measure="By error.",
-        worst=[Tile(pictures[0], "a pose", "2.1", "x", 1)],
-        best=[Tile(pictures[1], "a pose", "0.1", "y", 0)],
+        worst=[
+            Tile(pictures[0], "a pose", "2.1", "x", 1),
+            Tile(pictures[1], "no clip", "2.0", "z"),
+        ],
+        best=[Tile(pictures[1], "a pose", "0.1", "y", 0, False, pictures[0])],
         clips=clips,
         clips_intro="Clips.",
         facts=[("Folder", "a/very/long/" + "name" * 40)],

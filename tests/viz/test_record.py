@@ -44,15 +44,28 @@ def test_a_record_comes_back(tmp_path):
 
 
 def test_how_opaque_heatmaps_are():
-    maps = np.zeros((3, 2, 2), np.float32)
-    maps[0, 0, 0], maps[0, 0, 1] = 1.0, 0.25
+    maps = np.zeros((3, 2, 4), np.float32)
+    maps[0, 0, :2] = 1.0, 0.25
     maps[1, 0, 0] = 0.15  # half of 0.3, the least that weak ones are scaled to
     maps[2] = -1.0
     alpha = heatmap_alpha(maps)
-    assert alpha[0].tolist() == [[230, 115], [0, 0]]
+    assert alpha[0].tolist() == [[230, 115, 0, 0], [0, 0, 0, 0]]
     assert alpha[1, 0, 0] == int(230 * np.sqrt(0.5))
     assert alpha[2].max() == 0
     assert heatmap_alpha(np.zeros((1, 2, 2))).max() == 0
+
+
+def test_a_dead_heatmap_does_not_flood_the_picture():
+    """Where nothing stands out, of one keypoint or of all, nothing is painted."""
+    noise = np.random.default_rng(0).normal(0, 1, (2, 32, 24))
+    dead = 0.02 + 0.004 * noise
+    assert heatmap_alpha(dead).max() == 0
+    grey = 0.4 + 0.004 * noise  # a level all over is no maximum either
+    assert heatmap_alpha(grey).max() == 0
+    grey[0, 10, 10] = 0.9
+    alpha = heatmap_alpha(grey)
+    assert alpha[0, 10, 10] == 230
+    assert (alpha > 0).sum() == 1
 
 
 def changed(**changes):

@@ -43,8 +43,8 @@ class Metrics(Struct):
     people: Whole | None = None
     frames_per_second: Number | None = None
     seconds_by_part: dict[str, Number] | None = None
-    # What follows is not shown: it is here so that a damaged file is refused.
     subsets: dict[str, dict[str, Number | None]] = {}
+    # What follows is not shown: it is here so that a damaged file is refused.
     skipped: dict[str, Whole] = {}
     mean_pose_ap: Ap | None = None
     training_seconds: Number | None = None
@@ -68,6 +68,7 @@ class LogLine(Struct):
     kind: str
     step: Whole
     box_source: str = ""
+    metric: str = ""
 
 
 _KEYS = {"predict": "video", "train": "steps", "evaluate": "ap"}

@@ -1,6 +1,7 @@
 // One clip, one keypoint, one frame: heatmap, causal tokens and clusters on the crop.
 
 const LARGE = 560; // height in pixels that crops are drawn at
+const DEAD = 0.05; // a heatmap below shows nobody's joint; a right one reaches 1
 
 function words(name) {
   return name.replaceAll("_", " ");
@@ -204,8 +205,8 @@ function explore(root, clips) {
     const truth = record.truth && record.truth[joint], point = record.keypoints[joint];
     if (truth && point) {
       const away = Math.hypot(point[0] - truth[0], point[1] - truth[1]);
-      said += frame.head
-        ? `, ${(away / frame.head).toFixed(2)} head sizes from the truth`
+      said += frame.size
+        ? `, ${(away / frame.size).toFixed(2)} ${frame.unit} from the truth`
         : `, ${away.toFixed(1)} crop pixels from the truth`;
     } else if (record.truth) said += ", not annotated here";
     const tokens = record.tokens;
@@ -225,10 +226,12 @@ function explore(root, clips) {
   function captions(record) {
     const tokens = record.tokens, name = words(record.joints[state.joint]);
     const off = "The model has no Fine Token Enhancement (model.fine=off): no token is selected.";
-    if (!tokens) return { heatmap: `of the ${name}`, causal: off, clusters: off };
+    const score = record.scores[state.joint];
+    const heatmap = score < DEAD ? `of the ${name}: next to nothing, ${score.toFixed(2)} at most` : `of the ${name}, ${score.toFixed(2)} at most`;
+    if (!tokens) return { heatmap, causal: off, clusters: off };
     const all = tokens.grid[0] * tokens.grid[1];
     return {
-      heatmap: `of the ${name}, scaled to its own maximum`,
+      heatmap,
       causal: `of the ${name}, framed; the other keypoints' in clear; ${tokens.causal.length} of ${all} in all`,
       clusters: tokens.assignment
         ? `${tokens.noncausal.length} other tokens in ${tokens.centers.length} clusters, ○ a centre, white the heaviest for the ${name}`
@@ -328,12 +331,18 @@ function explore(root, clips) {
     });
   }
 
-  for (const button of document.querySelectorAll("button[data-clip]")) {
-    button.addEventListener("click", () => {
-      open(Number(button.dataset.clip));
+  return {
+    // Offers the clips of a source; those of a negative one belong to all.
+    show(source) {
+      const own = clips.flatMap((clip, i) => (clip.source < 0 || clip.source === source ? [i] : []));
+      part("clip").replaceChildren(...own.map((i) => new Option(clips[i].name, String(i))));
+      root.hidden = !own.length;
+      if (own.length) open(own[0]);
+    },
+    open(clip) {
+      open(clip);
       document.getElementById("tokens").scrollIntoView();
       part("clip").focus({ preventScroll: true });
-    });
-  }
-  open(0);
+    },
+  };
 }
