@@ -43,6 +43,19 @@ def _run_demo(args: Namespace) -> None:
     demo(args.output, args.config or None)
 
 
+def _init(subparser: ArgumentParser) -> None:
+    subparser.add_argument("dir", metavar="DIR", help="gets recipe.yaml; a file there is kept")
+    subparser.add_argument(
+        "--data", default="", help="folder of images/ and annotations/; default: DIR/data"
+    )
+
+
+def _run_init(args: Namespace) -> None:
+    from cmpose.starter import next_steps, write_recipe
+
+    print(next_steps(write_recipe(args.dir, args.data)))
+
+
 def _doctor(subparser: ArgumentParser) -> None:
     subparser.add_argument("--json", action="store_true", help="the same as JSON, for a bug report")
 
@@ -55,6 +68,7 @@ def _run_doctor(args: Namespace) -> None:
 
 
 DEMO = Command("demo", "render, train, evaluate and predict, small", _demo, _run_demo)
+INIT = Command("init", "a small commented recipe to begin with", _init, _run_init)
 DOCTOR = Command(
     "doctor",
     "versions, device, which backend runs each op, and what to do next",
@@ -64,8 +78,8 @@ DOCTOR = Command(
 COMMANDS = {
     command.name: command
     for command in (
-        *(TRAIN, CACHE, EVALUATE, PREDICT, EXPORT, RENDER, FRAMES, CONVERT, SCORE, REPORT, ABLATE),
-        *(DEMO, DOCTOR),
+        *(INIT, TRAIN, CACHE, EVALUATE, PREDICT, EXPORT, RENDER, FRAMES, CONVERT, SCORE, REPORT),
+        *(ABLATE, DEMO, DOCTOR),
     )
 }
 

@@ -20,7 +20,7 @@ LAYERS = (
     {"demo"},
     {"study", "report"},
     {"train", "predict"},
-    {"render", "convert", "evaluation", "doctor"},
+    {"render", "convert", "evaluation", "doctor", "starter"},
     {"models", "viz"},
     {"ops", "data"},
     {"command"},

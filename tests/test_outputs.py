@@ -23,6 +23,7 @@ from tests.small_disk import MEGABYTES, small_disk
 from tests.zygote import KILLED
 
 COMMANDS = {
+    "init": "init --data a {out}",
     "train": "train --config {in}/recipe.yaml --output {out}",
     "cache": "cache --config {in}/recipe.yaml --data.cache {out} --split both"
     " --data.cache_format jpeg",

@@ -44,7 +44,7 @@ def test_a_usage_error_is_one_line(arguments, said, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "cmpose: give a command; there are train, "),
+        ([], "cmpose: give a command; there are init, train, "),
         (["prdict", "v.mp4"], "cmpose: prdict: no such command; did you mean predict?"),
     ],
 )
