@@ -17,8 +17,21 @@ from cmpose.models.weights.folder import CheckpointError
 from cmpose.viz.tokens import Tokens
 
 
-def compute_dtype(precision: str) -> torch.dtype:
-    """The dtype of the clips, and with it of the whole model (``cmpose/models/layers.py``)."""
+def compute_dtype(precision: str, device: torch.device | None = None) -> torch.dtype:
+    """The dtype of the clips, and with it of the whole model (``cmpose/models/layers.py``).
+
+    Args:
+        precision: the recipe's.
+        device: where the model predicts: bfloat16 becomes float32 on a CPU without instructions
+            for it, which would take many times as long. None keeps to the recipe.
+    """
+    slow = (
+        device is not None
+        and device.type == "cpu"
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    if precision == "bf16" and slow:
+        return torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 

@@ -20,13 +20,16 @@ def _export(subparser: ArgumentParser) -> None:
         default="dynamic",
         help="number of clips in a batch, or dynamic for any number",
     )
+    subparser.add_argument(
+        "--half", action="store_true", help="store a folder's weights in 16 bits"
+    )
     subparser.add_argument("--opset", type=int, default=20, help="version of ONNX's operators")
 
 
 def _run_export(args: Namespace) -> None:
     from cmpose.models.export import export
 
-    export(args.checkpoint, args.out, batch=args.batch, opset=args.opset)
+    export(args.checkpoint, args.out, batch=args.batch, opset=args.opset, half=args.half)
 
 
 EXPORT = Command(

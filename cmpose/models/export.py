@@ -311,6 +311,7 @@ def export(
     *,
     batch: int | Literal["dynamic"] = "dynamic",
     opset: int = OPSET,
+    half: bool = False,
 ) -> Agreement | None:
     """Exports the model of a run or checkpoint and checks what was written.
 
@@ -319,6 +320,7 @@ def export(
         out: ``FILE.pt2``, ``FILE.onnx``, or a folder, which gets the model with a model card.
         batch: clips in a batch, or ``dynamic`` for any number; not for a folder.
         opset: version of ONNX's operators; for a ``.onnx`` file.
+        half: stores a folder's weights in 16 bits.
 
     Returns:
         How the file compares with the model; None for a folder.
@@ -344,6 +346,8 @@ def export(
         )
     if opset != OPSET and out.suffix != ".onnx":
         raise ValueError(f"--opset {opset}: is for FILE.onnx, not for {out}")
+    if half and out.suffix:
+        raise ValueError(f"--half: is for a folder, not for {out}")
     if batch != "dynamic" and batch < 1:
         raise ValueError(f"--batch {batch}: must be at least 1, or dynamic")
     if out.suffix == ".onnx":
@@ -364,7 +368,7 @@ def export(
     with claim_file(out, "export", "--out"):
         if out.suffix:
             return _export_file(model, config, out, batch, opset)
-        written = model.save_pretrained(out, evaluations=evaluations_of(source))
+        written = model.save_pretrained(out, evaluations=evaluations_of(source), half=half)
     print(f"{written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
     return None
 

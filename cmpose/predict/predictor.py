@@ -96,7 +96,7 @@ class Predictor:
             device as ``data.warp`` says, and the matrices [P, 2, 3] from image to crop pixels.
         """
         c = self.config
-        size, dtype = c.model.image_size, compute_dtype(c.train.precision)
+        size, dtype = c.model.image_size, compute_dtype(c.train.precision, self.device)
         matrices = np.stack(
             [
                 crop_matrix(crop_region(b, size, c.data.box_enlarge), size, udp=c.data.udp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from cmpose.render.body import Body
@@ -23,6 +24,8 @@ class Actor:
         axes: ``chest`` and ``head`` → [F, 3, 3], see ``Body.draw``.
         scale: canvas pixels a metre, [F]; the larger it is, the nearer the person stands.
         ground: canvas point below the pelvis, [F, 2].
+        sun: where a point's shadow falls: (right, down) pixels of the picture for each pixel that
+            the point is above the ground; None casts none.
     """
 
     body: Body
@@ -33,6 +36,7 @@ class Actor:
     axes: dict[str, np.ndarray]
     scale: np.ndarray
     ground: np.ndarray
+    sun: tuple[float, float] | None = None
 
     def draw(
         self, layer: Layer, owner: int, f: int, view: np.ndarray, light: np.ndarray
@@ -57,7 +61,10 @@ class Actor:
         roll[:2, :2] = view[:, :2].T / zoom
         chest, head = (roll @ self.axes[name][f] for name in ("chest", "head"))
         scale = float(self.scale[f]) * zoom
-        _draw_shadow(layer, view[:, :2] @ self.ground[f] + view[:, 2], scale)
+        ground = view[:, :2] @ self.ground[f] + view[:, 2]
+        _draw_shadow(layer, ground, scale)
+        if self.sun is not None:
+            _cast_shadow(layer, flat, ground, scale, self.sun)
         self.body.draw(layer, owner, flat, depth, chest, head, scale, light)
         flat["head_box"] = self.body.head_box(flat, head, scale)
         return flat
@@ -73,3 +80,45 @@ def _draw_shadow(layer: Layer, ground: np.ndarray, scale: float) -> None:
         d = ((x - x0) / across) ** 2 + ((y - y0) / along) ** 2
         alpha = np.clip(0.6 * (1 - d), 0, 0.45).astype(np.float32)
         layer.cover(box, np.zeros((*alpha.shape, 3), np.uint8), alpha, 0)
+
+
+_CASTING = (
+    *(("neck_base", "pelvis", 0.15), ("head_centre", "head_centre", 0.11)),
+    *(
+        (f"{side}_{a}", f"{side}_{b}", wide)
+        for side in ("left", "right")
+        for a, b, wide in (
+            ("hip", "knee", 0.075),
+            ("knee", "ankle", 0.055),
+            ("shoulder", "elbow", 0.045),
+            ("elbow", "hand", 0.04),
+        )
+    ),
+)
+"""What casts a shadow: two points, and half the width between them in metres."""
+
+
+def _cast_shadow(
+    layer: Layer,
+    flat: dict[str, np.ndarray],
+    ground: np.ndarray,
+    scale: float,
+    sun: tuple[float, float],
+) -> None:
+    """The body's shadow on level ground below picture point ``ground``."""
+    height, width = layer.image.shape[:2]
+    mask = np.zeros((height, width), np.uint8)
+
+    def fall(name: str) -> list[int]:
+        x, y = flat[name]
+        above = max(float(ground[1] - y), 0.0)
+        at = np.array([x + sun[0] * above, ground[1] + sun[1] * above])
+        return np.clip(at, -30000, 30000).astype(int).tolist()
+
+    for start, end, wide in _CASTING:
+        thick = max(int(2 * wide * scale), 1)
+        cv2.line(mask, fall(start), fall(end), 255, min(thick, 255))
+    soft = cv2.GaussianBlur(mask, (0, 0), max(0.012 * scale, 0.5))
+    layer.image[:] = cv2.multiply(
+        layer.image, cv2.merge([1 - soft * (0.62 / 255)] * 3), dtype=cv2.CV_8U
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from cmpose.render.draw import PROFILE, Layer, ball, limb, turned
 from cmpose.render.kinematics import Build
 from cmpose.render.look import Look
+from cmpose.render.seat import Seat
 
 
 def _taper(first: float, last: float) -> np.ndarray:
@@ -69,11 +70,12 @@ class _Parts:
 
 
 class Body:
-    """A person's measures and clothes, which can be drawn in any pose."""
+    """A person's measures, clothes and perhaps a seat, which can be drawn in any pose."""
 
     def __init__(self, build: Build, look: Look) -> None:
         self.build = build
         self.look = look
+        self.seat: Seat | None = None
 
     def draw(
         self,
@@ -86,7 +88,7 @@ class Body:
         scale: float,
         light: np.ndarray,
     ) -> None:
-        """Draws the body.
+        """Draws the body, and what it sits on.
 
         Args:
             layer: picture to draw on.
@@ -119,6 +121,9 @@ class Body:
         side_on = chest[0, 2] ** 2
         width = np.sqrt(table["width"] ** 2 * (1 - side_on) + table["depth"] ** 2 * side_on)
         parts.limb("pelvis", "neck_base", width, turned(look["torso"], yaw), -0.02, hem="start")
+        if self.seat is not None:
+            for start, end, wide in self.seat.bars:
+                parts.limb(start, end, _taper(wide, wide), self.seat.texture, 0.02)
         neck = _taper(0.031 * self.build.girth, 0.029)
         parts.limb("neck_base", "head_centre", neck, look["skin"])
         if self.look.skirt:

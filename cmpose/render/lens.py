@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cmpose.render.footage import Footage
+
 
 @dataclass
 class Lens:
@@ -18,6 +20,7 @@ class Lens:
         grade: uint8 [F, 1, 256, 3] look-up tables of exposure.
         noise: int8 [H+64, W+64, 3] sensor noise.
         noise_at: [F, 2] corner of each frame's piece of it.
+        footage: what a small camera makes of it all.
     """
 
     defocus: np.ndarray
@@ -25,6 +28,7 @@ class Lens:
     grade: np.ndarray
     noise: np.ndarray
     noise_at: np.ndarray
+    footage: Footage | None = None
 
     def develop(
         self, picture: np.ndarray, f: int, views: np.ndarray
@@ -51,6 +55,8 @@ class Lens:
         picture = cv2.LUT(picture, self.grade[f])
         y, x = self.noise_at[f]
         picture = cv2.add(picture, self.noise[y : y + height, x : x + width], dtype=cv2.CV_8U)
+        if self.footage is not None:
+            picture = self.footage.develop(picture)
         return picture, {
             "defocus_sigma": round(sigma, 3) if sigma > 0.3 else 0.0,
             "motion_blur": round(length, 3) if length > 1 else 0.0,

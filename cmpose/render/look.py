@@ -57,6 +57,13 @@ def _colour(rng: np.random.Generator, low: int = 40, high: int = 235) -> np.ndar
     return tone(rng, (0, 180), (0, 215), (low, high))
 
 
+def _muted(rng: np.random.Generator, low: int = 0, high: int = 0) -> np.ndarray:
+    """The colour of most clothes that people wear, BGR: black, white, grey, or a dark one."""
+    kind = str(rng.choice(["black", "white", "grey", "dark"], p=[0.42, 0.16, 0.17, 0.25]))
+    value = {"black": (6, 45), "white": (180, 245), "grey": (50, 170), "dark": (30, 110)}[kind]
+    return tone(rng, (0, 180), (30, 190) if kind == "dark" else (0, 30), value)
+
+
 def _pick(rng: np.random.Generator, colours: tuple[tuple[int, int, int], ...]) -> np.ndarray:
     return np.array(colours[int(rng.integers(len(colours)))], np.float32)
 
@@ -146,8 +153,9 @@ class Look:
     tables: dict[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
-    def draw(rng: np.random.Generator, build: Build) -> Look:
-        """Random clothes and features for a person of this build."""
+    def draw(rng: np.random.Generator, build: Build, muted: bool = False) -> Look:
+        """Random clothes and features for a person of this build; ``muted``: plain, no colours."""
+        colour = _muted if muted else _colour
         skin = _pick(rng, _SKINS) * rng.uniform(0.92, 1.06)
         hair = _pick(rng, _HAIRS) * rng.uniform(0.85, 1.15)
         style = str(
@@ -160,9 +168,12 @@ class Look:
             hair = _colour(rng)
         dress = rng.random() < 0.16
         skirt = rng.uniform(0.55, 1.25) if dress else 0.0
-        top, top2, bottom = _colour(rng), _colour(rng), _colour(rng, 30, 170)
+        top, top2, bottom = colour(rng), colour(rng), colour(rng, 30, 170)
         kinds = ["plain", "stripes", "upright", "plaid", "yoke", "blotches"]
         pattern = str(rng.choice(kinds, p=[0.44, 0.16, 0.1, 0.12, 0.1, 0.08]))
+        if muted and rng.random() < 0.8:
+            pattern = "plain"
+            bottom = top * rng.uniform(0.8, 1.1) if rng.random() < 0.3 else bottom
         shirt = _cloth(rng, pattern, top, top2)
         if pattern in ("yoke", "stripes") and rng.random() < 0.5:
             sleeve_cloth = _cloth(rng, "plain", top2, top)

@@ -231,6 +231,36 @@ def kick(t: np.ndarray, rng: np.random.Generator) -> Angles:
     return angles
 
 
+def sit(t: np.ndarray, rng: np.random.Generator) -> Angles:
+    """Sitting: hands in the lap, at the wheels, on the knees, gesturing, or pushing."""
+    angles: Angles = {
+        "spine_pitch": rng.uniform(-8, 30) + _wobble(t, rng, 6, 0.4),
+        "spine_roll": _wobble(t, rng, 6, 0.3),
+        "spine_twist": _wobble(t, rng, 14, 0.3),
+    }
+    bend, apart = rng.uniform(72, 100), rng.uniform(0, 16)
+    # flexion, abduction, twist, elbow
+    holds = [(28, 8, -25, 70), (-18, 24, 0, 40), (42, 10, 0, 30), (60, 25, 0, 80), (8, 16, 0, 12)]
+    pair = int(rng.integers(len(holds)))
+    swing = rng.choice([0.0, 22.0]) * np.sin(2 * np.pi * (rng.uniform(0.5, 1.0) * t + rng.random()))
+    for side in "lr":
+        alone = rng.random() < 0.35
+        hold = holds[int(rng.integers(len(holds))) if alone else pair]
+        hip = bend + rng.uniform(-5, 5) + _wobble(t, rng, 3, 0.4)
+        knee = rng.uniform(60, 112) + _wobble(t, rng, 5, 0.4)
+        angles |= {
+            f"hip_flex_{side}": hip,
+            f"hip_abd_{side}": apart + _wobble(t, rng, 3, 0.3),
+            f"knee_{side}": knee,
+            f"ankle_{side}": knee - hip,
+            f"shoulder_flex_{side}": hold[0] + swing + _wobble(t, rng, 9, 0.5),
+            f"shoulder_abd_{side}": hold[1] + _wobble(t, rng, 7, 0.5),
+            f"shoulder_twist_{side}": hold[2] + _wobble(t, rng, 7, 0.5),
+            f"elbow_{side}": np.maximum(3, hold[3] - 0.8 * swing + _wobble(t, rng, 14, 0.6)),
+        }
+    return angles
+
+
 MOTIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Angles]] = {
     "walk": walk,
     "run": run,
@@ -241,6 +271,7 @@ MOTIONS: dict[str, Callable[[np.ndarray, np.random.Generator], Angles]] = {
     "crouch": crouch,
     "dance": dance,
     "kick": kick,
+    "sit": sit,
 }
 """Name → motion; each takes times [F] in seconds and a random generator."""
 

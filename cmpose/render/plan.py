@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -10,12 +10,14 @@ import numpy as np
 from cmpose.render.actor import Actor
 from cmpose.render.body import Body
 from cmpose.render.camera import camera, defocus_curve, grade_tables, smooth_curve
+from cmpose.render.footage import Footage, clutter
 from cmpose.render.kinematics import Build
 from cmpose.render.lens import Lens
 from cmpose.render.look import Look
 from cmpose.render.motion import perform
 from cmpose.render.occluder import Occluder, occluder
 from cmpose.render.scene import background
+from cmpose.render.seat import seat
 from cmpose.render.settings import Difficulty
 from cmpose.render.video import RenderedVideo
 
@@ -74,6 +76,8 @@ def plan_video(
         difficulty: see ``Difficulty``.
     """
     rng = np.random.default_rng(key)
+    # What was added later draws from a generator of its own: without it, all is as it was.
+    extra = np.random.default_rng([*key, 1])
     height, width = size
     canvas = (int(1.6 * height), int(1.8 * width))
     middle = np.array([canvas[1] / 2, canvas[0] / 2])
@@ -87,22 +91,16 @@ def plan_video(
     horizon = middle[1] - metre * (eye - rng.uniform(0.8, 0.95))
     stage = Stage(middle[0], width, horizon, eye, 1.4 * height)
 
-    crossing = count >= 2 and rng.random() < difficulty.crossing
-    slots = (np.arange(count) + 0.5) / count - 0.5
-    rng.shuffle(slots)
-    actors = []
-    for i in range(count):
-        crosses = crossing and i < 2
-        slot = rng.uniform(-0.12, 0.12) if crosses else slots[i] + rng.uniform(-0.1, 0.1)
-        near = metre * np.exp(rng.uniform(-0.16, 0.16))
-        heading = None
-        if crosses:
-            heading = (1 if i == 0 else -1) * (np.pi / 2 + rng.uniform(-0.4, 0.4))
-        actors.append(plan_actor(rng, stage, times, slot * 0.72 * width, near, heading))
-    actors.sort(key=lambda actor: actor.near)
-
+    crowded = extra.random() < difficulty.crowd
+    sunny = extra.random() < difficulty.sunlight
+    actors = _people(rng, extra, stage, times, count, metre, crowded, difficulty)
+    if sunny:
+        sun = (float(extra.uniform(-1.3, 1.3)), float(extra.uniform(-0.35, 0.3)))
+        actors = [replace(actor, sun=sun) for actor in actors]
     subject = np.mean([(a.flat["pelvis"] + a.flat["head_bottom"]) / 2 for a in actors], 0)
     scene = background(rng, canvas, int(horizon))
+    if extra.random() < difficulty.clutter:
+        scene = clutter(extra, scene, int(horizon))
     soft = 0.0
     if rng.random() < difficulty.background_defocus:
         soft = rng.uniform(1.5, 3.5) * height / 360
@@ -110,6 +108,8 @@ def plan_video(
     away = rng.uniform(-0.8, 0.8)
     light = np.array([np.sin(away), -0.55, np.cos(away), 0.0]) * rng.uniform(0.4, 0.62)
     light[3] = rng.uniform(0.42, 0.6)
+    if sunny:
+        light *= [extra.uniform(1.4, 2.0)] * 3 + [extra.uniform(0.6, 0.95)]
     grain = rng.standard_normal((height + 64, width + 64, 3), np.float32) * rng.uniform(1, 5)
     return RenderedVideo(
         size=size,
@@ -125,8 +125,48 @@ def plan_video(
             grade=grade_tables(rng, times),
             noise=np.clip(np.round(grain * difficulty.noise), -127, 127).astype(np.int8),
             noise_at=rng.integers(0, 64, (frames, 2)),
+            footage=Footage.draw(extra) if extra.random() < difficulty.footage else None,
         ),
     )
+
+
+def _people(
+    rng: np.random.Generator,
+    extra: np.random.Generator,
+    stage: Stage,
+    times: np.ndarray,
+    count: int,
+    metre: float,
+    crowded: bool,
+    difficulty: Difficulty,
+) -> list[Actor]:
+    """The people of a video, far to near: ``count`` of them, about ``metre`` pixels a metre."""
+    crossing = count >= 2 and rng.random() < difficulty.crossing
+    slots = (np.arange(count) + 0.5) / count - 0.5
+    rng.shuffle(slots)
+    actors = []
+    for i in range(count):
+        crosses = crossing and i < 2
+        slot = rng.uniform(-0.12, 0.12) if crosses else slots[i] + rng.uniform(-0.1, 0.1)
+        near = metre * np.exp(rng.uniform(-0.16, 0.16))
+        heading = None
+        if crowded:
+            slot, near = slot * extra.uniform(0.3, 0.7), near * np.exp(extra.uniform(-0.2, 0.2))
+        if crosses:
+            heading = (1 if i == 0 else -1) * (np.pi / 2 + rng.uniform(-0.4, 0.4))
+        actors.append(
+            plan_actor(
+                rng,
+                stage,
+                times,
+                slot * 0.72 * stage.width,
+                near,
+                heading,
+                extra if extra.random() < difficulty.seated else None,
+                extra if extra.random() < difficulty.muted else None,
+            )
+        )
+    return sorted(actors, key=lambda actor: actor.near)
 
 
 def _occluders(
@@ -149,6 +189,7 @@ def _occluders(
     return sorted(things, key=lambda thing: thing[0])
 
 
+# Many parameters: each is drawn or decided by the video's plan, and no two belong together.
 def plan_actor(
     rng: np.random.Generator,
     stage: Stage,
@@ -156,6 +197,8 @@ def plan_actor(
     slot: float,
     near: float,
     heading: float | None,
+    seated: np.random.Generator | None = None,
+    muted: np.random.Generator | None = None,
 ) -> Actor:
     """Draws a person's looks and motion, and their way over the canvas.
 
@@ -166,9 +209,12 @@ def plan_actor(
         slot: where they are half way through the video, in canvas pixels from the middle.
         near: pixels a metre there.
         heading: radians, 0 towards the camera, π/2 to the right; None draws one.
+        seated: draws how they sit; None lets them move about.
+        muted: draws plain clothes; None those of any colour.
     """
     build = Build.draw(rng)
-    body = Body(build, Look.draw(rng, build))
+    look = Look.draw(rng, build)
+    body = Body(build, look if muted is None else Look.draw(muted, build, muted=True))
     if heading is None:
         names = [str(rng.choice(list(_MOTIONS), p=list(_MOTIONS.values())))]
         if times[-1] > 1.2 and rng.random() < 0.3:
@@ -177,6 +223,9 @@ def plan_actor(
     else:
         names = [str(rng.choice(["walk", "run"], p=[0.75, 0.25]))]
     posed = perform(names, build, times, rng)
+    if seated is not None:
+        names, posed = ["sit"], perform(["sit"], build, times, seated)
+        body.seat = seat(seated, build, posed)
     yaw = heading + (0.35 * smooth_curve(rng, times, 0.2) if len(times) > 1 else 0 * times)
     step = np.diff(posed.travel, axis=0, prepend=posed.travel[:1])
     length = float(np.linalg.norm(step, axis=1).sum())

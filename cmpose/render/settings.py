@@ -9,13 +9,16 @@ from typing import Any
 SPLITS = {"train": "train", "val": "test"}
 """Split → the ending of its sequences' names: PoseTrack calls those for validation ``_test``."""
 
+ADDED = ("clutter", "sunlight", "footage", "crowd", "seated", "muted")
+"""Fields of ``Difficulty`` that are left out of ``rendered_SPLIT.json`` where they are 0."""
+
 VIDEOS = 500_000
 """At most this many sequences in a split: the other split's have the numbers beyond."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard the videos are. Probabilities are per video.
+    """How hard, and how much like camera footage, the videos are. Probabilities are per video.
 
     Attributes:
         occluders: probability that things stand between the camera and the people.
@@ -26,6 +29,14 @@ class Difficulty:
         motion_blur: probability that the camera's movement smears the picture.
         camera_motion: 0 holds the camera still; 1 is the usual pan, zoom, roll and shake.
         noise: strength of the sensor noise; 1 is the usual 1 to 5 grey levels.
+        clutter: probability that the background is full of overlapping shapes of all sizes, which
+            has the statistics of photographs.
+        sunlight: probability of hard light, in which people cast shadows.
+        footage: probability that the video looks like a small camera's: strong contrast, pale
+            colours, low resolution, sharpening and compression.
+        crowd: probability that people stand close together.
+        seated: probability that a person (not a video) sits on a chair, or in a wheelchair.
+        muted: probability that a person's clothes are plain and black, white, grey or dark.
 
     Raises:
         ValueError: a probability outside 0 to 1, or a negative strength.
@@ -39,6 +50,12 @@ class Difficulty:
     motion_blur: float = 0.25
     camera_motion: float = 1.0
     noise: float = 1.0
+    clutter: float = 0.0
+    sunlight: float = 0.0
+    footage: float = 0.0
+    crowd: float = 0.0
+    seated: float = 0.0
+    muted: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -97,7 +114,13 @@ class RenderSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``rendered_SPLIT.json`` holds it."""
-        return asdict(self) | {"size": list(self.size)}
+        # Sets that were rendered before there was any of these go on.
+        difficulty = {
+            name: value
+            for name, value in vars(self.difficulty).items()
+            if value or name not in ADDED
+        }
+        return asdict(self) | {"size": list(self.size), "difficulty": difficulty}
 
     def sequence_name(self, video: int) -> str:
         """The sequence's name in PoseTrack's style, e.g. ``000001_mpii_train``."""

@@ -219,6 +219,8 @@ def test_bad_arguments_are_named(tmp_path, monkeypatch):
         export(source, tmp_path / "m.pb")
     with pytest.raises(ValueError, match=r"--batch 0: must be at least 1, or dynamic"):
         export(source, tmp_path / "m.pt2", batch=0)
+    with pytest.raises(ValueError, match=r"--half: is for a folder, not for .*m\.pt2"):
+        export(source, tmp_path / "m.pt2", half=True)
     with pytest.raises(ValueError, match=r"--opset 17: must be at least 18"):
         export(source, tmp_path / "m.onnx", opset=17)
     find = importlib.util.find_spec

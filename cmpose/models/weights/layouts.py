@@ -203,7 +203,28 @@ def translate(
     _resize_positions(translation, weights, own, grid)
     _resize_patches(translation, own)
     _match_joints(translation, own)
+    _spread_frames(translation, own)
     return translation
+
+
+def _spread_frames(translation: Translation, own: dict[str, Tensor]) -> None:
+    """Lets a model of one frame start one of several: a still clip then gives what it gave.
+
+    Every frame gets the one frame's embedding, and the temporal fusion reads the key frame alone.
+    """
+    fusion, embedding = "coarse.fusion.linear.weight", "coarse.frame_embed"
+    tensors = translation.tensors
+    if not {fusion, embedding} <= tensors.keys() & own.keys():
+        return
+    one, several = tensors[fusion], own[fusion]
+    width, frames = len(several), len(own[embedding])
+    if one.shape != (width, width) or frames == 1:
+        return
+    spread = several.new_zeros(several.shape)
+    key = frames // 2 * width
+    spread[:, key : key + width] = one
+    tensors |= {fusion: spread, embedding: tensors[embedding].expand(frames, -1, -1)}
+    translation.notes.append(f"it is of 1 frame: its tokens are the key frame's of {frames}")
 
 
 def _join(translation: Translation, parts: dict[str, dict[int, tuple[str, Tensor]]]) -> None:

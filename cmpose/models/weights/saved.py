@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from cmpose.config import Backend, Config, ModelConfig
 from cmpose.data.skeleton import default_skeleton
@@ -78,6 +78,7 @@ class SavedModel(nn.Module):
         *,
         recipe: Config | None = None,
         evaluations: Sequence[Mapping[str, Any]] = (),
+        half: bool = False,
     ) -> Path:
         """Writes ``model.safetensors``, ``config.json``, ``skeleton.json`` and a model card.
 
@@ -88,6 +89,7 @@ class SavedModel(nn.Module):
             evaluations: what is known of these weights
                 (:func:`~cmpose.models.weights.card.model_card`); what is not given is called
                 unknown in the card, ``README.md``.
+            half: stores float16, half the bytes; what loads them computes in float32 as before.
 
         Returns:
             The folder.
@@ -116,4 +118,13 @@ class SavedModel(nn.Module):
             )
         recipe = recipe or self.recipe or Config(model=self.config)
         card = model_card(recipe, evaluations)
-        return model_folder.write(folder, self.state_dict(), recipe, self.skeleton, card)
+        weights = self.state_dict()
+        if half:
+            weights = {key: _halved(value) for key, value in weights.items()}
+        return model_folder.write(folder, weights, recipe, self.skeleton, card)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """In float16, if it has a fraction and is not too large for that."""
+    small = tensor.half() if tensor.is_floating_point() else tensor
+    return small if small.isfinite().all() else tensor

@@ -142,3 +142,18 @@ def test_the_card_says_what_is_unknown(tmp_path):
     assert "AP: unknown." in card
     assert "whether it was run is unknown" in card
     assert json.loads((tmp_path / "m" / "config.json").read_text())["model"]["backbone"] == "tiny"
+
+
+def test_half_the_bytes_give_nearly_the_same(tmp_path):
+    model = build().eval()
+    with torch.no_grad():  # a number too large for 16 bits keeps its 32
+        model.backbone.patch_embed.layers[1].running_var[0] = 1e6
+    whole, half = (
+        model.save_pretrained(tmp_path / str(half), half=half) / "model.safetensors"
+        for half in (False, True)
+    )
+    assert half.stat().st_size < 0.52 * whole.stat().st_size
+    loaded = CMPose.from_pretrained(half.parent)
+    for key, value in model.state_dict().items():
+        assert loaded.state_dict()[key].dtype == value.dtype
+        torch.testing.assert_close(loaded.state_dict()[key], value, rtol=2**-11, atol=2**-25)

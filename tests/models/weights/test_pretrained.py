@@ -360,3 +360,18 @@ def test_a_model_without_a_gate_is_taken_with_the_gate_open(tmp_path):
 def test_an_identity_start_needs_vitposes_head():
     with pytest.raises(ValueError, match=r"model\.identity_start=true needs model\.head=deconv"):
         build(identity_start=True, head="token")
+
+
+def test_a_model_of_one_frame_starts_one_of_several(tmp_path):
+    one = build(seed=1, num_frames=1).eval()
+    three = build(seed=2, num_frames=3).eval()
+    with torch.no_grad():  # as training would leave it
+        one.coarse.fusion.linear.weight.add_(0.1 * torch.randn(192, 192))
+        one.head.final_layer.weight.mul_(1000)
+    report = load_pretrained(three, one.save_pretrained(tmp_path / "one"))
+    assert "it is of 1 frame: its tokens are the key frame's of 3" in report
+    assert "nothing starts fresh" in report
+    still = clips(2, one.config)
+    torch.testing.assert_close(
+        three(still.expand(-1, 3, -1, -1, -1)).heatmaps, one(still).heatmaps, rtol=1e-3, atol=1e-4
+    )
