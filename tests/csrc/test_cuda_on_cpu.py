@@ -137,13 +137,13 @@ def test_a_buffer_that_a_copy_refills_too_early(
 
 SANITIZED = """
 import importlib.util, sys
-import torch
+import numpy as np
 spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
 planted = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(planted)
-values, out = torch.arange(80.0), torch.zeros(64)
+values, out = np.arange(80, dtype=np.float32), np.zeros(64, np.float32)
 fault = getattr(planted, sys.argv[2]) if sys.argv[2] != "NONE" else 0
-planted.planted("out_of_bounds", values.data_ptr(), out.data_ptr(), fault)
+planted.planted("out_of_bounds", values.ctypes.data, out.ctypes.data, fault)
 print("ended", out.sum().item())
 """
 
@@ -180,6 +180,18 @@ def test_sanitizers_are_content_with_what_is_sound() -> None:
     done = sanitized("NONE")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "ended 64.0\n"
+
+
+def test_a_module_is_compiled_once_for_all_processes() -> None:
+    """Its key is the same in each, whatever order sets of strings have there."""
+    command = [sys.executable, "-m", "tests.cuda_on_cpu"]
+    paths = {
+        subprocess.run(
+            command, env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(paths) == 1
 
 
 # -- the sources ----------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
     command += [f'-D{name}="{value}"' for name, value in facts.items()]
     for include in (HERE, source, *includes):
         command += ["-I", str(include)]
-    for headers in {pybind11.get_include(), sysconfig.get_paths()["include"]}:
+    for headers in (pybind11.get_include(), sysconfig.get_paths()["include"]):
         command += ["-isystem", headers]
     files = sorted(
         p for folder in (HERE, source, *includes) for p in folder.iterdir() if p.is_file()
