@@ -28,7 +28,7 @@ from cmpose.data.video_writer import video_writer
 from cmpose.files import write_text
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
-from cmpose.predict.detect import detect_people
+from cmpose.predict.detectors.detect import detect_people
 from cmpose.predict.predict import predict_video
 from cmpose.provenance import PROJECT, provenance
 from cmpose.render.dataset import render_dataset

@@ -25,7 +25,7 @@ PREDICT = "predict v.mp4 --checkpoint a --out o "
         (PREDICT + "--batch_size x", "--batch_size x: expected a whole number"),
         (PREDICT + "--batch-size x", "--batch_size x: expected a whole number"),
         (PREDICT + "--fps x", "--fps x: expected a number"),
-        (PREDICT + "--outputs [x]", "--outputs x: expected one of video, poses, coco"),
+        (PREDICT + "--outputs [x]", "--outputs x: expected one of video, poses, coco, csv"),
         (PREDICT + "--explain=3", "--explain 3: takes no value"),
         (PREDICT + "w", "w: one argument too many"),
     ],

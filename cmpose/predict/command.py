@@ -32,7 +32,7 @@ def _add_arguments(subparser: ArgumentParser) -> None:
     _add_boxes(subparser)
     add(
         "--outputs",
-        type=list[Literal["video", "poses", "coco"]],
+        type=list[Literal["video", "poses", "coco", "csv"]],
         default=["video", "poses", "coco"],
         help="which files to write",
     )
@@ -46,6 +46,19 @@ def _add_arguments(subparser: ArgumentParser) -> None:
         type=list[int],
         default=[],
         help="write such pictures of these frames instead; they count from 0",
+    )
+    add(
+        "--smooth_keypoints",
+        type=float,
+        default=0.0,
+        help="how still keypoints at rest are held, by the One-Euro filter: 0 not at all, 1 is "
+        "usual",
+    )
+    add(
+        "--keypoint_score",
+        type=float,
+        default=0.1,
+        help="keypoints of a lower score are not drawn, and have no angles",
     )
     add("--batch_size", type=int, default=16, help="how many people go through the model at once")
     add("--max_frames", type=int | None, default=None, help="stop after this many frames")
@@ -130,8 +143,8 @@ def _run_predict(args: Namespace) -> None:
 
 
 _PREDICT = (
-    *("min_score", "detect_every", "bridge", "smooth", "batch_size", "max_frames", "fps"),
-    "on_error",
+    *("min_score", "detect_every", "bridge", "smooth", "smooth_keypoints", "keypoint_score"),
+    *("batch_size", "max_frames", "fps", "on_error"),
 )
 _SAVE = ("outputs", "explain", "explain_frames", "overwrite", "show")
 """Options that the two calls of ``cmpose.predict.pose_model`` take as they are."""

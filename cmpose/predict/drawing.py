@@ -14,14 +14,18 @@ from cmpose.predict.predictor import Predictor
 from cmpose.viz.draw import draw_key, draw_skeleton
 
 
-def draw_frame(frame: PredictedFrame, skeleton: Skeleton) -> np.ndarray:
-    """A copy of the frame's picture, uint8 [H, W, 3] BGR, with its people and a colour key."""
+def draw_frame(frame: PredictedFrame, skeleton: Skeleton, keypoint_score: float) -> np.ndarray:
+    """A copy of the frame's picture, uint8 [H, W, 3] BGR, with its people and a colour key.
+
+    Keypoints of a score below ``keypoint_score``, and their limbs, are left out.
+    """
     picture = frame.picture.copy()
     for person in frame.people:
         draw_skeleton(
             picture,
             person.keypoints,
             person.scores,
+            min_score=keypoint_score,
             box=person.box,
             track_id=person.track_id,
             order="bgr",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmpose.predict.detect import Detection
+from cmpose.predict.detectors.detect import Detection
 from cmpose.predict.predictor import Poses
 
 

@@ -24,7 +24,7 @@ from cmpose.data.formats.messages import short
 from cmpose.data.formats.reader import Count, Number, Whole, convert, parse, read
 from cmpose.data.video import NOT_DECODED
 from cmpose.files import claim, write_json, writing
-from cmpose.predict.detect import Detection
+from cmpose.predict.detectors.detect import Detection
 from cmpose.predict.frame import PredictedFrame, PredictedPerson
 
 SETTINGS, FRAMES, FINISHED = "settings.json", "frames.jsonl", "finished.json"

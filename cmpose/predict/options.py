@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 from cmpose.config import Config, to_dict
 from cmpose.data.video import Video, VideoInfo
 from cmpose.models.weights import checkpoint
-from cmpose.predict.box_arrays import BoxArrays, Detector
-from cmpose.predict.detect import HOG, VideoDetections, load_video_detections
+from cmpose.predict.detectors.box_arrays import BoxArrays, Detector
+from cmpose.predict.detectors.detect import HOG, VideoDetections, load_video_detections
 
-Output = Literal["video", "poses", "coco"]
+Output = Literal["video", "poses", "coco", "csv"]
 
 _SETTINGS = (
     *("min_score", "outputs", "explain", "explain_frames", "detect_every", "bridge", "smooth"),
@@ -22,6 +22,10 @@ _SETTINGS = (
 )
 """Options that results depend on: a journal must not mix two values of them."""
 
+_LATER = ("smooth_keypoints", "keypoint_score")
+"""The same, of a later version: a journal has them where they are not as in versions before."""
+
+_OUTPUTS: tuple[Output, ...] = ("video", "poses", "coco")
 _DETECT_EVERY = 3
 _BRIDGE, _SMOOTH = 10, 2
 """In frames; the defaults for boxes that come without track ids."""
@@ -35,7 +39,8 @@ class Options:
         detections: a file with people's boxes, or arrays of them; None runs the detector.
         detector: finds people; None is OpenCV's HOG detector.
         min_score: boxes with a lower score are ignored.
-        outputs: which of video, poses (PoseTrack18's format) and coco (COCO's results) to write.
+        outputs: which of video, poses (PoseTrack18's format), coco (COCO's results) and csv (a
+            table) to write.
         explain: also draw heatmaps, causal tokens and clusters of everybody in three frames, which
             are spread over the video. If one of them is empty, the next with people is taken.
         explain_frames: draw them in exactly these frames instead; frames count from 0, those of a
@@ -46,6 +51,8 @@ class Options:
             are interpolated. None is 10, or 0 for boxes with track ids.
         smooth: boxes are averaged over so many frames before and after. None is 2, or 0 for boxes
             with track ids.
+        smooth_keypoints: the strength of the One-Euro filter on keypoints; 0 leaves them.
+        keypoint_score: keypoints of a lower score are not drawn, and have no angles.
         batch_size: how many people, of one frame or of several, go through the model at once.
         max_frames: stop after so many frames; None does not stop.
         fps: frames a second of the drawn video, if there is one; None takes the input's.
@@ -55,12 +62,14 @@ class Options:
     detections: str | Path | BoxArrays | None = None
     detector: Detector | None = None
     min_score: float = 0.2
-    outputs: tuple[Output, ...] = get_args(Output)
+    outputs: tuple[Output, ...] = _OUTPUTS
     explain: bool = False
     explain_frames: tuple[int, ...] = ()
     detect_every: int | None = None
     bridge: int | None = None
     smooth: int | None = None
+    smooth_keypoints: float = 0.0
+    keypoint_score: float = 0.1
     batch_size: int = 16
     max_frames: int | None = None
     fps: float | None = None
@@ -91,6 +100,15 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 250:
                 raise ValueError(f"--{name} {value}: must be 0 to 250 frames, which are kept")
+        if not 0 <= self.smooth_keypoints <= 100:
+            raise ValueError(
+                f"--smooth_keypoints {self.smooth_keypoints}: must be 0, which leaves keypoints as "
+                "they are, to 100; 1 is usual"
+            )
+        if not -1 <= self.keypoint_score <= 1:
+            raise ValueError(
+                f"--keypoint_score {self.keypoint_score}: must be -1, which draws all, to 1"
+            )
         unknown = [o for o in self.outputs if o not in get_args(Output)]
         if unknown or not self.outputs:
             raise ValueError(f"--outputs {list(self.outputs)}: some of {list(get_args(Output))}")
@@ -214,6 +232,9 @@ def settings_of(
     }
     for name in _SETTINGS:
         settings[f"--{name}"] = getattr(o, name)
+    for name in _LATER:
+        if getattr(o, name) != getattr(Options, name):
+            settings[f"--{name}"] = getattr(o, name)
     if isinstance(o.detections, BoxArrays):
         settings["--detections"] = o.detections.digest()
     else:

@@ -37,6 +37,7 @@ def result_files(out: Path, info: VideoInfo, outputs: Iterable[str]) -> list[Pat
         "video": drawn_file(out, info),
         "poses": out / "poses" / f"{info.name}.json",
         "coco": out / "coco" / f"{info.name}.json",
+        "csv": out / "csv" / f"{info.name}.csv",
     }
     return [path for output, path in paths.items() if output in outputs]
 

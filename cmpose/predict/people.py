@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from cmpose.data.video import VideoFrame
-from cmpose.predict.box_arrays import detections_of
 from cmpose.predict.clock import Clock
-from cmpose.predict.detect import Detection, VideoDetections, detect_people
+from cmpose.predict.detectors.box_arrays import detections_of
+from cmpose.predict.detectors.detect import Detection, VideoDetections, detect_people
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.options import Options
 

@@ -10,23 +10,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cmpose.config import Config
 from cmpose.data.skeleton import Skeleton
-from cmpose.data.video import Source, open_video
-from cmpose.predict.box_arrays import BoxArrays, Boxes, Detector
+from cmpose.data.video import Source, VideoInfo, open_video
 from cmpose.predict.clock import Clock
+from cmpose.predict.detectors.box_arrays import BoxArrays, Boxes, Detector
 from cmpose.predict.drawing import draw_frame
 from cmpose.predict.frame import PredictedFrame
+from cmpose.predict.one_euro import KeypointSmoother
 from cmpose.predict.options import Options, Output, settle
 from cmpose.predict.people import find_people
 from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.stream import PoseStream
+from cmpose.predict.table import columns, joint_angles, rows
 from cmpose.predict.window import Window
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def load(model: str | Path, device: str = "auto") -> PoseModel:
@@ -74,6 +79,8 @@ class PoseModel:
         detect_every: int | None = None,
         bridge: int | None = None,
         smooth: int | None = None,
+        smooth_keypoints: float = Options.smooth_keypoints,
+        keypoint_score: float = Options.keypoint_score,
         batch_size: int = Options.batch_size,
         max_frames: int | None = None,
         fps: float | None = None,
@@ -97,6 +104,9 @@ class PoseModel:
                 those before and after; None is 10, or 0 for boxes with track ids.
             smooth: boxes are averaged over so many frames before and after; None is 2, or 0 for
                 boxes with track ids.
+            smooth_keypoints: strength of the One-Euro filter, which lets keypoints at rest hold
+                still; 0 leaves them as they are predicted, 1 is usual, more is smoother.
+            keypoint_score: keypoints of a lower score are not drawn, and have no angles.
             batch_size: how many people, of several frames, go through the network at once.
             max_frames: ends after so many frames.
             fps: frames a second of a drawn video, in place of the source's.
@@ -114,6 +124,8 @@ class PoseModel:
             detect_every=detect_every,
             bridge=bridge,
             smooth=smooth,
+            smooth_keypoints=smooth_keypoints,
+            keypoint_score=keypoint_score,
             batch_size=batch_size,
             max_frames=max_frames,
             fps=fps,
@@ -129,6 +141,7 @@ class PoseFrame:
 
     Attributes:
         number: from 0, or that of the picture's name where pictures are numbered.
+        seconds: from the video's beginning, by its frames a second.
         picture: uint8 [H, W, 3], RGB.
         keypoints: float64 [P, K, 2], x, y in pixels of the picture.
         scores: float64 [P, K], the heatmaps' maxima.
@@ -139,6 +152,7 @@ class PoseFrame:
     """
 
     number: int
+    seconds: float
     picture: np.ndarray
     keypoints: np.ndarray
     scores: np.ndarray
@@ -148,16 +162,21 @@ class PoseFrame:
     readable: bool
     _predicted: PredictedFrame
     _skeleton: Skeleton
+    _keypoint_score: float
 
     @classmethod
-    def of(cls, frame: PredictedFrame, number: int, skeleton: Skeleton) -> PoseFrame:
+    def of(
+        cls, frame: PredictedFrame, info: VideoInfo, skeleton: Skeleton, keypoint_score: float
+    ) -> PoseFrame:
         """From what the stream of poses gives."""
+        number = info.number(frame.number)
         people, count = frame.people, len(skeleton.keypoints)
         boxes = np.array([person.box for person in people], np.float64).reshape(-1, 4)
         keypoints = np.array([person.keypoints for person in people], np.float64)
         scores = np.array([person.scores for person in people], np.float64)
         return cls(
             number,
+            number / info.fps,
             frame.picture[..., ::-1],
             keypoints.reshape(-1, count, 2),
             scores.reshape(-1, count),
@@ -167,11 +186,18 @@ class PoseFrame:
             frame.readable,
             frame,
             skeleton,
+            keypoint_score,
         )
+
+    @property
+    def angles(self) -> dict[str, np.ndarray]:
+        """Joint → degrees [P]; see ``cmpose.predict.table.joint_angles``."""
+        return joint_angles(self.keypoints, self.scores, self._skeleton, self._keypoint_score)
 
     def plot(self) -> np.ndarray:
         """The picture with skeletons, boxes, ids and a colour key: uint8 [H, W, 3], RGB."""
-        return np.ascontiguousarray(draw_frame(self._predicted, self._skeleton)[..., ::-1])
+        drawn = draw_frame(self._predicted, self._skeleton, self._keypoint_score)
+        return np.ascontiguousarray(drawn[..., ::-1])
 
 
 class Prediction:
@@ -205,16 +231,17 @@ class Prediction:
             said = _warn(video.info.notes, ())
             frames = islice(video.frames(), options.max_frames)
             people = find_people(frames, iter(()), boxes, options, clock)
+            smoothed = KeypointSmoother(options.smooth_keypoints, video.info.fps)
             for group in PoseStream(self.predictor, video.info, options, clock).groups(people):
-                for frame in group:
-                    yield PoseFrame.of(frame, video.info.number(frame.number), skeleton)
+                for frame in map(smoothed, group):
+                    yield PoseFrame.of(frame, video.info, skeleton, options.keypoint_score)
             _warn((video.info.cut_off, *video.info.notes), said)
 
     def save(
         self,
         out: str | Path,
         *,
-        outputs: Sequence[Output] = get_args(Output),
+        outputs: Sequence[Output] = Options.outputs,
         explain: bool = False,
         explain_frames: Sequence[int] = (),
         overwrite: bool = False,
@@ -225,7 +252,7 @@ class Prediction:
 
         Args:
             out: the folder: see ``predict_video``.
-            outputs: which of video, poses (PoseTrack18's format) and coco (COCO's results).
+            outputs: which of video, poses (PoseTrack18's format), coco (COCO's results), csv.
             explain: also pictures of heatmaps, causal tokens and clusters, of three frames.
             explain_frames: of these frames instead.
             overwrite: throws away what an earlier run left for this video.
@@ -253,6 +280,27 @@ class Prediction:
             show=show,
             **vars(options),
         )
+
+    def to_pandas(self) -> DataFrame:
+        """All poses as a table, of the columns of ``csv/NAME.csv``: a row a person and frame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "pandas: is not installed: pip install pandas; or save(out, outputs=['csv']), "
+                "which needs none"
+            ) from error
+        skeleton, score = self.predictor.model.skeleton, self.options.keypoint_score
+        table = [
+            row
+            for frame in self
+            for row in rows(frame._predicted, frame.number, frame.seconds, skeleton, score)
+        ]
+        return pandas.DataFrame(table, columns=columns(skeleton))
 
     def show(self) -> None:
         """Shows the drawn frames in a window as they are predicted, until it is closed.

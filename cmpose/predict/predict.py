@@ -17,7 +17,7 @@ from cmpose.data.video import Source, Video, VideoFrame, VideoInfo, open_video
 from cmpose.data.video_writer import note_of_encoder
 from cmpose.files import Interrupted, OutputError, stop_requests
 from cmpose.predict.clock import Clock
-from cmpose.predict.detect import VideoDetections
+from cmpose.predict.detectors.detect import VideoDetections
 from cmpose.predict.journal import Journal, open_journal
 from cmpose.predict.options import Options, settings_of, settle
 from cmpose.predict.outputs import OutputsError, missing_results, refuse_others
@@ -207,7 +207,7 @@ def _predict(
         journal.end()
     with clock("write results"):
         skeleton = predictor.model.skeleton
-        write_results(out, video, journal, options.outputs, predictor.config, skeleton)
+        write_results(out, video, journal, options, predictor.config, skeleton)
     metrics = metrics_of(info, options, journal.done, start, writer.tally, detections, clock)
     write_last_metrics(out, metrics)
     journal.finish(metrics)

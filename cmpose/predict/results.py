@@ -18,10 +18,12 @@ from cmpose.data.video import Video, VideoInfo
 from cmpose.evaluation.pose_stream import predicted_frame, write_coco_results
 from cmpose.files import InUse, claim_file, write_metrics, writing
 from cmpose.predict.clock import Clock
-from cmpose.predict.detect import HOG, VideoDetections
+from cmpose.predict.detectors.detect import HOG, VideoDetections
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.journal import Journal
+from cmpose.predict.one_euro import KeypointSmoother
 from cmpose.predict.options import Options
+from cmpose.predict.table import rows, write_csv
 
 
 class Tally:
@@ -32,9 +34,20 @@ class Tally:
         pictures: paths of explaining pictures below the output folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keypoint_score: float) -> None:
+        """
+        Args:
+            keypoint_score: keypoints of a lower score count as not drawn.
+        """
+        self.keypoint_score = keypoint_score
         self.counts: Counter[str] = Counter(
-            frames_unreadable=0, frames_without_people=0, people=0, tracks=0, boxes_interpolated=0
+            frames_unreadable=0,
+            frames_without_people=0,
+            people=0,
+            tracks=0,
+            boxes_interpolated=0,
+            keypoints=0,
+            keypoints_not_drawn=0,
         )
         self.pictures: list[str] = []
         # All track ids below the number have been met, and those of the set: ids that are given
@@ -47,6 +60,9 @@ class Tally:
         counts["people"] += len(people)
         counts["frames_without_people"] += not people
         counts["boxes_interpolated"] += sum(person.interpolated for person in people)
+        for person in people:
+            counts["keypoints"] += len(person.scores)
+            counts["keypoints_not_drawn"] += int((person.scores < self.keypoint_score).sum())
         counts["frames_unreadable"] += not frame.readable
         self._above.update(p.track_id for p in people if p.track_id >= self._below)
         while self._below in self._above:
@@ -60,15 +76,18 @@ def write_results(
     out: Path,
     video: Video,
     journal: Journal,
-    outputs: tuple[str, ...],
+    options: Options,
     config: Config,
     skeleton: Skeleton,
 ) -> None:
-    """Writes ``poses/NAME.json`` and ``coco/NAME.json``, those that are in ``outputs``."""
+    """Writes ``poses/NAME.json``, ``coco/NAME.json`` and ``csv/NAME.csv``, as ``outputs`` says."""
     info = video.info
 
+    def smoothed() -> Iterator[PredictedFrame]:
+        return map(KeypointSmoother(options.smooth_keypoints, info.fps), journal.frames())
+
     def frames() -> Iterator[Frame]:
-        for predicted in journal.frames():
+        for predicted in smoothed():
             position = predicted.number
             source = video.frame_source(position)
             frame = Frame(
@@ -83,14 +102,22 @@ def write_results(
             frame.extra = {"source": source} if source else {}
             yield frame
 
-    if "poses" in outputs:
+    if "poses" in options.outputs:
         path = out / "poses" / f"{info.name}.json"
         with writing(path):
             write_posetrack18_frames(path, info.name, frames, journal.done, skeleton)
-    if "coco" in outputs:
+    if "coco" in options.outputs:
         path = out / "coco" / f"{info.name}.json"
         with writing(path):
             write_coco_results(path, frames(), skeleton)
+    if "csv" in options.outputs:
+        table = (
+            row
+            for frame in smoothed()
+            for number in (info.number(frame.number),)
+            for row in rows(frame, number, number / info.fps, skeleton, options.keypoint_score)
+        )
+        write_csv(out / "csv" / f"{info.name}.csv", skeleton, table)
 
 
 def metrics_of(
@@ -123,6 +150,7 @@ def metrics_of(
         "frames": frames,
         "frames_missing": video.missing,
         **tally.counts,
+        "keypoint_score": options.keypoint_score,
         **({} if boxes is None else _uses_of(boxes, frames)),
         "resumed_at_frame": start,
         "seconds": seconds,
@@ -188,6 +216,11 @@ def summary(m: dict[str, Any], out: Path, unexplained: list[int]) -> str:
             lines.append(f"note: {m['box_source']}: {what}: {counted(m[key])}")
     if m["frames_unreadable"]:
         lines.append(f"note: {m['frames_unreadable']} pictures were unreadable, and skipped")
+    if m.get("keypoints_not_drawn"):
+        lines.append(
+            f"note: {m['keypoints_not_drawn']} of {m['keypoints']} keypoints have a score below "
+            f"--keypoint-score {m['keypoint_score']:g} and are not drawn; the files have them"
+        )
     if unexplained:
         lines.append(f"not explained, for want of people: frames {unexplained}")
     return "\n".join(lines)

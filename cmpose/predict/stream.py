@@ -20,7 +20,7 @@ from torch import Tensor
 from cmpose.data.transforms import clean_box
 from cmpose.data.video import VideoFrame, VideoInfo
 from cmpose.predict.clock import Clock
-from cmpose.predict.detect import Detection
+from cmpose.predict.detectors.detect import Detection
 from cmpose.predict.frame import PredictedFrame, PredictedPerson
 from cmpose.predict.options import Options
 from cmpose.predict.people import SeenFrame

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from cmpose.predict.detect import Detection, overlaps
+from cmpose.predict.detectors.detect import Detection, overlaps
 
 T = TypeVar("T")
 

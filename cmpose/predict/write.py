@@ -17,6 +17,7 @@ from cmpose.predict.clock import Clock
 from cmpose.predict.drawing import Explainer, draw_frame
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.journal import Journal
+from cmpose.predict.one_euro import KeypointSmoother
 from cmpose.predict.options import Options
 from cmpose.predict.outputs import drawn_file
 from cmpose.predict.predictor import Predictor
@@ -77,7 +78,10 @@ class FrameWriter:
         """
         self.info, self.journal, self.clock = info, journal, clock
         self.skeleton = predictor.model.skeleton
-        self.tally, self.explainer = Tally(), Explainer(predictor, info, out, options)
+        self.keypoint_score = options.keypoint_score
+        self.tally = Tally(self.keypoint_score)
+        self.explainer = Explainer(predictor, info, out, options)
+        self._smoothed = KeypointSmoother(options.smooth_keypoints, info.fps)
         self.path, self.window = drawn_file(out, info), window
         self.to_draw = "video" in options.outputs and not (journal.ended and self.path.exists())
         self._start = journal.done
@@ -122,7 +126,7 @@ class FrameWriter:
             if self._video is None and (self.window is None or not frame.picture.size):
                 continue
             with self.clock("draw"):
-                picture = draw_frame(frame, self.skeleton)
+                picture = draw_frame(self._smoothed(frame), self.skeleton, self.keypoint_score)
             if self._video is not None:
                 with self.clock("encode"):
                     self._video.write(picture)

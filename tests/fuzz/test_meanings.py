@@ -15,7 +15,7 @@ from cmpose.convert.convert import convert
 from cmpose.convert.options import ConvertOptions
 from cmpose.data.formats.posetrack import load_annotations
 from cmpose.evaluation.posetrack_ap import score_sequences
-from cmpose.predict.detect import load_video_detections
+from cmpose.predict.detectors.detect import load_video_detections
 from tests.convert.test_convert import NAMES
 from tests.data import synthetic
 from tests.evaluation.oracle import slow_ap

@@ -32,7 +32,7 @@ from cmpose.evaluation.posetrack_ap import score_folders
 from cmpose.evaluation.subsets import subsets_of
 from cmpose.models.export import evaluations_of
 from cmpose.models.weights.folder import CheckpointError, load_config, load_skeleton
-from cmpose.predict.detect import load_video_detections
+from cmpose.predict.detectors.detect import load_video_detections
 from cmpose.predict.journal import FORMAT, JournalError, open_journal, with_checksum
 from cmpose.report.inputs import ReportError, read_metrics
 from cmpose.report.log import read_log

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cmpose.data.formats import reader
-from cmpose.predict.detect import (
+from cmpose.predict.detectors.detect import (
     Detection,
     detect_people,
     load_video_detections,

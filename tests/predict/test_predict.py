@@ -150,7 +150,7 @@ def test_tracks_are_the_number_of_ids(weights, clip, tmp_path, capsys):
     metrics = predict_video(video, weights, tmp_path / "out", detections=boxes)
     assert (metrics["people"], metrics["tracks"]) == (1, 1)
     assert "1 poses of 1 tracks" in capsys.readouterr().out
-    tally = Tally()
+    tally = Tally(0.1)
     for number, ids in enumerate([[0, 9], [1, 9], [], [5, 2], [0]]):
         someone = PredictedPerson(0, 1.0, np.zeros(4), np.zeros((15, 2)), np.zeros(15), False)
         tally.add(PredictedFrame(number, None, [someone._replace(track_id=i) for i in ids], True))

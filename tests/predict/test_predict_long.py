@@ -22,7 +22,7 @@ from cmpose.models.weights import checkpoint
 from cmpose.predict import people
 from cmpose.predict import predict as module
 from cmpose.predict import results as predict_results
-from cmpose.predict.detect import Detection
+from cmpose.predict.detectors.detect import Detection
 from cmpose.predict.journal import FRAMES, Journal, JournalError
 from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import Poses, Predictor
@@ -520,7 +520,7 @@ def test_a_video_that_is_cut_off_is_done_as_far_as_it_goes(weights, clip, tmp_pa
         ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
         ({"max_frames": 0}, "--max_frames 0: must be at least 1"),
         ({"smooth": -1}, "--smooth -1: must be 0 to 250"),
-        ({"outputs": ["gif"]}, r"--outputs \['gif'\]: some of \['video', 'poses', 'coco'\]"),
+        ({"outputs": ["gif"]}, r"--outputs \['gif'\]: some of \['video', 'poses', 'coco', 'csv'\]"),
         ({"outputs": []}, r"--outputs \[\]: some of"),
         (
             {"detections": None, "detect_every": 9},

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from cmpose.predict.detect import Detection, overlaps
+from cmpose.predict.detectors.detect import Detection, overlaps
 from cmpose.predict.track import BoxTracker, steady_boxes
 from cmpose.render.dataset import Difficulty, render_dataset
 

@@ -1,7 +1,7 @@
 """What all files of people's boxes have in common: who is a person, units, what is left out.
 
-The readers of such files are ``detections.py`` beside this module, ``cmpose/predict/detect.py`` and
-``cmpose/convert/boxes.py``.
+The readers of such files are ``detections.py`` beside this module,
+``cmpose/predict/detectors/detect.py`` and ``cmpose/convert/boxes.py``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from cmpose.convert.sources import Draft
 from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, NOT_A_PERSON
 from cmpose.data.formats.detections import load_detections
 from cmpose.data.sequence import AnnotationError, Frame, Sequence
-from cmpose.predict.detect import load_video_detections
+from cmpose.predict.detectors.detect import load_video_detections
 from tests.shared_data import shared_data
 
 SIZE = (426, 240)

@@ -12,7 +12,7 @@ import numpy as np
 from cmpose.data.formats.boxes import EMPTY, BoxCounts, check_units, low_score
 from cmpose.data.formats.messages import short
 from cmpose.data.transforms import clean_box
-from cmpose.predict.detect import Detection, VideoDetections, check_boxes
+from cmpose.predict.detectors.detect import Detection, VideoDetections, check_boxes
 
 Boxes = Sequence[Any] | Mapping[int, Any]
 """For each frame, by its number, an array [P, 4], [P, 5] or [P, 6]; see ``box_rows``."""
