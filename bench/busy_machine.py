@@ -7,6 +7,7 @@ of its own. The neighbours are processes that only compute. See ``cmpose/__main_
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -36,27 +37,15 @@ def step_seconds(steps: int) -> float:
 
 def measure(neighbours: int, setting: dict[str, str], steps: int) -> float:
     """``step_seconds`` in a fresh process, since libgomp reads its settings once."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-    }
-    loops = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)
-    ]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.busy_machine", "--here", "--steps", str(steps)],
-            env=environment | setting,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-    return float(done.stdout)
+    settings = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    given = {name: value for name, value in os.environ.items() if name not in settings}
+    command = [sys.executable, "-m", "bench.busy_machine", "--here", "--steps", str(steps)]
+    with contextlib.ExitStack() as stack:
+        for _ in range(neighbours):
+            loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.enter_context(loop)  # waits for its end,
+            stack.callback(loop.kill)  # after this
+        return float(subprocess.check_output(command, env=given | setting))
 
 
 def main() -> None:

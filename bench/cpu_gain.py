@@ -14,12 +14,12 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
 
 import torch
 
 from bench.harness import records
 from bench.harness.shapes import THREADS
+from bench.harness.timing import Call
 from bench.report.tables import cpu_gain
 from bench.train_step import Step
 from cmpose import config as configuration
@@ -30,8 +30,6 @@ from cmpose.models.cmpose import CMPose
 RECORD = records.RESULTS / "cpu" / "gain.json"
 BACKENDS = ("auto", "reference")
 
-Call = Callable[[], Any]
-
 
 def training_step(recipe: str) -> Call:
     """A step of ``cmpose train`` on a drawn batch, in float32."""
@@ -39,9 +37,10 @@ def training_step(recipe: str) -> Call:
     return Step("ours", read.model, read.train.batch_size, "cpu", "fp32")
 
 
-def prediction(config: ModelConfig) -> Call:
-    """The model on a person's clip."""
+def prediction() -> Call:
+    """ViT-B on a person's clip."""
     torch.manual_seed(0)
+    config = ModelConfig()
     model = CMPose(config).eval()
     images = torch.randn(1, config.num_frames, 3, *config.image_size)
     return torch.inference_mode()(lambda: model(images))
@@ -50,7 +49,7 @@ def prediction(config: ModelConfig) -> Call:
 CASES: dict[str, Callable[[], Call]] = {
     "training step, `configs/demo.yaml`": lambda: training_step("demo"),
     "training step, `configs/posetrack18_sample.yaml`": lambda: training_step("posetrack18_sample"),
-    "prediction of a person by ViT-B, 256×192": lambda: prediction(ModelConfig()),
+    "prediction of a person by ViT-B, 256×192": prediction,
 }
 
 
@@ -84,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(rows[-1], flush=True)
     record = {"provenance": provenance.provenance(), "pairs": options.pairs, "rows": rows}
     if options.save:
-        records.save_as(RECORD, record, records.Gain)
+        records.save(RECORD, record, records.Gain)
     print(f"\n{cpu_gain(record)}")
 
 

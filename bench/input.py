@@ -60,33 +60,32 @@ def measure(clips: ClipDataset, seconds: float) -> tuple[float, float]:
     return count / (time.thread_time() - started), size / count / 1e6
 
 
-class Bench:
-    """A data set's training clips by the default recipe, and caches of them in ``folder``."""
+def clips_of(
+    sequences: list[Sequence], root: Path, caches: Path, store: str, warp: Any
+) -> ClipDataset:
+    """A data set's training clips by the default recipe, from one of :data:`STORES`.
 
-    def __init__(self, sequences: list[Sequence], root: Path, folder: Path) -> None:
-        self.sequences, self.root, self.folder = sequences, root, folder
-
-    def clips(self, name: str, warp: Any) -> ClipDataset:
-        """From one of :data:`STORES`, which is made if it is not there yet."""
-        data = replace(DataConfig(), warp=warp, frame_cache_mb=0, **STORES[name])
-        if name != "frames":
-            folder = self.folder / name.replace(", ", "-").replace(" ", "-")
-            if not folder.is_dir():
-                build(self._open(data), folder / "train", progress=False)
-            data = replace(data, cache=str(folder))
-        return self._open(data)
-
-    def _open(self, data: DataConfig) -> ClipDataset:
-        return ClipDataset(self.sequences, self.root, SIZE, NUM_FRAMES, data, train=True)
+    A cache is made below ``caches`` if it is not there yet.
+    """
+    data = replace(DataConfig(), warp=warp, frame_cache_mb=0, **STORES[store])
+    given = sequences, root, SIZE, NUM_FRAMES
+    clips = ClipDataset(*given, data, train=True)
+    if store == "frames":
+        return clips
+    folder = caches / store.replace(", ", "-").replace(" ", "-")
+    if not folder.is_dir():
+        build(clips, folder / "train", progress=False)
+    return ClipDataset(*given, replace(data, cache=str(folder)), train=True)
 
 
 HEAD = ("pictures", "pixels from", "crops on", "clips/s a core",
         *(f"cores for {n} ({card})" for card, n in CLIPS_PER_S.items()), "MB a clip")  # fmt: skip
 
 
-def measured(name: str, bench: Bench, seconds: float) -> list[tuple[str, ...]]:
+def measured(name: str, root: Path, caches: Path, seconds: float) -> list[tuple[str, ...]]:
     """Rows of the table for one data set; prints what it holds."""
-    records = bench.clips("frames", "host").records
+    sequences = load_annotations("annotations/train", root)
+    records = clips_of(sequences, root, caches, "frames", "host").records
     # What a cut-out costs depends on how large people are.
     low, middle, high = np.percentile([record.box[3] for record in records], [10, 50, 90])
     files = {file for record in records for file in record.files}
@@ -98,7 +97,7 @@ def measured(name: str, bench: Bench, seconds: float) -> list[tuple[str, ...]]:
     rows = []
     for store in STORES:
         for warp in ("host", "device"):
-            rate, megabytes = measure(bench.clips(store, warp), seconds)
+            rate, megabytes = measure(clips_of(sequences, root, caches, store, warp), seconds)
             cores = (f"{need / rate:.1f}" for need in CLIPS_PER_S.values())
             rows.append((name, store, warp, f"{rate:,.0f}", *cores, f"{megabytes:.2f}"))
     return rows
@@ -125,9 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
                 workers=2, progress=False,
             )  # fmt: skip
         for name, root in sources.items():
-            sequences = load_annotations("annotations/train", root)
-            bench = Bench(sequences, root, Path(folder) / f"{name}-caches")
-            rows += measured(name, bench, seconds)
+            rows += measured(name, root, Path(folder) / f"{name}-caches", seconds)
     print(table(HEAD, rows))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,10 +32,6 @@ def one_hot(tokens: Tensor, weights: Tensor, assignment: Tensor, num_clusters: i
     members = (assignment[:, None] == slots) * weights.float()[:, None]  # [B, L, M]
     share = members / members.sum(-1, keepdim=True).clamp(min=1e-6)
     return share.to(tokens.dtype) @ tokens
-
-
-def _reference(**arguments: Any) -> Tensor:
-    return ops.merge_clusters(**arguments, backend="reference")
 
 
 def _make(shape: Shape, draw: Draw) -> Arguments:
@@ -68,7 +64,7 @@ BENCH = OpBench(
     call=ops.merge_clusters,
     bytes=_bytes,
     peers={
-        "eager": eager(_reference),
+        "eager": eager(partial(ops.merge_clusters, backend="reference")),
         "index_add": eager(index_add),
         "one_hot": eager(one_hot),
         "compile": compiled(index_add),

@@ -27,13 +27,12 @@ import numpy as np
 import torch
 
 from bench.harness.records import slug
-from bench.report.markers import rendered
-from bench.report.tables import origin, table
+from bench.report.tables import origin, rendered, table
 from cmpose import config as configuration
 from cmpose import provenance
 from cmpose.config import Config
 from cmpose.data.clips import open_clips
-from cmpose.evaluation.intervals import Interval, interval
+from cmpose.evaluation.intervals import paired
 from cmpose.files import write_json, write_text
 from cmpose.render.dataset import render_dataset
 from cmpose.study.plots import new_figure, save_svg
@@ -92,7 +91,7 @@ def final(curve: list[float]) -> float:
 
 
 def compare(curves: Curves) -> dict[str, dict[str, Any]]:
-    """Every fast variant against the plain one; at least two seeds.
+    """Every fast variant against the plain one, of at least two seeds.
 
     Returns:
         Variant → ``speed_distance`` (mean over seeds, same seed), ``seed_distance`` (mean over
@@ -101,16 +100,15 @@ def compare(curves: Curves) -> dict[str, dict[str, Any]]:
     """
     plain = curves[PLAIN]
     between = [distance(plain[a], plain[b]) for a, b in itertools.combinations(sorted(plain), 2)]
-    if not between:
-        raise ValueError(f"seeds: {len(plain)} shows no run-to-run noise; at least 2 are needed")
     noise = float(np.mean(between))
     comparison = {}
     for name, runs in curves.items():
         if name == PLAIN:
             continue
         own = float(np.mean([distance(runs[seed], plain[seed]) for seed in runs]))
-        difference = interval([final(runs[seed]) - final(plain[seed]) for seed in sorted(runs)])
-        assert isinstance(difference, Interval)
+        finals = ({seed: final(curve) for seed, curve in of.items()} for of in (runs, plain))
+        difference = paired(*finals)
+        assert difference is not None
         comparison[name] = {
             "speed_distance": own,
             "seed_distance": noise,
@@ -155,7 +153,7 @@ def section(content: Mapping[str, Any], picture: str) -> str:
     aps, rows = content["ap"], []
     for name, compared in content["comparison"].items():
         mean, half = compared["final_difference"]
-        ap = interval([aps[name][seed] - aps[PLAIN][seed] for seed in aps[name]])
+        ap = paired(aps[name], aps[PLAIN])
         assert ap is not None
         distances = (f"{compared[name]:.4f}" for name in ("speed_distance", "seed_distance"))
         final_loss, verdict = f"{mean:+.4f} ± {half:.4f}", "yes" if compared["passed"] else "no"
@@ -173,11 +171,11 @@ def section(content: Mapping[str, Any], picture: str) -> str:
 
 def write_page(folder: Path) -> Path:
     """Renews the part of the page beside ``folder`` that has its machines."""
-    contents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    parts = [
-        section(content, f"{folder.name}/{path.stem}.svg") for path, content in contents.items()
-    ]
-    if not any(content["provenance"]["gpu"] for content in contents.values()):
+    paths = sorted(folder.glob("*.json"))
+    contents = [json.loads(path.read_text()) for path in paths]
+    pictures = [f"{folder.name}/{path.stem}.svg" for path in paths]
+    parts = list(map(section, contents, pictures))
+    if not any(content["provenance"]["gpu"] for content in contents):
         parts.insert(0, "On a GPU, with CUDA graphs and kernels: not yet measured.")
     page = folder.with_suffix(".md")
     write_text(page, rendered(page.read_text(), {"parity": "\n\n".join(parts)}))

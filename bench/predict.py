@@ -20,8 +20,7 @@ import cv2
 import torch
 
 from bench.harness import records
-from bench.report.markers import rendered
-from bench.report.tables import origin, table
+from bench.report.tables import origin, rendered, table
 from cmpose.config import Config, ModelConfig
 from cmpose.data.pictures import read_picture
 from cmpose.data.video_writer import video_writer
@@ -49,19 +48,8 @@ MODELS = {
 
 HEAD = ("model", "people", "frames/s", "people/s", *(f"{part}, ms" for part in (*PARTS, "rest")))
 
-Row = dict[str, Any]
 
-
-def row_of(model: str, people: int, metrics: dict[str, Any]) -> Row:
-    """A run as the record holds it, from what ``predict_video`` returns."""
-    frames = metrics["frames"]
-    ms = {part: 1e3 * metrics["seconds_by_part"].get(part, 0.0) / frames for part in PARTS}
-    ms["rest"] = 1e3 * metrics["seconds"] / frames - sum(ms.values())
-    fps = metrics["frames_per_second"]
-    return {"model": model, "people": people, "frames": frames, "fps": fps, "ms": ms}
-
-
-def cells(row: Row) -> list[str]:
+def cells(row: records.Record) -> list[str]:
     """A row of the table."""
     rates = row["fps"], row["fps"] * row["people"]
     parts = (f"{row['ms'][part]:.1f}" for part in (*PARTS, "rest"))
@@ -80,8 +68,8 @@ def make_video(folder: Path, frames: int) -> tuple[Path, list[Path]]:
     return folder / "video.mp4", files
 
 
-def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> Row:
-    """The second of two runs over the video's first frames.
+def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> records.Record:
+    """The second of two runs over the video's first frames, as the record holds it.
 
     Boxes are of standing people side by side, a third of the picture high, who walk slowly.
     """
@@ -99,7 +87,10 @@ def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> 
             video, folder / model, folder / "out", detections=boxes, max_frames=count,
             device="cpu", overwrite=True, progress=False,
         )  # fmt: skip
-    return row_of(model, people, metrics)
+    frames, fps = metrics["frames"], metrics["frames_per_second"]
+    ms = {part: 1e3 * metrics["seconds_by_part"].get(part, 0.0) / frames for part in PARTS}
+    ms["rest"] = 1e3 * metrics["seconds"] / frames - sum(ms.values())
+    return {"model": model, "people": people, "frames": frames, "fps": fps, "ms": ms}
 
 
 def detector_ms(files: list[Path]) -> float:
@@ -147,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
               "opencv": cv2.__version__, "frame_size": list(SIZE), "detector_ms": detector,
               "rows": rows}  # fmt: skip
     if args.save:
-        records.save_as(RECORD, record, records.Prediction)
+        records.save(RECORD, record, records.Prediction)
         write_text(PAGE, rendered(PAGE.read_text(), {"predict": report(record)}))
     print(f"\n{report(record)}")
 

@@ -74,16 +74,16 @@ def count() -> list[tuple[str, str, int, int, int]]:
     return counts
 
 
-def table(counts: list[tuple[str, str, int, int, int]]) -> str:
-    """As Markdown."""
+def table() -> str:
+    """The counts as Markdown."""
     rows = [
         (f"`{op}`", direction, f"{plain / 1e6:,.1f}", str(calls), f"{fused / 1e6:,.1f}",
          f"{plain / fused:.1f}×")
-        for op, direction, plain, calls, fused in counts
+        for op, direction, plain, calls, fused in count()
     ]  # fmt: skip
     head = ("op", "direction", "plain PyTorch, MB", "in calls", "fused, MB", "ratio")
     return tables.table(head, rows)
 
 
 if __name__ == "__main__":
-    print(table(count()))
+    print(table())

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import record_function
@@ -133,40 +133,29 @@ class Step:
         self.inputs["step"] += 1
 
 
-def labelled(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` under the part's name in the profiler's events."""
-
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        with record_function(part):
-            return function(*arguments, **keywords)
-
-    return run
-
-
 def label_parts(step: Step) -> None:
-    """Names the parts of a step; where one lies within another, the inner one counts.
+    """Names a step's parts in the profiler's events; of one within another the inner one counts.
 
     So what is left of the losses' module is the losses, and what is left of the step the optimiser
     with its clipping.
     """
-    coarse = step.model.coarse
-    modules: tuple[tuple[str, nn.Module | None], ...] = (
-        ("backbone", step.model.backbone),
-        ("other criss-cross", coarse.criss_cross),
-        ("other criss-cross", coarse.fusion),
-        ("selection, clustering, merge", step.model.fine),
-        ("head", step.model.head),
-    )
-    for part, module in modules:
-        if module is not None:
-            module.forward = labelled(part, module.forward)
-    for module in coarse.criss_cross.modules():
-        if isinstance(module, Attention):
-            module.attend = labelled("criss-cross attention", module.attend)
-    coarse.corrupt = labelled("corruption", coarse.corrupt)  # type: ignore[method-assign]
-    step.losses.forward = labelled("losses", step.losses.forward)  # type: ignore[method-assign]
-    step.images = labelled("input", step.images)  # type: ignore[method-assign]
-    step.train = labelled("optimiser", step.train)
+    model, coarse = step.model, step.model.coarse
+    attentions = [m for m in coarse.criss_cross.modules() if isinstance(m, Attention)]
+    places: list[tuple[str, Any, str]] = [
+        ("backbone", model.backbone, "forward"),
+        ("other criss-cross", coarse.criss_cross, "forward"),
+        ("other criss-cross", coarse.fusion, "forward"),
+        ("selection, clustering, merge", model.fine, "forward"),
+        ("head", model.head, "forward"),
+        *(("criss-cross attention", module, "attend") for module in attentions),
+        ("corruption", coarse, "corrupt"),
+        ("losses", step.losses, "forward"),
+        ("input", step, "images"),
+        ("optimiser", step, "train"),
+    ]
+    for part, owner, name in places:
+        if owner is not None:
+            setattr(owner, name, record_function(part)(getattr(owner, name)))
 
 
 def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
@@ -258,10 +247,12 @@ def measure(
     }
 
 
-def put(path: Path, step: dict[str, Any], variant: str, result: Any) -> None:
-    """Adds a variant's outcome to the step's record of a results file."""
-    content = records.load_or_empty(path, provenance.machine())
+def put(path: Path | None, step: dict[str, Any], variant: str, result: Any) -> None:
+    """Adds a variant's outcome to the step's record, and to that of a results file."""
     step["variants"][variant] = result
+    if path is None:
+        return
+    content = records.load_or_empty(path, provenance.machine())
     for held in content["train_step"]:
         alike = all(held[name] == step[name] for name in ("backbone", "batch", "precision"))
         # What another commit's variants took is not compared with these.
@@ -293,22 +284,19 @@ def main(arguments: list[str] | None = None) -> int:
         "variants": {}, "rates": asdict(measure_rates(device)),
         "note": None if origin["gpu"] else records.NOT_A_RESULT, "provenance": origin,
     }  # fmt: skip
-    names = [options.variant] if options.variant else list(VARIANTS)
-    if device == "cpu" and not options.variant:
-        names = [name for name in names if "graph" not in name]
+    can_run = [name for name in VARIANTS if device == "cuda" or "graph" not in name]
+    names = [options.variant] if options.variant else can_run
     status = 0
     for name in names:
-        if options.json:  # stands if the process dies
-            put(options.json, step, name, "error: the process died while it ran")
+        # This stands if the process dies.
+        put(options.json, step, name, "error: the process died while it ran")
         try:
             result: Any = measure(name, config, batch, device, options.precision)
         except Exception as error:
             result = message(error)
             # A reference that fails is a finding; ours that fails is a fault.
             status = status or int("ours" in name)
-        if options.json:
-            put(options.json, step, name, result)
-        step["variants"][name] = result
+        put(options.json, step, name, result)
     print(tables.train_step([{"card": provenance.machine(), "train_step": [step]}]))
     return status
 

@@ -17,11 +17,12 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.gpu import items
-from bench.gpu.stages import Item, Outcome, State, fingerprint, missing, run_stage, totals
+from bench.gpu.stages import Item, State, fingerprint, missing, run_stage, totals
 from bench.harness import records
-from bench.report import summary
+from bench.report import tables
 from cmpose import native, provenance
 from cmpose.provenance import PROJECT
 
@@ -51,28 +52,13 @@ def stages_of(text: str) -> list[str]:
     return [name for name in STAGES if name in asked or name == "build"]
 
 
-def items_of(stage: str, options: argparse.Namespace, results: Path) -> list[Item]:
-    """What a stage runs."""
-    importlib.invalidate_caches()  # the core may just have been built
-    native.forget()
-    if stage == "bench":
-        return items.bench(options.dry, options.full, results, options.work)
-    if stage == "train":
-        return items.train(options.dry, results)
-    return getattr(items, stage)(options.dry)
-
-
-def details_of(outcomes: dict[str, Outcome]) -> list[str]:
-    """What the processes said of themselves; failures come first."""
-    failed_first = sorted(outcomes.items(), key=lambda pair: pair[1]["status"] == "passed")
-    return [f"{name}: {text}" for name, outcome in failed_first for text in outcome["details"]]
-
-
-def run(stage: str, state: State, options: argparse.Namespace, results: Path) -> None:
+def run(stage: str, state: State, options: argparse.Namespace) -> None:
     """Runs what is missing of a stage, and notes in the results file how it went."""
     began = time.monotonic()
     print(f"{stage}:", flush=True)
-    wanted = items_of(stage, options, results)
+    importlib.invalidate_caches()  # the core may just have been built
+    native.forget()
+    wanted: list[Item] = getattr(items, stage)(options)
     todo = missing(wanted, state.outcomes(stage))
     status = run_stage(
         stage,
@@ -81,24 +67,42 @@ def run(stage: str, state: State, options: argparse.Namespace, results: Path) ->
         seconds=options.stage_seconds,
         workers=items.workers(stage, options.workers),
         environment=items.environment(options.dry),
-        tell=lambda text: print(text, flush=True),
     )
-    content = records.load_or_empty(results, provenance.machine())
+    content = records.load_or_empty(options.results, provenance.machine())
     if not todo and stage in content["runs"]:
         print(f"{stage}: done before", flush=True)
         return
     held = state.outcomes(stage)
     outcomes = {item.name: held[item.name] for item in wanted if item.name in held}
+    failed_first = sorted(outcomes.items(), key=lambda pair: pair[1]["status"] == "passed")
+    details = [f"{name}: {text}" for name, of in failed_first for text in of["details"]]
     content["runs"][stage] = {
         "stage": stage,
         "status": status,
         "seconds": round(time.monotonic() - began, 1),
         "counts": totals(outcomes) | {"items": len(wanted), "done": len(outcomes)},
-        "details": details_of(outcomes)[:40],
+        "details": details[:40],
         "provenance": provenance.provenance(),
     }
-    records.save(results, content)
+    records.save(options.results, content)
     print(f"{stage}: {status} in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def page(content: dict[str, Any], stages: list[str], *, dry: bool) -> str:
+    """The summary of a results file's content, for the terminal; ``stages`` are this call's."""
+    lines = ["", f"{content['card']}: {' '.join(stages)}"]
+    if dry:
+        lines.append(f"a rehearsal; {records.NOT_A_RESULT}")
+    for stage, run in content["runs"].items():
+        counts = ", ".join(f"{count} {what}" for what, count in run["counts"].items())
+        mark = "" if stage in stages else f" (earlier, {run['provenance']['utc']})"
+        lines.append(f"{stage:9} {run['status']:7} {run['seconds']:6.0f} s  {counts}{mark}")
+        lines += [f"    {text[:96]}" for text in run["details"][:8]]
+    if not dry:
+        lines += ["", tables.status([content]), "", tables.targets([content])]
+    if content["train_step"]:
+        lines += ["", tables.train_step([content])]
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -117,20 +121,20 @@ def main(arguments: list[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     card = provenance.machine()
     default = work / "results.json" if options.dry else records.path_of(card)
-    results = (options.results or default).resolve()
+    results = options.results = (options.results or default).resolve()
     state = State(work, fingerprint())
     print(f"{card}; logs and state in {work.name}/, results in {results.name}", flush=True)
     for stage in stages:
-        run(stage, state, options, results)
+        run(stage, state, options)
     content = records.load_or_empty(results, card)
-    page = summary.page(content, stages, dry=options.dry)
-    (work / "summary.txt").write_text(page)
+    summary = page(content, stages, dry=options.dry)
+    (work / "summary.txt").write_text(summary)
     if options.copy_to:
         options.copy_to.mkdir(parents=True, exist_ok=True)
         for path in (results, state.path, work / "summary.txt"):
             if path.is_file():
                 shutil.copy2(path, options.copy_to / path.name)
-    print(page, end="")
+    print(summary, end="")
     statuses = [content["runs"][stage]["status"] for stage in stages]
     return 1 if "failed" in statuses else 3 if "cut" in statuses else 0
 

@@ -1,13 +1,13 @@
 """What each stage of ``make gpu`` runs: processes, as items.
 
-Each function takes ``dry``, which rehearses its stage on a CPU with little of it.
+Each function takes the command's options; ``--dry`` rehearses a stage on a CPU with little of it.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 import torch
 
@@ -30,19 +30,19 @@ SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"
 """Tests of the contract that launch every kernel at odd sizes without compiling graphs."""
 
 
-def build(dry: bool) -> list[Item]:
+def build(options: Namespace) -> list[Item]:
     """The CUDA C++ core for the local card, put where ``cmpose._C`` is looked for."""
     command = (sys.executable, "csrc/build.py")
-    if dry:
+    if options.dry:
         return [Item("which nvcc", (*command, "--nvcc"))]
     major, minor = torch.cuda.get_device_capability()
     environment = {"CMPOSE_CUDA_ARCHS": f"{major}.{minor}"}
     return [Item(f"cmpose._C for {major}.{minor}", (*command, "--in-place"), environment)]
 
 
-def tests(dry: bool) -> list[Item]:
+def tests(options: Namespace) -> list[Item]:
     """The whole suite, a process a file; the contract, which is longest, a process an op."""
-    if dry:
+    if options.dry:
         own = "tests/bench/test_records.py"
         return [Item(own, (*PYTEST, own))]
     files = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "tests").rglob("test_*.py"))]
@@ -54,9 +54,9 @@ def tests(dry: bool) -> list[Item]:
     return [*contract, *(Item(file, (*PYTEST, file)) for file in files)]
 
 
-def sanitize(dry: bool) -> list[Item]:
+def sanitize(options: Namespace) -> list[Item]:
     """memcheck and racecheck over the tests of every op that has a CUDA C++ kernel here."""
-    if dry:
+    if options.dry:
         rehearsed = (*PYTEST, CONTRACT, "-k", "merge_clusters-reference and (bitwise or empty)")
         return [Item("no tool: merge_clusters reference", rehearsed)]
     tool = shutil.which("compute-sanitizer")
@@ -77,35 +77,35 @@ def sanitize(dry: bool) -> list[Item]:
     ]
 
 
-def bench(dry: bool, full: bool, results: Path, work: Path) -> list[Item]:
+def bench(options: Namespace) -> list[Item]:
     """Targets, then the grid until the time is used."""
-    effort = "full" if full else "quick"
+    effort = "full" if options.full else "quick"
 
     def measured(part: str, *arguments: str) -> tuple[str, ...]:
-        journal = work / f"journal-bench-{part}.json"
-        command = (sys.executable, "-m", "bench", *arguments, "--json", str(results))
+        journal = options.work / f"journal-bench-{part}.json"
+        command = (sys.executable, "-m", "bench", *arguments, "--json", str(options.results))
         return (*command, "--journal", str(journal), "--seconds", "{seconds}")
 
-    if dry:
-        few = ("unmerge_tokens", "--quick")
-        return [Item("targets", measured("targets", *few))]
-
-    def cases(which: str) -> tuple[str, ...]:
-        return measured(f"{which}-{effort}", f"--{effort}", "--cases", which)
-
+    if options.dry:
+        return [Item("targets", measured("targets", "unmerge_tokens", "--quick"))]
     return [
-        Item(f"targets, {effort}", cases("targets"), goes_on=True),
-        Item(f"grid, {effort}", cases("grid"), open_ended=True, goes_on=True),
+        Item(
+            f"{which}, {effort}",
+            measured(f"{which}-{effort}", f"--{effort}", "--cases", which),
+            open_ended=which == "grid",
+            goes_on=True,
+        )
+        for which in ("targets", "grid")
     ]
 
 
-def train(dry: bool, results: Path) -> list[Item]:
+def train(options: Namespace) -> list[Item]:
     """Each variant of the train step in a process of its own."""
     from bench.train_step import VARIANTS
 
-    command = (sys.executable, "-m", "bench.train_step", "--json", str(results))
+    command = (sys.executable, "-m", "bench.train_step", "--json", str(options.results))
     wanted = [(b, v) for b in ("base", "huge") for v in VARIANTS]
-    if dry:
+    if options.dry:
         wanted = [("tiny", "eager reference"), ("tiny", "ours")]
     return [Item(f"{b} {v}", (*command, "--backbone", b, "--variant", v)) for b, v in wanted]
 

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,14 +96,6 @@ DECLARED = ("av", "cv2", "jsonargparse", "matplotlib", "numpy", "safetensors", "
 """Packages of pyproject.toml that a bare machine may lack."""
 
 
-def absent_package(text: str) -> str | None:
-    """The declared package that a test failed for, if this machine really lacks it."""
-    for name in re.findall(r"No module named '([\w]+)", text):
-        if name in DECLARED and importlib.util.find_spec(name) is None:
-            return name
-    return None
-
-
 def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
     """Counts and the tests that failed, from pytest's XML.
 
@@ -112,11 +104,12 @@ def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
     """
     counts = {"passed": 0, "failed": 0, "skipped": 0, "not run": 0}
     details: list[str] = []
+    lacking = {name for name in DECLARED if importlib.util.find_spec(name) is None}
     for name, status, text in read_report(report):
-        package = absent_package(text) if status == "failed" else None
-        counts["not run" if package else status] += 1
+        absent = lacking & set(re.findall(r"No module named '([\w]+)", text))
+        counts["not run" if absent else status] += 1
         if status == "failed":
-            reason = f"not run: needs {package}" if package else " ".join(text.split())[:200]
+            reason = f"not run: needs {min(absent)}" if absent else " ".join(text.split())[:200]
             details.append(f"{name}: {reason}")
     return counts, details
 
@@ -185,7 +178,6 @@ def run_stage(
     seconds: float,
     workers: int,
     environment: Mapping[str, str],
-    tell: Callable[[str], None] = print,
 ) -> str:
     """Runs what is missing of a stage, each outcome saved as it comes: passed, failed or cut.
 
@@ -203,7 +195,8 @@ def run_stage(
             outcome = run_item(item, log, left, environment)
         state.note(name, item.name, outcome)
         counts = ", ".join(f"{n} {what}" for what, n in outcome["counts"].items() if n)
-        tell(f"  {item.name}: {outcome['status']} in {outcome['seconds']:.0f} s {counts}".rstrip())
+        ended = f"{outcome['status']} in {outcome['seconds']:.0f} s {counts}"
+        print(f"  {item.name}: {ended}".rstrip(), flush=True)
 
     todo = missing(items, state.outcomes(name))
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:

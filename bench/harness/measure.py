@@ -15,12 +15,10 @@ from bench.harness import records, timing
 from bench.harness.accuracy import WRONG, exact_outcome, outcome, relative_error
 from bench.harness.bound import Rates
 from bench.harness.journal import Journal
-from bench.harness.peers import WrongResult, check_ran, kernel_names
+from bench.harness.peers import Function, WrongResult, check_ran, kernel_names
 from bench.harness.shapes import BACKWARD, BOTH, FORWARD
 from bench.harness.workload import OpBench, Peer, Workload, tensors, total_bytes
 from cmpose import ops, provenance
-
-Function = Callable[..., Any]
 
 NOT_RUN = {"status": "not run", "tests": 0, "failed": 0, "command": "--no-gate"}
 
@@ -109,8 +107,7 @@ def backends_for(op: str, device: str, asked: str | None) -> list[str]:
     if asked:
         return [asked]
     reasons = ops.available(op, device) if device == "cuda" else {}
-    kernels = [name for name, reason in reasons.items() if name != "reference" and reason is None]
-    return kernels or ["auto"]
+    return [n for n, why in reasons.items() if n != "reference" and why is None] or ["auto"]
 
 
 def message(error: BaseException) -> str:
@@ -212,9 +209,9 @@ class _Measurement:
                     self.lose(entrant, error)
 
         def calls(entrant: Entrant) -> list[timing.Call]:
-            function, direction = entrant.function, self.workload.direction
-            assert function is not None
-            return [call_of(function, given, self.bench, direction) for given in self.sets]
+            assert entrant.function is not None
+            rest = self.bench, self.workload.direction
+            return [call_of(entrant.function, given, *rest) for given in self.sets]
 
         results = timing.race(
             {e.name: partial(calls, e) for e in entrants if e.failure is None},
@@ -224,9 +221,8 @@ class _Measurement:
             failed=lambda name, error: self.lose(named[name], error),
             began=lambda name: journal.began(self.workload, name),
         )
-        for name, samples in results.items():
-            named[name].us = timing.quantiles(samples.seconds)
-            named[name].timer = samples.timer
+        for name, (seconds, timer) in results.items():
+            named[name].us, named[name].timer = timing.quantiles(seconds), timer
 
     def record(self, ours: Entrant, peers: list[Entrant]) -> records.Record:
         """The record of one backend."""
@@ -274,7 +270,7 @@ class _Measurement:
             "note": None if origin["gpu"] or is_ratio else records.NOT_A_RESULT,
             "provenance": origin,
         }
-        records.check_record(record)
+        records.check(record, records.OpRecord, "record")
         return record
 
 

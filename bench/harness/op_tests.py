@@ -14,6 +14,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,14 +45,10 @@ def read_report(report: str) -> list[Outcome]:
     return outcomes
 
 
-def command(op: str, report: str) -> list[str]:
-    """pytest on an op's contract and its own tests."""
-    own = f"tests/ops/test_{op}.py"
-    files = [CONTRACT, own] if (PROJECT / own).is_file() else [CONTRACT]
-    return [
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-        *(*files, "-k", op, f"--junitxml={report}"),
-    ]
+def command(op: str) -> list[str]:
+    """pytest on an op's contract and its own tests, but for where the report goes."""
+    files = [f for f in (CONTRACT, f"tests/ops/test_{op}.py") if (PROJECT / f).is_file()]
+    return [*(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"), *files, "-k", op]
 
 
 def verdict(tests: Iterable[Outcome], op: str, backend: str, shown: str) -> dict[str, Any]:
@@ -91,19 +88,15 @@ def run(
     environment = {**os.environ, "PYTHONPATH": python_path()}
 
     def one(op: str) -> dict[str, dict[str, Any]]:
-        tests: list[Outcome] = []
-        with tempfile.TemporaryDirectory() as folder:
+        line, tests = command(op), list[Outcome]()
+        with tempfile.TemporaryDirectory() as folder, suppress(subprocess.TimeoutExpired):
             report = Path(folder) / "report.xml"
-            line = command(op, str(report))
-            try:
-                subprocess.run(
-                    line, cwd=PROJECT, env=environment, timeout=timeout, capture_output=True,
-                    check=False,
-                )  # fmt: skip
-                tests = read_report(report.read_text()) if report.is_file() else []
-            except subprocess.TimeoutExpired:
-                pass
-        shown = " ".join(["python", *line[1:-1]])
+            whole = [*line, f"--junitxml={report}"]
+            subprocess.run(
+                whole, cwd=PROJECT, env=environment, timeout=timeout, capture_output=True
+            )
+            tests = read_report(report.read_text()) if report.is_file() else []
+        shown = " ".join(["python", *line[1:]])
         return {name: verdict(tests, op, name, shown) for name in wanted[op]}
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,15 +78,12 @@ _SDPA = {
 def sdpa_peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:
     """scaled_dot_product_attention, each of its backends forced alone."""
 
-    def peer(backend: SDPBackend, ran: dict[str, str]) -> Peer:
-        def call(qkv: Tensor) -> Tensor:
-            q, k, v = arrange(qkv)
-            with sdpa_kernel([backend]):
-                return restore(scaled_dot_product_attention(q, k, v), qkv)
+    def call(qkv: Tensor, backend: SDPBackend) -> Tensor:
+        q, k, v = arrange(qkv)
+        with sdpa_kernel([backend]):
+            return restore(scaled_dot_product_attention(q, k, v), qkv)
 
-        return eager(call, ran=ran)
-
-    return {name: peer(backend, ran) for name, (backend, ran) in _SDPA.items()}
+    return {n: eager(partial(call, backend=b), ran=ran) for n, (b, ran) in _SDPA.items()}
 
 
 def flex_peer(arrange: Arrange, restore: Restore) -> Peer:
@@ -95,11 +93,7 @@ def flex_peer(arrange: Arrange, restore: Restore) -> Peer:
         from torch.nn.attention.flex_attention import flex_attention
 
         attend = compile_for(flex_attention, full)
-
-        def call(qkv: Tensor) -> Tensor:
-            return restore(attend(*arrange(qkv)), qkv)
-
-        return call
+        return lambda qkv: restore(attend(*arrange(qkv)), qkv)
 
     # A template of Inductor; its name holds the operator's in some versions only.
     ran = {"cuda": r"flex_attention|triton_tem", "cpu": r"flex_attention|Compiled"}

@@ -150,39 +150,32 @@ Prediction = struct(
 )
 
 
-def check(content: Any, kind: Any, source: str, at: str = "") -> None:
-    """Raises SchemaError, which names the field, unless the content is of that kind."""
-    convert(content, kind, source, SchemaError, at)
+def check(content: Any, kind: Any = Results, source: str = "results") -> None:
+    """Raises SchemaError, which names the field, unless the content is of that kind.
 
-
-def load_as(path: Path, kind: Any) -> Record:
-    """Reads a file of one record; raises SchemaError, which names the file and the field."""
-    content = parse_file(path, SchemaError)
-    check(content, kind, path.name)
-    return content
-
-
-def save_as(path: Path, content: Record, kind: Any) -> None:
-    """Checks and writes a file of one record."""
-    check(content, kind, path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
-
-
-def check_record(record: Record, source: str = "record", at: str = "") -> None:
-    """Raises SchemaError unless a record is whole and says nothing that it must not.
-
-    Beyond types: quantiles ascend, the best peer is a peer that ran under the same timer and none
-    is faster, and a speed-up stands only where the op's tests passed in the same run, is that of
-    the medians, and belongs to a GPU. ``source`` and ``at`` say in messages where the record is.
+    An op's records must also say nothing that they must not, see :func:`_check_claims`; in a card's
+    file all are that card's. ``source`` is what messages call the content.
     """
+    convert(content, kind, source, SchemaError)
+    if kind is OpRecord:
+        _check_claims(content, f"{source}: ")
+    for index, record in enumerate(content["records"] if kind is Results else ()):
+        _check_claims(record, f"{source}: records[{index}].")
+        machine = record["provenance"]["gpu"] or record["provenance"]["cpu"]
+        if machine != content["card"]:
+            where = f"{source}: records[{index}].provenance"
+            raise SchemaError(f"{where}: expected that of {content['card']}, got {machine!r}")
+
+
+def _check_claims(record: Record, at: str) -> None:
+    """Raises SchemaError unless quantiles ascend, the best peer is a peer that ran under the same
+    timer and none is faster, and a speed-up stands only where the op's tests passed in the same
+    run, is that of the medians, and belongs to a GPU."""
 
     def require(holds: bool, field: str, expected: str) -> None:
         if not holds:
-            where = f"{at}.{field}".removeprefix(".")
-            raise SchemaError(f"{source}: {where}: expected {expected}, got {record[field]!r}")
+            raise SchemaError(f"{at}{field}: expected {expected}, got {record[field]!r}")
 
-    check(record, OpRecord, source, at)
     us, timers = record["us"], record["peers_timer"]
     require(us["p20"] <= us["p50"] <= us["p80"], "us", "ascending quantiles")
     ran = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
@@ -200,15 +193,18 @@ def check_record(record: Record, source: str = "record", at: str = "") -> None:
         require(math.isclose(speedup, ratio, rel_tol=1e-3), field, "best peer over p50")
 
 
-def check_file(content: Any, source: str = "results") -> None:
-    """Raises SchemaError unless a results file is as it should be."""
-    check(content, Results, source)
-    for index, record in enumerate(content["records"]):
-        check_record(record, source, f".records[{index}]")
-        machine = record["provenance"]["gpu"] or record["provenance"]["cpu"]
-        if machine != content["card"]:
-            where = f"{source}: records[{index}].provenance"
-            raise SchemaError(f"{where}: expected that of {content['card']}, got {machine!r}")
+def load(path: Path, kind: Any = Results) -> Record:
+    """Reads a file; raises SchemaError, which names the file and the field."""
+    content = parse_file(path, SchemaError)
+    check(content, kind, path.name)
+    return content
+
+
+def save(path: Path, content: Record, kind: Any = Results) -> None:
+    """Checks and writes a file."""
+    check(content, kind, path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
 
 
 def slug(name: str) -> str:
@@ -219,13 +215,6 @@ def slug(name: str) -> str:
 def path_of(card: str) -> Path:
     """Where a card's results are committed."""
     return RESULTS / f"{slug(card)}.json"
-
-
-def load(path: Path) -> Record:
-    """Reads a results file; raises SchemaError, which names the file and the field."""
-    content = parse_file(path, SchemaError)
-    check_file(content, path.name)
-    return content
 
 
 def load_or_empty(path: Path, card: str) -> Record:
@@ -239,12 +228,6 @@ def load_or_empty(path: Path, card: str) -> Record:
             "give another --json"
         )
     return content
-
-
-def save(path: Path, content: Record) -> None:
-    """Checks and writes a results file."""
-    check_file(content, path.name)
-    write_json(path, content)
 
 
 def _key(entry: Record) -> str:

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,47 +68,44 @@ class Clock:
 
 
 class CudaClock(Clock):
-    """By CUDA events; ``cuda`` is what of torch is used, for which tests give a fake."""
+    """By CUDA events."""
 
     warm_ups = 3
 
-    def __init__(self, cuda: Any = torch.cuda) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.cuda = cuda
-        self.stream = cuda.Stream()
+        self.stream = torch.cuda.Stream()
 
     def context(self) -> AbstractContextManager[Any]:
         # A backward pass runs on its forward's stream, and waits for the stream on which its
         # inputs were first used: both must be the one that is captured.
-        return self.cuda.stream(self.stream)
+        return torch.cuda.stream(self.stream)
 
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
-        cuda = self.cuda
-        self.stream.wait_stream(cuda.current_stream())
-        with cuda.stream(self.stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             calls = setup()
             for _ in range(self.warm_ups):
                 for call in calls:
                     call()
-        cuda.synchronize()
-        graph = cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
         try:
-            with cuda.graph(graph, stream=self.stream):
+            with torch.cuda.graph(graph, stream=self.stream):
                 kept = [call() for call in calls]
         except Exception as error:
-            cuda.synchronize()  # raises if the card is lost
+            torch.cuda.synchronize()  # raises if the card is lost
             return Pass(_one_after_another(calls), len(calls), "events", str(error))
         graph.replay()
-        cuda.synchronize()
+        torch.cuda.synchronize()
         return Pass(graph.replay, len(calls), "graph", (graph, kept))
 
     def seconds(self, ready: Pass) -> float:
-        cuda = self.cuda
-        start, end = (cuda.Event(enable_timing=True) for _ in range(2))
-        with cuda.stream(self.stream):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(self.stream):
             if ready.timer == "events":
                 # About 20 µs a call at 2 GHz: the host enqueues the pass while the card waits.
-                cuda._sleep(100_000 + 40_000 * ready.calls)
+                torch.cuda._sleep(100_000 + 40_000 * ready.calls)
             start.record()
             ready.run()
             end.record()
@@ -115,7 +113,7 @@ class CudaClock(Clock):
         return start.elapsed_time(end) * 1e-3
 
     def now(self) -> float:
-        self.cuda.synchronize()
+        torch.cuda.synchronize()
         return self.counter()
 
 
@@ -161,6 +159,17 @@ class Samples(NamedTuple):
     timer: str
 
 
+def sampled(
+    sample: Callable[[], float], clock: Clock, seconds: float, least: int = 5, most: int = 200
+) -> list[float]:
+    """Samples until the time is used: ``least`` to ``most`` of them."""
+    samples: list[float] = []
+    start = clock.now()
+    while len(samples) < least or (len(samples) < most and clock.now() - start < seconds):
+        samples.append(sample())
+    return samples
+
+
 def race(
     entrants: Mapping[str, Callable[[], list[Call]]],
     clock: Clock,
@@ -194,10 +203,8 @@ def race(
                 began(name)
                 ready = clock.prepare(entrants[name])
                 samples = results.setdefault(name, Samples([], ready.timer))
-                start, taken = clock.now(), 0
-                while taken < least or (taken < most and clock.now() - start < seconds):
-                    samples.seconds.append(clock.seconds(ready) / ready.calls)
-                    taken += 1
+                taken = sampled(partial(clock.seconds, ready), clock, seconds, least, most)
+                samples.seconds.extend(one / ready.calls for one in taken)
                 if samples.timer != ready.timer:
                     raise RuntimeError(f"was timed by {samples.timer}, then by {ready.timer}")
             except Exception as error:
@@ -217,13 +224,13 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
 
 def wall_microseconds(call: Call, clock: Clock, seconds: float) -> float:
     """One call as a program sees it, host included: the median of single synchronised calls."""
-    samples: list[float] = []
-    begin = clock.now()
-    while len(samples) < 5 or (len(samples) < 200 and clock.now() - begin < seconds):
+
+    def sample() -> float:
         start = clock.now()
         call()
-        samples.append(clock.now() - start)
-    return quantiles(samples)["p50"]
+        return clock.now() - start
+
+    return quantiles(sampled(sample, clock, seconds))["p50"]
 
 
 def profile(call: Call, device: str, **options: Any) -> torch.profiler.profile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,6 @@ class OpBench:
     peers: dict[str, Peer]  # "eager" and "compile" among them
     flops: Callable[[Shape, str], int] = lambda shape, direction: 0  # of its matrix products
     gradients: tuple[str, ...] = ()  # arguments that take one
-    dtypes: tuple[str, ...] = (BF16, FP32)
     cpu: Sequence[Shape] = ()  # at which ratios are measured on a CPU, in float32
     # shape → shape at which errors against float64 are affordable
     exact_shape: Callable[[Shape], Shape] = lambda shape: {**shape, "B": min(shape["B"], 2)}
@@ -88,7 +88,7 @@ class OpBench:
     def workloads(self, small: bool = False) -> Iterator[Workload]:
         """All of them, those nearest to the reference shape first."""
         shapes = [self.small] if small else self.shapes
-        for shape, dtype, direction in itertools.product(shapes, self.dtypes, self.directions):
+        for shape, dtype, direction in itertools.product(shapes, (BF16, FP32), self.directions):
             yield Workload(self.op, direction, dict(shape), dtype)
 
     def on_cpu(self) -> Iterator[Workload]:
@@ -118,10 +118,9 @@ def tensors(value: Any) -> list[Tensor]:
 
 def size_in_memory(tensor: Tensor) -> int:
     """Bytes, an expanded dimension counted once."""
-    elements = 1
-    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        elements *= length if stride or not length else 1
-    return elements * tensor.element_size()
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    own = (length if stride or not length else 1 for length, stride in pairs)
+    return math.prod(own) * tensor.element_size()
 
 
 def total_bytes(value: Any) -> int:

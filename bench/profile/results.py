@@ -149,7 +149,7 @@ def load(path: Path, kind: str) -> list[Record]:
 
 def save(path: Path, kind: str, found: Sequence[Record]) -> None:
     """Checks and writes a file of one kind of records."""
-    records.save_as(path, {"schema": VERSION, kind: list(found)}, File)
+    records.save(path, {"schema": VERSION, kind: list(found)}, File)
 
 
 def put(path: Path, kind: str, workload: Workload, card: str, record: Record | None) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from bench import traffic
 from bench.harness import records
 from bench.profile import results
-from bench.report import profiles, tables
-from bench.report.markers import rendered
-from bench.report.tables import Card
+from bench.profile import tables as profiles
+from bench.report import tables
+from bench.report.tables import Card, rendered
 from cmpose.files import write_text
 from cmpose.provenance import PROJECT
 
@@ -28,8 +28,6 @@ GAIN = records.RESULTS / "cpu" / "gain.json"
 
 def render(page: Path, cards: list[Card]) -> str:
     """The page with its generated parts renewed."""
-    on_cpu = records.load(ON_CPU)["records"] if ON_CPU.is_file() else []
-    gain = records.load_as(GAIN, records.Gain) if GAIN.is_file() else None
     parts = {
         "status": tables.status(cards),
         "targets": tables.targets(cards),
@@ -39,9 +37,9 @@ def render(page: Path, cards: list[Card]) -> str:
         "estimates": profiles.hot_spots(results.load(results.TARGETS, "profiles"), cards),
         "published": profiles.published(results.load(results.PUBLISHED, "published")),
         "estimated-peers": profiles.peers(results.load(results.PEERS, "peers")),
-        "cpu-ratios": tables.cpu_ratios(on_cpu),
-        "cpu-gain": tables.cpu_gain(gain),
-        "bytes": traffic.table(traffic.count()),
+        "cpu-ratios": tables.cpu_ratios(records.load(ON_CPU)["records"]),
+        "cpu-gain": tables.cpu_gain(records.load(GAIN, records.Gain)),
+        "bytes": traffic.table(),
     }
     return rendered(page.read_text(), parts)
 

@@ -1,7 +1,8 @@
-"""The tables of docs/performance.md, from the results of GPUs."""
+"""The tables of docs/performance.md, from the results of GPUs, and where they stand in a page."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -144,15 +145,11 @@ def _ratio(ours: float, peers: dict[str, float]) -> str:
 
 def cpu_ratios(held: list[dict[str, Any]]) -> str:
     """Times of a CPU's path over those of the fastest peers in the same run, losses too."""
-    if not held:
-        return f"Ratios on a CPU: {NOT_YET}."
     rows = []
     for record in sorted(held, key=lambda r: OPS.index(r["op"])):
-        ours, compiled = record["us"]["p50"], bench_of(record["op"]).peers
+        ours, peers = record["us"]["p50"], bench_of(record["op"]).peers
         ran = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
-        by_kind = [
-            {n: t for n, t in ran.items() if compiled[n].compiled == kind} for kind in (False, True)
-        ]
+        kinds = [{n: t for n, t in ran.items() if peers[n].compiled == kind} for kind in (0, 1)]
         rows.append(
             [
                 f"`{record['op']}`",
@@ -160,8 +157,8 @@ def cpu_ratios(held: list[dict[str, Any]]) -> str:
                 record["direction"].replace("_", " + "),
                 str(record["shape"]["threads"]),
                 f"{ours / 1e3:,.2f}",
-                ", ".join(f"{n} {t / 1e3:,.2f}" for n, t in sorted(ran.items(), key=_time)),
-                *(_ratio(ours, peers) for peers in by_kind),
+                ", ".join(f"{n} {ran[n] / 1e3:,.2f}" for n in sorted(ran, key=ran.__getitem__)),
+                *(_ratio(ours, of_kind) for of_kind in kinds),
             ]
         )
     origins = dict.fromkeys(origin(record["provenance"]) for record in held)
@@ -170,38 +167,26 @@ def cpu_ratios(held: list[dict[str, Any]]) -> str:
     return "\n".join([table(head, rows), "", *(f"{origin}." for origin in origins)])
 
 
-def cpu_gain(held: dict[str, Any] | None) -> str:
+def cpu_gain(held: dict[str, Any]) -> str:
     """What whole steps and predictions take by the ops' path for a CPU and by their references."""
-    if held is None:
-        return f"The gain on a CPU: {NOT_YET}."
-    rows = [
-        [
-            row["case"],
-            str(row["threads"]),
-            *(f"{row[name]:,.0f}" for name in ("reference", "auto")),
-            f"{row['gain']:.2f}×",
-        ]
-        for row in held["rows"]
-    ]
+    rows = []
+    for row in held["rows"]:
+        ms = (f"{row[name]:,.0f}" for name in ("reference", "auto"))
+        rows.append([row["case"], str(row["threads"]), *ms, f"{row['gain']:.2f}×"])
     head = ("what", "threads", "by the references, ms", "by the CPU's path, ms", "gain")
     made = origin(held["provenance"], f"medians of {held['pairs']} pairs and of their ratios")
     return f"{table(head, rows)}\n\n{made}."
 
 
-def _time(peer: tuple[str, float]) -> float:
-    return peer[1]
-
-
 def _row(record: dict[str, Any]) -> list[str]:
     us, best = record["us"], record["best_peer"]
-    sizes = " ".join(f"{name}={size}" for name, size in record["shape"].items())
     speedup, error = record["speedup_vs_best_peer"], record["error_vs_fp64"]
     others = "; ".join(
         f"{name}: {time[:60]}" if isinstance(time, str) else f"{name} {time:,.1f}"
         for name, time in record["peers"].items()
     )
     return [
-        f"{record['direction'].replace('_', ' + ')}, {sizes}, {record['dtype']}",
+        f"{record['direction'].replace('_', ' + ')}, {_sizes(record['shape'])}, {record['dtype']}",
         record["backend"],
         f"{us['p50']:,.1f} [{us['p20']:,.1f}, {us['p80']:,.1f}]",
         f"{record['bytes'] / us['p50'] / 1e3:,.0f}",
@@ -259,3 +244,30 @@ def train_step(cards: list[Card]) -> str:
             rows = [[part, *(f"{ms[part]:,.2f}" for ms in split.values())] for part in parts]
             paragraphs.append(table(["part, ms", *split], rows))
     return "\n\n".join(paragraphs) or f"The train step on a GPU: {NOT_YET}."
+
+
+class PageError(ValueError):
+    """A page's markers are not as they should be."""
+
+
+def rendered(text: str, parts: dict[str, str]) -> str:
+    """The page with every generated part replaced; the rest is written by hand and left alone.
+
+    A part stands between ``<!-- generated: NAME -->`` and ``<!-- end: NAME -->``.
+
+    Raises:
+        PageError: a part has no place, a place has no part, or a marker is alone.
+    """
+    names = re.findall(r"<!-- generated: ([\w-]+) -->", text)
+    for name in names:
+        if name not in parts:
+            raise PageError(f"no part is called {name!r}; there are {', '.join(parts)}")
+    for name, content in parts.items():
+        start, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+        if names.count(name) != 1 or text.count(end) != 1:
+            raise PageError(f"the page must have {start!r} and {end!r} once each")
+        before, rest = text.split(start)
+        if end not in rest:
+            raise PageError(f"{end!r} stands before {start!r}")
+        text = f"{before}{start}\n\n{content.strip()}\n\n{end}{rest.split(end)[1]}"
+    return text

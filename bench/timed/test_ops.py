@@ -9,6 +9,7 @@ bench``'s.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,37 +27,34 @@ from cmpose.ops.backends import OPS
 pytest.importorskip("pytest_benchmark", reason="python -m bench measures without it")
 
 
-def _workloads() -> list[Workload]:
-    if provenance.device() == "cuda":
-        return [t.workload for t in TARGETS]
-    return [w for op in OPS for w in bench_of(op).workloads(small=True) if w.dtype == FP32]
+def _entrants() -> Iterator[tuple[Workload, str, Callable[[], Any]]]:
+    """Each workload with ours and its peers, and what makes them functions."""
+    device = provenance.device()
+    small = [w for op in OPS for w in bench_of(op).workloads(small=True) if w.dtype == FP32]
+    for workload in [t.workload for t in TARGETS] if device == "cuda" else small:
+        bench = bench_of(workload.op)
+        for name in measure.backends_for(workload.op, device, None):
+            yield workload, f"cmpose {name}", partial(partial, bench.call, backend=name)
+        for name, peer in bench.peers.items():
+            if device == "cuda" or not peer.compiled:  # compiling takes long on a CPU
+                yield workload, name, partial(peer.build, False)
 
 
-def _entrants(op: str) -> list[str]:
-    ours = measure.backends_for(op, provenance.device(), None)
-    return [*(f"cmpose {name}" for name in ours), *bench_of(op).peers]
+RUNS = [pytest.param(w, name, build, id=f"{w}-{name}") for w, name, build in _entrants()]
 
 
-RUNS = [(workload, entrant) for workload in _workloads() for entrant in _entrants(workload.op)]
-
-
-@pytest.mark.parametrize(("workload", "entrant"), RUNS, ids=[f"{w}-{e}" for w, e in RUNS])
-def test_time(benchmark: Any, workload: Workload, entrant: str) -> None:
+@pytest.mark.parametrize(("workload", "entrant", "build"), RUNS)
+def test_time(benchmark: Any, workload: Workload, entrant: str, build: Callable[[], Any]) -> None:
     device, bench = provenance.device(), bench_of(workload.op)
     torch._dynamo.reset()
     sets, _ = measure.rotated_inputs(workload, bench, device)
-    function: Any
-    if entrant.startswith("cmpose "):
-        function = partial(bench.call, backend=entrant.removeprefix("cmpose "))
-    else:
-        peer = bench.peers[entrant]
-        if device == "cpu" and peer.compiled:
-            pytest.skip("compiling takes long on a CPU")
-        try:
-            function = peer.build(False)
-            measure.call_of(function, sets[0], bench, workload.direction)()
-        except Exception as error:
-            pytest.skip(measure.message(error))  # not ours; python -m bench records it
+    try:
+        function = build()
+        measure.call_of(function, sets[0], bench, workload.direction)()
+    except Exception as error:
+        if entrant.startswith("cmpose "):
+            raise
+        pytest.skip(measure.message(error))  # not ours; python -m bench records it
     clock, total = timing.clock_for(device), [0.0]
     with clock.context():
         ready = clock.prepare(

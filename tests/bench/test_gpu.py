@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def python(code: str) -> tuple[str, ...]:
 
 def stage(tmp_path: Path, *items: Item, seconds: float = 60.0, **options: Any) -> tuple[str, Any]:
     state = State(tmp_path, "mark")
-    values = {"workers": 2, "environment": {}, "tell": lambda text: None} | options
+    values = {"workers": 2, "environment": {}} | options
     status = run_stage("s", items, state, seconds=seconds, **values)
     return status, State(tmp_path, "mark").outcomes("s")
 
@@ -161,8 +162,11 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypa
     assert stages.totals(result)["not run"] == 3
 
 
+REAL = Namespace(dry=False)
+
+
 def test_every_test_file_is_run_once() -> None:
-    items = of_stage.tests(dry=False)
+    items = of_stage.tests(REAL)
     files = {str(p.relative_to(PROJECT)) for p in (PROJECT / "tests").rglob("test_*.py")}
     named = {part for item in items for part in item.command if part.startswith("tests/")}
     assert named | set(of_stage.LEFT_OUT) == files
@@ -173,19 +177,19 @@ def test_every_test_file_is_run_once() -> None:
 
 def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": "no kernel"})
-    assert of_stage.sanitize(dry=False) == []
+    assert of_stage.sanitize(REAL) == []
     monkeypatch.setattr(
         ops, "available", lambda op, device: {"cuda": None if op == "dpc_knn" else "no kernel"}
     )
     monkeypatch.setattr(of_stage.shutil, "which", lambda name: f"/bin/{name}")
-    memcheck, *others = of_stage.sanitize(dry=False)
+    memcheck, *others = of_stage.sanitize(REAL)
     assert memcheck.command[:3] == ("/bin/compute-sanitizer", "--tool", "memcheck")
     assert any("dpc_knn-cuda and (" in part for part in memcheck.command)
     assert memcheck.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     names = [item.name for item in others]
     assert names == ["racecheck dpc_knn", "memcheck tests/csrc", "racecheck tests/csrc"]
     monkeypatch.setattr(of_stage.shutil, "which", lambda name: None)
-    without_tool = of_stage.sanitize(dry=False)[0]
+    without_tool = of_stage.sanitize(REAL)[0]
     result = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
     assert result["status"] == "failed"
     assert "compute-sanitizer is not on PATH" in result["details"][-1]
@@ -199,11 +203,12 @@ def test_stages_are_ordered_and_built_first() -> None:
 
 
 def test_targets_are_measured_before_the_grid(tmp_path: Path) -> None:
-    items = of_stage.bench(False, False, tmp_path / "r.json", tmp_path)
+    options = {"work": tmp_path, "results": tmp_path / "r.json", "dry": False}
+    items = of_stage.bench(Namespace(**options, full=False))
     assert items[0].name == "targets, quick"
     assert items[-1].open_ended
     assert "grid" in items[-1].command
-    assert "--full" in of_stage.bench(False, True, tmp_path / "r.json", tmp_path)[0].command
+    assert "--full" in of_stage.bench(Namespace(**options, full=True))[0].command
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ def rows_of(text: str) -> list[str]:
 def test_clips_a_second_and_what_one_holds(tmp_path) -> None:
     item = synthetic.sequence()
     synthetic.write_pictures(tmp_path / "data", item)
-    clips = bench.Bench([item], tmp_path / "data", tmp_path / "caches").clips("raw", "host")
+    clips = bench.clips_of([item], tmp_path / "data", tmp_path / "caches", "raw", "host")
     rate, megabytes = bench.measure(clips, 0.01)
     assert rate > 0
     assert 0.44 < megabytes < 0.45  # 3 × 256 × 192 × 3 bytes, and matrices and joints

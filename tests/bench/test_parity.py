@@ -43,8 +43,6 @@ def test_rounding_passes_and_another_level_does_not():
 
 
 def test_one_seed_shows_no_noise(capsys):
-    with pytest.raises(ValueError, match="seeds: 1 shows no run-to-run noise"):
-        parity.compare(curves(0.0, seeds=1))
     with pytest.raises(SystemExit) as stopped:
         parity.main(["--seeds", "1"])
     assert stopped.value.code == 2

@@ -15,7 +15,7 @@ def test_it_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
     bench.PAGE.write_text("Before.\n\n<!-- generated: predict -->\n\n<!-- end: predict -->\n")
     bench.main(["--quick", "--save"])
-    record = records.load_as(bench.RECORD, records.Prediction)
+    record = records.load(bench.RECORD, records.Prediction)
     assert [row["people"] for row in record["rows"]] == [1, 3]
     for row in record["rows"]:
         assert row["frames"] == 8
@@ -29,6 +29,6 @@ def test_it_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):
 
 
 def test_the_document_states_the_committed_record():
-    record = records.load_as(bench.RECORD, records.Prediction)
+    record = records.load(bench.RECORD, records.Prediction)
     assert bench.report(record) in bench.PAGE.read_text()
     assert [row["people"] for row in record["rows"]] == list(bench.PEOPLE) * len(bench.MODELS)

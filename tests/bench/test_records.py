@@ -12,14 +12,18 @@ from bench.harness import records
 from tests.bench.samples import CARD, PASSED, content, record, step
 
 
+def check(result: dict[str, Any]) -> None:
+    records.check(result, records.OpRecord, "record")
+
+
 @pytest.mark.parametrize("name", list(record()))
 def test_every_field_is_needed_and_typed(name: str) -> None:
     lacking = record()
     del lacking[name]
     with pytest.raises(records.SchemaError, match=rf"^record: missing key '{name}'"):
-        records.check_record(lacking)
+        check(lacking)
     with pytest.raises(records.SchemaError, match=rf"^record: {name}: expected "):
-        records.check_record(record(**{name: -1.5}))
+        check(record(**{name: -1.5}))
 
 
 NULL = r"speedup_vs_best_peer: expected null, as the op's tests did not pass, got 3\.0"
@@ -47,14 +51,14 @@ NULL = r"speedup_vs_best_peer: expected null, as the op's tests did not pass, go
 )
 def test_what_a_record_must_not_say(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(records.SchemaError, match=message):
-        records.check_record(record(**changes))
+        check(record(**changes))
 
 
 def test_a_peer_that_was_timed_otherwise_is_not_compared() -> None:
     """A time with launch gaps says nothing beside one of a graph."""
     result = record(peers_timer={"eager": "graph", "compile": "events"}, best_peer="eager",
                    speedup_vs_best_peer=9.0)  # fmt: skip
-    records.check_record(result)
+    check(result)
 
 
 def test_newer_records_replace_older_ones(tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_another_cards_file_is_refused(tmp_path: Path) -> None:
     mixed = content(record())
     mixed["card"] = "Other"
     with pytest.raises(records.SchemaError, match="expected that of Other"):
-        records.check_file(mixed)
+        records.check(mixed)
 
 
 def test_what_is_committed_is_as_it_should_be() -> None:

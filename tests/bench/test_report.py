@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from bench.gpu import __main__ as gpu
 from bench.harness import records
 from bench.harness.targets import TARGETS
 from bench.report import __main__ as report
-from bench.report import markers, summary, tables
+from bench.report import tables
 from cmpose.provenance import machine
 from tests.bench.samples import CARD, ORIGIN, PASSED, content, record, step
 
@@ -86,7 +87,7 @@ def test_the_bound_stands_beside_the_target() -> None:
 
 
 def test_the_summary_of_a_card_has_its_targets_and_train_step() -> None:
-    page = summary.page(content(record(), steps=(step(),)), ["bench"], dry=False)
+    page = gpu.page(content(record(), steps=(step(),)), ["bench"], dry=False)
     assert "| 100.0 (85 % of bound) | 3.00× compile; " in page
     assert "| ours | 700.0 | 45.7 | 20.0 | 46.0 % |" in page
     assert "| compiled reference | error: RuntimeError: no |" in page
@@ -107,9 +108,9 @@ PAGE = "# Page\nby hand\n<!-- generated: a -->\nold\n<!-- end: a -->\nmore by ha
     ],
 )
 def test_broken_markers_are_errors(page: str, message: str) -> None:
-    assert markers.rendered(PAGE, {"a": "new"}) == PAGE.replace("old", "\nnew\n")
-    with pytest.raises(markers.PageError, match=message):
-        markers.rendered(page, {"a": "new"})
+    assert tables.rendered(PAGE, {"a": "new"}) == PAGE.replace("old", "\nnew\n")
+    with pytest.raises(tables.PageError, match=message):
+        tables.rendered(page, {"a": "new"})
 
 
 def test_a_stale_or_edited_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,4 +146,3 @@ def test_ratios_on_a_cpu_show_losses_too() -> None:
     assert "| 1 | 0.10 | compile 0.30, eager 0.90 | 0.11 eager | 0.33 compile |" in lines[2]
     assert "| 2 | 0.40 | compile 0.30, eager 0.90 | 0.44 eager | 1.33 compile, a loss |" in lines[3]
     assert "commit `012345678`, 2026-01-02; a processor, torch 2.13.0, " in lines[5]
-    assert "not yet measured" in tables.cpu_ratios([])

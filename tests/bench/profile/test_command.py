@@ -12,8 +12,8 @@ from bench.harness.records import SchemaError
 from bench.harness.targets import TARGETS
 from bench.profile import __main__ as command
 from bench.profile import counts, model, peers, results, sass
+from bench.profile import tables as profiles
 from bench.profile.published import ROWS
-from bench.report import profiles
 from bench.report.tables import NOT_YET
 from csrc import build
 from tests.bench.profile.test_model import a_copy
