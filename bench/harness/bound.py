@@ -61,19 +61,15 @@ def _median_seconds(call: Callable[[], Any], clock: timing.Clock, samples: int) 
     return sorted(clock.seconds(ready) for _ in range(samples))[samples // 2]
 
 
-def measure_rates(
-    device: str, clock: timing.Clock | None = None, *, side: int = 0, copied: int = 0
-) -> Rates:
+def measure_rates(device: str, *, side: int = 0, copied: int = 0) -> Rates:
     """The rates of the card, or of the CPU, in this process and now.
 
     Args:
         device: ``cuda`` or ``cpu``.
-        clock: None is the device's.
         side: of the square matrices; 0 takes 8192 on a card.
         copied: bytes of the tensor that is copied; 0 takes 2 GiB on a card.
     """
-    clock = clock or timing.clock_for(device)
-    on_card = device == "cuda"
+    clock, on_card = timing.clock_for(device), device == "cuda"
     side = side or (8192 if on_card else 512)
     copied = copied or (min(1 << 31, timing.free_bytes(device) // 4) if on_card else 1 << 26)
     samples = 10 if on_card else 3

@@ -11,8 +11,7 @@ from cmpose import provenance
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_gpu() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that tests start
-    patch.setattr(provenance, "device", lambda: "cpu")
-    yield
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that tests start
+        patch.setattr(provenance, "device", lambda: "cpu")
+        yield

@@ -44,8 +44,10 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return work, whole.stdout
 
 
-def test_every_stage_passes(rehearsal: tuple[Path, str]) -> None:
-    work, _ = rehearsal
+def test_every_stage_passes(
+    rehearsal: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, printed = rehearsal
     result = records.load(work / "results.json")
     assert set(result["runs"]) == set(gpu.STAGES)
     assert {run["status"] for run in result["runs"].values()} == {"passed"}
@@ -56,21 +58,15 @@ def test_every_stage_passes(rehearsal: tuple[Path, str]) -> None:
     assert set(trained["variants"]) == {"eager reference", "ours"}
     losses = [v["loss"] for v in trained["variants"].values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-
-def test_the_summary_comes_last_and_nothing_is_done_again(
-    rehearsal: tuple[Path, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    work, printed = rehearsal
+    # The summary comes last, and nothing is done again.
     page = (work / "summary.txt").read_text()
     assert printed.endswith(page)
     assert NOT_A_RESULT in page
     for stage in gpu.STAGES:
         assert f"\n{stage:9} passed" in page
-    before = records.load(work / "results.json")
     assert gpu.main(["--dry", "--work", str(work)]) == 0
     assert capsys.readouterr().out.count("done before") == len(gpu.STAGES)
-    assert records.load(work / "results.json") == before
+    assert records.load(work / "results.json") == result
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -204,10 +200,10 @@ def test_stages_are_ordered_and_built_first() -> None:
 
 def test_targets_are_measured_before_the_grid(tmp_path: Path) -> None:
     options = {"work": tmp_path, "results": tmp_path / "r.json", "dry": False}
-    items = of_stage.bench(Namespace(**options, full=False))
-    assert items[0].name == "targets, quick"
-    assert items[-1].open_ended
-    assert "grid" in items[-1].command
+    targets, grid = of_stage.bench(Namespace(**options, full=False))
+    assert targets.name == "targets, quick"
+    assert grid.open_ended
+    assert "grid" in grid.command
     assert "--full" in of_stage.bench(Namespace(**options, full=True))[0].command
 
 

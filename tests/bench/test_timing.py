@@ -1,13 +1,19 @@
-"""Timing with injected clocks: order, quantiles, rotation out of the L2 cache, memory."""
+"""Timing with injected clocks: order, quantiles, rotation out of the L2 cache, memory, rates; and
+bounds by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+import pytest
 import torch
 
-from bench.harness import timing
+from bench.harness import bound, timing
+from bench.harness.bound import RTX_4090, Rates
+from bench.harness.shapes import BF16, FP32
+from tests.bench.samples import RATES
 
 
 class FakeClock(timing.Clock):
@@ -22,7 +28,7 @@ class FakeClock(timing.Clock):
         self.log.append(name)
         if self.cost[name] < 0:
             raise RuntimeError("does not run")
-        return timing.Pass(lambda: None, 4, (name[0] == "h" and "host") or "graph", name)
+        return timing.Pass(lambda: None, 4, "graph", name)
 
     def seconds(self, ready: timing.Pass) -> float:
         self.time += self.cost[ready.keep]
@@ -41,8 +47,12 @@ def race(cost: dict[str, float], **options: Any) -> tuple[Any, FakeClock, list[s
 
 
 def test_the_order_rotates_and_turns_round() -> None:
-    _, clock, _ = race({"a": 1.0, "b": 1.0, "c": 1.0}, turns=3, seconds=0.0, least=1)
-    assert clock.log == ["a", "b", "c", "a", "c", "b", "c", "a", "b"]
+    """Without an entrant that fails, which is told of."""
+    costs = {"a": 1.0, "b": 1.0, "c": 1.0, "bad": -1.0}
+    result, clock, failed = race(costs, turns=3, seconds=0.0, least=1)
+    assert clock.log == ["a", "b", "c", "bad", "a", "c", "b", "c", "a", "b"]
+    assert failed == ["bad: does not run"]
+    assert set(result) == {"a", "b", "c"}
 
 
 def test_samples_are_of_a_call_and_fill_the_time() -> None:
@@ -50,13 +60,6 @@ def test_samples_are_of_a_call_and_fill_the_time() -> None:
     assert failed == []
     assert result["a"] == ([0.5] * 20, "graph")  # 4 calls a pass, 10 passes a turn
     assert result["b"] == ([2.0] * 6, "graph")
-
-
-def test_an_entrant_that_fails_is_told_of_and_left_out() -> None:
-    result, clock, failed = race({"a": 1.0, "bad": -1.0}, turns=3, seconds=0.0, least=1)
-    assert failed == ["bad: does not run"]
-    assert set(result) == {"a"}
-    assert clock.log.count("bad") == 1
 
 
 def test_input_sets_do_not_fit_the_cache() -> None:
@@ -76,3 +79,26 @@ def test_peak_memory_of_a_call() -> None:
     assert timing.peak_bytes(lambda: x + 1, "cpu") in range(4_000_000, 4_001_000)
     assert timing.peak_bytes(lambda: (x + 1).exp().sum(), "cpu") in range(8_000_000, 8_001_000)
     assert timing.peak_bytes(lambda: x.view(-1), "cpu") == 0
+
+
+H200 = Rates(4.3e12, 788e12, 50e12, 386e12)
+
+
+def test_a_bound_is_the_larger_of_two_times() -> None:
+    assert H200.bound_us(4.3e12, 0, BF16) == 1e6
+    assert H200.bound_us(4.3e12, 2 * 788e12, BF16) == 2e6
+    # float32 may take its own units or three TF32 products.
+    assert H200.bound_us(0, 386e12 / 3, FP32) == 1e6
+    assert RTX_4090.bound_us(0, 82.6e12, FP32) == 1e6
+
+
+def test_rates_count_both_sides_of_a_copy_and_two_operations_a_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timing.Clock, "seconds", lambda clock, ready: 0.5)
+    assert set(RATES) == set(asdict(Rates(**RATES)))  # as records hold them
+    before = torch.get_float32_matmul_precision()
+    result = bound.measure_rates("cpu", side=64, copied=4096)
+    assert result.copy_bytes_per_s == 2 * 4096 / 0.5
+    assert result.bf16_flops_per_s == result.fp32_flops_per_s == 2 * 64**3 / 0.5
+    assert torch.get_float32_matmul_precision() == before

@@ -103,26 +103,23 @@ def test_a_part_has_its_operators_and_their_backward(
 def test_a_failing_reference_is_a_finding_and_ours_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What dies is on record too: an interrupt says as little as a killed process gets to."""
+    raised: list[BaseException] = [RuntimeError("an illegal memory access")] * 2
+
     def measure(variant: str, *arguments: object, **options: object) -> object:
-        raise RuntimeError("an illegal memory access")
+        raise raised.pop()
 
     monkeypatch.setattr(train_step, "measure", measure)
     path = tmp_path / "r.json"
-    command = ["--backbone", "tiny", "--json", str(path)]
-    assert train_step.main([*command, "--variant", "eager reference"]) == 0
-    assert train_step.main([*command, "--variant", "ours"]) == 1
-    [result] = records.load(path)["train_step"]
-    text = "error: RuntimeError: an illegal memory access"
-    assert result["variants"] == {"eager reference": text, "ours": text}
-
-
-def test_what_dies_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*arguments: object, **options: object) -> object:
-        raise KeyboardInterrupt  # as little as a killed process gets to say
-
-    monkeypatch.setattr(train_step, "measure", die)
-    path = tmp_path / "r.json"
+    command = ["--backbone", "tiny", "--json", str(path), "--variant"]
+    assert train_step.main([*command, "eager reference"]) == 0
+    assert train_step.main([*command, "ours"]) == 1
+    raised.append(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        train_step.main(["--backbone", "tiny", "--variant", "ours", "--json", str(path)])
+        train_step.main([*command, "ours compiled"])
     [result] = records.load(path)["train_step"]
-    assert result["variants"] == {"ours": "error: the process died while it ran"}
+    assert result["variants"] == {
+        "eager reference": "error: RuntimeError: an illegal memory access",
+        "ours": "error: RuntimeError: an illegal memory access",
+        "ours compiled": "error: the process died while it ran",
+    }
