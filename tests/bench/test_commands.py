@@ -46,10 +46,10 @@ def test_the_gain_is_printed_as_it_is_saved(
 
 def test_the_gains_table() -> None:
     row = {"case": "a step", "threads": 2, "auto": 1234.4, "reference": 2000.0, "gain": 1.6}
-    shown = tables.cpu_gain({"provenance": ORIGIN, "pairs": 7, "rows": [row]})
-    assert "| a step | 2 | 2,000 | 1,234 | 1.60× |" in shown
-    assert "medians of 7 pairs" in shown
-    wrong = {"provenance": ORIGIN, "pairs": 7, "rows": [row | {"gain": -1.0}]}
+    gain = {"provenance": ORIGIN, "pairs": 7, "rows": [row]}
+    assert "| a step | 2 | 2,000 | 1,234 | 1.60× |" in tables.cpu_gain(gain)
+    assert "medians of 7 pairs" in tables.cpu_gain(gain)
+    wrong = gain | {"rows": [row | {"gain": -1.0}]}
     with pytest.raises(records.SchemaError, match=r"gain\.json: rows\[0\]\.gain: expected "):
         records.check(wrong, records.Gain, "gain.json")
 

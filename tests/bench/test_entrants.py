@@ -68,14 +68,11 @@ def test_a_compiled_peer_is_seen_to_be_compiled() -> None:
         peers.check_ran(peer, peers.kernel_names(lambda: x.sin(), "cpu"), "cpu")
 
 
-FILE = "tests.ops.test_contract"
-
-
 def report(*cases: tuple[str, str]) -> str:
     body = ""
     for name, kind in cases:
         inside = f"<{kind} message='m'/>" if kind else ""
-        body += f"<testcase classname='{FILE}' name='{name}'>{inside}</testcase>"
+        body += f"<testcase classname='tests.ops.test_contract' name='{name}'>{inside}</testcase>"
     return f"<testsuites><testsuite>{body}</testsuite></testsuites>"
 
 

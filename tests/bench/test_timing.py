@@ -1,5 +1,4 @@
-"""Timing with injected clocks: order, quantiles, rotation out of the L2 cache, memory, rates; and
-bounds by hand."""
+"""Timing with injected clocks: order, cold inputs, memory, rates; bounds by hand."""
 
 from __future__ import annotations
 
