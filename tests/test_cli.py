@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import io
 import json
@@ -18,7 +19,7 @@ from cmpose import doctor, files, native
 from cmpose.cli import main
 from cmpose.ops.backends import OPS
 from tests.recipes import recipe, run_cli, write_recipe
-from tests.shared_data import shared_data
+from tests.shared_data import PROJECT, shared_data
 
 
 def test_a_deleted_current_folder_is_named(tmp_path, monkeypatch):
@@ -39,7 +40,7 @@ def test_render_train_evaluate_score(tmp_path, capsys):
     file = str(write_recipe(tmp_path / "r.yaml", recipe(data)))
     main(["train", "--config", file, "--output", str(run), "--train.epochs", "1"])
     assert json.loads((run / "config.json").read_text())["train"]["epochs"] == 1
-    capsys.readouterr()
+    assert "%|" not in capsys.readouterr().err  # bars are for a terminal, not for a log
 
     main(["evaluate", "--checkpoint", str(run), "--output", str(tmp_path / "again")])
     assert "boxes: ground truth" in capsys.readouterr().out
@@ -50,6 +51,17 @@ def test_render_train_evaluate_score(tmp_path, capsys):
     truth, predicted = str(data / "annotations" / "val"), str(tmp_path / "again" / "predictions")
     main(["score", truth, predicted, "--json", str(tmp_path / "score.json")])
     assert json.loads((tmp_path / "score.json").read_text()) == first["ap"]
+
+
+def test_every_bar_is_quiet_in_a_redirected_log():
+    """tqdm looks at its output where it is asked to by None."""
+    calls = []
+    for file in (PROJECT / "cmpose").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm":
+                calls.append({k.arg: ast.unparse(k.value) for k in node.keywords}["disable"])
+    assert len(calls) >= 8
+    assert all(call.startswith("None if ") for call in calls)
 
 
 def test_wrong_usage_exits_with_2(tmp_path, capsys):

@@ -96,7 +96,9 @@ def predict_clips(
     predicted: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     hits = torch.zeros(2, dtype=torch.float64)
     count_hits = clips.box_source == GROUND_TRUTH and config.model.fine != "off"
-    for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not progress):
+    for batch in tqdm(
+        loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True
+    ):
         images = clip_images(move_pixels(batch, world.device), config)
         output = predict_heatmaps(model, images, config.data)
         if count_hits:

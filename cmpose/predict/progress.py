@@ -24,7 +24,9 @@ class Progress:
         self.bar = self._again() if start else self._predict()
 
     def _again(self) -> tqdm:
-        return tqdm(total=self.start, unit="frame", desc="go on", disable=not self.shown)
+        return tqdm(
+            total=self.start, unit="frame", desc="go on", disable=None if self.shown else True
+        )
 
     def _predict(self) -> tqdm:
         return tqdm(
@@ -32,7 +34,7 @@ class Progress:
             initial=self.start,
             unit="frame",
             desc="predict",
-            disable=not self.shown,
+            disable=None if self.shown else True,
         )
 
     def update(self, number: int) -> None:

@@ -128,7 +128,10 @@ def render_dataset(
         split.mark()
         todo = [i for i in range(first_video, first_video + videos) if not split.is_done(i)]
         bar = tqdm(
-            total=len(todo) * frames, unit="frame", desc=f"render {name}", disable=not progress
+            total=len(todo) * frames,
+            unit="frame",
+            desc=f"render {name}",
+            disable=None if progress else True,
         )
         with stop_requests() as stop, bar, closing(_render(split, todo, workers)) as rendered:
             number = 0

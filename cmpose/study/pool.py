@@ -99,7 +99,7 @@ class RunPool:
             unit="run",
             desc="ablate",
             smoothing=0.1,
-            disable=not self.progress,
+            disable=None if self.progress else True,
         )
         shown = ""
         with stop_requests() as stop:

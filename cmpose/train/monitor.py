@@ -41,7 +41,7 @@ class Monitor:
             total=trainer.total_steps,
             initial=step,
             unit="step",
-            disable=not self.progress,
+            disable=None if self.progress else True,
             smoothing=0.1,
         )
         self._terms: list[Tensor] = []  # loss terms of each step since the last line

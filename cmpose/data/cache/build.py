@@ -119,7 +119,7 @@ def build(
                 initial=store.kept,
                 unit="tile",
                 desc="cache",
-                disable=not progress,
+                disable=None if progress else True,
             )
             with stop_requests() as stop, bar:
                 store.write(loader, bar, stop, skip=clips.data.on_error == "skip")

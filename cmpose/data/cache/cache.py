@@ -75,7 +75,7 @@ def verify(config: Config, splits: Iterable[str], *, progress: bool = True) -> N
             total=len(store.rows),
             unit="tile",
             desc="verify",
-            disable=not progress,
+            disable=None if progress else True,
         )
         wrong = [text for text in checked if text]
         if wrong:
@@ -89,7 +89,7 @@ def verify(config: Config, splits: Iterable[str], *, progress: bool = True) -> N
             total=len(store.plan.files),
             unit="frame",
             desc="compare",
-            disable=not progress,
+            disable=None if progress else True,
         )
         other = [name for name in compared if name]
         if other:
