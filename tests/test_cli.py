@@ -55,11 +55,12 @@ def test_render_train_evaluate_score(tmp_path, capsys):
 
 def test_every_bar_is_quiet_in_a_redirected_log():
     """tqdm looks at its output where it is asked to by None."""
-    calls = []
-    for file in (PROJECT / "cmpose").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm":
-                calls.append({k.arg: ast.unparse(k.value) for k in node.keywords}["disable"])
+    calls = [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}["disable"]
+        for file in (PROJECT / "cmpose").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm"
+    ]
     assert len(calls) >= 8
     assert all(call.startswith("None if ") for call in calls)
 
