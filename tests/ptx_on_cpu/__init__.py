@@ -1,1 +1,1 @@
-"""Runs compiled kernels on the CPU, from their PTX; see docs/ptx_on_cpu.md."""
+"""Runs compiled kernels on the CPU, from their PTX; see docs/profile.md."""

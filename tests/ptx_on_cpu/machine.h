@@ -1,5 +1,5 @@
 // A machine that runs PTX: one block after another, a block's warps in turns from barrier to
-// barrier, a warp's 32 lanes together. See docs/ptx_on_cpu.md.
+// barrier, a warp's 32 lanes together. See docs/profile.md.
 #pragma once
 
 #include <cstdint>

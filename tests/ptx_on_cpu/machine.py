@@ -1,4 +1,4 @@
-"""The machine: compiled once, given programs, and run; see docs/ptx_on_cpu.md."""
+"""The machine: compiled once, given programs, and run; see docs/profile.md."""
 
 from __future__ import annotations
 
