@@ -88,8 +88,13 @@ def _add_boxes(subparser: ArgumentParser) -> None:
     add(
         "--detections",
         default="",
-        help="a JSON file with people's boxes (see docs/predict.md); without one, OpenCV's people "
-        "detector is run",
+        help="a JSON file with people's boxes (see docs/predict.md); without it a detector is run",
+    )
+    add(
+        "--detector",
+        default="",
+        help="what finds people: rtdetr, rtdetr:FOLDER, FILE.onnx (YOLOX, RTMDet, RF-DETR) or hog; "
+        "if not given, hog, which needs no download and misses many people",
     )
     add("--min_score", type=float, default=0.2, help="boxes with a lower score are ignored")
     add(
@@ -115,6 +120,7 @@ def _add_boxes(subparser: ArgumentParser) -> None:
 
 
 def _run_predict(args: Namespace) -> None:
+    from cmpose.predict.detectors.named import named_detector
     from cmpose.predict.pose_model import load
     from cmpose.predict.results import check_somebody
     from cmpose.predict.sources import RESULTS, boxes_of, find_sources, name_sources, predict_each
@@ -122,12 +128,13 @@ def _run_predict(args: Namespace) -> None:
     sources = find_sources(args.video)
     names = dict(zip(sources, name_sources(sources), strict=True))
     model = load(args.checkpoint, args.device)
+    detector = named_detector(args.detector, model.predictor.device) if args.detector else None
     options = {name: args[name] for name in _PREDICT}
     saving = {name: args[name] for name in _SAVE}
 
     def predict(source: str) -> None:
         boxes = boxes_of(args.detections, names[source], several=len(sources) > 1)
-        prediction = model.predict(source, boxes=boxes, **options)
+        prediction = model.predict(source, boxes=boxes, detector=detector, **options)
         if args.show and not args.out:
             prediction.show()
             return

@@ -84,7 +84,8 @@ class Options:
             return Path(self.detections).name
         if self.detector is None:
             return HOG
-        return getattr(self.detector, "__qualname__", type(self.detector).__qualname__)
+        named = getattr(self.detector, "box_source", "")
+        return named or getattr(self.detector, "__qualname__", type(self.detector).__qualname__)
 
     def check(self) -> None:
         """Raises ValueError naming the first option that cannot be."""
@@ -240,5 +241,5 @@ def settings_of(
     else:
         settings["--detections"] = None if o.detections is None else _digest(Path(o.detections))
     if o.detector is not None:
-        settings["detector"] = o.box_source
+        settings["detector"] = f"{o.box_source} {getattr(o.detector, 'signature', '')}".rstrip()
     return settings

@@ -19,6 +19,7 @@ from cmpose.data.skeleton import Skeleton
 from cmpose.data.video import Source, VideoInfo, open_video
 from cmpose.predict.clock import Clock
 from cmpose.predict.detectors.box_arrays import BoxArrays, Boxes, Detector
+from cmpose.predict.detectors.named import named_detector
 from cmpose.predict.drawing import draw_frame
 from cmpose.predict.frame import PredictedFrame
 from cmpose.predict.one_euro import KeypointSmoother
@@ -74,7 +75,7 @@ class PoseModel:
         source: Source,
         *,
         boxes: str | Path | Boxes | np.ndarray | None = None,
-        detector: Detector | None = None,
+        detector: str | Detector | None = None,
         min_score: float = Options.min_score,
         detect_every: int | None = None,
         bridge: int | None = None,
@@ -95,9 +96,10 @@ class PoseModel:
             boxes: whose poses. A file (``docs/predict.md``); or for each frame an array [P, 4] of
                 x1, y1, x2, y2 in pixels, [P, 5] with a score, [P, 6] with a track id as well: in a
                 list from the first frame on, or in a dict by frames' numbers.
-            detector: finds people, where there are no ``boxes``: is called with a picture, uint8
-                RGB [H, W, 3], and returns an array as above. Without it OpenCV's HOG detector
-                looks for people; it misses many.
+            detector: finds people, where there are no ``boxes``: ``"rtdetr"`` or ``"FILE.onnx"``
+                (``docs/predict.md``), or what is called with a picture, uint8 RGB [H, W, 3], and
+                returns an array as above. Without it OpenCV's HOG detector looks for people; it
+                misses many.
             min_score: boxes with a lower score are ignored.
             detect_every: the detector is run in every Nth frame; None is 3.
             bridge: how many frames in a row a person may be missing and still gets boxes between
@@ -115,6 +117,8 @@ class PoseModel:
         Raises:
             ValueError: an option that cannot be, or boxes that are none; names the first.
         """
+        if isinstance(detector, str):
+            detector = named_detector(detector, self.predictor.device)
         options = Options(
             detections=(
                 boxes if boxes is None or isinstance(boxes, str | Path) else BoxArrays(boxes)

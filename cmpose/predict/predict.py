@@ -112,10 +112,21 @@ def predict_video(
         )
 
 
+_HOG_NOTE = (
+    "people are looked for by OpenCV's HOG detector, the last resort: it misses many people, those "
+    "who crouch, embrace, are small or cut off, and finds some where nobody is; see --detector and "
+    "--detections in docs/predict.md#whose-poses"
+)
+
+
 def _say_notes(info: VideoInfo, options: Options) -> None:
     """Prints what a user should know before frames are predicted."""
     to_draw = "video" in options.outputs and not info.picture
-    for note in (info.cut_off, *info.notes, note_of_encoder() if to_draw else ""):
+    hog = options.detections is None and options.detector is None
+    for note in (
+        *(info.cut_off, *info.notes, note_of_encoder() if to_draw else ""),
+        _HOG_NOTE if hog else "",
+    ):
         if note:
             print(f"note: {note}")
 

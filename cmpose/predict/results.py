@@ -173,10 +173,11 @@ def check_somebody(m: dict[str, Any], out: str) -> None:
     """Raises ValueError for metrics that count no people: why, and what to do."""
     if m["people"]:
         return
-    if m["box_source"] == HOG:
+    if "boxes_left_out" not in m:
+        other = ", or --detector rtdetr" if m["box_source"] == HOG else ""
         raise ValueError(
-            f"{m['video']}: nobody was found: give --detections FILE, or lower --min_score; what "
-            f"there is without people is written to {out}"
+            f"{m['video']}: nobody was found: give --detections FILE{other}, or lower --min_score; "
+            f"what there is without people is written to {out}"
         )
     raise ValueError(
         f"{m['box_source']}: nobody is in the {m['frames']} frames that were predicted; left out: "

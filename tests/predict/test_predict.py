@@ -122,7 +122,9 @@ def test_nobody_in_the_video(weights, tmp_path):
     for _ in range(2):  # also of a prediction that is done already
         with pytest.raises(SystemExit) as ended:
             cli.main([*command, "--explain"])
-        assert "grey.mp4: nobody was found: give --detections FILE, or lower" in str(ended.value)
+        assert "grey.mp4: nobody was found: give --detections FILE, or --detector" in str(
+            ended.value
+        )
 
 
 def test_nobody_is_left_of_the_boxes_that_were_given(weights, clip, tmp_path):
