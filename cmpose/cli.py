@@ -124,7 +124,7 @@ def _parse(parser: ArgumentParser, command: str, arguments: list[str]) -> Namesp
     if help_text.HELP_ALL in arguments:
         arguments = [command, "--help"]
     elif {"-h", "--help"} & set(arguments) and command in commands:
-        help_text.shorten(commands[command], config.COMMON)
+        help_text.shorten(commands[command], command, config.COMMON)
     arguments = usage.same_but_hyphens(arguments, names)
     try:
         return parser.parse_args(arguments)
@@ -138,11 +138,14 @@ def _recipe_error(arguments: list[str]) -> str:
     """What is wrong with the recipe that ``--config`` names: the parser does not say where."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     recipe = dict(pairwise(words)).get("--config", "")
-    if os.path.isfile(recipe):
-        try:
-            config.load(recipe)
-        except ValueError as error:
-            return str(error)
+    if not recipe:
+        return ""
+    try:
+        config.load(recipe)
+    except OSError as error:
+        return in_words(error)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
@@ -192,6 +195,8 @@ def _main(arguments: list[str] | None) -> None:
         if not explained or os.environ.get("CMPOSE_TRACEBACK") == "1":
             raise
         said = in_words(error) if isinstance(error, OSError) else str(error)
+        if said.startswith("bad configuration"):  # it names the field, and not yet the file
+            said = _recipe_error(arguments) or said
         if short:
             said = f"{short}; {command.if_memory_runs_out}"
         sys.exit(f"cmpose {command.name}: {said}")

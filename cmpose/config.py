@@ -445,7 +445,10 @@ def load(path: str | Path, **overrides: object) -> Config:
         raise FileNotFoundError(f"{path}: no such recipe; configs/ has some") from error
     # PyYAML passes on what Python says of dates and numbers that there cannot be.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}," if mark else ""
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ValueError(f"{path}{line} is not YAML: {said}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a YAML mapping with {', '.join(SECTIONS)}")
     for dotted, value in overrides.items():

@@ -41,6 +41,37 @@ def test_a_usage_error_is_one_line(arguments, said, capsys):
     assert error.count("\n") == 1
 
 
+def test_help_names_what_must_be_given(capsys):
+    usage_of_evaluate = help_of(capsys, "evaluate", "--help").splitlines()[0]
+    assert usage_of_evaluate == "usage: cmpose evaluate --checkpoint CHECKPOINT [options]"
+    assert help_of(capsys, "score", "--help").startswith(
+        "usage: cmpose score GROUND_TRUTH PREDICTIONS [options]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("train:\n  epochs: [1\n", ", line 3, is not YAML: expected ',' or ']', but got"),
+        ("data:\n  augment: 3\n", ", line 2: bad configuration: data.augment: expected a mapping"),
+        (
+            "model:\n  bakbone: tiny\n",
+            ", line 2: bad configuration: model.bakbone: no such field; did ",
+        ),
+        (None, ": no such recipe; configs/ has some"),
+    ],
+)
+def test_an_error_in_a_recipe_is_one_line_with_its_file(recipe, said, tmp_path, capsys):
+    file = tmp_path / "r.yaml"
+    if recipe is not None:
+        file.write_text(recipe)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--config", str(file), "--output", str(tmp_path / "run")])
+    error = capsys.readouterr().err or f"{ended.value.code}\n"
+    assert error.startswith(f"cmpose train: {file}{said}")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -98,10 +129,12 @@ def help_of(capsys, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_short_and_in_plain_words(command, capsys):
+def test_help_is_short_and_in_plain_words(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     text = help_of(capsys, command, "--help")
-    assert len(text.splitlines()) < 100
-    for word in ("Literal", "typing", "type:", "null", "default: )", "default: False"):
+    assert len(text.splitlines()) < 60  # a screen
+    assert text.startswith(f"usage: cmpose {command} ")
+    for word in ("Literal", "typing", "type:", "null", "default: )", "default: False", "``"):
         assert word not in text
 
 
