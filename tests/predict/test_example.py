@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests import notebook
+from tests.predict import notebook
 from tests.shared_data import PROJECT
 
 FILE = PROJECT / "examples" / "poses_of_a_video.ipynb"

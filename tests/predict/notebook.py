@@ -1,6 +1,6 @@
 """Runs a notebook from top to bottom, in one process and without Jupyter.
 
-``python -m tests.notebook FILE`` writes the outputs into the file.
+``python -m tests.predict.notebook FILE`` writes the outputs into the file.
 """
 
 from __future__ import annotations
