@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import SUPPRESS, Action
 from collections.abc import Collection
 from typing import Any
@@ -16,6 +17,11 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"max_help_position": 34} | kwargs)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        # A recipe's fields, with a dot, keep the names that they have in files.
+        text = super()._format_action_invocation(action)
+        return re.sub(r"--[\w.]+", lambda o: o[0] if "." in o[0] else o[0].replace("_", "-"), text)
 
     def _get_help_string(self, action: Action) -> str:
         text = super()._get_help_string(action)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cmpose import config, usage
@@ -126,6 +128,13 @@ def help_of(capsys, *arguments: str) -> str:
         main([*arguments])
     assert not ended.value.code
     return capsys.readouterr().out
+
+
+def test_help_shows_options_with_hyphens_and_fields_as_files_have_them(capsys):
+    text = help_of(capsys, "predict", "--help")
+    assert "--batch-size BATCH_SIZE" in text
+    assert not re.search(r"--\w+_", text)
+    assert "--model.image_size" in help_of(capsys, "train", "--help-all")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
