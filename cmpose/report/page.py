@@ -344,7 +344,10 @@ def _heading(column: str) -> str:
 
 def _groups(report: Report) -> str:
     """``Worst and best``: of the report, or of its first source."""
-    worst, best = (report.sources or [report])[0].groups
+    shown = [part for part in report.parts() if part.worst] or [report]
+    worst, best = shown[0].groups
+    if not any(part.best for part in shown):
+        return worst
     return f"{worst} and {best.lower()}" if best else worst
 
 

@@ -178,7 +178,7 @@ def _recipe_facts(config: Config) -> list[tuple[str, str]]:
     if model.fine != "off":
         fine += f", {model.tokens_per_keypoint} a keypoint"
     if model.fine == "full":
-        fine += f", {model.num_clusters} clusters"
+        fine += f", {model.num_clusters} cluster{'s' if model.num_clusters > 1 else ''}"
     training = (
         f"{train.epochs} epochs, batch {train.batch_size}, lr {train.lr:g}, {train.precision}"
     )
