@@ -154,18 +154,16 @@ HEATMAP_LOSS: dict[str, Lines] = {
 
 
 # --- warp_clips ------------------------------------------------------------------------------
-# The variant is whether the colours of a pixel, and the pixels of a row, are neighbours. If so, a
-# program is one warp: nothing waits at barriers, and its matrix is inverted in float64 once. A
-# thread takes four pixels at a time, with 48 byte loads in flight. Other
-# strides need more registers for addresses: two pixels a thread. Where float64 is slow (8.6, 8.9,
-# 12.x) a program covers more rows; elsewhere fewer, so that all end at about the same time.
-def _warp(warps: int) -> dict[int, Config]:
-    long, short = (c(warps, BANDS=bands, BLOCK_Y=4, BLOCK_X=32) for bands in (8, 4))
-    return {80: short, 86: long, 90: short, 120: long}
+# The variant is how frames are read: words of 8 bytes, bytes of pixels side by side, or bytes of
+# any strides. A program is one warp: nothing waits at barriers, and its matrix is inverted in
+# float64 once for 32 rows. A thread takes four pixels at a time; with any strides, whose addresses
+# need more registers, two.
+def _warp(rows: int) -> dict[int, Config]:
+    return {80: c(1, BANDS=32 // rows, BLOCK_Y=rows, BLOCK_X=32)}
 
 
 WARP_CLIPS: dict[str, Lines] = {
-    "warp_clips": {"packed": _warp(1), "any": _warp(2)},
+    "warp_clips": {"words": _warp(4), "packed": _warp(4), "any": _warp(2)},
 }
 
 

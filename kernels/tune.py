@@ -171,6 +171,8 @@ def _warp_clips(shape: Shape, device: str) -> Iterator[tuple[str, Call]]:
     planar = frames.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
     options = matrices, size, mean, std, shape.dtype
     yield "forward", lambda: warp_clips.forward(frames, *options)
+    odd = frames[:, :, :, 1:]
+    yield "forward, odd rows", lambda: warp_clips.forward(odd, *options)
     yield "forward, channels first", lambda: warp_clips.forward(planar, *options)
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmpose.kernels import warp_clips
-from cmpose.kernels.warp_clips import _fixed
+from cmpose.kernels.warp_clips import _fixed, _layout
 from cmpose.ops.warp_clips import IMAGENET_MEAN, IMAGENET_STD, warp_clips_reference
 from cmpose.ops.warp_clips import _fixed as fixed_reference
 from tests.ops.support.assertions import assert_layout, assert_repeats, assert_same_bits
@@ -64,21 +64,31 @@ def assert_is_the_reference(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(9, 37), (33, 5)])
-def test_white_noise(device: str, dtype: torch.dtype, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "width", "clips", "num_frames"), [((6, 33), 48, 6, 2), ((33, 5), 43, 3, 1)]
+)
+def test_white_noise(
+    device: str,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    width: int,
+    clips: int,
+    num_frames: int,
+) -> None:
     """Tiles cut off in both directions, and more than one band of rows."""
-    frames = noise_frames(device, len(MATRICES), 2, 31, 43)
-    found = assert_is_the_reference(frames, MATRICES.to(device), size, dtype)
+    frames = noise_frames(device, clips, num_frames, 31, width)
+    assert _layout(frames, size[1]) == ("packed" if width % 8 else "words")
+    found = assert_is_the_reference(frames, MATRICES[-clips:].to(device), size, dtype)
     assert len(found.unique()) > 100
 
 
 def test_cv2_within_half_a_grey_level(device: str) -> None:
     frames = noise_frames(device, len(MATRICES), 1, 31, 43)
     plain = (0.0,) * 3, (1.0,) * 3
-    found = warp_clips.forward(frames, MATRICES.to(device), (17, 33), *plain, torch.float32)
+    found = warp_clips.forward(frames, MATRICES.to(device), (7, 33), *plain, torch.float32)
     levels = (found[:, 0] * 255).permute(0, 2, 3, 1).cpu().numpy()
     for crop, frame, matrix in zip(levels, frames[:, 0].cpu().numpy(), MATRICES, strict=True):
-        truth = cv2.warpAffine(frame, matrix.numpy(), (33, 17), flags=cv2.INTER_LINEAR)
+        truth = cv2.warpAffine(frame, matrix.numpy(), (33, 7), flags=cv2.INTER_LINEAR)
         assert np.abs(crop - truth.astype(np.float32)).max() <= 0.5 + 1e-3
 
 
@@ -88,7 +98,7 @@ def test_batches_and_frames(device: str, shape: tuple[int, int]) -> None:
     assert_is_the_reference(frames, MATRICES[: shape[0]].to(device), (5, 3))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (1, 8)])
 def test_frames_of_one_row_or_column(device: str, shape: tuple[int, int]) -> None:
     """Each position has a tap outside, in one direction at least."""
     half = torch.tensor([[[2.0, 0.0, 0.5], [0.0, 2.0, 0.5]]], dtype=torch.float64, device=device)
@@ -110,8 +120,9 @@ def test_mean_and_std_are_those_of_the_channels(device: str) -> None:
 
 
 def strided(device: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Frames [2, 2, 13, 11, 3] and matrices of all sorts of strides."""
+    """Frames, most of them [2, 2, 13, 11, 3], and matrices of all sorts of strides."""
     frames, matrices = noise_frames(device, 2, 2, 13, 11), MATRICES[2:4].to(device)
+    words = noise_frames(device, 2, 3, 13, 24)
     wide = noise_frames(device, 3, 4, 26, 15)
     parts = torch.zeros(3, 4, 5, dtype=torch.float64, device=device)
     parts[:2, 1:3, 2:] = matrices
@@ -121,6 +132,10 @@ def strided(device: str) -> dict[str, tuple[Tensor, Tensor]]:
         "one pixel": (frames[:1, :1, :1, :1].expand(2, 2, 13, 11, 3), matrices),
         "grey": (frames[..., :1].expand(-1, -1, -1, -1, 3), matrices),
         "a cut-out": (wide[1:, 1:3, 2:15, 3:14], matrices),
+        "words, cut out of a clip": (words[:, 1:, 2:, 8:16], matrices),
+        "words of one clip": (words[:1].expand(2, -1, -1, -1, -1), matrices),
+        "words that begin elsewhere": (words[..., 7:23, :], matrices),
+        "rows that end in a word": (words[..., :15, :], matrices),
         "every second row": (wide[:2, ::2, ::2, :11], matrices),
         "channels first": (
             frames.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2),
@@ -139,6 +154,9 @@ def strided(device: str) -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("name", strided("cpu"))
 def test_strides(device: str, name: str) -> None:
     frames, matrices = strided(device)[name]
+    assert (_layout(frames, 5) == "words") == (
+        name in ("words, cut out of a clip", "words of one clip")
+    )
     found = assert_is_the_reference(frames, matrices, (6, 5))
     compact = assert_is_the_reference(frames.contiguous(), matrices.contiguous(), (6, 5))
     assert_same_bits(found, compact)
@@ -151,8 +169,8 @@ BEYOND = 2**31 + 8
     ("shape", "strides"),
     [
         ((2, 1, 3, 4, 3), (BEYOND, 0, 12, 3, 1)),
-        ((1, 2, 3, 4, 3), (0, BEYOND, 12, 3, 1)),
-        ((1, 1, 2, 4, 3), (0, 0, BEYOND, 3, 1)),
+        ((1, 2, 3, 8, 3), (0, BEYOND, 24, 3, 1)),
+        ((1, 1, 2, 8, 3), (0, 0, BEYOND, 3, 1)),
         ((1, 1, 3, 2, 3), (0, 0, 3, BEYOND, 1)),
         ((1, 1, 3, 4, 3), (0, 0, 4, 1, BEYOND // 2 + 99)),
         ((3, 3, 2, 2, 3), (2**30, 2**29, 2**28, 2**27 + 8, 2**26)),
@@ -193,7 +211,7 @@ def test_more_than_2_31_elements(device: str) -> None:
 
 
 def test_every_element_is_written_and_repeats(device: str, poisoned_memory: None) -> None:
-    frames, matrices = noise_frames(device, 2, 2, 13, 11), MATRICES[2:4].to(device)
+    frames, matrices = noise_frames(device, 2, 1, 13, 11), MATRICES[2:4].to(device)
 
     def run() -> Tensor:
         return warp_clips.forward(
@@ -236,7 +254,8 @@ def test_positions_halfway_between_those_that_count(device: str) -> None:
     assert_is_the_reference(frames, matrices.to(device), (9, 9))
 
 
-def test_matrices_that_are_no_use(device: str) -> None:
+@pytest.mark.parametrize("width", [6, 8])
+def test_matrices_that_are_no_use(device: str, width: int) -> None:
     """The op refuses them where it may read values; elsewhere nothing is read out of bounds."""
     nan, inf = math.nan, math.inf
     matrices = torch.tensor(
@@ -250,11 +269,12 @@ def test_matrices_that_are_no_use(device: str) -> None:
             [[1e200, 0, 0], [0, 1e200, 0]],  # the determinant is infinite
             [[1e-160, 0, 1], [0, 1e-160, 1]],  # its inverse is
             [[1, 0, 2.0**20 - 3], [0, 1, 3 - 2.0**20]],
+            [[1e-12, -1e-12, 0], [1e-12, 1e-12, 0]],  # columns and rows are 2²⁰ pixels away
         ],
         dtype=torch.float64,
         device=device,
     )
-    frames = noise_frames(device, len(matrices), 1, 5, 6)
+    frames = noise_frames(device, len(matrices), 1, 5, width)
     with np.errstate(all="ignore"):  # Triton's interpreter computes with numpy
         found = assert_is_the_reference(frames, matrices, (4, 6))
     assert found.isfinite().all()

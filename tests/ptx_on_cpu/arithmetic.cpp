@@ -307,6 +307,9 @@ void halves(Table& t, const std::string& type) {
   });
 }
 
+// Of dp2a: two 16-bit numbers times the two low bytes of another word, added up.
+u32 dot(u32 a, u32 b, u32 c) { return (a & 0xffff) * (b & 255) + (a >> 16) * (b >> 8 & 255) + c; }
+
 // Two float32 in a 64-bit register, from sm_100 on.
 struct Pair {
   f32 low, high;
@@ -378,6 +381,8 @@ void add_arithmetic(Table& t) {
     }
     return result;
   });
+  t["dp2a.lo"] = map([](u32 a, u32 b, u32 c) { return dot(a, b, c); });
+  t["dp2a.hi"] = map([](u32 a, u32 b, u32 c) { return dot(a, b >> 16, c); });
   t["and.pred"] = logic([](u32 a, u32 b) { return a & b; });
   t["or.pred"] = logic([](u32 a, u32 b) { return a | b; });
   t["xor.pred"] = logic([](u32 a, u32 b) { return a ^ b; });

@@ -35,6 +35,7 @@ _FORMS = (
     (r"fma\.rn\.f32\.(b?f16)", r"fma.f32.\1", "4tt4"),
     (r"mma\.sync\.aligned\.(m16n8k16)\.row\.col\.f32\.(b?f16)\.\2\.f32", r"mma.\1.\2", 14 * "4"),
     (r"shfl\.sync\.(\w+)\.b32", r"shfl.\1", "4?4444"),
+    (r"dp2a\.(lo|hi)\.u32\.u32", r"dp2a.\1", "4444"),
     (r"redux\.sync\.(\w+\.\w+)", r"redux.\1", "444"),
     (r"vote\.sync\.(ballot\.b32)", r"vote.\1", "4p4"),
     (r"vote\.sync\.(\w+\.pred)", r"vote.\1", "pp4"),

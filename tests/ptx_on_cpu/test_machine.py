@@ -217,6 +217,8 @@ def test_approximations(
             "prmt.b32 %r9, %r1, 0x7766, 0x0045;",
             [0x66 << 8 | 0x77 | n * 0x1010000 for n in range(32)],
         ),
+        ("dp2a.lo.u32.u32 %r9, 0x20003, 0x09080706, %r1;", [3 * 6 + 2 * 7 + n for n in range(32)]),
+        ("dp2a.hi.u32.u32 %r9, 0x20003, 0x09080706, %r1;", [3 * 8 + 2 * 9 + n for n in range(32)]),
         ("bfe.u32 %r9, %r1, 1, 3;", [n >> 1 & 7 for n in range(32)]),
     ],
 )
