@@ -297,5 +297,13 @@ def _facts(run: Path, metrics: Metrics) -> list[tuple[str, str]]:
     ):
         if value is not None:
             facts.append((name, f"{value:.1f}" if isinstance(value, float) else str(value)))
+    if metrics.keypoints_not_drawn:
+        facts.append(
+            (
+                "Keypoints not drawn",
+                f"{metrics.keypoints_not_drawn} of {metrics.keypoints}, their scores are below "
+                f"{metrics.keypoint_score or 0:g}",
+            )
+        )
     parts = metrics.seconds_by_part or {}
     return facts + [(f"Seconds: {name}", f"{value:.1f}") for name, value in parts.items()]

@@ -43,6 +43,9 @@ class Metrics(Struct):
     people: Whole | None = None
     frames_per_second: Number | None = None
     seconds_by_part: dict[str, Number] | None = None
+    keypoints: Whole | None = None
+    keypoints_not_drawn: Whole | None = None
+    keypoint_score: Number | None = None
     subsets: dict[str, dict[str, Number | None]] = {}
     # What follows is not shown: it is here so that a damaged file is refused.
     skipped: dict[str, Whole] = {}
