@@ -8,15 +8,19 @@ launchers ask for. The flags are those of the build (csrc/build.py). Objects are
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -155,9 +159,25 @@ class Report:
     warnings: list[str]
 
 
+def _digest(source: Path) -> str:
+    """Of a source and of all headers beside it."""
+    files = [source, *sorted(source.parent.glob("*.*h"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def compile_all(plan: build.BuildPlan) -> Report:
     """Compiles what has changed of a plan's kernels, and reads the reports on all of them."""
-    build.run(plan, plan.objects, threads=1)
+    kept = plan.folder / "ptx"
+    kept.mkdir(parents=True, exist_ok=True)
+    before = {path: _digest(path) for path in plan.kernels}
+    with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
+        flags = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} --keep --keep-dir {shlex.quote(folder)}"
+        with mock.patch.dict(os.environ, NVCC_APPEND_FLAGS=flags):
+            ran = build.run(plan, plan.objects, threads=1)
+        for path in plan.kernels:
+            if f"nvcc {path.name}" in ran and _digest(path) == before[path]:
+                for made in Path(folder).glob(f"{path.stem}.compute_*.ptx"):
+                    made.replace(kept / f"{before[path]}.{made.name}")
     report = Report([], [])
     for path, out in zip(plan.kernels, plan.objects, strict=True):
         text = out.with_name(f"{out.name}.log").read_text()
@@ -165,6 +185,14 @@ def compile_all(plan: build.BuildPlan) -> Report:
         warned = (line for line in text.splitlines() if re.search(r"\bwarning(:| #)", line))
         report.warnings.extend(dict.fromkeys(warned))  # each architecture repeats it
     return report
+
+
+def kept_ptx(plan: build.BuildPlan, source: Path, arch: int) -> Path | None:
+    """PTX of a source of a plan as it is now, if :func:`compile_all` has made it on its way."""
+    if source.parent != plan.source:
+        return None
+    path = plan.folder / "ptx" / f"{_digest(source)}.{source.stem}.compute_{arch}.ptx"
+    return path if path.is_file() else None
 
 
 def dynamic_shared_memory(plan: build.BuildPlan) -> dict[str, int]:

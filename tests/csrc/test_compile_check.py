@@ -174,6 +174,23 @@ def test_a_second_run_compiles_nothing(report: Report, plan, capsys) -> None:
     assert "nvcc" not in capsys.readouterr().out
 
 
+def test_ptx_is_kept_with_the_sources_that_it_was_made_of(tmp_path: Path) -> None:
+    """Gates take it in place of compiling anew, unless a source or header has changed."""
+    compile_check.require_nvcc()
+    source, header = tmp_path / "one.cu", tmp_path / "one.cuh"
+    header.write_text("constexpr float kValue = 1.f;\n")
+    source.write_text('#include "one.cuh"\n__global__ void one(float* out) { *out = kValue; }\n')
+    plan = compile_check.plan_for((80, 89), source=tmp_path, folder=tmp_path / "build")
+    compile_check.compile_all(plan)
+    for arch in (80, 89):
+        kept = compile_check.kept_ptx(plan, source, arch)
+        assert kept is not None
+        assert f".target sm_{arch}" in kept.read_text()
+    assert compile_check.kept_ptx(plan, source, 90) is None
+    header.write_text("constexpr float kValue = 2.f;\n")
+    assert compile_check.kept_ptx(plan, source, 89) is None
+
+
 # -- the check itself --
 
 PLANTED_LIMITS = {
