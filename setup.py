@@ -83,6 +83,7 @@ setup(
     package_data={
         "cmpose.configs": ["*.yaml"],
         "cmpose": ["py.typed"],
+        "cmpose.models": ["packaged/*/*"],  # models by name
         "cmpose.report.assets": ["*"],  # what cmpose report makes pages of
     },
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},

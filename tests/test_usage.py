@@ -21,7 +21,7 @@ PREDICT = "predict v.mp4 --checkpoint a --out o "
         ("train --model 3", "--model: is a group; give --model.FIELD"),
         ("train --model.backbone=huuge", "--model.backbone huuge: expected one of tiny, small, b"),
         ("train --data.udp maybe", "--data.udp maybe: expected true or false"),
-        ("predict v.mp4", "give --checkpoint"),
+        ("export", "give CHECKPOINT and --out"),
         ("predict --checkpoint a --out o", "give VIDEO"),
         ("predict v.mp4 --out", "--out: needs a value"),
         (PREDICT + "--batch_size x", "--batch_size x: expected a whole number"),

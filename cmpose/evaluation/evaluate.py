@@ -30,7 +30,7 @@ from cmpose.evaluation.subsets import subset_results
 from cmpose.files import write_metrics, write_text
 from cmpose.models.cmpose import CMPose, CMPoseOutput
 from cmpose.models.vit import PATCH
-from cmpose.models.weights import checkpoint
+from cmpose.models.weights import checkpoint, packaged
 from cmpose.models.weights.card import data_name
 
 OUTPUT_FOLDERS = ("predictions", "ground_truth")
@@ -239,7 +239,8 @@ def evaluate_checkpoint(
 
     Raises:
         CheckpointError: there is no usable checkpoint.
-        ValueError: for annotations that do not fit the model.
+        ValueError: for annotations that do not fit the model, or a packaged model without
+            ``output``.
         FileExistsError: ``output`` holds predictions or metrics that are of no evaluation.
         InUse: another process evaluates into ``output``.
         OutputError: when something cannot be written.
@@ -247,8 +248,7 @@ def evaluate_checkpoint(
     with join_world(train.device) as world:
         model, config = checkpoint.load_model(path)
         config.data, config.train = data, train
-        folder = checkpoint.evaluation_folder(checkpoint.find(path))
-        folder = Path(output) if output else folder
+        folder = Path(output) if output else _beside(checkpoint.find(path))
         _refuse_others(folder)
         with claim_together(world, folder, "evaluate", "--output", OUTPUT_FOLDERS):
             if world.main:
@@ -258,6 +258,16 @@ def evaluate_checkpoint(
                 written = write_metrics(folder, metrics)
                 print(f"predictions and {written.name} are in {folder}")
     return metrics
+
+
+def _beside(model: Path) -> Path:
+    """Where an evaluation goes for which no folder is named."""
+    if packaged.is_packaged(model):
+        raise ValueError(
+            f"--output: {model.name} is a packaged model, beside which nothing is written: give a "
+            "folder"
+        )
+    return checkpoint.evaluation_folder(model)
 
 
 def _refuse_others(folder: Path) -> None:

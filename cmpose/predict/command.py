@@ -17,7 +17,12 @@ def _add_arguments(subparser: ArgumentParser) -> None:
         help="a video file, a picture, a folder of pictures, a pattern such as 'frames/*.jpg' or "
         "'*.mp4', a camera's number, or the address of a stream; several have a folder each",
     )
-    add("--checkpoint", required=True, help="the folder of a training run, or of a model")
+    add(
+        "--checkpoint",
+        default="",
+        help="the folder of a training run, or of a model, or the name of a model that comes with "
+        "the package, which is what is taken where none is given, if there is one",
+    )
     add(
         "--out",
         default="",
@@ -120,6 +125,7 @@ def _add_boxes(subparser: ArgumentParser) -> None:
 
 
 def _run_predict(args: Namespace) -> None:
+    from cmpose.models.weights import packaged
     from cmpose.predict.detectors.named import named_detector
     from cmpose.predict.pose_model import load
     from cmpose.predict.results import check_somebody
@@ -127,7 +133,11 @@ def _run_predict(args: Namespace) -> None:
 
     sources = find_sources(args.video)
     names = dict(zip(sources, name_sources(sources), strict=True))
-    model = load(args.checkpoint, args.device)
+    chosen = args.checkpoint
+    if not chosen:
+        chosen = packaged.default()
+        print(f"model: {chosen}, which comes with the package ({packaged.card(chosen)})")
+    model = load(chosen, args.device)
     detector = named_detector(args.detector, model.predictor.device) if args.detector else None
     options = {name: args[name] for name in _PREDICT}
     saving = {name: args[name] for name in _SAVE}

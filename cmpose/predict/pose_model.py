@@ -39,7 +39,8 @@ def load(model: str | Path, device: str = "auto") -> PoseModel:
     """A trained model, ready to predict.
 
     Args:
-        model: a training run's folder, one of its checkpoints, or a model's folder.
+        model: a training run's folder, one of its checkpoints, a model's folder, or the name of a
+            model that comes with the package.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:

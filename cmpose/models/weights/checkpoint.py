@@ -19,6 +19,7 @@ from cmpose.config import Backend, Config
 from cmpose.data.skeleton import Skeleton
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import folder as model_folder
+from cmpose.models.weights import packaged
 from cmpose.models.weights.folder import (
     CONFIG,
     STATE,
@@ -122,11 +123,15 @@ def discard(run: Path) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder meant by a run's folder, a checkpoint's, or a file inside one.
+    """The checkpoint folder meant by a run's folder, a checkpoint's, a file inside one, or a name.
+
+    The name is a packaged model's.
 
     Raises:
         CheckpointError: when there is none.
     """
+    if (folder := packaged.named(path)) is not None:
+        return folder
     path = Path(path)
     if path.is_file():
         path = path.parent
@@ -138,7 +143,7 @@ def find(path: str | Path) -> Path:
             return candidate
     raise CheckpointError(
         f"no checkpoint at {path}: give a run's folder, one of its checkpoints/step-*, or a "
-        f"{WEIGHTS}"
+        f"{WEIGHTS}{packaged.in_words()}"
     )
 
 

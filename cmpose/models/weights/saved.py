@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cmpose.config import Backend, Config, ModelConfig
 from cmpose.data.skeleton import default_skeleton
 from cmpose.models.weights import folder as model_folder
+from cmpose.models.weights import packaged
 from cmpose.models.weights.card import model_card
 
 Model = TypeVar("Model", bound="SavedModel")
@@ -40,15 +41,15 @@ class SavedModel(nn.Module):
 
         Args:
             path: a local folder with ``model.safetensors`` and ``config.json``, such as
-                ``RUN/model`` or a checkpoint.
+                ``RUN/model`` or a checkpoint; or the name of a packaged model.
             backend: which kernels run the ops; None keeps the recipe's.
 
         Raises:
             CheckpointError: when there is no such folder, or its files are damaged or do not fit.
         """
-        folder = Path(path).expanduser()
+        folder = packaged.named(path) or Path(path).expanduser()
         if not model_folder.is_model(folder):
-            advice = "give a model's folder, such as RUN/model"
+            advice = f"give a model's folder, such as RUN/model{packaged.in_words()}"
             if not folder.exists() and len(Path(path).parts) == 2 and not folder.is_absolute():
                 advice += (
                     "; names on a hub are not looked up: download the repository (hf download "
