@@ -33,6 +33,10 @@ PLAIN: dict[str, Callable[..., Any] | None] = {
 """Op → what is counted; None is the op's reference."""
 
 
+SHAPES = {"temporal_attention": {"N": 207, "K": 0}}
+"""Op → sizes in place of the reference shape's: the model attends over patches and keypoints."""
+
+
 class Traffic(TorchDispatchMode):
     """Counts the bytes and the calls of every ATen operator that moves data."""
 
@@ -58,7 +62,7 @@ def count() -> list[tuple[str, str, int, int, int]]:
     for op, plain in PLAIN.items():
         bench = bench_of(op)
         there, back = (
-            Workload(op, direction, bench.shapes[0], BF16) for direction in (FORWARD, BACKWARD)
+            Workload(op, direction, {**bench.shapes[0], **SHAPES.get(op, {})}, BF16) for direction in (FORWARD, BACKWARD)
         )
         arguments = bench.arguments(there, "meta")
         function = plain or partial(bench.call, backend="reference")
