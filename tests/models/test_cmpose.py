@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -119,6 +121,18 @@ def test_any_odd_number_of_frames_and_any_multiple_of_16(num_frames, size):
         ({"num_clusters": 9}, r"model\.num_clusters=9.*8 non-causal"),
         ({"neighbors": 0}, r"model\.neighbors=0"),
         ({"criss_cross_heads": 5}, r"num_heads=5 does not divide"),
+        ({"image_size": (16_400, 48)}, r"model\.image_size=\(16400, 48\).*at most 16384"),
+        ({"num_frames": 2**63 - 1}, r"model\.num_frames=9223372036854775807: .*\[1, 1001\]"),
+        ({"depth": 2**63 - 1}, r"model\.depth=9223372036854775807: must lie in \[0, 1000\]"),
+        ({"depth": -1}, r"model\.depth=-1"),
+        ({"criss_cross_depth": 0}, r"model\.criss_cross_depth=0: must lie in \[1, 1000\]"),
+        ({"drop_path": 1.0}, r"model\.drop_path=1\.0: must be less than 1"),
+        ({"mlp_ratio": -2.0}, r"model\.mlp_ratio=-2\.0"),
+        ({"head_channels": 0}, r"model\.head_channels=0"),
+        ({"noise_std": -1.0}, r"model\.noise_std=-1\.0"),
+        ({"sigma": 0.0}, r"model\.sigma=0\.0"),
+        ({"selection_weight": -0.1}, r"model\.selection_weight=-0\.1"),
+        ({"reconstruction_weight": math.nan}, r"model\.reconstruction_weight=nan"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_named(fields, named):

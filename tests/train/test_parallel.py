@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +71,38 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def run_together(root: Path, jobs: list[list]) -> list[int]:
+    """The exit codes of two processes that go through the jobs, see ``tests/train/several.py``."""
+    jobs = [[*job, port] for job, port in zip(jobs, free_ports(len(jobs)), strict=True)]
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONFAULTHANDLER": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.several", str(root / "jobs.json")],
+            cwd=PROJECT,
+            env=one_thread() | group | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=(root / f"errors{rank}").open("w"),
+        )
+        for rank in "01"
+    ]
+    codes: list[int | None] = [None, None]
+    for _ in range(3000):
+        codes = [process.poll() for process in processes]
+        if None not in codes or any(codes):
+            break
+        time.sleep(0.1)
+    for process in processes:  # what one waits for does not come once the other is dead
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        process.kill()
+    return [process.wait() for process in processes]
+
+
+def errors(root: Path) -> str:
+    return "".join((root / f"errors{rank}").read_text() for rank in "01")
+
+
 @pytest.fixture(scope="module")
 def pair(rendered, tmp_path_factory):
     """The folder with what a pair of processes has made: RUNS by name, and more."""
@@ -101,21 +138,15 @@ def pair(rendered, tmp_path_factory):
         ),
         run("gradients", "plain", output="."),
     ]
-    jobs = [[*job, port] for job, port in zip(jobs, free_ports(len(jobs)), strict=True)]
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.several", str(root / "jobs.json")],
-            cwd=PROJECT,
-            env=one_thread()
-            | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
-            stdout=subprocess.DEVNULL,
-            stderr=(root / f"errors{rank}").open("w"),
-        )
-        for rank in "01"
-    ]
-    codes = [process.wait(timeout=300) for process in processes]
-    assert codes == [0, 0], "".join((root / f"errors{rank}").read_text() for rank in "01")
+    codes = run_together(root, jobs)
+    if {-signal.SIGABRT, -signal.SIGSEGV} & {*codes}:
+        # In one of some 60 runs torch's own threads broke a process's heap, at a place that neither
+        # glibc's checks nor valgrind found in others. What fails each time fails here, too.
+        warnings.warn(f"a process died of a signal ({codes}): {errors(root)}", stacklevel=1)
+        for folder in filter(Path.is_dir, root.iterdir()):
+            shutil.rmtree(folder)
+        codes = run_together(root, jobs)
+    assert codes == [0, 0], errors(root)
     return SimpleNamespace(root=root, files=files)
 
 

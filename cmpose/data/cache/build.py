@@ -6,7 +6,7 @@ import math
 import signal
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ def build(
         plan = _read_or_write_plan(clips, folder)
         store = StoreWriter(folder, plan, clips.root)
         if not store.finished:
-            loader = _load(_FrameCutter(clips.root, plan, store.kept), workers)
+            loader = _load(_FrameCutter(clips.root, plan, store.kept, _annotations(clips)), workers)
             bar = tqdm(
                 total=len(plan.tiles),
                 initial=store.kept,
@@ -151,7 +151,7 @@ def other_pictures(store: TileCache, workers: int = 0) -> Iterator[str]:
     Sizes and times are compared when a store is opened; a picture that was replaced by one of the
     same size, its time kept, is told by its pixels alone.
     """
-    cutter = _FrameCutter(store.root, store.plan, 0)
+    cutter = _FrameCutter(store.root, store.plan, 0, {})
     raw = store.plan.settings["data.cache_format"] == "raw"
     number = 0
     for frame, cut in zip(cutter.frames, _load(cutter, workers), strict=True):
@@ -200,11 +200,21 @@ def _read_or_write_plan(clips: ClipDataset, folder: Path) -> StorePlan:
     return plan
 
 
-class _FrameCutter(Dataset[CutFrame]):
-    """The frames of a plan from tile ``first`` on, each decoded and cut into its tiles."""
+def _annotations(clips: ClipDataset) -> dict[str, str]:
+    """Frame → the annotation file that says its size."""
+    return {file: record.sequence.source for record in clips.records for file in record.files}
 
-    def __init__(self, root: Path, plan: StorePlan, first: int) -> None:
-        self.root, self.plan = root, plan
+
+class _FrameCutter(Dataset[CutFrame]):
+    """The frames of a plan from tile ``first`` on, each decoded and cut into its tiles.
+
+    ``annotations`` says for each frame which file its size is from, for messages.
+    """
+
+    def __init__(
+        self, root: Path, plan: StorePlan, first: int, annotations: Mapping[str, str]
+    ) -> None:
+        self.root, self.plan, self.annotations = root, plan, annotations
         self.windows: dict[int, list[tuple[int, Window]]] = {}
         for frame, factor, *sides in plan.tiles[first:]:
             self.windows.setdefault(frame, []).append((factor, Window(*sides)))
@@ -217,8 +227,9 @@ class _FrameCutter(Dataset[CutFrame]):
         frame = self.frames[index]
         file, windows = self.root / self.plan.files[frame], self.windows[frame]
         state = frame_state(file)  # before it is read, so that a change while it is read is seen
+        annotation = self.annotations.get(str(file), "the annotation")
         try:
-            picture = read_frame(str(file), self.plan.sizes[frame], "the annotation")
+            picture = read_frame(str(file), self.plan.sizes[frame], annotation)
         except FrameError as error:
             return CutFrame(state, [(b"", 0)], str(error))
         tiles = [self._encode(shrink(picture, window, factor)) for factor, window in windows]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cmpose.config import Backend, Config, ModelConfig
 from cmpose.data.skeleton import default_skeleton
+from cmpose.memory import shortage
 from cmpose.models.weights import folder as model_folder
 from cmpose.models.weights import packaged
 from cmpose.models.weights.card import model_card
@@ -66,6 +67,14 @@ class SavedModel(nn.Module):
         except ValueError as error:
             raise model_folder.CheckpointError(
                 f"{folder / model_folder.CONFIG}: {error}; use another checkpoint of the run"
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not (short := shortage(error)):
+                raise
+            raise model_folder.CheckpointError(
+                f"{folder / model_folder.CONFIG}: {short} for the model that it describes; the "
+                f"weights beside it are {(folder / model_folder.WEIGHTS).stat().st_size / 1e6:.1f} "
+                "MB. Free memory; or, where it is damaged, use another checkpoint of the run"
             ) from error
         model.recipe, model.source = recipe, str(folder / model_folder.WEIGHTS)
         source = f"{folder / model_folder.WEIGHTS}, by {folder / model_folder.CONFIG},"

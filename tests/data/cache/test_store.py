@@ -620,6 +620,16 @@ def test_a_jpeg_tile_that_does_not_decode(data, tmp_path):
 # --- unreadable frames, wrong arguments ----------------------------------------------------
 
 
+def test_a_frame_of_another_size_is_named_with_its_annotation_file(data, tmp_path):
+    root, sequences = data
+    path = root / sequences[0].frames[3].file_name
+    cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
+    named = re.escape(sequences[0].source)
+    message = rf"000003\.jpg: is 30×20 pixels, but {named} or the sequence's other frames say"
+    with pytest.raises(FrameError, match=message):
+        build(make(root, sequences), tmp_path / "train", progress=False)
+
+
 def test_an_unreadable_frame_stops_or_is_left_out(data, tmp_path):
     root, sequences = data
     path = root / sequences[0].frames[3].file_name

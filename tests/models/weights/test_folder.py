@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -109,6 +110,14 @@ def test_a_recipe_of_which_no_model_can_be_built_is_named_with_its_file(tmp_path
     recipe["model"]["num_frames"] = 2
     (folder / "config.json").write_text(json.dumps(recipe))
     with pytest.raises(CheckpointError, match=r"m/config\.json: model\.num_frames=2: must be odd"):
+        CMPose.from_pretrained(folder)
+
+
+def test_memory_that_a_model_lacks_is_told_with_the_recipe_and_the_size_of_the_weights(tmp_path):
+    folder = build().save_pretrained(tmp_path / "m")
+    message = r"m/config\.json: memory ran out .* the weights beside it are [\d.]+ MB"
+    full = mock.patch.object(torch.nn.Linear, "reset_parameters", side_effect=MemoryError)
+    with full, pytest.raises(CheckpointError, match=message):
         CMPose.from_pretrained(folder)
 
 
