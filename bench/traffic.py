@@ -62,7 +62,8 @@ def count() -> list[tuple[str, str, int, int, int]]:
     for op, plain in PLAIN.items():
         bench = bench_of(op)
         there, back = (
-            Workload(op, direction, {**bench.shapes[0], **SHAPES.get(op, {})}, BF16) for direction in (FORWARD, BACKWARD)
+            Workload(op, direction, {**bench.shapes[0], **SHAPES.get(op, {})}, BF16)
+            for direction in (FORWARD, BACKWARD)
         )
         arguments = bench.arguments(there, "meta")
         function = plain or partial(bench.call, backend="reference")
