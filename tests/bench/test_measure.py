@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -145,20 +147,15 @@ def test_a_card_that_is_lost_is_told_at_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
     bench = bench_of("unmerge_tokens")
     made = bench.arguments(Workload("unmerge_tokens", FORWARD, bench.small, FP32), "cpu")
-    calls: list[int] = []
-
-    def function(**arguments: Any) -> Any:
-        calls.append(1)
-        return bench.call(**arguments, backend="auto")
-
+    function = Mock(side_effect=partial(bench.call, backend="auto"))
     backward = measure.call_of(function, made, bench, BACKWARD)
-    forwards = len(calls)
+    forwards = function.call_count
     first, second = backward(), backward()
-    assert len(calls) == forwards
+    assert function.call_count == forwards
     assert [g.shape for g in first] == [made[n].shape for n in bench.gradients]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     measure.call_of(function, made, bench, BOTH)()
-    assert len(calls) == forwards + 2
+    assert function.call_count == forwards + 2
 
 
 def test_targets_come_first_and_every_op_early() -> None:
@@ -196,10 +193,8 @@ def test_a_process_that_loses_the_card_is_followed_by_another(
 ) -> None:
     """``make gpu`` starts one where a command ends with 3; it knows what not to run again."""
 
-    def lose(*arguments: Any) -> Any:
-        raise measure.Lost("sdpa_flash", ILLEGAL)
-
-    monkeypatch.setattr(measure, "measure", lose)
+    lost = Mock(side_effect=measure.Lost("sdpa_flash", ILLEGAL))
+    monkeypatch.setattr(measure, "measure", lost)
     journal = tmp_path / "journal.json"
     assert program.main(["unmerge_tokens", "--quick", "--journal", str(journal)]) == 3
     case = program.wanted_workloads(["unmerge_tokens"], small=True, only="targets")[0]
