@@ -130,6 +130,7 @@ def _parse(parser: ArgumentParser, command: str, arguments: list[str]) -> Namesp
         return parser.parse_args(arguments)
     except (ArgumentError, UnicodeDecodeError) as error:
         said = _recipe_error(arguments) or usage.one_line(str(error), names)
+        said = help_text.hyphenated(said)
         print(f"cmpose {command}: {said} (cmpose {command} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -199,7 +200,7 @@ def _main(arguments: list[str] | None) -> None:
             said = _recipe_error(arguments) or said
         if short:
             said = f"{short}; {command.if_memory_runs_out}"
-        sys.exit(f"cmpose {command.name}: {said}")
+        sys.exit(f"cmpose {command.name}: {help_text.hyphenated(said)}")
     except KeyboardInterrupt:
         print(f"cmpose {command.name}: interrupted", file=sys.stderr)
         sys.exit(STOPPED)

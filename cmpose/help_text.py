@@ -12,6 +12,16 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 HELP_ALL = "--help-all"
 
 
+def hyphenated(text: str) -> str:
+    """A text with its options as they are shown: ``--batch-size``.
+
+    A recipe's fields, with a dot, keep the names that they have in files.
+    """
+    return re.sub(
+        r"(?<![\w/.-])--[\w.]+", lambda o: o[0] if "." in o[0] else o[0].replace("_", "-"), text
+    )
+
+
 class HelpFormatter(DefaultHelpFormatter):
     """Help without Python's types, which names and choices tell, and without empty defaults."""
 
@@ -19,9 +29,7 @@ class HelpFormatter(DefaultHelpFormatter):
         super().__init__(*args, **{"max_help_position": 34} | kwargs)
 
     def _format_action_invocation(self, action: Action) -> str:
-        # A recipe's fields, with a dot, keep the names that they have in files.
-        text = super()._format_action_invocation(action)
-        return re.sub(r"--[\w.]+", lambda o: o[0] if "." in o[0] else o[0].replace("_", "-"), text)
+        return hyphenated(super()._format_action_invocation(action))
 
     def _get_help_string(self, action: Action) -> str:
         text = super()._get_help_string(action)

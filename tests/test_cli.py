@@ -71,7 +71,7 @@ def test_wrong_usage_exits_with_2(tmp_path, capsys):
         ["train", "--output", "x", "--model.backbone", "vast"],
         ["train", "--output", "x", "--model.backbon", "tiny"],
         ["train", "--config", str(tmp_path / "none.yaml"), "--output", "x"],
-        ["predict", "video.mp4"],
+        ["predict"],
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cmpose import config, usage
+from cmpose import config, help_text, usage
 from cmpose.cli import COMMANDS, main
 
 PREDICT = "predict v.mp4 --checkpoint a --out o "
@@ -24,8 +24,8 @@ PREDICT = "predict v.mp4 --checkpoint a --out o "
         ("export", "give CHECKPOINT and --out"),
         ("predict --checkpoint a --out o", "give VIDEO"),
         ("predict v.mp4 --out", "--out: needs a value"),
-        (PREDICT + "--batch_size x", "--batch_size x: expected a whole number"),
-        (PREDICT + "--batch-size x", "--batch_size x: expected a whole number"),
+        (PREDICT + "--batch_size x", "--batch-size x: expected a whole number"),
+        (PREDICT + "--batch-size x", "--batch-size x: expected a whole number"),
         (PREDICT + "--fps x", "--fps x: expected a number"),
         (PREDICT + "--outputs [x]", "--outputs x: expected one of video, poses, coco, csv"),
         (PREDICT + "--explain=3", "--explain 3: takes no value"),
@@ -128,6 +128,11 @@ def help_of(capsys, *arguments: str) -> str:
         main([*arguments])
     assert not ended.value.code
     return capsys.readouterr().out
+
+
+def test_messages_have_hyphens_in_options_alone():
+    kept = "--model.image_size x, runs/a--b_c, a_b"
+    assert help_text.hyphenated(f"--on_error: {kept}") == f"--on-error: {kept}"
 
 
 def test_help_shows_options_with_hyphens_and_fields_as_files_have_them(capsys):

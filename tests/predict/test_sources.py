@@ -126,6 +126,12 @@ def test_pictures_of_a_shell_s_pattern_are_told_from_a_video(capsys):
     )
 
 
+def test_a_message_has_hyphens_in_its_options(weights, clip):
+    command = ["predict", str(clip[0]), "--checkpoint", str(weights), "--batch_size", "0"]
+    with pytest.raises(SystemExit, match="cmpose predict: --batch-size 0: must be at least 1"):
+        cli.main(command)
+
+
 def test_without_a_display_a_window_says_so(model, clip, weights, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     said = r"--show: there is no display here \(.*\); leave --show out: the drawn video is written"
