@@ -2,10 +2,11 @@
 //
 // Clips of up to kMatrixTokens tokens take three launches: products, densities, and δ with the
 // clusters (dpc_knn_short.cuh); or, above kShortTokens and of float32 tokens, center_tokens,
-// distance_pass (which keeps the matrix of d², small enough for the L2 cache) and the last one. For
-// longer clips each pass over the tiles computes d² anew, and only O(M · D) memory is used.
+// distance_pass (which keeps the matrix of d², small enough for the L2 cache) and the last one.
+// Longer clips: dpc_knn_long.cuh.
 #include <algorithm>
 
+#include "dpc_knn_long.cuh"
 #include "dpc_knn_short.cuh"
 
 namespace cmpose {
@@ -14,7 +15,6 @@ namespace {
 constexpr int kCenterThreads = 256;
 constexpr int kCenterChannels = 64;  // of a block
 constexpr int kFinishThreads = 512;
-constexpr int kRankThreads = 256;
 
 // -- centring -------------------------------------------------------------------------------------
 
@@ -168,39 +168,6 @@ __device__ __forceinline__ uint64_t center_key(float log_density, float delta, b
          static_cast<uint64_t>(ordered(log_density + logf(delta))) << 31 | (0x7fffffffu - i);
 }
 
-// A thread finds one token's rank, by counting the tokens before it: the rank as a centre
-// (CENTERS), or the rank by density.
-template <bool CENTERS>
-__global__ void __launch_bounds__(kRankThreads) rank_tokens(DistancePass pass, int blocks_a_clip) {
-  SharedMemory shared;
-  uint64_t* const tile = shared.take<uint64_t>(kRankThreads);
-  const int64_t clip = blockIdx.x / blocks_a_clip, base = clip * pass.tokens;
-  const int i =
-      static_cast<int>(blockIdx.x % blocks_a_clip) * kRankThreads + static_cast<int>(threadIdx.x);
-  const auto key = [&](int j) {
-    const float log_density = pass.log_density[base + j];
-    return CENTERS ? center_key(log_density, pass.delta[base + j], pass.usable[base + j], j)
-                   : density_key(log_density, j);
-  };
-  const uint64_t mine = i < pass.tokens ? key(i) : 0;
-  int rank = 0;
-  for (int from = 0; from < pass.tokens; from += kRankThreads) {
-    const int token = from + static_cast<int>(threadIdx.x);
-    if (token < pass.tokens) tile[threadIdx.x] = key(token);
-    __syncthreads();
-    const int count = min(kRankThreads, pass.tokens - from);
-    for (int j = 0; j < count; ++j) rank += tile[j] > mine;
-    __syncthreads();
-  }
-  if (i >= pass.tokens) return;
-  if constexpr (CENTERS) {
-    pass.center_of[base + i] = rank < pass.clusters ? rank : -1;
-    if (rank < pass.clusters) pass.centers[clip * pass.clusters + rank] = i;
-  } else {
-    pass.order[base + rank] = i;
-  }
-}
-
 // -- the last launch for clips whose distances are kept -------------------------------------------
 
 // δ, centres and assignment of a clip, from its matrix of d². Every block of a clip computes all of
@@ -294,6 +261,11 @@ bool forms_triangle(const DpcKnn& shape) {
   return shape.clusters.tokens <= kShortTokens && shape.clusters.dtype != Dtype::kFloat32;
 }
 
+// How many tokens lie in a group of a longer clip.
+int group_tokens(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? PairTile<float>::kSide : PairTile<bf16>::kSide;
+}
+
 bool keeps_matrix(const DpcKnn& shape) { return shape.clusters.tokens <= kMatrixTokens; }
 
 int depth_of(const DpcKnn& shape) {
@@ -313,10 +285,10 @@ struct Workspace {
   }
 };
 
-DistancePass lay_out(const DpcKnn& shape, Workspace& workspace) {
+LongPass lay_out(const DpcKnn& shape, Workspace& workspace) {
   const Clusters& c = shape.clusters;
   const int64_t all = c.clips * c.tokens;
-  DistancePass pass{};
+  LongPass pass{};
   pass.tokens = c.tokens;
   pass.depth = depth_of(shape);
   pass.neighbors = shape.neighbors;
@@ -338,37 +310,76 @@ DistancePass lay_out(const DpcKnn& shape, Workspace& workspace) {
   if (keeps_matrix(shape)) {
     pass.matrix = workspace.take<float>(all * c.tokens);
   } else {
+    const int k = shape.neighbors;
+    pass.groups = static_cast<int>(ceil_div(c.tokens, group_tokens(c.dtype)));
     pass.norms = workspace.take<float>(all);
-    pass.order = workspace.take<int>(all);
+    pass.limits = workspace.take<float>(all);
+    pass.nearest = workspace.take<uint64_t>(all * k);
+    pass.fresh = workspace.take<uint64_t>(all * std::max(kRoles * k, kSearchParts));
+    pass.parts = pass.fresh;  // which is read no more by then
+    pass.found = workspace.take<uint8_t>(all * kRoles);
+    pass.open = workspace.take<int>(all);
+    pass.open_count = workspace.take<int>(c.clips);
+    pass.peaks = workspace.take<int>(c.clips);
     pass.center_of = workspace.take<int>(all);
   }
   return pass;
 }
 
-template <class T, int ROWS, int COLUMNS, Stage STAGE>
+template <class T, int ROWS, int COLUMNS>
 void run_pass(const DistancePass& pass, int64_t clips, void* stream) {
-  using Shape = Tile<T, ROWS, COLUMNS>;
-  const int tokens_a_block = STAGE == Stage::kNorms ? COLUMNS : ROWS;
-  const int blocks = static_cast<int>(ceil_div(pass.tokens, tokens_a_block));
-  launch("dpc_knn", distance_pass<T, ROWS, COLUMNS, STAGE>, clips * blocks, kTileThreads,
-         Shape::shared_bytes(), stream, pass, blocks);
+  const int blocks = static_cast<int>(ceil_div(pass.tokens, ROWS));
+  launch("dpc_knn", distance_pass<T, ROWS, COLUMNS>, clips * blocks, kTileThreads,
+         Tile<T, ROWS, COLUMNS>::shared_bytes(), stream, pass, blocks);
 }
 
-// The rows of a tile for clips beyond kMatrixTokens: many, because each loaded number then serves
-// more products. Float32's three pieces and three sums leave no room for as many.
-template <class T>
-constexpr int kStreamRows = std::is_same<T, float>::value ? 64 : 128;
-
-// For clips whose d² are kept: small tiles, so that there are many blocks, and the width that
-// leaves the fewest columns empty.
+// Small tiles, so that there are many blocks, and the width that leaves the fewest columns empty.
 template <class T>
 void find_neighbors(const DistancePass& pass, int64_t clips, void* stream) {
   if constexpr (!std::is_same<T, float>::value) {
     if (ceil_div(pass.tokens, 192) * 192 <= ceil_div(pass.tokens, 128) * 128) {
-      return run_pass<T, 64, 192, Stage::kNeighbors>(pass, clips, stream);
+      return run_pass<T, 64, 192>(pass, clips, stream);
     }
   }
-  run_pass<T, 64, 128, Stage::kNeighbors>(pass, clips, stream);
+  run_pass<T, 64, 128>(pass, clips, stream);
+}
+
+constexpr unsigned list_shared(int neighbors) {
+  return shared_part<uint64_t>(kListThreads * neighbors);
+}
+constexpr unsigned open_shared() {
+  return shared_part<uint64_t>(kOpenThreads / kWarp) + shared_part<int>(kOpenThreads / kWarp);
+}
+
+// Finds δ (or with CENTERS clusters) among the nearest, then by a search for what is left.
+template <class T, bool CENTERS>
+void find_rest(const LongPass& pass, int64_t clips, void* stream) {
+  launch("dpc_knn", find_among_nearest<CENTERS>, clips, kOpenThreads, open_shared(), stream, pass);
+  const int64_t items = int64_t{pass.groups} * kSearchParts;
+  const int blocks = static_cast<int>(std::min(items, ceil_div(kSearchBlocks, clips)));
+  launch("dpc_knn", search_rows<T, CENTERS>, clips * blocks, kPairThreads,
+         PairTile<T>::shared_bytes(true), stream, pass, blocks);
+  const int settles = static_cast<int>(ceil_div(pass.tokens, kListThreads));
+  launch("dpc_knn", settle_rows<CENTERS>, clips * settles, kListThreads, 0, stream, pass, settles);
+}
+
+// All of a clip of more than kMatrixTokens tokens, once they are centred.
+template <class T>
+void cluster_long(const LongPass& pass, int64_t clips, void* stream) {
+  const int64_t all = clips * pass.tokens;
+  const int apart = pass.groups / 2;
+  for (int n = 0; n <= apart; ++n) {
+    const int tiles = n > 0 && 2 * n == pass.groups ? n : pass.groups;  // each pair once
+    launch("dpc_knn", neighbor_tiles<T>, clips * tiles, kPairThreads,
+           PairTile<T>::shared_bytes(false), stream, pass, tiles, n);
+    launch("dpc_knn", merge_neighbors, ceil_div(all, kListThreads), kListThreads,
+           list_shared(pass.neighbors), stream, pass, all, n == 0, n == apart);
+  }
+  find_rest<T, false>(pass, clips, stream);
+  const int blocks = static_cast<int>(ceil_div(pass.tokens, kRankThreads));
+  launch("dpc_knn", rank_centers, clips * blocks, kRankThreads, shared_part<unsigned>(kRankThreads),
+         stream, pass, blocks);
+  find_rest<T, true>(pass, clips, stream);
 }
 
 // Calls `last` with the last launch's vector width and how many blocks share a clip.
@@ -413,7 +424,7 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
              void* workspace, void* stream) {
   const Clusters& c = shape.clusters;
   Workspace parts{static_cast<char*>(workspace)};
-  DistancePass pass = lay_out(shape, parts);
+  LongPass pass = lay_out(shape, parts);
   pass.valid = valid;
   pass.log_density = log_density;
   pass.delta = delta;
@@ -441,17 +452,7 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
       return;
     }
     center<T>(c, pass, tokens, stream);
-    constexpr int kRows = kStreamRows<T>;
-    run_pass<T, kRows, 128, Stage::kNorms>(pass, c.clips, stream);
-    run_pass<T, kRows, 128, Stage::kNeighbors>(pass, c.clips, stream);
-    const int blocks = static_cast<int>(ceil_div(c.tokens, kRankThreads));
-    const unsigned bytes = shared_part<uint64_t>(kRankThreads);
-    launch("dpc_knn", rank_tokens<false>, c.clips * blocks, kRankThreads, bytes, stream, pass,
-           blocks);
-    run_pass<T, kRows, 128, Stage::kDelta>(pass, c.clips, stream);
-    launch("dpc_knn", rank_tokens<true>, c.clips * blocks, kRankThreads, bytes, stream, pass,
-           blocks);
-    run_pass<T, kRows, 128, Stage::kAssign>(pass, c.clips, stream);
+    cluster_long<T>(pass, c.clips, stream);
   });
 }
 
@@ -459,11 +460,18 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
 
 std::map<std::string, unsigned> dpc_knn_shared() {
   const unsigned most =
-      std::max({Tile<float, 64, 128>::shared_bytes(), Tile<bf16, 64, 192>::shared_bytes(),
-                Tile<bf16, 128, 128>::shared_bytes()});
+      std::max(Tile<float, 64, 128>::shared_bytes(), Tile<bf16, 64, 192>::shared_bytes());
+  const auto pairs = [](bool searches) {
+    return std::max(PairTile<float>::shared_bytes(searches),
+                    PairTile<bf16>::shared_bytes(searches));
+  };
   return {{"center_tokens", center_shared(kCenterKept, 4)},
           {"distance_pass", most},
-          {"rank_tokens", shared_part<uint64_t>(kRankThreads)},
+          {"neighbor_tiles", pairs(false)},
+          {"search_rows", pairs(true)},
+          {"merge_neighbors", list_shared(kMaxNeighbors)},
+          {"find_among_nearest", open_shared()},
+          {"rank_centers", shared_part<unsigned>(kRankThreads)},
           {"finish_clip", finish_shared(kMatrixTokens, kMatrixTokens)},
           {"gram_clip", gram_shared(kShortTokens)},
           {"density_rows", density_shared(kShortTokens)},

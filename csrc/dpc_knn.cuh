@@ -1,5 +1,5 @@
-// Squared distances between a clip's tokens, tile by tile on tensor cores, and what is found from a
-// tile: nearest neighbours, the nearest earlier token, the nearest centre.
+// Squared distances between a clip's tokens, tile by tile on tensor cores; and distance_pass, which
+// keeps all of a clip's, with each token's nearest neighbours.
 //
 // d² = |x|² + |y|² − 2xy of centred tokens (see center_tokens). The norms are the diagonal of the
 // same products, added in the same order. So d² of equal tokens is exactly 0, and d² is symmetric,
@@ -25,19 +25,29 @@ struct DistancePass {
   bool include_self, global_max;
   const bool* valid;  // [B, M], the caller's, or null
   bool* usable;       // [B, M]: valid, with a sound norm
-  float* norms;       // [B, M], or null: computed along with the products
   float* products;    // [B, slices, tiles, 16 · 16]: see gram_clip
-  float* matrix;      // [B, M, M] of d², or null: not kept
+  float* matrix;      // [B, M, M] of d²
   float* farthest;    // [B, M]: the largest d² to a usable token
   float* log_density;
   float* delta;
-  int* order;      // [B, M]: the tokens in the order of their density
-  int* center_of;  // [B, M]: the cluster whose centre the token is, or −1
   int64_t* centers;
   int64_t* assignment;
 };
 
-enum class Stage { kNorms, kNeighbors, kDelta, kAssign };
+// What those of longer clips do; see dpc_knn_long.cuh.
+struct LongPass : DistancePass {
+  int groups;         // of tokens, a clip
+  float* norms;       // [B, M]
+  float* limits;      // [B, M]: d² of the last of the k nearest so far
+  uint64_t* nearest;  // [B, M, k]: d² and token
+  uint64_t* fresh;    // [B, M, kRoles, k]: what the last tiles found
+  uint8_t* found;     // [B, M, kRoles]: how many
+  int* open;          // [B, M]: tokens whose δ, or cluster, is not known yet
+  int* open_count;    // [B]
+  int* peaks;         // [B]: which of the open tokens is the peak, or −1
+  int* center_of;     // [B, M]: the cluster whose centre the token is, or −1
+  uint64_t* parts;    // [B, M, kSearchParts]: what was found for the open tokens
+};
 
 // How a tile lies in shared memory. Tokens of T = float come in three bfloat16 pieces.
 template <class T, int ROWS, int COLUMNS>
@@ -58,7 +68,7 @@ struct Tile {
     const unsigned distances = shared_part<float>(ROWS * kDistancePitch);
     return shared_part<int>(kLines) + shared_part<float>(kLines) + shared_part<bool>(kLines) +
            shared_part<float>(ROWS * kMaxNeighbors) + shared_part<float>(ROWS) +
-           shared_part<int>(ROWS) + (slabs > distances ? slabs : distances);
+           (slabs > distances ? slabs : distances);
   }
 };
 
@@ -102,11 +112,10 @@ struct TileView {
   bool* usable;      // [lines]
   float* best;       // [rows, kMaxNeighbors]: each row's smallest d² so far
   float* farthest;   // [rows]
-  int* nearest;      // [rows]
   uint16_t* slabs;   // two of them
   float* distances;  // [rows, pitch], where the slabs were
   int64_t clip;
-  int row, column, columns;  // the first row and column, and how many columns there are in all
+  int row, column;  // the first ones
 
   __device__ __forceinline__ float distance(int r, int c) const {
     return distances[r * Shape::kDistancePitch + c];
@@ -161,9 +170,8 @@ __device__ __forceinline__ void load_right(uint32_t (&b)[Shape::kPieces][4], con
   }
 }
 
-// Fills tile.distances with d² of the tile's rows and columns (infinite where a norm is not sound);
-// in the stage kNorms it fills only tile.norms.
-template <class T, int ROWS, int COLUMNS, Stage STAGE>
+// Fills tile.distances with d² of the tile's rows and columns, infinite where a norm is not sound.
+template <class T, int ROWS, int COLUMNS>
 __device__ __forceinline__ void compute_tile(const DistancePass& pass,
                                              const TileView<T, ROWS, COLUMNS>& tile) {
   using Shape = Tile<T, ROWS, COLUMNS>;
@@ -172,10 +180,7 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
   const int lane = lane_id(), warp = warp_id();
   const int my_row = warp % 2 * (ROWS / 2), my_column = ROWS + warp / 2 * (COLUMNS / 4);
   const int pieces = pass.piece_count;
-  constexpr bool kMayNeedNorms = STAGE == Stage::kNorms || STAGE == Stage::kNeighbors;
-  const bool with_norms = STAGE == Stage::kNorms || (kMayNeedNorms && !pass.norms);
-  constexpr bool kNorms = STAGE == Stage::kNorms;
-  Sums<Shape::kSplit> sums[kNorms ? 1 : kHigh][kNorms ? 1 : 2 * kPairs];
+  Sums<Shape::kSplit> sums[kHigh][2 * kPairs];
   Sums<Shape::kSplit> diagonal[kTurns][2];
 
   const int slabs = pass.depth / Shape::kDepth;
@@ -189,41 +194,34 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
     const uint16_t* const slab = tile.slabs + s % 2 * Shape::kSlab;
 #pragma unroll
     for (int channel = 0; channel < Shape::kDepth; channel += 16) {
-      uint32_t b[Shape::kPieces][4];
-      if constexpr (!kNorms) {
-        uint32_t a[kHigh][Shape::kPieces][4];
+      uint32_t a[kHigh][Shape::kPieces][4], b[Shape::kPieces][4];
+#pragma unroll
+      for (int high = 0; high < kHigh; ++high) {
+        load_left<Shape>(a[high], slab, my_row + high * 16, channel, pieces);
+      }
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        load_right<Shape>(b, slab, my_column + pair * 16, channel, pieces);
 #pragma unroll
         for (int high = 0; high < kHigh; ++high) {
-          load_left<Shape>(a[high], slab, my_row + high * 16, channel, pieces);
-        }
-#pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) {
-          load_right<Shape>(b, slab, my_column + pair * 16, channel, pieces);
-#pragma unroll
-          for (int high = 0; high < kHigh; ++high) {
-            multiply<Shape>(sums[high][2 * pair], a[high], b, 0, pieces);
-            multiply<Shape>(sums[high][2 * pair + 1], a[high], b, 1, pieces);
-          }
+          multiply<Shape>(sums[high][2 * pair], a[high], b, 0, pieces);
+          multiply<Shape>(sums[high][2 * pair + 1], a[high], b, 1, pieces);
         }
       }
-      if constexpr (kMayNeedNorms) {
-        if (!with_norms) continue;
 #pragma unroll
-        for (int turn = 0; turn < kTurns; ++turn) {
-          const int line = ROWS + (warp + 8 * turn) * 16;
-          if (line >= Shape::kLines || tile.ids[line] < 0) continue;
-          uint32_t a[Shape::kPieces][4];
-          load_left<Shape>(a, slab, line, channel, pieces);
-          load_right<Shape>(b, slab, line, channel, pieces);
-          multiply<Shape>(diagonal[turn][0], a, b, 0, pieces);
-          multiply<Shape>(diagonal[turn][1], a, b, 1, pieces);
-        }
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const int line = ROWS + (warp + 8 * turn) * 16;
+        if (line >= Shape::kLines || tile.ids[line] < 0) continue;
+        load_left<Shape>(a[0], slab, line, channel, pieces);
+        load_right<Shape>(b, slab, line, channel, pieces);
+        multiply<Shape>(diagonal[turn][0], a[0], b, 0, pieces);
+        multiply<Shape>(diagonal[turn][1], a[0], b, 1, pieces);
       }
     }
     __syncthreads();
   }
 
-  if (with_norms && lane / 8 == lane % 4) {  // the lanes that hold the products' diagonals
+  if (lane / 8 == lane % 4) {  // the lanes that hold the products' diagonals
     const int i = lane / 4, odd = i % 2;
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
@@ -236,39 +234,35 @@ __device__ __forceinline__ void compute_tile(const DistancePass& pass,
     }
   }
   __syncthreads();
-  if (!kNorms && with_norms && tile.column <= tile.row && tile.row < tile.column + COLUMNS) {
+  if (tile.column <= tile.row && tile.row < tile.column + COLUMNS) {
     // The block's rows are among these columns, in the first of its tiles; they stay for the rest.
     for (int r = threadIdx.x; r < ROWS; r += kTileThreads) {
       tile.norms[r] = tile.norms[ROWS + tile.row - tile.column + r];
     }
     __syncthreads();
   }
-  if constexpr (STAGE == Stage::kNeighbors) {
-    for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
-      const int id = tile.ids[line];
-      tile.usable[line] = id >= 0 && is_sound(tile.norms[line]) &&
-                          (!pass.valid || pass.valid[tile.clip * pass.tokens + id]);
-    }
+  for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
+    const int id = tile.ids[line];
+    tile.usable[line] = id >= 0 && is_sound(tile.norms[line]) &&
+                        (!pass.valid || pass.valid[tile.clip * pass.tokens + id]);
   }
-  if constexpr (!kNorms) {
 #pragma unroll
-    for (int high = 0; high < kHigh; ++high) {
+  for (int high = 0; high < kHigh; ++high) {
 #pragma unroll
-      for (int t = 0; t < 2 * kPairs; ++t) {
+    for (int t = 0; t < 2 * kPairs; ++t) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int r = my_row + high * 16 + lane / 4 + i / 2 * 8;
-          const int c = my_column - ROWS + t * 8 + lane % 4 * 2 + i % 2;
-          const float x = tile.norms[r], y = tile.norms[ROWS + c];
-          float square = fmaxf((x + y) - 2.0f * sums[high][t].total(i), 0.0f);
-          if (tile.ids[r] == tile.ids[ROWS + c]) square = 0.0f;
-          if (!(is_sound(x) && is_sound(y))) square = INFINITY;
-          tile.distances[r * Shape::kDistancePitch + c] = square;
-        }
+      for (int i = 0; i < 4; ++i) {
+        const int r = my_row + high * 16 + lane / 4 + i / 2 * 8;
+        const int c = my_column - ROWS + t * 8 + lane % 4 * 2 + i % 2;
+        const float x = tile.norms[r], y = tile.norms[ROWS + c];
+        float square = fmaxf((x + y) - 2.0f * sums[high][t].total(i), 0.0f);
+        if (tile.ids[r] == tile.ids[ROWS + c]) square = 0.0f;
+        if (!(is_sound(x) && is_sound(y))) square = INFINITY;
+        tile.distances[r * Shape::kDistancePitch + c] = square;
       }
     }
-    __syncthreads();
   }
+  __syncthreads();
 }
 
 // Non-negative floats compare as their bits do.
@@ -289,9 +283,7 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
     const int c = lane + kWarp * q, j = tile.column + c;
     const float value = tile.distance(r, c);
     const bool there = j < pass.tokens;
-    if (there && pass.matrix) {
-      pass.matrix[(tile.clip * pass.tokens + i) * pass.tokens + j] = value;
-    }
+    if (there) pass.matrix[(tile.clip * pass.tokens + i) * pass.tokens + j] = value;
     const bool usable = there && tile.usable[ROWS + c];
     if (usable) far = fmaxf(far, value);
     values[q] = usable && (pass.include_self || j != i) ? value : INFINITY;
@@ -325,49 +317,6 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
   if (lane < k) best[lane] = kept;
 }
 
-// For row r, in the order of density: keeps the smallest d² to a token before it.
-template <class T, int ROWS, int COLUMNS>
-__device__ __forceinline__ void keep_earlier(const TileView<T, ROWS, COLUMNS>& tile, int r) {
-  float low = INFINITY;
-#pragma unroll
-  for (int q = 0; q < COLUMNS / kWarp; ++q) {
-    const int c = lane_id() + kWarp * q;
-    if (tile.column + c < tile.row + r && tile.usable[ROWS + c]) {
-      low = fminf(low, tile.distance(r, c));
-    }
-  }
-  low = lowest_of_warp(low);
-  float* const best = tile.best + r * kMaxNeighbors;
-  if (lane_id() == 0) best[0] = fminf(best[0], low);
-}
-
-// For row r: keeps the nearest centre, the first of equally near ones.
-template <class T, int ROWS, int COLUMNS>
-__device__ __forceinline__ void keep_nearest(const TileView<T, ROWS, COLUMNS>& tile, int r) {
-  float low = INFINITY;
-  int at = 0;
-#pragma unroll
-  for (int q = 0; q < COLUMNS / kWarp; ++q) {
-    const int c = lane_id() + kWarp * q;
-    if (tile.column + c >= tile.columns || !tile.usable[ROWS + c]) continue;
-    const float value = tile.distance(r, c);
-    if (value < low) {
-      low = value;
-      at = tile.column + c;
-    }
-  }
-  const float lowest = lowest_of_warp(low);
-  const auto first = static_cast<int>(
-      __reduce_min_sync(kAllLanes, low == lowest ? static_cast<unsigned>(at) : 0x7fffffffu));
-  float* const best = tile.best + r * kMaxNeighbors;
-  const bool nearer = lowest < best[0];
-  __syncwarp();
-  if (lane_id() == 0 && nearer) {
-    best[0] = lowest;
-    tile.nearest[r] = first;
-  }
-}
-
 // log ρ = −(mean of the k smallest d²), added in ascending order as in the reference.
 __device__ __forceinline__ float log_density_of(const float* best, int k, float unit) {
   float sum = 0.0f;
@@ -389,8 +338,8 @@ __device__ __forceinline__ float peak_square(const DistancePass& pass, int64_t c
   return warp_max(far);
 }
 
-// One stage's pass: a block goes through all tiles of its rows.
-template <class T, int ROWS, int COLUMNS, Stage STAGE>
+// A block goes through all tiles of its rows.
+template <class T, int ROWS, int COLUMNS>
 __global__ void __launch_bounds__(kTileThreads, 1)
     distance_pass(DistancePass pass, int row_blocks) {
   using Shape = Tile<T, ROWS, COLUMNS>;
@@ -401,85 +350,36 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   tile.usable = shared.take<bool>(Shape::kLines);
   tile.best = shared.take<float>(ROWS * kMaxNeighbors);
   tile.farthest = shared.take<float>(ROWS);
-  tile.nearest = shared.take<int>(ROWS);
   tile.slabs = shared.take<uint16_t>(2 * Shape::kSlab);
   tile.distances = reinterpret_cast<float*>(tile.slabs);
   tile.clip = blockIdx.x / row_blocks;
-  int block = static_cast<int>(blockIdx.x % row_blocks);
-  if (STAGE == Stage::kDelta) block = row_blocks - 1 - block;  // rows with most tiles first
+  tile.row = static_cast<int>(blockIdx.x % row_blocks) * ROWS;
   const int64_t base = tile.clip * pass.tokens;
-
-  if constexpr (STAGE == Stage::kNorms) {
+  for (int i = threadIdx.x; i < ROWS * kMaxNeighbors; i += kTileThreads) tile.best[i] = INFINITY;
+  for (int r = threadIdx.x; r < ROWS; r += kTileThreads) tile.farthest[r] = 0.0f;
+  // The tile whose columns include the block's rows comes first, because it has their norms.
+  const int tiles = (pass.tokens + COLUMNS - 1) / COLUMNS, own = tile.row / COLUMNS;
+  for (int t = 0; t < tiles; ++t) {
+    tile.column = (own + t) % tiles * COLUMNS;
     for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
-      const int token = block * COLUMNS + line - ROWS;
-      tile.ids[line] = line >= ROWS && token < pass.tokens ? token : -1;
+      const int token = line < ROWS ? tile.row + line : tile.column + line - ROWS;
+      tile.ids[line] = token < pass.tokens ? token : -1;
     }
     __syncthreads();
-    compute_tile<T, ROWS, COLUMNS, STAGE>(pass, tile);
-    for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
-      if (tile.ids[line] >= 0) pass.norms[base + tile.ids[line]] = tile.norms[line];
-    }
-  } else {
-    tile.row = block * ROWS;
-    tile.columns = STAGE == Stage::kAssign ? pass.clusters : pass.tokens;
-    if (STAGE == Stage::kDelta) tile.columns = min(pass.tokens, tile.row + ROWS);
-    for (int i = threadIdx.x; i < ROWS * kMaxNeighbors; i += kTileThreads) {
-      tile.best[i] = INFINITY;
-    }
-    for (int r = threadIdx.x; r < ROWS; r += kTileThreads) {
-      tile.farthest[r] = 0.0f;
-      tile.nearest[r] = 0;
-    }
-    // The tile whose columns include the block's rows comes first, because it has their norms.
-    const int tiles = (tile.columns + COLUMNS - 1) / COLUMNS;
-    const int own = STAGE == Stage::kNeighbors ? tile.row / COLUMNS : 0;
-    for (int t = 0; t < tiles; ++t) {
-      tile.column = (own + t) % tiles * COLUMNS;
-      for (int line = threadIdx.x; line < Shape::kLines; line += kTileThreads) {
-        const bool is_row = line < ROWS;
-        const int position = is_row ? tile.row + line : tile.column + line - ROWS;
-        int id = -1;
-        if (position < (is_row ? pass.tokens : tile.columns)) {
-          id = position;
-          if (STAGE == Stage::kDelta) id = pass.order[base + position];
-          if (STAGE == Stage::kAssign && !is_row) {
-            id = static_cast<int>(pass.centers[tile.clip * pass.clusters + position]);
-          }
-        }
-        tile.ids[line] = id;
-        if (pass.norms) tile.norms[line] = id >= 0 ? pass.norms[base + id] : 0.0f;
-        if (STAGE != Stage::kNeighbors) tile.usable[line] = id >= 0 && pass.usable[base + id];
-      }
-      __syncthreads();
-      compute_tile<T, ROWS, COLUMNS, STAGE>(pass, tile);
-      for (int r = warp_id(); r < ROWS && tile.row + r < pass.tokens; r += kTileThreads / kWarp) {
-        if constexpr (STAGE == Stage::kNeighbors) keep_neighbors(pass, tile, r);
-        if constexpr (STAGE == Stage::kDelta) keep_earlier(tile, r);
-        if constexpr (STAGE == Stage::kAssign) keep_nearest(tile, r);
-      }
-      __syncthreads();
-    }
+    compute_tile(pass, tile);
     for (int r = warp_id(); r < ROWS && tile.row + r < pass.tokens; r += kTileThreads / kWarp) {
-      const int position = tile.row + r;
-      const float* const best = tile.best + r * kMaxNeighbors;
-      const bool usable = tile.usable[r];
-      if constexpr (STAGE == Stage::kNeighbors) {
-        if (lane_id() != 0) continue;
-        pass.log_density[base + position] =
-            usable ? log_density_of(best, pass.neighbors, pass.unit) : -INFINITY;
-        pass.farthest[base + position] = tile.farthest[r];
-        pass.usable[base + position] = usable;
-      } else if constexpr (STAGE == Stage::kDelta) {
-        const int token = tile.ids[r];
-        const float square = position == 0 ? peak_square(pass, tile.clip, token) : best[0];
-        if (lane_id() == 0) {
-          pass.delta[base + token] = usable ? sqrtf(square / pass.unit) : 0.0f;
-        }
-      } else if (lane_id() == 0) {
-        const int own = pass.center_of[base + position];
-        pass.assignment[base + position] = own >= 0 && usable ? own : tile.nearest[r];
-      }
+      keep_neighbors(pass, tile, r);
     }
+    __syncthreads();
+  }
+  for (int r = threadIdx.x; r < ROWS && tile.row + r < pass.tokens; r += kTileThreads) {
+    const int64_t token = base + tile.row + r;
+    const bool usable = tile.usable[r];
+    pass.log_density[token] =
+        usable ? log_density_of(tile.best + r * kMaxNeighbors, pass.neighbors, pass.unit)
+               : -INFINITY;
+    pass.farthest[token] = tile.farthest[r];
+    pass.usable[token] = usable;
   }
 }
 

@@ -64,7 +64,7 @@ void unmerge_tokens_backward(const Clusters& shape, int causal_tokens, const voi
 
 constexpr int kMaxNeighbors = 16;
 constexpr int kMaxTokens = 65536;
-constexpr int kMatrixTokens = 512;  // a clip of more tokens has its distances recomputed, not kept
+constexpr int kMatrixTokens = 512;  // of a clip of more tokens only the nearest are kept
 
 struct DpcKnn {
   Clusters clusters;  // dtype, B, M, D, L

@@ -2,7 +2,7 @@
 error bound admits on other tokens (tests/ops/support/dpc_knn_checks.py).
 
 On a machine without a GPU they run on the CPU (tests/cuda_on_cpu). Up to kMatrixTokens = 512 tokens
-a clip's distances are kept, beyond that each pass computes them anew: both ways are tested.
+a clip's distances are kept, beyond that only the nearest: both ways are tested.
 """
 
 from __future__ import annotations
@@ -186,6 +186,20 @@ def test_duplicates(size: int, dtype: torch.dtype, offset: int) -> None:
     copies = torch.randint(0, size, (size // 2,), generator=generator)
     tokens[:, : size // 2] = tokens[:, copies]
     check(tokens.to(dtype), 3, 20)
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=["fp32", "fp16"])
+def test_tokens_that_come_nearer_and_nearer(dtype: torch.dtype) -> None:
+    """Each tile has nearer tokens than all before it, and many are equally near."""
+    size = 600
+    place = torch.where(torch.arange(size) % 2 == 0, 1, -1) * (size - torch.arange(size))
+    check_on_lattice(place[None, :, None].to(dtype), 5, 40)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_where_no_token_has_a_denser_one_among_its_nearest(dtype: torch.dtype) -> None:
+    """With k = 1 a token's only neighbour is itself: all of them are searched for."""
+    check_on_lattice(lattice(1, 530, 24, dtype=dtype), 1, 40)
 
 
 @BOTH_WAYS
@@ -396,7 +410,8 @@ def test_limits_are_those_of_the_sources() -> None:
 
 
 def test_workspace_grows_with_the_tokens_alone() -> None:
-    """Beyond 512 tokens it is O(M · D); below, a clip's d² are there too."""
+    """Beyond 512 tokens it is O(M · (D + k)): five lists of a token's k nearest, 8 bytes each, and
+    25 bytes. Below, a clip's d² are there."""
 
     def size(tokens: int, dtype: int = 2) -> int:
         return native.module().dpc_knn_workspace(dtype, 1, tokens, 768, 5, 32)
@@ -404,8 +419,8 @@ def test_workspace_grows_with_the_tokens_alone() -> None:
     padding = 8 * 256
     assert size(512) <= 512 * 768 * 2 + 4 * 512 * 512 + 5 * 512 + padding
     for tokens in (513, 4096, 65_536):
-        assert size(tokens) <= tokens * (768 * 2 + 17) + padding
-        assert size(tokens, 0) <= tokens * (768 * 6 + 17) + padding
+        assert size(tokens) <= tokens * (768 * 2 + 5 * 5 * 8 + 25) + 2 * padding
+        assert size(tokens, 0) <= tokens * (768 * 6 + 5 * 5 * 8 + 25) + 2 * padding
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
