@@ -102,9 +102,8 @@ def compare(curves: Curves) -> dict[str, dict[str, Any]]:
     between = [distance(plain[a], plain[b]) for a, b in itertools.combinations(sorted(plain), 2)]
     noise = float(np.mean(between))
     comparison = {}
-    for name, runs in curves.items():
-        if name == PLAIN:
-            continue
+    fast = {name: runs for name, runs in curves.items() if name != PLAIN}
+    for name, runs in fast.items():
         own = float(np.mean([distance(runs[seed], plain[seed]) for seed in runs]))
         finals = ({seed: final(curve) for seed, curve in of.items()} for of in (runs, plain))
         difference = paired(*finals)
