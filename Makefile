@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 # The CUDA core is built where it can be used, which needs NVIDIA's driver and nvcc.
 ifeq ($(strip $(CMPOSE_BUILD_CUDA)),)
-BUILD_CUDA := $(if $(shell command -v nvidia-smi),$(if $(shell $(PYTHON) csrc/build.py --nvcc),1,0),0)
+BUILD_CUDA := $(if $(shell command -v nvidia-smi),$(if $(shell $(PYTHON) -m csrc.build --nvcc),1,0),0)
 else
 BUILD_CUDA := $(strip $(CMPOSE_BUILD_CUDA))
 endif

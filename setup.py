@@ -13,57 +13,74 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.errors import CompileError
 
-CSRC = Path(__file__).resolve().parent / "csrc"
-sys.path.insert(0, str(CSRC))
-import build as core  # noqa: E402
+PROJECT = Path(__file__).resolve().parent
+sys.path.insert(0, str(PROJECT))
+from csrc import build as core  # noqa: E402
+
+WISH = os.environ.get("CMPOSE_BUILD_CUDA", "")
+if WISH not in ("", "0", "1"):
+    raise SystemExit(
+        f"error: CMPOSE_BUILD_CUDA={WISH}: must be 0 (no CUDA core), 1 (demand it), or unset"
+    )
 
 
 def why_not() -> str | None:
-    """Why the core is not built, or None if it is."""
-    wish = os.environ.get("CMPOSE_BUILD_CUDA", "")
-    if wish not in ("", "0", "1"):
-        raise SystemExit(
-            f"error: CMPOSE_BUILD_CUDA={wish}: must be 0 (no CUDA core), 1 (demand it), or unset"
-        )
-    if wish:
-        return "CMPOSE_BUILD_CUDA=0" if wish == "0" else None
+    """Why the core is not built, or None if it is, or if its build is to say why not."""
+    if WISH:
+        return "CMPOSE_BUILD_CUDA=0" if WISH == "0" else None
     try:
-        core.find_nvcc()
-    except core.BuildError as error:
+        core.plan()
+    except core.NoToolkit as error:
         return str(error)
+    except core.BuildError:
+        return None
     return None
 
 
 REASON = why_not()
-SOURCES = [f"csrc/{path.name}" for path in [*sorted(CSRC.glob("*.cu")), CSRC / "bindings.cpp"]]
+SOURCES = [
+    f"csrc/{path.name}" for path in [*sorted(core.CSRC.glob("*.cu")), core.CSRC / "bindings.cpp"]
+]
+
+
+def leave_out(package: Path, reason: str) -> None:
+    """Says that a package is without its core, and lets it say so itself: pip hides what is
+    printed."""
+    print(f"cmpose: without its CUDA core cmpose._C: {reason}", flush=True)
+    for stale in package.glob("_C.*.so"):
+        stale.unlink()
+    if WISH != "0":
+        (package / core.NO_CORE).write_text(reason)
 
 
 class BuildPython(build_py):
-    """Says so when the core is left out, and leaves none from an earlier editable install."""
+    """Removes what an earlier build left of the core, and says so when it is left out."""
 
     def run(self) -> None:
         super().run()
-        if REASON is None:
-            return
-        print(f"cmpose: without its CUDA core cmpose._C: {REASON}", flush=True)
-        if self.editable_mode:
-            for stale in (CSRC.parent / "cmpose").glob("_C.*.so"):
-                stale.unlink()
+        package = PROJECT / "cmpose" if self.editable_mode else Path(self.build_lib) / "cmpose"
+        (package / core.NO_CORE).unlink(missing_ok=True)
+        if REASON is not None:
+            leave_out(package, REASON)
 
 
 class BuildCore(build_ext):
     """Builds the core with csrc/build.py, whose objects outlive pip's temporary folders."""
 
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
         try:
             built = core.build(core.plan())
         except core.BuildError as error:
-            raise CompileError(
-                f"cmpose._C: {error}\nCMPOSE_BUILD_CUDA=0 installs cmpose without its CUDA core."
+            if isinstance(error, core.NoToolkit) and not WISH:
+                inplace = PROJECT / "cmpose" if self.editable_mode else target.parent
+                return leave_out(inplace, str(error))
+            # Not an error that setuptools knows: of an optional extension it would be a warning.
+            raise SystemExit(
+                f"error: cmpose._C: {error}\n"
+                "CMPOSE_BUILD_CUDA=0 installs cmpose without its CUDA core."
             ) from None
-        target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(built, target)
 
@@ -87,5 +104,5 @@ setup(
         "cmpose.report.assets": ["*"],  # what cmpose report makes pages of
     },
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
-    ext_modules=[Extension("cmpose._C", SOURCES)] if REASON is None else [],
+    ext_modules=[Extension("cmpose._C", SOURCES, optional=not WISH)] if REASON is None else [],
 )

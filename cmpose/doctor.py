@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import os
 import platform
 import shutil
+import sysconfig
 from typing import Any
 
 import torch
@@ -37,7 +39,6 @@ def facts() -> dict[str, Any]:
     """
     driver = native.driver()
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     found: dict[str, Any] = {
         "cmpose": __version__,
         "python": platform.python_version(),
@@ -45,7 +46,7 @@ def facts() -> dict[str, Any]:
         "packages": {name: _version(package) for name, package in PACKAGES.items()},
         "torch_cuda": torch.version.cuda,
         "driver": driver and f"{driver[0]}.{driver[1]}",
-        "nvcc": shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin")),
+        "nvcc": _nvcc(),
         "core": _core(),
         "cards": [
             {
@@ -64,6 +65,22 @@ def facts() -> dict[str, Any]:
         "variables": {name: v for name, v in sorted(os.environ.items()) if _chooses(name)},
     }
     return found | {"next": next_steps(found)}
+
+
+def _nvcc() -> str | None:
+    """The nvcc that an installation would build the core with, as csrc/toolkit.py looks for it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which("nvcc", path=os.path.join(home, "bin"))
+    packages = os.path.join(sysconfig.get_paths()["purelib"], "nvidia")
+    homes = [
+        os.environ.get("CONDA_PREFIX", ""),
+        *sorted(glob.glob(os.path.join(packages, "cu[0-9]*")), reverse=True),
+        os.path.join(packages, "cuda_nvcc"),
+        "/usr/local/cuda",
+    ]
+    path = os.pathsep.join(os.path.join(home, "bin") for home in homes if home)
+    return shutil.which("nvcc") or shutil.which("nvcc", path=path)
 
 
 def next_steps(found: dict[str, Any]) -> list[str]:

@@ -23,6 +23,8 @@ from cmpose import __version__
 
 NAME = "cmpose._C"
 ON_CPU = "CMPOSE_CUDA_ON_CPU"
+NOT_BUILT = "_C.txt"
+"""The file in which the installation says why there is no core; setup.py writes it."""
 
 
 def _load() -> ModuleType:
@@ -32,16 +34,23 @@ def _load() -> ModuleType:
         return _load_on_cpu(path)
     # In this package's own folder: an editable install of another copy would offer its core too.
     if importlib.machinery.PathFinder.find_spec(NAME, cmpose.__path__) is None:
-        raise ImportError(
-            f"{NAME} is not built: install cmpose where nvcc is on PATH or CUDA_HOME is set "
-            "(CMPOSE_BUILD_CUDA=1 demands it)"
-        )
+        raise ImportError(f"{NAME} is not built: {_why_not_built()}")
     try:
         loaded = importlib.import_module(NAME)
     except ImportError as error:
         raise ImportError(f"{NAME} does not load: {error}") from error
     _check_version(loaded, f"{NAME} ({loaded.__file__})", "install cmpose again")
     return loaded
+
+
+def _why_not_built() -> str:
+    """What the installation said (setup.py), else what an installation with the core needs."""
+    for folder in cmpose.__path__:
+        if (Path(folder) / NOT_BUILT).is_file():
+            return (Path(folder) / NOT_BUILT).read_text()
+    return (
+        "install cmpose where nvcc is on PATH or CUDA_HOME is set (CMPOSE_BUILD_CUDA=1 demands it)"
+    )
 
 
 def _load_on_cpu(path: str) -> ModuleType:

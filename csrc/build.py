@@ -1,6 +1,6 @@
 """Builds the CUDA C++ core ``cmpose._C``: the one place for its sources, flags and architectures.
 
-``setup.py`` builds with it, the compile check of the tests too; ``python csrc/build.py`` builds for
+``setup.py`` builds with it, the compile check of the tests too; ``python -m csrc.build`` builds for
 every architecture and prints the time. It needs nvcc, a C++ compiler, and the packages ninja and
 pybind11; torch never.
 """
@@ -22,23 +22,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from csrc.toolkit import (
+    BuildError,
+    NoToolkit,
+    Nvcc,
+    Target,
+    choose_target,
+    cxx,
+    dotted,
+    find_nvcc,
+    read_nvcc,
+    refusal,
+)
+
 CSRC = Path(__file__).resolve().parent
 PROJECT = CSRC.parent
 FOLDER = PROJECT / "build" / "csrc"
 """Where objects are kept between builds, a folder per compiler and architectures."""
 
-DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;12.0+PTX"
-OLDEST = (8, 0)
-"""What the kernels need: bfloat16 and asynchronous copies came with compute capability 8.0."""
-
-ARCH_VARIABLES = ("CMPOSE_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST")
-"""They choose the architectures; the first that is set wins."""
-
 # Never --use_fast_math: the ops' errors are held against plain PyTorch's.
 NVCC_FLAGS = (
     "-O3",
     "-std=c++17",
-    "-lineinfo",
     "-Xptxas=-v",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
 )
@@ -46,177 +51,11 @@ CXX_FLAGS = ("-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wex
 # Without relocatable device code there is nothing to link for a device.
 LINK_FLAGS = ("-shared", "-cudart=static", "-nodlink", "-Xlinker=--exclude-libs,ALL")
 
-_DEFAULT_CUDA = Path("/usr/local/cuda")
+NO_CORE = "_C.txt"
+"""The file of a package without its core that says why; ``cmpose/native.py`` reads it."""
 
-Arch = tuple[int, int]
-
-
-class BuildError(Exception):
-    """The core cannot be built; the message says why, with the compiler's own text."""
-
-
-# -- the compiler ---------------------------------------------------------------------------------
-
-
-class Nvcc(NamedTuple):
-    """A CUDA compiler.
-
-    Attributes:
-        path: of the program.
-        version: of its toolkit, as ``13.0``.
-        build: the full version, as ``13.0.88``.
-        archs: what it compiles for.
-    """
-
-    path: Path
-    version: str
-    build: str
-    archs: frozenset[Arch]
-
-
-def find_nvcc(environ: Mapping[str, str] = os.environ) -> Path:
-    """nvcc of ``CUDA_HOME``, else ``CUDA_PATH``, else on ``PATH``, else in ``/usr/local/cuda``.
-
-    Raises:
-        BuildError: there is none. A ``CUDA_HOME`` or ``CUDA_PATH`` without one hides the others.
-    """
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if environ.get(variable):
-            path = Path(environ[variable]) / "bin" / "nvcc"
-            if path.is_file():
-                return path
-            raise BuildError(
-                f"there is no bin/nvcc in {variable}={environ[variable]}; set it to where NVIDIA's "
-                "CUDA toolkit is, or unset it"
-            )
-    on_path = shutil.which("nvcc", path=environ.get("PATH", ""))
-    if on_path:
-        return Path(on_path)
-    path = _DEFAULT_CUDA / "bin" / "nvcc"
-    if path.is_file():
-        return path
-    raise BuildError(
-        f"there is no nvcc on PATH nor in {_DEFAULT_CUDA}/bin; install NVIDIA's CUDA toolkit, or "
-        "set CUDA_HOME to where it is"
-    )
-
-
-def read_nvcc(path: Path) -> Nvcc:
-    """Asks a compiler what it is.
-
-    Raises:
-        BuildError: it does not answer as nvcc does.
-    """
-    answers = []
-    for option in ("--version", "--list-gpu-arch"):
-        try:
-            done = subprocess.run([path, option], capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise BuildError(f"{path} does not run: {error}") from None
-        if done.returncode:
-            raise BuildError(f"{path} {option} fails: {(done.stdout + done.stderr).strip()}")
-        answers.append(done.stdout)
-    version = re.search(r"release (\d+\.\d+), V([\d.]+)", answers[0])
-    archs = re.findall(r"compute_(\d+)(\d)\b", answers[1])
-    if version is None or not archs:
-        raise BuildError(f"{path} does not answer as nvcc does: {' '.join(answers).strip()}")
-    return Nvcc(path, version[1], version[2], frozenset((int(a), int(b)) for a, b in archs))
-
-
-# -- architectures --------------------------------------------------------------------------------
-
-
-class Target(NamedTuple):
-    """What is compiled for.
-
-    Attributes:
-        archs: compute capabilities with machine code inside, ascending.
-        ptx: those with PTX inside, which the driver compiles for later cards.
-        notes: what the user should know about the choice.
-    """
-
-    archs: tuple[Arch, ...]
-    ptx: tuple[Arch, ...]
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return dotted(self.archs) + (f" + PTX {dotted(self.ptx)}" if self.ptx else "")
-
-
-def dotted(archs: tuple[Arch, ...]) -> str:
-    """``8.0;8.6``"""
-    return ";".join(f"{major}.{minor}" for major, minor in archs)
-
-
-# An architecture-specific 9.0a is built as 9.0: no kernel needs more, and 9.0 runs on more cards.
-_ARCH = re.compile(r"(\d+)\.(\d)[af]?(\+PTX)?", re.IGNORECASE)
-
-
-def parse_archs(source: str, value: str) -> Target:
-    """The architectures that a list names, in torch's syntax: ``8.9;9.0+PTX``.
-
-    Args:
-        source: the variable it comes from, for messages.
-        value: separated by ``;``, ``,`` or spaces.
-
-    Raises:
-        BuildError: it is no such list.
-    """
-    archs, ptx = set(), set()
-    for word in re.split(r"[;,\s]+", value.strip(";, \t\n")):
-        match = _ARCH.fullmatch(word)
-        if match is None:
-            raise BuildError(
-                f"{source}={value}: {word!r} is no compute capability; give a list such as "
-                "8.9 or 8.6;8.9;9.0+PTX"
-            )
-        arch = int(match[1]), int(match[2])
-        archs.add(arch)
-        if match[3]:
-            ptx.add(arch)
-    return Target(tuple(sorted(archs)), tuple(sorted(ptx)))
-
-
-def choose_target(nvcc: Nvcc, environ: Mapping[str, str] = os.environ) -> Target:
-    """What to compile for: the environment's list, else :data:`DEFAULT_ARCHS`.
-
-    Of the default list, what nvcc does not know is left out, and a note says so. Of torch's list,
-    which is made for other packages too, what is too old for the kernels is left out likewise.
-
-    Raises:
-        BuildError: a list that is none, or that names what cannot be compiled for.
-    """
-    source = next((name for name in ARCH_VARIABLES if environ.get(name, "").strip()), None)
-    if source is None:
-        wanted = parse_archs("the default", DEFAULT_ARCHS)
-        known = tuple(arch for arch in wanted.archs if arch in nvcc.archs)
-        if not known:
-            raise BuildError(
-                f"nvcc {nvcc.version} compiles for none of {DEFAULT_ARCHS}; give others in "
-                f"{ARCH_VARIABLES[0]}, or another nvcc in CUDA_HOME"
-            )
-        missing = tuple(arch for arch in wanted.archs if arch not in known)
-        notes = f"nvcc {nvcc.version} does not know {dotted(missing)}, left out"
-        return Target(known, known[-1:], (notes,) if missing else ())
-    value = environ[source]
-    asked = parse_archs(source, value)
-    old = tuple(arch for arch in asked.archs if arch < OLDEST)
-    kept = Target(
-        tuple(arch for arch in asked.archs if arch not in old),
-        tuple(arch for arch in asked.ptx if arch not in old),
-    )
-    if old and (source == ARCH_VARIABLES[0] or not kept.archs):
-        raise BuildError(f"{source}={value}: the kernels need {dotted((OLDEST,))} or more")
-    unknown = tuple(arch for arch in kept.archs if arch not in nvcc.archs)
-    if unknown:
-        raise BuildError(
-            f"{source}={value}: nvcc {nvcc.version} ({nvcc.path}) does not compile for "
-            f"{dotted(unknown)}, but for {dotted(tuple(sorted(nvcc.archs)))}; leave it out, or "
-            "give another nvcc in CUDA_HOME"
-        )
-    note = f"{source}={value}: {dotted(old)} left out, the kernels need {dotted((OLDEST,))} or more"
-    return kept._replace(notes=(note,) if old else ())
-
+LINE_INFO = "CMPOSE_CUDA_LINEINFO"
+"""1 keeps the sources' lines in the machine code, for profilers; it is twice as large with them."""
 
 # -- what is built --------------------------------------------------------------------------------
 
@@ -269,6 +108,7 @@ def plan(environ: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> Buil
     target = choose_target(nvcc, environ)
     words = [f"cuda{nvcc.build}", *(f"{a}{b}" for a, b in target.archs)]
     words += [f"ptx{a}{b}" for a, b in target.ptx]
+    words += ["lineinfo"] if environ.get(LINE_INFO) == "1" else []
     return BuildPlan(CSRC, folder / "-".join(words), nvcc, target, version())
 
 
@@ -282,10 +122,14 @@ def _shell(*words: str | Path) -> str:
     return shlex.join(map(str, words)).replace("$", "$$")
 
 
-def _compiler() -> list[str]:
-    """The C++ compiler: the words of ``CXX``, without a cache before it, else g++."""
-    words = shlex.split(os.environ.get("CXX", ""))
-    return [word for word in words if Path(word).name not in ("ccache", "sccache")] or ["g++"]
+def _size_flags(nvcc: Nvcc) -> list[str]:
+    """What makes the machine code small.
+
+    Before CUDA 13, whose drivers all read it, the smaller form would need a driver of CUDA 12.4.
+    """
+    lines = ["-lineinfo"] if os.environ.get(LINE_INFO) == "1" else []
+    small = "--compress-mode=size" if nvcc.release >= (13, 0) else "-Xfatbin=-compress-all"
+    return [*lines, small]
 
 
 def _ninja_file(plan: BuildPlan) -> str:
@@ -296,10 +140,11 @@ def _ninja_file(plan: BuildPlan) -> str:
         raise BuildError(f"{sys.executable} has no pybind11 (pip install pybind11 ninja)") from None
     gencode = [f"-gencode=arch=compute_{a}{b},code=sm_{a}{b}" for a, b in plan.target.archs]
     gencode += [f"-gencode=arch=compute_{a}{b},code=compute_{a}{b}" for a, b in plan.target.ptx]
-    nvcc = [str(plan.nvcc.path), f"-ccbin={_compiler()[0]}"]
+    nvcc = [str(plan.nvcc.path), f"-ccbin={cxx()[0]}", *plan.nvcc.options]
     # The number of threads comes from the environment: a change of it recompiles nothing.
+    flags = [*NVCC_FLAGS, *_size_flags(plan.nvcc), *gencode]
     compile_kernel = (
-        f"{_shell(*nvcc, *NVCC_FLAGS, *gencode)} --threads $${{CMPOSE_NVCC_THREADS:-1}} "
+        f"{_shell(*nvcc, *flags)} --threads $${{CMPOSE_NVCC_THREADS:-1}} "
         f"{_shell('-I', plan.source)} -MD -MF $out.d -c $in -o $out"
     )
     python = sysconfig.get_paths()
@@ -311,7 +156,7 @@ def _ninja_file(plan: BuildPlan) -> str:
         "CMPOSE_NVCC_VERSION": plan.nvcc.version,
     }
     compile_bindings = _shell(
-        *[*_compiler(), *CXX_FLAGS, "-I", str(plan.source)],
+        *[*cxx(), *CXX_FLAGS, "-I", str(plan.source)],
         *[word for path in sorted(includes) for word in ("-isystem", path)],
         *[f'-D{name}="{value}"' for name, value in facts.items()],
     )
@@ -393,8 +238,8 @@ def run(plan: BuildPlan, outputs: list[Path], threads: int | None = None) -> lis
     """
     if not plan.kernels:
         raise BuildError(f"the CUDA sources are not in {plan.source}")
-    if shutil.which(_compiler()[0]) is None:
-        raise BuildError(f"there is no C++ compiler {_compiler()[0]}; install it or set CXX")
+    if shutil.which(cxx()[0]) is None:
+        raise NoToolkit(f"there is no C++ compiler {cxx()[0]}; install it or set CXX")
     jobs = _jobs()
     if threads is None:
         threads = max(1, min(jobs // len(plan.kernels), sum(map(len, plan.target[:2]))))
@@ -413,10 +258,14 @@ def run(plan: BuildPlan, outputs: list[Path], threads: int | None = None) -> lis
             if status:
                 ran.append(status[1])
                 print(line, end="", flush=True)
-            elif not line.startswith("ninja: "):
+            elif not re.match("ninja: (Entering|no work|build stopped)", line):
                 text.append(line)
     if process.wait():
-        raise BuildError("the CUDA core does not compile:\n" + "".join(text))
+        printed = "".join(text)
+        advice = refusal(plan.nvcc, printed)
+        if advice:
+            raise NoToolkit(f"{advice}. The compiler says:\n{printed}")
+        raise BuildError(f"the CUDA core does not compile:\n{printed}")
     print("".join(text), end="")  # warnings
     return ran
 
@@ -459,7 +308,7 @@ def main() -> int:
                 shutil.copy2(built, package / built.name)
                 print(f"copied to cmpose/{built.name}")
     except BuildError as error:
-        print(f"csrc/build.py: {error}", file=sys.stderr)
+        print(f"csrc.build: {error}", file=sys.stderr)
         return 1
     return 0
 

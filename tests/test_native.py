@@ -60,6 +60,9 @@ def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "cmpose._C is not built: install cmpose where nvcc is on PATH or CUDA_HOME is set "
         "(CMPOSE_BUILD_CUDA=1 demands it)"
     )
+    native.forget()
+    (tmp_path / native.NOT_BUILT).write_text("nvcc 11.0 is too old")
+    assert refused() == "cmpose._C is not built: nvcc 11.0 is too old"
 
 
 def test_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

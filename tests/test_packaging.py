@@ -109,7 +109,7 @@ def test_every_part_is_in_the_pure_wheel(pure: tuple[zipfile.ZipFile, str]) -> N
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cmpose", next(t for t in tops if t.endswith(".dist-info"))}
     suffixes = {Path(n).suffix for n in names if n.startswith("cmpose/")}
-    assert suffixes == {".py", ".typed", ".yaml", ".css", ".html", ".js"}
+    assert suffixes - {".txt"} == {".py", ".typed", ".yaml", ".css", ".html", ".js"}
     reason = "cmpose: without its CUDA core cmpose._C: "
     assert f"{reason}CMPOSE_BUILD_CUDA=0" in printed or (
         f"{reason}there is no bin/nvcc in CUDA_HOME=/nowhere" in printed
@@ -127,7 +127,33 @@ def test_metadata(pure: tuple[zipfile.ZipFile, str]) -> None:
 def test_doctor_says_how_to_get_the_core(pure: tuple[zipfile.ZipFile, str], tmp_path: Path) -> None:
     pure[0].extractall(tmp_path)
     done = run(sys.executable, "-m", "cmpose", "doctor", cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert "\n_C      cmpose._C is not built: install cmpose where nvcc is on PATH" in done.stdout
+    forbidden = "CMPOSE_BUILD_CUDA=0" in pure[1]
+    why = (
+        "install cmpose where nvcc is on PATH" if forbidden else "there is no bin/nvcc in CUDA_HOME"
+    )
+    assert f"\n_C      cmpose._C is not built: {why}" in done.stdout
+
+
+def test_a_compiler_that_nvcc_refuses(source: Path, tmp_path: Path) -> None:
+    """cmpose is built without its core and says why, unless the core is demanded."""
+    require_nvcc()
+    newer = tmp_path / "g++-99"
+    newer.write_text('#!/bin/sh\nexec g++ -U__GNUC__ -D__GNUC__=99 "$@"\n')
+    newer.chmod(0o755)
+    command = (sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path / "b"))
+    variables = {**ARCHS, "CXX": str(newer), "MAX_JOBS": "1"}
+    run(*command, cwd=source, **variables)
+    [reason] = tmp_path.glob("b/lib*/cmpose/_C.txt")
+    assert "is newer; " in reason.read_text()
+    assert list(reason.parent.glob("_C.*.so")) == []
+    variables["CMPOSE_BUILD_CUDA"] = "1"
+    done = subprocess.run(
+        command, cwd=source, env=environment(**variables), capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "error: cmpose._C: nvcc " in done.stderr
+    assert "is newer; " in done.stderr
+    assert not reason.exists()
 
 
 def test_the_core_is_demanded_without_nvcc(source: Path, tmp_path: Path) -> None:
@@ -158,7 +184,7 @@ def test_a_wish_that_does_not_exist(source: Path) -> None:
 
 
 def test_the_build_never_imports_torch() -> None:
-    for file in ("setup.py", "csrc/build.py"):
+    for file in ("setup.py", "csrc/build.py", "csrc/toolkit.py"):
         tree = ast.parse((PROJECT / file).read_text())
         imported = {
             name.split(".")[0]
@@ -171,7 +197,7 @@ def test_the_build_never_imports_torch() -> None:
                 else []
             )
         }
-        assert "setuptools" in imported or "subprocess" in imported
+        assert {"setuptools", "subprocess"} & imported
         assert not {"torch", "cmpose", "numpy"} & imported, file
 
 

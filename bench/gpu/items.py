@@ -32,7 +32,7 @@ SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"
 
 def build(options: Namespace) -> list[Item]:
     """The CUDA C++ core for the local card, put where ``cmpose._C`` is looked for."""
-    command = (sys.executable, "csrc/build.py")
+    command = (sys.executable, "-m", "csrc.build")
     if options.dry:
         return [Item("which nvcc", (*command, "--nvcc"))]
     major, minor = torch.cuda.get_device_capability()

@@ -1,4 +1,4 @@
-"""csrc/build.py: its choice of compiler and architectures, what it compiles again, its errors."""
+"""csrc/build.py and toolkit.py: compilers, architectures, what is compiled again, errors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from csrc import build
-from csrc.build import BuildError, Nvcc, choose_target, parse_archs
+from csrc import build, toolkit
+from csrc.toolkit import BuildError, NoToolkit, Nvcc, choose_target, parse_archs
 from tests.csrc.compile_check import require_nvcc
 
 DEFAULT = frozenset({(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)})
@@ -25,54 +25,153 @@ def nvcc_in(folder: Path, script: str = "") -> Path:
     return path
 
 
+def answers(version: str, root: Path = Path("/cuda")) -> str:
+    """The script of an nvcc whose nvcc.profile names NVIDIA's own folders."""
+    said = f"Cuda compilation tools, release {version}, V{version}.93"
+    libraries = f'"-L{root}/bin/..//lib64/stubs" "-L{root}/bin/..//lib64"'
+    return f"""case "$1" in
+        --version) echo "{said}";;
+        --list-gpu-arch) echo compute_75; echo compute_90; echo compute_120;;
+        --dryrun) echo '#$ TOP={root}/bin/..' >&2
+            echo '#$ INCLUDES="-I{root}/bin/..//include"  ' >&2
+            echo '#$ LIBRARIES=  {libraries}' >&2;;
+        esac"""
+
+
 # -- the compiler ---------------------------------------------------------------------------------
 
 
 def test_where_nvcc_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home, path, on_path, default = (
-        nvcc_in(tmp_path / name) for name in ("home", "path", "on_path", "default")
+    home, path, on_path, conda, pip13, pip12, default = (
+        nvcc_in(tmp_path / name)
+        for name in (
+            *("home", "path", "on_path", "conda", "site/nvidia/cu13", "site/nvidia/cuda_nvcc"),
+            "default",
+        )
     )
-    monkeypatch.setattr(build, "_DEFAULT_CUDA", tmp_path / "default")
+    monkeypatch.setattr(toolkit, "_DEFAULT_CUDA", tmp_path / "default")
     environ = {
         "CUDA_HOME": str(tmp_path / "home"),
         "CUDA_PATH": str(tmp_path / "path"),
         "PATH": f"/nowhere:{on_path.parent}",
+        "CONDA_PREFIX": str(tmp_path / "conda"),
     }
     for expected, variable in (
         (home, "CUDA_HOME"),
         (path, "CUDA_PATH"),
         (on_path, "PATH"),
+        (conda, "CONDA_PREFIX"),
+        (pip13, None),
+        (pip12, None),
         (default, None),
     ):
-        assert build.find_nvcc(environ) == expected
+        assert toolkit.find_nvcc(environ, tmp_path / "site") == expected
         environ.pop(variable, None)
+        if variable is None:
+            expected.unlink()
 
 
 def test_no_nvcc_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_DEFAULT_CUDA", tmp_path)
+    monkeypatch.setattr(toolkit, "_DEFAULT_CUDA", tmp_path)
     with pytest.raises(BuildError, match=r"no nvcc on PATH nor in .*/bin; install NVIDIA's"):
-        build.find_nvcc({"PATH": "/nowhere"})
+        toolkit.find_nvcc({"PATH": "/nowhere"}, tmp_path)
     nvcc_in(tmp_path)
     message = r"no bin/nvcc in CUDA_HOME=/nowhere; set it to where"
     with pytest.raises(BuildError, match=message):  # a variable that is set hides the others
-        build.find_nvcc({"CUDA_HOME": "/nowhere", "PATH": str(tmp_path / "bin")})
+        toolkit.find_nvcc({"CUDA_HOME": "/nowhere", "PATH": str(tmp_path / "bin")})
 
 
 def test_what_nvcc_is(tmp_path: Path) -> None:
-    script = (
-        'if [ "$1" = --version ]; then echo "Cuda compilation tools, release 12.8, V12.8.93";\n'
-        "else echo compute_75; echo compute_90; echo compute_120; fi"
-    )
-    found = build.read_nvcc(nvcc_in(tmp_path / "a", script))
-    assert found[1:] == ("12.8", "12.8.93", frozenset({(7, 5), (9, 0), (12, 0)}))
+    found = toolkit.read_nvcc(nvcc_in(tmp_path / "a", answers("12.8")))
+    assert found[1:] == ("12.8", "12.8.93", frozenset({(7, 5), (9, 0), (12, 0)}), ())
+    message = r"nvcc 11\.7 \(.*\) is too old: the kernels need CUDA 11\.8 or newer; install one"
+    with pytest.raises(NoToolkit, match=message):
+        toolkit.read_nvcc(nvcc_in(tmp_path / "old", answers("11.7")))
     with pytest.raises(BuildError, match=r"nvcc --version fails: no licence"):
-        build.read_nvcc(nvcc_in(tmp_path / "b", "echo no licence >&2; exit 3"))
+        toolkit.read_nvcc(nvcc_in(tmp_path / "b", "echo no licence >&2; exit 3"))
     with pytest.raises(BuildError, match=r"does not answer as nvcc does: hello"):
-        build.read_nvcc(nvcc_in(tmp_path / "c", "echo hello"))
+        toolkit.read_nvcc(nvcc_in(tmp_path / "c", "echo hello"))
     path = nvcc_in(tmp_path / "d")
     path.chmod(0o644)
     with pytest.raises(BuildError, match=r"nvcc does not run: .*Permission denied"):
-        build.read_nvcc(path)
+        toolkit.read_nvcc(path)
+
+
+PARTS = {
+    "pip's of CUDA 13": (
+        "cu13",
+        {"cu13/include": toolkit._HEADERS, "cu13/lib": toolkit._LIBRARIES},
+    ),
+    "pip's of CUDA 12": (
+        "cuda_nvcc",
+        {
+            "cuda_nvcc/include": ("crt/host_config.h",),
+            "cuda_runtime/include": ("cuda_runtime.h", "cuda_fp16.h"),
+            "cuda_cccl/include": ("nv/target",),
+            "cuda_runtime/lib": toolkit._LIBRARIES,
+        },
+    ),
+    "conda's": (
+        "env",
+        {
+            "env/targets/x86_64-linux/include": toolkit._HEADERS,
+            "env/targets/x86_64-linux/lib": toolkit._LIBRARIES,
+        },
+    ),
+    "NVIDIA's": ("cuda", {"cuda/include": toolkit._HEADERS, "cuda/lib64": toolkit._LIBRARIES}),
+}
+
+
+@pytest.mark.parametrize("layout", PARTS)
+def test_where_the_toolkits_parts_are(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nvcc does not look for itself is given to it, each folder once; the rest is not."""
+    monkeypatch.setattr(toolkit.platform, "machine", lambda: "x86_64")
+    root, parts = PARTS[layout]
+    for folder, names in parts.items():
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).touch()
+    found = toolkit.read_nvcc(nvcc_in(tmp_path / root, answers("13.0", tmp_path / root)))
+    own = {f"{root}/include", f"{root}/lib64"}
+    expected: list[str] = []
+    for folder in parts:
+        if folder not in own:
+            expected += ["-L" if "/lib" in folder else "-isystem", str(tmp_path / folder)]
+    assert list(found.options) == expected
+
+
+def test_a_host_compiler_that_nvcc_refuses(tmp_path: Path) -> None:
+    said = (
+        "/cuda/include/crt/host_config.h:151:2: error: #error -- unsupported GNU version! gcc "
+        "versions later than 13 are not supported! The nvcc flag '-allow-unsupported-compiler' ..."
+    )
+    sentence = "nvcc 13.0 takes g++ up to 13, g++ is newer; "
+    none = toolkit.refusal(NVCC, said, {"PATH": str(tmp_path)})
+    assert none == f"{sentence}install g++-13 and set CXX=g++-13"
+    (tmp_path / "g++-12").touch(0o755)
+    assert toolkit.refusal(NVCC, said, {"PATH": str(tmp_path)}) == f"{sentence}set CXX=g++-12"
+    said = "#error -- unsupported clang version! clang version must be less than 21 and ..."
+    assert toolkit.refusal(NVCC, said, {"CXX": "clang++"}) == (
+        "nvcc 13.0 refuses clang++ (clang version must be less than 21 and ...); set CXX=g++"
+    )
+    assert toolkit.refusal(NVCC, "error: expected a ';'", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        ("a.cu:1:10: fatal error: cuda_fp16.h: No such file or directory", "cuda_fp16.h"),
+        ("crt/host_config.h: No such file or directory", "crt/host_config.h"),
+        ("/usr/bin/ld: cannot find -lcudart_static: No such file or directory", "cudart_static"),
+        ("sh: 1: cicc: not found", "cicc"),
+    ],
+)
+def test_a_toolkit_without_a_part(said: str, part: str) -> None:
+    advice = toolkit.refusal(NVCC, f"nvcc first.cu\n{said}\n", {})
+    assert advice is not None
+    assert advice.startswith(f"nvcc 13.0 (/cuda/bin/nvcc) is there without {part}; pip install ")
 
 
 # -- architectures --------------------------------------------------------------------------------
@@ -86,20 +185,44 @@ def test_what_nvcc_is(tmp_path: Path) -> None:
         ("9.0, 8.9", ((8, 9), (9, 0)), ()),
         (" 8.0 8.9+PTX  9.0+ptx ; ", ((8, 0), (8, 9), (9, 0)), ((8, 9), (9, 0))),
         ("9.0a 9.0", ((9, 0),), ()),
+        ("8.6(8.0)", ((8, 6),), ()),
+        ("Ampere;ada", ((8, 0), (8, 6), (8, 9)), ((8, 6), (8, 9))),
+        ("Hopper+PTX Ampere+Tegra", ((8, 7), (9, 0)), ((9, 0),)),
+        ("Blackwell", ((10, 0), (10, 3), (12, 0), (12, 1)), ((12, 1),)),
+        ("Common", ((8, 0), (8, 6), (8, 9), (9, 0), (12, 0)), ((12, 0),)),
+        ("All", ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (12, 0)), ((12, 0),)),
     ],
 )
 def test_lists_of_architectures(value: str, archs: tuple, ptx: tuple) -> None:
-    assert parse_archs("X", value) == (archs, ptx, ())
+    assert parse_archs("X", value, NVCC) == (archs, ptx, ())
 
 
-@pytest.mark.parametrize("word", ["89", "sm_89", "8.9+SASS", "Ada", "8.", "-8.9", "8.9PTX"])
-@pytest.mark.parametrize("variable", build.ARCH_VARIABLES)
+@pytest.mark.parametrize("word", ["89", "sm_89", "8.9+SASS", "Rubin", "8.", "-8.9", "8.9PTX"])
+@pytest.mark.parametrize("variable", toolkit.ARCH_VARIABLES)
 def test_a_list_that_is_none(word: str, variable: str) -> None:
     with pytest.raises(BuildError) as error:
         choose_target(NVCC, {variable: f"8.0;{word}"})
     assert str(error.value) == (
         f"{variable}=8.0;{word}: {word!r} is no compute capability; give a list such as 8.9 or "
-        "8.6;8.9;9.0+PTX"
+        "8.6;8.9;9.0+PTX, or names such as Ada;Hopper, All, Common, native"
+    )
+    # Torch's list is made for other packages: it does not stop the installation.
+    assert isinstance(error.value, NoToolkit) == (variable == "TORCH_CUDA_ARCH_LIST")
+
+
+def test_native_is_what_the_cards_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolkit, "native_archs", lambda: [(9, 0), (8, 9), (9, 0)])
+    for word in ("native", "Auto"):
+        target = choose_target(NVCC, {"TORCH_CUDA_ARCH_LIST": word})
+        assert target == (((8, 9), (9, 0)), ((9, 0),), ())
+    monkeypatch.setattr(toolkit, "native_archs", lambda: [(12, 1)])  # newer than nvcc
+    target = choose_target(NVCC, {"CMPOSE_CUDA_ARCHS": "native"})
+    assert target[:2] == (((12, 0),), ((12, 0),))
+    monkeypatch.setattr(toolkit, "native_archs", list)
+    target = choose_target(NVCC, {"TORCH_CUDA_ARCH_LIST": "native"})
+    assert target[:2] == choose_target(NVCC, {})[:2]
+    assert target.notes == (
+        "TORCH_CUDA_ARCH_LIST=native: no card is seen here, so that native is Common",
     )
 
 
@@ -117,17 +240,26 @@ def test_the_first_variable_wins() -> None:
 
 
 def test_an_nvcc_that_is_too_old() -> None:
-    """What nvcc does not know is left out of the default list and refused in a given one."""
+    """What nvcc does not know is left out, for what serves such cards; only numbers in our own
+    variable are held to."""
     old = NVCC._replace(version="12.0", archs=DEFAULT - {(12, 0)})
     target = choose_target(old, {})
     assert target.archs == ((8, 0), (8, 6), (8, 9), (9, 0))
     assert target.ptx == ((9, 0),)
-    assert target.notes == ("nvcc 12.0 does not know 12.0, left out",)
-    for variable in build.ARCH_VARIABLES:
-        message = rf"{variable}=8\.9;12\.0: nvcc 12\.0 \(/cuda/bin/nvcc\) does not compile for 12"
-        with pytest.raises(BuildError, match=message):
-            choose_target(old, {variable: "8.9;12.0"})
-    with pytest.raises(BuildError, match=r"nvcc 12\.0 compiles for none of 8\.0;"):
+    assert target.notes == ("the default: 12.0 left out, nvcc 12.0 does not know it",)
+    target = choose_target(old, {"TORCH_CUDA_ARCH_LIST": "8.9;12.0"})
+    assert target == (
+        ((8, 9), (9, 0)),
+        ((9, 0),),
+        ("TORCH_CUDA_ARCH_LIST=8.9;12.0: 12.0 left out, nvcc 12.0 does not know it",),
+    )
+    # 12.0's code serves a card of 12.1, whose PTX was not asked for.
+    assert choose_target(NVCC, {"TORCH_CUDA_ARCH_LIST": "12.1"})[:2] == (((12, 0),), ())
+    assert choose_target(old, {"CMPOSE_CUDA_ARCHS": "Blackwell"})[:2] == (((9, 0),), ((9, 0),))
+    message = r"CMPOSE_CUDA_ARCHS=8\.9;12\.0: nvcc 12\.0 \(/cuda/bin/nvcc\) does not compile for 12"
+    with pytest.raises(BuildError, match=message):
+        choose_target(old, {"CMPOSE_CUDA_ARCHS": "8.9;12.0"})
+    with pytest.raises(NoToolkit, match=r"the default: nvcc 12\.0 .* does not compile for 8\.0;"):
         choose_target(old._replace(archs=frozenset({(5, 0)})), {})
 
 
@@ -174,7 +306,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> build.BuildPlan:
     (source / "bindings.cpp").write_text(BINDINGS)
     for name in ("first", "second"):
         (source / f"{name}.cu").write_text(KERNEL.format(name=name))
-    nvcc = build.read_nvcc(build.find_nvcc())
+    nvcc = toolkit.read_nvcc(toolkit.find_nvcc())
     target = parse_archs("test", "8.9+PTX")
     made = build.BuildPlan(source, source / "kept objects", nvcc, target, "1.2.3")
     assert sorted(build.run(made, [made.module]))[:3] == [
@@ -222,11 +354,17 @@ def test_facts_reach_the_bindings_alone(plan: build.BuildPlan) -> None:
     assert done.stdout.strip() == f"8.9|8.9|{plan.nvcc.version}|1.2.4"
 
 
-def test_flags(plan: build.BuildPlan) -> None:
+def test_flags(plan: build.BuildPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """All in one place, where none makes results less exact than plain PyTorch's."""
     text = (plan.folder / "build.ninja").read_text()
     [command] = [line for line in text.splitlines() if "Xptxas=-v" in line]
-    assert {"-O3", "-std=c++17", "-lineinfo"} <= set(command.split())
+    small = "--compress-mode=size" if plan.nvcc.release >= (13, 0) else "-Xfatbin=-compress-all"
+    assert {"-O3", "-std=c++17", small} <= set(command.split())
+    assert "-lineinfo" not in text
+    monkeypatch.setenv("CMPOSE_CUDA_LINEINFO", "1")
+    assert " -lineinfo " in build._ninja_file(plan)
+    old = plan._replace(nvcc=plan.nvcc._replace(version="12.9"))
+    assert "-Xfatbin=-compress-all" in build._ninja_file(old)
     assert "-gencode=arch=compute_89,code=sm_89" in command
     assert "-gencode=arch=compute_89,code=compute_89" in command
     for loose in ("fast_math", "fast-math", "-ftz=true", "-prec-div=false", "-prec-sqrt=false"):
@@ -246,6 +384,20 @@ def test_a_broken_source_shows_the_compilers_message(plan: build.BuildPlan) -> N
     assert 'second.cu(3): error: identifier "kMissing" is undefined' in str(error.value)
 
 
+def test_nvcc_refuses_a_newer_compiler(
+    plan: build.BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvcc's own header says so, of a g++ that gives itself out as one of the future."""
+    newer = tmp_path / "g++-99"
+    newer.write_text('#!/bin/sh\nexec g++ -U__GNUC__ -D__GNUC__=99 "$@"\n')
+    newer.chmod(0o755)
+    monkeypatch.setenv("CXX", str(newer))
+    other = plan._replace(folder=tmp_path / "objects")
+    message = r"nvcc .* takes g\+\+ up to \d+, .*g\+\+-99 is newer; .*CXX="
+    with pytest.raises(NoToolkit, match=message):
+        build.run(other, other.objects[:1])
+
+
 def test_what_else_is_missing(
     plan: build.BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,14 +414,14 @@ def test_what_else_is_missing(
 
 def test_a_compiler_behind_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "ccache g++ -m64")
-    assert build._compiler() == ["g++", "-m64"]
+    assert toolkit.cxx() == ["g++", "-m64"]
     monkeypatch.delenv("CXX")
-    assert build._compiler() == ["g++"]
+    assert toolkit.cxx() == ["g++"]
 
 
 def test_the_program(tmp_path: Path) -> None:
     """``--nvcc`` says where nvcc is; without one it fails and says so."""
-    command = [sys.executable, str(build.CSRC / "build.py"), "--nvcc"]
+    command = [sys.executable, "-m", "csrc.build", "--nvcc"]
     nvcc = nvcc_in(tmp_path)
     environ = {"CUDA_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, check=True)
@@ -277,4 +429,4 @@ def test_the_program(tmp_path: Path) -> None:
     environ = {"CUDA_HOME": "/nowhere"}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("csrc/build.py: there is no bin/nvcc in CUDA_HOME=/nowhere")
+    assert done.stderr.startswith("csrc.build: there is no bin/nvcc in CUDA_HOME=/nowhere")
