@@ -69,6 +69,7 @@ class BuildPlan(NamedTuple):
         nvcc: the compiler.
         target: the architectures.
         version: of cmpose.
+        line_info: whether machine code keeps the sources' lines.
     """
 
     source: Path
@@ -76,6 +77,7 @@ class BuildPlan(NamedTuple):
     nvcc: Nvcc
     target: Target
     version: str
+    line_info: bool = False
 
     @property
     def kernels(self) -> list[Path]:
@@ -108,8 +110,9 @@ def plan(environ: Mapping[str, str] = os.environ, folder: Path = FOLDER) -> Buil
     target = choose_target(nvcc, environ)
     words = [f"cuda{nvcc.build}", *(f"{a}{b}" for a, b in target.archs)]
     words += [f"ptx{a}{b}" for a, b in target.ptx]
-    words += ["lineinfo"] if environ.get(LINE_INFO) == "1" else []
-    return BuildPlan(CSRC, folder / "-".join(words), nvcc, target, version())
+    line_info = environ.get(LINE_INFO) == "1"
+    words += ["lineinfo"] if line_info else []
+    return BuildPlan(CSRC, folder / "-".join(words), nvcc, target, version(), line_info)
 
 
 def _escaped(text: str | Path) -> str:
@@ -122,13 +125,13 @@ def _shell(*words: str | Path) -> str:
     return shlex.join(map(str, words)).replace("$", "$$")
 
 
-def _size_flags(nvcc: Nvcc) -> list[str]:
+def _size_flags(plan: BuildPlan) -> list[str]:
     """What makes the machine code small.
 
     Before CUDA 13, whose drivers all read it, the smaller form would need a driver of CUDA 12.4.
     """
-    lines = ["-lineinfo"] if os.environ.get(LINE_INFO) == "1" else []
-    small = "--compress-mode=size" if nvcc.release >= (13, 0) else "-Xfatbin=-compress-all"
+    lines = ["-lineinfo"] if plan.line_info else []
+    small = "--compress-mode=size" if plan.nvcc.release >= (13, 0) else "-Xfatbin=-compress-all"
     return [*lines, small]
 
 
@@ -142,7 +145,7 @@ def _ninja_file(plan: BuildPlan) -> str:
     gencode += [f"-gencode=arch=compute_{a}{b},code=compute_{a}{b}" for a, b in plan.target.ptx]
     nvcc = [str(plan.nvcc.path), f"-ccbin={cxx()[0]}", *plan.nvcc.options]
     # The number of threads comes from the environment: a change of it recompiles nothing.
-    flags = [*NVCC_FLAGS, *_size_flags(plan.nvcc), *gencode]
+    flags = [*NVCC_FLAGS, *_size_flags(plan), *gencode]
     compile_kernel = (
         f"{_shell(*nvcc, *flags)} --threads $${{CMPOSE_NVCC_THREADS:-1}} "
         f"{_shell('-I', plan.source)} -MD -MF $out.d -c $in -o $out"

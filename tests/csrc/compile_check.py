@@ -93,7 +93,9 @@ def plan_for(archs: tuple[int, ...], source: Path = build.CSRC, folder: Path = b
     """The build for cards such as 89, without PTX."""
     names = ";".join(f"{arch // 10}.{arch % 10}" for arch in archs)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_")}
-    return build.plan(environ | {"CMPOSE_CUDA_ARCHS": names}, folder)._replace(source=source)
+    # With the sources' lines, by which tests/ptx_on_cpu tells where a fault is.
+    environ |= {"CMPOSE_CUDA_ARCHS": names, build.LINE_INFO: "1"}
+    return build.plan(environ, folder)._replace(source=source)
 
 
 def demangled(symbols: list[str]) -> list[str]:

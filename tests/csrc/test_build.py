@@ -354,15 +354,14 @@ def test_facts_reach_the_bindings_alone(plan: build.BuildPlan) -> None:
     assert done.stdout.strip() == f"8.9|8.9|{plan.nvcc.version}|1.2.4"
 
 
-def test_flags(plan: build.BuildPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags(plan: build.BuildPlan) -> None:
     """All in one place, where none makes results less exact than plain PyTorch's."""
     text = (plan.folder / "build.ninja").read_text()
     [command] = [line for line in text.splitlines() if "Xptxas=-v" in line]
     small = "--compress-mode=size" if plan.nvcc.release >= (13, 0) else "-Xfatbin=-compress-all"
     assert {"-O3", "-std=c++17", small} <= set(command.split())
     assert "-lineinfo" not in text
-    monkeypatch.setenv("CMPOSE_CUDA_LINEINFO", "1")
-    assert " -lineinfo " in build._ninja_file(plan)
+    assert " -lineinfo " in build._ninja_file(plan._replace(line_info=True))
     old = plan._replace(nvcc=plan.nvcc._replace(version="12.9"))
     assert "-Xfatbin=-compress-all" in build._ninja_file(old)
     assert "-gencode=arch=compute_89,code=sm_89" in command
