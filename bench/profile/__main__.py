@@ -1,6 +1,7 @@
 """Bounds and estimates of an op's compiled kernels, without a card; see docs/profile.md.
 
-    python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...] [--json FILE]
+    python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...]
+        [--dtype float32] [--json FILE]
     python -m bench.profile OP --peers [...]    # its stock choices beside it
     python -m bench.profile --validate    # the model beside published times
     python -m bench.profile [OP] --targets    # hot spots of docs/performance.md: all, or an op's
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.harness.records import Record
-from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD
+from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import OpBench, Workload
 from bench.profile import model, peers, results
@@ -51,7 +52,11 @@ def profiled(workload: Workload, card: Card) -> model.Profile:
     ways = (FORWARD, BACKWARD) if workload.direction == BOTH else (workload.direction,)
     try:
         counts = [
-            one for way in ways for one in counts_of_op(workload.op, card.arch, workload.shape, way)
+            one
+            for way in ways
+            for one in counts_of_op(
+                workload.op, card.arch, workload.shape, way, dtype=workload.dtype
+            )
         ]
     except (RuntimeError, ArithmeticError, BuildError) as error:
         raise Uncountable(f"{workload} for sm_{card.arch}: {error}") from error
@@ -167,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[89, 90], choices=BY_ARCH)
     parser.add_argument("--direction", help="default: the op's first")
     parser.add_argument("--shape", nargs="+", default=[], metavar="NAME=SIZE")
+    parser.add_argument("--dtype", default=BF16, choices=(BF16, FP16, FP32))
     parser.add_argument("--json", type=Path, help="write the profiles as records")
     parser.add_argument("--peers", action="store_true", help="the op's stock choices beside it")
     parser.add_argument("--validate", action="store_true", help="the model beside published times")
@@ -192,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
                     f"--direction {direction}: {bench.op} has {', '.join(bench.directions)}"
                 )
             shape = _sizes(options.shape, bench)
-            workload = Workload(bench.op, direction, shape, BF16)
+            workload = Workload(bench.op, direction, shape, options.dtype)
             cards = [BY_ARCH[arch] for arch in options.arch]
             if options.peers:
                 _compare(workload, cards, options.json)

@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.harness.shapes import BACKWARD, FORWARD, Shape
+from bench.harness.shapes import BACKWARD, BF16, FORWARD, Shape
 from bench.harness.targets import bench_of
 from bench.harness.workload import Draw, tensors
 from bench.profile import executed, flight, sass
@@ -244,7 +244,12 @@ class Cheap(Draw):
 
 
 def launches_of_op(
-    op: str, arch: int, shape: Shape | None, direction: str, backend: str | None = None
+    op: str,
+    arch: int,
+    shape: Shape | None,
+    direction: str,
+    backend: str | None = None,
+    dtype: str = BF16,
 ) -> list[Launch]:
     """What an op launches at a shape of its benchmark, on cheap tensors of the CPU.
 
@@ -254,6 +259,7 @@ def launches_of_op(
         shape: sizes that differ from the reference shape's.
         direction: ``forward`` or ``backward``.
         backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
+        dtype: ``bfloat16``, ``float16`` or ``float32``.
     """
     bench = bench_of(op)
     sizes = {**bench.shapes[0], **(shape or {})}
@@ -261,7 +267,7 @@ def launches_of_op(
         raise RuntimeError(
             f"a clip of M={sizes['M']} runs for hours on a CPU; give at most M={MOST_TOKENS}"
         )
-    arguments = bench.make(sizes, Cheap(torch.bfloat16, "cpu"))
+    arguments = bench.make(sizes, Cheap(getattr(torch, dtype), "cpu"))
     taken: list[Launch] = []
     backend = backend or ("cuda" if (build.CSRC / f"{op}.cu").is_file() else "triton")
     cuda = backend == "cuda"
@@ -301,8 +307,9 @@ def counts_of_op(
     direction: str = FORWARD,
     whole: bool = False,
     backend: str | None = None,
+    dtype: str = BF16,
 ) -> list[Counts]:
-    """Every launch of an op at a shape of its benchmark, in bfloat16, in their order.
+    """Every launch of an op at a shape of its benchmark, in their order.
 
     Args:
         op: its name, as ``spatial_attention``.
@@ -311,18 +318,19 @@ def counts_of_op(
         direction: ``forward`` or ``backward``.
         whole: all blocks run, however many.
         backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
+        dtype: ``bfloat16``, ``float16`` or ``float32``.
 
     Raises:
         ValueError: the op has no such direction, or launches other kernels for one clip.
         Unknown, UnknownOpcode, Unmatched, Fault: see :func:`count`.
     """
     with mock.patch.object(cuda_core, "MULTIPROCESSORS_ON_CPU", BY_ARCH[arch].sms):
-        launches = launches_of_op(op, arch, shape, direction, backend)
+        launches = launches_of_op(op, arch, shape, direction, backend, dtype)
     if not isinstance(launches[0], cuda_kernels.Launch):
         return count(launches, arch, whole)
     if op in PERSISTENT:
         return count(launches, arch, whole, PERSISTENT_SAMPLES)
-    clip = launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction, backend)
+    clip = launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction, backend, dtype)
     batch, one = ([launch.kernel for launch in of] for of in (launches, clip))
     if batch != one:
         raise ValueError(f"{op}: launches {batch} for the batch, {one} for one clip")

@@ -24,7 +24,7 @@ from tests.ptx_on_cpu import machine, triton_kernels
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is counted is a copy of 100 MB."""
-    monkeypatch.setattr(command, "counts_of_op", lambda op, arch, *_: [a_copy(100, arch)])
+    monkeypatch.setattr(command, "counts_of_op", lambda op, arch, *_, **__: [a_copy(100, arch)])
     monkeypatch.setattr(command, "counts_of_call", lambda call, arch: [a_copy(100, arch)])
 
 
