@@ -29,6 +29,7 @@ from cmpose.models.weights.folder import (
     load_into,
     load_skeleton,
     load_weights,
+    said,
 )
 
 __all__ = [
@@ -179,7 +180,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {STATE}: it cannot be resumed from") from error
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise CheckpointError(
-            f"{file} cannot be read ({error}): delete {folder} to resume from the one before"
+            f"{file} cannot be read ({said(error)}): delete {folder} to resume from the one before"
         ) from error
 
 

@@ -137,7 +137,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{file} cannot be read ({error}): use another checkpoint of the run"
+            f"{file} cannot be read ({said(error)}): use another checkpoint of the run"
         ) from error
 
 
@@ -167,6 +167,17 @@ def fault_of(tensor: Tensor, *, floating: bool) -> str:
             "is of diverged, or it is damaged; use another"
         )
     return ""
+
+
+def said(error: Exception) -> str:
+    """What a library says of a file that it cannot read, in a line of at most 200 characters.
+
+    torch puts its advice to whoever wrote the loading first, and may repeat the file's own bytes.
+    """
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    line = (text.splitlines() or [type(error).__name__])[0]
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= 200 else line[:197] + "..."
 
 
 def load_into(

@@ -19,7 +19,7 @@ from cmpose.models.cmpose import CMPose
 from cmpose.models.vit import VIT_SIZES
 from cmpose.models.weights import layouts
 from cmpose.models.weights.containers import WeightSet, choose, find_sets
-from cmpose.models.weights.folder import WEIGHTS, fault_of
+from cmpose.models.weights.folder import WEIGHTS, fault_of, said
 from cmpose.models.weights.layouts import PART, Layout, Translation
 
 _TIMM_SMALL = (
@@ -50,7 +50,7 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
             return load_file(file)
         except SafetensorError as error:
             raise ValueError(
-                f"model.pretrained={str(path)!r}: {file.name} is no safetensors file ({error}): "
+                f"model.pretrained={str(path)!r}: {file.name} is no safetensors file ({said(error)}): "
                 "is it whole?"
             ) from error
     try:
@@ -70,7 +70,7 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise ValueError(
-            f"model.pretrained={str(path)!r}: {file.name} cannot be read ({error}): is it whole?"
+            f"model.pretrained={str(path)!r}: {file.name} cannot be read ({said(error)}): is it whole?"
         ) from error
 
 

@@ -147,6 +147,21 @@ def test_state_never_runs_code(saved):
         checkpoint.load_state(path)
 
 
+def test_what_torch_says_of_a_damaged_state_is_told_in_a_short_line(saved):
+    """torch's own words are six lines, with terminal colours, that end in the file's own bytes."""
+    _, path = saved
+    torch.save({"step": 3}, path / "state.pt", _use_new_zipfile_serialization=False)
+    whole = (path / "state.pt").read_bytes()
+    strange = b"\x80\x02c" + b"\t" * 5000 + b"\n" + b"name\n."
+    (path / "state.pt").write_bytes(whole.replace(whole[whole.index(b"}q") - 2 :], strange))
+    with pytest.raises(checkpoint.CheckpointError) as refused:
+        checkpoint.load_state(path)
+    message = str(refused.value)
+    assert "state.pt cannot be read (Unsupported global" in message
+    assert len(message) < 600
+    assert message.isprintable()
+
+
 def test_weights_that_do_not_fit(saved):
     model, path = saved
     other = CMPose(small_config(head_channels=16))
