@@ -50,8 +50,8 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
             return load_file(file)
         except SafetensorError as error:
             raise ValueError(
-                f"model.pretrained={str(path)!r}: {file.name} is no safetensors file ({said(error)}): "
-                "is it whole?"
+                f"model.pretrained={str(path)!r}: {file.name} is no safetensors file "
+                f"({said(error)}): is it whole?"
             ) from error
     try:
         # MAE's files keep their options in a Namespace; building one runs no code.
@@ -70,7 +70,8 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise ValueError(
-            f"model.pretrained={str(path)!r}: {file.name} cannot be read ({said(error)}): is it whole?"
+            f"model.pretrained={str(path)!r}: {file.name} cannot be read ({said(error)}): "
+            "is it whole?"
         ) from error
 
 
