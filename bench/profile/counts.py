@@ -28,7 +28,7 @@ from bench.profile.cards import BY_ARCH
 from cmpose.ops import cuda as cuda_core
 from csrc import build
 from tests import cuda_on_cpu
-from tests.ptx_on_cpu import cuda_kernels, triton_kernels
+from tests.ptx_on_cpu import cuda_kernels, parse, triton_kernels
 from tests.ptx_on_cpu.machine import Counting, Program
 from tests.ptx_on_cpu.parse import Unknown
 
@@ -112,15 +112,15 @@ def sampled(blocks: int, samples: int = SAMPLES) -> list[int] | None:
 
 @cache
 def _code(ptx: str, arch: int, flags: tuple[str, ...], ptxas: str | None) -> sass.Code:
-    return sass.disassembled(sass.assembled(ptx, arch, *flags, ptxas=ptxas))
+    text, sources = parse.numbered(ptx)
+    return sass.disassembled(sass.assembled(text, arch, *flags, ptxas=ptxas), sources)
 
 
 def _compiled(one: Launch, arch: int) -> tuple[sass.Code, int]:
     """A launch's code, whichever compiler it is from, and its bytes of dynamic shared memory."""
     if isinstance(one, cuda_kernels.Launch):
-        # A kernel alone has not the strings that the lines' functions are named by.
-        ptx = re.sub(r", function_name [^\n]*", "", one.ptx(arch))
-        return _code(ptx, arch, (), str(build.find_nvcc().with_name("ptxas"))), one.shared
+        ptxas = str(build.find_nvcc().with_name("ptxas"))
+        return _code(one.ptx(arch), arch, (), ptxas), one.shared
     made = triton_kernels.compiled(one, arch)
     flags = ("--regAllocOptLevel=2", *(() if one.fp_fusion else ("--fmad=false",)))  # Triton's own
     return _code(made.ptx, arch, flags, None), made.shared
@@ -181,8 +181,8 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
     program, stand_in = _run(one, arch, counting)
     ran = blocks if chosen is None else len(chosen)
     scale = blocks / ran
-    wanted = executed.wanted(program.kernel, counting, ran * warps)
-    solution = executed.executed(code.blocks, wanted, across=stand_in)
+    wanted = executed.wanted(program.kernel, counting, ran * warps, across=stand_in)
+    solution = executed.executed(code.blocks, wanted)
     if solution.unmatched > unmatched:
         raise Unmatched(
             f"{name} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "

@@ -1,28 +1,31 @@
 """How often each block of SASS is executed, from what the PTX machine counted.
 
-ptxas moves, unrolls, folds and predicates; but a product, an access, a shuffle or a barrier of the
-source is one in both codes, and both say which line it is from. So the blocks' counts are the
-numbers that fit these two facts:
+ptxas moves, unrolls, folds and predicates; but each instruction of SASS names the one of the PTX
+that it is from (``parse.numbered``), and a product, an access, a shuffle or a barrier is one in
+both codes. So the blocks' counts are the numbers that fit these three facts:
 
 - *flow*: warps that enter a block leave it. They part only where lanes do (BSSY), and those come
   together again (BSYNC);
-- *anchors*: of each line, the bytes loaded, stored and copied, the tensor operations, shuffles,
-  barriers and exponentials come out as often as the machine counted them in the PTX.
+- *anchors*: of each PTX instruction, the bytes loaded, stored and copied, the tensor operations,
+  shuffles, barriers and exponentials come out as often as the machine counted them;
+- *visits*: where a PTX instruction is a single one of SASS, its block is executed as often as it.
 
 That is a linear program: the least number of instructions, plus a high price for each anchor
 that does not come out. An unrolled loop and its remainder come out right by it: they share their
 anchors, and the unrolled one needs fewer instructions. What a guard turns off may be executed less
-often than its block. A loop without any anchor would be counted once. The float32 arithmetic of a
-line, which ptxas may fuse in pairs but not leave out, keeps that from happening, at a low price, as
-do its divisions and roots; a loop that has none of these goes round as often as its PTX did.
+often than its block. An unrolled loop without any anchor would be counted once. Its float32
+arithmetic, which ptxas may fuse in pairs but not leave out, keeps that from happening, at a low
+price, as do its divisions and roots; a loop that has none of these goes round as often as its PTX.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -30,23 +33,15 @@ from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.machine import Counting
 from tests.ptx_on_cpu.parse import SPACES, Kernel
 
-Anchors = dict[tuple[str, str], float]
-"""(source line, what) → how much of it."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A conditional jump: how often each way was taken, and the lines of what comes there."""
-
-    times: tuple[float, float]
-    lines: tuple[set[str], set[str]]
+Place: TypeAlias = int | str
+"""The number of an instruction in the PTX; across cards, whose PTX differs, a source line."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Of the PTX: its lines, its rounds for each time that it is reached, its instructions."""
+    """Of the PTX: its places, its rounds for each time that it is reached, its instructions."""
 
-    lines: frozenset[str]
+    places: frozenset[Place]
     rounds: float
     length: int
 
@@ -56,25 +51,33 @@ class Wanted:
     """What the machine counted, a warp.
 
     Attributes:
-        branches: by the line of a conditional jump.
+        anchors: (place, what) → how much of it.
+        loops: of the PTX.
+        visits: of each of its instructions; none across cards.
         partings: of lanes.
+        across: another card's PTX ran: only anchors that both have are kept to, wherever they are.
     """
 
-    anchors: Anchors
+    anchors: dict[tuple[Place, str], float]
     loops: list[Loop]
-    branches: dict[str, list[Branch]]
+    visits: dict[Place, float]
     partings: float
+    across: bool
+
+    def place(self, one: Instruction) -> Place:
+        """Of an instruction of SASS."""
+        return one.source if self.across else one.number
 
 
-PRICE, BRANCH_PRICE, LOW_PRICE, PARTING = 1000.0, 400.0, 100.0, 100.0
-"""Of an anchor, a branch, float32 arithmetic, and lanes that part; an instruction has price 1. A
-branch costs more than a round of the project's longest loop without anchors (Philox, 291)."""
+PRICE, VISIT_PRICE, LOW_PRICE, PARTING = 1000.0, 400.0, 100.0, 100.0
+"""Of an anchor, a visit, float32 arithmetic, and lanes that part; an instruction has price 1. A
+visit costs more than a round of the project's longest loop without anchors (Philox, 291)."""
 
 ACROSS = ("tensor", "load", "store", "MUFU.EX2", "MUFU.LG2")
 """Anchors that the same kernel has on another card, where its layouts and barriers differ."""
 
 PLACED = ("division", "root")
-"""Float32's, which have a guess by the same instruction as integers' on other lines."""
+"""Float32's, which have a guess by the same instruction as integers' elsewhere."""
 
 LOW = ("float32", *PLACED)
 """Anchors of a low price, which may be executed more often: ptxas fuses arithmetic in pairs,
@@ -115,18 +118,9 @@ def _of_sass(one: Instruction) -> tuple[str, float] | None:
     return None
 
 
-def _sources(kernel: Kernel) -> list[str]:
-    """Of each row its line. Line 0 stands for none: ptxas takes the one before."""
-    found: list[str] = []
-    for statement in kernel.statements:
-        none = statement.source.endswith(":0") and found
-        found.append(found[-1] if none else statement.source)
-    return found
-
-
-def _of_ptx(kernel: Kernel) -> Iterator[tuple[str, str, float]]:
-    """Of each row its line, its anchor ('' if none), and how much of that it is."""
-    for source, row in zip(_sources(kernel), kernel.rows, strict=True):
+def _of_ptx(kernel: Kernel) -> Iterator[tuple[str, float]]:
+    """Of each row its anchor ('' if none), and how much of that it is."""
+    for row in kernel.rows:
         what, amount = "", 0.0
         numbers, name = row.numbers, row.name
         if name in ("ld", "st") and numbers[0] & 3 in _SPACE:
@@ -150,25 +144,21 @@ def _of_ptx(kernel: Kernel) -> Iterator[tuple[str, str, float]]:
             kinds = {"shfl": "shuffle", "redux": "reduction", "atom": "atomic"}
             what = kinds.get(name.partition(".")[0], "")
             amount = float(bool(what))
-        yield source, what, amount
+        yield what, amount
 
 
-def wanted(kernel: Kernel, counting: Counting, warps: int) -> Wanted:
-    """What the machine counted, in ``warps`` warps."""
-    found: Anchors = defaultdict(float)
-    for (source, what, amount), visits in zip(
-        _of_ptx(kernel), counting.rows["visits"], strict=True
-    ):
+def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False) -> Wanted:
+    """What the machine counted, in ``warps`` warps; ``across``: of another card's code."""
+    places: list[Place] = [one.source if across else one.number for one in kernel.statements]
+    visits = counting.rows["visits"] / warps
+    anchors: dict[tuple[Place, str], float] = defaultdict(float)
+    for place, (what, amount), times in zip(places, _of_ptx(kernel), visits, strict=True):
         if what:
-            found[source, what] += amount * visits / warps
+            anchors["" if across else place, what] += amount * times
     partings = counting.rows["partings"].sum() / warps
-    jumped, stayed = counting.rows["jumps"] / warps, _stayed(counting) / warps
-    branches: dict[str, list[Branch]] = defaultdict(list)
-    for at, row in enumerate(kernel.rows):
-        if row.name == "bra" and row.guard >= 0:
-            lines = _lines_from(kernel, row.numbers[0]), _lines_from(kernel, at + 1)
-            branches[_sources(kernel)[at]].append(Branch((jumped[at], stayed[at]), lines))
-    return Wanted(dict(found), list(_loops(kernel, counting)), dict(branches), float(partings))
+    visited = {} if across else dict(zip(places, map(float, visits), strict=True))
+    loops_ = list(_loops(kernel, counting, places))
+    return Wanted(dict(anchors), loops_, visited, float(partings), across)
 
 
 def _stayed(counting: Counting) -> np.ndarray:
@@ -177,29 +167,7 @@ def _stayed(counting: Counting) -> np.ndarray:
     return rows["visits"] - rows["jumps"] + rows["partings"]
 
 
-def _lines_from(kernel: Kernel, start: int) -> set[str]:
-    """Of the rows that run one after another from there: as far as a conditional jump, or to where
-    others jump. An unconditional jump is followed, as ptxas does."""
-    sources, targets = (
-        _sources(kernel),
-        {row.numbers[0] for row in kernel.rows if row.name == "bra"},
-    )
-    seen: set[int] = set()
-    lines, at = set(), start
-    while at not in seen:
-        seen.add(at)
-        row = kernel.rows[at]
-        if row.name == "bra" and row.guard < 0:
-            at = row.numbers[0]
-            continue
-        lines.add(sources[at])
-        at += 1
-        if row.name in ("bra", "ret") or at in targets:
-            break
-    return lines
-
-
-def _loops(kernel: Kernel, counting: Counting) -> Iterator[Loop]:
+def _loops(kernel: Kernel, counting: Counting, places: list[Place]) -> Iterator[Loop]:
     visits, jumps, stayed = counting.rows["visits"], counting.rows["jumps"], _stayed(counting)
     following: list[list[int]] = []
     for at, row in enumerate(kernel.rows):
@@ -213,8 +181,8 @@ def _loops(kernel: Kernel, counting: Counting) -> Iterator[Loop]:
                     jumped = way == len(following[at]) - 1 and kernel.rows[at].name == "bra"
                     back += jumps[at] if jumped else stayed[at]
         if visits[head]:
-            lines = frozenset(_sources(kernel)[at] for at in body)
-            yield Loop(lines, float(visits[head] / max(visits[head] - back, 1)), len(body))
+            own = frozenset(places[at] for at in body)
+            yield Loop(own, float(visits[head] / max(visits[head] - back, 1)), len(body))
 
 
 def loops(following: Sequence[Sequence[int]]) -> dict[int, set[int]]:
@@ -255,27 +223,19 @@ class Executed:
     unmatched: float
 
 
-def executed(blocks: list[Block], wanted: Wanted, across: bool = False) -> Executed:
-    """Solves for the counts.
-
-    Args:
-        wanted: of the PTX.
-        across: that is another card's: only anchors that both have are kept to, wherever they are.
-    """
-    problem = _Problem(blocks, wanted)
-    held: dict[tuple[str, str], list[tuple[int, float, bool]]] = defaultdict(list)
+def executed(blocks: list[Block], wanted: Wanted) -> Executed:
+    """Solves for the counts."""
+    problem, across = _Problem(blocks, wanted), wanted.across
+    held: dict[tuple[Place, str], list[tuple[int, float, bool]]] = defaultdict(list)
     for at in problem.reached:
         for one in blocks[at].instructions:
             anchor = _of_sass(one)
             if anchor:
-                key = ("" if across else one.source, anchor[0])
+                key = ("" if across else one.number, anchor[0])
                 held[key].append((at, anchor[1], one.guarded))
-    goals: Anchors = defaultdict(float)
-    for (source, what), amount in wanted.anchors.items():
-        if amount:
-            goals["" if across else source, what] += amount
-    # What only one of the two has on a line may be on another in the other: ptxas makes one of two
-    # branches' same instructions, and names one of their lines.
+    goals = defaultdict(float, {key: much for key, much in wanted.anchors.items() if much})
+    # What only one of the two has in a place may be in another in the other: ptxas makes one of two
+    # branches' same instructions, and names one of them.
     for key in set(held) ^ set(goals):
         orphans = held.pop(key, []), goals.pop(key, 0.0)
         if key[1] not in PLACED:
@@ -285,7 +245,7 @@ def executed(blocks: list[Block], wanted: Wanted, across: bool = False) -> Execu
     for key in keys:
         if held[key]:
             problem.hold(key[1], goals.get(key, 0.0), held[key])
-    problem.branch(wanted.branches)
+    problem.visit(wanted)
     times = problem.solved()
     missed = total = 0.0
     for key in keys:
@@ -347,7 +307,7 @@ class _Problem:
             self.rows.append((parting, 0.0))
             parts = {column: 1.0 for column, way in parting.items() if way > 0}
             self.rows.append(({**parts, self._column(0.0): 1.0}, wanted.partings))
-        self._enter(wanted.loops)
+        self._enter(wanted)
 
     def _reached(self) -> list[int]:
         seen, todo = {0}, [0]
@@ -359,21 +319,24 @@ class _Problem:
                     todo.append(to)
         return sorted(seen)
 
-    def _enter(self, rounds_of: list[Loop]) -> None:
+    def _enter(self, wanted: Wanted) -> None:
         """A loop is entered at least as often as the PTX's rounds ask for.
 
         Without this a loop's blocks could be counted with nobody entering it. One without anchors
         that is not unrolled goes round as often, too.
         """
-        for head, body in loops([block.next for block in self.blocks]).items() if rounds_of else ():
+        for head, body in loops([block.next for block in self.blocks]).items():
+            if not wanted.loops:
+                return
             held = [one for at in body for one in self.blocks[at].instructions]
-            lines = {one.source for one in held}
+            own = set(map(wanted.place, held))
             # Of equally alike loops, as an unrolled one and its remainder, the one that goes on.
             like = max(
-                rounds_of, key=lambda of: (len(lines & of.lines) / len(lines | of.lines), of.rounds)
+                wanted.loops,
+                key=lambda of: (len(own & of.places) / len(own | of.places), of.rounds),
             )
             unknown = not any(map(_of_sass, held)) and len(held) < 2 * like.length
-            row = {self._column(BRANCH_PRICE * unknown): 1.0}
+            row = {self._column(VISIT_PRICE * unknown): 1.0}
             for (at, to), edge in self.edges.items():
                 if to == head:
                     row[edge] = 1.0 if at in body else 1.0 - like.rounds
@@ -408,29 +371,21 @@ class _Problem:
             row[self._column(PRICE)] = -1.0
         self.rows.append((row, wanted - constant))
 
-    def branch(self, wanted: dict[str, list[Branch]]) -> None:
-        """Adds the shares of conditional jumps, at a low price, but of those that ptxas repeats."""
-        found: dict[str, list[int]] = defaultdict(list)
-        for at in self.reached:
-            block = self.blocks[at]
-            if len(block.next) == 2 and block.instructions:
-                found[block.instructions[-1].source].append(at)
-        for source, jumps in wanted.items():
-            if len(jumps) != 1 or len(found[source]) != 1:
-                continue
-            (at,), (jump,) = found[source], jumps
-            lines = [
-                {i.source for i in self.blocks[to].instructions} for to in self.blocks[at].next
-            ]
-            alike = [[len(a & b) / len(a | b) if a else 0.0 for b in jump.lines] for a in lines]
-            straight, crossed = alike[0][0] + alike[1][1], alike[0][1] + alike[1][0]
-            if straight == crossed:
-                continue
-            shares = jump.times[:: 1 if straight > crossed else -1]
-            for to, times in zip(self.blocks[at].next, shares, strict=True):
-                row = {self.edges[at, to]: 1.0}
-                row |= {self._column(BRANCH_PRICE): 1.0, self._column(BRANCH_PRICE): -1.0}
-                self.rows.append((row, times))
+    def visit(self, wanted: Wanted) -> None:
+        """Adds the blocks' visits, at a low price, as ptxas may move a single instruction.
+
+        A block has those of its instructions that are the only ones of theirs in the PTX. A block
+        none of whose instructions were visited is not executed.
+        """
+        blocks = {at: list(map(wanted.place, self.blocks[at].instructions)) for at in self.reached}
+        copies = Counter(place for places in blocks.values() for place in places)
+        for at, places in blocks.items():
+            visits = [wanted.visits[place] for place in places if place in wanted.visits]
+            lone = [wanted.visits[p] for p in places if p in wanted.visits and copies[p] == 1]
+            if lone or (visits and not any(visits)):
+                row = dict(self.count[at])
+                row |= {self._column(VISIT_PRICE): 1.0, self._column(VISIT_PRICE): -1.0}
+                self.rows.append((row, statistics.median(lone or [0.0]) - (at == 0)))
 
     def solved(self) -> list[float]:
         matrix = np.zeros((len(self.rows), len(self.prices)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,12 +39,16 @@ class UnknownOpcode(RuntimeError):
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; ``source`` is the file and line it is from, ``guarded`` by a predicate."""
+    """One instruction; ``source`` is the file and line it is from, ``guarded`` by a predicate.
+
+    ``number`` is that of the PTX's instruction that it is from, 0 where it is from none.
+    """
 
     opcode: str
     operands: str
     source: str
     guarded: bool
+    number: int = 0
 
     @property
     def base(self) -> str:
@@ -157,8 +162,9 @@ def assembled(ptx: str, arch: int, *flags: str, ptxas: str | None = None) -> byt
         return Path(binary).read_bytes()
 
 
-def disassembled(cubin: bytes) -> Code:
-    """A cubin of one kernel.
+def disassembled(cubin: bytes, sources: Sequence[str] = ()) -> Code:
+    """A cubin of one kernel; ``sources`` are the lines of its PTX's instructions, if those are
+    numbered (``parse.numbered``).
 
     Raises:
         UnknownOpcode: it has an instruction whose pipe is not known.
@@ -169,7 +175,7 @@ def disassembled(cubin: bytes) -> Code:
         usage = output(tool("cuobjdump"), "-res-usage", file.name)
         text = output(tool("nvdisasm"), "-g", "-c", file.name)
     (found,) = re.findall(r"REG:(\d+) STACK:\d+ SHARED:(\d+)", usage)
-    blocks = _blocks(text)
+    blocks = _blocks(text, sources)
     for block in blocks:
         for instruction in block.instructions:
             instruction.pipe  # noqa: B018  (raises)
@@ -177,27 +183,23 @@ def disassembled(cubin: bytes) -> Code:
 
 
 _LINE = re.compile(
-    r'\s*//## File "(?P<file>[^"]*)", line (?P<line>\d+)(?P<inlined> inlined)?'
+    r'\s*//## File "[^"]*", line (?P<line>\d+)'
     r"|(?P<label>[.$\w]+):"
     r"|\s+/\*[0-9a-f]{4,}\*/\s+(?:(?P<guard>@!?U?P\w+)\s+)?(?P<op>[A-Z][\w.]*)\s*(?P<rest>[^;]*);"
 )
 _ENDS = {"BRA", "EXIT", "RET", "CALL", "BSYNC", "JMP", "BRX"}
 
 
-def _blocks(text: str) -> list[Block]:
+def _blocks(text: str, sources: Sequence[str]) -> list[Block]:
     """The blocks of nvdisasm's listing, in its order."""
-    source = ""
+    number = 0
     blocks, labels = [Block()], {}
     jumps: list[tuple[int, str, bool]] = []  # from which block, to which label, a function
     follows = True  # what comes next is also reached from here
-    nested = False
     for match in filter(None, map(_LINE.match, text.splitlines())):
-        if match["file"]:
-            if not nested:
-                source = f"{match['file']}:{match['line']}"
-            nested = bool(match["inlined"])  # the line that comes next is where it was inlined
+        if match["line"]:
+            number = int(match["line"]) * bool(sources)
             continue
-        nested = False
         last = blocks[-1]
         if match["label"]:
             if last.instructions:
@@ -210,7 +212,8 @@ def _blocks(text: str) -> list[Block]:
         if not follows:  # behind a jump, without a label: never reached
             blocks.append(Block())
             follows = True
-        one = Instruction(match["op"], match["rest"].strip(), source, bool(match["guard"]))
+        source = sources[number - 1] if number else ""
+        one = Instruction(match["op"], match["rest"].strip(), source, bool(match["guard"]), number)
         blocks[-1].instructions.append(one)
         if one.base not in _ENDS:
             continue

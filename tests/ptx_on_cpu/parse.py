@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 OPERANDS, NUMBERS = 16, 6  # of machine.h
@@ -56,13 +57,14 @@ class Unknown(RuntimeError):
 
 @dataclass
 class Statement:
-    """One instruction: ``@!p name operands``, and the kernel's source line it is from."""
+    """One instruction: ``@!p name operands``, the source line it is from, its place in the PTX."""
 
     guard: str
     name: str
     operands: list[str]
     text: str
     source: str
+    number: int
 
 
 @dataclass
@@ -110,6 +112,47 @@ class Kernel:
 
 
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)([^{]*)\{", re.S)
+_FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"[^\n]*', re.M)
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+_TOKEN = re.compile(
+    r"\s*(?:(?P<loc>\.loc\s+(\d+)\s+(\d+)[^\n]*)|(?P<label>[\w$]+):|"
+    r"(?P<scope>[{}])|(?P<skip>\.(?:pragma|shared|extern|local)[^;]*;)|"
+    r"\.reg\s+\.(?P<type>\w+)\s+(?P<names>[^;]*);|"
+    r"(?:@(?P<guard>!?[%\w]+)\s+)?(?P<op>[a-z][\w.:]*)\s*(?P<rest>[^;]*);|(?P<end>$))"
+)
+
+
+def _tokens(body: str) -> Iterator[re.Match[str]]:
+    position = 0
+    while position < len(body):
+        match = _TOKEN.match(body, position)
+        if not match:
+            raise Unknown(repr(body[position : position + 60].strip()))
+        position = max(match.end(), position + 1)
+        yield match
+
+
+def numbered(ptx: str) -> tuple[str, list[str]]:
+    """PTX of one kernel whose instructions have their number, from 1 on, as their line.
+
+    ptxas keeps the lines whatever else it does with the code, which stays the same.
+
+    Returns:
+        The PTX, and the source line that each instruction is from.
+    """
+    files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", _FILE.sub("", ptx))
+    entry = _ENTRY.search(text)
+    assert entry is not None
+    found, lines, source = [text[: entry.end()]], list[str](), ""
+    for match in _tokens(text[entry.end() : _closing(text, entry.end() - 1)]):
+        if match["loc"]:  # line 0 stands for none
+            source = f"{files.get(match[2], match[2])}:{match[3]}" if int(match[3]) else source
+            continue
+        if match["op"]:
+            lines.append(source)
+            found.append(f".loc 1 {len(lines)} 0")
+        found.append(match[0])
+    return "\n".join([*found, "}", '.file 1 "instructions"', ""]), lines
 
 
 def kernels(ptx: str) -> dict[str, Kernel]:
@@ -118,8 +161,8 @@ def kernels(ptx: str) -> dict[str, Kernel]:
     Raises:
         Unknown: something in it that the machine does not have; the message names it.
     """
-    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', ptx, re.M))
-    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", ptx, flags=re.S)
+    files = dict(_FILE.findall(ptx))
+    text = _COMMENT.sub("", ptx)
     symbols: dict[str, int] = {}
     used = _shared_variables(text[: (text + ".entry").index(".entry")], symbols, 0)
     found = {}
@@ -205,19 +248,8 @@ class _Translator:
         """Instructions in their order; notes registers and labels on the way."""
         found: list[Statement] = []
         loaded: dict[tuple[str, ...], list[str]] = {}
-        source = ""
-        position = 0
-        pattern = re.compile(
-            r"\s*(?:(?P<loc>\.loc\s+(\d+)\s+(\d+)[^\n]*)|(?P<label>[\w$]+):|"
-            r"(?P<scope>[{}])|(?P<skip>\.(?:pragma|shared|extern|local)[^;]*;)|"
-            r"\.reg\s+\.(?P<type>\w+)\s+(?P<names>[^;]*);|"
-            r"(?:@(?P<guard>!?[%\w]+)\s+)?(?P<op>[a-z][\w.:]*)\s*(?P<rest>[^;]*);|(?P<end>$))"
-        )
-        while position < len(body):
-            match = pattern.match(body, position)
-            if not match:
-                raise Unknown(f"{body[position : position + 60].strip()!r} of {self.kernel.name}")
-            position = max(match.end(), position + 1)
+        source, number = "", 0
+        for match in _tokens(body):
             if match["loc"]:
                 source = f"{self.files.get(match[2], match[2])}:{match[3]}"
             elif match["label"]:
@@ -232,7 +264,8 @@ class _Translator:
                     text = f"@{match['guard']} {text}"
                 operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest)
                 operands = [part.strip() for part in operands]
-                one = Statement(match["guard"] or "", match["op"], operands, text, source)
+                number += 1
+                one = Statement(match["guard"] or "", match["op"], operands, text, source, number)
                 found += self._again(one, loaded)
         return found
 
