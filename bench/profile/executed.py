@@ -51,14 +51,14 @@ class Wanted:
     """What the machine counted, a warp.
 
     Attributes:
-        anchors: (place, what) → how much of it.
+        anchors: (source line, what) → how much of it.
         loops: of the PTX.
         visits: of each of its instructions; none across cards.
         partings: of lanes.
         across: another card's PTX ran: only anchors that both have are kept to, wherever they are.
     """
 
-    anchors: dict[tuple[Place, str], float]
+    anchors: dict[tuple[str, str], float]
     loops: list[Loop]
     visits: dict[Place, float]
     partings: float
@@ -151,10 +151,10 @@ def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False)
     """What the machine counted, in ``warps`` warps; ``across``: of another card's code."""
     places: list[Place] = [one.source if across else one.number for one in kernel.statements]
     visits = counting.rows["visits"] / warps
-    anchors: dict[tuple[Place, str], float] = defaultdict(float)
-    for place, (what, amount), times in zip(places, _of_ptx(kernel), visits, strict=True):
+    anchors: dict[tuple[str, str], float] = defaultdict(float)
+    for one, (what, amount), times in zip(kernel.statements, _of_ptx(kernel), visits, strict=True):
         if what:
-            anchors["" if across else place, what] += amount * times
+            anchors["" if across else one.source, what] += amount * times
     partings = counting.rows["partings"].sum() / warps
     visited = {} if across else dict(zip(places, map(float, visits), strict=True))
     loops_ = list(_loops(kernel, counting, places))
@@ -226,12 +226,12 @@ class Executed:
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts."""
     problem, across = _Problem(blocks, wanted), wanted.across
-    held: dict[tuple[Place, str], list[tuple[int, float, bool]]] = defaultdict(list)
+    held: dict[tuple[str, str], list[tuple[int, float, bool]]] = defaultdict(list)
     for at in problem.reached:
         for one in blocks[at].instructions:
             anchor = _of_sass(one)
             if anchor:
-                key = ("" if across else one.number, anchor[0])
+                key = ("" if across else one.source, anchor[0])
                 held[key].append((at, anchor[1], one.guarded))
     goals = defaultdict(float, {key: much for key, much in wanted.anchors.items() if much})
     # What only one of the two has in a place may be in another in the other: ptxas makes one of two

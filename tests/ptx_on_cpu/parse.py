@@ -132,6 +132,11 @@ def _tokens(body: str) -> Iterator[re.Match[str]]:
         yield match
 
 
+def _line(loc: re.Match[str], files: dict[str, str]) -> str:
+    """The file and line that a ``.loc`` names; none is line 0, which stands for no line."""
+    return f"{files.get(loc[2], loc[2])}:{loc[3]}" if int(loc[3]) else ""
+
+
 def numbered(ptx: str) -> tuple[str, list[str]]:
     """PTX of one kernel whose instructions have their number, from 1 on, as their line.
 
@@ -145,8 +150,8 @@ def numbered(ptx: str) -> tuple[str, list[str]]:
     assert entry is not None
     found, lines, source = [text[: entry.end()]], list[str](), ""
     for match in _tokens(text[entry.end() : _closing(text, entry.end() - 1)]):
-        if match["loc"]:  # line 0 stands for none
-            source = f"{files.get(match[2], match[2])}:{match[3]}" if int(match[3]) else source
+        if match["loc"]:
+            source = _line(match, files) or source
             continue
         if match["op"]:
             lines.append(source)
@@ -251,7 +256,7 @@ class _Translator:
         source, number = "", 0
         for match in _tokens(body):
             if match["loc"]:
-                source = f"{self.files.get(match[2], match[2])}:{match[3]}"
+                source = _line(match, self.files) or source
             elif match["label"]:
                 self.labels[match["label"]] = len(found)
                 loaded.clear()
