@@ -51,14 +51,14 @@ class Wanted:
     """What the machine counted, a warp.
 
     Attributes:
-        anchors: (source line, what) → how much of it.
+        anchors: (source line, what, place) → how much of it.
         loops: of the PTX.
         visits: of each of its instructions; none across cards.
         partings: of lanes.
         across: another card's PTX ran: only anchors that both have are kept to, wherever they are.
     """
 
-    anchors: dict[tuple[str, str], float]
+    anchors: dict[tuple[str, str, Place], float]
     loops: list[Loop]
     visits: dict[Place, float]
     partings: float
@@ -151,10 +151,12 @@ def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False)
     """What the machine counted, in ``warps`` warps; ``across``: of another card's code."""
     places: list[Place] = [one.source if across else one.number for one in kernel.statements]
     visits = counting.rows["visits"] / warps
-    anchors: dict[tuple[str, str], float] = defaultdict(float)
-    for one, (what, amount), times in zip(kernel.statements, _of_ptx(kernel), visits, strict=True):
+    anchors: dict[tuple[str, str, Place], float] = defaultdict(float)
+    for one, (what, amount), times, place in zip(
+        kernel.statements, _of_ptx(kernel), visits, places, strict=True
+    ):
         if what:
-            anchors["" if across else one.source, what] += amount * times
+            anchors["" if across else one.source, what, place] += amount * times
     partings = counting.rows["partings"].sum() / warps
     visited = {} if across else dict(zip(places, map(float, visits), strict=True))
     loops_ = list(_loops(kernel, counting, places))
@@ -233,18 +235,26 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
             if anchor:
                 key = ("" if across else one.source, anchor[0])
                 held[key].append((at, anchor[1], one.guarded))
-    goals = defaultdict(float, {key: much for key, much in wanted.anchors.items() if much})
+    # What ptxas left none of was done at once with something else, or not at all.
+    kept = {wanted.place(one) for at in problem.reached for one in blocks[at].instructions}
+    goals: dict[tuple[str, str], float] = defaultdict(float)
+    gone: dict[tuple[str, str], float] = defaultdict(float)
+    for (source, what, place), amount in wanted.anchors.items():
+        if amount:
+            goals[source, what] += amount
+            gone[source, what] += amount * (not across and place not in kept)
     # What only one of the two has in a place may be in another in the other: ptxas makes one of two
     # branches' same instructions, and names one of them.
     for key in set(held) ^ set(goals):
-        orphans = held.pop(key, []), goals.pop(key, 0.0)
+        orphans = held.pop(key, []), goals.pop(key, 0.0), gone.pop(key, 0.0)
         if key[1] not in PLACED:
             held["", key[1]] += orphans[0]
             goals["", key[1]] += orphans[1]
+            gone["", key[1]] += orphans[2]
     keys = [k for k in {**goals, **held} if not across or k[1] in ACROSS]
     for key in keys:
         if held[key]:
-            problem.hold(key[1], goals.get(key, 0.0), held[key])
+            problem.hold(key[1], goals.get(key, 0.0), gone.get(key, 0.0), held[key])
     problem.visit(wanted)
     times = problem.solved()
     missed = total = 0.0
@@ -255,7 +265,7 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
         most = sum(n * times[at] for at, n, _ in held[key])
         want = goals.get(key, 0.0)
         total += want
-        missed += max(want - most, least - want, 0.0)
+        missed += max(want - gone.get(key, 0.0) - most, least - want, 0.0)
     return Executed(times, missed / total if total else 0.0)
 
 
@@ -346,8 +356,13 @@ class _Problem:
         self.prices.append(price)
         return len(self.prices) - 1
 
-    def hold(self, what: str, wanted: float, held: list[tuple[int, float, bool]]) -> None:
-        """Adds an anchor: blocks, how much of it each has, and whether a guard is before that."""
+    def hold(
+        self, what: str, wanted: float, gone: float, held: list[tuple[int, float, bool]]
+    ) -> None:
+        """Adds an anchor: blocks, how much of it each has, and whether a guard is before that.
+
+        ``gone`` of what is wanted may be missing.
+        """
         always: dict[int, float] = defaultdict(float)
         guarded: dict[int, float] = defaultdict(float)
         for at, amount, guard in held:
@@ -362,6 +377,10 @@ class _Problem:
             row[part] = 1.0
             limit = {column: -amount * times for column, times in self.count[at].items()}
             self.rows.append(({**limit, part: 1.0, rest: 1.0}, amount if at == 0 else 0.0))
+        if gone:
+            missing = self._column(0.0)
+            row[missing] = 1.0
+            self.rows.append(({missing: 1.0, self._column(0.0): 1.0}, gone))
         if what in LOW:
             wanted /= 2 if what == "float32" else 1
             row[self._column(LOW_PRICE)] = 1.0
