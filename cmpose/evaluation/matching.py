@@ -158,7 +158,8 @@ class _Matcher:
         for i in self.needed:
             frame = self.truth[i]
             if frame.source_name and _number(frame.source_name) != _number(frame.name):
-                return f"{PurePosixPath(self.reals[i]).name} was {frame.source_name}"
+                name = PurePosixPath(self.reals[i]).name
+                return f"{_cut(name)} was {_cut(frame.source_name)}"
         return ""
 
     def _readings(self) -> list[list[str]]:
@@ -191,9 +192,9 @@ class _Matcher:
             if all(_loose(folded(reals[i]), parts) != key for reals in readings):
                 return (
                     f"{self.predicted_source}: image id {self.truth[i].image_id} is "
-                    f"{'/'.join(_tail(other, parts))}, in the ground truth {self.truth_source} it "
-                    f"is {'/'.join(_tail(self.reals[i], parts))}; write the ground truth's ids and "
-                    "file names, or match frames by order"
+                    f"{_cut('/'.join(_tail(other, parts)))}, in the ground truth "
+                    f"{self.truth_source} it is {_cut('/'.join(_tail(self.reals[i], parts)))}; "
+                    "write the ground truth's ids and file names, or match frames by order"
                 )
         return ""
 
@@ -211,8 +212,8 @@ class _Matcher:
                 if len(same) > 1:
                     return (
                         f"{self.predicted_source}: {name} of the ground truth {self.truth_source} "
-                        f"may be {same[0]} or {same[1]}; write the ground truth's file names or "
-                        "ids, or match frames by order"
+                        f"may be {_cut(same[0])} or {_cut(same[1])}; write the ground truth's "
+                        "file names or ids, or match frames by order"
                     )
         if found:
             count = sum(i not in found for i in self.needed)
@@ -230,7 +231,13 @@ class _Matcher:
 
 
 def _shown(frame: FramePoses) -> str:
-    return PurePosixPath(frame.name.replace("\\", "/")).name or short(frame.image_id)
+    name = PurePosixPath(frame.name.replace("\\", "/")).name
+    return _cut(name) if name else short(frame.image_id)
+
+
+def _cut(name: str) -> str:
+    """The end of a file's name, by which frames differ, at a length that fits in a message."""
+    return name if len(name) <= 80 else "..." + name[-77:]
 
 
 def _number(name: str) -> int | None:

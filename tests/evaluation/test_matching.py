@@ -99,6 +99,15 @@ def test_two_names_that_may_be_meant_are_refused():
     assert score(truth, guess).mean == 100.0, "the strictest comparison that works decides"
 
 
+def test_names_of_any_length_are_cut_in_messages():
+    truth = video([f"walk/{'9' * 3000}1.jpg", "walk/2.jpg"], [1, 2], [7, 8])
+    guess = video(["walk/3.jpg", f"walk/{'8' * 3000}.jpg"], [1, 2], [7, 8], predicted=True)
+    for a, b in ((truth, guess), (guess, truth)):
+        with pytest.raises(ValueError, match=r"\.{3}[98]{70}") as refused:
+            score(a, b)
+        assert len(str(refused.value)) < 800
+
+
 def test_folders_tell_merged_sequences_apart():
     truth = video(["x/a/1.jpg", "x/b/1.jpg"], [1, 2], [70, 71])
     guess = video(["b/1.jpg", "c/1.jpg", "a/1.jpg"], [2, 9, 1], predicted=True)
