@@ -177,13 +177,15 @@ def test_a_kill_at_a_random_moment_is_recovered_from(name, zygote, inputs, undis
     for tries in range(5 * KILLS):
         moment = chance.uniform(0, seconds)
         ended = zygote.run(*command, *(goes_on if tries else []), kill_after=moment)
-        assert ended.status in (KILLED, 0), f"killed after {moment:.3f} s: {ended.output}"
-        killed += ended.status == KILLED
+        # A command that had ended all but its lock may be one that replaces nothing.
+        had_ended = re.compile("already has annotations: give|is there already: move").search
+        cut = ended.status == KILLED
+        assert cut or ended.status == 0 or had_ended(ended.output), ended.output
+        killed += cut
         assert_whole(folder, expected)
-        if ended.status == 0 or chance.random() < 0.5 or killed == KILLS:
-            again = ended if ended.status == 0 else zygote.run(*command, *goes_on)
-            # It had ended all but its lock, and replaces nothing.
-            if re.search("already has annotations: give|is there already: move", again.output):
+        if not cut or chance.random() < 0.5 or killed == KILLS:
+            again = zygote.run(*command, *goes_on) if cut else ended
+            if had_ended(again.output):
                 for lock in folder.rglob(f".*{files._LOCK}"):
                     lock.unlink()
             else:
