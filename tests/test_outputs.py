@@ -167,6 +167,10 @@ OFTEN = ("cache", "convert", "frames", "render", "score")
 """Commands that are quick enough to be killed at a random moment in every run of the tests."""
 
 
+had_ended = re.compile("already has annotations: give|is there already: move").search
+"""What commands that replace nothing say where a killed one had done all but free its lock."""
+
+
 @pytest.mark.parametrize("name", (COMMANDS | FILES) if FACTOR > 1 else OFTEN)
 def test_a_kill_at_a_random_moment_is_recovered_from(name, zygote, inputs, undisturbed, tmp_path):
     """``make fuzz`` kills every command 20 times. It may be killed several times in a row."""
@@ -177,8 +181,6 @@ def test_a_kill_at_a_random_moment_is_recovered_from(name, zygote, inputs, undis
     for tries in range(5 * KILLS):
         moment = chance.uniform(0, seconds)
         ended = zygote.run(*command, *(goes_on if tries else []), kill_after=moment)
-        # A command that had ended all but its lock may be one that replaces nothing.
-        had_ended = re.compile("already has annotations: give|is there already: move").search
         cut = ended.status == KILLED
         assert cut or ended.status == 0 or had_ended(ended.output), ended.output
         killed += cut
