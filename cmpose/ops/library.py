@@ -33,7 +33,9 @@ def triton_kernel(op: str, function: str) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         if not loaded:
-            loaded.append(getattr(importlib.import_module(f"cmpose.kernels.{op}"), function))
+            loaded.append(
+                getattr(importlib.import_module(f"..kernels.{op}", __package__), function)
+            )
         return loaded[0](*arguments)
 
     return call
