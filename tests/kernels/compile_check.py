@@ -252,17 +252,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("op", nargs="+")
     parser.add_argument("--arch", type=int, action="append")
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--json", type=Path, help="folder for a file of findings an op")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()
     if launch.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     archs = options.arch or ARCHS
-    rows: list[Compiled] = []
-    reached: set[tuple[str, str, int]] = set()
-    unpinned: set[str] = set()
+    failed = False
     for op in options.op:
-        start, before, first = time.monotonic(), len(_compiled), len(rows)
+        start, before = time.monotonic(), len(_compiled)
+        rows: list[Compiled] = []
+        reached: set[tuple[str, str, int]] = set()
+        unpinned: set[str] = set()
         chosen = [(name, call) for name, call in cases_of(op).items() if options.only in name]
         for arch in archs:
             with configs.noting() as lookups:
@@ -272,19 +273,24 @@ def main() -> int:
                     if all(note.config is not launched.config for note in lookups):
                         unpinned.add(row.kernel)
             reached |= {(note.kernel, repr(note.variant), note.arch) for note in lookups}
-        print(
+        summary = (
             f"{op} for {', '.join(f'sm_{arch}' for arch in archs)}: {len(chosen)} cases, "
-            f"{len(rows) - first} launches, {len(_compiled) - before} kernels compiled in "
+            f"{len(rows)} launches, {len(_compiled) - before} kernels compiled in "
             f"{time.monotonic() - start:.0f} s"
         )
-    if options.json:
-        found = {
-            "compiled": [asdict(row) for row in rows],
-            "reached": sorted(reached),
-            "unpinned": sorted(unpinned),
-        }
-        options.json.write_text(json.dumps(found))
-    return int(any(row.error for row in rows))
+        print(summary, flush=True)
+        failed |= any(row.error for row in rows)
+        if options.json:
+            found = {
+                "compiled": [asdict(row) for row in rows],
+                "reached": sorted(reached),
+                "unpinned": sorted(unpinned),
+                "summary": summary,
+            }
+            part = options.json / f"{op}.part"
+            part.write_text(json.dumps(found))
+            part.replace(options.json / f"{op}.json")  # who waits for it reads it whole
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -218,11 +218,12 @@ def compiled_lines(op: str) -> dict[str, Figures]:
     environment = {name: n for name, n in os.environ.items() if name != "TRITON_INTERPRET"}
     rows: list[Compiled] = []
     for case in CASES[op]:
-        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "tests.kernels.compile_check", op, "--only", case]
-            command += ["--json", file.name]
+            command += ["--json", folder]
             subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
-            rows += [Compiled(**row) for row in json.load(file)["compiled"]]
+            read = json.loads((Path(folder) / f"{op}.json").read_text())
+            rows += [Compiled(**row) for row in read["compiled"]]
     return static_lines(op, rows)
 
 

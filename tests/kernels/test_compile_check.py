@@ -11,8 +11,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -103,7 +104,7 @@ SLACK = Limit(16, 1024)
 """A limit may be this far above the largest need, so that a change does not go unnoticed."""
 
 HALVES = (ARCHS[:2], ARCHS[2:])
-"""One process compiles an op for these."""
+"""One process compiles all ops for these: it takes longer to start than most ops do."""
 
 
 class Report(NamedTuple):
@@ -115,29 +116,42 @@ class Report(NamedTuple):
     summary: list[str]
 
 
-def run_check(op: str, archs: tuple[int, ...], folder: Path) -> Report:
-    """Runs the compile check on an op, in a process of its own."""
-    found = folder / f"{op}_{archs[0]}.json"
-    command = [sys.executable, "-m", "tests.kernels.compile_check", op, "--json", str(found)]
+@contextmanager
+def check(
+    ops: list[str], archs: tuple[int, ...], folder: Path
+) -> Iterator[Callable[[str], Report]]:
+    """Runs the compile check on ops, in a process of its own; op → its report, once it is there."""
+    command = [sys.executable, "-m", "tests.kernels.compile_check", *ops, "--json", str(folder)]
     for arch in archs:
         command += ["--arch", str(arch)]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        command,
-        cwd=PROJECT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=850,
-    )
-    assert found.exists(), done.stdout[-2000:] + done.stderr[-4000:]
-    read = json.loads(found.read_text())
-    return Report(
-        [Compiled(**row | {"wrong": tuple(row["wrong"])}) for row in read["compiled"]],
-        {tuple(line) for line in read["reached"]},  # type: ignore[misc]
-        read["unpinned"],
-        done.stdout.splitlines()[-1:],
-    )
+    with (folder / "printed").open("w") as printed:
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+        )
+
+    def report(op: str) -> Report:
+        found = folder / f"{op}.json"
+        while process.poll() is None and not found.exists():
+            time.sleep(0.05)
+        assert found.exists(), (folder / "printed").read_text()[-6000:]
+        read = json.loads(found.read_text())
+        return Report(
+            [Compiled(**row | {"wrong": tuple(row["wrong"])}) for row in read["compiled"]],
+            {tuple(line) for line in read["reached"]},  # type: ignore[misc]
+            read["unpinned"],
+            [read["summary"]],
+        )
+
+    try:
+        yield report
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -145,27 +159,27 @@ def reports(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Report]]:
-    """Op → its report. Two processes at a time compile what tests ask for."""
+    """Op → its report. Two processes compile what tests ask for."""
     items = [i for i in request.session.items if "reports" in getattr(i, "fixturenames", ())]
     asked = [getattr(i, "callspec", None) for i in items]
     wanted = {op for spec in asked for op in ([spec.params["op"]] if spec else OPS)}
-    folder = tmp_path_factory.mktemp("compile_check")
+    ops = [op for op in OPS if op in wanted]  # as the tests ask for them
 
-    def report(op: str) -> Report:
-        parts = [futures[op, archs].result() for archs in HALVES]
-        return Report(
-            [row for part in parts for row in part.compiled],
-            set().union(*(part.reached for part in parts)),
-            [kernel for part in parts for kernel in part.unpinned],
-            [line for part in parts for line in part.summary],
-        )
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        futures = {
-            (op, archs): pool.submit(run_check, op, archs, folder)
-            for op in sorted(wanted, key=lambda op: ("attention" not in op, op))  # longest first
+    with ExitStack() as stack:
+        halves = [
+            stack.enter_context(check(ops, archs, tmp_path_factory.mktemp("compile_check")))
             for archs in HALVES
-        }
+        ]
+
+        def report(op: str) -> Report:
+            parts = [half(op) for half in halves]
+            return Report(
+                [row for part in parts for row in part.compiled],
+                set().union(*(part.reached for part in parts)),
+                [kernel for part in parts for kernel in part.unpinned],
+                [line for part in parts for line in part.summary],
+            )
+
         yield report
 
 
@@ -285,8 +299,9 @@ def test_limits_are_tight(reports: Callable[[str], Report]) -> None:
 
 # -- what is planted is caught --------------------------------------------------------------------
 
+PLANTED_CASES = "tests.kernels.planted"
 PLANTED = {
-    f"tests.kernels.planted.{name}": limit
+    f"{PLANTED_CASES}.{name}": limit
     for name, limit in {
         "harmless_kernel": Limit(32, 0),
         "spilling_kernel": Limit(255, 0),
@@ -297,7 +312,8 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return run_check("tests.kernels.planted", (89,), tmp_path_factory.mktemp("planted"))
+    with check([PLANTED_CASES], (89,), tmp_path_factory.mktemp("planted")) as report:
+        return report(PLANTED_CASES)
 
 
 def found_in(report: Report, case: str, limits: dict[str, Limit] = PLANTED) -> list[str]:
@@ -414,6 +430,7 @@ def test_a_loose_limit_is_caught() -> None:
 
 def test_equal_launches_compile_once(tmp_path: Path) -> None:
     """Launches that differ only by case share one compiled kernel."""
-    report = run_check("tests.kernels.planted", (89, 89), tmp_path)
+    with check([PLANTED_CASES], (89, 89), tmp_path) as report_of:
+        report = report_of(PLANTED_CASES)
     assert len(report.compiled) == 10
     assert "10 launches, 5 kernels compiled" in report.summary[0]
