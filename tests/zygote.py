@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,8 +24,14 @@ class Ended(NamedTuple):
     output: str
 
 
-def _command(arguments: list[str], output: str, kill_at: int, hold: str, count) -> None:
-    """What the forked process does: the command, with every rename looked at first."""
+def _command(
+    call: tuple[Callable[..., object], tuple] | list[str],
+    output: str,
+    kill_at: int,
+    hold: str,
+    count,
+) -> None:
+    """What the forked process does: the command or call, with every rename looked at first."""
     os.setpgid(0, 0)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -49,7 +56,11 @@ def _command(arguments: list[str], output: str, kill_at: int, hold: str, count) 
     multiprocessing.get_context = lambda method=None: fork
     status = 0
     try:
-        cli.main(arguments)
+        if isinstance(call, list):
+            cli.main(call)
+        else:
+            function, arguments = call
+            function(*arguments)
     except SystemExit as error:
         if isinstance(error.code, str):
             os.write(2, f"{error.code}\n".encode())
@@ -78,14 +89,14 @@ def _serve(pipe: Connection) -> None:
         if commands is None:
             return
         running = []
-        for arguments, kill_at, hold, kill_after in commands:
+        for call, kill_at, hold, kill_after in commands:
             if hold == "wait for the one before":
                 while not running[-1][2].value and running[-1][0].is_alive():
                     time.sleep(0.01)
                 hold = ""
             output = tempfile.mkstemp()[1]
             count = fork.Value("i", 0)
-            process = fork.Process(target=_command, args=(arguments, output, kill_at, hold, count))
+            process = fork.Process(target=_command, args=(call, output, kill_at, hold, count))
             process.start()
             with suppress(OSError):  # it does so itself, too
                 os.setpgid(process.pid, process.pid)
@@ -123,6 +134,11 @@ class Zygote:
             kill_after: it is killed after so many seconds, with its workers.
         """
         self._pipe.send([([*map(str, arguments)], kill_at, "", kill_after)])
+        return self._pipe.recv()[0]
+
+    def call(self, function: Callable[..., object], *arguments: object) -> Ended:
+        """A module's function in place of a command."""
+        self._pipe.send([((function, arguments), -1, "", None)])
         return self._pipe.recv()[0]
 
     def run_two(self, *arguments: object, hold: Path) -> tuple[Ended, Ended]:

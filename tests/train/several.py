@@ -1,18 +1,21 @@
-"""``python -m tests.train.several JOBS``: one of several gloo processes that go through jobs.
+"""Jobs of several gloo processes, which the tests' zygote forks: see ``tests/zygote.py``.
 
-JOBS is a JSON list of [kind, arguments, port]; every process is started with torchrun's variables,
-and a job is a process group of its own. One pair of processes for many checks: importing torch
-takes longer than most of them.
+A job is [kind, arguments, port]; every process has torchrun's variables, and a job is a process
+group of its own. One pair of processes for many checks: to import torch and to start it takes
+longer than most of them.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import sys
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import run
+from torch.distributed.launcher.api import elastic_launch
 
 import cmpose.evaluation.evaluate as evaluation
 import cmpose.train.step as step_module
@@ -154,10 +159,46 @@ def die_twice(recipe: str, output: str) -> None:
         training.train(configuration.load(recipe), output, progress=False)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        die_twice(*sys.argv[1:])
-    else:
-        for kind, arguments, port in json.loads(Path(sys.argv[1]).read_text()):
-            os.environ["MASTER_PORT"] = str(port)
-            JOBS[kind](*arguments)
+def _rank(jobs: list[list], rank: str, errors: str) -> None:
+    """One of two processes goes through the jobs."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    faulthandler.enable()
+    torch.set_num_threads(1)  # so that sums have one order
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "RANK": rank, "LOCAL_RANK": rank}
+    for kind, arguments, port in jobs:
+        os.environ["MASTER_PORT"] = str(port)
+        JOBS[kind](*arguments)
+
+
+def go_through(jobs: list[list], folder: Path) -> None:
+    """Two processes go through the jobs.
+
+    ``FOLDER/errors0`` and ``errors1`` are their messages, ``codes.json`` their exit codes.
+    """
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=_rank, args=(jobs, rank, str(folder / f"errors{rank}")))
+        for rank in "01"
+    ]
+    for process in processes:
+        process.start()
+    for _ in range(3000):
+        codes = [process.exitcode for process in processes]
+        if None not in codes or any(codes):
+            break
+        time.sleep(0.1)
+    for process in processes:  # what one waits for does not come once the other is dead
+        process.join(10)
+        process.kill()
+        process.join()
+    (folder / "codes.json").write_text(json.dumps([process.exitcode for process in processes]))
+
+
+def launch(recipe: str, output: str) -> None:
+    """:func:`die_twice` in two processes, started by torchrun's agent and again when one dies."""
+    torch.set_num_threads(1)
+    asked = ["--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1"]
+    standalone = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4()}"]
+    options = run.parse_args([*standalone, *asked, "--start-method=fork", "die_twice"])
+    config, *_ = run.config_from_args(options)
+    elastic_launch(config, die_twice)(recipe, output)

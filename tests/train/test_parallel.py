@@ -10,11 +10,7 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,10 +26,10 @@ from cmpose.models.weights import checkpoint
 from cmpose.train.elastic import is_restart, mark_begun
 from cmpose.train.parallel import check_parallel
 from cmpose.train.train import train
-from tests.recipes import FINE, command, one_thread, recipe, write_recipe
-from tests.shared_data import PROJECT
+from tests.recipes import FINE, recipe, write_recipe
 from tests.train import several
 from tests.train.test_train import lines, weights
+from tests.zygote import Zygote
 
 PLAIN = FINE | {"train.batch_size": 6, "train.epochs": 2, "train.lr": 0.3}
 LEARN = FINE | {
@@ -71,32 +67,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def run_together(root: Path, jobs: list[list]) -> list[int]:
+def run_together(zygote: Zygote, root: Path, jobs: list[list]) -> list[int]:
     """The exit codes of two processes that go through the jobs, see ``tests/train/several.py``."""
     jobs = [[*job, port] for job, port in zip(jobs, free_ports(len(jobs)), strict=True)]
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONFAULTHANDLER": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.several", str(root / "jobs.json")],
-            cwd=PROJECT,
-            env=one_thread() | group | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=(root / f"errors{rank}").open("w"),
-        )
-        for rank in "01"
-    ]
-    codes: list[int | None] = [None, None]
-    for _ in range(3000):
-        codes = [process.poll() for process in processes]
-        if None not in codes or any(codes):
-            break
-        time.sleep(0.1)
-    for process in processes:  # what one waits for does not come once the other is dead
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        process.kill()
-    return [process.wait() for process in processes]
+    ended = zygote.call(several.go_through, jobs, root)
+    assert ended.status == 0, ended.output
+    return json.loads((root / "codes.json").read_text())
 
 
 def errors(root: Path) -> str:
@@ -104,7 +80,7 @@ def errors(root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def pair(rendered, tmp_path_factory):
+def pair(zygote, rendered, tmp_path_factory):
     """The folder with what a pair of processes has made: RUNS by name, and more."""
     root = tmp_path_factory.mktemp("pair")
     files = {}
@@ -138,14 +114,14 @@ def pair(rendered, tmp_path_factory):
         ),
         run("gradients", "plain", output="."),
     ]
-    codes = run_together(root, jobs)
+    codes = run_together(zygote, root, jobs)
     if {-signal.SIGABRT, -signal.SIGSEGV} & {*codes}:
         # In one of some 60 runs torch's own threads broke a process's heap, at a place that neither
         # glibc's checks nor valgrind found in others. What fails each time fails here, too.
         warnings.warn(f"a process died of a signal ({codes}): {errors(root)}", stacklevel=1)
         for folder in filter(Path.is_dir, root.iterdir()):
             shutil.rmtree(folder)
-        codes = run_together(root, jobs)
+        codes = run_together(zygote, root, jobs)
     assert codes == [0, 0], errors(root)
     return SimpleNamespace(root=root, files=files)
 
@@ -297,22 +273,13 @@ def test_compressed_gradients_differ_by_bfloat16s_rounding(pair, way):
 # -- restarts -------------------------------------------------------------------------------------
 
 
-def test_a_killed_process_costs_a_restart_and_nothing_else(pair, tmp_path):
+def test_a_killed_process_costs_a_restart_and_nothing_else(zygote, pair, tmp_path):
     """SIGKILL before the first checkpoint, and again after one: bit for bit the same result."""
     output = tmp_path / "run"
-    launch = command(pair.files["uninterrupted"], str(output), processes=2)
-    launch[launch.index("cmpose")] = "tests.train.several"
-    launch[launch.index("--standalone") : 4] = [
-        "--standalone",
-        "--max-restarts=2",
-        "--monitor-interval=0.1",
-    ]
-    done = subprocess.run(
-        launch, cwd=PROJECT, env=one_thread(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("resuming from") == 1
-    assert f"resuming from {output / 'checkpoints' / HALFWAY}" in done.stdout
+    done = zygote.call(several.launch, pair.files["uninterrupted"], str(output))
+    assert done.status == 0, done.output
+    assert done.output.count("resuming from") == 1
+    assert f"resuming from {output / 'checkpoints' / HALFWAY}" in done.output
     expected, got = weights(pair.root / "uninterrupted"), weights(output)
     assert expected.keys() == got.keys()
     assert [key for key in expected if not torch.equal(expected[key], got[key])] == []
