@@ -1,7 +1,7 @@
 """Bounds and estimates of an op's compiled kernels, without a card; see docs/profile.md.
 
     python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...]
-        [--dtype float32] [--json FILE]
+        [--dtype float32] [--backend triton] [--json FILE]
     python -m bench.profile OP --peers [...]    # its stock choices beside it
     python -m bench.profile --validate    # the model beside published times
     python -m bench.profile [OP] --targets    # hot spots of docs/performance.md: all, or an op's
@@ -41,8 +41,11 @@ class Uncountable(RuntimeError):
     """A workload cannot be counted here; the message names it and says why."""
 
 
-def profiled(workload: Workload, card: Card) -> model.Profile:
+def profiled(workload: Workload, card: Card, backend: str | None = None) -> model.Profile:
     """Counts a workload for a card.
+
+    Args:
+        backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
 
     Raises:
         ValueError: the op refuses the shape.
@@ -55,7 +58,7 @@ def profiled(workload: Workload, card: Card) -> model.Profile:
             one
             for way in ways
             for one in counts_of_op(
-                workload.op, card.arch, workload.shape, way, dtype=workload.dtype
+                workload.op, card.arch, workload.shape, way, False, backend, workload.dtype
             )
         ]
     except (RuntimeError, ArithmeticError, BuildError) as error:
@@ -116,13 +119,18 @@ def _validate(path: Path) -> None:
     results.save(path, "published", found)
 
 
-def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | None) -> None:
+def _profile(
+    workloads: Sequence[Workload],
+    cards: Sequence[Card],
+    path: Path | None,
+    backend: str | None = None,
+) -> None:
     """Prints, and writes into ``path``, what can be counted; then raises what could not be."""
     refused: list[Uncountable] = []
     for workload in workloads:
         for card in cards:
             try:
-                profile = profiled(workload, card)
+                profile = profiled(workload, card, backend)
             except Uncountable as error:
                 refused.append(error)
                 if path:
@@ -137,9 +145,11 @@ def _profile(workloads: Sequence[Workload], cards: Sequence[Card], path: Path | 
         raise Uncountable("; ".join(map(str, refused)))
 
 
-def _compare(workload: Workload, cards: Sequence[Card], path: Path | None) -> None:
+def _compare(
+    workload: Workload, cards: Sequence[Card], path: Path | None, backend: str | None
+) -> None:
     for card in cards:
-        record = peers.record(workload, card, profiled(workload, card).estimate_us)
+        record = peers.record(workload, card, profiled(workload, card, backend).estimate_us)
         print(peers.shown(record), flush=True)
         if path:
             results.put(path, "peers", workload, card.name, record)
@@ -173,6 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--direction", help="default: the op's first")
     parser.add_argument("--shape", nargs="+", default=[], metavar="NAME=SIZE")
     parser.add_argument("--dtype", default=BF16, choices=(BF16, FP16, FP32))
+    parser.add_argument(
+        "--backend", choices=("triton", "cuda"), help="default: cuda, for an op that has it"
+    )
     parser.add_argument("--json", type=Path, help="write the profiles as records")
     parser.add_argument("--peers", action="store_true", help="the op's stock choices beside it")
     parser.add_argument("--validate", action="store_true", help="the model beside published times")
@@ -183,6 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give an op, --targets or --validate")
     if options.peers and (options.op is None or options.targets):
         parser.error("--peers: give an op, without --targets")
+    if options.backend and (options.validate or options.targets):
+        parser.error(f"--backend {options.backend}: give an op, without --targets")
     try:
         if options.validate:
             _validate(options.json or results.PUBLISHED)
@@ -201,9 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
             workload = Workload(bench.op, direction, shape, options.dtype)
             cards = [BY_ARCH[arch] for arch in options.arch]
             if options.peers:
-                _compare(workload, cards, options.json)
+                _compare(workload, cards, options.json, options.backend)
             else:
-                _profile([workload], cards, options.json)
+                _profile([workload], cards, options.json, options.backend)
     except (ValueError, Uncountable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -188,6 +188,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
             f"{name} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
             "multiplies and waits for was not found in its SASS"
         )
+    loading = flight.shares(program.kernel, counting, ran * warps, stand_in)
     pipes = dict.fromkeys(sass.PIPES, 0.0)
     flops = barriers = fewest = 0.0
     for block, times in zip(code.blocks, solution.times, strict=True):
@@ -229,8 +230,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
         shared_wavefronts=round(fewest * all_warps if stand_in else rows["wavefronts"].sum()),
         shared_conflicts=0 if stand_in else round(rows["conflicts"].sum()),
         barriers=round(barriers * blocks),
-        bytes_in_flight=warps
-        * flight.most(code.blocks, solution.times, flight.shares(program.kernel, counting)),
+        bytes_in_flight=warps * flight.most(code.blocks, solution.times, loading),
     )
 
 

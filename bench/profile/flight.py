@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import re
 
+from bench.profile.executed import Place
 from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.machine import Counting
 from tests.ptx_on_cpu.parse import SPACES, Kernel
 
-Shares = dict[str, float]
-"""Source line → share of the lanes whose loads there are not turned off."""
+Shares = dict[Place, float]
+"""Share of all lanes that load or copy in a place at all, of warps that never come there too."""
 
 
-def shares(kernel: Kernel, counting: Counting) -> Shares:
-    """Of the loads and copies that ran."""
-    bytes_: dict[str, list[float]] = {}
-    for statement, row, visits, moved in zip(
+def shares(kernel: Kernel, counting: Counting, warps: int, across: bool) -> Shares:
+    """Of the loads and copies that ran in ``warps`` warps, by number, unless another card's code
+    ran (``across``), and by source line."""
+    bytes_: dict[Place, list[float]] = {}
+    rows = counting.rows
+    for statement, row, visits, there, moved in zip(
         kernel.statements,
         kernel.rows,
-        counting.rows["visits"],
-        counting.rows["bytes"],
+        *(rows[n] for n in ("visits", "warps", "bytes")),
         strict=True,
     ):
+        if not visits:
+            continue
         if row.name == "cp.async" or (row.name == "ld" and row.numbers[0] & 3 == SPACES["global"]):
-            sums = bytes_.setdefault(statement.source, [0.0, 0.0])
-            sums[0] += moved
-            sums[1] += 32 * visits * row.bytes
-    return {source: moved / (most or 1.0) for source, (moved, most) in bytes_.items()}
+            for place in (statement.source, *([] if across else [statement.number])):
+                sums = bytes_.setdefault(place, [0.0, 0.0])
+                sums[0] += moved * there / warps
+                sums[1] += 32 * visits * row.bytes
+    return {place: moved / most for place, (moved, most) in bytes_.items()}
 
 
 def _path(blocks: list[Block], times: list[float]) -> list[Instruction]:
@@ -57,7 +62,7 @@ def _registers(text: str) -> set[int]:
 
 
 def most(blocks: list[Block], times: list[float], share: Shares) -> float:
-    """The most bytes under way at once in a warp.
+    """The most bytes under way at once in a warp, on average over all warps.
 
     A load is under way from its issue to the first instruction that needs its registers; by then
     all issued before it have come, too. An asynchronous copy is under way until the wait for its
@@ -72,7 +77,7 @@ def most(blocks: list[Block], times: list[float], share: Shares) -> float:
             if loads[at][0] & used:
                 del loads[: at + 1]
                 break
-        size = 32 * one.bytes * share.get(one.source, 1.0)
+        size = 32 * one.bytes * share.get(one.number, share.get(one.source, 1.0))
         if one.base == "LDG":
             first = re.search(r"\bR(\d+)\b", one.operands)
             if first:

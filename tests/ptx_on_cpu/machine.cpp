@@ -50,6 +50,7 @@ struct Touch {  // a lane's access, where accesses are counted
 Counting* counting = nullptr;
 std::vector<Touch> global_touched, shared_touched;
 std::vector<std::vector<uint64_t>> sectors_touched;  // of each tensor: read, written
+std::vector<uint32_t> visitors;  // of each row: the block's warps that were there, a bit each
 
 void make_distinct(std::vector<uint64_t>& values) {
   std::sort(values.begin(), values.end());
@@ -135,6 +136,8 @@ void run_warp(Warp& w, const Program& program) {
     if (counting) {
       uint64_t* const counts = counting->rows[row];
       ++counts[kVisits];
+      counts[kWarps] += ~visitors[row] >> w.id & 1;
+      visitors[row] |= 1u << w.id;
       if (!global_touched.empty()) count_global(counts, i.stores);
       if (!shared_touched.empty()) count_shared(counts);
       global_touched.clear();
@@ -148,6 +151,7 @@ void run_warp(Warp& w, const Program& program) {
 void run_block(std::vector<Warp>& warps, const Program& program, const std::vector<int>& order,
                Warp*& running) {
   block_start = ++epoch;
+  if (counting) visitors.assign(program.code.size(), 0);
   for (;;) {
     int arrived = 0, at = -1;
     for (int index : order) {

@@ -41,6 +41,7 @@ struct Instruction {
 // machine.py, which has their names.
 enum Count {
   kVisits,
+  kWarps,
   kAccesses,
   kBytes,
   kSectors,

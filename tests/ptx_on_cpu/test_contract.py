@@ -221,7 +221,13 @@ def test_what_is_left_out_is_missed(
 @pytest.mark.parametrize("name", ["dpc_knn"])
 @pytest.mark.parametrize(
     ("family", "tokens"),
-    [("gram_clip", 49), ("density_rows", 49), ("cluster_clip", 49), ("distance_pass", 193)],
+    [
+        ("gram_clip", 49),
+        ("density_rows", 49),
+        ("cluster_clip", 49),
+        ("distance_pass", 193),
+        ("neighbor_tiles", 513),
+    ],
 )
 def test_what_is_left_out_of_dpc_knn_is_missed(
     name: str, family: str, tokens: int, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,24 @@ def test_an_op_on_two_cards(
         results.load(file, "profiles")
 
 
+def test_an_op_by_the_backend_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CUDA C++ refuses float32; Triton's kernels are counted where that is said."""
+    arguments = ["spatial_attention", "--dtype", "float32", "--shape", "B=1", "N=17", "K=0"]
+    assert command.main([*arguments, "--arch", "89"]) == 2
+    assert "qkv is float32; the CUDA kernels take bfloat16" in capsys.readouterr().err
+    asked: list[Any] = []
+
+    def counted(*given: Any, **_: Any) -> list[counts.Counts]:
+        asked.append(given)
+        return [a_copy(100, given[1])]
+
+    monkeypatch.setattr(command, "counts_of_op", counted)
+    assert command.main([*arguments, "--backend", "triton"]) == 0
+    assert [given[-2:] for given in asked] == 2 * [("triton", "float32")]
+
+
 def test_peers_stand_beside_ours(
     by_hand: None,
     tmp_path: Path,
@@ -138,6 +156,7 @@ def test_the_committed_errors_are_within_the_band() -> None:
         ([], "give an op, --targets or --validate"),
         (["knn", "--validate"], "give an op, --targets or --validate"),
         (["knn", "--arch", "70"], "invalid choice: 70"),
+        (["--targets", "--backend", "cuda"], "--backend cuda: give an op, without --targets"),
         (["nothing"], "op must be one of spatial_attention, "),
         (["knn", "--shape", "M=-1"], "--shape M=-1: expected M=SIZE with a whole number"),
         (["knn", "--shape", "Q=2"], "--shape Q=2: knn has the sizes B, M, D, k"),

@@ -133,6 +133,19 @@ def test_loops(end: str, rounds: int) -> None:
         assert len(loads) > 4
 
 
+@pytest.mark.parametrize("loading", [1, 4])
+def test_bytes_in_flight_are_those_of_the_warps_that_load(loading: int) -> None:
+    """Of four warps as many run the loop of loads; the others have none under way."""
+    loop = LOOP.format(end="24")
+    body = f"setp.ge.u32 %p1, %r0, {32 * loading}; @%p1 bra $none;{loop}\n$none:"
+    counting, found, code = ran(body, torch.randn(32 * 27), torch.zeros(128), number=24, warps=4)
+    (kernel,) = parse.kernels(HEAD + body + TAIL).values()
+    share = flight.shares(kernel, counting, 4, across=False)
+    every = flight.most(code.blocks, found.times, {})
+    assert every >= 4 * 128
+    assert flight.most(code.blocks, found.times, share) == pytest.approx(every * loading / 4)
+
+
 def test_share_of_a_branch() -> None:
     """Two of eight blocks load and compute; the others store only."""
     body = """
@@ -279,6 +292,8 @@ def test_a_kernel_whose_blocks_share_the_items() -> None:
     # Two of the four blocks that run have one item more than all have on average.
     assert found.tensor_flops == pytest.approx(2 * 2 * pairs * 208 * 208 * d, rel=0.2)
     assert found.distinct_read == pytest.approx(3 * pairs * tokens * d * 2 // 32, rel=0.2)
+    matrix = tokens * d * 2
+    assert 2 * matrix < found.bytes_in_flight < 3 * matrix  # the third is another item's, if any
 
 
 @pytest.mark.parametrize("arch", [89, 90, 120])
