@@ -17,17 +17,15 @@ def shares(kernel: Kernel, counting: Counting, warps: int, across: bool) -> Shar
     """Of the loads and copies that ran in ``warps`` warps, by number, unless another card's code
     ran (``across``), and by source line."""
     bytes_: dict[Place, list[float]] = {}
-    rows = counting.rows
-    for statement, row, visits, there, moved in zip(
-        kernel.statements,
-        kernel.rows,
-        *(rows[n] for n in ("visits", "warps", "bytes")),
-        strict=True,
+    counts = (counting.rows[name] for name in ("visits", "warps", "bytes"))
+    for statement, row, (visits, there, moved) in zip(
+        kernel.statements, kernel.rows, zip(*counts, strict=True), strict=True
     ):
         if not visits:
             continue
+        places: list[Place] = [statement.source, *([] if across else [statement.number])]
         if row.name == "cp.async" or (row.name == "ld" and row.numbers[0] & 3 == SPACES["global"]):
-            for place in (statement.source, *([] if across else [statement.number])):
+            for place in places:
                 sums = bytes_.setdefault(place, [0.0, 0.0])
                 sums[0] += moved * there / warps
                 sums[1] += 32 * visits * row.bytes
