@@ -6,6 +6,7 @@ import glob
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sysconfig
 from typing import Any
@@ -31,11 +32,13 @@ def facts() -> dict[str, Any]:
 
     Returns:
         ``cmpose``, ``python`` and ``platform``; ``packages``: name → version or None;
-        ``torch_cuda``: the CUDA that torch was built for, or None; ``driver``: the newest CUDA that
+        ``torch_cuda``: the CUDA that torch was built for, or None; ``torch_asks_for_triton``: the
+        version of triton that torch was made for, or None; ``driver``: the newest CUDA that
         NVIDIA's driver serves, or None; ``nvcc``: its file, or None; ``core``: what the CUDA C++
         core was built for, or why there is none; ``cards``: name and capability of each, and why
         the core does not serve it; ``ops``: op → what ``auto`` runs, and for each backend None or
-        the reason why it does not run; ``variables`` that choose backends; ``next``: what to do.
+        the reason why it does not run; ``variables`` that choose backends; ``known_bad``: what
+        does not work together; ``next``: what to do, that included.
     """
     driver = native.driver()
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -45,6 +48,7 @@ def facts() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(package) for name, package in PACKAGES.items()},
         "torch_cuda": torch.version.cuda,
+        "torch_asks_for_triton": _torch_asks_for_triton(),
         "driver": driver and f"{driver[0]}.{driver[1]}",
         "nvcc": _nvcc(),
         "core": _core(),
@@ -64,7 +68,7 @@ def facts() -> dict[str, Any]:
         },
         "variables": {name: v for name, v in sorted(os.environ.items()) if _chooses(name)},
     }
-    return found | {"next": next_steps(found)}
+    return found | {"known_bad": known_bad(found), "next": next_steps(found)}
 
 
 def _nvcc() -> str | None:
@@ -83,16 +87,42 @@ def _nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=path)
 
 
-def next_steps(found: dict[str, Any]) -> list[str]:
-    """What would make more of this machine, from :func:`facts`; a sentence each."""
-    steps = [_for_a_card(found)] if not found["cards"] else _for_kernels(found)
-    triton, numpy = (found["packages"][name] or "" for name in ("triton", "numpy"))
+def known_bad(found: dict[str, Any]) -> list[str]:
+    """What is known not to work together, from :func:`facts`; a sentence each."""
+    pairs = []
+    torch, triton, numpy = (found["packages"][name] or "" for name in ("torch", "triton", "numpy"))
     if triton and native.version_of(triton) < (3, 7) and native.version_of(numpy) >= (2, 4):
-        steps.append(
+        pairs.append(
             f"The interpreter of triton {triton} fails with numpy {numpy}, and so do tests of "
             "Triton kernels on a CPU: pip install 'triton>=3.7' or 'numpy<2.4'."
         )
-    return steps
+    asked = found.get("torch_asks_for_triton")
+    if triton and asked and triton.partition("+")[0] != asked:
+        pairs.append(
+            f"torch {torch} was made for triton {asked}, and torch.compile may fail with the "
+            f"{triton} that is installed: pip install triton=={asked}."
+        )
+    pairs += [
+        f"triton 3.6.0 computes wrong products on {card['name']} (compute capability "
+        f"{card['capability']}, triton-lang/triton#9871): pip install 'triton>=3.7'."
+        for card in found["cards"]
+        if triton.startswith("3.6.0") and card["capability"].split(".")[0] in ("10", "11")
+    ]
+    return list(dict.fromkeys(pairs))
+
+
+def _torch_asks_for_triton() -> str | None:
+    """The one version of triton that this torch asks for; a build for CPUs asks for none."""
+    for requirement in importlib.metadata.requires("torch") or ():
+        if found := re.match(r"triton *== *([\w.]+)", requirement):
+            return found[1]
+    return None
+
+
+def next_steps(found: dict[str, Any]) -> list[str]:
+    """What would make more of this machine, from :func:`facts`; a sentence each."""
+    steps = [_for_a_card(found)] if not found["cards"] else _for_kernels(found)
+    return steps + known_bad(found)
 
 
 def _for_a_card(found: dict[str, Any]) -> str:
@@ -119,8 +149,8 @@ def _for_kernels(found: dict[str, Any]) -> list[str]:
     """What keeps kernels from running on the cards that torch sees."""
     steps = []
     triton = found["packages"]["triton"]
-    if triton is None or native.version_of(triton) < (3, 6):
-        steps.append(f"triton is {triton or 'not installed'}: pip install 'triton>=3.6'.")
+    if triton is None or native.version_of(triton) < (3, 5):
+        steps.append(f"triton is {triton or 'not installed'}: pip install 'triton>=3.5'.")
     for reason in dict.fromkeys(card["core_unavailable"] for card in found["cards"]):
         if reason is None:
             continue

@@ -275,6 +275,7 @@ def test_doctor_as_json(capsys):
     assert set(found["ops"]) == set(OPS)
     assert set(found["ops"]["dpc_knn"]["backends"]) == {"reference", "cpu", "triton", "cuda"}
     assert found["next"]
+    assert set(found["known_bad"]) <= set(found["next"])
 
 
 CARD = {"name": "RTX", "capability": "8.9", "memory_gb": 24.0, "core_unavailable": None}
@@ -304,9 +305,21 @@ MACHINE = {
         ({"cards": []}, "see whether nvidia-smi lists one, and CUDA_VISIBLE_DEVICES"),
         (
             {"packages": MACHINE["packages"] | {"triton": None}},
-            "triton is not installed: pip install 'triton>=3.6'",
+            "triton is not installed: pip install 'triton>=3.5'",
         ),
         ({"packages": MACHINE["packages"] | {"triton": "3.6.0"}}, "pip install 'triton>=3.7' or"),
+        (
+            {"torch_asks_for_triton": "3.6.0"},
+            "torch 2.13.0 was made for triton 3.6.0, and torch.compile may fail with the 3.7.1",
+        ),
+        ({"torch_asks_for_triton": "3.7.1"}, None),
+        (
+            {
+                "cards": [CARD | {"name": "B200", "capability": "10.0"}] * 2,
+                "packages": MACHINE["packages"] | {"triton": "3.6.0", "numpy": "2.3.5"},
+            },
+            "triton 3.6.0 computes wrong products on B200 (compute capability 10.0",
+        ),
         ({"cards": [CARD | {"core_unavailable": "it is old"}]}, "cuda does not run: it is old."),
         (
             {"cards": [CARD | {"core_unavailable": "it is not built"}] * 2, "nvcc": None},
