@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -77,12 +78,18 @@ def _command(
 def _serve(pipe: Connection) -> None:
     """Imports everything once, then forks a process for each command that is asked for."""
 
-    import torch._dynamo  # noqa: F401  # else each training does, for a second: optimizers need it
+    # What commands import only when they need it: optimizers torch._dynamo, pictures matplotlib.
+    # Either takes each command a second.
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import torch._dynamo  # noqa: F401
 
     import cmpose.demo
     import cmpose.models.export
     import cmpose.study.ablate  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # the forked processes never look through all that was imported
     fork = multiprocessing.get_context("fork")
     while True:
         commands = pipe.recv()
