@@ -1,0 +1,74 @@
+"""tools/wheel.py: its compiler, its environment, and what it lets no wheel be."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tools import wheel
+from tools.wheel import WheelError
+
+SAID = 'x.whl is consistent with the following platform tag: "manylinux_2_27_x86_64".'
+
+
+def test_zig_links_and_this_machines_compiler_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvcc's words reach both, but those that zig does not know."""
+    for name in ("g++", "zig"):
+        path = tmp_path / f"the {name}"
+        path.write_text(f'#!/bin/sh\ncase "$2" in -print*) echo l.a;; *) echo {name} "$@";; esac\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("CXX", f"ccache '{tmp_path}/the g++' -m64")
+    script = wheel.compiler(tmp_path, tmp_path / "the zig")
+
+    def said(*words: str) -> str:
+        return subprocess.run([script, *words], capture_output=True, text=True, check=True).stdout
+
+    assert said("-c", "a b.cpp", "-Xlinker") == "g++ -m64 -c a b.cpp -Xlinker\n"
+    linked = said("a.o", "-shared", "-Xlinker", "--exclude-libs", "-Xlinker", "ALL", "-lrt")
+    assert linked == (
+        "zig cc -target x86_64-linux-gnu.2.28 -s a.o -shared -lrt l.a l.a -lm "
+        f"-Wl,--version-script={tmp_path}/exports\n"
+    )
+
+
+def test_a_build_sees_few_variables() -> None:
+    seen = {"PATH": "/bin", "CUDA_HOME": "/cuda", "PIP_INDEX_URL": "x", "https_proxy": "y"}
+    unseen = {"PYTHONPATH": "/x", "CFLAGS": "-O0", "TORCH_CUDA_ARCH_LIST": "8.9", "CXX": "c++"}
+    assert wheel.environment({**seen, **unseen}) == seen
+
+
+def written(path: Path, **sizes: int) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, size in sizes.items():
+            archive.writestr(f"cmpose/{name}.so", bytes(size))
+    return path
+
+
+def test_what_a_wheel_may_not_be(tmp_path: Path) -> None:
+    path = tmp_path / "cmpose-0.1.0-cp311-cp311-manylinux_2_28_x86_64.whl"
+    written(path, **{"_C.cpython-311": wheel.LARGEST_CORE})
+    wheel.check(path, SAID)
+    assert wheel.row(path) == "| cp311-cp311-manylinux_2_28_x86_64 | 0.01 | 8.00 | 1 |"
+    with pytest.raises(WheelError, match=r"is not for manylinux_2_28_x86_64: .*2_35"):
+        wheel.check(path, SAID.replace("_27", "_35"))
+    with pytest.raises(WheelError, match=r"is not for manylinux_2_28_x86_64: nothing"):
+        wheel.check(path, "nothing")
+    written(path, **{"_C.cpython-311": wheel.LARGEST_CORE + 1})
+    with pytest.raises(WheelError, match="its core has 8000001 bytes, more than 8000000"):
+        wheel.check(path, SAID)
+    written(path, **{"_C.cpython-311": 1, "libtorch": 1})
+    with pytest.raises(WheelError, match="must have one library, the core, not "):
+        wheel.check(path, SAID)
+    written(path, other=1)
+    with pytest.raises(WheelError, match="must have one library, the core, not "):
+        wheel.check(path, SAID)
+
+
+def test_a_command_that_fails_is_shown() -> None:
+    with pytest.raises(WheelError, match=r"sh -c 'echo no; exit 3'\nno\n"):
+        wheel.ran("sh", "-c", "echo no; exit 3")
