@@ -245,6 +245,11 @@ class TrainConfig:
         clip_norm: limit of the gradient norm; 0 is no limit.
         precision: what the model computes in; weights, gradients and the optimiser's state are
             float32 in any case.
+        products: how the matrix products of the backbone's and the criss-cross network's linear
+            maps are taken while training: ``plain`` in ``precision``, summed in float32; ``fp8``
+            of 8-bit numbers, on cards that have them (RTX 40 and 50, Hopper, Blackwell);
+            ``fp8_emulated`` the same in float32 on any device, slowly. ``fp16_accumulate`` sums
+            all products of ``precision: fp16`` in float16, on GeForce RTX 30 to 50.
         speed: ``eager`` runs the step operator by operator; ``compile`` puts the model and its
             losses through ``torch.compile``; ``graph`` replays the whole compiled step as a CUDA
             graph; ``auto`` is ``graph`` on one card, ``compile`` on several or with ``fp16``,
@@ -275,6 +280,7 @@ class TrainConfig:
     warmup_steps: int = 500
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    products: Literal["plain", "fp8", "fp8_emulated", "fp16_accumulate"] = "plain"
     speed: Literal["auto", "eager", "compile", "graph"] = "auto"
     distributed: Literal["ddp", "fsdp"] = "ddp"
     gradient_compression: Literal["none", "bf16"] = "none"

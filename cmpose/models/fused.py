@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmpose.models import fp8
 from cmpose.models.layers import Linear
 from cmpose.models.rows import Distinct, Read, everything, spread
 from cmpose.models.vit import NORM_EPS, Block, BlockStack, call_recomputing
@@ -50,7 +51,8 @@ def shared_projections(x: Tensor, a: Block, b: Block) -> tuple[Tensor, Tensor]:
 
     With x̂ = (x − mean) / std, the norms of the blocks differ in scale γ and shift β only, which
     move into the projection: W (γ ⊙ x̂ + β) + b = (W ⊙ γ) x̂ + (W β + b). So x is normalised once,
-    x̂ is kept once for the backward pass, and one product with a weight [6D, D] reads it once.
+    x̂ is kept once for the backward pass, and one product with a weight [6D, D] reads it once. In
+    fp8 x̂ is rounded once, and each block's weight has a scale and a product of its own.
 
     Args:
         x: [B, T, S, D].
@@ -65,6 +67,11 @@ def shared_projections(x: Tensor, a: Block, b: Block) -> tuple[Tensor, Tensor]:
     for block in (a, b):
         weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
         folded += [weight * block.norm1.weight, torch.mv(weight, block.norm1.bias) + bias]
+    qkv = a.attn.qkv
+    if qkv.in_fp8:
+        pairs = ((folded[0], folded[1]), (folded[2], folded[3]))
+        first, second = fp8.linears(normal, *pairs, emulate=qkv.fp8 == "emulated")
+        return first, second
     # Folded in the weights' own precision, then rounded once.
     first, second = _TwoProjections.apply(normal, *(part.to(x.dtype) for part in folded))
     return first, second
@@ -106,8 +113,10 @@ def linear_of_concat(a: Tensor, b: Tensor, linear_a: Linear, linear_b: Linear) -
     """Linear(a ⊕ b) = ``linear_a(a) + linear_b(b)``; the second has no bias.
 
     The second product is added into the first's output: neither a ⊕ b nor a separate sum is
-    written to memory.
+    written to memory. Products in fp8 add to nothing, so there the sum is.
     """
+    if linear_b.in_fp8:
+        return linear_a(a) + linear_b(b)
     out = linear_a(a).flatten(0, -2)
     weight = linear_b.weight.to(out.dtype)
     return out.addmm_(b.flatten(0, -2), weight.t()).view_as(a)

@@ -9,8 +9,12 @@ statistics beside input of any dtype.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cmpose.models import fp8
 
 
 def cast(weight: Tensor | None, like: Tensor) -> Tensor | None:
@@ -19,9 +23,23 @@ def cast(weight: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` in the input's dtype."""
+    """``nn.Linear`` in the input's dtype; while training, by products in fp8 if it is told to.
+
+    ``fp8`` says how: on the card's fp8 units, or emulated (:mod:`cmpose.models.fp8`). Training
+    sets it (``train.products``). It is no part of the model: nothing in a folder tells of it.
+    """
+
+    fp8: Literal["off", "card", "emulated"] = "off"
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether products are taken in fp8 now."""
+        return self.training and self.fp8 != "off"
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.in_fp8:
+            pair = (self.weight, self.bias)
+            return fp8.linears(x, pair, emulate=self.fp8 == "emulated")[0]
         return F.linear(x, self.weight.to(x.dtype), cast(self.bias, x))
 
 

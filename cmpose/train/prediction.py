@@ -22,6 +22,7 @@ from cmpose.evaluation.inference import compute_dtype
 from cmpose.models.cmpose import CMPose
 from cmpose.train.flops import Card, counter
 from cmpose.train.parallel import sharded_units
+from cmpose.train.products import check_channels, use_products
 from cmpose.train.schedule import check_batch
 from cmpose.train.step import LossModule
 
@@ -158,6 +159,7 @@ def _on_meta(config: Config, clips: int) -> tuple[LossModule, tuple[Any, ...]]:
         centers = torch.empty(clips, model.num_keypoints, 2)
         weight = torch.empty(clips, model.num_keypoints)
         joints = torch.empty(())
+    use_products(core, config.train.products)
     return LossModule(core), (images, seed, 0, centers, weight, joints)
 
 
@@ -216,6 +218,7 @@ def predict_step(config: Config, processes: int = 1) -> StepPrediction:
     """
     train = config.train
     check_batch(train, processes)
+    check_channels(config)
     shards = _in_shards(config, processes)
     micro_batch = train.batch_size // train.accumulate // processes
     losses, arguments = _on_meta(config, micro_batch)

@@ -18,6 +18,7 @@ from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
 from cmpose.models.weights.pretrained import load_pretrained
 from cmpose.train.parallel import gather, shard_like, share
+from cmpose.train.products import use_products
 from cmpose.train.schedule import parameter_groups
 from cmpose.train.step import LossModule, load_optimizer_state, optimizer_state, prepare_groups
 
@@ -141,6 +142,7 @@ def new_state(config: Config, clips: ClipDataset, world: World) -> TrainingState
         if world.main:
             print(report)
     model.to(device)
+    use_products(model, train.products)
     if world.size > 1:
         synchronize_batch_norms(model, device, compiled=compiled)
     # Before the optimiser: shards are new parameters.

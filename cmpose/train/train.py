@@ -28,6 +28,7 @@ from cmpose.train.dry_run import out_of_memory
 from cmpose.train.elastic import is_restart, mark_begun
 from cmpose.train.monitor import Monitor
 from cmpose.train.parallel import check_parallel, gather, whole_model
+from cmpose.train.products import check_channels, check_products, sums_of_products
 from cmpose.train.schedule import check_batch
 from cmpose.train.state import RESUME, new_state, resume_or_start
 from cmpose.train.step import check_speed, settled_speed
@@ -66,7 +67,11 @@ def train(
         speed = settled_speed(config.train, world)
         config = replace(config, train=replace(config.train, speed=speed))
         check_recipe(config.train, world)
-        with claim_together(world, output, "train", "--output", _SUBFOLDERS):
+        check_channels(config)
+        with (
+            sums_of_products(config.train.products),
+            claim_together(world, output, "train", "--output", _SUBFOLDERS),
+        ):
             return _train(config, output, world, stop, resume=resume, progress=progress)
 
 
@@ -97,6 +102,7 @@ def check_recipe(train: TrainConfig, world: World) -> None:
     check_batch(train, world.size)
     check_speed(train, world)
     check_parallel(train, world)
+    check_products(train, world)
     if train.epochs < 1:
         raise ValueError(f"train.epochs={train.epochs}: must be at least 1")
 
