@@ -7,7 +7,11 @@ recipe show the run-to-run noise. A fast recipe passes if its loss curves are cl
 ones of the same seeds than those of different seeds are to each other, and if the interval of its
 final loss minus the plain one covers 0.
 
-Writes ``<machine>.json`` and ``<machine>.svg`` into ``--output`` and the page beside that folder.
+``--of products`` compares ``train.products`` in place of speeds: fp8 on a card that has it, else
+its emulation, and float16 sums where the card gains from them.
+
+Writes ``<machine>.json`` and ``<machine>.svg`` (``<machine>-products``) into ``--output`` and the
+page beside that folder.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import time
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,12 +34,14 @@ from bench.harness.records import slug
 from bench.report.tables import origin, rendered, table
 from cmpose import config as configuration
 from cmpose import provenance
-from cmpose.config import Config
+from cmpose.config import Config, TrainConfig
 from cmpose.data.clips import open_clips
+from cmpose.distributed import World
 from cmpose.evaluation.intervals import paired
 from cmpose.files import write_json, write_text
 from cmpose.render.dataset import render_dataset
 from cmpose.study.plots import new_figure, save_svg
+from cmpose.train.products import check_products
 from cmpose.train.train import train
 
 PLAIN = "eager, reference ops"
@@ -48,15 +54,32 @@ Curves = dict[str, dict[int, list[float]]]
 VIDEOS, VAL_VIDEOS, FRAMES = 48, 24, 4
 
 
-def variants(device: str) -> dict[str, dict[str, str]]:
+def variants(device: str, of: str = "speed") -> dict[str, dict[str, str]]:
     """Name → fields, the plain one first."""
-    fields = {
-        PLAIN: {"train.speed": "eager", "model.backend": "reference"},
-        "compile": {"train.speed": "compile", "model.backend": "auto"},
-    }
+    plain = {"train.speed": "eager", "model.backend": "reference"}
+    fields = {PLAIN: plain}
+    if of == "products":
+        return fields | products(plain, World(0, 1, torch.device(device)))
+    fields["compile"] = {"train.speed": "compile", "model.backend": "auto"}
     if device == "cuda":
         fields["graph, kernels"] = {"train.speed": "graph", "model.backend": "auto"}
     return fields
+
+
+def products(plain: dict[str, str], world: World) -> dict[str, dict[str, str]]:
+    """Name → fields of the cheaper products that this device can take."""
+    fields = {}
+    kinds: tuple[tuple[Literal["fp8", "fp16_accumulate"], Literal["bf16", "fp16"]], ...] = (
+        ("fp8", "bf16"),
+        ("fp16_accumulate", "fp16"),
+    )
+    for name, precision in kinds:
+        try:
+            check_products(TrainConfig(products=name, precision=precision), world)
+        except ValueError:
+            continue
+        fields[name] = plain | {"train.products": name, "train.precision": precision}
+    return fields or {"fp8, emulated": plain | {"train.products": "fp8_emulated"}}
 
 
 def recipe(data: Path, device: str, steps: int) -> Config:
@@ -164,7 +187,8 @@ def section(content: Mapping[str, Any], picture: str) -> str:
         f"the seeds, its held-out AP between {min(ap_plain):.1f} and {max(ap_plain):.1f} "
         "(ground-truth boxes)."
     )
-    heading, shown = f"## {content['machine']}", f"![Loss curves]({picture})"
+    of = ", train.products" if content.get("of") == "products" else ""
+    heading, shown = f"## {content['machine']}{of}", f"![Loss curves]({picture})"
     return "\n\n".join([heading, where, table(HEAD, rows), ranges, shown])
 
 
@@ -181,7 +205,9 @@ def write_page(folder: Path) -> Path:
     return page
 
 
-def measure(work: Path, seeds: int, steps: int, device: str) -> tuple[Curves, dict, Config]:
+def measure(
+    work: Path, seeds: int, steps: int, device: str, of: str
+) -> tuple[Curves, dict, Config]:
     """Trains every variant with every seed: loss curves, held-out AP, the recipe."""
     for split, videos in (("train", VIDEOS), ("val", VAL_VIDEOS)):
         render_dataset(
@@ -191,7 +217,7 @@ def measure(work: Path, seeds: int, steps: int, device: str) -> tuple[Curves, di
     config = recipe(work / "data", device, steps)
     curves: Curves = {}
     ap: dict[str, dict[int, float]] = {}
-    for name, fields in variants(device).items():
+    for name, fields in variants(device, of).items():
         for seed in range(seeds):
             config.train.seed = seed
             for dotted, value in fields.items():
@@ -213,6 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains, compares, writes; exit status 1 if a variant is not within noise."""
     parser = argparse.ArgumentParser(prog="python -m bench.parity", description=__doc__)
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--of", choices=("speed", "products"), default="speed")
     parser.add_argument("--steps", type=int, default=140, help="about; whole epochs are run")
     parser.add_argument("--work", type=Path, default=Path("build/parity"))
     parser.add_argument("--output", type=Path, default=provenance.PROJECT / "docs" / "parity")
@@ -220,14 +247,15 @@ def main(arguments: list[str] | None = None) -> None:
     if args.seeds < 2:
         parser.error(f"--seeds {args.seeds}: one seed shows no run-to-run noise; give at least 2")
     source, started = provenance.provenance(), time.perf_counter()
-    curves, ap, config = measure(args.work, args.seeds, args.steps, provenance.device())
+    curves, ap, config = measure(args.work, args.seeds, args.steps, provenance.device(), args.of)
     content: dict[str, Any] = {
-        "machine": provenance.machine(), "threads": torch.get_num_threads(),
+        "machine": provenance.machine(), "of": args.of, "threads": torch.get_num_threads(),
         "batch_size": config.train.batch_size, "precision": config.train.precision,
         "seconds": time.perf_counter() - started, "comparison": compare(curves), "ap": ap,
         "curves": curves, "provenance": source,
     }  # fmt: skip
-    path = args.output / f"{slug(provenance.machine())}.json"
+    name = slug(provenance.machine()) + ("-products" if args.of == "products" else "")
+    path = args.output / f"{name}.json"
     write_json(path, content)
     draw(content, path.with_suffix(".svg"))
     print(f"written: {path}, its picture, {write_page(args.output)}")
