@@ -161,7 +161,10 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     @property
     def pixels(self) -> str:
         """What crops are made of: ``frames``, also from a cache that holds them as they are."""
-        stored = "" if self.cache is None else self.cache.stored
+        if self.cache is not None:
+            stored = self.cache.stored
+        else:
+            stored = "decoded at reduced scale" if self.data.reduced_decode else ""
         return f"frames {stored}" if stored else "frames"
 
     def report(self) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from cmpose.data.pictures import shrink_picture
 from cmpose.data.transforms import apply_matrix
 
 MAX_WIDTH = 1 << 20
@@ -79,19 +80,23 @@ class Window(NamedTuple):
         return moved_matrix(matrix, self.left, self.top)
 
 
-def shrunk_size(picture_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """(width, height) of a picture shrunk by a whole factor.
-
-    The last row and column may stand for fewer than ``factor`` of the picture's.
-    """
-    return -(-picture_size[0] // factor), -(-picture_size[1] // factor)
-
-
 def shrunk_matrix(matrix: np.ndarray, factor: int) -> np.ndarray:
     """``matrix``, picture → crop, for the picture shrunk by a whole factor."""
     # x = factor · (x' + 1/2) − 1/2
     origin = apply_matrix(matrix, np.full(2, (factor - 1) / 2))
     return np.concatenate([matrix[:, :2] * factor, origin[:, None]], axis=1)
+
+
+def reduced_factor(matrix: np.ndarray) -> int:
+    """The largest of 1, 2, 4 and 8 that a picture can be shrunk by without a crop losing detail.
+
+    The shrunk picture has at least as many pixels as the crop, along every direction.
+
+    Args:
+        matrix: [2, 3], picture → crop.
+    """
+    enlarged = np.linalg.norm(matrix[:, :2], 2)  # crop pixels a picture pixel, at most
+    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or enlarged * factor <= 1)
 
 
 def shrink(picture: np.ndarray, window: Window, factor: int) -> np.ndarray:
@@ -105,12 +110,7 @@ def shrink(picture: np.ndarray, window: Window, factor: int) -> np.ndarray:
     part = picture[
         window.top * factor : window.bottom * factor, window.left * factor : window.right * factor
     ]
-    if factor == 1:
-        return part
-    height, width = window.shape
-    below, right = height * factor - part.shape[0], width * factor - part.shape[1]
-    part = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+    return shrink_picture(part, factor)
 
 
 def moved_matrix(matrix: np.ndarray, left: int, top: int) -> np.ndarray:

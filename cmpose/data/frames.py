@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from cmpose.data.formats.messages import ONLY_NEARLY, nearly, short
 from cmpose.data.numbering import FrameName, number_pictures
 from cmpose.data.pictures import FrameError, look, read_with_header
 from cmpose.data.sequence import Frame, Sequence, split_frame_name
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class FrameFolder:
@@ -263,7 +265,7 @@ class ClipFiles:
         return self._sizes[folder]
 
 
-def read_frame(file: str, size: tuple[int, int], source: str) -> np.ndarray:
+def read_frame(file: str, size: tuple[int, int], source: str, factor: int = 1) -> np.ndarray:
     """Decodes a frame of a data set → uint8 [h, w, 3], BGR, upright.
 
     A picture with an orientation tag is taken only where the size proves that its labels are of
@@ -273,14 +275,19 @@ def read_frame(file: str, size: tuple[int, int], source: str) -> np.ndarray:
         file: the picture.
         size: (width, height) that the boxes are given for.
         source: who says so, for messages.
+        factor: 1, 2, 4 or 8; the frame is shrunk by it, as ``pictures.read_with_header`` does.
 
     Raises:
         FrameError: unreadable, of another size, or its labels may be of the pixels as stored.
     """
-    picture, header = read_with_header(file)
+    picture, header = read_with_header(file, factor)
     if header.orientation != 1 and (header.size != size or header.stored_size == size):
         raise _turned(file, header.orientation)
-    check_size(file, picture, size, source)
+    if header.size != tuple(size):
+        raise FrameError(
+            f"{file}: is {header.size[0]}×{header.size[1]} pixels, but {source} or the sequence's "
+            f"other frames say {size[0]}×{size[1]}; the boxes would not fit it"
+        )
     return picture
 
 
@@ -291,23 +298,6 @@ def _turned(file: str, orientation: int) -> FrameError:
         "the pixels (mogrify -auto-orient), or delete the tag, whichever the labels fit",
         "orientation tag",
     )
-
-
-def check_size(file: str, picture: np.ndarray, size: tuple[int, int], source: str) -> None:
-    """Raises FrameError unless a picture has the size that the boxes are given for.
-
-    Args:
-        file: the picture's, for the message.
-        picture: [h, w, 3].
-        size: (width, height).
-        source: who says so, for the message.
-    """
-    height, width = picture.shape[:2]
-    if (width, height) != tuple(size):
-        raise FrameError(
-            f"{file}: is {width}×{height} pixels, but {source} or the sequence's other frames say "
-            f"{size[0]}×{size[1]}; the boxes would not fit it"
-        )
 
 
 class PictureCache:
@@ -327,16 +317,16 @@ class PictureCache:
         self.limit = limit
         self.decoded = 0
         self._bytes = 0
-        self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._pictures: OrderedDict[Hashable, np.ndarray] = OrderedDict()
 
-    def read(self, path: str, decode: Callable[[str], np.ndarray]) -> np.ndarray:
-        """``decode(path)``, or what it gave before; the array must not be written to."""
-        if path in self._pictures:
-            self._pictures.move_to_end(path)
-            return self._pictures[path]
-        image = decode(path)
+    def read(self, key: Key, decode: Callable[[Key], np.ndarray]) -> np.ndarray:
+        """``decode(key)``, or what it gave before; the array must not be written to."""
+        if key in self._pictures:
+            self._pictures.move_to_end(key)
+            return self._pictures[key]
+        image = decode(key)
         self.decoded += 1
-        self._pictures[path] = image
+        self._pictures[key] = image
         self._bytes += image.nbytes
         while self._bytes > self.limit and len(self._pictures) > 1:
             self._bytes -= self._pictures.popitem(last=False)[1].nbytes

@@ -13,11 +13,12 @@ from cmpose.data.cutouts import (
     Tile,
     Window,
     moved_matrix,
+    reduced_factor,
     sampled_window,
     shrunk_matrix,
-    shrunk_size,
 )
-from cmpose.data.frames import PictureCache, check_size, read_frame
+from cmpose.data.frames import PictureCache, read_frame
+from cmpose.data.pictures import shrunk_size
 from cmpose.data.records import ClipRecord
 from cmpose.data.transforms import warp
 
@@ -29,7 +30,7 @@ class ClipPixels:
         image_size: (H, W) of the crops.
         num_frames: T.
         data: ``warp`` says which of the two; ``frame_cache_mb`` how much each process keeps of the
-            decoded pictures.
+            decoded pictures; ``reduced_decode`` whether frames are shrunk when they are decoded.
         tiles: the cache to read from; None reads frames.
 
     Attributes:
@@ -69,7 +70,9 @@ class ClipPixels:
         factor = 1
         if self.tiles is not None:
             factor = shrink_factor(record, self.image_size, self.data)
-            matrix = shrunk_matrix(matrix, factor)
+        elif self.data.reduced_decode:
+            factor = reduced_factor(matrix)
+        matrix = shrunk_matrix(matrix, factor)
         picture_size = shrunk_size(record.picture_size, factor)
         window = sampled_window(matrix, self.image_size, picture_size)
         on_device = self.data.warp == "device"
@@ -93,11 +96,10 @@ class ClipPixels:
         }
 
     def _tile(self, file: str, record: ClipRecord, factor: int, window: Window) -> Tile:
-        """Pixels that hold the window: of a frame, or of the cache's, which is shrunk."""
+        """Pixels that hold the window: of a frame, or of the cache's; shrunk by the factor."""
         if self.tiles is not None:
             width, _ = shrunk_size(record.picture_size, factor)
             return self.tiles.tile(file, factor, window, width)
-        size, source = record.picture_size, record.sequence.source
-        picture = self.pictures.read(file, lambda file: read_frame(file, size, source))
-        check_size(file, picture, size, source)  # one that was kept may be of another record
-        return Tile(picture)
+        # The size is a part of the key: one that was kept may be of another record.
+        wanted = file, record.picture_size, record.sequence.source, factor
+        return Tile(self.pictures.read(wanted, lambda wanted: read_frame(*wanted)))

@@ -31,6 +31,7 @@ FREE_FIELDS = (
     "data.warp",  # auto depends on the device; where crops are made is compared instead
     "model.checkpoint_activations",
     "model.drop_path_selection",  # other draws of one thing; runs from before it are bernoulli's
+    "data.reduced_decode",  # of no effect with a cache; what pixels are made of is compared
     "data.cache",  # a raw cache holds the frames' own pixels; what pixels are made of is compared
     "data.cache_format",
     "data.cache_quality",
@@ -211,5 +212,6 @@ def _check_pixels_are_unchanged(folder: Path, state: dict[str, Any], clips: Clip
     if source != clips.pixels:
         raise ValueError(
             f"cannot resume {folder}: its crops were made from {source}, this run would make "
-            f"them from {clips.pixels}; set data.cache and its fields as they were"
+            f"them from {clips.pixels}; set data.cache and its fields, and data.reduced_decode, "
+            "as they were"
         )

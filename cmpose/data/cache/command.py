@@ -12,7 +12,8 @@ from cmpose.command import Command
 _ACTING = {
     "model": ["image_size", "num_frames"],
     "data": config.all_fields(
-        *("data", "unannotated", "udp", "decode", "flip_test", "score", "frame_cache_mb", "warp")
+        *("data", "unannotated", "udp", "decode", "flip_test", "score", "frame_cache_mb", "warp"),
+        "reduced_decode",
     ),
 }
 """Fields that a cache depends on: what is made of the crops later is not among them."""

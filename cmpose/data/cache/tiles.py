@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from cmpose.config import AugmentConfig, DataConfig
-from cmpose.data.cutouts import Window, shrunk_size
+from cmpose.data.cutouts import Window
+from cmpose.data.pictures import shrunk_size
 from cmpose.data.records import ClipRecord
 from cmpose.data.transforms import Region, crop_region, half_body_region
 

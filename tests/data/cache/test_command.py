@@ -200,3 +200,7 @@ def test_resuming_with_other_pixels_is_refused(rendered, tmp_path):
     message = r"made from frames, .* make them from frames as JPEG of quality 95; set data\.cache"
     with pytest.raises(ValueError, match=message):
         train(jpeg, tmp_path / "run", resume=True, progress=False)
+    reduced = recipe(rendered, **{"train.epochs": 1, "data.reduced_decode": True})
+    message = r"from frames, .* from frames decoded at reduced scale; .* data\.reduced_decode, as"
+    with pytest.raises(ValueError, match=message):
+        train(reduced, tmp_path / "run", resume=True, progress=False)

@@ -9,7 +9,8 @@ import pytest
 
 from cmpose.config import AugmentConfig, DataConfig
 from cmpose.data.cache.tiles import clip_window, merge, plan_tiles, shrink_factor
-from cmpose.data.cutouts import Window, sampled_window, shrink, shrunk_matrix, shrunk_size
+from cmpose.data.cutouts import Window, sampled_window, shrink, shrunk_matrix
+from cmpose.data.pictures import shrunk_size
 from cmpose.data.records import ClipRecord
 from cmpose.data.transforms import (
     Augmentation,
