@@ -416,7 +416,7 @@ def from_dict(values: dict) -> Config:
     unknown = [key for key in values if key not in SECTIONS]
     if unknown:
         raise ValueError(
-            f"bad configuration: no section {unknown[0]!r}; there are {', '.join(SECTIONS)}"
+            f"bad configuration: no section {unknown[0]!r:.60}; there are {', '.join(SECTIONS)}"
         )
     for section, given in values.items():
         if not isinstance(given, dict):
@@ -425,16 +425,18 @@ def from_dict(values: dict) -> Config:
             )
     others = [key for key in _keys(values) if not isinstance(key, str)]
     if others:
-        raise ValueError(f"bad configuration: {others[0]!r}: expected the name of a field")
+        raise ValueError(f"bad configuration: {others[0]!r:.60}: expected the name of a field")
     for name, value in flatten(values).items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"bad configuration: {name}: a whole number too large for 64 bits")
+            raise ValueError(
+                f"bad configuration: {name:.200}: a whole number too large for 64 bits"
+            )
     try:
         return from_namespace(_fields_parser().parse_object(values))
     except ArgumentError as error:
         names = flatten(to_dict(Config()))
         said = usage.one_line(str(error), names, prefix="")
-        raise ValueError(f"bad configuration: {said}") from error
+        raise ValueError(f"bad configuration: {said:.500}") from error
 
 
 def load(path: str | Path, **overrides: object) -> Config:
@@ -511,7 +513,7 @@ def flatten(values: dict, prefix: str = "") -> dict[str, object]:
 
 def in_words(changed: dict[str, tuple[object, object]]) -> str:
     """What :func:`differences` found, for an error message: at most ten of them."""
-    texts = [f"{name:.80} was {old!r:.40}, is {new!r:.40}" for name, (old, new) in changed.items()]
+    texts = [f"{name:.60} was {old!r:.40}, is {new!r:.40}" for name, (old, new) in changed.items()]
     more = [f"and {len(texts) - 10} more"] if len(texts) > 10 else []
     return "; ".join(texts[:10] + more)
 

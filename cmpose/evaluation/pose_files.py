@@ -28,7 +28,7 @@ from cmpose.data.formats.documents import (
     PoseFile,
     Rect,
 )
-from cmpose.data.formats.messages import short
+from cmpose.data.formats.messages import comma_list, short
 from cmpose.data.formats.posetrack17 import corners_of_head, joints_of, many, regions_of, single
 from cmpose.data.formats.reader import convert, no_collection
 from cmpose.data.formats.skeleton import skeleton_of_category
@@ -87,7 +87,7 @@ def pose_document(data: Any, source: str) -> PoseFile:
         got = "a list" if isinstance(data, list) else short(data)
         raise AnnotationError(_NOT_A_FILE_OF_POSES.format(source=source, got=got))
     if "annolist" not in data and not {"images", "annotations"} <= data.keys():
-        keys = ", ".join(map(repr, list(data)[:6])) or "no keys"
+        keys = comma_list(map(short, data)) or "none"
         raise AnnotationError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"the keys {keys}"))
     return convert(data, PoseFile, source, AnnotationError)
 

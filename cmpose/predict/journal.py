@@ -302,7 +302,7 @@ def _check(folder: Path, settings: dict[str, Any]) -> None:
     for key in {**before, **now}:
         if before.get(key) != now.get(key):
             raise JournalError(
-                f"{path} holds a run with other settings ({key} was {short(before.get(key))}, "
+                f"{path} holds a run with other settings ({key:.80} was {short(before.get(key))}, "
                 f"is {short(now.get(key))}): give them as they were to go on with it, another "
                 "--out, or --overwrite to start anew"
             )

@@ -145,7 +145,7 @@ def finished_results(study: Study, folder: Path) -> list[dict[str, Any]]:
         checked = convert(result, RunResult, str(path), ValueError, remedy=_REMEDY)
         if (checked.name, checked.seed) != (name, seed):
             raise ValueError(
-                f"{path}: holds the run {run_name(checked.name, checked.seed)!r}; {_REMEDY}"
+                f"{path}: holds the run {run_name(checked.name, checked.seed)!r:.80}; {_REMEDY}"
             )
         config = run_config(study.recipe, settings[name], seed)
         changed = configuration.differences(checked.recipe, learnt_fields(config))

@@ -62,6 +62,7 @@ _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "array": list, "
 def message(source: str, path: str, what: str, remedy: str) -> str:
     """``file: path: what is wrong; what to do``; the last three may be empty."""
     path = path.removeprefix(".")
+    path = path if len(path) <= 200 else path[:197] + "..."
     return f"{source}: {path}{': ' if path else ''}{what}{'; ' if remedy else ''}{remedy}"
 
 
