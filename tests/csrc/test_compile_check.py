@@ -169,6 +169,16 @@ def test_blocks_an_sm(report: Report, plan, monkeypatch: pytest.MonkeyPatch) -> 
     assert any("sm_89" in line and " blocks an SM, budget 1, -100.0 %" in line for line in found)
 
 
+def test_the_core_stays_small(report: Report, plan) -> None:
+    """At most 8 MB, of which CUDA's runtime, the C++ library and the bindings take up to 2.
+
+    The code of four architectures with the sources' lines is what is compiled here: each source's
+    object is larger than with the five architectures and the PTX of a wheel, which has no lines.
+    """
+    assert plan.line_info
+    assert sum(path.stat().st_size for path in plan.objects) < 6_000_000
+
+
 def test_nothing_is_warned_of(report: Report) -> None:
     assert report.warnings == []
 
