@@ -10,9 +10,12 @@ silently runs on a backend other than the one asked for.
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,6 +126,27 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
 
 
+@functools.cache
+def _interpreter_fails() -> str | None:
+    """Why Triton's interpreter cannot run: before 3.7 it makes numbers of arrays of one element in
+    a way that numpy 2.4 refuses."""
+    try:
+        triton, numpy = (importlib.metadata.version(name) for name in ("triton", "numpy"))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if _release(triton) >= (3, 7) or _release(numpy) < (2, 4):
+        return None
+    return (
+        f"the interpreter of triton {triton} fails with numpy {numpy}; "
+        "pip install 'triton>=3.7' or 'numpy<2.4'"
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """``3.7.1+git`` → (3, 7)"""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
 def _card_of(device: torch.device) -> tuple[str, int, int]:
     return _card(torch.cuda.current_device() if device.index is None else device.index)
 
@@ -151,7 +175,7 @@ def _without_triton(device: torch.device) -> str | None:
         return "triton is not installed (pip install triton)"
     if device.type == "cpu":
         if _interpreted():
-            return None
+            return _interpreter_fails()
         return (
             "on the CPU; Triton kernels need CUDA tensors (TRITON_INTERPRET=1, set before Python "
             "starts, runs them in Triton's slow interpreter, for tests)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -20,6 +21,15 @@ from tests.ops.support.cases import CASES, DEVICE, OpCase
 
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 TRITON_OPS, CUDA_OPS = backends.OPS[:6], backends.OPS[6:10]
+
+
+INTERPRETER_FAILS = backends._interpreter_fails
+
+
+@pytest.fixture(autouse=True)
+def an_interpreter_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is chosen does not depend on this environment's Triton and numpy."""
+    monkeypatch.setattr(backends, "_interpreter_fails", lambda: None)
 
 
 def made(case: OpCase, **sizes: int) -> dict[str, Any]:
@@ -305,6 +315,9 @@ def test_options_that_the_kernels_do_without(name: str, options: Any, reason: st
     assert reason in str(ops.explain(name, qkv, **options))
 
 
+@pytest.mark.skipif(
+    DEVICE == "cpu" and INTERPRETER_FAILS() is not None, reason=f"{INTERPRETER_FAILS()}"
+)
 def test_the_kernels_give_the_log_sum_exp() -> None:
     qkv = made(CASES["spatial_attention"], d=32)["qkv"]
     out, lse = ops.spatial_attention(qkv, return_lse=True, backend="triton")
@@ -518,3 +531,29 @@ def test_variables_of_no_op_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMPOSE_DPCKNN_BACKEND", "reference")
     with pytest.warns(UserWarning, match="^CMPOSE_DPCKNN_BACKEND is ignored: no such op"):
         backends._warn_of_unknown_variables()
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "fails"),
+    [("3.6.0", "2.4.6", True), ("3.5.1", "2.5.0", True), ("3.6.0", "2.3.5", False)]
+    + [("3.7.1", "2.4.6", False), ("3.10.0", "2.4.6", False), (None, "2.4.6", False)],
+)
+def test_an_interpreter_that_fails_with_this_numpy_is_a_reason(
+    triton: str | None, numpy: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        found = {"triton": triton, "numpy": numpy}[name]
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(backends, "_interpreter_fails", INTERPRETER_FAILS.__wrapped__)
+    reason = backends._without_triton(torch.device("cpu"))
+    assert (reason is not None) == fails
+    if fails:
+        assert reason == (
+            f"the interpreter of triton {triton} fails with numpy {numpy}; "
+            "pip install 'triton>=3.7' or 'numpy<2.4'"
+        )
