@@ -68,7 +68,7 @@ def variants(device: str, of: str = "speed") -> dict[str, dict[str, str]]:
 
 def products(plain: dict[str, str], world: World) -> dict[str, dict[str, str]]:
     """Name → fields of the cheaper products that this device can take."""
-    fields = {}
+    fields: dict[str, dict[str, str]] = {}
     kinds: tuple[tuple[Literal["fp8", "fp16_accumulate"], Literal["bf16", "fp16"]], ...] = (
         ("fp8", "bf16"),
         ("fp16_accumulate", "fp16"),

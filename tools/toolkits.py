@@ -73,7 +73,16 @@ def compiled(root: Path, clang: str, source: Path) -> list[Row]:
     """
     ptxas = root / "bin" / "ptxas"
     known = {int(arch) for arch in re.findall(r"'sm_(\d+)'", ran([ptxas, "--help"]))}
-    flags = [clang, "-xcuda", f"--cuda-path={root}", "-std=c++17", "-O3", "-I", CSRC, "-w"]
+    flags: list[str | Path] = [
+        clang,
+        "-xcuda",
+        f"--cuda-path={root}",
+        "-std=c++17",
+        "-O3",
+        "-I",
+        CSRC,
+        "-w",
+    ]
     ran([*flags, "--cuda-host-only", "-fsyntax-only", source])
     targets = ran([clang, "--target=nvptx64-nvidia-cuda", "-print-supported-cpus"])
     of_clang = {int(arch) for arch in re.findall(r"\bsm_(\d+)\b", targets)}

@@ -137,7 +137,7 @@ def _compiled(workload: Workload, peer: str) -> tuple[list[str], list[Tensor], l
     def on_card(one: Tensor) -> Tensor:
         return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="cuda")
 
-    GraphLowering._compile_to_module = keep  # type: ignore[method-assign, assignment]
+    GraphLowering._compile_to_module = keep
     torch._dynamo.reset()
     arguments = bench.make(workload.shape, Draw(getattr(torch, workload.dtype), "meta"))
     with FakeTensorMode():
@@ -177,7 +177,7 @@ class _Wrapper(TorchDispatchMode):
         compiler: Any = AsyncCompile
         compiler.triton = lambda _, *named, **__: self.kernel(*named)
         compiler.wait = lambda *_: None
-        testing.rand_strided = self.zeros  # type: ignore[assignment]
+        testing.rand_strided = self.zeros
         results: list[Tensor] = []
         for at, code in enumerate(codes):
             self.counting = at == len(codes) - 1 or self.workload.direction != BACKWARD
