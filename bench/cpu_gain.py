@@ -21,7 +21,7 @@ from bench.harness import records
 from bench.harness.shapes import THREADS
 from bench.harness.timing import Call
 from bench.report.tables import cpu_gain
-from bench.train_step import Step
+from bench.train_step import Step, model_config
 from cmpose import config as configuration
 from cmpose import ops, provenance
 from cmpose.config import ModelConfig
@@ -37,6 +37,11 @@ def training_step(recipe: str) -> Call:
     return Step("ours", read.model, read.train.batch_size, "cpu", "fp32")
 
 
+def vit_small_step() -> Call:
+    """The same of ViT-S as recipes have it."""
+    return Step("ours", model_config("small"), 2, "cpu", "fp32")
+
+
 def prediction() -> Call:
     """ViT-B on a person's clip."""
     torch.manual_seed(0)
@@ -49,6 +54,7 @@ def prediction() -> Call:
 CASES: dict[str, Callable[[], Call]] = {
     "training step, `configs/demo.yaml`": lambda: training_step("demo"),
     "training step, `configs/posetrack18_sample.yaml`": lambda: training_step("posetrack18_sample"),
+    "training step of ViT-S, 256×192, 2 clips": vit_small_step,
     "prediction of a person by ViT-B, 256×192": prediction,
 }
 

@@ -1,38 +1,52 @@
 """What loading clips costs: ``python -m bench.input``, on any machine.
 
 One core: clips in random order, augmented, made into batches, as a loader process does it; from
-frames, and from caches of each kind; crops made on the host, or cut-outs for the device to warp.
-Time is the processor's, of one thread, so that other programs do not count; frames and caches are
-in memory before. The pictures are rendered here; ``--root`` takes a data set in their place.
+frames, decoded in full or at reduced scale, and from caches of each kind; crops made on the host,
+or cut-outs for the device to warp. Time is the processor's, of one thread, so that other programs
+hardly count; frames and caches are in memory before. What several cores deliver is that times their
+number: an estimate, which leaves out that they share memory and disk. A second table splits a
+clip's time into stages. The pictures are rendered here; ``--root`` takes a data set in their place.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
 
-from bench.harness.targets import CLIPS_PER_S
+from bench.harness.targets import CLIPS_PER_S, FP8_CLIPS_PER_S
 from bench.report.tables import origin, table
 from cmpose.config import DataConfig
+from cmpose.data import frames, pictures
 from cmpose.data.cache.build import build
+from cmpose.data.cache.reader import TileCache
 from cmpose.data.clips import ClipDataset
 from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import load_annotations
+from cmpose.data.pixels import ClipPixels
 from cmpose.data.sequence import Sequence
+from cmpose.data.transforms import heatmap_targets
 from cmpose.provenance import provenance
 from cmpose.render.dataset import render_dataset
 
 SIZE, NUM_FRAMES, BATCH = (256, 192), 3, 32
+CORES = 8
+NEEDED = {"H200": CLIPS_PER_S["H200"], "RTX 4090": FP8_CLIPS_PER_S}
+"""Clips a second that the fastest step of ViT-B is to take."""
 STORES: dict[str, dict[str, Any]] = {
     "frames": {},
+    "frames, reduced": {"reduced_decode": True},
     "raw": {"cache_format": "raw"},
     "raw, detail 1.25": {"cache_format": "raw", "cache_detail": 1.25},
     "jpeg": {"cache_format": "jpeg"},
@@ -60,6 +74,80 @@ def measure(clips: ClipDataset, seconds: float) -> tuple[float, float]:
     return count / (time.thread_time() - started), size / count / 1e6
 
 
+STAGES = ("read", "decode", "warp or cut", "augment", "collate", "hand over", "targets", "rest")
+
+
+class Stages:
+    """Splits processor time among stages: what runs within another counts for the inner one.
+
+    Attributes:
+        seconds: stage → time so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._running = ["rest"]
+        self._since = time.thread_time()
+
+    def _switch(self) -> None:
+        now = time.thread_time()
+        self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """The block counts for a stage; the time before it for the one around it."""
+        self._switch()
+        self._running.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._running.pop()
+
+    def watch(self, stack: ExitStack, owner: Any, name: str, stage: str) -> None:
+        """Counts every call of a function for a stage, until ``stack`` is closed."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def counted(*args: Any, **more: Any) -> Any:
+            with self.stage(stage):
+                return function(*args, **more)
+
+        stack.enter_context(patch.object(owner, name, counted))
+
+
+def staged(clips: ClipDataset, batches: int) -> dict[str, float]:
+    """Stage → milliseconds of a clip, over some random batches.
+
+    ``hand over`` is what a loader process does to give a batch to the training process: a copy into
+    shared memory. ``targets`` is what the training process makes of its joints; on a GPU it makes
+    them there. The copy to a GPU needs one and is not measured.
+    """
+    rng, stages = np.random.default_rng(0), Stages()
+    with ExitStack() as stack:
+        stages.watch(stack, frames, "read_with_header", "read")
+        stages.watch(stack, TileCache, "tile", "read")
+        stages.watch(stack, pictures, "_decode", "decode")
+        stages.watch(stack, ClipPixels, "of", "warp or cut")
+        stages.watch(stack, ClipDataset, "_item", "augment")
+        for epoch in range(batches):
+            items = [clips[epoch, int(i)] for i in rng.integers(len(clips), size=BATCH)]
+            with stages.stage("collate"):
+                batch = collate(items)
+            with stages.stage("hand over"):
+                for value in batch.values():
+                    value.share_memory_()
+            with stages.stage("targets"):
+                heatmap_targets(
+                    batch["keypoints"], batch["visible"], image_size=SIZE,
+                    heatmap_size=(SIZE[0] // 4, SIZE[1] // 4),
+                )  # fmt: skip
+        with stages.stage("rest"):
+            pass
+    return {name: 1e3 * value / (batches * BATCH) for name, value in stages.seconds.items()}
+
+
 def clips_of(
     sequences: list[Sequence], root: Path, caches: Path, store: str, warp: Any
 ) -> ClipDataset:
@@ -70,7 +158,7 @@ def clips_of(
     data = replace(DataConfig(), warp=warp, frame_cache_mb=0, **STORES[store])
     given = sequences, root, SIZE, NUM_FRAMES
     clips = ClipDataset(*given, data, train=True)
-    if store == "frames":
+    if "cache_format" not in STORES[store]:
         return clips
     folder = caches / store.replace(", ", "-").replace(" ", "-")
     if not folder.is_dir():
@@ -78,12 +166,17 @@ def clips_of(
     return ClipDataset(*given, replace(data, cache=str(folder)), train=True)
 
 
-HEAD = ("pictures", "pixels from", "crops on", "clips/s a core",
-        *(f"cores for {n} ({card})" for card, n in CLIPS_PER_S.items()), "MB a clip")  # fmt: skip
+HEAD = ("pictures", "pixels from", "crops on", "clips/s a core", f"{CORES} cores, estimate",
+        *(f"cores for {n} ({card})" for card, n in NEEDED.items()), "MB a clip")  # fmt: skip
+STAGE_HEAD = ("pictures", "pixels from", "crops on", *(f"{stage}, ms" for stage in STAGES))
+STAGED = ("frames", "frames, reduced", "raw", "jpeg")
+"""The stores whose stages are shown."""
+
+Rows = list[tuple[str, ...]]
 
 
-def measured(name: str, root: Path, caches: Path, seconds: float) -> list[tuple[str, ...]]:
-    """Rows of the table for one data set; prints what it holds."""
+def measured(name: str, root: Path, caches: Path, seconds: float) -> tuple[Rows, Rows]:
+    """Rows of both tables for one data set; prints what it holds."""
     sequences = load_annotations("annotations/train", root)
     records = clips_of(sequences, root, caches, "frames", "host").records
     # What a cut-out costs depends on how large people are.
@@ -94,13 +187,19 @@ def measured(name: str, root: Path, caches: Path, seconds: float) -> list[tuple[
         f"(10th and 90th percentile {low:.0f} and {high:.0f})\n",
         flush=True,
     )
-    rows = []
+    rows: Rows = []
+    stages: Rows = []
     for store in STORES:
         for warp in ("host", "device"):
-            rate, megabytes = measure(clips_of(sequences, root, caches, store, warp), seconds)
-            cores = (f"{need / rate:.1f}" for need in CLIPS_PER_S.values())
+            clips = clips_of(sequences, root, caches, store, warp)
+            rate, megabytes = measure(clips, seconds)
+            cores = [f"{CORES * rate:,.0f}", *(f"{need / rate:.1f}" for need in NEEDED.values())]
             rows.append((name, store, warp, f"{rate:,.0f}", *cores, f"{megabytes:.2f}"))
-    return rows
+            if store in STAGED:
+                split = staged(clips, max(1, round(seconds * rate / BATCH / 2)))
+                times = (f"{value:.2f}" for value in split.values())
+                stages.append((name, store, warp, *times))
+    return rows, stages
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,21 +210,23 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    seconds, videos, frames = (0.5, 2, 4) if args.quick else (4.0, 6, 20)
+    seconds, videos, length = (0.5, 2, 4) if args.quick else (2.0, 6, 20)
     more = f"crops {SIZE[0]}×{SIZE[1]}, {NUM_FRAMES} frames, batches of {BATCH}\n"
     print(origin(provenance(), "one core", f"OpenCV {cv2.__version__}", more))
-    rows = []
+    rows: Rows = []
+    stages: Rows = []
     with tempfile.TemporaryDirectory() as folder:
         sources: dict[str, Path] = {"given": Path(args.root)} if args.root else {}
         for name, size in {} if args.root else PICTURES.items():
             sources[name] = Path(folder) / name
             render_dataset(
-                sources[name], videos=videos, frames=frames, seed=1, size=size, split="train",
+                sources[name], videos=videos, frames=length, seed=1, size=size, split="train",
                 workers=2, progress=False,
             )  # fmt: skip
         for name, root in sources.items():
-            rows += measured(name, root, Path(folder) / f"{name}-caches", seconds)
-    print(table(HEAD, rows))
+            more_rows, more_stages = measured(name, root, Path(folder) / f"{name}-caches", seconds)
+            rows, stages = rows + more_rows, stages + more_stages
+    print(f"{table(HEAD, rows)}\n\nProcessor time of a clip:\n\n{table(STAGE_HEAD, stages)}")
 
 
 if __name__ == "__main__":

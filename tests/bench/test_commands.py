@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,38 @@ def test_clips_a_second_and_what_one_holds(tmp_path) -> None:
     assert 0.44 < megabytes < 0.45  # 3 × 256 × 192 × 3 bytes, and matrices and joints
 
 
+def test_stages_are_what_runs_in_them_and_add_up(tmp_path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(input_bench.time, "thread_time", lambda: now)
+    stages = input_bench.Stages()
+
+    def inner() -> None:
+        nonlocal now
+        now += 4
+
+    owner = SimpleNamespace(work=inner)
+    with input_bench.ExitStack() as stack:
+        stages.watch(stack, owner, "work", "decode")
+        with stages.stage("read"):
+            now += 1
+            owner.work()
+            now += 2
+        now += 8
+        with stages.stage("rest"):
+            pass
+    assert owner.work is inner
+    assert {k: v for k, v in stages.seconds.items() if v} == {"read": 3, "decode": 4, "rest": 8}
+
+
+def test_every_stage_of_frames_takes_time(tmp_path) -> None:
+    item = synthetic.sequence()
+    synthetic.write_pictures(tmp_path / "data", item)
+    for store, without in (("frames", set()), ("raw", {"decode"})):
+        clips = input_bench.clips_of([item], tmp_path / "data", tmp_path / "caches", store, "host")
+        split = input_bench.staged(clips, 1)
+        assert {name for name, ms in split.items() if ms == 0} == without
+
+
 def test_loading_runs_and_prints_its_table(rendered, monkeypatch, capsys) -> None:
     real = input_bench.measure
     monkeypatch.setattr(input_bench, "measure", lambda clips, _: real(clips, 0.001))
@@ -102,6 +135,7 @@ def test_loading_runs_and_prints_its_table(rendered, monkeypatch, capsys) -> Non
     out = capsys.readouterr().out
     assert re.search(r"given: \d+ clips of 8 frames; boxes are \d+ pixels high", out)
     assert len(rows_of(out)) == 2 * len(input_bench.STORES)
+    assert out.count("| given |") == 2 * (len(input_bench.STORES) + len(input_bench.STAGED))
 
 
 def test_the_document_states_what_loading_costs() -> None:
@@ -113,7 +147,10 @@ def test_the_document_states_what_loading_costs() -> None:
         for warp in ("host", "device")
     ]
     for line in speed:
-        rate, *cores = (c.strip().replace(",", "") for c in line.split("|")[4:-2])
-        for need, stated in zip(input_bench.CLIPS_PER_S.values(), cores, strict=True):
+        rate, eight, *cores = (c.strip().replace(",", "") for c in line.split("|")[4:-2])
+        if rate == "not yet measured":
+            continue
+        assert float(eight) == pytest.approx(8 * float(rate), rel=0.02, abs=5)
+        for need, stated in zip(input_bench.NEEDED.values(), cores, strict=True):
             assert float(stated) == pytest.approx(need / float(rate), rel=0.02, abs=0.06)
     assert DataConfig().cache == ""  # what the text calls the default
