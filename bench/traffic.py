@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import corrupt_tokens, warp_clips
 from bench.harness.shapes import BACKWARD, BF16, FORWARD
 from bench.harness.targets import bench_of
-from bench.harness.workload import Workload, tensors, total_bytes
+from bench.harness.workload import Workload, tensors
 from bench.report import tables
+from cmpose.train.trace import Trace
 
 PLAIN: dict[str, Callable[..., Any] | None] = {
     "spatial_attention": None,
@@ -37,25 +37,6 @@ SHAPES = {"temporal_attention": {"N": 207, "K": 0}}
 """Op → sizes in place of the reference shape's: the model attends over patches and keypoints."""
 
 
-class Traffic(TorchDispatchMode):
-    """Counts the bytes and the calls of every ATen operator that moves data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.calls = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        returns = func._schema.returns
-        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-        if not is_view and func is not torch.ops.aten.detach.default:
-            inputs = {id(t): t for t in tensors((args, kwargs))}
-            moved = total_bytes([*inputs.values(), *tensors(result)])
-            self.bytes += moved
-            self.calls += moved > 0
-        return result
-
-
 def count() -> list[tuple[str, str, int, int, int]]:
     """Every op that has a Triton kernel, forward and backward: plain bytes, calls, fused bytes."""
     counts = []
@@ -67,15 +48,15 @@ def count() -> list[tuple[str, str, int, int, int]]:
         )
         arguments = bench.arguments(there, "meta")
         function = plain or partial(bench.call, backend="reference")
-        with Traffic() as forward:
+        with Trace() as forward:
             result = function(**arguments)
-        counts.append((op, FORWARD, forward.bytes, forward.calls, bench.bytes_of(there)))
+        counts.append((op, FORWARD, forward.moved, len(forward.calls), bench.bytes_of(there)))
         if bench.gradients:
             output = tensors(result)[0]
             upstream = torch.empty_like(output)
-            with Traffic() as backward:
+            with Trace() as backward:
                 torch.autograd.grad(output, [arguments[n] for n in bench.gradients], upstream)
-            counts.append((op, BACKWARD, backward.bytes, backward.calls, bench.bytes_of(back)))
+            counts.append((op, BACKWARD, backward.moved, len(backward.calls), bench.bytes_of(back)))
     return counts
 
 

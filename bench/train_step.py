@@ -24,27 +24,38 @@ from bench import spatial_attention, temporal_attention
 from bench.harness import records, timing
 from bench.harness.bound import measure_rates
 from bench.harness.measure import message
-from bench.harness.workload import Draw, counted_flops
+from bench.harness.workload import Draw
 from bench.report import tables
 from cmpose import ops, provenance
-from cmpose.config import Config, ModelConfig
+from cmpose.config import Config, ModelConfig, TrainConfig
 from cmpose.distributed import World
+from cmpose.evaluation.inference import compute_dtype
+from cmpose.memory import is_out_of_memory, reason
 from cmpose.models.cmpose import CMPose
-from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import Attention
 from cmpose.train import step as training
+from cmpose.train.cards import card_of
+from cmpose.train.dry_run import fitting
+from cmpose.train.prediction import predict_step
+from cmpose.train.products import FIRST_WITH_FP8, use_products
 from cmpose.train.schedule import parameter_groups
 
 VARIANTS = ("eager reference", "compiled reference", "ours", "ours compiled",
-            "ours in a CUDA graph", "ours compiled in a CUDA graph")  # fmt: skip
+            "ours in a CUDA graph", "ours compiled in a CUDA graph",
+            "ours compiled in a CUDA graph, fp8")  # fmt: skip
 
 PARTS = ("input", "backbone", "corruption", "criss-cross attention", "other criss-cross",
          "selection, clustering, merge", "head", "losses", "optimiser", "other")  # fmt: skip
 
 BATCH = {"tiny": 2, "small": 32, "base": 32, "large": 16, "huge": 16}
 
-DATASHEET = {"H200": 989e12, "H100": 989e12, "4090": 165.2e12}
-"""Dense bfloat16 operations a second with float32 accumulation, by what a card's name holds."""
+
+def variants_on(device: str) -> list[str]:
+    """Those that the device can run: graphs need a card, fp8 one that has it."""
+    if device == "cpu":
+        return [name for name in VARIANTS if "graph" not in name]
+    has_fp8 = torch.cuda.get_device_capability() >= FIRST_WITH_FP8
+    return [name for name in VARIANTS if has_fp8 or "fp8" not in name]
 
 
 def model_config(backbone: str) -> ModelConfig:
@@ -72,21 +83,20 @@ class Step:
 
     Args:
         variant: of :data:`VARIANTS`.
-        config: of the model.
-        batch: clips.
+        recipe: its model, batch, precision and accumulation; the variant decides the rest.
         device: ``cuda`` or ``cpu``.
-        precision: ``bf16`` (float32 weights are cast where they are used) or ``fp32``.
     """
 
-    def __init__(
-        self, variant: str, config: ModelConfig, batch: int, device: str, precision: str
-    ) -> None:
+    def __init__(self, variant: str, recipe: Config, device: str) -> None:
         torch.manual_seed(0)
         reference, captured = "reference" in variant, "graph" in variant
         self.device = device
         self.eager = not captured and "compiled" not in variant
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        recipe = Config(model=replace(config, backend="reference" if reference else "auto"))
+        self.dtype = compute_dtype(recipe.train.precision)
+        config, batch = recipe.model, recipe.train.batch_size
+        recipe = replace(
+            recipe, model=replace(config, backend="reference" if reference else "auto")
+        )
         world = World(0, 1, torch.device(device))
         self.config, self.model = recipe.model, CMPose(recipe.model).to(device).train()
         if reference:
@@ -94,6 +104,7 @@ class Step:
                 if isinstance(module, Attention):
                     temporal = module.attend is ops.temporal_attention
                     module.attend = sdpa_temporal if temporal else sdpa_spatial
+        use_products(self.model, "fp8" if "fp8" in variant else "plain")
         groups = parameter_groups(self.model, recipe.train)
         optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, fused=True)
         training.prepare_groups(optimizer, world.device, captured)
@@ -186,34 +197,20 @@ def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
     return seconds
 
 
-def step_flops(config: ModelConfig, batch: int) -> int:
+def step_flops(config: ModelConfig, batch: int) -> float:
     """Operations of one of a batch's clips, forward and backward, of products and convolutions.
 
-    Those of a step on the meta device by the ops' references, so that recomputation inside a
-    kernel does not count as work. Distances of DPC-kNN, norms, activations and losses are left
-    out: they are not what the model's utilisation is counted in.
+    Those of a step by the ops' references, so that recomputation inside a kernel does not count as
+    work, nor do distances of DPC-kNN, norms, activations and losses.
     """
-    config = replace(config, backend="reference")
-    with torch.device("meta"):
-        model = CMPose(config).train()
-        images = torch.empty(batch, config.num_frames, 3, *config.image_size)
-        seed = torch.zeros(1, dtype=torch.int64)
-        centers = torch.empty(batch, config.num_keypoints, 2)
-        weight = torch.empty(batch, config.num_keypoints)
-
-    def step() -> None:
-        with ops.without_value_checks():
-            cmpose_loss(model(images, seed), centers, weight, config).total.backward()
-
-    return counted_flops(step) // batch
+    config = replace(config, backend="reference", checkpoint_activations=False)
+    return predict_step(Config(model=config, train=TrainConfig(batch_size=batch))).flops
 
 
-def measure(
-    variant: str, config: ModelConfig, batch: int, device: str, precision: str
-) -> dict[str, Any]:
+def measure(variant: str, recipe: Config, device: str) -> dict[str, Any]:
     """One variant, as a results file holds it."""
-    on_card = device == "cuda"
-    step = Step(variant, config, batch, device, precision)
+    on_card, batch = device == "cuda", recipe.train.batch_size
+    step = Step(variant, recipe, device)
     for _ in range(training.WARM_UP + 2 if on_card else 1):
         step()
     if on_card and "graph" not in variant:  # a graph's memory is taken when it is captured
@@ -228,19 +225,19 @@ def measure(
     us = timing.quantiles(seconds)
     # On a card weights and optimiser count too, on a CPU only what a step takes beside them.
     peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(step, device)
-    flops, clips_per_s = step_flops(config, batch), 1e6 * batch / us["p50"]
+    flops, clips_per_s = step_flops(recipe.model, batch), 1e6 * batch / us["p50"]
     loss = float(step.loss)
     split = {}
     if step.eager:
         label_parts(step)  # nothing is run with it afterwards
         split = seconds_by_part(timing.profile(step, device).events(), device)
-    rates = [rate for name, rate in DATASHEET.items() if name in provenance.machine()]
-    rate = rates[0] if rates and precision == "bf16" else None
+    card = card_of(provenance.machine())
+    rate = card.flops_16 if card and recipe.train.precision == "bf16" else None
     return {
         "clips_per_s": round(clips_per_s, 3),
         "ms": {name: round(value / 1e3, 4) for name, value in us.items()},
         "peak_bytes": peak,
-        "model_flops_per_clip": flops,
+        "model_flops_per_clip": round(flops),
         "mfu": None if rate is None else round(flops * clips_per_s / rate, 4),
         "loss": loss if loss > 0 else None,
         "parts_ms": {name: round(seconds * 1e3, 4) for name, seconds in split.items()},
@@ -274,6 +271,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     batch = options.batch or BATCH[options.backbone]
     config = model_config(options.backbone)
+    train = TrainConfig(batch_size=batch, precision=options.precision)
+    recipe, changed = Config(model=config, train=train), ""
+    if device == "cuda":
+        memory = torch.cuda.mem_get_info()[0]
+        fields, recipe = fitting(recipe, memory) or ([], recipe)
+        changed = f"to fit {memory / 1e9:.1f} GB: {', '.join(fields)}" if fields else ""
     if device == "cpu":
         print(records.NOT_A_RESULT)
     origin, (height, width) = provenance.provenance(), config.image_size
@@ -282,20 +285,21 @@ def main(arguments: list[str] | None = None) -> int:
         "shape": {"T": config.num_frames, "K": config.num_keypoints, "height": height,
                   "width": width},
         "variants": {}, "rates": asdict(measure_rates(device)),
-        "note": None if origin["gpu"] else records.NOT_A_RESULT, "provenance": origin,
+        "note": changed or None if origin["gpu"] else records.NOT_A_RESULT, "provenance": origin,
     }  # fmt: skip
-    can_run = [name for name in VARIANTS if device == "cuda" or "graph" not in name]
-    names = [options.variant] if options.variant else can_run
+    names = [options.variant] if options.variant else variants_on(device)
     status = 0
     for name in names:
         # This stands if the process dies.
         put(options.json, step, name, "error: the process died while it ran")
         try:
-            result: Any = measure(name, config, batch, device, options.precision)
+            result: Any = measure(name, recipe, device)
         except Exception as error:
-            result = message(error)
-            # A reference that fails is a finding; ours that fails is a fault.
-            status = status or int("ours" in name)
+            # A reference that fails is a finding, as is what a card does not hold; else ours is at
+            # fault.
+            full = is_out_of_memory(error)
+            result = f"does not fit: {reason(error)}" if full else message(error)
+            status = status or int("ours" in name and not full)
         put(options.json, step, name, result)
     print(tables.train_step([{"card": provenance.machine(), "train_step": [step]}]))
     return status

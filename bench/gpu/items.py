@@ -11,7 +11,7 @@ from argparse import Namespace
 
 import torch
 
-from bench.gpu.stages import Item
+from bench.gpu.stages import NOT_RUN, Item
 from bench.harness.op_tests import CONTRACT
 from cmpose import ops, provenance
 from cmpose.ops.backends import OPS
@@ -25,6 +25,9 @@ LEFT_OUT = ("tests/test_packaging.py",)
 LONGEST = ("tests/kernels/test_compile_check.py", "tests/test_demo.py",
            "tests/train/test_real_people.py", "tests/train/test_train.py")  # fmt: skip
 """They start first, so that no process is left alone with one of them at the end."""
+
+PROCESS_BYTES = 2 * 10**9
+"""Of a card's memory, for a process of tests: its CUDA context, and the tests' tensors."""
 
 SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"
 """Tests of the contract that launch every kernel at odd sizes without compiling graphs."""
@@ -55,18 +58,21 @@ def tests(options: Namespace) -> list[Item]:
 
 
 def sanitize(options: Namespace) -> list[Item]:
-    """memcheck and racecheck over the tests of every op that has a CUDA C++ kernel here."""
+    """memcheck and racecheck over the tests of every op that has a CUDA C++ kernel here.
+
+    Without such kernels, or without the tool, the stage says so and counts as not run.
+    """
     if options.dry:
         rehearsed = (*PYTEST, CONTRACT, "-k", "merge_clusters-reference and (bitwise or empty)")
         return [Item("no tool: merge_clusters reference", rehearsed)]
     tool = shutil.which("compute-sanitizer")
     kernels = [op for op in OPS if ops.available(op, provenance.device())["cuda"] is None]
     parts = {op: (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})") for op in kernels}
-    if kernels and tool is None:
-        say = "print('compute-sanitizer is not on PATH'); raise SystemExit(1)"
+    if not kernels or tool is None:
+        reason = "compute-sanitizer is not on PATH" if kernels else "cmpose._C has no kernel here"
+        say = f"print({reason!r}); raise SystemExit({NOT_RUN})"
         return [Item("compute-sanitizer", (sys.executable, "-c", say))]
-    if kernels:
-        parts["tests/csrc"] = ("tests/csrc", "-m", "sanitized")
+    parts["tests/csrc"] = ("tests/csrc", "-m", "sanitized")
     # Without torch's cache an access behind a tensor is one behind an allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     checked = ("--error-exitcode", "99", "--target-processes", "all", *PYTEST)
@@ -83,7 +89,8 @@ def bench(options: Namespace) -> list[Item]:
 
     def measured(part: str, *arguments: str) -> tuple[str, ...]:
         journal = options.work / f"journal-bench-{part}.json"
-        command = (sys.executable, "-m", "bench", *arguments, "--json", str(options.results))
+        command = (sys.executable, "-m", "bench", *arguments, "--json", str(options.results),
+                   "--workers", str(workers("tests", options.workers)))  # fmt: skip
         return (*command, "--journal", str(journal), "--seconds", "{seconds}")
 
     if options.dry:
@@ -101,10 +108,10 @@ def bench(options: Namespace) -> list[Item]:
 
 def train(options: Namespace) -> list[Item]:
     """Each variant of the train step in a process of its own."""
-    from bench.train_step import VARIANTS
+    from bench.train_step import variants_on
 
     command = (sys.executable, "-m", "bench.train_step", "--json", str(options.results))
-    wanted = [(b, v) for b in ("base", "huge") for v in VARIANTS]
+    wanted = [(b, v) for b in ("base", "huge") for v in variants_on(provenance.device())]
     if options.dry:
         wanted = [("tiny", "eager reference"), ("tiny", "ours")]
     return [Item(f"{b} {v}", (*command, "--backbone", b, "--variant", v)) for b, v in wanted]
@@ -118,7 +125,9 @@ def environment(dry: bool) -> dict[str, str]:
 
 
 def workers(stage: str, most: int) -> int:
-    """Processes at a time: what is timed has the machine to itself."""
+    """Processes at a time: what is timed has the card to itself, others 2 GB of its free memory."""
     if stage in ("build", "bench", "train"):
         return 1
+    if provenance.device() == "cuda":
+        most = min(most, max(1, torch.cuda.mem_get_info()[0] // PROCESS_BYTES))
     return min(4, most) if stage == "sanitize" else most

@@ -28,6 +28,7 @@ Outcome = dict[str, Any]
 """``status`` (passed, failed, not run, cut), ``seconds``, ``counts`` and ``details``."""
 
 TIME_IS_UP = 3  # exit status of a command that goes on when it is called again
+NOT_RUN = 77  # of one that says what the machine lacks
 NO_TESTS = 5  # pytest's, when no test was selected
 
 SOURCES = ("cmpose", "kernels", "csrc", "configs", "tests", "bench", "setup.py", "pyproject.toml")
@@ -92,21 +93,26 @@ def missing(items: Sequence[Item], done: Mapping[str, Outcome]) -> list[Item]:
 # -- outcomes -------------------------------------------------------------------------------------
 
 DECLARED = ("av", "cv2", "jsonargparse", "matplotlib", "numpy", "safetensors", "shapely",
-            "tensorboard", "tqdm", "yaml", "expecttest", "pytest_benchmark")  # fmt: skip
-"""Packages of pyproject.toml that a bare machine may lack."""
+            "tensorboard", "tqdm", "yaml", "expecttest", "pytest_benchmark", "hypothesis", "onnx",
+            "onnxruntime", "onnxscript", "pandas", "playwright", "transformers")  # fmt: skip
+"""Packages of pyproject.toml, and of single tests, that a bare machine may lack."""
+
+NO_COUNTERS = re.compile("ERR_NVGPUCTRPERM|CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+LEAVE = "leave to read the card's counters: NVreg_RestrictProfilingToAdminUsers=0, or root"
 
 
 def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
     """Counts and the tests that failed, from pytest's XML.
 
-    A test that cannot run because a declared package is not on the machine is ``not run``, which
-    is neither passed nor failed.
+    A test that cannot run because a declared package is not on the machine, or because the driver
+    keeps the card's counters, is ``not run``, which is neither passed nor failed.
     """
     counts = {"passed": 0, "failed": 0, "skipped": 0, "not run": 0}
     details: list[str] = []
     lacking = {name for name in DECLARED if importlib.util.find_spec(name) is None}
     for name, status, text in read_report(report):
         absent = lacking & set(re.findall(r"No module named '([\w]+)", text))
+        absent |= {LEAVE} if NO_COUNTERS.search(text) else set()
         counts["not run" if absent else status] += 1
         if status == "failed":
             reason = f"not run: needs {min(absent)}" if absent else " ".join(text.split())[:200]
@@ -165,7 +171,12 @@ def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, st
         if exit_status == NO_TESTS:
             details.append("no test was selected")
     if status == "failed" and not details:
-        details = log.read_text(errors="replace").splitlines()[-3:]
+        printed = log.read_text(errors="replace")
+        details = printed.splitlines()[-3:]
+        if NO_COUNTERS.search(printed):
+            status, details = "not run", [f"not run: needs {LEAVE}"]
+        elif exit_status == NOT_RUN:
+            status, details = "not run", [f"not run: {details[-1]}"]
     seconds_taken = round(time.monotonic() - began, 1)
     return {"status": status, "seconds": seconds_taken, "counts": counts, "details": details}
 
@@ -179,7 +190,9 @@ def run_stage(
     workers: int,
     environment: Mapping[str, str],
 ) -> str:
-    """Runs what is missing of a stage, each outcome saved as it comes: passed, failed or cut.
+    """Runs what is missing of a stage, each outcome saved as it comes.
+
+    Gives passed, failed, cut or, of a stage none of whose items could run, not run.
 
     What does not fit into ``seconds`` is left for the next call; ``workers`` processes run at a
     time, and all of them have the ``environment``.
@@ -202,9 +215,12 @@ def run_stage(
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         list(pool.map(one, todo))
     done = state.outcomes(name)
-    if any(done.get(i.name, {}).get("status") == "failed" for i in items):
+    ended = {done.get(i.name, {}).get("status") for i in items}
+    if "failed" in ended:
         return "failed"
-    return "cut" if missing([i for i in items if not i.open_ended], done) else "passed"
+    if missing([i for i in items if not i.open_ended], done):
+        return "cut"
+    return "not run" if ended == {"not run"} else "passed"
 
 
 def totals(outcomes: Mapping[str, Outcome]) -> dict[str, int]:

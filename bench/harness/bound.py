@@ -16,6 +16,7 @@ import torch
 
 from bench.harness import timing
 from bench.harness.shapes import FP32
+from cmpose.train import cards
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Rates:
         return 1e6 * max(moved / self.copy_bytes_per_s, flops / self.matrix(dtype))
 
 
-RTX_4090 = Rates(1008e9, 165.2e12, 82.6e12, 82.6e12)
-"""Its datasheet: 1,008 GB/s; dense rates with float32 accumulation."""
+_AD102 = cards.RTX_4090
+RTX_4090 = Rates(_AD102.bandwidth, _AD102.flops_16, _AD102.flops_32, _AD102.flops_32)
+"""By its datasheet."""
 
 
 def _median_seconds(call: Callable[[], Any], clock: timing.Clock, samples: int) -> float:

@@ -40,7 +40,7 @@ Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0, le=_LARGEST)]
 NotNegative = Annotated[float, Meta(ge=0, le=_LARGEST)]
-Failure = Annotated[str, Meta(pattern="^error: .")]
+Failure = Annotated[str, Meta(pattern="^(error|does not fit): .")]
 Timer = Literal["graph", "events", "host"]
 
 
@@ -115,7 +115,7 @@ TrainStep = struct(
 StageRun = struct(
     "StageRun",
     stage=Text,
-    status=Literal["passed", "failed", "cut"],
+    status=Literal["passed", "failed", "cut", "not run"],
     seconds=NotNegative,
     counts=dict[str, Count],
     details=list[Text],

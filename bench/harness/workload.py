@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.harness.shapes import BF16, BOTH, FORWARD, FP32, THREADS, Shape
+from cmpose.train.flops import counter
+from cmpose.train.trace import size_in_memory
 
 Arguments = dict[str, Any]
 
@@ -116,13 +116,6 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def size_in_memory(tensor: Tensor) -> int:
-    """Bytes, an expanded dimension counted once."""
-    pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    own = (length if stride or not length else 1 for length, stride in pairs)
-    return math.prod(own) * tensor.element_size()
-
-
 def total_bytes(value: Any) -> int:
     """Bytes of all tensors of arguments or of a result."""
     return sum(map(size_in_memory, tensors(value)))
@@ -131,10 +124,8 @@ def total_bytes(value: Any) -> int:
 def counted_flops(call: Callable[[], Any]) -> int:
     """Operations of a call's matrix products and convolutions, two a multiply-add.
 
-    They are what torch's counter counts, with the product that it does not know: one that is added
-    to a tensor in place. On the meta device nothing is computed.
+    They are what :func:`counter` counts. On the meta device nothing is computed.
     """
-    mapping = {torch.ops.aten.addmm_: lambda _, a, b, **options: 2 * a[0] * a[1] * b[1]}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with counter() as operations:
         call()
-    return counter.get_total_flops()
+    return operations.get_total_flops()

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from cmpose.config import Config
 from cmpose.memory import reason
-from cmpose.train.flops import CARDS
+from cmpose.train.cards import RTX_4090, cards_for
 from cmpose.train.prediction import LIBRARIES, predict_step
 
 GB = 1e9
 
-SMALL_CARD = 24564 << 20
-"""Bytes of an RTX 4090, the 24 GB card."""
+SMALL_CARD = RTX_4090.memory
 
 
 def savings(config: Config) -> list[tuple[str, Config]]:
@@ -54,8 +53,20 @@ def out_of_memory(config: Config, error: BaseException) -> str:
     )
 
 
-def _fitting(config: Config, memory: int, processes: int) -> str:
-    """Says which fields make a step fit, by trying one after the other on the meta device."""
+def fitting(config: Config, memory: int, processes: int = 1) -> tuple[list[str], Config] | None:
+    """The first recipe that a card's memory holds, by trying one after the other on meta tensors.
+
+    Args:
+        config: the recipe.
+        memory: bytes of the card.
+        processes: cards that share a step.
+
+    Returns:
+        The fields that are to be set, none if it fits as it is, and the recipe with them; None if
+        no field makes it fit.
+    """
+    if predict_step(config, processes).peak <= memory:
+        return [], config
     tried: list[str] = []
     for name, cheaper in savings(config):
         if name.startswith("train.accumulate"):
@@ -64,7 +75,14 @@ def _fitting(config: Config, memory: int, processes: int) -> str:
             continue
         tried.append(name)
         if predict_step(cheaper, processes).peak <= memory:
-            return f"set {' and '.join(tried)}"
+            return tried, cheaper
+    return None
+
+
+def _remedy(config: Config, memory: int, processes: int) -> str:
+    """Says which fields make a step fit."""
+    if found := fitting(config, memory, processes):
+        return f"set {' and '.join(found[0])}"
     if processes > 1 and config.train.distributed != "fsdp":
         return "no other field makes it fit: set train.distributed=fsdp"
     return "no field makes it fit: use a smaller model.backbone"
@@ -107,7 +125,7 @@ def report(config: Config, processes: int = 1) -> str:
         left = (SMALL_CARD - predicted.peak) / GB
         lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): fits, {left:.1f} are left")
     else:
-        over = _fitting(config, SMALL_CARD, processes)
+        over = _remedy(config, SMALL_CARD, processes)
         lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): does not fit; {over}")
     lines += [
         "",
@@ -115,7 +133,7 @@ def report(config: Config, processes: int = 1) -> str:
         "ones too)"
         + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
     ]
-    for card in CARDS:
+    for card in cards_for(""):
         bound, eager = (train.batch_size / seconds for seconds in predicted.seconds(card))
         lines.append(
             f"  {card.name:10} at most {bound:6.0f} clips/s; operators one by one, each at the "

@@ -1,35 +1,11 @@
-"""Floating-point operations of a training step, counted as it runs, and of cards."""
+"""Floating-point operations of a training step, counted as it runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-
-
-@dataclass(frozen=True)
-class Card:
-    """A card by its datasheet.
-
-    Attributes:
-        name: as it is sold.
-        flops_16: dense FLOP/s of 16-bit products.
-        flops_32: FLOP/s of float32 products.
-        bandwidth: bytes/s of its memory.
-    """
-
-    name: str
-    flops_16: float
-    flops_32: float
-    bandwidth: float
-
-
-CARDS = (
-    Card("RTX 4090", 165.2e12, 82.6e12, 1.008e12),
-    Card("H200 SXM", 989e12, 67e12, 4.8e12),
-)
 
 
 def _product_added(_: Any, a: Any, b: Any, **__: Any) -> int:

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from cmpose.config import Config
 from cmpose.evaluation.inference import compute_dtype
 from cmpose.models.cmpose import CMPose
-from cmpose.train.flops import Card, counter
+from cmpose.train.cards import Card
+from cmpose.train.flops import counter
 from cmpose.train.parallel import sharded_units
 from cmpose.train.products import check_channels, use_products
 from cmpose.train.schedule import check_batch

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench.gpu import __main__ as gpu
 from bench.gpu import items as of_stage
@@ -19,7 +20,7 @@ from bench.gpu import stages
 from bench.gpu.stages import Item, State, run_stage
 from bench.harness import records
 from bench.harness.records import NOT_A_RESULT
-from cmpose import ops
+from cmpose import ops, provenance
 from cmpose.ops.backends import OPS
 from cmpose.provenance import PROJECT
 
@@ -173,7 +174,9 @@ def test_every_test_file_is_run_once() -> None:
 
 def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": "no kernel"})
-    assert of_stage.sanitize(REAL) == []
+    status, result = stage(tmp_path, *of_stage.sanitize(REAL))
+    assert (status, result["compute-sanitizer"]["status"]) == ("not run", "not run")
+    assert result["compute-sanitizer"]["details"] == ["not run: cmpose._C has no kernel here"]
     monkeypatch.setattr(
         ops, "available", lambda op, device: {"cuda": None if op == "dpc_knn" else "no kernel"}
     )
@@ -187,8 +190,30 @@ def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(of_stage.shutil, "which", lambda name: None)
     without_tool = of_stage.sanitize(REAL)[0]
     result = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
-    assert result["status"] == "failed"
+    assert result["status"] == "not run"
     assert "compute-sanitizer is not on PATH" in result["details"][-1]
+
+
+def test_a_card_of_24_gb_gets_as_many_processes_as_it_holds(monkeypatch: Any) -> None:
+    monkeypatch.setattr(provenance, "device", lambda: "cuda")
+    for gigabytes, tests, sanitize in ((24, 12, 4), (1, 1, 1), (141, 32, 4)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda g=gigabytes: (g * 10**9, 0))
+        found = [of_stage.workers(stage, 32) for stage in ("tests", "sanitize", "train")]
+        assert found == [tests, sanitize, 1]
+        command = of_stage.bench(Namespace(work=Path(), results=Path(), dry=False, full=False,
+                                           workers=32))[0].command  # fmt: skip
+        assert command[command.index("--workers") + 1] == str(tests)
+
+
+def test_counters_that_the_driver_keeps_are_not_run(tmp_path: Path) -> None:
+    say = "print('==ERROR== ERR_NVGPUCTRPERM - The user does not have permission'); "
+    item = Item("counted", python(say + "raise SystemExit(1)"))
+    status, result = stage(tmp_path, item)
+    assert (status, result["counted"]["status"]) == ("not run", "not run")
+    assert "NVreg_RestrictProfilingToAdminUsers=0" in result["counted"]["details"][0]
+    failure = "<failure message='CUPTI_ERROR_INSUFFICIENT_PRIVILEGES'/>"
+    report = f"<a><testcase name='b'>{failure}</testcase></a>"
+    assert stages.pytest_outcome(report)[0]["not run"] == 1
 
 
 def test_stages_are_ordered_and_built_first() -> None:
@@ -199,7 +224,7 @@ def test_stages_are_ordered_and_built_first() -> None:
 
 
 def test_targets_are_measured_before_the_grid(tmp_path: Path) -> None:
-    options = {"work": tmp_path, "results": tmp_path / "r.json", "dry": False}
+    options = {"work": tmp_path, "results": tmp_path / "r.json", "dry": False, "workers": 2}
     targets, grid = of_stage.bench(Namespace(**options, full=False))
     assert targets.name == "targets, quick"
     assert grid.open_ended

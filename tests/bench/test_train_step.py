@@ -14,7 +14,7 @@ from bench import train_step
 from bench.harness import records, timing
 from bench.harness.workload import counted_flops
 from bench.train_step import PARTS, Step
-from cmpose.config import ModelConfig
+from cmpose.config import Config, ModelConfig, TrainConfig
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import Attention
@@ -25,6 +25,9 @@ def tiny(**fields: object) -> ModelConfig:
               "tokens_per_keypoint": 2, "num_clusters": 3, "neighbors": 2, "head_channels": 8,
               "backend": "reference"}  # fmt: skip
     return ModelConfig(**(values | fields))  # type: ignore[arg-type]
+
+
+RECIPE = Config(model=tiny(), train=TrainConfig(batch_size=2, precision="fp32"))
 
 
 def test_operations_are_those_of_a_real_step() -> None:
@@ -40,7 +43,7 @@ def test_operations_are_those_of_a_real_step() -> None:
 
 
 def test_the_references_attention_is_torchs() -> None:
-    steps = [Step(variant, tiny(), 2, "cpu", "fp32") for variant in ("ours", "eager reference")]
+    steps = [Step(variant, RECIPE, "cpu") for variant in ("ours", "eager reference")]
     plain, sdpa = ({m.attend for m in s.model.modules() if isinstance(m, Attention)} for s in steps)
     assert sdpa == {train_step.sdpa_spatial, train_step.sdpa_temporal}
     assert not sdpa & plain
@@ -57,7 +60,7 @@ def test_the_references_attention_is_torchs() -> None:
 
 
 def test_parts_are_all_of_the_step_and_leave_its_numbers() -> None:
-    plain, split = (Step("ours", tiny(), 2, "cpu", "fp32") for _ in range(2))
+    plain, split = (Step("ours", RECIPE, "cpu") for _ in range(2))
     plain()
     train_step.label_parts(split)
     events = timing.profile(split, "cpu").events()
@@ -68,6 +71,14 @@ def test_parts_are_all_of_the_step_and_leave_its_numbers() -> None:
     assert sum(seconds.values()) == pytest.approx(whole)
     assert seconds["other"] < 0.2 * whole
     assert float(split.loss) == float(plain.loss)
+
+
+def test_variants_are_those_that_the_card_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, fp8 in (((8, 9), 1), ((8, 6), 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        names = train_step.variants_on("cuda")
+        assert (len(names), sum("fp8" in name for name in names)) == (6 + fp8, fp8)
+    assert train_step.variants_on("cpu") == list(train_step.VARIANTS[:4])
 
 
 def event(name: str, start: float, end: float, parent: Any = None, **changes: Any) -> Any:
@@ -104,7 +115,8 @@ def test_a_failing_reference_is_a_finding_and_ours_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What dies is on record too: an interrupt says as little as a killed process gets to."""
-    raised: list[BaseException] = [RuntimeError("an illegal memory access")] * 2
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+    raised: list[BaseException] = [full, *[RuntimeError("an illegal memory access")] * 2]
 
     def measure(variant: str, *arguments: object, **options: object) -> object:
         raise raised.pop()
@@ -114,6 +126,7 @@ def test_a_failing_reference_is_a_finding_and_ours_a_fault(
     command = ["--backbone", "tiny", "--json", str(path), "--variant"]
     assert train_step.main([*command, "eager reference"]) == 0
     assert train_step.main([*command, "ours"]) == 1
+    assert train_step.main([*command, "ours in a CUDA graph"]) == 0  # not its fault
     raised.append(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         train_step.main([*command, "ours compiled"])
@@ -121,5 +134,6 @@ def test_a_failing_reference_is_a_finding_and_ours_a_fault(
     assert result["variants"] == {
         "eager reference": "error: RuntimeError: an illegal memory access",
         "ours": "error: RuntimeError: an illegal memory access",
+        "ours in a CUDA graph": "does not fit: CUDA out of memory",
         "ours compiled": "error: the process died while it ran",
     }

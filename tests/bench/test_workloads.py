@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import dpc_knn, traffic
+from bench import dpc_knn
 from bench.harness.accuracy import exact_outcome, outcome, relative_error
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import bench_of
-from bench.harness.workload import OpBench, Workload, size_in_memory, total_bytes
+from bench.harness.workload import OpBench, Workload, total_bytes
 from cmpose.ops.backends import OPS
 
 every_op = pytest.mark.parametrize("op", OPS)
@@ -139,20 +139,3 @@ def test_tcformer_clusters_as_published() -> None:
     assert len(set(labels[0, :3].tolist())) == len(set(labels[0, 3:].tolist())) == 1
     for cluster, center in enumerate(centers[0]):
         assert labels[0, center] == cluster
-
-
-def test_reads_inputs_and_writes_outputs_once() -> None:
-    """An expanded dimension counts once."""
-    a, b = (torch.empty(4, 5, dtype=torch.bfloat16, device="meta") for _ in range(2))
-    with traffic.Traffic() as counted:
-        a + b
-        a + a  # one input
-        a.t().contiguous().view(20)  # views, and a copy between them
-    assert counted.bytes == 2 * 20 * (3 + 2 + 2)
-    assert counted.calls == 3
-    row = torch.empty(1, 8, device="meta").expand(16, 8)
-    assert size_in_memory(row) == 8 * 4
-    assert size_in_memory(torch.empty(0, 3, device="meta")) == 0
-    with traffic.Traffic() as counted:
-        row * 2
-    assert counted.bytes == 4 * (8 + 16 * 8)
