@@ -61,7 +61,7 @@ import sys
 import torch, cmpose
 from cmpose import native, ops
 assert native.unavailable() is None, native.unavailable()
-scores = ops.select_tokens(torch.randn(2, 17, 64), 16)
+ops.select_tokens(torch.randn(2, 17, 64), 2)
 python = ".".join(map(str, sys.version_info[:3]))
 print(f"| {python} | {torch.__version__} | {cmpose.__version__} | {native.info()['archs']} |")
 """
