@@ -100,8 +100,9 @@ def report(config: Config, processes: int = 1) -> str:
     train, model = config.train, config.model
     lines = [
         f"ViT {model.backbone}, {predicted.parameters / 1e6:.1f} M weights, "
-        f"{model.image_size[0]}×{model.image_size[1]}, T = {model.num_frames}, {train.precision}, "
-        f"{train.batch_size} clips a step in {train.accumulate} part(s)"
+        f"{model.image_size[0]}×{model.image_size[1]}, T = {model.num_frames}, {train.precision}"
+        + ("" if train.products == "plain" else f", products {train.products}")
+        + f", {train.batch_size} clips a step in {train.accumulate} part(s)"
         + (", blocks recomputed" if model.checkpoint_activations else "")
         + (f", {processes} cards by {train.distributed}" if processes > 1 else ""),
         "",

@@ -34,7 +34,10 @@ OPTIMIZER_TRAFFIC = 28
 """Bytes that fused AdamW moves for each weight: it reads the weight, its gradient and two moments,
 and writes all but the gradient, 4 bytes each."""
 
-_PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolution_backward", "mv")
+_PRODUCTS = (
+    *("mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "_scaled_mm"),
+    *("convolution", "convolution_backward"),
+)
 
 
 class LiveBytes(TorchDispatchMode):

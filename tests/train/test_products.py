@@ -10,6 +10,8 @@ from cmpose.distributed import World
 from cmpose.models.cmpose import CMPose
 from cmpose.models.layers import Linear
 from cmpose.train import products
+from cmpose.train.dry_run import report
+from cmpose.train.prediction import predict_step
 from cmpose.train.products import check_products, sums_of_products, use_products
 from cmpose.train.train import Interrupted, train
 from tests.models.builders import small_config
@@ -69,6 +71,14 @@ def test_products_stay_when_a_run_is_resumed(rendered, tmp_path, monkeypatch):
             trained(rendered, tmp_path / "run", **FP8)
     with pytest.raises(ValueError, match=r"train\.products was 'fp8_emulated', is 'plain'"):
         train(recipe(rendered), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_dry_run_names_them(tmp_path):
+    """And counts them as products: as many operations as the plain ones."""
+    config = recipe(tmp_path, **{"train.products": "fp8", "train.precision": "bf16"})
+    plain = recipe(tmp_path, **{"train.precision": "bf16"})
+    assert ", T = 3, bf16, products fp8, 4 clips a step" in report(config)
+    assert predict_step(config).flops == pytest.approx(predict_step(plain).flops, rel=0.02)
 
 
 def on_card(monkeypatch, name: str, capability: tuple[int, int]) -> World:
