@@ -279,7 +279,8 @@ def test_compiles_and_fits(
     assert {row.arch for row in report.compiled} == set(ARCHS)
     wrong = findings(report.compiled, LIMITS)
     assert not wrong, "\n".join(wrong)
-    gate.check(op, gate.static_lines(op, report.compiled), gate.read(gate.LOOPS))
+    if triton.__version__.startswith("3.7."):  # whose loops the budgets are of
+        gate.check(op, gate.static_lines(op, report.compiled), gate.read(gate.LOOPS))
     assert not report.unpinned, f"launched past the table of configurations: {report.unpinned}"
 
 

@@ -13,6 +13,7 @@ from tests.shared_data import PROJECT
 from tools import versions
 from tools.versions import BEGIN, END, HEADINGS, Environment, Wanted
 
+PAGE = (PROJECT / "docs" / "versions.md").read_text()
 HERE = "python{}.{}".format(*sys.version_info[:2])
 
 
@@ -110,3 +111,27 @@ def test_the_requirements_are_those_of_the_package(tmp_path: Path) -> None:
     found = at.requirements()
     assert {"numpy", "av>=15", "opencv-python-headless>=4.8,<5"} <= set(found)
     assert not any(name.startswith("torch") for name in found)
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+def least(package: str) -> tuple[int, ...]:
+    """The least version that pyproject.toml declares."""
+    text = (PROJECT / "pyproject.toml").read_text()
+    found = re.search(rf'{package}"?(?: = ")?>=([\d.]+)', text)
+    assert found is not None
+    return tuple(map(int, found[1].split(".")))
+
+
+def test_the_least_versions_that_are_declared_were_tried() -> None:
+    rows = cells(PAGE)
+    for heading, package in (
+        ("torch", "torch"),
+        ("triton", "triton"),
+        ("Python", "requires-python"),
+    ):
+        tried = [tuple(map(int, re.findall(r"\d+", r[heading])[:2])) for r in rows]
+        assert min(tried) == least(package), heading
+    assert {".".join(r["torch"].split(".")[:2]) for r in rows} >= {"2.9", "2.13", "2.15"}
+    assert all(r["import"] == "yes" for r in rows)
