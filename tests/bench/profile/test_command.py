@@ -108,6 +108,8 @@ def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
     for target in TARGETS:
         assert f"| {target.label} | RTX 4090 |" in table
         assert f"| {target.label} | H200 SXM |" in table
+    assert "| DPC-kNN, M = 1024 | H200 SXM | 400 |" in table
+    assert set(profiles.BEFORE) <= {target.label for target in TARGETS}
     assert "Counted with torch" in table
     # What a card has measured stands beside the estimate.
     measured = content(record())
