@@ -6,11 +6,16 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+from bench.harness.targets import bench_of
 from bench.profile import counts
+from bench.profile.cards import BY_ARCH
+from cmpose import ops
+from cmpose.ops import cuda
 from cmpose.ops.backends import OPS
 from tests.csrc import compile_check
 from tests.kernels import gate
@@ -49,6 +54,23 @@ def test_every_kernel_is_gated() -> None:
     sources = {path.stem for path in compile_check.build.CSRC.glob("*.cu")}
     assert sources & set(OPS) == set(gate.CUDA.directions)
     assert gate.strangers(gate.CUDA) == []
+
+
+def test_options_cost_little() -> None:
+    """At most 3 % more instructions than without any, which is what the budget is of."""
+    shape = bench_of("spatial_attention").shapes[0]
+    made = bench_of("spatial_attention").make(shape, counts.Cheap(torch.bfloat16, "cpu"))
+    clips, frames, tokens = made["qkv"].shape[:3]
+    lengths = torch.full((clips, frames), tokens)
+    taken: list[counts.Launch] = []
+    sms = mock.patch.object(cuda, "MULTIPROCESSORS_ON_CPU", BY_ARCH[89].sms)
+    with sms, torch.no_grad(), cuda_kernels.taking(taken.append):
+        ops.spatial_attention(**made, lengths=lengths, scale=0.1, return_lse=True, backend="cuda")
+    (found,) = counts.count(taken, 89, samples=counts.PERSISTENT_SAMPLES)
+    budget = gate.CUDA.read()[f"spatial_attention forward sm_89 {found.kernel}"]
+    now = gate.figures(found)
+    assert budget["instructions"] < now["instructions"] <= 1.03 * budget["instructions"]
+    assert now["registers"] == budget["registers"]
 
 
 # -- planted --------------------------------------------------------------------------------------
