@@ -24,7 +24,7 @@ from bench.report.tables import cpu_gain
 from bench.train_step import Step, model_config
 from cmpose import config as configuration
 from cmpose import ops, provenance
-from cmpose.config import ModelConfig
+from cmpose.config import Config, ModelConfig, TrainConfig
 from cmpose.models.cmpose import CMPose
 
 RECORD = records.RESULTS / "cpu" / "gain.json"
@@ -34,12 +34,14 @@ BACKENDS = ("auto", "reference")
 def training_step(recipe: str) -> Call:
     """A step of ``cmpose train`` on a drawn batch, in float32."""
     read = configuration.load(str(files("cmpose.configs") / f"{recipe}.yaml"))
-    return Step("ours", read.model, read.train.batch_size, "cpu", "fp32")
+    train = TrainConfig(batch_size=read.train.batch_size, precision="fp32")
+    return Step("ours", Config(model=read.model, train=train), "cpu")
 
 
 def vit_small_step() -> Call:
     """The same of ViT-S as recipes have it."""
-    return Step("ours", model_config("small"), 2, "cpu", "fp32")
+    train = TrainConfig(batch_size=2, precision="fp32")
+    return Step("ours", Config(model=model_config("small"), train=train), "cpu")
 
 
 def prediction() -> Call:
