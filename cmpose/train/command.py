@@ -20,13 +20,16 @@ def _train(subparser: ArgumentParser) -> None:
     subparser.add_argument(
         "--processes", type=int, default=1, help="for --dry-run: number of cards that share a step"
     )
+    subparser.add_argument(
+        "--card", default="", help="for --dry-run: cards by name, such as rtx-4090,h200-sxm"
+    )
 
 
 def _run_train(args: Namespace) -> None:
     if args.dry_run:
         from cmpose.train.dry_run import report
 
-        print(report(config.from_namespace(args), args.processes))
+        print(report(config.from_namespace(args), args.processes, args.card))
         return
     if args.processes != 1:
         raise ValueError(

@@ -88,8 +88,20 @@ def _remedy(config: Config, memory: int, processes: int) -> str:
     return "no field makes it fit: use a smaller model.backbone"
 
 
-def report(config: Config, processes: int = 1) -> str:
+def _switches(config: Config) -> str:
+    """Which fields that cost speed or save work are set how."""
+    model, train = config.model, config.train
+    return (
+        f"with model.corruption={model.corruption}, model.drop_path_selection="
+        f"{model.drop_path_selection}, train.products={train.products}, train.speed={train.speed}, "
+        "fused AdamW; to switch on where the card has it: train.products=fp8, train.speed=graph"
+    )
+
+
+def report(config: Config, processes: int = 1, card_names: str = "") -> str:
     """What ``cmpose train --dry-run`` prints, for one of ``processes`` cards.
+
+    ``card_names`` is what ``--card`` gives, see :func:`cards_for`.
 
     Raises:
         ValueError: as :func:`predict_step`.
@@ -134,10 +146,22 @@ def report(config: Config, processes: int = 1) -> str:
         "ones too)"
         + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
     ]
-    for card in cards_for(""):
+    cards = cards_for(card_names)
+    for card in cards:
         bound, eager = (train.batch_size / seconds for seconds in predicted.seconds(card))
         lines.append(
             f"  {card.name:10} at most {bound:6.0f} clips/s; operators one by one, each at the "
             f"memory's full speed, {eager:6.0f}"
         )
+    lines += ["", "time of a step by part, estimated from its operators (not measured), ms"]
+    for card in cards:
+        for compiled, name in (
+            (True, "compiled, in a CUDA graph"),
+            (False, "operator by operator"),
+        ):
+            parts = predicted.parts(card, compiled=compiled)
+            whole = sum(parts.values())
+            split = ", ".join(f"{part} {1e3 * value:.1f}" for part, value in parts.items())
+            lines.append(f"  {card.name}, {name}: {train.batch_size / whole:.0f} clips/s; {split}")
+    lines.append(f"  {_switches(config)}")
     return "\n".join(lines)

@@ -21,11 +21,13 @@ from cmpose.config import Config
 from cmpose.evaluation.inference import compute_dtype
 from cmpose.models.cmpose import CMPose
 from cmpose.train.cards import Card
+from cmpose.train.cost import COPY_SHARE, fused, seconds_by_part
 from cmpose.train.flops import counter
 from cmpose.train.parallel import sharded_units
 from cmpose.train.products import check_channels, use_products
 from cmpose.train.schedule import check_batch
 from cmpose.train.step import LossModule
+from cmpose.train.trace import Call, Trace
 
 LIBRARIES = 0.8e9
 """Assumed: a CUDA context, and the workspaces of cuBLAS and cuDNN."""
@@ -38,6 +40,11 @@ _PRODUCTS = (
     *("mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "_scaled_mm"),
     *("convolution", "convolution_backward"),
 )
+CLIPPING_TRAFFIC = 12
+"""Bytes that clipping moves for each weight: its gradient is read for the norm, and scaled."""
+
+PARTS = {"backbone": "backbone", "coarse": "criss-cross", "fine": "clustering", "head": "heads"}
+"""Part of the model → what its time is called; all else is of the losses."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -131,6 +138,38 @@ class StepPrediction:
         with counter() as operations:
             losses(*arguments)[0].total.backward()
         return operations.get_total_flops() / self.micro_batch
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """The operators of a micro-batch's forward and backward pass."""
+        losses, arguments = _on_meta(self.config, self.micro_batch)
+        with Trace("losses") as trace:
+            for name, module in losses.core.named_children():
+                module.register_forward_pre_hook(
+                    lambda *_, name=name: trace.parts.enter(PARTS.get(name, "losses"))
+                )
+                module.register_forward_hook(lambda *_: trace.parts.leave())
+            losses(*arguments)[0].total.backward()
+        return trace.calls
+
+    def parts(self, card: Card, *, compiled: bool) -> dict[str, float]:
+        """Part of a step → seconds on a card, by the estimate of :mod:`cmpose.train.cost`.
+
+        Args:
+            card: whose datasheet is taken.
+            compiled: whether neighbours are one kernel.
+        """
+        train = self.config.train
+        calls = fused(self.calls) if compiled else self.calls
+        sums = train.products == "fp16_accumulate"
+        found = seconds_by_part(calls, card, float16_sums=sums)
+        seconds = {"input": 2 * self.batch / card.bandwidth / COPY_SHARE}
+        for part in dict.fromkeys([*PARTS.values(), *found]):
+            seconds[part] = train.accumulate * found.get(part, 0.0)
+        mine = self.parameters / (self.processes if self.gathered else 1)
+        moved = (OPTIMIZER_TRAFFIC + CLIPPING_TRAFFIC) * mine
+        seconds["optimiser"] = moved / card.bandwidth / COPY_SHARE
+        return seconds
 
     def seconds(self, card: Card) -> tuple[float, float]:
         """Predicts a step's time on a card.

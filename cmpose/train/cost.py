@@ -1,0 +1,134 @@
+"""From the operators of a step to its time on a card: an estimate, by part of the step.
+
+A product takes the longer of its operations at the rate that the card sustains and its bytes; an op
+of cmpose the time of its compiled kernel, as a multiple of that of its bytes; every other operator
+that of its bytes. Compiled, operators between two products are taken as fused: what they only hand
+on to one another is not in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cmpose.train.cards import Card
+from cmpose.train.trace import Call
+
+COPY_SHARE = 0.9
+"""Of the datasheet's rate of a card's memory, what a copy reaches."""
+
+LAUNCH = 1e-6
+"""Seconds from one kernel to the next in a CUDA graph."""
+
+HOST = 6e-6
+"""Assumed: seconds in which the host starts an operator; a graph needs none."""
+
+FASTER = ("RTX 4090", "H200 SXM")
+
+OVER_MEMORY: dict[str, tuple[float, float]] = {
+    "spatial_attention": (1.17, 1.69),
+    "spatial_attention_backward": (1.38, 3.23),
+    "temporal_attention": (1.11, 1.14),
+    "temporal_attention_backward": (1.11, 1.13),
+    "corrupt_tokens": (1.12, 1.20),
+    "dpc_knn": (2.84, 10.4),
+    "merge_clusters": (1.11, 2.30),
+}
+"""Op → how many times longer its kernels are estimated to take at the reference shape than its
+bytes at the full rate of the memory, on an RTX 4090 and an H200: bench/results/profile/targets.json
+(``python -m bench.profile --targets``). Ops that are not here take as long as a copy."""
+
+_APART = ("scatter", "index_put", "index_add", "sort", "topk", "batch_norm", "upsample", "convol")
+"""What is in the name of operators that fuse with nothing."""
+
+
+def _fuses(call: Call) -> bool:
+    return not (call.ours or call.flops or any(word in call.name for word in _APART))
+
+
+class _Groups:
+    """Which operators a compiler makes one kernel of.
+
+    An operator's level is the number of products (and other operators that fuse with nothing) that
+    have come before it, on the longest way. Operators of one level of which one reads what the
+    other reads or writes are a group. The backward pass begins at a level of its own.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._parent = list(range(len(calls)))
+        level: dict[int, int] = {}
+        touched: dict[tuple[int, int], int] = {}  # (value, level) → an operator that has it
+        top, base, backward = 0, 0, False
+        for index, call in enumerate(calls):
+            if call.backward and not backward:
+                base, backward = top + 1, True
+            own = max([base, *(level.get(value, 0) for value in call.reads)])
+            alone = not _fuses(call)
+            for value in call.reads:
+                if not alone:
+                    self._join(index, touched.setdefault((value, own), index))
+            for value in call.writes:
+                level[value] = own + alone
+                if not alone:
+                    touched[(value, own)] = index
+            top = max(top, own + alone)
+
+    def _join(self, one: int, other: int) -> None:
+        self._parent[self.of(one)] = self.of(other)
+
+    def of(self, index: int) -> int:
+        """The group of an operator."""
+        while self._parent[index] != index:
+            self._parent[index] = self._parent[self._parent[index]]
+            index = self._parent[index]
+        return index
+
+
+def fused(calls: Sequence[Call]) -> list[Call]:
+    """The calls with what they move once neighbours are one kernel.
+
+    Bytes stand at the first operator of the group that reads them and at the one that writes them;
+    those that move nothing any more are left out.
+    """
+    groups = _Groups(calls)
+    readers: dict[int, set[int]] = {}
+    for index, call in enumerate(calls):
+        for value in call.reads:
+            readers.setdefault(value, set()).add(groups.of(index))
+    made: dict[int, int] = {}  # value → group that writes it
+    have: dict[int, set[int]] = {}  # group → what it has read
+    result = []
+    for index, call in enumerate(calls):
+        group = groups.of(index)
+        if _fuses(call):
+            known = have.setdefault(group, set())
+            reads = {v: n for v, n in call.reads.items() if made.get(v) != group and v not in known}
+            known.update(call.reads)
+            writes = {v: n for v, n in call.writes.items() if readers.get(v, set()) - {group}}
+        else:
+            reads, writes = call.reads, call.writes
+        made.update(dict.fromkeys(call.writes, group))
+        if reads or writes:
+            result.append(Call(call.name, call.ours, call.part, call.backward, reads, writes,
+                               call.flops, call.bits))  # fmt: skip
+    return result
+
+
+def kernel_seconds(call: Call, card: Card, *, float16_sums: bool = False) -> float:
+    """One operator's time on a card, without its launch."""
+    copied = call.moved / card.bandwidth
+    known = OVER_MEMORY.get(call.name) if call.ours else None
+    memory = copied * (known[FASTER.index(card.kernels)] if known else 1 / COPY_SHARE)
+    sums = card.flops_16_accumulate if float16_sums else card.flops_16
+    rate = {8: card.flops_8 or sums, 16: sums}.get(call.bits, card.flops_32)
+    return max(memory, call.flops / (rate * card.sustained))
+
+
+def seconds_by_part(
+    calls: Iterable[Call], card: Card, *, float16_sums: bool = False
+) -> dict[str, float]:
+    """Part → seconds of its operators on a card, in order, with a launch for each."""
+    seconds: dict[str, float] = {}
+    for call in calls:
+        taken = kernel_seconds(call, card, float16_sums=float16_sums) + LAUNCH
+        seconds[call.part] = seconds.get(call.part, 0.0) + taken
+    return seconds
