@@ -106,6 +106,7 @@ def test_options_that_cannot_act_are_unknown(arguments, capsys):
     ("arguments", "message"),
     [
         ("train --output x --processes 2", "--processes 2: is for --dry-run; several cards train"),
+        ("train --output x --card rtx-4090", "--card rtx-4090: is for --dry-run; training takes"),
         ("cache --verify --overwrite", "--verify and --overwrite: give one of them"),
         ("export x --out y --batch 3", "--batch 3: is for FILE.pt2 and FILE.onnx, not for the fol"),
         ("export x --out y.pt2 --opset 18", "--opset 18: is for FILE.onnx, not for y.pt2"),

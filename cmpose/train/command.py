@@ -36,6 +36,10 @@ def _run_train(args: Namespace) -> None:
             f"--processes {args.processes}: is for --dry-run; several cards train by torchrun, see "
             "docs/training.md"
         )
+    if args.card:
+        raise ValueError(
+            f"--card {args.card}: is for --dry-run; training takes the device of train.device"
+        )
     if not args.output:
         raise ValueError("--output is not given: name the run's folder")
     from cmpose.train.train import train

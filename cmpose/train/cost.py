@@ -19,26 +19,33 @@ COPY_SHARE = 0.9
 LAUNCH = 1e-6
 """Seconds from one kernel to the next in a CUDA graph."""
 
-HOST = 6e-6
-"""Assumed: seconds in which the host starts an operator; a graph needs none."""
-
-FASTER = ("RTX 4090", "H200 SXM")
+COUNTED = ("RTX 4090", "H200 SXM")
+"""The cards that cmpose's kernels are counted for."""
 
 OVER_MEMORY: dict[str, tuple[float, float]] = {
     "spatial_attention": (1.17, 1.69),
-    "spatial_attention_backward": (1.38, 3.23),
+    "spatial_attention_backward": (1.38, 3.31),
     "temporal_attention": (1.11, 1.14),
     "temporal_attention_backward": (1.11, 1.13),
     "corrupt_tokens": (1.12, 1.20),
-    "dpc_knn": (2.84, 10.4),
-    "merge_clusters": (1.11, 2.30),
+    "corrupt_tokens_backward": (1.13, 1.24),
+    "dpc_knn": (2.84, 10.5),
+    "merge_clusters": (1.11, 2.39),
+    "merge_clusters_backward": (1.11, 2.39),
+    "reconstruction_loss": (1.11, 1.59),
+    "heatmap_loss": (1.21, 5.82),
+    "select_tokens": (9.87, 64.8),
 }
 """Op → how many times longer its kernels are estimated to take at the reference shape than its
-bytes at the full rate of the memory, on an RTX 4090 and an H200: bench/results/profile/targets.json
+bytes at the full rate of the memory, on each of ``COUNTED``: bench/results/profile/targets.json
 (``python -m bench.profile --targets``). Ops that are not here take as long as a copy."""
 
-_APART = ("scatter", "index_put", "index_add", "sort", "topk", "batch_norm", "upsample", "convol")
-"""What is in the name of operators that fuse with nothing."""
+_APART = (
+    *("scatter", "index_put", "index_add", "sort", "topk", "batch_norm", "upsample", "convol"),
+    "vector_norm",
+)
+"""What is in the name of operators that fuse with nothing. A norm of a whole tensor is fp8's: it
+must be known before the first number is scaled by it."""
 
 
 def _fuses(call: Call) -> bool:
@@ -87,7 +94,8 @@ def fused(calls: Sequence[Call]) -> list[Call]:
     """The calls with what they move once neighbours are one kernel.
 
     Bytes stand at the first operator of the group that reads them and at the one that writes them;
-    those that move nothing any more are left out.
+    operators that move nothing any more are left out. What nobody reads is a gradient if it is of
+    the backward pass, and is not computed if it is of the forward pass.
     """
     groups = _Groups(calls)
     readers: dict[int, set[int]] = {}
@@ -103,7 +111,11 @@ def fused(calls: Sequence[Call]) -> list[Call]:
             known = have.setdefault(group, set())
             reads = {v: n for v, n in call.reads.items() if made.get(v) != group and v not in known}
             known.update(call.reads)
-            writes = {v: n for v, n in call.writes.items() if readers.get(v, set()) - {group}}
+            writes = {
+                v: n
+                for v, n in call.writes.items()
+                if readers.get(v, {-1} if call.backward else set()) - {group}
+            }
         else:
             reads, writes = call.reads, call.writes
         made.update(dict.fromkeys(call.writes, group))
@@ -114,11 +126,16 @@ def fused(calls: Sequence[Call]) -> list[Call]:
 
 
 def kernel_seconds(call: Call, card: Card, *, float16_sums: bool = False) -> float:
-    """One operator's time on a card, without its launch."""
+    """One operator's time on a card, without its launch.
+
+    ``float16_sums``: whether matrix products of 16 bits are summed in float16; convolutions and
+    attention never are.
+    """
     copied = call.moved / card.bandwidth
     known = OVER_MEMORY.get(call.name) if call.ours else None
-    memory = copied * (known[FASTER.index(card.kernels)] if known else 1 / COPY_SHARE)
-    sums = card.flops_16_accumulate if float16_sums else card.flops_16
+    memory = copied * (known[COUNTED.index(card.kernels)] if known else 1 / COPY_SHARE)
+    product = not (call.ours or "convol" in call.name)
+    sums = card.flops_16_accumulate if float16_sums and product else card.flops_16
     rate = {8: card.flops_8 or sums, 16: sums}.get(call.bits, card.flops_32)
     return max(memory, call.flops / (rate * card.sustained))
 

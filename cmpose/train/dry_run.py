@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from cmpose.config import Config
+from cmpose.distributed import World
 from cmpose.memory import reason
-from cmpose.train.cards import RTX_4090, cards_for
-from cmpose.train.prediction import LIBRARIES, predict_step
+from cmpose.train.cards import RTX_4090, Card, cards_for
+from cmpose.train.prediction import LIBRARIES, StepPrediction, predict_step
+from cmpose.train.step import settled_speed
 
 GB = 1e9
 
@@ -94,8 +98,47 @@ def _switches(config: Config) -> str:
     return (
         f"with model.corruption={model.corruption}, model.drop_path_selection="
         f"{model.drop_path_selection}, train.products={train.products}, train.speed={train.speed}, "
-        "fused AdamW; to switch on where the card has it: train.products=fp8, train.speed=graph"
+        "fused AdamW"
     )
+
+
+def to_switch_on(config: Config, card: Card, processes: int) -> str:
+    """Which fields make a step faster on a card, less those that are on and what it lacks."""
+    train, model = config.train, config.model
+    has = ["fp8"] if card.flops_8 else []
+    has += ["fp16_accumulate"] if card.flops_16_accumulate > card.flops_16 else []
+    if train.products in ("fp8", "fp16_accumulate") and train.products not in has:
+        refused = f"train.products={train.products}"
+        return f"{card.name} gains nothing from {refused}, which training refuses"
+    names = ("corruption", "drop_path_selection")
+    fields = [f"model.{name}=exact" for name in names if getattr(model, name) != "exact"]
+    if train.precision == "fp32":
+        fields.append("train.precision=bf16")
+    if train.products not in has and has:
+        needs = {"fp16_accumulate": " with train.precision=fp16"}
+        fields.append(" or ".join(f"train.products={name}{needs.get(name, '')}" for name in has))
+    world = World(0, processes, torch.device("cuda"))
+    speed = settled_speed(replace(train, speed="auto"), world)
+    if settled_speed(train, world) != speed:
+        fields.append(f"train.speed={speed}")
+    return f"to switch on for {card.name}: {', '.join(fields) or 'nothing more'}"
+
+
+def _times(predicted: StepPrediction, cards: tuple[Card, ...]) -> list[str]:
+    """Lines of the time of a step by part, compiled and not, and what makes it shorter."""
+    config, clips = predicted.config, predicted.config.train.batch_size
+    lines: list[str] = []
+    for card in cards:
+        for compiled in (True, False):
+            parts = predicted.parts(card, compiled=compiled)
+            whole = sum(parts.values())
+            split = ", ".join(f"{part} {1e3 * value:.1f}" for part, value in parts.items())
+            lines.append(
+                f"  {card.name}, {'compiled' if compiled else 'operator by operator'}: "
+                f"{clips / whole:.0f} clips/s, {1e3 * whole:.1f} = {split}"
+            )
+        lines.append(f"  {to_switch_on(config, card, predicted.processes)}")
+    return [*lines, f"  {_switches(config)}"]
 
 
 def report(config: Config, processes: int = 1, card_names: str = "") -> str:
@@ -104,12 +147,14 @@ def report(config: Config, processes: int = 1, card_names: str = "") -> str:
     ``card_names`` is what ``--card`` gives, see :func:`cards_for`.
 
     Raises:
-        ValueError: as :func:`predict_step`.
+        ValueError: as :func:`predict_step` and :func:`cards_for`.
     """
     if processes < 1:
         raise ValueError(f"--processes={processes}: must be at least 1, the number of cards")
+    cards = cards_for(card_names)
     predicted = predict_step(config, processes)
     train, model = config.train, config.model
+    together = ", of all cards, if nothing had to travel between them" if processes > 1 else ""
     lines = [
         f"ViT {model.backbone}, {predicted.parameters / 1e6:.1f} M weights, "
         f"{model.image_size[0]}×{model.image_size[1]}, T = {model.num_frames}, {train.precision}"
@@ -143,25 +188,14 @@ def report(config: Config, processes: int = 1, card_names: str = "") -> str:
     lines += [
         "",
         f"speed, predicted from datasheets ({predicted.flops / 1e9:.0f} GFLOP a clip, recomputed "
-        "ones too)"
-        + (", of all cards, if nothing had to travel between them" if processes > 1 else ""),
+        f"ones too){together}",
     ]
-    cards = cards_for(card_names)
     for card in cards:
         bound, eager = (train.batch_size / seconds for seconds in predicted.seconds(card))
         lines.append(
             f"  {card.name:10} at most {bound:6.0f} clips/s; operators one by one, each at the "
             f"memory's full speed, {eager:6.0f}"
         )
-    lines += ["", "time of a step by part, estimated from its operators (not measured), ms"]
-    for card in cards:
-        for compiled, name in (
-            (True, "compiled, in a CUDA graph"),
-            (False, "operator by operator"),
-        ):
-            parts = predicted.parts(card, compiled=compiled)
-            whole = sum(parts.values())
-            split = ", ".join(f"{part} {1e3 * value:.1f}" for part, value in parts.items())
-            lines.append(f"  {card.name}, {name}: {train.batch_size / whole:.0f} clips/s; {split}")
-    lines.append(f"  {_switches(config)}")
-    return "\n".join(lines)
+    told = f"time of a step by part, estimated from its operators (not measured), ms{together}"
+    lines += ["", told]
+    return "\n".join(lines + _times(predicted, cards))

@@ -155,6 +155,8 @@ class StepPrediction:
     def parts(self, card: Card, *, compiled: bool) -> dict[str, float]:
         """Part of a step → seconds on a card, by the estimate of :mod:`cmpose.train.cost`.
 
+        The host is taken to keep up with the card, and nothing to travel between cards.
+
         Args:
             card: whose datasheet is taken.
             compiled: whether neighbours are one kernel.

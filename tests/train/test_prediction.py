@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from cmpose.cli import main
 from cmpose.config import Config, ModelConfig, TrainConfig, load
 from cmpose.models.cmpose import CMPose
 from cmpose.train import prediction
-from cmpose.train.dry_run import SMALL_CARD, report, savings
+from cmpose.train.cards import RTX_4090, cards_for
+from cmpose.train.cost import COPY_SHARE, LAUNCH
+from cmpose.train.dry_run import SMALL_CARD, report, savings, to_switch_on
 from cmpose.train.flops import counter
 from cmpose.train.prediction import predict_step
 from cmpose.train.step import LossModule
@@ -188,6 +191,76 @@ def test_the_command_says_for_how_many_cards(capsys):
     assert "gathered for a while" in text
     with pytest.raises(SystemExit, match=r"--processes=0: must be at least 1"):
         main(["train", "--config", path, "--dry-run", "--processes", "0"])
+
+
+def test_the_parts_of_a_steps_time():
+    """On a card of endless memory rate the products alone; on one of endless products the bytes."""
+    model = small_config(depth=2)
+    recipes = [TrainConfig(batch_size=4, accumulate=n, precision="fp32") for n in (1, 2)]
+    whole, halves = (predict_step(Config(model=model, train=train)) for train in recipes)
+    rate = RTX_4090.flops_32 * RTX_4090.sustained
+    products = replace(RTX_4090, bandwidth=1e30)
+    for predicted, passes in ((whole, 1), (halves, 2)):
+        parts = predicted.parts(products, compiled=False)
+        assert list(parts) == [
+            *("input", "backbone", "criss-cross", "clustering", "heads", "losses", "optimiser"),
+        ]
+        launches = passes * len(predicted.calls) * LAUNCH
+        assert sum(parts.values()) == pytest.approx(4 * predicted.flops / rate + launches, rel=1e-6)
+    copies = replace(RTX_4090, flops_32=1e30)
+    eager, compiled = (whole.parts(copies, compiled=fuse) for fuse in (False, True))
+    assert eager["optimiser"] == compiled["optimiser"]
+    assert eager["optimiser"] == pytest.approx(40 * whole.parameters / 1008e9 / COPY_SHARE)
+    assert eager["input"] == pytest.approx(2 * whole.batch / 1008e9 / COPY_SHARE)
+    for part in ("backbone", "criss-cross", "clustering", "heads", "losses"):
+        assert 0 < compiled[part] < eager[part], part
+    least = sum(call.moved for call in whole.calls) / 1008e9
+    assert sum(eager.values()) - eager["optimiser"] - eager["input"] > least
+
+
+@pytest.mark.parametrize(
+    ("cards", "fields", "told"),
+    [
+        ("rtx-4090", {}, "for RTX 4090: train.products=fp8 or train.products=fp16_accumulate with"),
+        ("rtx-3090", {}, "for RTX 3090: train.products=fp16_accumulate with train.precision=fp16"),
+        ("h200-sxm", {}, "for H200 SXM: train.products=fp8"),
+        ("a100-sxm-80-gb", {}, "for A100 SXM 80 GB: nothing more"),
+        ("h100-pcie", {"products": "fp8"}, "for H100 PCIe: nothing more"),
+        ("h200-nvl", {"products": "fp8", "speed": "eager"}, "for H200 NVL: train.speed=graph"),
+        ("rtx-3090", {"products": "fp8"}, "RTX 3090 gains nothing from train.products=fp8"),
+    ],
+)
+def test_what_to_switch_on_is_what_the_card_has(cards, fields, told):
+    config = Config(train=TrainConfig(batch_size=2, **fields))
+    assert told in to_switch_on(config, cards_for(cards)[0], 1)
+
+
+def test_what_is_off_is_to_be_switched_on():
+    config = Config(
+        model=ModelConfig(**PLAIN), train=TrainConfig(precision="fp32", speed="compile")
+    )
+    told = to_switch_on(config, cards_for("a100-sxm-80-gb")[0], 1)
+    names = "model.corruption=exact, model.drop_path_selection=exact, train.precision=bf16"
+    assert told.endswith(f": {names}, train.speed=graph")
+    assert "train.speed" not in to_switch_on(config, RTX_4090, 2)  # a graph is for one process
+
+
+def test_a_steps_time_on_the_cards_asked_for(capsys):
+    small = ["--dry-run", "--model.depth", "1", "--train.batch_size", "2"]
+    command = ["train", "--config", str(PROJECT / "configs" / "demo.yaml"), *small]
+    main([*command, "--card", "rtx-3090,h200-sxm"])
+    text = capsys.readouterr().out
+    assert "RTX 4090" not in text
+    for card in ("RTX 3090", "H200 SXM"):
+        for kind in ("compiled", "operator by operator"):
+            line = re.search(rf"  {card}, {kind}: (\d+) clips/s, ([\d.]+) = input (.*)", text)
+            assert line, (card, kind)
+            parts = [float(part.rpartition(" ")[2]) for part in line[3].split(", ")]
+            assert len(parts) == 7
+            assert sum(parts) == pytest.approx(float(line[2]), abs=0.41)  # each is rounded
+    told = r"--card=gtx: 'gtx' is none of rtx-4090, rtx-4090-d, [^\n]*$"
+    with pytest.raises(SystemExit, match=told):
+        main([*command, "--card", "gtx"])
 
 
 def test_savings_come_in_order_and_learn_the_same():
