@@ -26,6 +26,9 @@ from tests.ops.support.cases import DEVICE
 from tests.shared_data import PROJECT
 from tools import hub
 
+KERNELS = Path(sys.prefix) / "kernels"
+"""Where the Makefile installs Hugging Face's package of that name, apart from all else."""
+
 TRITON_OPS = [op for op, entry in backends._ENTRIES.items() if "triton" in entry.limits]
 
 
@@ -49,7 +52,7 @@ def package_of_that_name() -> Iterator[ModuleType | None]:
         del sys.modules[name]
     with pytest.MonkeyPatch.context() as patch:
         others = [p for p in sys.path if Path(p or ".").resolve() != PROJECT]
-        patch.setattr(sys, "path", [str(Path(sys.prefix) / "kernels"), *others])  # the Makefile's
+        patch.setattr(sys, "path", [str(KERNELS), *others])
         try:
             yield importlib.import_module("kernels")
         except ModuleNotFoundError as error:
@@ -163,7 +166,8 @@ def test_a_folder_that_holds_something_is_left_alone(
 
 def test_the_package_kernels_loads_it(folder: Path, hub_ops: Loaded) -> None:
     if not hub_ops.by_kernels:
-        pytest.skip("the package 'kernels' is not installed")
+        assert not KERNELS.exists(), f"{KERNELS}: what make installed there does not load"
+        pytest.skip("the package 'kernels' is not installed; make venv installs it")
     data = importlib.import_module("kernels_data")
     path = folder / hub.VARIANT
     metadata = data.Metadata.read_from_file(path / "metadata.json")
