@@ -14,6 +14,7 @@ from cmpose.data.pictures import picture_size, read_picture
 from cmpose.data.video_writer import video_writer
 from cmpose.evaluation.evaluate import score_mean_pose
 from cmpose.files import claim, write_metrics, write_text
+from cmpose.models.weights import packaged
 from cmpose.predict.predict import predict_video
 from cmpose.render.dataset import render_dataset
 from cmpose.render.settings import Difficulty
@@ -105,6 +106,10 @@ def _demo(output: Path, recipe: str | Path | None) -> dict[str, Any]:
     shown = predict_video(
         video, run, output / "predict", detections=boxes, explain=True, overwrite=True
     )
+    trained_longer = output / f"predict_{packaged.default()}"
+    predict_video(
+        video, packaged.default(), trained_longer, detections=boxes, progress=False, overwrite=True
+    )
     metrics |= {
         "mean_pose_ap": baseline.to_json(),
         "training_seconds": metrics["seconds"],
@@ -118,6 +123,8 @@ def _demo(output: Path, recipe: str | Path | None) -> dict[str, Any]:
         f"(official PoseTrack AP, mean of 15 joints; boxes: {metrics['box_source']})\n"
         f"pictures    {output / 'predict' / 'explain'} ({len(shown['explained'])} files)\n"
         f"video       {output / 'predict' / (video.stem + '_poses.mp4')}\n"
+        f"            {trained_longer / (video.stem + '_poses.mp4')}: the same clip by the model that "
+        f"comes along, trained for longer\n"
         f"model       {run / 'model'}\n"
         f"metrics     {output / 'metrics.json'}\n"
         f"report      {page}: curves, AP, worst and best clips, tokens; opens in any browser\n"
