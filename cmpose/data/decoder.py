@@ -18,6 +18,11 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+_OPENING: dict[str, Any] = (
+    {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+)
+"""Titles and the like may be in any encoding; PyAV before 19 decodes them when it opens a file."""
+
 _NO_RATE = 1000.0
 """From here on a header's rate is the unit of its time stamps, in want of a rate."""
 
@@ -40,8 +45,7 @@ class Decoder:
     """
 
     def __init__(self, path: Path, most_pixels: int) -> None:
-        # Titles and the like may be in any encoding; they are not read.
-        self._container = av.open(str(path), metadata_errors="ignore")
+        self._container = av.open(str(path), **_OPENING)
         try:
             self._stream = self._choose()
         except LookupError:
