@@ -47,6 +47,9 @@ VARIANTS = ("eager reference", "compiled reference", "ours", "ours compiled",
 PARTS = ("input", "backbone", "corruption", "criss-cross attention", "other criss-cross",
          "selection, clustering, merge", "head", "losses", "optimiser", "other")  # fmt: skip
 
+GROUPS = {"cuda": (10, 5), "cpu": (2, 1)}
+"""Device → groups of steps that are timed, and steps of a group."""
+
 BATCH = {"tiny": 2, "small": 32, "base": 32, "large": 16, "huge": 16}
 
 
@@ -216,7 +219,7 @@ def measure(variant: str, recipe: Config, device: str) -> dict[str, Any]:
     if on_card and "graph" not in variant:  # a graph's memory is taken when it is captured
         torch.cuda.reset_peak_memory_stats()
     clock, seconds = timing.clock_for(device), []
-    groups, together = (10, 5) if on_card else (2, 1)
+    groups, together = GROUPS[device]
     for _ in range(groups):  # of steps between two synchronisations
         start = clock.now()
         for _ in range(together):

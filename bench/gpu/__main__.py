@@ -1,6 +1,6 @@
 """Everything that needs a GPU: ``make gpu``, or ``python -m bench.gpu``.
 
-    python -m bench.gpu [--stages "build tests sanitize bench train"] [--full] [--dry]
+    python -m bench.gpu [--stages "build tests sanitize bench train"] [--full]
 
 Needs no network and nothing installed but torch, triton, msgspec, nvcc, ninja, pybind11 and pytest:
 cmpose is imported from the checkout. A stage ends within ``--stage-seconds``; what did not fit is
@@ -33,7 +33,6 @@ WORK = PROJECT / "build" / "gpu"
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
     made.add_argument("--stages", default=" ".join(STAGES), help=f"of {' '.join(STAGES)}")
-    made.add_argument("--dry", action="store_true", help="rehearses every stage on the CPU")
     made.add_argument("--full", action="store_true", help="max-autotune of peers, more samples")
     made.add_argument("--work", type=Path, default=WORK, help="folder of logs and state")
     made.add_argument("--results", type=Path, help="default bench/results/<card>.json")
@@ -66,7 +65,7 @@ def run(stage: str, state: State, options: argparse.Namespace) -> None:
         state,
         seconds=options.stage_seconds,
         workers=items.workers(stage, options.workers),
-        environment=items.environment(options.dry),
+        environment=items.ENVIRONMENT,
     )
     content = records.load_or_empty(options.results, provenance.machine())
     if not todo and stage in content["runs"]:
@@ -88,18 +87,15 @@ def run(stage: str, state: State, options: argparse.Namespace) -> None:
     print(f"{stage}: {status} in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def page(content: dict[str, Any], stages: list[str], *, dry: bool) -> str:
+def page(content: dict[str, Any], stages: list[str]) -> str:
     """The summary of a results file's content, for the terminal; ``stages`` are this call's."""
     lines = ["", f"{content['card']}: {' '.join(stages)}"]
-    if dry:
-        lines.append(f"a rehearsal; {records.NOT_A_RESULT}")
     for stage, run in content["runs"].items():
         counts = ", ".join(f"{count} {what}" for what, count in run["counts"].items())
         mark = "" if stage in stages else f" (earlier, {run['provenance']['utc']})"
         lines.append(f"{stage:9} {run['status']:7} {run['seconds']:6.0f} s  {counts}{mark}")
         lines += [f"    {text[:96]}" for text in run["details"][:8]]
-    if not dry:
-        lines += ["", tables.status([content]), "", tables.targets([content])]
+    lines += ["", tables.status([content]), "", tables.targets([content])]
     if content["train_step"]:
         lines += ["", tables.train_step([content])]
     return "\n".join(lines) + "\n"
@@ -112,22 +108,19 @@ def main(arguments: list[str] | None = None) -> int:
         stages = stages_of(options.stages)
     except ValueError as error:
         made.error(str(error))
-    if options.dry:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif provenance.device() == "cpu":
-        print("bench.gpu: torch sees no GPU; --dry rehearses every stage on the CPU")
+    if provenance.device() == "cpu":
+        print("bench.gpu: torch sees no GPU; cmpose doctor says what is missing")
         return 1
     work = options.work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     card = provenance.machine()
-    default = work / "results.json" if options.dry else records.path_of(card)
-    results = options.results = (options.results or default).resolve()
+    results = options.results = (options.results or records.path_of(card)).resolve()
     state = State(work, fingerprint())
     print(f"{card}; logs and state in {work.name}/, results in {results.name}", flush=True)
     for stage in stages:
         run(stage, state, options)
     content = records.load_or_empty(results, card)
-    summary = page(content, stages, dry=options.dry)
+    summary = page(content, stages)
     (work / "summary.txt").write_text(summary)
     if options.copy_to:
         options.copy_to.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """What each stage of ``make gpu`` runs: processes, as items.
 
-Each function takes the command's options; ``--dry`` rehearses a stage on a CPU with little of it.
+Each function takes the command's options.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ LONGEST = ("tests/kernels/test_compile_check.py", "tests/test_demo.py",
            "tests/train/test_real_people.py", "tests/train/test_train.py")  # fmt: skip
 """They start first, so that no process is left alone with one of them at the end."""
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", "CMPOSE_REQUIRE_CUDA_OPS": "1"}
+"""Of all processes; CUDA ops' tests must not skip."""
+
 PROCESS_BYTES = 2 * 10**9
 """Of a card's memory, for a process of tests: its CUDA context, and the tests' tensors."""
 
@@ -35,19 +38,14 @@ SANITIZED = "value or bitwise or strided or empty or uninitialised or layout"
 
 def build(options: Namespace) -> list[Item]:
     """The CUDA C++ core for the local card, put where ``cmpose._C`` is looked for."""
-    command = (sys.executable, "-m", "csrc.build")
-    if options.dry:
-        return [Item("which nvcc", (*command, "--nvcc"))]
+    command = (sys.executable, "-m", "csrc.build", "--in-place")
     major, minor = torch.cuda.get_device_capability()
     environment = {"CMPOSE_CUDA_ARCHS": f"{major}.{minor}"}
-    return [Item(f"cmpose._C for {major}.{minor}", (*command, "--in-place"), environment)]
+    return [Item(f"cmpose._C for {major}.{minor}", command, environment)]
 
 
 def tests(options: Namespace) -> list[Item]:
     """The whole suite, a process a file; the contract, which is longest, a process an op."""
-    if options.dry:
-        own = "tests/bench/test_records.py"
-        return [Item(own, (*PYTEST, own))]
     files = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "tests").rglob("test_*.py"))]
     files = [f for f in files if f not in (CONTRACT, *LEFT_OUT)]
     files.sort(key=lambda f: f not in LONGEST)
@@ -62,9 +60,6 @@ def sanitize(options: Namespace) -> list[Item]:
 
     Without such kernels, or without the tool, the stage says so and counts as not run.
     """
-    if options.dry:
-        rehearsed = (*PYTEST, CONTRACT, "-k", "merge_clusters-reference and (bitwise or empty)")
-        return [Item("no tool: merge_clusters reference", rehearsed)]
     tool = shutil.which("compute-sanitizer")
     kernels = [op for op in OPS if ops.available(op, provenance.device())["cuda"] is None]
     parts = {op: (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})") for op in kernels}
@@ -93,8 +88,6 @@ def bench(options: Namespace) -> list[Item]:
                    "--workers", str(workers("tests", options.workers)))  # fmt: skip
         return (*command, "--journal", str(journal), "--seconds", "{seconds}")
 
-    if options.dry:
-        return [Item("targets", measured("targets", "unmerge_tokens", "--quick"))]
     return [
         Item(
             f"{which}, {effort}",
@@ -112,16 +105,7 @@ def train(options: Namespace) -> list[Item]:
 
     command = (sys.executable, "-m", "bench.train_step", "--json", str(options.results))
     wanted = [(b, v) for b in ("base", "huge") for v in variants_on(provenance.device())]
-    if options.dry:
-        wanted = [("tiny", "eager reference"), ("tiny", "ours")]
     return [Item(f"{b} {v}", (*command, "--backbone", b, "--variant", v)) for b, v in wanted]
-
-
-def environment(dry: bool) -> dict[str, str]:
-    """Of all processes."""
-    if dry:
-        return {"OMP_NUM_THREADS": "1"}
-    return {"OMP_NUM_THREADS": "2", "CMPOSE_REQUIRE_CUDA_OPS": "1"}  # CUDA ops' tests must not skip
 
 
 def workers(stage: str, most: int) -> int:

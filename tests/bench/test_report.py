@@ -87,7 +87,7 @@ def test_the_bound_stands_beside_the_target() -> None:
 
 
 def test_the_summary_of_a_card_has_its_targets_and_train_step() -> None:
-    page = gpu.page(content(record(), steps=(step(),)), ["bench"], dry=False)
+    page = gpu.page(content(record(), steps=(step(),)), ["bench"])
     assert "| 100.0 (85 % of bound) | 3.00× compile; " in page
     assert "| ours | 700.0 | 45.7 | 20.0 | 46.0 % |" in page
     assert "| compiled reference | error: RuntimeError: no |" in page
