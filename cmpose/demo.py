@@ -55,6 +55,23 @@ def _showcase(data: Path) -> tuple[Path, Path]:
     return video, detections
 
 
+def render(data: Path) -> None:
+    """Renders the demo's training and held-out clips into ``data``; what is there is kept."""
+    for split, videos in (("train", TRAIN_VIDEOS), ("val", VAL_VIDEOS)):
+        summary = render_dataset(
+            data,
+            videos=videos,
+            frames=FRAMES,
+            seed=SEED,
+            split=split,
+            max_people=3,
+            fps=FPS,
+            difficulty=DIFFICULTY,
+            workers=2,
+        )
+        print(f"     {summary}")
+
+
 def demo(output: str | Path, recipe: str | Path | None = None) -> dict[str, Any]:
     """Renders clips, trains a small CM-Pose, evaluates it and explains it, below ``output``.
 
@@ -83,22 +100,10 @@ def _demo(output: Path, recipe: str | Path | None) -> dict[str, Any]:
     data = output / "data"
     config.data.root = str(data)
     print("1/4  render people: training and held-out clips")
-    for split, videos in (("train", TRAIN_VIDEOS), ("val", VAL_VIDEOS)):
-        summary = render_dataset(
-            data,
-            videos=videos,
-            frames=FRAMES,
-            seed=SEED,
-            split=split,
-            max_people=3,
-            fps=FPS,
-            difficulty=DIFFICULTY,
-            workers=2,
-        )
-        print(f"     {summary}")
+    render(data)
     print("2/4  train a small CM-Pose on them")
     run = output / "train"
-    metrics = train(config, run, resume=True)
+    metrics = train(config, run, resume=run.exists())
     print("3/4  the same boxes, always answering the mean pose")
     baseline, _ = score_mean_pose(config, output / "mean_pose")
     print("4/4  predict a held-out clip, with pictures of what each pose was read from")

@@ -67,7 +67,7 @@ def run_one(config: Config, folder: Path, name: str, seed: int, threads: int) ->
     """
     torch.set_num_threads(threads)
     trained = training_folder(folder, name, seed)
-    metrics = train(config, trained, resume=True, progress=False)
+    metrics = train(config, trained, resume=trained.exists(), progress=False)
     result = {
         "name": name,
         "seed": seed,

@@ -1,0 +1,1 @@
+"""What is learnt from where: commands that train models and print their AP."""

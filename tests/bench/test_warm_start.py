@@ -1,0 +1,40 @@
+"""bench.learning.warm_start: what is trained is a ViTPose, and CM-Pose starts as it."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.learning import warm_start
+from cmpose.models.cmpose import CMPose
+from cmpose.models.weights.pretrained import load_pretrained
+from tests.recipes import FINE, recipe
+
+
+def test_cm_pose_starts_as_the_vitpose_that_was_trained(rendered, tmp_path):
+    size = {"model.image_size": [64, 64], "model.stem": "patch", "train.epochs": 1}
+    fields = {f"model.{name}": value for name, value in warm_start.VITPOSE.items()}
+    config = recipe(rendered, **size, **fields, **{"model.identity_start": True})
+    file, state = warm_start.train_vitpose(config, tmp_path)
+    assert state.step > 0
+    whole = recipe(rendered, **size | FINE, **{"model.identity_start": True}).model
+    clips = torch.randn(2, whole.num_frames, 3, 64, 64)
+    with torch.no_grad():
+        model = CMPose(whole).eval()
+        fresh = model(clips).heatmaps
+        load_pretrained(model, file)
+        expected = state.model.eval()(clips[:, whole.num_frames // 2, None]).heatmaps
+        torch.testing.assert_close(model(clips).heatmaps, expected, atol=1e-5, rtol=0)
+    assert (fresh - expected).abs().max() > 1e-3
+
+
+def test_the_table_has_every_start_by_steps():
+    text = warm_start.result_table(
+        {"people": 40.04}, {"people": {"warm": {0: 40.0, 8: 51.26}, "scratch": {0: 0.0, 8: 9.0}}}
+    )
+    assert text.splitlines() == [
+        "| AP on people | before training | after 8 steps |",
+        "|---|---|---|",
+        "| warm | 40.0 | 51.3 |",
+        "| scratch | 0.0 | 9.0 |",
+        "| ViTPose itself | 40.0 |  |",
+    ]
