@@ -8,7 +8,7 @@ videos, and from the real people of the PoseTrack18 sample, by the recipe's lear
 scratch and by a quarter of it from weights. Every AP is of ground-truth boxes; the rendered ones
 are held-out clips, the sample's those that are learnt.
 
-Data that lie in ``--data`` already, and runs in ``--work``, are kept. Renews the table of
+Data that lie in ``--data`` already, and what is trained in ``--work``, are kept. Renews the table of
 ``docs/weights.md``.
 """
 
@@ -67,8 +67,15 @@ def percent(model: CMPose, config: Config, folder: Path) -> float:
 
 
 def train_vitpose(config: Config, work: Path) -> tuple[Path, TrainingState]:
-    """Trains backbone and head alone; their file, under ViTPose's names, and the trained state."""
+    """Trains backbone and head alone; their file, under ViTPose's names, and the model's state.
+
+    A file that is there is kept.
+    """
+    file = work / "vitpose.pth"
     clips, config = open_training_clips(config, CPU)
+    if file.exists():
+        model = replace(config.model, pretrained=str(file))
+        return file, new_state(replace(config, model=model), clips, CPU)
     state = new_state(config, clips, CPU)
     for parameter in state.model.coarse.parameters():
         parameter.requires_grad_(False)
@@ -83,9 +90,9 @@ def train_vitpose(config: Config, work: Path) -> tuple[Path, TrainingState]:
         for name, tensor in state.model.state_dict().items()
         if name.startswith(("backbone.", "head."))
     }
-    with whole_file(work / "vitpose.pth") as file:
-        torch.save({"state_dict": weights}, file)
-    return work / "vitpose.pth", state
+    with whole_file(file) as partial:
+        torch.save({"state_dict": weights}, partial)
+    return file, state
 
 
 def learn_on(config: Config, folder: Path) -> dict[int, float]:
@@ -148,9 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("build/warm_start"))
     parser.add_argument("--data", type=Path, help="the demo's data; default in --work")
-    parser.add_argument("--videos", type=int, default=32, help="to learn on from")
-    parser.add_argument("--vitpose-epochs", type=int, default=2, help="over all videos")
-    parser.add_argument("--epochs", type=int, nargs=2, default=(1, 30), help="rendered, sample")
+    parser.add_argument("--videos", type=int, default=16, help="to learn on from")
+    parser.add_argument("--vitpose-epochs", type=int, default=1, help="over all videos")
+    parser.add_argument("--epochs", type=int, nargs=2, default=(1, 15), help="rendered, sample")
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args(arguments)
     source, data = provenance.provenance(), args.data or args.work / "data"
@@ -175,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(name, start, aps[name][start], flush=True)
     made = origin(
         source,
-        f"the ViTPose took {trained.step} steps on the demo's clips",
+        f"the ViTPose took {args.vitpose_epochs} epoch(s) of the demo's clips",
         f"the rendered people to learn on are those of {args.videos} of its videos",
         "one seed",
     )

@@ -24,6 +24,9 @@ def test_cm_pose_starts_as_the_vitpose_that_was_trained(rendered, tmp_path):
         load_pretrained(model, file)
         expected = state.model.eval()(clips[:, whole.num_frames // 2, None]).heatmaps
         torch.testing.assert_close(model(clips).heatmaps, expected, atol=1e-5, rtol=0)
+        again = warm_start.train_vitpose(config, tmp_path)[1].model.eval()
+        kept = again(clips[:, whole.num_frames // 2, None]).heatmaps
+        torch.testing.assert_close(kept, expected, atol=1e-6, rtol=0)
     assert (fresh - expected).abs().max() > 1e-3
 
 
