@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmpose.ops import backends, checks, library
+from cmpose.ops.cpu import warp_clips as cpu
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,6 +57,12 @@ def _source(inverse: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def _normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Of each channel what (value / 255 − mean) / std multiplies by and adds to a weighted sum."""
+    scale = [1.0 / (_FRACTION**2 * 255.0 * s) for s in std]
+    return scale, [-m / s for m, s in zip(mean, std, strict=True)]
+
+
 def warp_clips_reference(
     frames: Tensor,
     matrices: Tensor,
@@ -85,11 +92,21 @@ def warp_clips_reference(
                 column.clamp(0, width - 1)[:, None],
             ]
             value = value + weight * pixel
-    # (value / 255 − mean) / std in one multiply and add.
-    scale = [1.0 / (_FRACTION**2 * 255.0 * s) for s in std]
-    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    scale, shift = _normalization(mean, std)
     channels = [value[..., c] * scale[c] + shift[c] for c in range(3)]
     return torch.stack(channels, dim=2).to(dtype)
+
+
+def _cpu_forward(
+    frames: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    positions = _source(_inverse(matrices), size)
+    return cpu.forward(frames, *positions, _FRACTION_BITS, *_normalization(mean, std), dtype)
 
 
 # -- registered op --------------------------------------------------------------------------------
@@ -112,6 +129,7 @@ _forward = library.register(
     "ScalarType dtype, str backend) -> Tensor",
     _fake,
     reference=warp_clips_reference,
+    cpu=_cpu_forward,
     triton=library.triton_kernel("warp_clips", "forward"),
 )
 
@@ -186,4 +204,4 @@ def _triton_limits(dtype: torch.dtype, matrices: Tensor) -> str | None:
     return backends.interpreter_refusal(dtype=dtype, matrices=matrices)
 
 
-backends.entry(warp_clips, "frames", triton=_triton_limits)
+backends.entry(warp_clips, "frames", cpu=None, triton=_triton_limits)

@@ -99,6 +99,24 @@ def test_channels_first_storage() -> None:
     assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_cpu_path_has_the_reference_s_bits(dtype: torch.dtype) -> None:
+    """Of frames as they are decoded, channels first, cut out of larger ones, and expanded."""
+    clips, wide = noise_frames(len(MATRICES), 2, 20, 16), noise_frames(len(MATRICES), 2, 23, 21)
+    layouts = (
+        clips,
+        clips.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2),
+        wide[:, :, 2:22, 3:19],
+        wide[:1, :, ::2].expand(len(MATRICES), -1, -1, -1, -1),
+    )
+    for frames in layouts:
+        a, b = (
+            ops.warp_clips(frames, MATRICES, (31, 17), dtype=dtype, backend=backend)
+            for backend in ("reference", "cpu")
+        )
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_output_dtype(dtype: torch.dtype) -> None:
     frames = noise_frames(1, 2, 20, 16)
