@@ -19,8 +19,6 @@ from typing import Any
 import torch
 
 from bench.harness import measure, op_tests, records, timing
-from bench.harness.bound import measure_rates
-from bench.harness.journal import Journal
 from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import Workload
 from cmpose import provenance
@@ -92,7 +90,6 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
         setting = replace(setting, compiled=options.full, turns=3, seconds=0.2)
     elif device == "cpu":
         print(records.NOT_A_RESULT)
-    journal = Journal(options.journal)
     outcomes: dict[str, Any] = {}
     if device == "cuda" and not options.no_gate:
         outcomes = op_tests.run(backends, workers=options.workers)
@@ -100,9 +97,10 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
         for backend, tests in by_backend.items():
             counts = f"{tests['tests']} passed, {tests['failed']} failed"
             print(f"tests of {op} {backend}: {tests['status']}, {counts}")
-    rates = measure_rates(device)
+    rates = timing.measure_rates(device)
     print(f"{rates}\n")
-    return measure.Run(rates, setting, timing.clock_for(device), origin, outcomes, journal)
+    clock, journal = timing.clock_for(device), records.Journal(options.journal)
+    return measure.Run(rates, setting, clock, origin, outcomes, journal)
 
 
 def run_one(workload: Workload, backends: list[str], run: measure.Run, path: Path | None) -> bool:

@@ -11,7 +11,6 @@ clip's time into stages. The pictures are rendered here; ``--root`` takes a data
 from __future__ import annotations
 
 import argparse
-import functools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -86,35 +85,18 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._running = ["rest"]
-        self._since = time.thread_time()
-
-    def _switch(self) -> None:
-        now = time.thread_time()
-        self.seconds[self._running[-1]] += now - self._since
-        self._since = now
+        self._within = 0.0  # of the stages that have ended within the one that runs
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """The block counts for a stage; the time before it for the one around it."""
-        self._switch()
-        self._running.append(name)
+        """The block, or every call of the function that this decorates, counts for a stage."""
+        started, before, self._within = time.thread_time(), self._within, 0.0
         try:
             yield
         finally:
-            self._switch()
-            self._running.pop()
-
-    def watch(self, stack: ExitStack, owner: Any, name: str, stage: str) -> None:
-        """Counts every call of a function for a stage, until ``stack`` is closed."""
-        function = getattr(owner, name)
-
-        @functools.wraps(function)
-        def counted(*args: Any, **more: Any) -> Any:
-            with self.stage(stage):
-                return function(*args, **more)
-
-        stack.enter_context(patch.object(owner, name, counted))
+            spent = time.thread_time() - started
+            self.seconds[name] += spent - self._within
+            self._within = before + spent
 
 
 def staged(clips: ClipDataset, batches: int) -> dict[str, float]:
@@ -125,12 +107,15 @@ def staged(clips: ClipDataset, batches: int) -> dict[str, float]:
     them there. The copy to a GPU needs one and is not measured.
     """
     rng, stages = np.random.default_rng(0), Stages()
-    with ExitStack() as stack:
-        stages.watch(stack, frames, "read_with_header", "read")
-        stages.watch(stack, TileCache, "tile", "read")
-        stages.watch(stack, pictures, "_decode", "decode")
-        stages.watch(stack, ClipPixels, "of", "warp or cut")
-        stages.watch(stack, ClipDataset, "_item", "augment")
+    watched: tuple[tuple[Any, str, str], ...] = (
+        (frames, "read_with_header", "read"), (TileCache, "tile", "read"),
+        (pictures, "_decode", "decode"), (ClipPixels, "of", "warp or cut"),
+        (ClipDataset, "_item", "augment"),
+    )  # fmt: skip
+    with ExitStack() as stack, stages.stage("rest"):
+        for owner, name, stage in watched:
+            counted = stages.stage(stage)(getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, counted))
         for epoch in range(batches):
             items = [clips[epoch, int(i)] for i in rng.integers(len(clips), size=BATCH)]
             with stages.stage("collate"):
@@ -143,8 +128,6 @@ def staged(clips: ClipDataset, batches: int) -> dict[str, float]:
                     batch["keypoints"], batch["visible"], image_size=SIZE,
                     heatmap_size=(SIZE[0] // 4, SIZE[1] // 4),
                 )  # fmt: skip
-        with stages.stage("rest"):
-            pass
     return {name: 1e3 * value / (batches * BATCH) for name, value in stages.seconds.items()}
 
 
@@ -175,8 +158,8 @@ STAGED = ("frames", "frames, reduced", "raw", "jpeg")
 Rows = list[tuple[str, ...]]
 
 
-def measured(name: str, root: Path, caches: Path, seconds: float) -> tuple[Rows, Rows]:
-    """Rows of both tables for one data set; prints what it holds."""
+def measured(rows: Rows, stages: Rows, name: str, root: Path, caches: Path, seconds: float) -> None:
+    """Adds one data set's rows to both tables; prints what it holds."""
     sequences = load_annotations("annotations/train", root)
     records = clips_of(sequences, root, caches, "frames", "host").records
     # What a cut-out costs depends on how large people are.
@@ -187,8 +170,6 @@ def measured(name: str, root: Path, caches: Path, seconds: float) -> tuple[Rows,
         f"(10th and 90th percentile {low:.0f} and {high:.0f})\n",
         flush=True,
     )
-    rows: Rows = []
-    stages: Rows = []
     for store in STORES:
         for warp in ("host", "device"):
             clips = clips_of(sequences, root, caches, store, warp)
@@ -197,9 +178,7 @@ def measured(name: str, root: Path, caches: Path, seconds: float) -> tuple[Rows,
             rows.append((name, store, warp, f"{rate:,.0f}", *cores, f"{megabytes:.2f}"))
             if store in STAGED:
                 split = staged(clips, max(1, round(seconds * rate / BATCH / 2)))
-                times = (f"{value:.2f}" for value in split.values())
-                stages.append((name, store, warp, *times))
-    return rows, stages
+                stages.append((name, store, warp, *(f"{ms:.2f}" for ms in split.values())))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -213,8 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds, videos, length = (0.5, 2, 4) if args.quick else (2.0, 6, 20)
     more = f"crops {SIZE[0]}×{SIZE[1]}, {NUM_FRAMES} frames, batches of {BATCH}\n"
     print(origin(provenance(), "one core", f"OpenCV {cv2.__version__}", more))
-    rows: Rows = []
-    stages: Rows = []
+    both: tuple[Rows, Rows] = [], []
     with tempfile.TemporaryDirectory() as folder:
         sources: dict[str, Path] = {"given": Path(args.root)} if args.root else {}
         for name, size in {} if args.root else PICTURES.items():
@@ -224,9 +202,9 @@ def main(arguments: list[str] | None = None) -> None:
                 workers=2, progress=False,
             )  # fmt: skip
         for name, root in sources.items():
-            more_rows, more_stages = measured(name, root, Path(folder) / f"{name}-caches", seconds)
-            rows, stages = rows + more_rows, stages + more_stages
-    print(f"{table(HEAD, rows)}\n\nProcessor time of a clip:\n\n{table(STAGE_HEAD, stages)}")
+            measured(*both, name, root, Path(folder) / f"{name}-caches", seconds)
+    rates, stages = map(table, (HEAD, STAGE_HEAD), both)
+    print(f"{rates}\n\nProcessor time of a clip:\n\n{stages}")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,27 +70,26 @@ def variants(device: str, of: str = "speed") -> dict[str, dict[str, str]]:
 def products(plain: dict[str, str], world: World) -> dict[str, dict[str, str]]:
     """Name → fields of the cheaper products that this device can take."""
     fields: dict[str, dict[str, str]] = {}
-    kinds: tuple[tuple[Literal["fp8", "fp16_accumulate"], Literal["bf16", "fp16"]], ...] = (
-        ("fp8", "bf16"),
-        ("fp16_accumulate", "fp16"),
-    )
-    for name, precision in kinds:
-        try:
-            check_products(TrainConfig(products=name, precision=precision), world)
-        except ValueError:
-            continue
-        fields[name] = plain | {"train.products": name, "train.precision": precision}
+    for kind in (
+        TrainConfig(products="fp8", precision="bf16"),
+        TrainConfig(products="fp16_accumulate", precision="fp16"),
+    ):
+        with suppress(ValueError):
+            check_products(kind, world)
+            own = {"train.products": kind.products, "train.precision": kind.precision}
+            fields[kind.products] = plain | own
     return fields or {"fp8, emulated": plain | {"train.products": "fp8_emulated"}}
 
 
-def recipe(data: Path, device: str, steps: int) -> Config:
-    """The ablations' small model on small crops."""
+def recipe(data: Path, device: str, steps: int, **fields: str | int) -> Config:
+    """The ablations' small model on small crops, with a variant's fields."""
     config = configuration.load(
         str(files("cmpose.configs") / "ablate_cpu.yaml"),
         **{
             "data.root": str(data), "model.image_size": [96, 80], "model.depth": 1,
             "model.head_channels": 32, "model.num_clusters": 6, "train.log_every": 1,
             "train.device": device, "train.precision": "bf16" if device == "cuda" else "fp32",
+            **fields,
         },
     )  # fmt: skip
     per_epoch = len(open_clips(config, train=True, quiet=True)) // config.train.batch_size
@@ -214,15 +214,12 @@ def measure(
             work / "data", videos=videos, frames=FRAMES, seed=7, split=split, max_people=2,
             fps=6.25, workers=2, progress=False,
         )  # fmt: skip
-    config = recipe(work / "data", device, steps)
     curves: Curves = {}
     ap: dict[str, dict[int, float]] = {}
     for name, fields in variants(device, of).items():
         for seed in range(seeds):
-            config.train.seed = seed
-            for dotted, value in fields.items():
-                part, field = dotted.split(".")
-                setattr(getattr(config, part), field, value)
+            given: dict[str, str | int] = {**fields, "train.seed": seed}
+            config = recipe(work / "data", device, steps, **given)
             torch.compiler.reset()  # models of the last runs are nothing to this one
             folder = work / "runs" / f"{slug(name)}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)

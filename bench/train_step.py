@@ -22,7 +22,6 @@ from torch.profiler import record_function
 
 from bench import spatial_attention, temporal_attention
 from bench.harness import records, timing
-from bench.harness.bound import measure_rates
 from bench.harness.measure import message
 from bench.harness.workload import Draw
 from bench.report import tables
@@ -287,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         "backbone": options.backbone, "batch": batch, "precision": options.precision,
         "shape": {"T": config.num_frames, "K": config.num_keypoints, "height": height,
                   "width": width},
-        "variants": {}, "rates": asdict(measure_rates(device)),
+        "variants": {}, "rates": asdict(timing.measure_rates(device)),
         "note": changed or None if origin["gpu"] else records.NOT_A_RESULT, "provenance": origin,
     }  # fmt: skip
     names = [options.variant] if options.variant else variants_on(device)

@@ -1,4 +1,7 @@
-"""Measures one workload: the op on each backend, and every peer, in one race."""
+"""Measures one workload: the op on each backend, and every peer, in one race.
+
+Errors are against exact results: the op's reference in float64 on the same inputs.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bench.harness import records, timing
-from bench.harness.accuracy import WRONG, exact_outcome, outcome, relative_error
-from bench.harness.bound import Rates
-from bench.harness.journal import Journal
 from bench.harness.peers import Function, WrongResult, check_ran, kernel_names
 from bench.harness.shapes import BACKWARD, BOTH, FORWARD
 from bench.harness.workload import OpBench, Peer, Workload, tensors, total_bytes
 from cmpose import ops, provenance
 
 NOT_RUN = {"status": "not run", "tests": 0, "failed": 0, "command": "--no-gate"}
+
+WRONG = 0.1
+"""From this relative error on a result is a wrong one; bfloat16's is a hundredth of it."""
 
 KERNELS_KEPT = 6
 """Names of kernels that a record holds of each entrant."""
@@ -58,13 +62,13 @@ def setting_of(full: bool, device: str, peers: bool) -> Setting:
 class Run:
     """What all workloads of one run share."""
 
-    rates: Rates  # the card's, measured in this run
+    rates: timing.Rates  # the card's, measured in this run
     setting: Setting
     clock: timing.Clock
     origin: dict[str, Any]  # provenance of the records
     # op → backend → outcome of its tests in this run; no speed-up without it
     op_tests: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    journal: Journal = field(default_factory=Journal)
+    journal: records.Journal = field(default_factory=records.Journal)
 
 
 def call_of(
@@ -86,6 +90,43 @@ def call_of(
     return lambda: torch.autograd.grad(
         outputs, inputs, upstream, retain_graph=True, allow_unused=True
     )
+
+
+def relative_error(result: list[Tensor], exact: list[Tensor]) -> float:
+    """‖result − exact‖ / ‖exact‖ over all tensors together."""
+    pairs = zip(result, exact, strict=True)
+    difference = sum(float((a.double() - b).square().sum()) for a, b in pairs)
+    size = sum(float(b.square().sum()) for b in exact)
+    return (difference / size) ** 0.5 if size else difference**0.5
+
+
+def outcome(
+    function: Callable[..., Any], arguments: dict[str, Any], bench: OpBench, direction: str
+) -> list[Tensor]:
+    """What the error is taken of: floating results; the gradients too unless only forward."""
+    result = function(**arguments)
+    values = [t.detach() for t in tensors(result) if t.is_floating_point()]
+    if direction == FORWARD:
+        return values
+    outputs = [t for t in tensors(result) if t.requires_grad]
+    inputs = [arguments[name] for name in bench.gradients]
+    # By way of bfloat16, so the same numbers in every dtype.
+    spread = [torch.linspace(-1, 2, o.numel(), device=o.device).view(o.shape) for o in outputs]
+    upstream = [s.bfloat16().to(o.dtype) for s, o in zip(spread, outputs, strict=True)]
+    gradients = torch.autograd.grad(outputs, inputs, upstream)
+    return list(gradients) if direction == BACKWARD else [*values, *gradients]
+
+
+def exact_outcome(arguments: dict[str, Any], bench: OpBench, direction: str) -> list[Tensor]:
+    """The reference's in float64 on the same, already rounded inputs."""
+
+    def exact(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        return value.detach().double().requires_grad_(value.requires_grad)
+
+    double = pytree.tree_map_only(Tensor, exact, arguments)
+    return outcome(lambda **kw: bench.call(**kw, backend="reference"), double, bench, direction)
 
 
 def rotated_inputs(
@@ -238,18 +279,11 @@ class _Measurement:
         best = min(alike, key=alike.__getitem__, default=None)
         is_ratio = "threads" in self.workload.shape  # to the peers, on a CPU
         proven = op_tests["status"] == "passed" and origin["gpu"] is not None
-        record = {
-            "op": self.workload.op,
-            "direction": self.workload.direction,
-            "shape": dict(self.workload.shape),
-            "dtype": self.workload.dtype,
+        record = asdict(self.workload) | {
             "backend": backend,
-            "us": us,
-            "wall_us": ours.wall_us,
-            "timer": ours.timer,
+            **{name: getattr(ours, name) for name in ("us", "wall_us", "timer", "peak_bytes")},
             "input_sets": len(self.sets),
             "cold": self.cold,
-            "peak_bytes": ours.peak_bytes,
             "bytes": moved,
             "flops": flops,
             "bound_us": round(bound, 4),

@@ -1,7 +1,8 @@
 """Records of measurements: their schema, and the files that hold them.
 
 ``bench/results/<card>.json`` is written by the commands of this folder and never by hand; it
-appears whole or not at all, so that a cut run leaves a whole file behind.
+appears whole or not at all, so that a cut run leaves a whole file behind. A :class:`Journal` tells
+the next process what a cut run was doing and has done.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from bench.harness.workload import Workload
 from cmpose.data.formats.reader import convert, parse_file
 from cmpose.files import write_json
 from cmpose.provenance import PROJECT
@@ -252,3 +254,48 @@ def add(content: Record, records: Iterable[Record] = (), steps: Iterable[Record]
     """Puts records into a results file; a newer one replaces the older of the same workload."""
     for name, new in (("records", records), ("train_step", steps)):
         content[name] = list({_key(entry): entry for entry in [*content[name], *new]}.values())
+
+
+class Journal:
+    """Kept in a file, which a process that is lost leaves to the one that follows it.
+
+    Args:
+        path: None keeps nothing on disk.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {"running": None, "died": {}, "failed": {}, "done": []}
+        if path is not None and path.is_file():
+            self.state = json.loads(path.read_text())
+        if self.state["running"] is not None:
+            # The process before this one did not get past it; once can have been lack of time.
+            workload, entrant = self.state["running"]
+            times = self.state["died"].setdefault(workload, {})
+            times[entrant] = times.get(entrant, 0) + 1
+            if times[entrant] > 1:
+                text = "error: the process died or was stopped twice while it ran"
+                self.fail(workload, entrant, text)
+            self._save(running=None)
+
+    def _save(self, **changes: Any) -> None:
+        self.state |= changes
+        if self.path is not None:
+            write_json(self.path, self.state)
+
+    def began(self, workload: Workload, entrant: str) -> None:
+        self._save(running=[str(workload), entrant])
+
+    def fail(self, workload: str, entrant: str, message: str) -> None:
+        self.state["failed"].setdefault(workload, {})[entrant] = message
+        self._save(running=None)
+
+    def failures(self, workload: Workload) -> dict[str, str]:
+        """Entrant → why it failed in a process before this one."""
+        return dict(self.state["failed"].get(str(workload), {}))
+
+    def finish(self, workload: Workload) -> None:
+        self._save(running=None, done=[*self.state["done"], str(workload)])
+
+    def is_done(self, workload: Workload) -> bool:
+        return str(workload) in self.state["done"]

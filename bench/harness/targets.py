@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.harness.bound import RTX_4090
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD
+from bench.harness.timing import RTX_4090
 from bench.harness.workload import OpBench, Workload
 from cmpose.ops.backends import OPS
 
@@ -48,7 +48,7 @@ class Target:
 
     @property
     def rtx_4090_bound_us(self) -> float:
-        """By its datasheet, see ``bound.py``."""
+        """By its datasheet, see ``timing.py``."""
         workload, bench = self.workload, bench_of(self.op)
         flops = bench.flops(workload.shape, workload.direction)
         return RTX_4090.bound_us(bench.bytes_of(workload), flops, workload.dtype)

@@ -30,7 +30,7 @@ from bench import __main__ as program
 from bench import train_step
 from bench.gpu import __main__ as gpu
 from bench.gpu import items, stages
-from bench.harness import bound, measure, op_tests, timing
+from bench.harness import measure, op_tests, timing
 from bench.harness.workload import Draw, OpBench
 from cmpose.config import ModelConfig
 from cmpose.ops import backends
@@ -166,10 +166,8 @@ def make_it_small() -> None:
     measure.setting_of = lambda full, device, peers: measure.Setting(
         full=full, turns=1, seconds=0.0, peers=peers, compiled=False
     )
-    rates = bound.measure_rates
-    program.measure_rates = train_step.measure_rates = lambda device: rates(
-        device, side=32, copied=4096
-    )
+    rates = timing.measure_rates
+    timing.measure_rates = lambda device: rates(device, side=32, copied=4096)
     program.OPS = items.OPS = OPS
     arguments = OpBench.arguments
 

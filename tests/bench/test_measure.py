@@ -15,11 +15,11 @@ import torch
 
 from bench import __main__ as program
 from bench.harness import measure, records, timing
-from bench.harness.bound import Rates
-from bench.harness.journal import Journal
 from bench.harness.measure import Run, Setting
+from bench.harness.records import Journal
 from bench.harness.shapes import BACKWARD, BOTH, FORWARD, FP32
 from bench.harness.targets import TARGETS, bench_of
+from bench.harness.timing import Rates
 from bench.harness.workload import Peer, Workload
 from cmpose.ops.backends import OPS
 from tests.bench.samples import ORIGIN, PASSED, RATES

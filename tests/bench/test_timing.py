@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.harness import bound, timing
-from bench.harness.bound import RTX_4090, Rates
+from bench.harness import timing
 from bench.harness.shapes import BF16, FP32
+from bench.harness.timing import RTX_4090, Rates
 from tests.bench.samples import RATES
 
 
@@ -97,7 +97,7 @@ def test_rates_count_both_sides_of_a_copy_and_two_operations_a_product(
     monkeypatch.setattr(timing.Clock, "seconds", lambda clock, ready: 0.5)
     assert set(RATES) == set(asdict(Rates(**RATES)))  # as records hold them
     before = torch.get_float32_matmul_precision()
-    result = bound.measure_rates("cpu", side=64, copied=4096)
+    result = timing.measure_rates("cpu", side=64, copied=4096)
     assert result.copy_bytes_per_s == 2 * 4096 / 0.5
     assert result.bf16_flops_per_s == result.fp32_flops_per_s == 2 * 64**3 / 0.5
     assert torch.get_float32_matmul_precision() == before

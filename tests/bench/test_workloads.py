@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import dpc_knn
-from bench.harness.accuracy import exact_outcome, outcome, relative_error
+from bench.harness.measure import exact_outcome, outcome, relative_error
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import bench_of
 from bench.harness.workload import OpBench, Workload, total_bytes
