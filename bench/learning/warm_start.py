@@ -8,8 +8,8 @@ videos, and from the real people of the PoseTrack18 sample, by the recipe's lear
 scratch and by a quarter of it from weights. Every AP is of ground-truth boxes; the rendered ones
 are held-out clips, the sample's those that are learnt.
 
-Data that lie in ``--data`` already, and what is trained in ``--work``, are kept. Renews the table of
-``docs/weights.md``.
+Data that lie in ``--data`` already, and what is trained in ``--work``, are kept. Renews the table
+of ``docs/weights.md``.
 """
 
 from __future__ import annotations
