@@ -200,7 +200,7 @@ def heatmap_loss(
     if normalizer is not None:
         checks.normalizer(normalizer, pred)
     if checks.readable(visible):
-        if visible.dtype != torch.bool and not bool((visible >= 0).all()):
+        if visible.dtype != torch.bool and visible.numel() and not visible.min().item() >= 0:
             raise ValueError("visible must be ≥ 0 everywhere, got a negative or NaN weight")
         any_nan = math.isnan(keypoints.sum().item())  # which mostly tells that there is none
         if any_nan and bool((keypoints.isnan().any(dim=-1) & (visible > 0)).any()):
