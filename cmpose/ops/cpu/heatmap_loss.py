@@ -11,10 +11,10 @@ from torch import Tensor
 def _profiles(centres: Tensor, length: int, sigma: float) -> Tensor:
     """Both axes of the Gaussians, cut at 3σ: [B, K, 2] → [B, K, 2, length]."""
     offset = torch.arange(length, dtype=centres.dtype) - centres[..., None]
-    outside = (offset.abs() <= 3 * sigma).logical_not_()  # where the centre is NaN too
+    inside = offset.abs() <= 3 * sigma  # nowhere if the centre is NaN
     # What is cut is not computed: it would be subnormal, which takes a CPU long.
     value = offset.square_().mul_(-0.5 / sigma**2).clamp_(min=-5.0).exp_()
-    return value.masked_fill_(outside, 0.0)
+    return torch.where(inside, value, 0.0)
 
 
 def forward(
