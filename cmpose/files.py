@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import threading
 import warnings
@@ -183,9 +184,27 @@ def rename(old: Path, new: Path) -> None:
     os.replace(old, new)
 
 
+def _new_mode(path: Path) -> int:
+    """The mode that the umask gives a new file at ``path``, where there is none."""
+    path.touch()
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Some libraries, such as safetensors, write files that only their owner may read."""
+    if not path.is_symlink() and path.stat().st_mode != mode:
+        path.chmod(stat.S_IMODE(mode))
+
+
 @contextmanager
 def whole_file(
-    path: str | os.PathLike[str], remedy: str = "", *, durable: bool = True
+    path: str | os.PathLike[str],
+    remedy: str = "",
+    *,
+    durable: bool = True,
+    keep_mode: bool = False,
 ) -> Iterator[Path]:
     """A path to write to, which becomes ``path`` when the block ends well.
 
@@ -194,6 +213,8 @@ def whole_file(
         remedy: as for :func:`writing`.
         durable: waits until it is on the disk, so that it is whole after a power cut too. Without,
             it is after a kill; for pictures by the thousand, which can be made again.
+        keep_mode: leaves the mode that the block has given it, as for a copy of a user's file;
+            else it is the umask's, whichever library wrote it.
 
     Raises:
         OutputError: as :func:`writing`.
@@ -207,7 +228,10 @@ def whole_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
         try:
+            mode = _new_mode(partial)
             yield partial
+            if not keep_mode:
+                _set_mode(partial, mode)
             if durable:
                 sync(partial)
             rename(partial, path)
@@ -250,7 +274,11 @@ def whole_folder(
         _recover(path)
         partial.mkdir()
         try:
+            mode = _new_mode(partial / _PARTIAL)
             yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    _set_mode(file, mode)
             if path.is_dir():
                 _keep_others(path, partial, is_ours)
             if durable:

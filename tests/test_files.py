@@ -36,6 +36,35 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
 
 # -- whole or not at all ----------------------------------------------------------------------
 
+
+def test_what_is_written_has_the_umasks_mode_whichever_library_wrote_it(tmp_path):
+    """safetensors makes files that only their owner may read."""
+    tensors, kept, link = {"a": torch.zeros(1)}, tmp_path / "folder" / "kept", tmp_path / "link"
+    kept.parent.mkdir()
+    kept.touch(0o600)
+    before = os.umask(0o027)
+    try:
+        with files.whole_file(tmp_path / "one") as partial:
+            save_file(tensors, partial)
+        with files.whole_folder(tmp_path / "folder") as partial:
+            save_file(tensors, partial / "two")
+        files.write_text(tmp_path / "text", "a")
+        with files.whole_file(tmp_path / "copy", keep_mode=True) as partial:
+            partial.touch(0o600)
+        with files.whole_file(link) as partial:
+            partial.symlink_to(kept)
+    finally:
+        os.umask(before)
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()
+    }
+    usual, own = 0o640, 0o600
+    assert modes == {
+        "one": usual, "two": usual, "text": usual, "kept": own, "copy": own, "link": own,
+    }  # fmt: skip
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["kept", "two"]
+
+
 _REPLACE = """
 import os, sys
 from pathlib import Path

@@ -194,7 +194,8 @@ def _place(picture: Path, target: Path, how: Literal["copy", "link"]) -> None:
         if (there.st_size, there.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
             return
     _unlink_link(target)
-    with whole_file(target, "run the same command again", durable=False) as partial:
+    again = "run the same command again"
+    with whole_file(target, again, durable=False, keep_mode=True) as partial:
         if how == "link":
             partial.symlink_to(picture.resolve())
         else:

@@ -61,8 +61,10 @@ def quantize(x: Tensor, dtype: torch.dtype) -> Scaled:
 def _turned(x: Tensor) -> Tensor:
     """xᵀ [C, M'] of x [M, C]; zeros fill it up to a whole number of ``ALIGNMENT``."""
     missing = -x.shape[0] % ALIGNMENT
-    # Not every device fills fp8 up; a zero's bits are zeros.
-    return F.pad(x.view(torch.uint8).t(), (0, missing)).contiguous().view(x.dtype)
+    turned = x.view(torch.uint8).t()  # not every device fills fp8 up; a zero's bits are zeros
+    if missing:  # it would be copied otherwise too
+        turned = F.pad(turned, (0, missing))
+    return turned.contiguous().view(x.dtype)
 
 
 class _Products(NamedTuple):

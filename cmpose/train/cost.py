@@ -8,7 +8,8 @@ on to one another is not in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from cmpose.train.cards import Card
 from cmpose.train.trace import Call
@@ -90,6 +91,34 @@ class _Groups:
         return index
 
 
+def _without_wider_copies(calls: Sequence[Call]) -> list[Call]:
+    """The calls as they are when each reader that fuses widens a tensor anew, as it reads it.
+
+    A copy in a wider format, such as a bfloat16 tensor's in float32, is not written to memory for
+    the sake of kernels that can read the tensor itself.
+    """
+    source: dict[int, tuple[int, int]] = {}  # copy → the tensor that it is of, and its bytes
+    kept_for: set[int] = set()  # copies that something else than such kernels reads
+    for call in calls:
+        if call.name == "_to_copy" and len(call.reads) == len(call.writes) == 1:
+            (given, size), (copy, wider) = *call.reads.items(), *call.writes.items()
+            if wider > size:
+                source[copy] = source.get(given, (given, size))
+        elif not _fuses(call):
+            kept_for.update(call.reads)
+    read = {value for call in calls for value in call.reads}
+    result = []
+    for call in calls:
+        copied = source.keys() & call.writes.keys() & read
+        if copied and not copied & kept_for:
+            continue
+        if _fuses(call):
+            reads = dict(source.get(value, (value, size)) for value, size in call.reads.items())
+            call = replace(call, reads=reads)
+        result.append(call)
+    return result
+
+
 def fused(calls: Sequence[Call]) -> list[Call]:
     """The calls with what they move once neighbours are one kernel.
 
@@ -97,6 +126,7 @@ def fused(calls: Sequence[Call]) -> list[Call]:
     operators that move nothing any more are left out. What nobody reads is a gradient if it is of
     the backward pass, and is not computed if it is of the forward pass.
     """
+    calls = _without_wider_copies(calls)
     groups = _Groups(calls)
     readers: dict[int, set[int]] = {}
     for index, call in enumerate(calls):
@@ -120,32 +150,43 @@ def fused(calls: Sequence[Call]) -> list[Call]:
             reads, writes = call.reads, call.writes
         made.update(dict.fromkeys(call.writes, group))
         if reads or writes:
-            result.append(Call(call.name, call.ours, call.part, call.backward, reads, writes,
-                               call.flops, call.bits))  # fmt: skip
+            result.append(replace(call, reads=reads, writes=writes))
     return result
 
 
-def kernel_seconds(call: Call, card: Card, *, float16_sums: bool = False) -> float:
-    """One operator's time on a card, without its launch.
+def rate_of(call: Call, card: Card, *, float16_sums: bool = False) -> float:
+    """FLOP/s that a card's datasheet has for an operator's products.
 
     ``float16_sums``: whether matrix products of 16 bits are summed in float16; convolutions and
     attention never are.
     """
+    product = not (call.ours or "convol" in call.name)
+    sums = card.flops_16_accumulate if float16_sums and product else card.flops_16
+    return {8: card.flops_8 or sums, 16: sums}.get(call.bits, card.flops_32)
+
+
+def kernel_seconds(call: Call, card: Card, *, float16_sums: bool = False) -> float:
+    """One operator's time on a card, without its launch; ``float16_sums`` as in :func:`rate_of`."""
     copied = call.moved / card.bandwidth
     known = OVER_MEMORY.get(call.name) if call.ours else None
     memory = copied * (known[COUNTED.index(card.kernels)] if known else 1 / COPY_SHARE)
-    product = not (call.ours or "convol" in call.name)
-    sums = card.flops_16_accumulate if float16_sums and product else card.flops_16
-    rate = {8: card.flops_8 or sums, 16: sums}.get(call.bits, card.flops_32)
+    rate = rate_of(call, card, float16_sums=float16_sums)
     return max(memory, call.flops / (rate * card.sustained))
 
 
-def seconds_by_part(
-    calls: Iterable[Call], card: Card, *, float16_sums: bool = False
+def kind_of(call: Call) -> str:
+    """What an operator is, as far as its time goes."""
+    if call.ours:
+        return "cmpose's ops"
+    return "products" if call.flops else "between products"
+
+
+def seconds_by(
+    key: Callable[[Call], str], calls: Iterable[Call], card: Card, *, float16_sums: bool = False
 ) -> dict[str, float]:
-    """Part → seconds of its operators on a card, in order, with a launch for each."""
+    """What ``key`` says of operators → seconds of these on a card, in order, launches included."""
     seconds: dict[str, float] = {}
     for call in calls:
         taken = kernel_seconds(call, card, float16_sums=float16_sums) + LAUNCH
-        seconds[call.part] = seconds.get(call.part, 0.0) + taken
+        seconds[key(call)] = seconds.get(key(call), 0.0) + taken
     return seconds

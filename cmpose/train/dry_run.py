@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,9 @@ from cmpose.train.step import settled_speed
 GB = 1e9
 
 SMALL_CARD = RTX_4090.memory
+
+LEAST_GAIN = 0.01
+"""From how much faster a step is to be by the estimate for a field to be recommended."""
 
 
 def savings(config: Config) -> list[tuple[str, Config]]:
@@ -102,43 +106,137 @@ def _switches(config: Config) -> str:
     )
 
 
-def to_switch_on(config: Config, card: Card, processes: int) -> str:
-    """Which fields make a step faster on a card, less those that are on and what it lacks."""
+def _with_train(config: Config, **fields: object) -> Config:
+    return replace(config, train=replace(config.train, **fields))  # type: ignore[arg-type]
+
+
+def candidates(config: Config, card: Card, processes: int) -> dict[str, Config]:
+    """Fields that may make a step faster on a card, each by itself → the recipe with them."""
     train, model = config.train, config.model
-    has = ["fp8"] if card.flops_8 else []
-    has += ["fp16_accumulate"] if card.flops_16_accumulate > card.flops_16 else []
-    if train.products in ("fp8", "fp16_accumulate") and train.products not in has:
-        refused = f"train.products={train.products}"
-        return f"{card.name} gains nothing from {refused}, which training refuses"
-    names = ("corruption", "drop_path_selection")
-    fields = [f"model.{name}=exact" for name in names if getattr(model, name) != "exact"]
+    found = {}
+    for name in ("corruption", "drop_path_selection"):
+        if getattr(model, name) != "exact":
+            exact = replace(model, **{name: "exact"})  # type: ignore[arg-type]
+            found[f"model.{name}=exact"] = replace(config, model=exact)
     if train.precision == "fp32":
-        fields.append("train.precision=bf16")
-    if train.products not in has and has:
-        needs = {"fp16_accumulate": " with train.precision=fp16"}
-        fields.append(" or ".join(f"train.products={name}{needs.get(name, '')}" for name in has))
-    world = World(0, processes, torch.device("cuda"))
-    speed = settled_speed(replace(train, speed="auto"), world)
-    if settled_speed(train, world) != speed:
-        fields.append(f"train.speed={speed}")
-    return f"to switch on for {card.name}: {', '.join(fields) or 'nothing more'}"
+        found["train.precision=bf16"] = _with_train(config, precision="bf16")
+    names: tuple[Literal["plain", "fp8", "fp16_accumulate"], ...]
+    names = ("plain", "fp8", "fp16_accumulate")
+    for name in names:
+        wide = "bf16" if train.precision == "fp32" and name != "plain" else train.precision
+        precision = "fp16" if name == "fp16_accumulate" else wide
+        if name != train.products and _has(card, name):
+            needs = f" with train.precision={precision}" if precision != train.precision else ""
+            cheaper = _with_train(config, products=name, precision=precision)
+            found[f"train.products={name}{needs}"] = cheaper
+    speed = settled_speed(replace(train, speed="auto"), _cards(processes))
+    if settled_speed(train, _cards(processes)) == "eager" != speed:
+        found[f"train.speed={speed}"] = _with_train(config, speed=speed)
+    return found
+
+
+def _cards(processes: int) -> World:
+    return World(0, processes, torch.device("cuda"))
+
+
+def _estimate(predicted: StepPrediction, card: Card) -> float:
+    """Seconds of a step, compiled if the recipe says so."""
+    speed = settled_speed(predicted.config.train, _cards(predicted.processes))
+    return sum(predicted.parts(card, compiled=speed != "eager").values())
+
+
+def to_switch_on(
+    predicted: StepPrediction, card: Card, others: dict[str, StepPrediction] | None = None
+) -> str:
+    """Which fields make a step faster on a card by the estimate, each by itself, and which do not.
+
+    Args:
+        predicted: of the recipe as it is.
+        card: for which.
+        others: predictions of other recipes by what is set in them; takes what is predicted here.
+    """
+    config, processes = predicted.config, predicted.processes
+    others = {} if others is None else others
+    tried = candidates(config, card, processes)
+    products = config.train.products
+    if products in ("fp8", "fp16_accumulate") and not _has(card, products):
+        return f"{card.name} gains nothing from train.products={products}, which training refuses"
+    gains: dict[str, float] = {}
+    for name, recipe in tried.items():
+        if name not in others:
+            others[name] = predict_step(recipe, processes)
+        gains[name] = _estimate(predicted, card) / _estimate(others[name], card) - 1
+    order = sorted(gains, key=gains.__getitem__, reverse=True)
+    told = [f"{name} ({gains[name]:+.0%})" for name in order]
+    faster = [text for name, text in zip(order, told, strict=True) if gains[name] >= LEAST_GAIN]
+    slower = [text for text in told if text not in faster]
+    no = f"; no gain from {', '.join(slower)}" if slower else ""
+    return f"to switch on for {card.name}, by this estimate: {', '.join(faster) or 'nothing'}{no}"
+
+
+def _has(card: Card, products: str) -> bool:
+    """Whether training takes such products on a card, which gains from them."""
+    halved = card.flops_16_accumulate > card.flops_16
+    return {"fp8": card.flops_8 > 0, "fp16_accumulate": halved}.get(products, True)
 
 
 def _times(predicted: StepPrediction, cards: tuple[Card, ...]) -> list[str]:
     """Lines of the time of a step by part, compiled and not, and what makes it shorter."""
     config, clips = predicted.config, predicted.config.train.batch_size
     lines: list[str] = []
+    others: dict[str, StepPrediction] = {}
     for card in cards:
         for compiled in (True, False):
             parts = predicted.parts(card, compiled=compiled)
             whole = sum(parts.values())
-            split = ", ".join(f"{part} {1e3 * value:.1f}" for part, value in parts.items())
-            lines.append(
-                f"  {card.name}, {'compiled' if compiled else 'operator by operator'}: "
-                f"{clips / whole:.0f} clips/s, {1e3 * whole:.1f} = {split}"
+            kinds = predicted.kinds(card, compiled=compiled)
+            split, by_kind = (
+                ", ".join(f"{name} {1e3 * value:.1f}" for name, value in times.items())
+                for times in (parts, kinds)
             )
-        lines.append(f"  {to_switch_on(config, card, predicted.processes)}")
+            lines += [
+                f"  {card.name}, {'compiled' if compiled else 'operator by operator'}: "
+                f"{clips / whole:.0f} clips/s, {1e3 * whole:.1f} = {split}",
+                f"    by kind: {by_kind}",
+            ]
+        lines.append(f"  {to_switch_on(predicted, card, others)}")
     return [*lines, f"  {_switches(config)}"]
+
+
+def clips_at_once(predicted: StepPrediction, memory: int) -> int:
+    """The most clips that a card's memory holds at once with a recipe's other fields.
+
+    The peak grows nearly in proportion, so that a few predictions find it.
+
+    Args:
+        predicted: of the recipe as it is.
+        memory: bytes of the card.
+    """
+    config, processes = predicted.config, predicted.processes
+
+    def peak(clips: int) -> int:
+        whole = clips * config.train.accumulate * processes
+        return predict_step(_with_train(config, batch_size=whole), processes).peak
+
+    fits, low = predicted.micro_batch, predicted.peak
+    if low > memory:
+        over, high, fits = fits, low, 1
+        if over == 1 or (low := peak(1)) > memory:
+            return 0
+    else:
+        over = 2 * fits
+        while (high := peak(over)) <= memory:
+            a_clip = max(1, (high - low) // (over - fits))
+            fits, low = over, high
+            over = min(fits + (memory - low) // a_clip + 1, 16 * fits)
+    while over - fits > 1:
+        between = fits + (memory - low) * (over - fits) // (high - low)
+        clips = min(max(between, fits + 1), over - 1)
+        if (found := peak(clips)) <= memory:
+            fits, low = clips, found
+        else:
+            over, high = clips, found
+    return fits
 
 
 def report(config: Config, processes: int = 1, card_names: str = "") -> str:
@@ -180,11 +278,11 @@ def report(config: Config, processes: int = 1, card_names: str = "") -> str:
     ]
     lines += [f"  {name:34}{value / GB:8.2f}" for name, value in rows]
     if predicted.peak <= SMALL_CARD:
-        left = (SMALL_CARD - predicted.peak) / GB
-        lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): fits, {left:.1f} are left")
+        told = f"fits, {(SMALL_CARD - predicted.peak) / GB:.1f} are left"
     else:
-        over = _remedy(config, SMALL_CARD, processes)
-        lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): does not fit; {over}")
+        told = f"does not fit; {_remedy(config, SMALL_CARD, processes)}"
+    most = clips_at_once(predicted, SMALL_CARD)
+    lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): {told}; it holds {most} clips at once")
     lines += [
         "",
         f"speed, predicted from datasheets ({predicted.flops / 1e9:.0f} GFLOP a clip, recomputed "

@@ -8,6 +8,7 @@ the memory (:mod:`cmpose.train.flops`); time from a card's datasheet.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ from cmpose.config import Config
 from cmpose.evaluation.inference import compute_dtype
 from cmpose.models.cmpose import CMPose
 from cmpose.train.cards import Card
-from cmpose.train.cost import COPY_SHARE, fused, seconds_by_part
+from cmpose.train.cost import COPY_SHARE, fused, kind_of, rate_of, seconds_by
 from cmpose.train.flops import counter
 from cmpose.train.parallel import sharded_units
 from cmpose.train.products import check_channels, use_products
@@ -152,6 +153,19 @@ class StepPrediction:
             losses(*arguments)[0].total.backward()
         return trace.calls
 
+    @cached_property
+    def fused_calls(self) -> list[Call]:
+        """The same with neighbours as one kernel (:func:`cmpose.train.cost.fused`)."""
+        return fused(self.calls)
+
+    def _seconds_by(
+        self, key: Callable[[Call], str], card: Card, compiled: bool
+    ) -> dict[str, float]:
+        train = self.config.train
+        calls = self.fused_calls if compiled else self.calls
+        found = seconds_by(key, calls, card, float16_sums=train.products == "fp16_accumulate")
+        return {name: train.accumulate * value for name, value in found.items()}
+
     def parts(self, card: Card, *, compiled: bool) -> dict[str, float]:
         """Part of a step → seconds on a card, by the estimate of :mod:`cmpose.train.cost`.
 
@@ -161,28 +175,33 @@ class StepPrediction:
             card: whose datasheet is taken.
             compiled: whether neighbours are one kernel.
         """
-        train = self.config.train
-        calls = fused(self.calls) if compiled else self.calls
-        sums = train.products == "fp16_accumulate"
-        found = seconds_by_part(calls, card, float16_sums=sums)
+        found = self._seconds_by(lambda call: call.part, card, compiled)
         seconds = {"input": 2 * self.batch / card.bandwidth / COPY_SHARE}
         for part in dict.fromkeys([*PARTS.values(), *found]):
-            seconds[part] = train.accumulate * found.get(part, 0.0)
+            seconds[part] = found.get(part, 0.0)
         mine = self.parameters / (self.processes if self.gathered else 1)
         moved = (OPTIMIZER_TRAFFIC + CLIPPING_TRAFFIC) * mine
         seconds["optimiser"] = moved / card.bandwidth / COPY_SHARE
         return seconds
 
+    def kinds(self, card: Card, *, compiled: bool) -> dict[str, float]:
+        """Kind of operator (:func:`cmpose.train.cost.kind_of`) → seconds, as in :meth:`parts`.
+
+        They are those of the passes through the model: without ``input`` and ``optimiser``.
+        """
+        return self._seconds_by(kind_of, card, compiled)
+
     def seconds(self, card: Card) -> tuple[float, float]:
         """Predicts a step's time on a card.
 
         Returns:
-            Seconds of the products alone, and with the bytes that the other operators move.
+            Seconds of the products alone, each at the datasheet's rate for its format, and with the
+            bytes that the other operators move.
         """
         train = self.config.train
-        rate = card.flops_32 if train.precision == "fp32" else card.flops_16
-        clips = self.micro_batch * train.accumulate
-        products = self.flops * clips / rate
+        sums = train.products == "fp16_accumulate"
+        works = (call.flops / rate_of(call, card, float16_sums=sums) for call in self.calls)
+        products = train.accumulate * sum(works)
         mine = self.parameters / (self.processes if self.gathered else 1)
         moved = self.traffic * train.accumulate + OPTIMIZER_TRAFFIC * mine
         return products, products + moved / card.bandwidth

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.profile import results
@@ -13,7 +15,7 @@ from cmpose.train.cost import (
     OVER_MEMORY,
     fused,
     kernel_seconds,
-    seconds_by_part,
+    seconds_by,
 )
 from cmpose.train.trace import Call
 
@@ -69,6 +71,42 @@ def test_what_the_backward_pass_reads_is_kept_and_gradients_are_written():
     ]
 
 
+def test_a_wider_copy_is_made_again_by_each_kernel_that_reads_it():
+    """As fp8's scaling does of the bfloat16 tensor whose largest number it has looked for."""
+
+    def widened(given: int, copy: int) -> Call:
+        made = call("_to_copy", [given], copy)
+        return replace(made, writes={copy: 2 * MB})
+
+    calls = [
+        call("mm", [0, 1], 2, flops=1),
+        widened(2, 3),
+        call("linalg_vector_norm", [2], 4),
+        call("mul", [3, 4], 5),
+        call("_scaled_mm", [5, 1], 6, flops=1),
+    ]
+    assert moved(fused(calls)) == [
+        ("mm", {0, 1}, {2}),
+        ("linalg_vector_norm", {2}, {4}),
+        ("mul", {2, 4}, {5}),
+        ("_scaled_mm", {5, 1}, {6}),
+    ]
+    assert fused(calls)[2].reads == {2: MB, 4: MB}
+    # For a product it is written; what else reads the tensor reads the narrow one.
+    for_product = [*calls[:2], call("mm", [3, 1], 7, flops=1), call("add", [3, 7], 8)]
+    for_product.append(call("mm", [8], 9, flops=1))
+    assert moved(fused(for_product))[1:4] == [
+        ("_to_copy", {2}, {3}),
+        ("mm", {3, 1}, {7}),
+        ("add", {2, 7}, {8}),
+    ]
+    # A narrower one is smaller to read than what it is of, and a gradient is written.
+    narrower = replace(call("_to_copy", [2], 3), reads={2: 2 * MB})
+    last = replace(widened(5, 9), backward=True)
+    assert moved(fused([calls[0], narrower, *calls[2:], last]))[1] == ("_to_copy", {2}, {3})
+    assert moved(fused([*calls, last]))[-1] == ("_to_copy", {5}, {9})
+
+
 @pytest.mark.parametrize("name", ["index_put_", "sort", "convolution", "linalg_vector_norm"])
 def test_some_fuse_with_nothing(name):
     calls = [call("mul", [0], 1), call(name, [1], 2), call("add", [2], 3), call("mm", [3], 4)]
@@ -112,7 +150,10 @@ def test_an_op_takes_its_kernels_time_by_the_card_that_is_counted():
 def test_parts_add_up_with_a_launch_for_each_operator():
     calls = [call("mul", [0], 1), call("add", [1], 2, part="b"), call("neg", [2], 3)]
     one = kernel_seconds(calls[0], H200) + LAUNCH
-    assert seconds_by_part(calls, H200) == {"a": pytest.approx(2 * one), "b": pytest.approx(one)}
+    assert seconds_by(lambda c: c.part, calls, H200) == {
+        "a": pytest.approx(2 * one),
+        "b": pytest.approx(one),
+    }
 
 
 def test_the_factors_of_kernels_are_those_of_the_record():

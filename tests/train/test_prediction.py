@@ -17,7 +17,14 @@ from cmpose.models.cmpose import CMPose
 from cmpose.train import prediction
 from cmpose.train.cards import RTX_4090, cards_for
 from cmpose.train.cost import COPY_SHARE, LAUNCH
-from cmpose.train.dry_run import SMALL_CARD, report, savings, to_switch_on
+from cmpose.train.dry_run import (
+    SMALL_CARD,
+    candidates,
+    clips_at_once,
+    report,
+    savings,
+    to_switch_on,
+)
 from cmpose.train.flops import counter
 from cmpose.train.prediction import predict_step
 from cmpose.train.step import LossModule
@@ -218,31 +225,95 @@ def test_the_parts_of_a_steps_time():
     assert sum(eager.values()) - eager["optimiser"] - eager["input"] > least
 
 
+def test_products_are_counted_at_the_rate_of_their_format():
+    """ "At most" is of each product's own rate; 8-bit ones take half of bf16's time."""
+    recipes = {
+        name: Config(
+            model=small_config(stem="patch", depth=3),
+            train=TrainConfig(batch_size=8, products=name, precision=precision),
+        )
+        for name, precision in (("plain", "bf16"), ("fp8", "bf16"), ("fp16_accumulate", "fp16"))
+    }
+    most = {name: predict_step(recipe).seconds(RTX_4090)[0] for name, recipe in recipes.items()}
+    plain = predict_step(recipes["plain"])
+    assert most["plain"] == pytest.approx(8 * plain.flops / RTX_4090.flops_16)
+    for name in ("fp8", "fp16_accumulate"):
+        assert 0.5 < most[name] / most["plain"] < 0.75, name  # convolutions and attention stay
+
+
+def known(config: Config, card, **seconds: float) -> dict:
+    """Predictions by hand of every candidate: 1 s, or what ``seconds`` has under a part of it."""
+
+    class Known:
+        def __init__(self, recipe: Config, taken: float) -> None:
+            self.config, self.processes, self.taken = recipe, 1, taken
+
+        def parts(self, _, *, compiled):
+            return {"all": self.taken if compiled else 2 * self.taken}
+
+    found = {"": Known(config, 1.0)}
+    for name, recipe in candidates(config, card, 1).items():
+        taken = next((value for part, value in seconds.items() if f"={part}" in name), 1.0)
+        found[name] = Known(recipe, taken)
+    return found
+
+
 @pytest.mark.parametrize(
-    ("cards", "fields", "told"),
+    ("cards", "fields", "seconds", "told"),
     [
-        ("rtx-4090", {}, "for RTX 4090: train.products=fp8 or train.products=fp16_accumulate with"),
-        ("rtx-3090", {}, "for RTX 3090: train.products=fp16_accumulate with train.precision=fp16"),
-        ("h200-sxm", {}, "for H200 SXM: train.products=fp8"),
-        ("a100-sxm-80-gb", {}, "for A100 SXM 80 GB: nothing more"),
-        ("h100-pcie", {"products": "fp8"}, "for H100 PCIe: nothing more"),
-        ("h200-nvl", {"products": "fp8", "speed": "eager"}, "for H200 NVL: train.speed=graph"),
-        ("rtx-3090", {"products": "fp8"}, "RTX 3090 gains nothing from train.products=fp8"),
+        ("rtx-4090", {}, {"fp8": 0.8, "fp16_accumulate": 0.5},
+         ": train.products=fp16_accumulate with train.precision=fp16 (+100%), "
+         "train.products=fp8 (+25%)"),
+        ("rtx-4090", {}, {"fp8": 1.25, "fp16_accumulate": 0.5},
+         ": train.products=fp16_accumulate with train.precision=fp16 (+100%); "
+         "no gain from train.products=fp8 (-20%)"),
+        ("rtx-3090", {}, {}, ": nothing; no gain from train.products=fp16_accumulate with "
+         "train.precision=fp16 (+0%)"),
+        ("h200-sxm", {}, {"fp8": 0.995}, ": nothing; no gain from train.products=fp8 (+1%)"),
+        ("a100-sxm-80-gb", {}, {}, "A100 SXM 80 GB, by this estimate: nothing"),
+        ("h100-pcie", {"products": "fp8"}, {"plain": 0.8}, ": train.products=plain (+25%)"),
+        ("h200-nvl", {"speed": "eager"}, {"fp8": 2.0},
+         ": train.speed=graph (+100%); no gain from train.products=fp8 (-50%)"),
     ],
-)
-def test_what_to_switch_on_is_what_the_card_has(cards, fields, told):
+)  # fmt: skip
+def test_what_to_switch_on_is_what_the_estimate_has_faster(cards, fields, seconds, told):
+    (card,) = cards_for(cards)
     config = Config(train=TrainConfig(batch_size=2, **fields))
-    assert told in to_switch_on(config, cards_for(cards)[0], 1)
+    others = known(config, card, **seconds)
+    assert to_switch_on(others.pop(""), card, others).endswith(told)
 
 
-def test_what_is_off_is_to_be_switched_on():
-    config = Config(
-        model=ModelConfig(**PLAIN), train=TrainConfig(precision="fp32", speed="compile")
-    )
-    told = to_switch_on(config, cards_for("a100-sxm-80-gb")[0], 1)
-    names = "model.corruption=exact, model.drop_path_selection=exact, train.precision=bf16"
-    assert told.endswith(f": {names}, train.speed=graph")
-    assert "train.speed" not in to_switch_on(config, RTX_4090, 2)  # a graph is for one process
+def test_what_a_card_lacks_is_refused_in_words():
+    config = Config(train=TrainConfig(products="fp8"))
+    (card,) = cards_for("rtx-3090")
+    refused = "RTX 3090 gains nothing from train.products=fp8, which training refuses"
+    assert to_switch_on(known(config, card)[""], card) == refused
+
+
+def test_what_is_off_is_tried():
+    config = Config(model=ModelConfig(**PLAIN), train=TrainConfig(precision="fp32", speed="eager"))
+    names = ["model.corruption=exact", "model.drop_path_selection=exact", "train.precision=bf16"]
+    tried = candidates(config, cards_for("a100-sxm-80-gb")[0], 1)
+    assert list(tried) == [*names, "train.speed=graph"]
+    assert tried["model.corruption=exact"].model.corruption == "exact"
+    assert "train.speed=compile" in candidates(config, RTX_4090, 2)  # a graph is for one process
+    fp8 = "train.products=fp8 with train.precision=bf16"
+    assert candidates(config, RTX_4090, 1)[fp8].train.precision == "bf16"
+
+
+def test_the_most_clips_that_a_card_holds_at_once():
+    """One clip more does not fit, also where the batch of the recipe itself does not."""
+    config = Config(model=small_config(), train=TrainConfig(batch_size=4, accumulate=2))
+    predicted = predict_step(config)
+
+    def peak(clips: int) -> int:
+        train = TrainConfig(batch_size=2 * clips, accumulate=2)
+        return predict_step(Config(model=config.model, train=train)).peak
+
+    for memory in (peak(9), peak(9) - 1, peak(1)):
+        most = clips_at_once(predicted, memory)
+        assert most == {peak(9): 9, peak(9) - 1: 8, peak(1): 1}[memory]
+    assert clips_at_once(predicted, 1000) == 0
 
 
 def test_a_steps_time_on_the_cards_asked_for(capsys):
@@ -258,6 +329,10 @@ def test_a_steps_time_on_the_cards_asked_for(capsys):
             parts = [float(part.rpartition(" ")[2]) for part in line[3].split(", ")]
             assert len(parts) == 7
             assert sum(parts) == pytest.approx(float(line[2]), abs=0.41)  # each is rounded
+            kinds = re.search(rf"{re.escape(line[0])}\n    by kind: (.*)", text)[1]
+            of_kinds = [float(kind.rpartition(" ")[2]) for kind in kinds.split(", ")]
+            rest = parts[0] + parts[-1]  # the batch and AdamW
+            assert sum(of_kinds) + rest == pytest.approx(float(line[2]), abs=0.41)
     told = r"--card=gtx: 'gtx' is none of rtx-4090, rtx-4090-d, [^\n]*$"
     with pytest.raises(SystemExit, match=told):
         main([*command, "--card", "gtx"])
