@@ -27,28 +27,34 @@ def c(num_warps: int = 4, num_stages: int = 1, **blocks: int) -> Config:
 
 
 # --- temporal_attention ----------------------------------------------------------------------
-# The variant is the head dimension and an element's bytes. With these ROWS a thread has 16 bytes of
-# a tile.
+# The variant of rows is the head dimension, padded to a power of two, and an element's bytes. With
+# these ROWS a thread has 16 bytes of a tile.
 _ROWS: Lines = {
+    (16, 2): {80: c(4, ROWS=64)},
     (32, 2): {80: c(4, ROWS=32)},
     (64, 2): {80: c(4, ROWS=16)},
-    (80, 2): {80: c(4, ROWS=8)},
     (128, 2): {80: c(4, ROWS=8)},
+    (16, 4): {80: c(4, ROWS=32)},
     (32, 4): {80: c(4, ROWS=16)},
     (64, 4): {80: c(4, ROWS=8)},
-    (80, 4): {80: c(4, ROWS=4)},
     (128, 4): {80: c(4, ROWS=4)},
 }
-# One warp an item, so that no warp waits for another; float32 needs the registers of more.
+# The variant of tiles is the largest power of two in the head dimension (32 for 16), an element's
+# bytes, and the frames. One warp an item, so that no warp waits for another; float32 and 32 frames
+# need the registers of more.
 _TILE: Lines = {
-    (32, 2): {80: c(1)},
-    (64, 2): {80: c(1)},
-    (80, 2): {80: c(1)},
-    (128, 2): {80: c(1)},
-    (32, 4): {80: c(1)},
-    (64, 4): {80: c(2)},
-    (80, 4): {80: c(2)},
-    (128, 4): {80: c(4)},
+    (32, 2, 16): {80: c(1)},
+    (64, 2, 16): {80: c(1)},
+    (128, 2, 16): {80: c(1)},
+    (32, 4, 16): {80: c(1)},
+    (64, 4, 16): {80: c(2)},
+    (128, 4, 16): {80: c(4)},
+    (32, 2, 32): {80: c(1)},
+    (64, 2, 32): {80: c(2)},
+    (128, 2, 32): {80: c(4)},
+    (32, 4, 32): {80: c(2)},
+    (64, 4, 32): {80: c(8)},
+    (128, 4, 32): {80: c(8)},
 }
 TEMPORAL_ATTENTION: dict[str, Lines] = {
     "temporal_attention_rows_forward": _ROWS,

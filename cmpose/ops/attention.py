@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,18 +75,9 @@ def scale_of(scale: float | None, qkv: Tensor) -> float:
     return float(scale)
 
 
-def kernel_refusal(qkv: Projection, **options: Any) -> str | None:
-    """Why the Triton kernels do not take a call with these arguments, or None."""
-    if not isinstance(qkv, Tensor):
-        return "q, k and v are separate; the kernels take the packed projection"
-    if (refusal := backends.dtype_refusal(qkv=qkv)) is not None:
-        return refusal
-    if (refusal := backends.interpreter_refusal(qkv=qkv)) is not None:
-        return refusal
-    for name, value in options.items():
-        if value is not None and value is not False:
-            return f"{name} is given; the kernels do without"
-    return None
+def kernel_refusal(first: Tensor) -> str | None:
+    """Why no Triton kernel takes a projection, or one of q, k and v; or None."""
+    return backends.dtype_refusal(qkv=first) or backends.interpreter_refusal(qkv=first)
 
 
 # -- padding --------------------------------------------------------------------------------------

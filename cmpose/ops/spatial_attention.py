@@ -342,9 +342,13 @@ def _frame_lengths(lengths: Tensor, first: Tensor) -> Tensor:
 def _triton_limits(
     qkv: Projection, lengths: Tensor | None, scale: float | None, return_lse: bool
 ) -> str | None:
-    if (refusal := attention.kernel_refusal(qkv, lengths=lengths, scale=scale)) is not None:
+    if not isinstance(qkv, Tensor):
+        return "q, k and v are separate; the kernels take the packed projection"
+    if (refusal := attention.kernel_refusal(qkv)) is not None:
         return refusal
-    assert isinstance(qkv, Tensor)
+    for name, value in (("lengths", lengths), ("scale", scale)):
+        if value is not None:
+            return f"{name} is given; the kernels do without"
     if return_lse and torch.is_grad_enabled() and qkv.requires_grad:
         return "return_lse is given where gradients are; the kernels' backward pass has none of it"
     if qkv.shape[-1] % 16 or not 16 <= qkv.shape[-1] <= MAX_HEAD_DIM:

@@ -11,8 +11,8 @@ from cmpose.ops import attention, backends, checks, library
 from cmpose.ops.attention import Projection
 from cmpose.ops.cpu import temporal_attention as cpu
 
-HEAD_DIMS = (32, 64, 80, 128)
-MAX_FRAMES = 16
+MAX_HEAD_DIM = 128
+MAX_FRAMES = 32
 
 # -- reference ------------------------------------------------------------------------------------
 
@@ -87,13 +87,28 @@ def _forward_fake(qkv: Tensor, *_: Any) -> Tensor:
 _triton_forward = library.triton_kernel("temporal_attention", "forward")
 _triton_backward = library.triton_kernel("temporal_attention", "backward")
 
+
+# Many parameters: those of the registered op.
+def _kernel_gradients(
+    grad: Tensor,
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _triton_backward(grad, qkv, k, v, lengths, scale, causal)
+    return grads if k is not None else (*grads, qkv.new_empty(0), qkv.new_empty(0))
+
+
 _forward = library.register(
     "temporal_attention(Tensor qkv, Tensor? k, Tensor? v, Tensor? lengths, float scale, "
     "bool causal, str backend) -> Tensor",
     _forward_fake,
     reference=temporal_attention_reference,
     cpu=cpu.forward,
-    triton=lambda qkv, *_: _triton_forward(qkv),
+    triton=_triton_forward,
 )
 _backward = library.register(
     "temporal_attention_backward(Tensor grad, Tensor qkv, Tensor? k, Tensor? v, Tensor? lengths, "
@@ -101,11 +116,7 @@ _backward = library.register(
     lambda grad, qkv, k, v, *_: attention.empty_gradients(qkv, k, v),
     reference=_backward_reference,
     cpu=cpu.backward,
-    triton=lambda grad, qkv, *_: (
-        _triton_backward(grad, qkv),
-        qkv.new_empty(0),
-        qkv.new_empty(0),
-    ),
+    triton=_kernel_gradients,
 )
 
 
@@ -169,7 +180,7 @@ def temporal_attention(
         "temporal_attention", backend, first.device, qkv, lengths, causal, scale
     )
     padding = None
-    if lengths is not None:
+    if lengths is not None and chosen != "triton":  # whose kernels see to that
         padding = (torch.arange(T, device=first.device) >= lengths[:, None])[..., None]  # [B, T, 1]
         first, k, v = attention.without_padding(padding, first, k, v)
     tensors, options = (first, k, v, lengths), (factor, causal)
@@ -185,15 +196,14 @@ def temporal_attention(
 def _triton_limits(
     qkv: Projection, lengths: Tensor | None, causal: bool, scale: float | None
 ) -> str | None:
-    refusal = attention.kernel_refusal(qkv, lengths=lengths, causal=causal, scale=scale)
-    if refusal is not None:
+    first = qkv if isinstance(qkv, Tensor) else qkv[0]
+    if (refusal := attention.kernel_refusal(first)) is not None:
         return refusal
-    assert isinstance(qkv, Tensor)
-    if not 2 <= qkv.shape[1] <= MAX_FRAMES:
-        return f"there are {qkv.shape[1]} frames; the kernels take 2 to {MAX_FRAMES}"
-    if qkv.shape[-1] not in HEAD_DIMS:
-        taken = ", ".join(map(str, HEAD_DIMS))
-        return f"the head dimension is {qkv.shape[-1]}; the kernels take {taken}"
+    if first.shape[1] > MAX_FRAMES:
+        return f"there are {first.shape[1]} frames; the kernels take up to {MAX_FRAMES}"
+    if first.shape[-1] % 16 or first.shape[-1] > MAX_HEAD_DIM:
+        taken = f"multiples of 16 up to {MAX_HEAD_DIM}"
+        return f"the head dimension is {first.shape[-1]}; the kernels take {taken}"
     return None
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def check(qkv: Tensor, grad: Tensor) -> None:
         temporal_attention_reference(qkv.double()),
         **precision,
     )
-    dqkv = temporal_attention.backward(grad, qkv)
+    dqkv = temporal_attention.backward(grad, qkv)[0]
     assert dqkv.is_contiguous()
     exact = gradient(qkv.double(), grad.double())
     assert_as_close_as_eager(dqkv, gradient(qkv, grad), exact, **precision)
@@ -88,7 +89,7 @@ def test_value_and_gradient(shape: tuple[int, ...], dtype: torch.dtype, device: 
 def test_nothing_in_nothing_out(shape: tuple[int, ...], device: str) -> None:
     qkv, grad = inputs(shape, device, torch.float32)
     assert temporal_attention.forward(qkv).shape == shape
-    assert temporal_attention.backward(grad, qkv).shape == qkv.shape
+    assert temporal_attention.backward(grad, qkv)[0].shape == qkv.shape
 
 
 @pytest.mark.parametrize("frames", [3, 9])
@@ -156,7 +157,7 @@ def test_hostile_gradients(shape: tuple[int, ...], device: str) -> None:
     for name, grad in gradients:
         exact = gradient(qkv.double(), grad.double())
         # A sum's gradient cancels in q and k.
-        found, eager = temporal_attention.backward(grad, qkv), gradient(qkv, grad)
+        found, eager = temporal_attention.backward(grad, qkv)[0], gradient(qkv, grad)
         try:
             assert_as_close_as_eager(found, eager, exact, reduction=32, terms=1.0)
         except AssertionError as error:
@@ -168,7 +169,7 @@ def test_writes_everything_and_repeats(shape: tuple[int, ...], device: str) -> N
     qkv, grad = inputs(shape, device, torch.float16)
 
     def both() -> tuple[Tensor, Tensor]:
-        return temporal_attention.forward(qkv), temporal_attention.backward(grad, qkv)
+        return temporal_attention.forward(qkv), temporal_attention.backward(grad, qkv)[0]
 
     assert_writes_everything(both)
     assert_repeats(both, times=3)
@@ -208,7 +209,7 @@ def test_nan_stays_at_its_position_and_head(frames: int, value: float, device: s
             qkv[1, 1, 0, part, 1, 5] = value
         else:
             grad[1, 1, 0, 1, 5] = value
-        out, dqkv = temporal_attention.forward(qkv), temporal_attention.backward(grad, qkv)
+        out, dqkv = temporal_attention.forward(qkv), temporal_attention.backward(grad, qkv)[0]
         elsewhere = torch.ones(2, 2, 2, dtype=torch.bool, device=device)
         elsewhere[1, 0, 1] = False
         assert out.isfinite().all(dim=(1, 4))[elsewhere].all()
@@ -238,21 +239,26 @@ def test_results_beyond_31_bits(clips: int, frames: int, device: str) -> None:
     With one clip that is the frame's index times its stride, with two the clip's.
     """
     qkv, grad = inputs((clips, frames, 2, 2, 32), device, torch.float16)
-    for at, name, arguments in ((1, "forward", (qkv,)), (2, "backward", (grad, qkv))):
-        expected = getattr(temporal_attention, name)(*arguments)
+
+    def backward(*arguments: Tensor) -> Tensor:
+        return temporal_attention.backward(*arguments)[0]
+
+    calls = ((1, 10, temporal_attention.forward, (qkv,)), (2, 16, backward, (grad, qkv)))
+    for at, stride, call, arguments in calls:
+        expected = call(*arguments)
         with launch.recording(launch.INTERPRETER_ARCH) as launches:
-            getattr(temporal_attention, name)(*arguments)
+            call(*arguments)
         [launched] = launches
-        *passed, stride = launched.arguments
+        passed = [*launched.arguments]
         assert passed[at].shape == expected.shape
-        assert stride == expected.stride(1)
+        assert passed[stride] == expected.stride(1)
         far = 2**31 // (clips * frames - 1) // 16 * 16 + 64
         passed[at] = torch.empty(clips * frames * far, dtype=qkv.dtype, device=device)
+        passed[stride] = far
         launch.launch(
             launched.kernel,
             launched.grid,
             *passed,
-            far,
             config=launched.config._replace(blocks={}),
             **launched.constants,
         )
@@ -272,6 +278,60 @@ def test_one_launch_along_x_without_copies(frames: int, kind: str) -> None:
         assert len(launched.grid) == 1
         for mine, passed in zip(arguments, launched.arguments, strict=False):
             assert passed is mine
+
+
+OPTIONS = {
+    "one frame": (1, 16, {"lengths"}),
+    "clips of different length": (3, 64, {"lengths", "separate"}),
+    "causal": (3, 80, {"causal"}),
+    "all, rows": (5, 112, {"lengths", "causal", "scale", "separate"}),
+    "clips of different length, tile": (6, 96, {"lengths", "separate"}),
+    "causal, tile": (7, 48, {"causal", "scale"}),
+    "32 frames": (32, 112, set()),
+    "all, 32 frames": (17, 16, {"lengths", "causal", "scale", "separate"}),
+}
+"""Frames, head dimension and what is given."""
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options(case: str, device: str) -> None:
+    """Lengths from 0 to T in one program; whatever the padding holds, it reaches nothing."""
+    frames, d, given = OPTIONS[case]
+    qkv, grad = inputs((3, frames, 2, 1, d), device, torch.float32)
+    lengths = torch.tensor([frames, frames // 2, 0], device=device)
+    options: dict[str, Any] = {"causal": "causal" in given}
+    options["lengths"] = lengths if "lengths" in given else None
+    options["scale"] = -0.3 if "scale" in given else None
+    poisoned, padding = (qkv.clone(), grad.clone()), []
+    if "lengths" in given:
+        for b, n in enumerate(lengths.tolist()):
+            for tensor in poisoned:
+                tensor[b, n:] = math.nan
+            padding.append((b, n))
+
+    def run(backend: str, qkv: Tensor, grad: Tensor) -> list[Tensor]:
+        parts = [turned(x) if i else x for i, x in enumerate(qkv.unbind(3))]
+        leaves = [x.detach().requires_grad_() for x in (parts if "separate" in given else [qkv])]
+        operands = leaves if "separate" in given else leaves[0]
+        out = ops.temporal_attention(operands, **options, backend=backend)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+    found = run("triton", *poisoned)
+    exact = run("reference", qkv.double(), grad.double())
+    eager = run("reference", qkv, grad)
+    for a, b, c in zip(found, eager, exact, strict=True):
+        assert_as_close_as_eager(a, b, c, reduction=max(frames, d), roundings=2)
+        assert all((a[b, n:] == 0).all() for b, n in padding)
+
+
+def test_lengths_outside_the_clip_count_as_the_nearer(device: str) -> None:
+    """Also those beyond 32 bits; on a GPU nothing looks at them before."""
+    for frames in (3, 6):
+        qkv, _ = inputs((4, frames, 2, 1, 16), device, torch.float32)
+        far = torch.tensor([-1, frames + 1, 2**32 + 1, -(2**32) + 1], device=device)
+        near = torch.tensor([0, frames, frames, 0], device=device)
+        found = temporal_attention.forward(qkv, lengths=far)
+        assert torch.equal(found, temporal_attention.forward(qkv, lengths=near))
 
 
 def test_float32_is_exact_unless_tf32_is_allowed() -> None:

@@ -21,7 +21,7 @@ from tests.csrc import test_spatial_attention as attention_forward
 from tests.csrc import test_spatial_attention_backward as attention
 from tests.ops import test_contract as contract
 from tests.ops.support import assertions
-from tests.ops.support.cases import CASES
+from tests.ops.support.cases import CASES, OPTIONS
 from tests.ptx_on_cpu import cuda_kernels, machine, parse, triton_kernels
 
 pytestmark = [
@@ -42,6 +42,7 @@ SIZES = {
 }
 """Sizes beside each case's first, of the Triton ops in bfloat16."""
 
+(TEMPORAL_OPTIONS,) = (case for case in OPTIONS if case.name == "temporal_attention")
 OPS = tuple(SIZES)
 CUDA_OPS = ("select_tokens", "merge_clusters", "unmerge_tokens", "dpc_knn")
 CUDA_ATTENTION = ("spatial_attention_backward",)
@@ -86,6 +87,21 @@ def test_value_and_gradients(name: str, dtype: torch.dtype) -> None:
     before = kernels.launched.total()
     contract.test_value_and_gradients_are_as_close_as_eager(case, backend, dtype)
     assert kernels.launched.total() > before
+
+
+@pytest.mark.parametrize("name", ["temporal_attention_options"])
+@pytest.mark.parametrize(
+    "sizes", [{"T": 4, "S": 5, "H": 3, "d": 48}, {"T": 18, "S": 1, "H": 1, "d": 112}], ids=str
+)
+def test_options(name: str, sizes: dict[str, int]) -> None:
+    """Temporal attention's causal kernels of separate q, k and v and of clips of other lengths;
+    whichever warp is first, the bits are the same."""
+    case = replace(TEMPORAL_OPTIONS, kernel_sizes=sizes, other_sizes=())
+    contract.test_value_and_gradients_are_as_close_as_eager(case, "triton", torch.bfloat16)
+    made = contract.arguments(case, dtype=torch.bfloat16)
+    expected = contract.everything(case, "triton", made)
+    with triton_kernels.running(backwards=True), assertions.poisoned_memory():
+        assertions.assert_same_bits(contract.everything(case, "triton", made), expected)
 
 
 @pytest.mark.parametrize("name", ["dpc_knn"])

@@ -13,7 +13,7 @@ from cmpose.kernels import temporal_attention
 from cmpose.kernels.temporal_attention import ROW_FRAMES
 
 BATCH, TOKENS = 32, 207
-HEADS = {32: 12, 64: 12, 80: 16, 128: 8}
+HEADS = {16: 12, 32: 12, 64: 12, 80: 16, 112: 8, 128: 8}
 """Heads by head dimension: 12 of 64 are ViTPose-B's, 16 of 80 are ViTPose-H's."""
 
 
@@ -51,6 +51,23 @@ def turned(frames: int, dtype: torch.dtype, innermost: int) -> None:
     expanded(_empty(*sizes, dtype=dtype).transpose(innermost, -1))
 
 
+def options(frames: int, width: int, dtype: torch.dtype) -> None:
+    """Forward and backward with every option: q, k and v separate, each of strides of its own."""
+    wide = (_empty(BATCH, frames, TOKENS, 8 + i, width, dtype=dtype) for i in range(3))
+    q, k, v = (x[..., :8, :] for x in wide)
+    lengths = _empty(BATCH, dtype=torch.int64)
+    temporal_attention.forward(q, k, v, lengths, 0.1, True)
+    temporal_attention.backward(q, q, k, v, lengths, 0.1, True)
+
+
+def padded(frames: int, width: int, dtype: torch.dtype) -> None:
+    """Forward and backward of clips of different length, which attend both ways."""
+    qkv = _empty(BATCH, frames, TOKENS, 3, HEADS[width], width, dtype=dtype)
+    lengths = _empty(BATCH, dtype=torch.int64)
+    temporal_attention.forward(qkv, lengths=lengths)
+    temporal_attention.backward(qkv[:, :, :, 0], qkv, lengths=lengths)
+
+
 def one_item(frames: int, dtype: torch.dtype) -> None:
     """Sizes of 1, of which Triton makes constants."""
     qkv = _empty(1, frames, 1, 3, 1, 64, dtype=dtype)
@@ -58,10 +75,20 @@ def one_item(frames: int, dtype: torch.dtype) -> None:
     temporal_attention.backward(_empty(1, frames, 1, 1, 64, dtype=dtype), qkv)
 
 
+FRAMES = {
+    16: (ROW_FRAMES,),
+    32: (ROW_FRAMES, 16, 32),
+    64: (ROW_FRAMES, 16),
+    80: (ROW_FRAMES, 16),
+    112: (32,),
+    128: (ROW_FRAMES, 16, 32),
+}
+"""By head dimension; the others' kernels are much like these."""
+
 CASES: dict[str, Callable[[], Any]] = {}
-for _width in HEADS:
+for _width, _each in FRAMES.items():
     for _dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for _frames in (ROW_FRAMES, 16):
+        for _frames in _each:
             _name = f"T {_frames} d {_width} {str(_dtype).removeprefix('torch.')}"
             # float16 differs from bfloat16 in conversions only.
             if _dtype != torch.float16 or _width == 64:
@@ -76,5 +103,9 @@ CASES["sliced T 6"] = partial(sliced, 6, torch.float16)
 CASES["turned, frames innermost, T 3"] = partial(turned, 3, torch.bfloat16, 1)
 CASES["turned, channels innermost, T 3"] = partial(turned, 3, torch.float16, 3)
 CASES["turned, channels innermost, T 6"] = partial(turned, 6, torch.bfloat16, 3)
+CASES["lengths T 3"] = partial(padded, 3, 64, torch.bfloat16)
+CASES["lengths T 5"] = partial(padded, ROW_FRAMES, 128, torch.bfloat16)
+CASES["options T 3"] = partial(options, 3, 64, torch.bfloat16)
+CASES["options T 32"] = partial(options, 32, 112, torch.float32)
 CASES["one item T 3"] = partial(one_item, 3, torch.float32)
 CASES["one item T 6"] = partial(one_item, 6, torch.bfloat16)
