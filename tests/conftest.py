@@ -6,6 +6,7 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from cmpose.ops.backends import OPS
 from tests import cuda_on_cpu
+from tests.ops.support import interpreter
 from tests.zygote import Zygote
 
 # Two processes of two threads each would wait for one another on two cores; so would the commands
@@ -31,6 +33,8 @@ else:
 # is imported, so for the whole test process.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if find_spec("triton"):
+        interpreter.quicken()
     # The CUDA kernels are compiled for the CPU; without g++ the other backends are tested.
     if "CMPOSE_CUDA_ON_CPU" not in os.environ and cuda_on_cpu.compiler() is not None:
         os.environ["CMPOSE_CUDA_ON_CPU"] = str(cuda_on_cpu.build())

@@ -29,6 +29,7 @@ class OpCase:
         batch_first: whether the first output's first dimension is the clip.
         kernel_sizes: sizes that the kernels take; the small defaults are for the reference.
         other_sizes: sizes of 1, primes, the largest, ..., all of which the kernels take.
+        gradcheck_sizes: sizes for gradcheck, which calls the op twice for each element.
         reduction: about how many terms are summed into one element of a result or gradient.
         options: what the case is called beside the op's name, if it is not the op's usual call.
     """
@@ -43,6 +44,7 @@ class OpCase:
     batch_first: bool = True
     kernel_sizes: dict[str, int] = field(default_factory=dict)
     other_sizes: tuple[dict[str, int], ...] = ()
+    gradcheck_sizes: dict[str, int] = field(default_factory=dict)
     reduction: int = 1
     options: str = ""
 
@@ -250,6 +252,7 @@ CASES = {
                 {"T": 1, "S": 67, "H": 1, "d": 80},
                 {"T": 1, "S": 19, "H": 3, "d": 128},
             ),
+            gradcheck_sizes={"S": 3, "d": 4},
             reduction=64,
         ),
         OpCase(
@@ -265,6 +268,7 @@ CASES = {
                 {"T": 5, "S": 7, "H": 3, "d": 80},
                 {"T": 16, "S": 3, "H": 1, "d": 128},
             ),
+            gradcheck_sizes={"S": 3, "d": 4},
             reduction=128,
         ),
         OpCase(
@@ -282,6 +286,7 @@ CASES = {
                 {"T": 3, "N": 13, "K": 2, "D": 80},
                 {"T": 1, "N": 5, "K": 2, "D": 769},
             ),
+            gradcheck_sizes={"T": 2, "N": 5, "K": 2, "D": 3},
             reduction=18,
         ),
         OpCase(
@@ -372,6 +377,7 @@ OPTIONS = (
         ("q", "k", "v"),
         "q",
         other_sizes=({"T": 1, "S": 1, "H": 1, "d": 16}, {"T": 2, "S": 67, "H": 1, "d": 80}),
+        gradcheck_sizes={"T": 2, "S": 3, "d": 3},
         reduction=80,
         options="options",
     ),
@@ -389,6 +395,7 @@ OPTIONS = (
             {"T": 5, "S": 2, "H": 1, "d": 80},
             {"T": 32, "S": 2, "H": 1, "d": 128},
         ),
+        gradcheck_sizes={"S": 2, "d": 3},
         reduction=128,
         options="options",
     ),
