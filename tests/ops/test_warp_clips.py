@@ -117,6 +117,16 @@ def test_the_cpu_path_has_the_reference_s_bits(dtype: torch.dtype) -> None:
         assert torch.equal(a, b)
 
 
+def test_the_cpu_path_takes_a_large_crop_in_parts() -> None:
+    frames, sizes = noise_frames(1, 1, 20, 16), ((2, 40_000), (131, 257))
+    for size in sizes:
+        a, b = (
+            ops.warp_clips(frames, MATRICES[2:3], size, backend=backend)
+            for backend in ("reference", "cpu")
+        )
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_output_dtype(dtype: torch.dtype) -> None:
     frames = noise_frames(1, 2, 20, 16)
