@@ -19,7 +19,7 @@ from cmpose.data.cutouts import collate
 from cmpose.data.formats.posetrack import listed, write_posetrack18
 from cmpose.data.formats.run import writer_of
 from cmpose.data.records import GROUND_TRUTH, ClipRecord
-from cmpose.data.skeleton import POSETRACK
+from cmpose.data.skeleton import POSETRACK, Skeleton
 from cmpose.distributed import World, claim_together, join_world
 from cmpose.evaluation.decode import decode_heatmaps, to_image
 from cmpose.evaluation.inference import clip_images, move_pixels, predict_heatmaps
@@ -185,6 +185,24 @@ def score_mean_pose(config: Config, folder: Path) -> tuple[APResult, dict[str, d
     return score_predictions(config, held_out, poses, folder)
 
 
+def evaluation_clips(
+    config: Config, skeleton: Skeleton, device: torch.device, *, quiet: bool
+) -> ClipDataset:
+    """The evaluation clips of a recipe, for a model of these keypoints.
+
+    Raises:
+        ValueError: they have other keypoints; else as :func:`open_clips`.
+    """
+    clips = open_clips(config, train=False, device=device, quiet=quiet)
+    if skeleton.keypoints != clips.skeleton.keypoints:
+        raise ValueError(
+            f"the model predicts {listed(skeleton)}, the annotations "
+            f"{config.data.val_annotations} have {listed(clips.skeleton)}: give those that the "
+            "model was trained for, in the same order"
+        )
+    return clips
+
+
 def evaluate_model(
     model: CMPose, config: Config, output: Path, world: World, *, progress: bool = True
 ) -> dict[str, Any]:
@@ -195,13 +213,7 @@ def evaluate_model(
     apart, where the data says which are), ``data``, ``box_source``, ``annotations``, ``seconds``,
     ``clips_per_second``, ``causal_hit_rate``.
     """
-    clips = open_clips(config, train=False, device=world.device, quiet=not world.main)
-    if model.skeleton.keypoints != clips.skeleton.keypoints:
-        raise ValueError(
-            f"the model predicts {listed(model.skeleton)}, the annotations "
-            f"{config.data.val_annotations} have {listed(clips.skeleton)}: give those that the "
-            "model was trained for, in the same order"
-        )
+    clips = evaluation_clips(config, model.skeleton, world.device, quiet=not world.main)
     started = time.perf_counter()
     poses, (hits, joints) = predict_clips(model, clips, config, world, progress=progress)
     seconds = time.perf_counter() - started

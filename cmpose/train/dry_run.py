@@ -9,6 +9,7 @@ import torch
 
 from cmpose.config import Config
 from cmpose.distributed import World
+from cmpose.evaluation.inference import compute_dtype
 from cmpose.memory import reason
 from cmpose.train.cards import RTX_4090, Card, cards_for
 from cmpose.train.prediction import LIBRARIES, StepPrediction, predict_step
@@ -153,7 +154,8 @@ def to_switch_on(
     Args:
         predicted: of the recipe as it is.
         card: for which.
-        others: predictions of other recipes by what is set in them; takes what is predicted here.
+        others: predictions of other recipes by what is set in them. Those that are made here are
+            added, right in what concerns time and not memory.
     """
     config, processes = predicted.config, predicted.processes
     others = {} if others is None else others
@@ -164,7 +166,9 @@ def to_switch_on(
     gains: dict[str, float] = {}
     for name, recipe in tried.items():
         if name not in others:
-            others[name] = predict_step(recipe, processes)
+            numbers = compute_dtype(recipe.train.precision).itemsize
+            batch = predicted.batch * numbers // compute_dtype(config.train.precision).itemsize
+            others[name] = replace(predicted, config=recipe, batch=batch)
         gains[name] = _estimate(predicted, card) / _estimate(others[name], card) - 1
     order = sorted(gains, key=gains.__getitem__, reverse=True)
     told = [f"{name} ({gains[name]:+.0%})" for name in order]

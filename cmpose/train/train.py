@@ -9,8 +9,9 @@ from typing import Any
 
 from cmpose import config as configuration
 from cmpose.config import Config, TrainConfig
+from cmpose.data.clips import ClipDataset
 from cmpose.distributed import World, claim_together, join_world
-from cmpose.evaluation.evaluate import OUTPUT_FOLDERS, evaluate_model
+from cmpose.evaluation.evaluate import OUTPUT_FOLDERS, evaluate_model, evaluation_clips
 from cmpose.files import (
     Interrupted,
     OutputError,
@@ -55,6 +56,7 @@ def train(
 
     Raises:
         ValueError: for a recipe that cannot work.
+        FileNotFoundError: there are no annotations to train, or to evaluate on at the end.
         FileExistsError: if ``output`` holds a run and ``resume`` is False.
         InUse: another process trains into ``output``.
         OutputError: when something cannot be written.
@@ -87,6 +89,7 @@ def _train(
     # In a function of its own, so that the model is gone before the processes part: where DDP's
     # reducer outlives torch's process group, the two can wait for each other for ever (torch 2.13).
     clips, config = open_training_clips(config, world)
+    check_evaluation(config, clips, world)
     trainer = Trainer(new_state(config, clips, world))
     resume_or_start(trainer.state, output, resume=is_restart(output, world) or resume)
     mark_begun(output, world)
@@ -95,6 +98,23 @@ def _train(
     with Monitor(trainer, output, progress=progress) as monitor:
         take_steps(trainer, output, monitor, stop)
         return finish(trainer, output, monitor)
+
+
+def check_evaluation(config: Config, clips: ClipDataset, world: World) -> None:
+    """Opens what the run evaluates on at its end, so that it does not fail there, hours later.
+
+    Raises:
+        FileNotFoundError: there are no such annotations; else as ``evaluation_clips``.
+    """
+    data = config.data
+    annotations = Path(data.root).expanduser() / data.val_annotations
+    if not annotations.exists():
+        raise FileNotFoundError(
+            f"data.val_annotations={data.val_annotations!r}: {annotations} is not there, and "
+            "training evaluates at its end, with train.evaluate_every=0 too: give annotations to "
+            "evaluate on; where there are no others, set what data.train_annotations is"
+        )
+    evaluation_clips(config, clips.skeleton, world.device, quiet=True)
 
 
 def check_recipe(train: TrainConfig, world: World) -> None:

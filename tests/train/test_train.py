@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmpose.models.weights import checkpoint
+from cmpose.train import train as training
 from cmpose.train.train import Interrupted, NonFiniteLoss, train
 from tests.recipes import FINE, interrupt_after, recipe, write_recipe
 from tests.zygote import KILLED
@@ -194,6 +195,18 @@ def test_crops_made_on_the_device_resume_exactly(rendered, tmp_path, monkeypatch
     train(config, tmp_path / "run", resume=True, progress=False)
     a, b = weights(tmp_path / "run"), weights(tmp_path / "straight")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_nothing_to_evaluate_on_is_said_before_the_first_step(rendered, tmp_path, monkeypatch):
+    """It was found out after the last one."""
+    monkeypatch.setattr(training, "take_steps", lambda *_: pytest.fail("a step was taken"))
+    missing = recipe(rendered, **{"data.val_annotations": "annotations/none"})
+    named = r"^data\.val_annotations='annotations/none': .* is not there, .*evaluate_every=0 too"
+    with pytest.raises(FileNotFoundError, match=named):
+        train(missing, tmp_path / "run", progress=False)
+    broken = recipe(rendered, **{"data.boxes": "no_boxes.json"})
+    with pytest.raises(FileNotFoundError, match=r"no_boxes\.json"):
+        train(broken, tmp_path / "run", progress=False)
 
 
 def test_resume_with_another_recipe_is_refused(rendered, tmp_path):
