@@ -25,6 +25,7 @@ def assert_complete(out: Path, printed: str, least: float, times: float) -> dict
     assert metrics["box_source"] == "ground truth"
     assert metrics["clips_per_second"] > 0
     assert f"held-out AP {ap:.1f} %, always answering the mean pose {mean:.1f} %" in printed
+    assert "holds no checkpoint" not in printed  # as if a first run could have one
     # Each joint's causal token lies at the joint far more often than by chance (1 in 5).
     assert metrics["causal_hit_rate"] > 0.4
     assert len(list((out / "predict" / "explain").glob("*.png"))) >= 3
