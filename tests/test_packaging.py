@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,19 @@ from typing import Any
 import pytest
 
 from cmpose import __version__
+from tests.csrc import compile_check
 from tests.csrc.compile_check import require_nvcc
 from tests.shared_data import PROJECT
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
-DECIDING = ("CMPOSE_BUILD_CUDA", "CMPOSE_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST", "CMPOSE_CUDA_ON_CPU")
+DECIDING = (
+    "CMPOSE_BUILD_CUDA",
+    "CMPOSE_CUDA_ARCHS",
+    "CMPOSE_CUDA_LINEINFO",
+    "TORCH_CUDA_ARCH_LIST",
+    "CMPOSE_CUDA_ON_CPU",
+)
 
 NO_NVCC = {"CUDA_HOME": "/nowhere"}
 
@@ -59,7 +67,7 @@ def copied(folder: Path) -> Path:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if (PROJECT / name).is_file():
-            target.write_bytes((PROJECT / name).read_bytes())
+            shutil.copy2(PROJECT / name, target)
     return folder
 
 
@@ -142,7 +150,7 @@ def test_a_compiler_that_nvcc_refuses(source: Path, tmp_path: Path) -> None:
     newer.write_text('#!/bin/sh\nexec g++ -U__GNUC__ -D__GNUC__=99 "$@"\n')
     newer.chmod(0o755)
     command = (sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path / "b"))
-    variables = {**ARCHS, "CXX": str(newer), "MAX_JOBS": "1"}
+    variables = {**QUICK, "CXX": str(newer), "MAX_JOBS": "1"}
     run(*command, cwd=source, **variables)
     [reason] = tmp_path.glob("b/lib*/cmpose/_C.txt")
     assert "is newer; " in reason.read_text()
@@ -204,17 +212,27 @@ def test_the_build_never_imports_torch() -> None:
 
 # -- with nvcc ------------------------------------------------------------------------------------
 
-# One architecture and no optimisation, to save time; the compile check compiles for all, as users
-# do.
-ARCHS = {"CMPOSE_CUDA_ARCHS": "8.9+PTX", "NVCC_APPEND_FLAGS": "-Xcicc -O0 -Xptxas -O0"}
+ARCHS = compile_check.asks_for(compile_check.ARCHS)
+
+QUICK = {"CMPOSE_CUDA_ARCHS": "8.9"}
+"""For builds that are to fail: they leave the objects of :data:`ARCHS` alone."""
 
 
 @pytest.fixture(scope="module")
 def with_core(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel with the core."""
+    """The wheel with the core.
+
+    The compile check's objects are copied with the sources. What is left is what pip's own
+    environment may change: the bindings, and the link.
+    """
     require_nvcc()
+    plan = compile_check.plan_for(compile_check.ARCHS)
+    compile_check.compile_all(plan)
+    shutil.copytree(plan.folder, source / plan.folder.relative_to(PROJECT), dirs_exist_ok=True)
     built, printed = wheel_of(source, tmp_path_factory.mktemp("wheel"), **ARCHS)
-    assert "cmpose._C: 8.9 + PTX 8.9, nvcc" in printed
+    assert "cmpose._C: 8.0;8.9;9.0;12.0 + PTX 12.0, nvcc" in printed
+    assert "c++ bindings.cpp" in printed
+    assert not re.search(r"\] nvcc \w+\.cu", printed), "an object was compiled again"
     return built
 
 
@@ -270,8 +288,8 @@ def test_what_the_core_links_to(unpacked: Path) -> None:
 
 def test_the_core_loads_without_a_driver(unpacked: Path) -> None:
     facts = facts_of(unpacked)
-    assert facts["archs"] == "8.9"
-    assert facts["ptx"] == "8.9"
+    assert facts["archs"] == "8.0;8.9;9.0;12.0"
+    assert facts["ptx"] == "12.0"
     assert facts["version"] == __version__
     assert facts["on_cpu"] is False
     assert facts["nvcc"].partition(".")[0].isdecimal()
@@ -285,17 +303,22 @@ def test_the_architectures_inside(unpacked: Path) -> None:
 
         tool = triton.knobs.nvidia.cuobjdump.path
     assert tool, "neither the CUDA toolkit nor Triton brings cuobjdump"
-    for option, ending in (("--list-elf", ".cubin"), ("--list-ptx", ".ptx")):
+    cards = {f"sm_{arch}" for arch in compile_check.ARCHS}
+    for option, ending, inside in (
+        ("--list-elf", ".cubin", cards),
+        ("--list-ptx", ".ptx", {"sm_120"}),
+    ):
         lines = run(tool, option, core_in(unpacked), cwd=unpacked).stdout.splitlines()
         found = {line.rsplit(".", 2)[1] for line in lines if line.endswith(ending)}
-        assert found == {"sm_89"}, lines
+        assert found == inside, lines
 
 
 def test_doctor_describes_the_core(unpacked: Path) -> None:
     command = (sys.executable, "-m", "cmpose", "doctor")
     done = run(*command, cwd=unpacked, PYTHONPATH=str(unpacked))
     nvcc = facts_of(unpacked)["nvcc"]
-    assert f"\n_C      for 8.9 + PTX 8.9, built with nvcc {nvcc}\n" in done.stdout
+    built = f"for 8.0;8.9;9.0;12.0 + PTX 12.0, built with nvcc {nvcc}"
+    assert f"\n_C      {built}\n" in done.stdout
     assert "\nselect_tokens " in done.stdout
 
 
@@ -306,7 +329,7 @@ def test_editable(source: Path, with_core: Path, tmp_path: Path) -> None:
     install = pip("--python", python, "install", "--quiet", "--no-deps", "-e", source)
     run(*install, cwd=tmp_path, **ARCHS)
     assert core_in(source).suffix == ".so"
-    assert facts_of(source, python)["archs"] == "8.9"
+    assert facts_of(source, python)["archs"] == "8.0;8.9;9.0;12.0"
     where = "import cmpose._C; print(cmpose._C.__file__)"
     assert Path(run(python, "-c", where, cwd=tmp_path).stdout.strip()) == core_in(source)
     run(*install, cwd=tmp_path, CMPOSE_BUILD_CUDA="0")
@@ -324,7 +347,7 @@ def test_a_failed_compile_shows_the_compilers_message(source: Path, tmp_path: Pa
     try:
         done = subprocess.run(
             pip("wheel", "--no-deps", HERE, "-w", tmp_path, source),
-            env=environment(**ARCHS, MAX_JOBS="1"),  # what comes after it is not begun
+            env=environment(**QUICK, MAX_JOBS="1"),  # what comes after it is not begun
             capture_output=True,
             text=True,
             timeout=600,

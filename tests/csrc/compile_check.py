@@ -89,13 +89,19 @@ def require_nvcc() -> None:
         pytest.skip(str(error))
 
 
-def plan_for(archs: tuple[int, ...], source: Path = build.CSRC, folder: Path = build.FOLDER):
-    """The build for cards such as 89, without PTX."""
+def asks_for(archs: tuple[int, ...]) -> dict[str, str]:
+    """The variables that ask for the build for cards such as 89, with PTX of the last.
+
+    With the sources' lines, by which tests/ptx_on_cpu tells where a fault is.
+    """
     names = ";".join(f"{arch // 10}.{arch % 10}" for arch in archs)
+    return {"CMPOSE_CUDA_ARCHS": f"{names}+PTX", build.LINE_INFO: "1"}
+
+
+def plan_for(archs: tuple[int, ...], source: Path = build.CSRC, folder: Path = build.FOLDER):
+    """The build that :func:`asks_for` describes."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_")}
-    # With the sources' lines, by which tests/ptx_on_cpu tells where a fault is.
-    environ |= {"CMPOSE_CUDA_ARCHS": names, build.LINE_INFO: "1"}
-    return build.plan(environ, folder)._replace(source=source)
+    return build.plan(environ | asks_for(archs), folder)._replace(source=source)
 
 
 def demangled(symbols: list[str]) -> list[str]:
@@ -178,8 +184,14 @@ def compile_all(plan: build.BuildPlan) -> Report:
             ran = build.run(plan, plan.objects, threads=1)
         for path in plan.kernels:
             if f"nvcc {path.name}" in ran and _digest(path) == before[path]:
-                for made in Path(folder).glob(f"{path.stem}.compute_*.ptx"):
-                    made.replace(kept / f"{before[path]}.{made.name}")
+                for (major, minor), archs in build.front_ends(plan.target.archs).items():
+                    made = Path(folder) / f"{path.stem}.compute_{major}{minor}.ptx"
+                    if not made.is_file():  # of one architecture alone nvcc names it otherwise
+                        continue
+                    first, rest = re.split(r"^\.target .*\n", made.read_text(), flags=re.M)
+                    for a, b in archs:  # what nvcc would make for that card alone
+                        name = f"{before[path]}.{path.stem}.compute_{a}{b}.ptx"
+                        (kept / name).write_text(f"{first}.target sm_{a}{b}\n{rest}")
     report = Report([], [])
     for path, out in zip(plan.kernels, plan.objects, strict=True):
         text = out.with_name(f"{out.name}.log").read_text()

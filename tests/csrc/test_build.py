@@ -364,10 +364,22 @@ def test_flags(plan: build.BuildPlan) -> None:
     assert " -lineinfo " in build._ninja_file(plan._replace(line_info=True))
     old = plan._replace(nvcc=plan.nvcc._replace(version="12.9"))
     assert "-Xfatbin=-compress-all" in build._ninja_file(old)
-    assert "-gencode=arch=compute_89,code=sm_89" in command
+    assert "-gencode=arch=compute_89,code=[sm_89]" in command
     assert "-gencode=arch=compute_89,code=compute_89" in command
     for loose in ("fast_math", "fast-math", "-ftz=true", "-prec-div=false", "-prec-sqrt=false"):
         assert loose not in text
+
+
+def test_one_front_end_for_what_it_compiles_alike() -> None:
+    """Up to 9.0; the sources must then not tell these architectures apart."""
+    assert build.front_ends(DEFAULT) == {
+        (8, 0): [(8, 0), (8, 6), (8, 9), (9, 0)],
+        (12, 0): [(12, 0)],
+    }
+    assert build.front_ends([(10, 0), (12, 0)]) == {(10, 0): [(10, 0)], (12, 0): [(12, 0)]}
+    sources = [path for path in build.CSRC.glob("*.*") if path.suffix != ".py"]
+    assert len(sources) > 10
+    assert [path.name for path in sources if "__CUDA_ARCH" in path.read_text()] == []
 
 
 def test_a_broken_source_shows_the_compilers_message(plan: build.BuildPlan) -> None:

@@ -172,8 +172,8 @@ def test_blocks_an_sm(report: Report, plan, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_core_stays_small(report: Report, plan) -> None:
     """At most 8 MB, of which CUDA's runtime, the C++ library and the bindings take up to 2.
 
-    The code of four architectures with the sources' lines is what is compiled here: each source's
-    object is larger than with the five architectures and the PTX of a wheel, which has no lines.
+    The code of four architectures with the sources' lines and PTX is what is compiled here: each
+    source's object is larger than with the five architectures of a wheel, which has no lines.
     """
     assert plan.line_info
     assert sum(path.stat().st_size for path in plan.objects) < 6_000_000
@@ -195,12 +195,12 @@ def test_ptx_is_kept_with_the_sources_that_it_was_made_of(tmp_path: Path) -> Non
     source, header = tmp_path / "one.cu", tmp_path / "one.cuh"
     header.write_text("constexpr float kValue = 1.f;\n")
     source.write_text('#include "one.cuh"\n__global__ void one(float* out) { *out = kValue; }\n')
-    plan = compile_check.plan_for((80, 89), source=tmp_path, folder=tmp_path / "build")
+    plan = compile_check.plan_for((80, 89, 120), source=tmp_path, folder=tmp_path / "build")
     compile_check.compile_all(plan)
-    for arch in (80, 89):
+    for arch in (80, 89, 120):
         kept = compile_check.kept_ptx(plan, source, arch)
         assert kept is not None
-        assert f".target sm_{arch}" in kept.read_text()
+        assert f".target sm_{arch}\n" in kept.read_text()
     assert compile_check.kept_ptx(plan, source, 90) is None
     header.write_text("constexpr float kValue = 2.f;\n")
     assert compile_check.kept_ptx(plan, source, 89) is None
