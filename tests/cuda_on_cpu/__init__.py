@@ -41,6 +41,8 @@ SANITIZERS = (
     "-fno-omit-frame-pointer",
     "-O1",  # at -O2 the compiler takes half as long again, more than the tests then save
 )
+OF_BINDINGS = ("-O0",)
+"""Nothing is computed in them, and to optimize them is a quarter of the compiler's time."""
 
 
 def compiler() -> str | None:
@@ -81,13 +83,17 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
     for headers in (pybind11.get_include(), sysconfig.get_paths()["include"]):
         command += ["-isystem", headers]
     files = sorted(
-        p for folder in (HERE, source, *includes) for p in folder.iterdir() if p.is_file()
+        p
+        for folder in (HERE, source, *includes)
+        for p in folder.iterdir()
+        if p.is_file() and p.suffix != ".py"
     )
-    key = hashlib.sha256(repr((command, sysconfig.get_config_var("EXT_SUFFIX"))).encode())
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    key = hashlib.sha256(repr((command, OF_BINDINGS, suffix)).encode())
     for file in files:
         key.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = FOLDER / key.hexdigest()[:16]
-    module = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    module = folder / f"_C{suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # only one of two test processes compiles
@@ -106,7 +112,10 @@ def _run(command: list[str]) -> None:
 def _compile(command: list[str], sources: list[Path], module: Path) -> None:
     objects = [module.parent / f"{path.name}.o" for path in sources]
     commands = [
-        [*command, "-x", "c++", "-c", str(path), "-o", str(out)]
+        [
+            *(*command, *(OF_BINDINGS if path.stem == "bindings" else ())),
+            *("-x", "c++", "-c", str(path), "-o", str(out)),
+        ]
         for path, out in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
