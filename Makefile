@@ -82,7 +82,6 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy csrc/build.py
 	@files=$$(git ls-files '*.cu' '*.cuh' '*.cpp' '*.h'); \
 	if [ -n "$$files" ]; then $(BIN)/clang-format --dry-run --Werror $$files; fi
 
