@@ -174,9 +174,9 @@ def test_wrong_arguments(
 
 
 def test_a_shape_that_the_op_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["temporal_attention", "--shape", "T=1", "--arch", "89"]) == 2
+    assert command.main(["temporal_attention", "--shape", "T=33", "--arch", "89"]) == 2
     error = capsys.readouterr().err
-    assert "temporal_attention forward B=32 T=1" in error
+    assert "temporal_attention forward B=32 T=33" in error
 
 
 def test_missing_programs_are_named(
