@@ -66,7 +66,7 @@ endif
 FUZZ ?= 100
 fuzz: $(STAMP)
 	CMPOSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --timeout 3600 tests/fuzz \
-		tests/test_demo.py tests/test_outputs.py::test_a_kill_at_a_random_moment_is_recovered_from
+		tests/test_demo.py tests/kernels/test_compile_check.py tests/test_outputs.py::test_a_kill_at_a_random_moment_is_recovered_from
 
 # Everything that needs a GPU, with $(PYTHON) as it is: nothing is installed, cmpose is imported from
 # here. A run that was cut goes on when it is called again.

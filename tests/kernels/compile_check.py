@@ -3,6 +3,9 @@
 Run as a program, without TRITON_INTERPRET: ``python -m tests.kernels.compile_check OP [--arch 89]``
 prints registers, spills and shared memory of each kernel. ``--json`` writes them, and the lines of
 the configuration table that were looked up, to a file. Equal launches are compiled once.
+
+Every case is compiled for sm_89 and one other card, by turns, and every line of the configuration
+table and every case of ``LOOPS`` for every card; with ``--every`` every case for every card.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -222,15 +225,32 @@ def compile_launch(launched: launch.Launch, arch: int, case: str) -> Compiled:
 
 
 def compile_cases(
-    cases: Iterable[tuple[str, Callable[[], Any]]], arch: int
+    cases: Iterable[tuple[str, Callable[[], Any]]],
+    arch: int,
+    lookups: Sequence[configs.Lookup],
+    every: bool,
 ) -> Iterable[tuple[Compiled, launch.Launch]]:
-    """Runs each case's launcher on meta tensors and compiles what it launches."""
-    for name, call in cases:
+    """Runs each case's launcher on meta tensors and compiles what it launches.
+
+    ``lookups`` are being noted. Not ``every``: what has the configuration of an earlier case is
+    compiled for sm_89, and by turns for one other card.
+    """
+    turns = [card for card in ARCHS if card != 89]
+    configured: set[tuple[str, str]] = set()
+    for number, (name, call) in enumerate(cases):
         with launch.recording(arch) as launches:
             call()
         assert launches, f"{name} launches nothing"
+        here = every or arch in (89, turns[number % len(turns)]) or name in _LOOP_CASES
         for launched in launches:
-            yield with_loop(compile_launch(launched, arch, name), launched), launched
+            line = {
+                (note.kernel, repr(note.variant))
+                for note in lookups
+                if note.config is launched.config
+            }
+            if here or not line <= configured:
+                yield with_loop(compile_launch(launched, arch, name), launched), launched
+            configured |= line
 
 
 def cases_of(op: str) -> dict[str, Callable[[], Any]]:
@@ -254,6 +274,7 @@ def main() -> int:
     parser.add_argument("--arch", type=int, action="append")
     parser.add_argument("--json", type=Path, help="folder for a file of findings an op")
     parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--every", action="store_true", help="every case for every card")
     options = parser.parse_args()
     if launch.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
@@ -267,7 +288,7 @@ def main() -> int:
         chosen = [(name, call) for name, call in cases_of(op).items() if options.only in name]
         for arch in archs:
             with configs.noting() as lookups:
-                for row, launched in compile_cases(chosen, arch):
+                for row, launched in compile_cases(chosen, arch, lookups, options.every):
                     rows.append(row)
                     print(_report(row), flush=True)
                     if all(note.config is not launched.config for note in lookups):

@@ -23,6 +23,7 @@ import triton
 
 from cmpose.kernels import configs
 from cmpose.kernels.configs import Lines, c
+from tests.fuzz.conftest import FACTOR
 from tests.kernels import gate
 from tests.kernels.compile_check import ARCHS, LOOP_ARCHS, LOOPS, OPS, Compiled
 from tests.shared_data import PROJECT
@@ -103,7 +104,7 @@ says what would mend it."""
 SLACK = Limit(16, 1024)
 """A limit may be this far above the largest need, so that a change does not go unnoticed."""
 
-HALVES = (ARCHS[:2], ARCHS[2:])
+HALVES = ((89,), (80, 90, 120))
 """One process compiles all ops for these: it takes longer to start than most ops do."""
 
 
@@ -124,6 +125,8 @@ def check(
     command = [sys.executable, "-m", "tests.kernels.compile_check", *ops, "--json", str(folder)]
     for arch in archs:
         command += ["--arch", str(arch)]
+    if FACTOR > 1:
+        command.append("--every")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with (folder / "printed").open("w") as printed:
         process = subprocess.Popen(

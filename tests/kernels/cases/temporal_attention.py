@@ -77,7 +77,7 @@ def one_item(frames: int, dtype: torch.dtype) -> None:
 
 FRAMES = {
     16: (ROW_FRAMES,),
-    32: (ROW_FRAMES, 16),
+    32: (ROW_FRAMES, 16, 32),
     64: (ROW_FRAMES, 16),
     80: (ROW_FRAMES, 16),
     112: (32,),
