@@ -184,18 +184,17 @@ def rename(old: Path, new: Path) -> None:
     os.replace(old, new)
 
 
-def _new_mode(path: Path) -> int:
-    """The mode that the umask gives a new file at ``path``, where there is none."""
-    path.touch()
-    mode = path.stat().st_mode
-    path.unlink()
-    return mode
+_PRIVATE = 0o600
+"""The mode that some libraries, such as safetensors, give to what they write."""
 
 
-def _set_mode(path: Path, mode: int) -> None:
-    """Some libraries, such as safetensors, write files that only their owner may read."""
-    if not path.is_symlink() and path.stat().st_mode != mode:
-        path.chmod(stat.S_IMODE(mode))
+def _share(file: Path) -> None:
+    """Gives a file that its owner alone may read the mode that the umask leaves."""
+    if file.is_symlink() or stat.S_IMODE(file.stat().st_mode) != _PRIVATE:
+        return
+    umask = os.umask(0o077)  # it is only told when it is set; what another thread makes is private
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 @contextmanager
@@ -228,10 +227,9 @@ def whole_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
         try:
-            mode = _new_mode(partial)
             yield partial
             if not keep_mode:
-                _set_mode(partial, mode)
+                _share(partial)
             if durable:
                 sync(partial)
             rename(partial, path)
@@ -274,11 +272,10 @@ def whole_folder(
         _recover(path)
         partial.mkdir()
         try:
-            mode = _new_mode(partial / _PARTIAL)
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
-                    _set_mode(file, mode)
+                    _share(file)
             if path.is_dir():
                 _keep_others(path, partial, is_ours)
             if durable:

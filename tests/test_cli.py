@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -272,7 +273,8 @@ def test_doctor_describes_the_core(monkeypatch, facts, line):
 def test_doctor_as_json(capsys):
     main(["doctor", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found["packages"]["torch"] == torch.__version__
+    assert found["packages"]["torch"] == metadata.version("torch")  # as pip lists it
+    assert found["torch_cuda"] == torch.version.cuda
     assert set(found["ops"]) == set(OPS)
     assert set(found["ops"]["dpc_knn"]["backends"]) == {"reference", "cpu", "triton", "cuda"}
     assert found["next"]

@@ -1,4 +1,4 @@
-"""AP of a CM-Pose by where it starts: ``python -m bench.learning.warm_start``, 15 minutes.
+"""AP of a CM-Pose by where it starts: ``python -m bench.learning.warm_start``.
 
 A plain ViTPose of the demo's size (16×16 patches, one frame, backbone and head, no auxiliary task)
 is trained on the demo's rendered clips and saved under ViTPose's names. CM-Poses of the same size

@@ -1,5 +1,6 @@
-// torch for CPUs, given a "cuda" that does nothing: autograd asks whether there is one, and
-// switches to it. Tensors on it have no memory.
+// torch, given a "cuda" that does nothing: autograd asks whether there is one, and switches to it.
+// Tensors on it have no memory. A torch built for CUDA has hooks and a guard of its own, which look
+// for a driver: these hooks go before its, and put_guard_in, called when it is loaded, after its.
 
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -15,7 +16,7 @@ struct CUDAHooks : CUDAHooksInterface {
   DeviceIndex getCurrentDevice() const override { return 0; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
 };
-REGISTER_CUDA_HOOKS(CUDAHooks)
+C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
 }  // namespace at
 
 struct NoGuard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
@@ -32,4 +33,6 @@ struct NoGuard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
 };
-C10_REGISTER_GUARD_IMPL(CUDA, NoGuard)
+extern "C" void put_guard_in() {
+  static c10::impl::DeviceGuardImplRegistrar put(c10::DeviceType::CUDA, new NoGuard);
+}

@@ -136,6 +136,10 @@ def put_a_card_in() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    # Optimizers ask it; a torch built for CUDA would look for a driver.
+    torch.accelerator.current_stream = lambda device=None: SimpleNamespace(
+        is_capturing=lambda: False
+    )
     # Compiling for a CPU takes long, and is no card's code.
     torch.compile = lambda function, **options: function
 

@@ -24,4 +24,4 @@ def test_generated_kernels_run_and_a_refusal_is_named():
     torch.testing.assert_close(out, temporal_attention.broadcast_formulation(qkv))
     assert isinstance(refused, str)
     assert refused.startswith("error: ")
-    assert "sdpa_cudnn" in refused
+    assert "cudnn" in refused.lower()  # a torch built for CUDA refuses it by itself
