@@ -38,9 +38,10 @@ from cmpose import provenance
 from cmpose.config import Config, TrainConfig
 from cmpose.data.clips import open_clips
 from cmpose.distributed import World
-from cmpose.evaluation.intervals import paired
+from cmpose.evaluation.intervals import Interval, paired
 from cmpose.files import write_json, write_text
 from cmpose.render.dataset import render_dataset
+from cmpose.report.log import LOG, read_log
 from cmpose.study.plots import new_figure, save_svg
 from cmpose.train.products import check_products
 from cmpose.train.train import train
@@ -122,14 +123,12 @@ def compare(curves: Curves) -> dict[str, dict[str, Any]]:
         interval] of final losses seed by seed, ``passed``.
     """
     plain = curves[PLAIN]
-    between = [distance(plain[a], plain[b]) for a, b in itertools.combinations(sorted(plain), 2)]
-    noise = float(np.mean(between))
+    noise = float(np.mean([distance(a, b) for a, b in itertools.combinations(plain.values(), 2)]))
+    finals = {n: {seed: final(curve) for seed, curve in of.items()} for n, of in curves.items()}
     comparison = {}
-    fast = {name: runs for name, runs in curves.items() if name != PLAIN}
-    for name, runs in fast.items():
-        own = float(np.mean([distance(runs[seed], plain[seed]) for seed in runs]))
-        finals = ({seed: final(curve) for seed, curve in of.items()} for of in (runs, plain))
-        difference = paired(*finals)
+    for name in [name for name in curves if name != PLAIN]:
+        own = float(np.mean([distance(curves[name][seed], plain[seed]) for seed in plain]))
+        difference = paired(finals[name], finals[PLAIN])
         assert difference is not None
         comparison[name] = {
             "speed_distance": own,
@@ -174,13 +173,13 @@ def section(content: Mapping[str, Any], picture: str) -> str:
     )
     aps, rows = content["ap"], []
     for name, compared in content["comparison"].items():
-        mean, half = compared["final_difference"]
         ap = paired(aps[name], aps[PLAIN])
         assert ap is not None
         distances = (f"{compared[name]:.4f}" for name in ("speed_distance", "seed_distance"))
-        final_loss, verdict = f"{mean:+.4f} ± {half:.4f}", "yes" if compared["passed"] else "no"
-        ap_text = ap.text(sign=True, digits=2)
-        rows.append((name, *distances, f"{compared['ratio']:.3f}", final_loss, ap_text, verdict))
+        mean, half = compared["final_difference"]
+        loss = Interval(mean, half, len(plain)).text(sign=True, digits=4)
+        verdict = ap.text(sign=True, digits=2), "yes" if compared["passed"] else "no"
+        rows.append((name, *distances, f"{compared['ratio']:.3f}", loss, *verdict))
     finals, ap_plain = [final(curve) for curve in plain.values()], aps[PLAIN].values()
     ranges = (
         f"The plain recipe's final losses lie between {min(finals):.3f} and {max(finals):.3f} over "
@@ -224,8 +223,7 @@ def measure(
             folder = work / "runs" / f"{slug(name)}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
             metrics = train(config, folder, progress=False)
-            log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-            losses = [line["loss"] for line in log if line["kind"] == "train"]
+            losses = [line["loss"] for line in read_log(folder / LOG) if line["kind"] == "train"]
             curves.setdefault(name, {})[seed] = losses
             ap.setdefault(name, {})[seed] = metrics["ap"]["columns"]["Mean"]
             print(f"{name}, seed {seed}: final loss {final(losses):.4f}", flush=True)

@@ -15,11 +15,11 @@ of ``docs/weights.md``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +31,7 @@ from cmpose.distributed import World
 from cmpose.evaluation.evaluate import evaluate_model
 from cmpose.files import whole_file, write_text
 from cmpose.models.cmpose import CMPose
+from cmpose.report.log import LOG, read_log
 from cmpose.train.batches import open_training_clips, training_loader
 from cmpose.train.state import TrainingState, new_state
 from cmpose.train.train import train
@@ -40,24 +41,29 @@ PAGE = provenance.PROJECT / "docs" / "weights.md"
 SAMPLE = provenance.PROJECT.parent / "shared" / "data"
 CPU = World(0, 1, torch.device("cpu"))
 
-VITPOSE = {"num_frames": 1, "fine": "off", "mask_task": False, "denoise_task": False}
-"""A CM-Pose with these fields and an identity start is a ViTPose as long as nothing between its
-backbone and its head learns."""
+VITPOSE = {"model.identity_start": True, "model.num_frames": 1, "model.fine": "off",
+           "model.mask_task": False, "model.denoise_task": False}  # fmt: skip
+"""A CM-Pose with these fields is a ViTPose as long as nothing between its backbone and its head
+learns."""
 
 TUNING = 0.25
 """Learning rate from weights, as a share of the recipe's."""
 
-STARTS: dict[str, dict[str, bool]] = {
-    "ViTPose's weights, `identity_start: true`": {"pretrained": True, "identity_start": True},
-    "ViTPose's weights, as before": {"pretrained": True, "identity_start": False},
-    "from scratch": {"pretrained": False, "identity_start": False},
+VITPOSE_EPOCHS, VIDEOS = 1, 16
+"""Of the demo's videos: how often the ViTPose sees all, and how many are there to learn on from."""
+
+STARTS = {
+    "ViTPose's weights, `identity_start: true`": (True, True),
+    "ViTPose's weights, as before": (True, False),
+    "from scratch": (False, False),
 }
+"""Name → whether it has the ViTPose's weights, and whether it begins as the ViTPose exactly."""
 
 
-def recipe(name: str, **fields: object) -> Config:
-    """A recipe of ``configs/`` with ViTPose's patches and the ``model`` fields given."""
-    config = configuration.load(str(files("cmpose.configs") / f"{name}.yaml"))
-    return replace(config, model=replace(config.model, stem="patch", **fields))  # type: ignore[arg-type]
+def recipe(name: str, data: Path, **fields: Any) -> Config:
+    """A recipe of ``configs/`` with ViTPose's patches, its data, and other dotted ``fields``."""
+    given = {"data.root": str(data), "model.stem": "patch", **fields}
+    return configuration.load(str(files("cmpose.configs") / f"{name}.yaml"), **given)
 
 
 def percent(model: CMPose, config: Config, folder: Path) -> float:
@@ -100,34 +106,21 @@ def learn_on(config: Config, folder: Path) -> dict[int, float]:
     clips, whole = open_training_clips(config, CPU)
     aps = {0: percent(new_state(whole, clips, CPU).model, whole, folder / "start")}
     train(config, folder / "run", resume=(folder / "run").exists(), progress=False)
-    for line in (folder / "run" / "log.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if entry["kind"] == "evaluate":
-            aps[entry["step"]] = entry["Mean"]
-    return aps
+    log = read_log(folder / "run" / LOG)
+    return aps | {line["step"]: line["Mean"] for line in log if line["kind"] == "evaluate"}
 
 
-def few_annotations(data: Path, work: Path, videos: int) -> Path:
-    """A folder with the annotations of the first training videos."""
-    for path in sorted((data / "annotations" / "train").glob("*.json"))[:videos]:
-        write_text(work / "few" / path.name, path.read_text())
-    return (work / "few").absolute()
-
-
-def learning(
-    data: Path, work: Path, sample: Path, videos: int, epochs: tuple[int, int]
-) -> dict[str, Config]:
+def learning(data: Path, work: Path) -> dict[str, Config]:
     """What is learnt on → its recipe, all fields but the start."""
-    rendered_people = recipe("demo")
-    rendered_people.data.root = str(data)
-    rendered_people.data.train_annotations = str(few_annotations(data, work, videos))
-    rendered_people.train.epochs, rendered_people.train.evaluate_every = epochs[0], 1
-    found = {"rendered people, held out": rendered_people}
+    few = (work / "few").absolute()  # of the training videos' annotations
+    for path in sorted((data / "annotations" / "train").glob("*.json"))[:VIDEOS]:
+        write_text(few / path.name, path.read_text())
+    drawn = {"data.train_annotations": str(few), "train.epochs": 1, "train.evaluate_every": 1}
+    found = {"rendered people, held out": recipe("demo", data, **drawn)}
+    sample = Path(os.environ.get("CMPOSE_SHARED_DATA", SAMPLE)) / "posetrack18"
     if sample.is_dir():
-        real = recipe("posetrack18_sample")
-        real.data.root = str(sample)
-        real.train.epochs, real.train.evaluate_every = epochs[1], max(1, epochs[1] // 3)
-        found["the real sample, learnt"] = real
+        real = {"train.epochs": 15, "train.evaluate_every": 5}
+        found["the real sample, learnt"] = recipe("posetrack18_sample", sample, **real)
     return found
 
 
@@ -155,40 +148,32 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("build/warm_start"))
     parser.add_argument("--data", type=Path, help="the demo's data; default in --work")
-    parser.add_argument("--videos", type=int, default=16, help="to learn on from")
-    parser.add_argument("--vitpose-epochs", type=int, default=1, help="over all videos")
-    parser.add_argument("--epochs", type=int, nargs=2, default=(1, 15), help="rendered, sample")
-    parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args(arguments)
     source, data = provenance.provenance(), args.data or args.work / "data"
     demo.render(data)
-    plain = recipe("demo", identity_start=True, **VITPOSE)
-    plain.data.root, plain.train.epochs = str(data), args.vitpose_epochs
+    plain = recipe("demo", data, **VITPOSE, **{"train.epochs": VITPOSE_EPOCHS})
     file, trained = train_vitpose(plain, args.work)
-    shared = Path(os.environ.get("CMPOSE_SHARED_DATA", SAMPLE)) / "posetrack18"
     vitpose: dict[str, float] = {}
     aps: dict[str, dict[str, dict[int, float]]] = {}
-    for name, config in learning(data, args.work, shared, args.videos, args.epochs).items():
+    for name, config in learning(data, args.work).items():
         folder = args.work / name.split()[-1]
-        plain.data = config.data
-        vitpose[name] = percent(trained.model, plain, folder / "vitpose")
-        for number, (start, fields) in enumerate(STARTS.items()):
-            pretrained = str(file) if fields["pretrained"] else ""
-            identity = fields["identity_start"]
-            model = replace(config.model, pretrained=pretrained, identity_start=identity)
+        vitpose[name] = percent(trained.model, replace(plain, data=config.data), folder / "vitpose")
+        for number, (start, (pretrained, exactly)) in enumerate(STARTS.items()):
+            weights = str(file) if pretrained else ""
+            model = replace(config.model, pretrained=weights, identity_start=exactly)
             rate = config.train.lr * (TUNING if pretrained else 1)
             begun = replace(config, model=model, train=replace(config.train, lr=rate))
             aps.setdefault(name, {})[start] = learn_on(begun, folder / str(number))
             print(name, start, aps[name][start], flush=True)
     made = origin(
         source,
-        f"the ViTPose took {args.vitpose_epochs} epoch(s) of the demo's clips",
-        f"the rendered people to learn on are those of {args.videos} of its videos",
+        f"the ViTPose took {VITPOSE_EPOCHS} epoch(s) of the demo's clips",
+        f"the rendered people to learn on are those of {VIDEOS} of its videos",
         "one seed",
     )
     part = f"{result_table(vitpose, aps)}\n\n{made}."
     print(part)
-    write_text(args.page, rendered(args.page.read_text(), {"warm-start": part}))
+    write_text(PAGE, rendered(PAGE.read_text(), {"warm-start": part}))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from tests.recipes import FINE, recipe
 
 def test_cm_pose_starts_as_the_vitpose_that_was_trained(rendered, tmp_path):
     size = {"model.image_size": [64, 64], "model.stem": "patch", "train.epochs": 1}
-    fields = {f"model.{name}": value for name, value in warm_start.VITPOSE.items()}
-    config = recipe(rendered, **size, **fields, **{"model.identity_start": True})
+    config = recipe(rendered, **size | warm_start.VITPOSE)
     file, state = warm_start.train_vitpose(config, tmp_path)
     assert state.step > 0
     whole = recipe(rendered, **size | FINE, **{"model.identity_start": True}).model
