@@ -72,12 +72,13 @@ class WheelError(Exception):
 
 
 def ran(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = PROJECT) -> str:
-    """What a command printed.
+    """What a command printed, by default with the variables that a build sees.
 
     Raises:
         WheelError: it failed.
     """
     words = [str(word) for word in command]
+    env = environment() if env is None else env
     done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WheelError(f"{shlex.join(words)}\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
@@ -122,7 +123,7 @@ def compiler(folder: Path, zig: Path) -> Path:
 
 def source_distribution(bin: Path, out: Path) -> Path:
     """Builds it, and unpacks it to ``build/wheel/source``, where objects of a build before stay."""
-    ran(bin / "python", "-m", "build", "--sdist", "--outdir", out, PROJECT, env=environment())
+    ran(bin / "python", "-m", "build", "--sdist", "--outdir", out, PROJECT)
     packed = max(out.glob("cmpose-*.tar.gz"), key=lambda path: path.stat().st_mtime)
     source = FOLDER / "source"
     with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
@@ -193,7 +194,8 @@ def check(path: Path, said: str) -> None:
 def contents(path: Path) -> dict[str, int]:
     """The files of a wheel and their sizes."""
     with zipfile.ZipFile(path) as archive:
-        return {info.filename: info.file_size for info in archive.infolist()}
+        infos = archive.infolist()
+    return {info.filename: info.file_size for info in infos if not info.is_dir()}
 
 
 def row(path: Path) -> str:

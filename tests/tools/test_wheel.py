@@ -44,6 +44,13 @@ def test_a_build_sees_few_variables() -> None:
     assert wheel.environment({**seen, **unseen}) == seen
 
 
+def test_pip_of_a_trial_sees_no_cmpose_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would install none."""
+    monkeypatch.setenv("PYTHONPATH", "/a checkout")
+    assert wheel.ran("sh", "-c", 'echo "<$PYTHONPATH>"') == "<>\n"
+    assert wheel.ran("sh", "-c", 'echo "<$A>"', env={"A": "b"}) == "<b>\n"
+
+
 BACKEND = """
 import sys, zipfile
 def build_wheel(folder, *_):
@@ -89,6 +96,7 @@ def test_a_python_without_pip_gets_a_wheel(tmp_path: Path, monkeypatch: pytest.M
 
 def written(path: Path, **sizes: int) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cmpose/", "")  # auditwheel names folders too
         for name, size in sizes.items():
             archive.writestr(f"cmpose/{name}.so", bytes(size))
     return path
