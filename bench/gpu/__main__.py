@@ -59,14 +59,8 @@ def run(stage: str, state: State, options: argparse.Namespace) -> None:
     native.forget()
     wanted: list[Item] = getattr(items, stage)(options)
     todo = missing(wanted, state.outcomes(stage))
-    status = run_stage(
-        stage,
-        wanted,
-        state,
-        seconds=options.stage_seconds,
-        workers=items.workers(stage, options.workers),
-        environment=items.ENVIRONMENT,
-    )
+    workers = items.workers(stage, options.workers)
+    status = run_stage(stage, wanted, state, options.stage_seconds, workers)
     content = records.load_or_empty(options.results, provenance.machine())
     if not todo and stage in content["runs"]:
         print(f"{stage}: done before", flush=True)

@@ -11,7 +11,7 @@ from argparse import Namespace
 
 import torch
 
-from bench.gpu.stages import NOT_RUN, Item
+from bench.gpu.stages import Item
 from bench.harness.op_tests import CONTRACT
 from cmpose import ops, provenance
 from cmpose.ops.backends import OPS
@@ -25,9 +25,6 @@ LEFT_OUT = ("tests/test_packaging.py",)
 LONGEST = ("tests/kernels/test_compile_check.py", "tests/test_demo.py",
            "tests/train/test_real_people.py", "tests/train/test_train.py")  # fmt: skip
 """They start first, so that no process is left alone with one of them at the end."""
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "2", "CMPOSE_REQUIRE_CUDA_OPS": "1"}
-"""Of all processes; CUDA ops' tests must not skip."""
 
 PROCESS_BYTES = 2 * 10**9
 """Of a card's memory, for a process of tests: its CUDA context, and the tests' tensors."""
@@ -65,8 +62,7 @@ def sanitize(options: Namespace) -> list[Item]:
     parts = {op: (CONTRACT, "-k", f"{op}-cuda and ({SANITIZED})") for op in kernels}
     if not kernels or tool is None:
         reason = "compute-sanitizer is not on PATH" if kernels else "cmpose._C has no kernel here"
-        say = f"print({reason!r}); raise SystemExit({NOT_RUN})"
-        return [Item("compute-sanitizer", (sys.executable, "-c", say))]
+        return [Item("compute-sanitizer", (), lacking=reason)]
     parts["tests/csrc"] = ("tests/csrc", "-m", "sanitized")
     # Without torch's cache an access behind a tensor is one behind an allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

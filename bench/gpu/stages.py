@@ -28,8 +28,10 @@ Outcome = dict[str, Any]
 """``status`` (passed, failed, not run, cut), ``seconds``, ``counts`` and ``details``."""
 
 TIME_IS_UP = 3  # exit status of a command that goes on when it is called again
-NOT_RUN = 77  # of one that says what the machine lacks
 NO_TESTS = 5  # pytest's, when no test was selected
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", "CMPOSE_REQUIRE_CUDA_OPS": "1"}
+"""Of all processes; CUDA ops' tests must not skip."""
 
 SOURCES = ("cmpose", "kernels", "csrc", "configs", "tests", "bench", "setup.py", "pyproject.toml")
 SUFFIXES = (".py", ".cu", ".cuh", ".cpp", ".h", ".yaml", ".toml")
@@ -42,9 +44,10 @@ class Item:
     name: str  # unique in its stage
     # {report} in it becomes a file for pytest's XML, {seconds} the time that it has.
     command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)  # on top of this process's
+    environment: Mapping[str, str] = field(default_factory=dict)  # on top of that of all
     open_ended: bool = False  # takes what time is left; that it was cut is no shortcoming
     goes_on: bool = False  # keeps a journal: a process that crashed is followed by another
+    lacking: str = ""  # what it is not run for the lack of
 
 
 def fingerprint() -> str:
@@ -120,82 +123,73 @@ def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
     return counts, details
 
 
-def _run_process(
-    item: Item, log: Path, seconds: float, environment: Mapping[str, str]
-) -> int | None:
+def _run_process(item: Item, log: Path, seconds: float) -> int | None:
     """Runs an item's command, its output to ``log``: its exit status, None when time ran out."""
     own = max(1, int(seconds - min(30.0, seconds / 4)))  # the command's own limit comes first
     command = [
         part.replace("{report}", str(log.with_suffix(".xml"))).replace("{seconds}", str(own))
         for part in item.command
     ]
+    env = {**os.environ, "PYTHONPATH": python_path(), **ENVIRONMENT, **item.environment}
     with log.open("w") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        env = {**os.environ, "PYTHONPATH": python_path(), **environment, **item.environment}
         process = subprocess.Popen(
             command, cwd=PROJECT, env=env, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         try:
             return process.wait(timeout=max(1.0, seconds))
-        except BaseException as error:
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
             with contextlib.suppress(ProcessLookupError):  # it, and what it started
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                return None
-            raise
 
 
-def run_item(item: Item, log: Path, seconds: float, environment: Mapping[str, str]) -> Outcome:
-    """Runs one item: ``cut`` when time ran out, ``not run`` when packages are absent."""
+def run_item(item: Item, log: Path, seconds: float) -> Outcome:
+    """Runs one item: ``cut`` when time ran out, ``not run`` when something is absent."""
     log.parent.mkdir(parents=True, exist_ok=True)
     report, began = log.with_suffix(".xml"), time.monotonic()
     report.unlink(missing_ok=True)
-    exit_status = _run_process(item, log, seconds, environment)
-    crashed = item.goes_on and exit_status is not None and exit_status < 0
-    status = "failed" if exit_status else "passed"
+    code = None if item.lacking else _run_process(item, log, seconds)
+    crashed = item.goes_on and code is not None and code < 0
+    status = "failed" if code else "passed"
     counts: dict[str, int] = {}
     details: list[str] = []
-    if crashed or exit_status in (None, TIME_IS_UP):
+    if item.lacking:
+        status, details = "not run", [f"not run: {item.lacking}"]
+    elif crashed or code in (None, TIME_IS_UP):
         status = "cut"
     elif report.is_file():
         counts, details = pytest_outcome(report.read_text())
         # pytest's 1 and 2 (files that cannot be collected) are faults unless packages are absent.
-        excused = exit_status in (1, 2) and counts["not run"]
-        good = not counts["failed"] and (excused or exit_status in (0, NO_TESTS))
+        excused = code in (1, 2) and counts["not run"]
+        good = not counts["failed"] and (excused or code in (0, NO_TESTS))
         status = "passed" if good else "failed"
         if good and counts["not run"] and not counts["passed"]:
             status = "not run"
-        if exit_status == NO_TESTS:
+        if code == NO_TESTS:
             details.append("no test was selected")
     if status == "failed" and not details:
         printed = log.read_text(errors="replace")
         details = printed.splitlines()[-3:]
         if NO_COUNTERS.search(printed):
             status, details = "not run", [f"not run: needs {LEAVE}"]
-        elif exit_status == NOT_RUN:
-            status, details = "not run", [f"not run: {details[-1]}"]
     seconds_taken = round(time.monotonic() - began, 1)
     return {"status": status, "seconds": seconds_taken, "counts": counts, "details": details}
 
 
 def run_stage(
-    name: str,
-    items: Sequence[Item],
-    state: State,
-    *,
-    seconds: float,
-    workers: int,
-    environment: Mapping[str, str],
+    name: str, items: Sequence[Item], state: State, seconds: float, workers: int = 1
 ) -> str:
     """Runs what is missing of a stage, each outcome saved as it comes.
 
     Gives passed, failed, cut or, of a stage none of whose items could run, not run.
 
     What does not fit into ``seconds`` is left for the next call; ``workers`` processes run at a
-    time, and all of them have the ``environment``.
+    time.
     """
     end = time.monotonic() + seconds
 
@@ -203,9 +197,9 @@ def run_stage(
         if (left := end - time.monotonic()) < 1:
             return
         log = state.folder / "logs" / name / f"{records.slug(item.name)}.log"
-        outcome = run_item(item, log, left, environment)
+        outcome = run_item(item, log, left)
         while item.goes_on and outcome["status"] == "cut" and (left := end - time.monotonic()) > 60:
-            outcome = run_item(item, log, left, environment)
+            outcome = run_item(item, log, left)
         state.note(name, item.name, outcome)
         counts = ", ".join(f"{n} {what}" for what, n in outcome["counts"].items() if n)
         ended = f"{outcome['status']} in {outcome['seconds']:.0f} s {counts}"

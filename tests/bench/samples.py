@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.harness import records
 from bench.harness.targets import TARGETS
+from cmpose.config import ModelConfig
 
 CARD = "Test Card 9000"
 
@@ -67,3 +68,11 @@ def content(*result: dict[str, Any], steps: tuple[dict[str, Any], ...] = ()) -> 
     made = records.load_or_empty(Path("none"), CARD)
     records.add(made, result, steps)
     return made
+
+
+def tiny(**fields: Any) -> ModelConfig:
+    """The smallest model that has every part."""
+    made = {"backbone": "tiny", "depth": 1, "image_size": (64, 48), "num_keypoints": 2,
+            "tokens_per_keypoint": 2, "num_clusters": 3, "neighbors": 2, "head_channels": 8,
+            "backend": "reference"}  # fmt: skip
+    return ModelConfig(**(made | fields))

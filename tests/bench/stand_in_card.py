@@ -8,17 +8,20 @@ at small sizes. Times and memory are no card's. It is for a process of its own, 
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
-import time
-import traceback
-import warnings
+from concurrent.futures.thread import _threads_queues
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -27,229 +30,159 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bench import __main__ as program
-from bench import train_step
+from bench import select_tokens, train_step
 from bench.gpu import __main__ as gpu
 from bench.gpu import items, stages
 from bench.harness import measure, op_tests, timing
-from bench.harness.workload import Draw, OpBench
-from cmpose.config import ModelConfig
+from bench.harness.workload import Draw
 from cmpose.ops import backends
 from cmpose.train import step as training
 from cmpose.train.cards import RTX_4090
+from tests import cuda_on_cpu
+from tests.bench.samples import tiny
 
 CARD = "NVIDIA GeForce RTX 4090, a stand-in"
-FREE, WHOLE = 23_500_000_000, 25_250_627_584
-OPS = ("select_tokens",)
-"""With a CUDA C++ kernel; the rest would only take longer."""
-TESTS = ("tests/ops/test_select_tokens.py",)
-STEPS = ("base eager reference", "huge ours compiled in a CUDA graph, fp8")
+KEPT = {
+    "tests": ["tests/ops/test_select_tokens.py"],
+    "sanitize": ["compute-sanitizer", "memcheck select_tokens", "racecheck select_tokens"],
+    "train": ["base eager reference", "huge ours compiled in a CUDA graph, fp8"],
+}
+"""Items of stages; the rest would only take longer."""
 
 
-# -- torch's part ---------------------------------------------------------------------------------
-
-
-def here(device: Any) -> Any:
-    """A device of the card as one of this machine; anything else as it is."""
-    of_card = isinstance(device, torch.device) and device.type == "cuda"
-    return torch.device("cpu") if of_card or device == "cuda" else device
+def here(value: Any) -> Any:
+    """A device of the card, or its name, as this machine's; anything else as it is."""
+    of_card = isinstance(value, str | torch.device) and str(value).startswith("cuda")
+    return type(value)("cpu") if of_card else value
 
 
 class InMemory(TorchFunctionMode):
     """Tensors that are to lie on the card lie in memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
-        if "device" in given:
-            given["device"] = here(given["device"])
-        elif func in (Tensor.to, torch.device):
-            args = [here(argument) for argument in args]
-        return func(*args, **given)
-
-
-TICKS = itertools.count(1)
-
-
-def now() -> float:
-    """Seconds: a look at the clock takes a tenth of a millisecond, and nothing else does."""
-    return 1e-4 * next(TICKS)
-
-
-class Stream:
-    """Does at once what it is given."""
-
-    device = torch.device("cuda")
-
-    def __init__(self, device: Any = None) -> None:
-        pass
-
-    def wait_stream(self, other: Stream) -> None:
-        pass
+        if func in (Tensor.to, torch.device):
+            args = map(here, args)
+        return func(*args, **{name: here(value) for name, value in (kwargs or {}).items()})
 
 
 class Event:
+    """From one event to the next is a tenth of a millisecond."""
+
+    ticks = itertools.count(1)
+
     def __init__(self, enable_timing: bool = False) -> None:
-        self.seconds = 0.0
+        self.time = 0
 
     def record(self) -> None:
-        self.seconds = now()
+        self.time = next(self.ticks)
 
     def synchronize(self) -> None:
         pass
 
     def elapsed_time(self, end: Event) -> float:
-        return 1e3 * (end.seconds - self.seconds)
-
-
-class Graph:
-    """What is captured runs once, while it is captured; a replay does nothing."""
-
-    def replay(self) -> None:
-        pass
+        return 0.1 * (end.time - self.time)
 
 
 def put_a_card_in() -> None:
     """Answers for torch and the driver."""
-    card = SimpleNamespace(
-        name=CARD, major=8, minor=9, total_memory=WHOLE, L2_cache_size=1 << 12,
-        multi_processor_count=128,
-    )  # fmt: skip
-    answers: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "get_device_name": lambda device=None: CARD,
-        "get_device_capability": lambda device=None: (8, 9),
-        "get_device_properties": lambda device=None: card,
-        "mem_get_info": lambda device=None: (FREE, WHOLE),
-        "synchronize": lambda device=None: None,
-        "empty_cache": lambda: None,
-        "memory_allocated": lambda device=None: 0,
-        "max_memory_allocated": lambda device=None: 1_000_000,
-        "reset_peak_memory_stats": lambda device=None: None,
-        "current_stream": lambda device=None: Stream(),
-        "stream": lambda stream: contextlib.nullcontext(),
-        "graph": lambda graph, **options: contextlib.nullcontext(),
-        "_sleep": lambda cycles: None,
-        "Stream": Stream,
-        "Event": Event,
-        "CUDAGraph": Graph,
-    }
+    # A small cache, so that few sets of inputs are cold.
+    card = SimpleNamespace(name=CARD, major=8, minor=9, total_memory=25_250_627_584,
+                           L2_cache_size=1024, multi_processor_count=128)  # fmt: skip
+    answers = {
+        **dict.fromkeys(("reset_peak_memory_stats", "empty_cache", "synchronize", "_sleep")),
+        "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": CARD,
+        "get_device_capability": (8, 9), "get_device_properties": card, "memory_allocated": 0,
+        "max_memory_allocated": 1_000_000, "mem_get_info": (23_500_000_000, card.total_memory),
+        # What is captured runs once, while it is captured; a replay does nothing.
+        "Stream": Mock(), "current_stream": Mock(), "CUDAGraph": Mock(),
+    }  # fmt: skip
     for name, answer in answers.items():
-        setattr(torch.cuda, name, answer)
+        setattr(torch.cuda, name, Mock(return_value=answer))
+    torch.cuda.stream = torch.cuda.graph = lambda *_, **__: nullcontext()
+    torch.cuda.Event = Event
     # Optimizers ask it; a torch built for CUDA would look for a driver.
-    torch.accelerator.current_stream = lambda device=None: SimpleNamespace(
-        is_capturing=lambda: False
-    )
+    stream = SimpleNamespace(is_capturing=lambda: False)
+    torch.accelerator.current_stream = lambda device=None: stream
     # Compiling for a CPU takes long, and is no card's code.
     torch.compile = lambda function, **options: function
 
 
-# -- the project's part ---------------------------------------------------------------------------
-
-
-def kernels_run_here() -> None:
+def make_it_run_here() -> None:
     """Kernels that run on this machine's CPU for tests count as those of the card."""
-    for name in ("triton", "cuda"):
-        without = backends._WITHOUT[name]
-        backends._WITHOUT[name] = lambda device, without=without: without(here(device))
-    names, check, profile = measure.kernel_names, measure.check_ran, timing.profile
-    measure.kernel_names = lambda call, device: names(call, "cpu")
-    measure.check_ran = lambda peer, found, device: check(peer, found, "cpu")
-    start, draw = timing.Clock.__init__, Draw.__init__
-    timing.Clock.__init__ = lambda clock: start(clock, now)
-    Draw.__init__ = lambda self, dtype, device, seed=0: draw(self, dtype, here(device), seed)
+
+    def take_as_here(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+        setattr(owner, name, lambda *args, **kwargs: function(*map(here, args), **kwargs))
+
+    without_cuda = backends._WITHOUT["cuda"]
+    backends._WITHOUT["cuda"] = lambda device: without_cuda(here(device))
+    take_as_here(measure, "kernel_names")
+    take_as_here(measure, "check_ran")
+    take_as_here(timing, "profile")
+    take_as_here(train_step, "seconds_by_part")
+    take_as_here(Draw, "__init__")
     train_step.card_of = lambda name: RTX_4090
     training.capture_on = training.CudaCapture
-    parts = train_step.seconds_by_part
-    train_step.seconds_by_part = lambda events, device: parts(events, "cpu")
-    timing.profile = lambda call, device, **options: profile(call, "cpu", **options)
 
 
 def make_it_small() -> None:
     """Every size, and how often it is measured."""
-    measure.setting_of = lambda full, device, peers: measure.Setting(
-        full=full, turns=1, seconds=0.0, peers=peers, compiled=False
-    )
-    rates = timing.measure_rates
-    timing.measure_rates = lambda device: rates(device, side=32, copied=4096)
-    program.OPS = items.OPS = OPS
-    arguments = OpBench.arguments
-
-    def small(bench: OpBench, workload: Any, device: str, seed: int = 0) -> Any:
-        return arguments(bench, measure.replace(workload, shape=bench.small), device, seed)
-
-    OpBench.arguments = small
-    cases = program.wanted_workloads
-    program.wanted_workloads = lambda *given: cases(*given)[:3]
-    train_step.model_config = lambda backbone: ModelConfig(
-        backbone="tiny", depth=1, image_size=(64, 48), num_keypoints=2, tokens_per_keypoint=2,
-        num_clusters=3, neighbors=2, head_channels=8,
-    )  # fmt: skip
+    setting = measure.Setting(turns=1, seconds=0.0, compiled=False)
+    measure.setting_of = lambda *given: setting
+    timing.measure_rates = partial(timing.measure_rates, side=32, copied=4096)
+    program.OPS = items.OPS = ("select_tokens",)  # with a CUDA C++ kernel
+    select_tokens.BENCH = replace(select_tokens.BENCH, shapes=[select_tokens.BENCH.small])
+    train_step.model_config = lambda backbone: tiny()
     train_step.BATCH.update(base=2, huge=2)
     train_step.GROUPS["cuda"] = (1, 1)
     of_op = op_tests.command
     op_tests.command = lambda op: [*of_op(op)[:-1], f"{op} and test_empty"]
-    tests, sanitize, train = items.tests, items.sanitize, items.train
-    items.tests = lambda options: [i for i in tests(options) if i.name in TESTS]
-    items.train = lambda options: [i for i in train(options) if i.name in STEPS]
     items.SANITIZED = "test_empty"
-    items.sanitize = lambda options: [i for i in sanitize(options) if "tests/csrc" not in i.name]
+
+    def keep(stage: str, names: list[str]) -> None:
+        whole = getattr(items, stage)
+        setattr(items, stage, lambda options: [i for i in whole(options) if i.name in names])
+
+    for stage, names in KEPT.items():
+        keep(stage, names)
 
 
-class Forked:
+class Forked(multiprocessing.get_context("fork").Process):
     """In place of ``subprocess.Popen``: a Python module in a process forked from this one."""
 
-    def __init__(self, command: list[str], *, env: dict[str, str], stdout: Any, **_: Any) -> None:
-        self.began = time.monotonic()
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 70
-            try:
-                os.setsid()
-                os.dup2(stdout.fileno(), 1)
-                os.dup2(stdout.fileno(), 2)
-                sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
-                os.environ.clear()
-                os.environ.update(env)
-                with InMemory():  # which is a thread's own
-                    status = run_module(command)
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
+    def __init__(self, command: list[str], *, env: dict, stdout: Any = None, **_: Any) -> None:
+        with open(os.devnull, "w") as nowhere:
+            output = (stdout or nowhere).fileno()
+            super().__init__(target=run_module, args=(command, env, output))
+            self.start()
 
-    def wait(self, timeout: float = 100.0) -> int:
-        while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
-            if time.monotonic() - self.began > timeout:
-                raise subprocess.TimeoutExpired("forked", timeout)
-            time.sleep(0.01)
-        return os.waitstatus_to_exitcode(ended[1])
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.join(timeout)
+        if self.is_alive():
+            raise subprocess.TimeoutExpired("forked", timeout or 0.0)
+        return self.exitcode
 
 
-def run_module(command: list[str]) -> int:
-    """``python -m MODULE ...``, also behind compute-sanitizer: its exit status."""
-    if sys.executable not in command:
-        raise FileNotFoundError(command[0])
+def run_module(command: list[str], environment: dict[str, str], output: int) -> None:
+    """``python -m MODULE ...`` or ``python -c CODE``, also behind compute-sanitizer."""
+    os.setsid()
+    _threads_queues.clear()  # of the pool that has forked; those threads are not in this process
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(environment)
     python = command.index(sys.executable)
-    if command[python + 1] == "-c":
-        exec(command[python + 2], {})
-        return 0
-    module, *arguments = command[python + 2 :]
+    option, module, *arguments = command[python + 1 :]
     print("ran:", command[:python], module, *arguments, flush=True)
-    if module == "csrc.build":  # takes a minute, and would put a core into the checkout
-        return 0 if os.environ["CMPOSE_CUDA_ARCHS"] == "8.9" else 1
-    sys.argv = [module, *arguments]
-    main = {"bench": program.main, "bench.train_step": train_step.main, "pytest": pytest.main}
-    try:
-        return int(main[module](arguments))
-    except BaseException:
-        traceback.print_exc(file=sys.stdout)
-        return 1
-
-
-def forked_run(command: list[str], *, env: dict[str, str], **_: Any) -> None:
-    with open(os.devnull, "w") as nowhere:
-        Forked(command, env=env, stdout=nowhere).wait()
+    if option == "-c":
+        exec(module, {})
+    elif module == "csrc.build":  # takes a minute, and would put a core into the checkout
+        sys.exit(os.environ["CMPOSE_CUDA_ARCHS"] != "8.9")
+    else:
+        sys.argv = [module, *arguments]
+        main = {"bench": program.main, "bench.train_step": train_step.main, "pytest": pytest.main}
+        with InMemory():  # which is a thread's own
+            sys.exit(int(main[module](arguments)))
 
 
 def rehearse(work: Path, *options: str) -> None:
@@ -259,17 +192,19 @@ def rehearse(work: Path, *options: str) -> None:
         work: folder that gets logs, state and results.
         options: of ``python -m bench.gpu``.
     """
-    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)  # a forked process has no other thread
+    torch._dynamo.reset()  # imports what each forked process would
     put_a_card_in()
-    kernels_run_here()
+    make_it_run_here()
     make_it_small()
-    pieces = {"TimeoutExpired": subprocess.TimeoutExpired, "STDOUT": subprocess.STDOUT}
-    stages.subprocess = SimpleNamespace(Popen=Forked, **pieces)
-    op_tests.subprocess = SimpleNamespace(run=forked_run, **pieces)
+    forked = {"Popen": Forked, "run": lambda *a, timeout, **kw: Forked(*a, **kw).wait(timeout)}
+    stages.subprocess = op_tests.subprocess = SimpleNamespace(**vars(subprocess) | forked)
     items.shutil = SimpleNamespace(which=lambda name: f"/bin/{name}")
+    gc.freeze()  # forked processes need not look through all of this
     given = ["--work", str(work), "--results", str(work / "results.json"), "--workers", "64"]
     sys.exit(gpu.main([*given, *options]))
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
     rehearse(Path(sys.argv[1]), *sys.argv[2:])

@@ -38,11 +38,11 @@ def test_every_stage_passes_on_a_card_that_is_not_there(zygote: Zygote, tmp_path
     assert {p.name for p in copied.iterdir()} == {"results.json", "state.json", "summary.txt"}
     result = records.load(work / "results.json")
     assert result["card"] == stand_in_card.CARD
-    assert {name: run["status"] for name, run in result["runs"].items()} == dict.fromkeys(
-        gpu.STAGES, "passed"
-    )
+    passed = {name: run["status"] == "passed" for name, run in result["runs"].items()}
+    assert passed == dict.fromkeys(gpu.STAGES, True)
     assert result["runs"]["tests"]["counts"]["passed"] > 3
     assert result["runs"]["sanitize"]["counts"] == {"items": 2, "done": 2, "passed": 2}
+    assert len(result["records"]) == 4
     for record in result["records"]:
         assert (record["op"], record["backend"]) == ("select_tokens", "cuda")
         assert (record["timer"], record["op_tests"]["status"]) == ("graph", "passed")
@@ -67,30 +67,31 @@ def test_make_hands_its_options_on() -> None:
     assert 'python4 -m bench.gpu --stages "tests" --full' in done.stdout
 
 
-def python(code: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", code)
-
-
-def stage(tmp_path: Path, *items: Item, seconds: float = 60.0, **options: Any) -> tuple[str, Any]:
-    state = State(tmp_path, "mark")
-    values = {"workers": 2, "environment": {}} | options
-    status = run_stage("s", items, state, seconds=seconds, **values)
+def stage(tmp_path: Path, *items: Item, seconds: float = 100.0, workers: int = 2) -> Any:
+    """What becomes of a stage, and of its items as a later process reads it."""
+    status = run_stage("s", items, State(tmp_path, "mark"), seconds, workers)
     return status, State(tmp_path, "mark").outcomes("s")
 
 
+def python(name: str, code: str, **options: Any) -> Item:
+    return Item(name, (sys.executable, "-c", code), **options)
+
+
 def test_failures_are_kept_with_what_was_printed(tmp_path: Path) -> None:
-    bad = Item("bad", python("print('the reason'); raise SystemExit(4)"))
-    status, result = stage(tmp_path, Item("good", python("")), bad)
-    assert status == "failed"
-    assert result["good"]["status"] == "passed"
+    bad = python("bad", "print('the reason'); raise SystemExit(4)")
+    denied = "print('ERR_NVGPUCTRPERM - The user does not have permission'); raise SystemExit(1)"
+    status, result = stage(tmp_path, python("good", ""), bad, python("counted", denied))
+    ends = {"good": "passed", "bad": "failed", "counted": "not run"}
+    assert (status, {name: o["status"] for name, o in result.items()}) == ("failed", ends)
     assert result["bad"]["details"] == ["$ " + " ".join(bad.command), "the reason"]
+    assert "NVreg_RestrictProfilingToAdminUsers=0" in result["counted"]["details"][0]
 
 
 def test_a_process_over_its_time_is_ended_with_its_children(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); "
     code += f"open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
-    status, result = stage(tmp_path, Item("slow", python(code)), seconds=1.5)
+    status, result = stage(tmp_path, python("slow", code), seconds=1.5)
     assert (status, result["slow"]["status"]) == ("cut", "cut")
     child = Path(f"/proc/{pid.read_text()}/stat")
     for _ in range(50):
@@ -102,9 +103,9 @@ def test_a_process_over_its_time_is_ended_with_its_children(tmp_path: Path) -> N
 
 def test_a_cut_stage_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    items = [Item(n, python(f"open({str(log)!r}, 'a').write('{n}')")) for n in "ab"]
+    items = [python(n, f"open({str(log)!r}, 'a').write('{n}')") for n in "ab"]
     code = f"import os; raise SystemExit(0 if os.path.exists({str(log)!r} + 'c') else 3)"
-    waiting = Item("c", python(code))
+    waiting = python("c", code)
     assert stage(tmp_path / "open", replace(waiting, open_ended=True))[0] == "passed"
     assert stage(tmp_path, *items, waiting, workers=1)[0] == "cut"
     (tmp_path / "logc").touch()
@@ -114,14 +115,11 @@ def test_a_cut_stage_goes_on_with_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_crash_of_what_keeps_a_journal_is_followed(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    code = f"import os; p = {str(mark)!r}; first = not os.path.exists(p); open(p, 'w').close(); "
-    code += "os.abort() if first else None"
-    status, result = stage(tmp_path, Item("x", python(code), goes_on=True), seconds=100.0)
+    mark = str(tmp_path / "mark")
+    code = f"import os; os.path.exists({mark!r}) or (open({mark!r}, 'w').close(), os.abort())"
+    status, result = stage(tmp_path, python("x", code, goes_on=True))
     assert (status, result["x"]["status"]) == ("passed", "passed")
-    mark.unlink()
-    other = tmp_path / "other"
-    assert stage(other, Item("x", python(code)), seconds=100.0)[0] == "failed"
+    assert stage(tmp_path / "other", python("x", "import os; os.abort()"))[0] == "failed"
 
 
 def test_other_sources_begin_anew(tmp_path: Path) -> None:
@@ -143,74 +141,61 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypa
         ("unknown", "import another_absent\ndef test_a(): pass\n"),
         ("partly", "def test_a(): pass\ndef test_b(): import surely_absent\n"),
         ("broken", "def test_a(): assert 0\ndef test_b(): import surely_absent\n"),
+        ("counted", "def test_a(): assert 0, 'CUPTI_ERROR_INSUFFICIENT_PRIVILEGES'\n"),
         ("empty", ""),
     ):
         (tmp_path / f"test_{name}.py").write_text(code)
         items.append(Item(name, (*command, str(tmp_path / f"test_{name}.py")), quick))
     status, result = stage(tmp_path, *items)
     assert status == "failed"
-    ends = {"declared": "not run", "unknown": "failed", "partly": "passed", "broken": "failed"}
-    assert {name: o["status"] for name, o in result.items()} == {**ends, "empty": "passed"}
+    ends = {"declared": "not run", "unknown": "failed", "partly": "passed", "broken": "failed",
+            "counted": "not run", "empty": "passed"}  # fmt: skip
+    assert {name: o["status"] for name, o in result.items()} == ends
     assert "not run: needs surely_absent" in result["declared"]["details"][0]
     assert result["empty"]["details"] == ["no test was selected"]
-    assert stages.totals(result)["not run"] == 3
-
-
-REAL = Namespace()
+    assert stages.totals(result)["not run"] == 4
 
 
 def test_every_test_file_is_run_once() -> None:
-    items = of_stage.tests(REAL)
+    items = of_stage.tests(Namespace())
     files = {str(p.relative_to(PROJECT)) for p in (PROJECT / "tests").rglob("test_*.py")}
     named = {part for item in items for part in item.command if part.startswith("tests/")}
     assert named | set(of_stage.LEFT_OUT) == files
     assert len({i.name for i in items}) == len(items)
-    for op in OPS:
-        assert any(item.command[-1] == op for item in items)
+    assert set(OPS) <= {item.command[-1] for item in items}
 
 
 def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": "no kernel"})
-    status, result = stage(tmp_path, *of_stage.sanitize(REAL))
-    assert (status, result["compute-sanitizer"]["status"]) == ("not run", "not run")
-    assert result["compute-sanitizer"]["details"] == ["not run: cmpose._C has no kernel here"]
-    monkeypatch.setattr(
-        ops, "available", lambda op, device: {"cuda": None if op == "dpc_knn" else "no kernel"}
-    )
+    with_kernel = ["dpc_knn"]
+    reason = {True: None, False: "no kernel"}
+    monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": reason[op in with_kernel]})
     monkeypatch.setattr(of_stage.shutil, "which", lambda name: f"/bin/{name}")
-    memcheck, *others = of_stage.sanitize(REAL)
+    memcheck, *others = of_stage.sanitize(Namespace())
     assert memcheck.command[:3] == ("/bin/compute-sanitizer", "--tool", "memcheck")
     assert any("dpc_knn-cuda and (" in part for part in memcheck.command)
     assert memcheck.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     names = [item.name for item in others]
     assert names == ["racecheck dpc_knn", "memcheck tests/csrc", "racecheck tests/csrc"]
     monkeypatch.setattr(of_stage.shutil, "which", lambda name: None)
-    without_tool = of_stage.sanitize(REAL)[0]
-    result = stages.run_item(without_tool, tmp_path / "log", 60.0, {})
-    assert result["status"] == "not run"
-    assert "compute-sanitizer is not on PATH" in result["details"][-1]
+    for lacking in ("compute-sanitizer is not on PATH", "cmpose._C has no kernel here"):
+        status, result = stage(tmp_path / lacking[-4:], *of_stage.sanitize(Namespace()))
+        assert (status, result["compute-sanitizer"]["status"]) == ("not run", "not run")
+        assert result["compute-sanitizer"]["details"] == [f"not run: {lacking}"]
+        with_kernel.clear()
 
 
 def test_a_card_of_24_gb_gets_as_many_processes_as_it_holds(monkeypatch: Any) -> None:
+    """Targets are measured before the grid."""
     monkeypatch.setattr(provenance, "device", lambda: "cuda")
     for gigabytes, tests, sanitize in ((24, 12, 4), (1, 1, 1), (141, 32, 4)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda g=gigabytes: (g * 10**9, 0))
         found = [of_stage.workers(stage, 32) for stage in ("tests", "sanitize", "train")]
         assert found == [tests, sanitize, 1]
-        command = of_stage.bench(Namespace(work=Path(), results=Path(), full=False,
-                                           workers=32))[0].command  # fmt: skip
-        assert command[command.index("--workers") + 1] == str(tests)
-
-
-def test_counters_that_the_driver_keeps_are_not_run(tmp_path: Path) -> None:
-    say = "print('==ERROR== ERR_NVGPUCTRPERM - The user does not have permission'); "
-    item = Item("counted", python(say + "raise SystemExit(1)"))
-    status, result = stage(tmp_path, item)
-    assert (status, result["counted"]["status"]) == ("not run", "not run")
-    assert "NVreg_RestrictProfilingToAdminUsers=0" in result["counted"]["details"][0]
-    failure = "<failure message='CUPTI_ERROR_INSUFFICIENT_PRIVILEGES'/>"
-    report = f"<a><testcase name='b'>{failure}</testcase></a>"
-    assert stages.pytest_outcome(report)[0]["not run"] == 1
+        options = Namespace(work=Path(), results=Path(), full=gigabytes == 24, workers=32)
+        targets, grid = of_stage.bench(options)
+        assert (targets.open_ended, grid.open_ended, "grid" in grid.command) == (False, True, True)
+        assert ("--full" in targets.command) == options.full
+        assert targets.command[targets.command.index("--workers") + 1] == str(tests)
 
 
 def test_stages_are_ordered_and_built_first() -> None:
@@ -218,15 +203,6 @@ def test_stages_are_ordered_and_built_first() -> None:
     assert gpu.stages_of("build,bench") == ["build", "bench"]
     with pytest.raises(ValueError, match="no stage 'test'; there are build tests"):
         gpu.stages_of("test")
-
-
-def test_targets_are_measured_before_the_grid(tmp_path: Path) -> None:
-    options = {"work": tmp_path, "results": tmp_path / "r.json", "workers": 2}
-    targets, grid = of_stage.bench(Namespace(**options, full=False))
-    assert targets.name == "targets, quick"
-    assert grid.open_ended
-    assert "grid" in grid.command
-    assert "--full" in of_stage.bench(Namespace(**options, full=True))[0].command
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,14 +18,7 @@ from cmpose.config import Config, ModelConfig, TrainConfig
 from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import Attention
-
-
-def tiny(**fields: object) -> ModelConfig:
-    values = {"backbone": "tiny", "depth": 1, "image_size": (64, 48), "num_keypoints": 2,
-              "tokens_per_keypoint": 2, "num_clusters": 3, "neighbors": 2, "head_channels": 8,
-              "backend": "reference"}  # fmt: skip
-    return ModelConfig(**(values | fields))  # type: ignore[arg-type]
-
+from tests.bench.samples import tiny
 
 RECIPE = Config(model=tiny(), train=TrainConfig(batch_size=2, precision="fp32"))
 
