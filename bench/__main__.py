@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +84,8 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
         f"{provenance.machine()}, torch {origin['torch']}, triton {origin['triton']}, "
         f"commit {origin['commit'][:9]}{'+dirty' if origin['dirty'] else ''}"
     )
-    setting = measure.setting_of(options.full, device, not options.no_peers)
-    if options.device == "cpu":
-        setting = replace(setting, compiled=options.full, turns=3, seconds=0.2)
-    elif device == "cpu":
+    setting = measure.setting_of(options, device)
+    if device == "cpu" and options.device != "cpu":
         print(records.NOT_A_RESULT)
     outcomes: dict[str, Any] = {}
     if device == "cuda" and not options.no_gate:
@@ -156,9 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
             if not run_one(workload, backends[workload.op], run, options.json):
                 status = 1
         except measure.Lost as lost:
-            run.journal.fail(str(workload), lost.entrant, lost.message)
+            run.journal.fail(str(workload), *lost.args)
             print(
-                f"  {lost.entrant}: {lost.message}; the card is lost to this process; "
+                f"  {': '.join(lost.args)}; the card is lost to this process; "
                 "with --journal FILE the same command goes on without it",
                 flush=True,
             )

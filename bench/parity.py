@@ -230,7 +230,7 @@ def measure(
     return curves, ap, config
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Trains, compares, writes; exit status 1 if a variant is not within noise."""
     parser = argparse.ArgumentParser(prog="python -m bench.parity", description=__doc__)
     parser.add_argument("--seeds", type=int, default=4)
@@ -254,8 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(path, content)
     draw(content, path.with_suffix(".svg"))
     print(f"written: {path}, its picture, {write_page(args.output)}")
-    sys.exit(not all(compared["passed"] for compared in content["comparison"].values()))
+    return int(not all(compared["passed"] for compared in content["comparison"].values()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,7 @@ from bench.harness import records
 from bench.report.tables import origin, rendered, table
 from cmpose.config import Config, ModelConfig
 from cmpose.data.pictures import read_picture
-from cmpose.data.video_writer import video_writer
+from cmpose.demo import write_video
 from cmpose.files import write_text
 from cmpose.models.cmpose import CMPose
 from cmpose.models.weights import checkpoint
@@ -32,7 +32,7 @@ from cmpose.predict.predict import predict_video
 from cmpose.provenance import PROJECT, provenance
 from cmpose.render.dataset import render_dataset
 
-RECORD = PROJECT / "bench" / "results" / "cpu" / "predict.json"
+RECORD = records.RESULTS / "cpu" / "predict.json"
 PAGE = PROJECT / "docs" / "predict.md"
 PEOPLE = (1, 2, 4, 8)
 SIZE = (720, 1280)
@@ -51,9 +51,9 @@ HEAD = ("model", "people", "frames/s", "people/s", *(f"{part}, ms" for part in (
 
 def cells(row: records.Record) -> list[str]:
     """A row of the table."""
-    rates = row["fps"], row["fps"] * row["people"]
+    rates = f"{row['fps']:.2f}", f"{row['fps'] * row['people']:.2f}"
     parts = (f"{row['ms'][part]:.1f}" for part in (*PARTS, "rest"))
-    return [row["model"], str(row["people"]), *(f"{rate:.2f}" for rate in rates), *parts]
+    return [row["model"], str(row["people"]), *rates, *parts]
 
 
 def make_video(folder: Path, frames: int) -> tuple[Path, list[Path]]:
@@ -62,10 +62,7 @@ def make_video(folder: Path, frames: int) -> tuple[Path, list[Path]]:
         folder / "data", videos=1, frames=frames, seed=1, size=SIZE, split="val", progress=False
     )
     files = sorted((folder / "data" / "images").rglob("*.jpg"))
-    with video_writer(folder / "video.mp4", SIZE[::-1], 25) as writer:
-        for file in files:
-            writer.write(read_picture(file))
-    return folder / "video.mp4", files
+    return write_video(files, folder / "video.mp4", 25), files
 
 
 def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> records.Record:

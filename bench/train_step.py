@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,14 +30,13 @@ from cmpose.config import Config, ModelConfig, TrainConfig
 from cmpose.distributed import World
 from cmpose.evaluation.inference import compute_dtype
 from cmpose.memory import is_out_of_memory, reason
-from cmpose.models.cmpose import CMPose
 from cmpose.models.vit import Attention
 from cmpose.train import step as training
 from cmpose.train.cards import card_of
 from cmpose.train.dry_run import fitting
 from cmpose.train.prediction import predict_step
-from cmpose.train.products import FIRST_WITH_FP8, use_products
-from cmpose.train.schedule import parameter_groups
+from cmpose.train.products import FIRST_WITH_FP8
+from cmpose.train.state import new_state
 
 VARIANTS = ("eager reference", "compiled reference", "ours", "ours compiled",
             "ours in a CUDA graph", "ours compiled in a CUDA graph",
@@ -90,31 +89,27 @@ class Step:
     """
 
     def __init__(self, variant: str, recipe: Config, device: str) -> None:
-        torch.manual_seed(0)
         reference, captured = "reference" in variant, "graph" in variant
-        self.device = device
-        self.eager = not captured and "compiled" not in variant
+        compiled = "compiled" in variant
+        self.device, self.eager = device, not captured and not compiled
         self.dtype = compute_dtype(recipe.train.precision)
         config, batch = recipe.model, recipe.train.batch_size
-        recipe = replace(
-            recipe, model=replace(config, backend="reference" if reference else "auto")
-        )
-        world = World(0, 1, torch.device(device))
-        self.config, self.model = recipe.model, CMPose(recipe.model).to(device).train()
+        model = replace(config, backend="reference" if reference else "auto")
+        speed: Any = "graph" if captured else "compile" if compiled else "eager"
+        products: Any = "fp8" if "fp8" in variant else "plain"
+        recipe = Config(model=model, train=replace(recipe.train, speed=speed, products=products))
+        world, no_clips = World(0, 1, torch.device(device)), SimpleNamespace(skeleton=None)
+        state = new_state(recipe, no_clips, world)  # type: ignore[arg-type]
+        self.config, self.model = model, state.model.train()
         if reference:
             for module in self.model.modules():
                 if isinstance(module, Attention):
                     temporal = module.attend is ops.temporal_attention
                     module.attend = sdpa_temporal if temporal else sdpa_spatial
-        use_products(self.model, "fp8" if "fp8" in variant else "plain")
-        groups = parameter_groups(self.model, recipe.train)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.train.lr, fused=True)
-        training.prepare_groups(optimizer, world.device, captured)
-        self.losses = training.LossModule(self.model, compiled="compiled" in variant)
-        scaler = torch.amp.GradScaler(device, enabled=False)
+        self.losses = state.losses if compiled else training.LossModule(self.model)
         watch = training.FiniteWatch(world.device)
         self.train: Callable[[dict[str, Tensor]], training.StepOutput] = training.TrainingStep(
-            self.losses, self.model, optimizer, scaler, watch, recipe, world
+            self.losses, self.model, state.optimizer, state.scaler, watch, recipe, world
         )
         if captured:
             self.train = training.CapturedStep(self.train, training.capture_on(world.device))
@@ -263,35 +258,32 @@ def put(path: Path | None, step: dict[str, Any], variant: str, result: Any) -> N
 
 def main(arguments: list[str] | None = None) -> int:
     device = provenance.device()
-    backbone, precision = ("base", "bf16") if device == "cuda" else ("tiny", "fp32")
+    on_card = device == "cuda"
     parser = argparse.ArgumentParser(prog="python -m bench.train_step")
+    backbone = "base" if on_card else "tiny"
     parser.add_argument("--backbone", choices=tuple(BATCH), default=backbone)
     parser.add_argument("--variant", choices=VARIANTS, help="default: every one that can run")
-    parser.add_argument("--batch", type=int, help="clips")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default=precision)
     parser.add_argument("--json", type=Path, help="results file")
     options = parser.parse_args(arguments)
-    batch = options.batch or BATCH[options.backbone]
     config = model_config(options.backbone)
-    train = TrainConfig(batch_size=batch, precision=options.precision)
-    recipe, changed = Config(model=config, train=train), ""
-    if device == "cuda":
+    train = TrainConfig(batch_size=BATCH[options.backbone], precision="bf16" if on_card else "fp32")
+    recipe, note = Config(model=config, train=train), None if on_card else records.NOT_A_RESULT
+    if on_card:
         memory = torch.cuda.mem_get_info()[0]
         fields, recipe = fitting(recipe, memory) or ([], recipe)
-        changed = f"to fit {memory / 1e9:.1f} GB: {', '.join(fields)}" if fields else ""
-    if device == "cpu":
-        print(records.NOT_A_RESULT)
-    origin, (height, width) = provenance.provenance(), config.image_size
+        note = f"to fit {memory / 1e9:.1f} GB: {', '.join(fields)}" if fields else None
+    else:
+        print(note)
+    height, width = config.image_size
     step: dict[str, Any] = {
-        "backbone": options.backbone, "batch": batch, "precision": options.precision,
+        "backbone": options.backbone, "batch": train.batch_size, "precision": train.precision,
         "shape": {"T": config.num_frames, "K": config.num_keypoints, "height": height,
                   "width": width},
-        "variants": {}, "rates": asdict(timing.measure_rates(device)),
-        "note": changed or None if origin["gpu"] else records.NOT_A_RESULT, "provenance": origin,
+        "variants": {}, "rates": asdict(timing.measure_rates(device)), "note": note,
+        "provenance": provenance.provenance(),
     }  # fmt: skip
-    names = [options.variant] if options.variant else variants_on(device)
     status = 0
-    for name in names:
+    for name in [options.variant] if options.variant else variants_on(device):
         # This stands if the process dies.
         put(options.json, step, name, "error: the process died while it ran")
         try:

@@ -32,7 +32,8 @@ WORK = PROJECT / "build" / "gpu"
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
-    made.add_argument("--stages", default=" ".join(STAGES), help=f"of {' '.join(STAGES)}")
+    known = " ".join(STAGES)
+    made.add_argument("--stages", type=stages_of, default=known, help=f"of {known}")
     made.add_argument("--full", action="store_true", help="max-autotune of peers, more samples")
     made.add_argument("--work", type=Path, default=WORK, help="folder of logs and state")
     made.add_argument("--results", type=Path, help="default bench/results/<card>.json")
@@ -47,7 +48,7 @@ def stages_of(text: str) -> list[str]:
     asked = text.replace(",", " ").split()
     for name in asked:
         if name not in STAGES:
-            raise ValueError(f"--stages: no stage {name!r}; there are {' '.join(STAGES)}")
+            raise argparse.ArgumentTypeError(f"no stage {name!r}; there are {' '.join(STAGES)}")
     return [name for name in STAGES if name in asked or name == "build"]
 
 
@@ -65,8 +66,8 @@ def run(stage: str, state: State, options: argparse.Namespace) -> None:
     if not todo and stage in content["runs"]:
         print(f"{stage}: done before", flush=True)
         return
-    held = state.outcomes(stage)
-    outcomes = {item.name: held[item.name] for item in wanted if item.name in held}
+    names = [item.name for item in wanted]
+    outcomes = {name: of for name, of in state.outcomes(stage).items() if name in names}
     failed_first = sorted(outcomes.items(), key=lambda pair: pair[1]["status"] == "passed")
     details = [f"{name}: {text}" for name, of in failed_first for text in of["details"]]
     content["runs"][stage] = {
@@ -96,12 +97,7 @@ def page(content: dict[str, Any], stages: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = parser()
-    options = made.parse_args(arguments)
-    try:
-        stages = stages_of(options.stages)
-    except ValueError as error:
-        made.error(str(error))
+    options = parser().parse_args(arguments)
     if provenance.device() == "cpu":
         print("bench.gpu: torch sees no GPU; cmpose doctor says what is missing")
         return 1
@@ -111,18 +107,17 @@ def main(arguments: list[str] | None = None) -> int:
     results = options.results = (options.results or records.path_of(card)).resolve()
     state = State(work, fingerprint())
     print(f"{card}; logs and state in {work.name}/, results in {results.name}", flush=True)
-    for stage in stages:
+    for stage in options.stages:
         run(stage, state, options)
     content = records.load_or_empty(results, card)
-    summary = page(content, stages)
+    summary = page(content, options.stages)
     (work / "summary.txt").write_text(summary)
     if options.copy_to:
         options.copy_to.mkdir(parents=True, exist_ok=True)
         for path in (results, state.path, work / "summary.txt"):
-            if path.is_file():
-                shutil.copy2(path, options.copy_to / path.name)
+            shutil.copy2(path, options.copy_to)
     print(summary, end="")
-    statuses = [content["runs"][stage]["status"] for stage in stages]
+    statuses = [content["runs"][stage]["status"] for stage in options.stages]
     return 1 if "failed" in statuses else 3 if "cut" in statuses else 0
 
 

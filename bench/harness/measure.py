@@ -6,10 +6,11 @@ Errors are against exact results: the op's reference in float64 on the same inpu
 from __future__ import annotations
 
 import gc
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +32,13 @@ KERNELS_KEPT = 6
 
 
 class Lost(RuntimeError):
-    """The card takes no more work in this process: an entrant's kernel has failed on it."""
+    """The card takes no more work in this process: an entrant's kernel has failed on it.
 
-    def __init__(self, entrant: str, message: str) -> None:
-        super().__init__(f"{entrant}: {message}")
-        self.entrant, self.message = entrant, message
+    Its arguments are the entrant's name and message.
+    """
 
 
-@dataclass
-class Setting:
+class Setting(NamedTuple):
     """How much is spent on a workload."""
 
     full: bool = False  # max-autotune for what torch.compile makes
@@ -49,10 +48,13 @@ class Setting:
     compiled: bool = True  # False leaves out those that torch.compile makes
 
 
-def setting_of(full: bool, device: str, peers: bool) -> Setting:
-    """For the record (``full``), or for a first pass; on a CPU the least that runs."""
+def setting_of(options: Namespace, device: str) -> Setting:
+    """For the record (``--full``), or for a first pass; on a CPU the least that runs."""
+    full, peers = options.full, not options.no_peers
+    if options.device == "cpu":
+        return Setting(full, turns=3, seconds=0.2, peers=peers, compiled=full)
     if full:
-        return Setting(full=True, turns=3, seconds=0.3, peers=peers)
+        return Setting(full, turns=3, seconds=0.3, peers=peers)
     if device == "cuda":
         return Setting(peers=peers)
     return Setting(turns=1, seconds=0.005, peers=peers, compiled=False)
@@ -110,8 +112,8 @@ def outcome(
         return values
     outputs = [t for t in tensors(result) if t.requires_grad]
     inputs = [arguments[name] for name in bench.gradients]
+    spread = (torch.linspace(-1, 2, o.numel(), device=o.device).view(o.shape) for o in outputs)
     # By way of bfloat16, so the same numbers in every dtype.
-    spread = [torch.linspace(-1, 2, o.numel(), device=o.device).view(o.shape) for o in outputs]
     upstream = [s.bfloat16().to(o.dtype) for s, o in zip(spread, outputs, strict=True)]
     gradients = torch.autograd.grad(outputs, inputs, upstream)
     return list(gradients) if direction == BACKWARD else [*values, *gradients]
@@ -135,9 +137,8 @@ def rotated_inputs(
     """Input sets that do not fit the L2 cache together, and whether they really are cold."""
     first = bench.arguments(workload, device)
     size, cache = total_bytes(first), timing.l2_bytes(device)
-    count = timing.input_sets(size, cache, timing.free_bytes(device))
-    others = (bench.arguments(workload, device, seed) for seed in range(1, count))
-    return [first, *others], timing.is_cold(count, size, cache)
+    count, cold = timing.input_sets(size, cache, timing.free_bytes(device))
+    return [first, *(bench.arguments(workload, device, n) for n in range(1, count))], cold
 
 
 def backends_for(op: str, device: str, asked: str | None) -> list[str]:
@@ -275,10 +276,7 @@ class _Measurement:
         copied = rates.bound_us(moved, 0, self.workload.dtype)
         op_tests = self.run.op_tests.get(self.bench.op, {}).get(backend, NOT_RUN)
         ran = {p.name: p for p in peers if p.us}
-        alike = {n: p.us["p50"] for n, p in ran.items() if p.timer == ours.timer}
-        best = min(alike, key=alike.__getitem__, default=None)
         is_ratio = "threads" in self.workload.shape  # to the peers, on a CPU
-        proven = op_tests["status"] == "passed" and origin["gpu"] is not None
         record = asdict(self.workload) | {
             "backend": backend,
             **{name: getattr(ours, name) for name in ("us", "wall_us", "timer", "peak_bytes")},
@@ -290,11 +288,10 @@ class _Measurement:
             "percent_of_bound": round(100 * bound / us["p50"], 2) or 0.01,
             "percent_of_copy": round(100 * copied / us["p50"], 2) or 0.01,
             "peers": {p.name: p.us.get("p50", p.failure) for p in peers},
-            "peers_wall_us": {n: p.wall_us for n, p in ran.items()},
-            "peers_peak_bytes": {n: p.peak_bytes for n, p in ran.items()},
-            "peers_timer": {n: p.timer for n, p in ran.items()},
-            "best_peer": best,
-            "speedup_vs_best_peer": round(alike[best] / us["p50"], 4) if best and proven else None,
+            **{
+                f"peers_{name}": {n: getattr(p, name) for n, p in ran.items()}
+                for name in ("wall_us", "peak_bytes", "timer")
+            },
             "error_vs_fp64": ours.error,
             "peers_error_vs_fp64": {n: p.error for n, p in ran.items() if p.error is not None},
             "kernels": {"ours": ours.kernels} | {n: p.kernels for n, p in ran.items()},
@@ -304,6 +301,10 @@ class _Measurement:
             "note": None if origin["gpu"] or is_ratio else records.NOT_A_RESULT,
             "provenance": origin,
         }
+        best, fastest = next(iter(records.alike(record).items()), (None, 0.0))
+        proven = best and op_tests["status"] == "passed" and origin["gpu"] is not None
+        record["best_peer"] = best
+        record["speedup_vs_best_peer"] = round(fastest / us["p50"], 4) if proven else None
         records.check(record, records.OpRecord, "record")
         return record
 

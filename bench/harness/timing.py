@@ -15,6 +15,7 @@ written once.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -130,20 +131,19 @@ def clock_for(device: str) -> Clock:
     return CudaClock() if device == "cuda" else Clock()
 
 
-def input_sets(bytes_of_one: int, l2_bytes: int, free_bytes: int) -> int:
+def input_sets(bytes_of_one: int, l2_bytes: int, free_bytes: int) -> tuple[int, bool]:
     """How many input sets to rotate, so that a call finds none of its inputs in the L2 cache.
 
     At most a quarter of the free bytes is filled; a cache of 0 bytes is a CPU's.
+
+    Returns:
+        Their number, and whether they really are cold: together at least twice the cache.
     """
     if not l2_bytes or not bytes_of_one:
-        return 1
+        return 1, False
     room = max(1, free_bytes // (4 * bytes_of_one))
-    return min(math.ceil(COLD * l2_bytes / bytes_of_one), room, MOST_SETS)
-
-
-def is_cold(sets: int, bytes_of_one: int, l2_bytes: int) -> bool:
-    """Whether the input sets together are at least twice the cache."""
-    return bool(l2_bytes) and sets * bytes_of_one >= 2 * l2_bytes
+    count = min(math.ceil(COLD * l2_bytes / bytes_of_one), room, MOST_SETS)
+    return count, count * bytes_of_one >= 2 * l2_bytes
 
 
 def l2_bytes(device: str) -> int:
@@ -159,13 +159,6 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
     start = turn % max(len(names), 1)
     order = [*names[start:], *names[:start]]
     return order[::-1] if turn % 2 else order
-
-
-class Samples(NamedTuple):
-    """Of one entrant."""
-
-    seconds: list[float]  # a call
-    timer: str
 
 
 def sampled(
@@ -189,7 +182,7 @@ def race(
     began: Callable[[str], None] = lambda name: None,
     least: int = 5,
     most: int = 200,
-) -> dict[str, Samples]:
+) -> dict[str, tuple[list[float], str]]:
     """Times every entrant, in turns whose order rotates.
 
     Only one entrant is in memory at a time: it is set up anew in every turn.
@@ -201,8 +194,11 @@ def race(
         seconds: spent on an entrant in a turn, with ``least`` to ``most`` samples.
         failed: told of an entrant that raised, which is then left out.
         began: told of an entrant before it is set up.
+
+    Returns:
+        name → seconds of a call, and the timer.
     """
-    results: dict[str, Samples] = {}
+    results: dict[str, tuple[list[float], str]] = {}
     out: set[str] = set()
     for turn in range(turns):
         for name in rotated(list(entrants), turn):
@@ -211,11 +207,11 @@ def race(
             try:
                 began(name)
                 ready = clock.prepare(entrants[name])
-                samples = results.setdefault(name, Samples([], ready.timer))
+                samples, timer = results.setdefault(name, ([], ready.timer))
                 taken = sampled(partial(clock.seconds, ready), clock, seconds, least, most)
-                samples.seconds.extend(one / ready.calls for one in taken)
-                if samples.timer != ready.timer:
-                    raise RuntimeError(f"was timed by {samples.timer}, then by {ready.timer}")
+                samples.extend(one / ready.calls for one in taken)
+                if timer != ready.timer:
+                    raise RuntimeError(f"was timed by {timer}, then by {ready.timer}")
             except Exception as error:
                 out.add(name)
                 results.pop(name, None)
@@ -314,11 +310,6 @@ RTX_4090 = Rates(_AD102.bandwidth, _AD102.flops_16, _AD102.flops_32, _AD102.flop
 """By its datasheet."""
 
 
-def _median_seconds(call: Callable[[], Any], clock: Clock, samples: int) -> float:
-    ready = clock.prepare(lambda: [call])
-    return sorted(clock.seconds(ready) for _ in range(samples))[samples // 2]
-
-
 def measure_rates(device: str, *, side: int = 0, copied: int = 0) -> Rates:
     """The rates of the card, or of the CPU, in this process and now.
 
@@ -330,20 +321,18 @@ def measure_rates(device: str, *, side: int = 0, copied: int = 0) -> Rates:
     clock, on_card = clock_for(device), device == "cuda"
     side = side or (8192 if on_card else 512)
     copied = copied or (min(1 << 31, free_bytes(device) // 4) if on_card else 1 << 26)
-    samples = 10 if on_card else 3
+
+    def seconds(call: Call) -> float:
+        ready = clock.prepare(lambda: [call])
+        return statistics.median(clock.seconds(ready) for _ in range(10 if on_card else 3))
+
     source = torch.empty(copied // 4, dtype=torch.float32, device=device).normal_()
-    target = torch.empty_like(source)
-    copy = 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), clock, samples)
-    products = []
+    copy = 2 * source.nbytes / seconds(partial(torch.empty_like(source).copy_, source))
+    products, before = [], torch.get_float32_matmul_precision()
     bf16, fp32 = torch.bfloat16, torch.float32
     for dtype, precision in ((bf16, "highest"), (fp32, "highest"), (fp32, "high")):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(precision)
-        try:
-            seconds = _median_seconds(partial(torch.mm, a, b, out=out), clock, samples)
-        finally:
-            torch.set_float32_matmul_precision(before)
-        products.append(2 * side**3 / seconds)
+        products.append(2 * side**3 / seconds(partial(torch.mm, a, b, out=torch.empty_like(a))))
+    torch.set_float32_matmul_precision(before)
     return Rates(copy, *products)

@@ -6,8 +6,6 @@ import itertools
 import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -31,36 +29,36 @@ CPU = ORIGIN | {"gpu": None}
 class Steady(timing.Clock):
     """Every call takes a tenth of a millisecond, and so does a look at the clock."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         ticks = itertools.count(1)
         super().__init__(lambda: 1e-4 * next(ticks))
 
-    def prepare(self, setup: Any) -> timing.Pass:
+    def prepare(self, setup) -> timing.Pass:
         return super().prepare(setup)._replace(run=lambda: None, timer="graph")
 
-    def seconds(self, ready: timing.Pass) -> float:
+    def seconds(self, ready):
         return 1e-4 * ready.calls
 
 
-def plain_bench(**peers: Peer) -> Any:
+def bench_with(**peers):
     bench = bench_of("reconstruction_loss")
     return replace(bench, peers={"eager": bench.peers["eager"], **peers})
 
 
-def tried(bench: Any, direction: str = FORWARD, **options: Any) -> Any:
-    values: dict[str, Any] = {"clock": Steady(), "origin": dict(CPU), "setting": LEAST} | options
+def tried(bench, direction=FORWARD, **options):
+    values = {"clock": Steady(), "origin": dict(CPU), "setting": LEAST} | options
     case = Workload(bench.op, direction, bench.small, FP32)
     return measure.measure(case, bench, ["auto"], Run(Rates(**RATES), **values))
 
 
-def measured(bench: Any, direction: str = FORWARD, **options: Any) -> records.Record:
+def measured(bench, direction=FORWARD, **options):
     [record], faults = tried(bench, direction, **options)
     assert faults == {}
     return record
 
 
-def test_a_record_is_whole_and_says_where_it_is_from() -> None:
-    bench = plain_bench()
+def test_a_record_is_whole_and_says_where_it_is_from():
+    bench = bench_with()
     result = measured(bench, BOTH)
     assert result["us"] == {"p20": 100.0, "p50": 100.0, "p80": 100.0}
     assert result["peers"] == {"eager": 100.0}
@@ -86,50 +84,50 @@ def test_a_record_is_whole_and_says_where_it_is_from() -> None:
         ({}, "Card", None),
     ],
 )
-def test_a_speed_up_needs_passed_tests_and_a_card(op_tests: Any, gpu: Any, speedup: Any) -> None:
-    bench = plain_bench()
+def test_a_speed_up_needs_passed_tests_and_a_card(op_tests, gpu, speedup):
+    bench = bench_with()
     given = {"reconstruction_loss": op_tests}
     result = measured(bench, op_tests=given, origin=ORIGIN | {"gpu": gpu})
     assert result["speedup_vs_best_peer"] == speedup
 
 
-def broken(**arguments: Any) -> Any:
+def broken(**arguments):
     raise RuntimeError("an illegal\n memory access was encountered")
 
 
 ILLEGAL = "error: RuntimeError: an illegal memory access was encountered"
 
 
-def test_a_peer_that_fails_or_computes_something_else_is_recorded_with_a_message() -> None:
+def broken_unless_exact(backend, **arguments):
+    own = bench_of("reconstruction_loss").call
+    return broken() if backend == "auto" else own(**arguments, backend=backend)
+
+
+def test_a_peer_that_fails_or_computes_something_else_is_recorded_with_a_message():
     own = bench_of("reconstruction_loss").peers["eager"].build
-    bench = plain_bench(
+    bench = bench_with(
         broken=Peer(lambda full: broken),
         liar=Peer(own, ran={"cpu": "flash"}),
         other=Peer(lambda full: lambda **arguments: 1.2 * own(full)(**arguments)),
         nothing=Peer(lambda full: lambda **arguments: float("nan") * own(full)(**arguments)),
         slow=Peer(own, compiled=True),
     )
-    result = measured(bench, setting=replace(LEAST, compiled=False))
-    peers = result["peers"]
-    assert peers["broken"] == ILLEGAL
-    assert peers["liar"].startswith("error: NotWhatRan: no kernel matches 'flash'")
-    assert peers["other"].startswith("error: WrongResult: its result is off by 0.2 of the exact")
-    assert peers["nothing"].startswith("error: WrongResult: its result is off by nan")
-    assert peers["slow"].startswith("error: left out: compiling takes long on a CPU")
-    assert peers["eager"] == 100.0
+    result = measured(bench, setting=LEAST._replace(compiled=False))
+    for name, start in {
+        "eager": "100.0",
+        "broken": ILLEGAL,
+        "liar": "error: NotWhatRan: no kernel matches 'flash'",
+        "other": "error: WrongResult: its result is off by 0.2 of the exact",
+        "nothing": "error: WrongResult: its result is off by nan",
+        "slow": "error: left out: compiling takes long on a CPU",
+    }.items():
+        assert str(result["peers"][name]).startswith(start)
     assert set(result["peers_timer"]) == {"eager"}
+    # Ours is no peer: that it fails is an error.
+    assert tried(replace(bench, call=broken_unless_exact)) == ([], {"auto": ILLEGAL})
 
 
-def test_ours_failing_is_an_error() -> None:
-    bench = plain_bench()
-
-    def call(backend: str, **arguments: Any) -> Any:
-        return broken() if backend == "auto" else bench.call(**arguments, backend=backend)
-
-    assert tried(replace(bench, call=call)) == ([], {"auto": ILLEGAL})
-
-
-def test_a_card_that_is_lost_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_that_is_lost_is_told_at_once(monkeypatch):
     """On a card a failure is followed by a synchronisation; if that fails too, it is lost."""
     entrant = measure.Entrant("broken", lambda: broken)
     measurement = object.__new__(measure._Measurement)
@@ -141,10 +139,10 @@ def test_a_card_that_is_lost_is_told_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     with pytest.raises(measure.Lost) as caught:
         measurement.lose(entrant, RuntimeError("an illegal memory access was encountered"))
-    assert (caught.value.entrant, caught.value.message) == ("broken", ILLEGAL)
+    assert caught.value.args == ("broken", ILLEGAL)
 
 
-def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
+def test_backward_is_timed_on_a_graph_that_is_kept():
     bench = bench_of("unmerge_tokens")
     made = bench.arguments(Workload("unmerge_tokens", FORWARD, bench.small, FP32), "cpu")
     function = Mock(side_effect=partial(bench.call, backend="auto"))
@@ -158,61 +156,51 @@ def test_backward_is_timed_on_a_graph_that_is_kept() -> None:
     assert function.call_count == forwards + 2
 
 
-def test_targets_come_first_and_every_op_early() -> None:
-    cases = program.wanted_workloads(list(OPS), small=False, only="all")
+def test_targets_come_first_and_every_op_early():
+    cases, targets, grid = (
+        program.wanted_workloads(list(OPS), small=False, only=only)
+        for only in ("all", "targets", "grid")
+    )
+    assert [*targets, *grid] == cases
     assert cases[: len(TARGETS)] == [t.workload for t in TARGETS]
     assert {c.op for c in cases[: len(TARGETS) + 8]} == set(OPS)
     assert len(set(map(str, cases))) == len(cases)
-    targets = program.wanted_workloads(list(OPS), small=False, only="targets")
-    assert [*targets, *program.wanted_workloads(list(OPS), small=False, only="grid")] == cases
 
 
-def test_the_command_writes_records_and_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_records_and_goes_on(tmp_path, capsys):
     results, journal = tmp_path / "r.json", tmp_path / "journal.json"
-    command = ["unmerge_tokens", "--quick"]
-    command += ["--json", str(results), "--journal", str(journal)]
+    command = ["unmerge_tokens", "--quick", "--json", str(results), "--journal", str(journal)]
     assert program.main([*command, "--no-peers", "--seconds", "1e-9"]) == 3
     assert "time is up" in capsys.readouterr().out
     assert program.main(command) == 0
-    printed = capsys.readouterr().out
-    assert records.NOT_A_RESULT in printed
+    assert records.NOT_A_RESULT in capsys.readouterr().out
     held = records.load(results)["records"]
-    assert len(held) == 4
-    assert all(r["note"] == records.NOT_A_RESULT for r in held)
+    assert [r["note"] for r in held] == [records.NOT_A_RESULT] * 4
     assert program.main(command) == 0
     assert "µs" not in capsys.readouterr().out  # nothing is measured twice
     state = json.loads(journal.read_text())
-    assert state["running"] is None
-    assert len(state["done"]) == 4
+    assert (state["running"], len(state["done"])) == (None, 4)
 
 
-def test_a_process_that_loses_the_card_is_followed_by_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_loses_the_card_is_followed_by_another(tmp_path, monkeypatch):
     """``make gpu`` starts one where a command ends with 3; it knows what not to run again."""
-
-    lost = Mock(side_effect=measure.Lost("sdpa_flash", ILLEGAL))
-    monkeypatch.setattr(measure, "measure", lost)
+    monkeypatch.setattr(measure, "measure", Mock(side_effect=measure.Lost("sdpa_flash", ILLEGAL)))
     journal = tmp_path / "journal.json"
     assert program.main(["unmerge_tokens", "--quick", "--journal", str(journal)]) == 3
     case = program.wanted_workloads(["unmerge_tokens"], small=True, only="targets")[0]
     assert Journal(journal).failures(case) == {"sdpa_flash": ILLEGAL}
 
 
-def test_a_backend_whose_limits_a_case_exceeds_is_no_fault(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_backend_whose_limits_a_case_exceeds_is_no_fault(monkeypatch, capsys):
     for fault, status in (("error: BackendUnavailable: 17 frames", 0), ("error: RuntimeError", 1)):
-        monkeypatch.setattr(measure, "measure", lambda *a, fault=fault, **k: ([], {"cuda": fault}))
+        monkeypatch.setattr(measure, "measure", Mock(return_value=([], {"cuda": fault})))
         assert program.main(["unmerge_tokens", "--quick"]) == status
         assert fault in capsys.readouterr().out
 
 
-def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path: Path) -> None:
+def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path):
     """Once, it may have been stopped for lack of time. What is known to fail is not run again."""
-    bench = plain_bench(broken=Peer(lambda full: pytest.fail("it ran")))
+    bench = bench_with(broken=Peer(lambda full: pytest.fail("it ran")))
     path, case = tmp_path / "journal.json", Workload(bench.op, FORWARD, bench.small, FP32)
     Journal(path).began(case, "broken")
     second = Journal(path)

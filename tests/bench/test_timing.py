@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
-import pytest
 import torch
 
 from bench.harness import timing
@@ -18,26 +15,26 @@ from tests.bench.samples import RATES
 class FakeClock(timing.Clock):
     """Each entrant's pass takes what it says; nothing else takes time."""
 
-    def __init__(self, cost: dict[str, float]) -> None:
+    def __init__(self, cost):
         super().__init__(lambda: self.time)
         self.cost, self.log, self.time = cost, [], 0.0
 
-    def prepare(self, setup: Callable[[], Any]) -> timing.Pass:
+    def prepare(self, setup):
         [name] = setup()
         self.log.append(name)
         if self.cost[name] < 0:
             raise RuntimeError("does not run")
         return timing.Pass(lambda: None, 4, "graph", name)
 
-    def seconds(self, ready: timing.Pass) -> float:
+    def seconds(self, ready):
         self.time += self.cost[ready.keep]
         return self.cost[ready.keep]
 
 
-def race(cost: dict[str, float], **options: Any) -> tuple[Any, FakeClock, list[str]]:
+def race(cost, **options):
     clock, failed = FakeClock(cost), []
     result = timing.race(
-        {name: lambda name=name: [name] for name in cost},  # type: ignore[misc]
+        {name: lambda name=name: [name] for name in cost},
         clock,
         failed=lambda name, error: failed.append(f"{name}: {error}"),
         **options,
@@ -45,7 +42,7 @@ def race(cost: dict[str, float], **options: Any) -> tuple[Any, FakeClock, list[s
     return result, clock, failed
 
 
-def test_the_order_rotates_and_turns_round() -> None:
+def test_the_order_rotates_and_turns_round():
     """Without an entrant that fails, which is told of."""
     costs = {"a": 1.0, "b": 1.0, "c": 1.0, "bad": -1.0}
     result, clock, failed = race(costs, turns=3, seconds=0.0, least=1)
@@ -54,26 +51,26 @@ def test_the_order_rotates_and_turns_round() -> None:
     assert set(result) == {"a", "b", "c"}
 
 
-def test_samples_are_of_a_call_and_fill_the_time() -> None:
+def test_samples_are_of_a_call_and_fill_the_time():
     result, _, failed = race({"a": 2.0, "b": 8.0}, turns=2, seconds=20.0, least=3, most=100)
     assert failed == []
     assert result["a"] == ([0.5] * 20, "graph")  # 4 calls a pass, 10 passes a turn
     assert result["b"] == ([2.0] * 6, "graph")
 
 
-def test_input_sets_do_not_fit_the_cache() -> None:
+def test_input_sets_do_not_fit_the_cache():
     MB = 1 << 20
-    assert timing.input_sets(10 * MB, 50 * MB, 1000 * MB) == 15  # three times the cache
-    assert timing.is_cold(15, 10 * MB, 50 * MB)
-    assert timing.input_sets(400 * MB, 50 * MB, 80_000 * MB) == 1
-    assert timing.input_sets(10 * MB, 50 * MB, 80 * MB) == 2  # a quarter of what is free
-    assert not timing.is_cold(2, 10 * MB, 50 * MB)
-    assert timing.input_sets(1000, 50 * MB, 1000 * MB) == timing.MOST_SETS
-    assert timing.input_sets(10 * MB, 0, 1000 * MB) == 1  # a CPU
-    assert not timing.is_cold(100, 10 * MB, 0)
+    for one, cache, free, expected in (
+        (10, 50, 1000, (15, True)),  # three times the cache
+        (400, 50, 80_000, (1, True)),
+        (10, 50, 80, (2, False)),  # a quarter of what is free
+        (1e-3, 50, 1000, (timing.MOST_SETS, False)),
+        (10, 0, 1000, (1, False)),  # a CPU
+    ):
+        assert timing.input_sets(int(one * MB), cache * MB, free * MB) == expected
 
 
-def test_peak_memory_of_a_call() -> None:
+def test_peak_memory_of_a_call():
     x = torch.zeros(1000, 1000)
     assert timing.peak_bytes(lambda: x + 1, "cpu") in range(4_000_000, 4_001_000)
     assert timing.peak_bytes(lambda: (x + 1).exp().sum(), "cpu") in range(8_000_000, 8_001_000)
@@ -83,7 +80,7 @@ def test_peak_memory_of_a_call() -> None:
 H200 = Rates(4.3e12, 788e12, 50e12, 386e12)
 
 
-def test_a_bound_is_the_larger_of_two_times() -> None:
+def test_a_bound_is_the_larger_of_two_times():
     assert H200.bound_us(4.3e12, 0, BF16) == 1e6
     assert H200.bound_us(4.3e12, 2 * 788e12, BF16) == 2e6
     # float32 may take its own units or three TF32 products.
@@ -91,9 +88,7 @@ def test_a_bound_is_the_larger_of_two_times() -> None:
     assert RTX_4090.bound_us(0, 82.6e12, FP32) == 1e6
 
 
-def test_rates_count_both_sides_of_a_copy_and_two_operations_a_product(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rates_count_both_sides_of_a_copy_and_two_operations_a_product(monkeypatch):
     monkeypatch.setattr(timing.Clock, "seconds", lambda clock, ready: 0.5)
     assert set(RATES) == set(asdict(Rates(**RATES)))  # as records hold them
     before = torch.get_float32_matmul_precision()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from tests.bench.samples import tiny
 RECIPE = Config(model=tiny(), train=TrainConfig(batch_size=2, precision="fp32"))
 
 
-def test_operations_are_those_of_a_real_step() -> None:
+def test_operations_are_those_of_a_real_step():
     """Counted without computing, and counted in a forward and backward pass that is computed."""
     config = tiny(criss_cross_depth=2)
     model, clip = CMPose(config).train(), torch.randn(1, 3, 3, 64, 48)
@@ -35,7 +34,7 @@ def test_operations_are_those_of_a_real_step() -> None:
     assert train_step.step_flops(ModelConfig(), 32) / 1e9 == pytest.approx(538, rel=0.01)  # ViT-B
 
 
-def test_the_references_attention_is_torchs() -> None:
+def test_the_references_attention_is_torchs():
     steps = [Step(variant, RECIPE, "cpu") for variant in ("ours", "eager reference")]
     plain, sdpa = ({m.attend for m in s.model.modules() if isinstance(m, Attention)} for s in steps)
     assert sdpa == {train_step.sdpa_spatial, train_step.sdpa_temporal}
@@ -52,7 +51,7 @@ def test_the_references_attention_is_torchs() -> None:
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
-def test_parts_are_all_of_the_step_and_leave_its_numbers() -> None:
+def test_parts_are_all_of_the_step_and_leave_its_numbers():
     plain, split = (Step("ours", RECIPE, "cpu") for _ in range(2))
     plain()
     train_step.label_parts(split)
@@ -66,7 +65,7 @@ def test_parts_are_all_of_the_step_and_leave_its_numbers() -> None:
     assert float(split.loss) == float(plain.loss)
 
 
-def test_variants_are_those_that_the_card_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_those_that_the_card_can_run(monkeypatch):
     for capability, fp8 in (((8, 9), 1), ((8, 6), 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
         names = train_step.variants_on("cuda")
@@ -74,7 +73,7 @@ def test_variants_are_those_that_the_card_can_run(monkeypatch: pytest.MonkeyPatc
     assert train_step.variants_on("cpu") == list(train_step.VARIANTS[:4])
 
 
-def event(name: str, start: float, end: float, parent: Any = None, **changes: Any) -> Any:
+def event(name, start, end, parent=None, **changes):
     """As the profiler tells of one; its kernels take a tenth of its time."""
     made = {"name": name, "time_range": SimpleNamespace(start=start, end=end), "sequence_nr": -1,
             "cpu_parent": parent, "device_type": DeviceType.CPU, "self_cpu_time_total": 1e6,
@@ -83,9 +82,7 @@ def event(name: str, start: float, end: float, parent: Any = None, **changes: An
 
 
 @pytest.mark.parametrize(("device", "second", "label"), [("cpu", 1.0, 1.0), ("cuda", 0.1, 0.0)])
-def test_a_part_has_its_operators_and_their_backward(
-    device: str, second: float, label: float
-) -> None:
+def test_a_part_has_its_operators_and_their_backward(device, second, label):
     outer = event("other criss-cross", 0, 10)
     inner = event("criss-cross attention", 2, 6, outer)
     before = event("aten::view", 1, 2, outer, sequence_nr=7)  # has the number of the next node
@@ -104,23 +101,17 @@ def test_a_part_has_its_operators_and_their_backward(
     assert seconds["backbone"] == 0.0
 
 
-def test_a_failing_reference_is_a_finding_and_ours_a_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_reference_is_a_finding_and_ours_a_fault(tmp_path, monkeypatch):
     """What dies is on record too: an interrupt says as little as a killed process gets to."""
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
-    raised: list[BaseException] = [full, *[RuntimeError("an illegal memory access")] * 2]
-
-    def measure(variant: str, *arguments: object, **options: object) -> object:
-        raise raised.pop()
-
-    monkeypatch.setattr(train_step, "measure", measure)
+    illegal = RuntimeError("an illegal memory access")
+    raised = Mock(side_effect=[illegal, illegal, full, KeyboardInterrupt()])
+    monkeypatch.setattr(train_step, "measure", raised)
     path = tmp_path / "r.json"
     command = ["--backbone", "tiny", "--json", str(path), "--variant"]
     assert train_step.main([*command, "eager reference"]) == 0
     assert train_step.main([*command, "ours"]) == 1
     assert train_step.main([*command, "ours in a CUDA graph"]) == 0  # not its fault
-    raised.append(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         train_step.main([*command, "ours compiled"])
     [result] = records.load(path)["train_step"]

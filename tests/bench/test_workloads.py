@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -12,32 +11,31 @@ from bench import dpc_knn
 from bench.harness.measure import exact_outcome, outcome, relative_error
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import bench_of
-from bench.harness.workload import OpBench, Workload, total_bytes
+from bench.harness.workload import Workload, total_bytes
 from cmpose.ops.backends import OPS
 
 every_op = pytest.mark.parametrize("op", OPS)
 
 
-def small(op: str, dtype: str = FP32, direction: str = FORWARD) -> tuple[OpBench, Any, Any]:
+def small(op, dtype=FP32, direction=FORWARD):
     bench = bench_of(op)
     workload = Workload(op, direction, bench.small, dtype)
     return bench, workload, bench.arguments(workload, "cpu")
 
 
 @every_op
-def test_an_op_has_a_bench_of_its_name(op: str) -> None:
+def test_an_op_has_a_bench_of_its_name(op):
     bench = bench_of(op)
+    shapes, directions = bench.shapes, set(bench.directions)
     assert bench.op == op
-    shapes = bench.shapes
     assert len({tuple(s.items()) for s in shapes}) == len(shapes)
     assert all(set(s) == set(bench.small) for s in shapes)
-    directions = set(bench.directions)
     assert FORWARD in directions
     assert bool(directions & {BACKWARD, BOTH}) == bool(bench.gradients)
     assert {"eager", "compile"} <= set(bench.peers)
 
 
-def test_ratios_are_measured_on_one_and_two_threads() -> None:
+def test_ratios_are_measured_on_one_and_two_threads():
     """At the attention ops' usual sizes; the number of threads does not change the arguments."""
     for op in ("spatial_attention", "temporal_attention"):
         workloads = list(bench_of(op).on_cpu())
@@ -48,26 +46,25 @@ def test_ratios_are_measured_on_one_and_two_threads() -> None:
             assert (*qkv.shape, qkv.dtype) == (8, 3, 207, 3, 12, 64, torch.float32)
 
 
-def test_an_unknown_op_is_named() -> None:
+def test_an_unknown_op_is_named():
     with pytest.raises(ValueError, match=r"op must be one of .*, got 'attention'"):
         bench_of("attention")
 
 
-def counted(op: str, direction: str, dtype: str) -> int:
+def counted(op, direction, dtype):
     """Bytes of what the op is given and gives, of a real call at the small shape."""
     bench, _, made = small(op, dtype, direction)
     result = bench.call(**made, backend="auto")
-    needed = {name: value for name, value in made.items() if name != "seed"}
-    given, written = total_bytes(needed), total_bytes(result)
-    gradients = sum(total_bytes(made[name]) for name in bench.gradients)
-    element = getattr(torch, dtype).itemsize
-    if "attention" in op:
-        kept = 0 if op == "temporal_attention" else 4 * result[..., 0].numel()
-        return given + written + (gradients if direction == BACKWARD else 0) + kept
+    given = total_bytes({name: value for name, value in made.items() if name != "seed"})
+    written, gradients = total_bytes(result), total_bytes([made[n] for n in bench.gradients])
+    there, back = given + written, gradients if direction == BACKWARD else 0
+    if op == "spatial_attention":
+        return there + back + 4 * result[..., 0].numel()  # log-sum-exps
     if op == "corrupt_tokens":
         backward = total_bytes(result.x) + result.masked.numel() + gradients
-        return given + written if direction == FORWARD else backward
+        return there if direction == FORWARD else backward
     if op == "reconstruction_loss":
+        element = getattr(torch, dtype).itemsize
         gradient = made["target"].numel() * element  # pred's own values, without keypoints
         rows, flags = int(made["corrupted"].sum()), made["corrupted"].numel()
         return 2 * rows * made["pred"].shape[-1] * element + flags + gradient
@@ -75,13 +72,12 @@ def counted(op: str, direction: str, dtype: str) -> int:
         return 2 * total_bytes(made["pred"])
     if op == "warp_clips":
         return result.numel() + written
-    if direction == BOTH:
-        forward = given + written
-        if op == "select_tokens":
-            scores, importance = result[:2]
-            return forward + total_bytes([scores, scores, importance]) + gradients
-        return forward + given + written + gradients if op == "merge_clusters" else 2 * forward
-    return given + written + (gradients if direction == BACKWARD else 0)
+    if direction != BOTH:
+        return there + back
+    if op == "select_tokens":
+        scores, importance = result[:2]
+        return there + total_bytes([scores, scores, importance]) + gradients
+    return 2 * there + (gradients if op == "merge_clusters" else 0)
 
 
 RUNS = [(op, direction) for op in OPS for direction in bench_of(op).directions]
@@ -89,26 +85,23 @@ RUNS = [(op, direction) for op in OPS for direction in bench_of(op).directions]
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize(("op", "direction"), RUNS, ids=[f"{o}-{d}" for o, d in RUNS])
-def test_bytes_are_those_of_the_tensors(op: str, direction: str, dtype: str) -> None:
+def test_bytes_are_those_of_the_tensors(op, direction, dtype):
     bench = bench_of(op)
     formula = bench.bytes_of(Workload(op, direction, bench.small, dtype))
     assert formula == counted(op, direction, dtype)
 
 
-def test_operations_by_hand() -> None:
+def test_operations_by_hand():
     """Attention: 2 products forward, 5 backward; clustering: one Gram matrix; others none."""
-    for op, sequences, length, d in (
-        ("spatial_attention", 3 * 2, 15, 16),
-        ("temporal_attention", 3 * 12, 3, 32),
-    ):
-        product = 2 * sequences * 2 * length**2 * d
-        flops = bench_of(op).flops
-        small = bench_of(op).small
-        assert (flops(small, FORWARD), flops(small, BACKWARD)) == (2 * product, 5 * product)
-    for op in ("dpc_knn", "knn"):
-        assert bench_of(op).flops(bench_of(op).small, FORWARD) == 2 * 2 * 24 * 24 * 16
-    for op in set(OPS) - {"spatial_attention", "temporal_attention", "dpc_knn", "knn"}:
-        assert bench_of(op).flops(bench_of(op).small, FORWARD) == 0
+    spatial, temporal = 2 * 6 * 2 * 15**2 * 16, 2 * 36 * 2 * 3**2 * 32
+    gram = 2 * 2 * 24 * 24 * 16
+    products = {"dpc_knn": (gram, gram), "knn": (gram, gram),
+                "spatial_attention": (2 * spatial, 5 * spatial),
+                "temporal_attention": (2 * temporal, 5 * temporal)}  # fmt: skip
+    for op in OPS:
+        bench = bench_of(op)
+        counted = tuple(bench.flops(bench.small, direction) for direction in (FORWARD, BACKWARD))
+        assert counted == products.get(op, (0, 0))
 
 
 CHECKED = [
@@ -120,14 +113,14 @@ CHECKED = [
 
 
 @pytest.mark.parametrize(("op", "name"), CHECKED, ids=[f"{o}-{n}" for o, n in CHECKED])
-def test_peers_compute_what_the_op_does(op: str, name: str) -> None:
+def test_peers_compute_what_the_op_does(op, name):
     """In float32: the same values and gradients, up to rounding."""
     bench, workload, made = small(op, FP32, bench_of(op).directions[0])
     found = outcome(bench.peers[name].build(False), made, bench, workload.direction)
     assert relative_error(found, exact_outcome(made, bench, workload.direction)) < 1e-5
 
 
-def test_tcformer_clusters_as_published() -> None:
+def test_tcformer_clusters_as_published():
     """By hand: two groups on a line; a centre is in its own cluster."""
     torch.manual_seed(0)  # its noise may leave two densities alike
     line = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0])[None, :, None].repeat(1, 1, 4)
