@@ -7,8 +7,8 @@ recipe show the run-to-run noise. A fast recipe passes if its loss curves are cl
 ones of the same seeds than those of different seeds are to each other, and if the interval of its
 final loss minus the plain one covers 0.
 
-``--of products`` compares ``train.products`` in place of speeds: fp8 on a card that has it, else
-its emulation, and float16 sums where the card gains from them.
+``--of products`` compares ``train.products`` in place of speeds: fp8, and float16 products summed
+in float16, each on a card that has it, else its emulation.
 
 Writes ``<machine>.json`` and ``<machine>.svg`` (``<machine>-products``) into ``--output`` and the
 page beside that folder.
@@ -69,17 +69,21 @@ def variants(device: str, of: str = "speed") -> dict[str, dict[str, str]]:
 
 
 def products(plain: dict[str, str], world: World) -> dict[str, dict[str, str]]:
-    """Name → fields of the cheaper products that this device can take."""
+    """Name → fields of the cheaper products, emulated where this device does not take them."""
     fields: dict[str, dict[str, str]] = {}
-    for kind in (
+    real = (
         TrainConfig(products="fp8", precision="bf16"),
         TrainConfig(products="fp16_accumulate", precision="fp16"),
-    ):
+    )
+    for kind in real:
+        name, own = f"{kind.products}, emulated", f"{kind.products}_emulated"
         with suppress(ValueError):
             check_products(kind, world)
-            own = {"train.products": kind.products, "train.precision": kind.precision}
-            fields[kind.products] = plain | own
-    return fields or {"fp8, emulated": plain | {"train.products": "fp8_emulated"}}
+            name = own = kind.products
+        fields[name] = plain | {"train.products": own}
+        if kind.precision == "fp16" or own == kind.products:
+            fields[name]["train.precision"] = kind.precision
+    return fields
 
 
 def recipe(data: Path, device: str, steps: int, **fields: str | int) -> Config:

@@ -253,11 +253,12 @@ class TrainConfig:
             maps are taken while training: ``plain`` in ``precision``, summed in float32; ``fp8``
             of 8-bit numbers, on cards that have them (RTX 40 and 50, Hopper, Blackwell);
             ``fp8_emulated`` the same in float32 on any device, slowly. ``fp16_accumulate`` sums
-            all products of ``precision: fp16`` in float16, on GeForce RTX 30 to 50.
+            all products of ``precision: fp16`` in float16, on GeForce RTX 30 to 50;
+            ``fp16_accumulate_emulated`` rounds the sums likewise on any device, slowly.
         speed: ``eager`` runs the step operator by operator; ``compile`` puts the model and its
             losses through ``torch.compile``; ``graph`` replays the whole compiled step as a CUDA
             graph; ``auto`` is ``graph`` on one card, ``compile`` on several or with ``fp16``,
-            ``eager`` on a CPU and with ``fsdp``.
+            ``eager`` on a CPU, with ``fsdp`` and with ``fp16_accumulate_emulated``.
         distributed: what each of several processes holds: ``ddp`` the whole model; ``fsdp`` a part
             of every weight, gradient and moment, for models that are too large otherwise. Without
             effect in one process.
@@ -284,7 +285,9 @@ class TrainConfig:
     warmup_steps: int = 500
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    products: Literal["plain", "fp8", "fp8_emulated", "fp16_accumulate"] = "plain"
+    products: Literal[
+        "plain", "fp8", "fp8_emulated", "fp16_accumulate", "fp16_accumulate_emulated"
+    ] = "plain"
     speed: Literal["auto", "eager", "compile", "graph"] = "auto"
     distributed: Literal["ddp", "fsdp"] = "ddp"
     gradient_compression: Literal["none", "bf16"] = "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -13,6 +13,7 @@ from cmpose.models.cmpose import CMPose
 from cmpose.models.fp8 import ALIGNMENT
 from cmpose.models.layers import Linear
 from cmpose.models.vit import VIT_SIZES
+from cmpose.train.float16_sums import Float16Sums
 
 FP8 = ("fp8", "fp8_emulated")
 
@@ -39,12 +40,18 @@ def use_products(model: CMPose, products: str) -> None:
 
 @contextmanager
 def sums_of_products(products: str) -> Iterator[None]:
-    """Within it cuBLAS sums float16 products in float16 if the recipe wants that."""
+    """Within it float16 products are summed in float16 if the recipe wants that.
+
+    By cuBLAS, or as it does (:mod:`cmpose.train.float16_sums`). It goes around a step and not
+    around a run, whose evaluation takes plain products.
+    """
     setting = torch.backends.cuda.matmul
     before = setting.allow_fp16_accumulation
     setting.allow_fp16_accumulation = products == "fp16_accumulate"
+    emulation = Float16Sums() if products == "fp16_accumulate_emulated" else nullcontext()
     try:
-        yield
+        with emulation:
+            yield
     finally:
         setting.allow_fp16_accumulation = before
 
@@ -65,7 +72,7 @@ def check_products(train: TrainConfig, world: World) -> None:
     """Raises ValueError for products that this device or precision does not have."""
     if train.products == "fp8":
         _check_fp8(train, world.device)
-    if train.products == "fp16_accumulate":
+    if train.products.startswith("fp16_accumulate"):
         _check_fp16_accumulate(train, world.device)
 
 
@@ -88,13 +95,21 @@ def _check_fp8(train: TrainConfig, device: torch.device) -> None:
 def _check_fp16_accumulate(train: TrainConfig, device: torch.device) -> None:
     if train.precision != "fp16":
         raise ValueError(
-            "train.products='fp16_accumulate' sums products of float16, train.precision is "
+            f"train.products={train.products!r} sums products of float16, train.precision is "
             f"{train.precision!r}: use train.precision=fp16, or train.products=plain"
         )
+    if train.products == "fp16_accumulate_emulated":
+        if train.speed not in ("auto", "eager"):
+            raise ValueError(
+                f"train.products='fp16_accumulate_emulated' takes the place of torch's operators, "
+                f"which train.speed={train.speed!r} compiles: use train.speed=eager"
+            )
+        return
+    remedy = "use train.products=plain, or fp16_accumulate_emulated to see what it does to the loss"
     if device.type != "cuda":
         raise ValueError(
             "train.products='fp16_accumulate' is a GeForce card's, but train.device is "
-            f"{device.type}: use train.products=plain"
+            f"{device.type}: {remedy}"
         )
     name, has = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     if "GeForce" not in name or has not in HALVED:

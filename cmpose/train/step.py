@@ -309,6 +309,8 @@ def settled_speed(train: TrainConfig, world: World) -> Literal["eager", "compile
     several = world.size > 1
     if world.device.type != "cuda" or (several and train.distributed == "fsdp"):
         return "eager"
+    if train.products == "fp16_accumulate_emulated":
+        return "eager"
     return "compile" if several or train.precision == "fp16" else "graph"
 
 

@@ -70,10 +70,7 @@ def train(
         config = replace(config, train=replace(config.train, speed=speed))
         check_recipe(config.train, world)
         check_channels(config)
-        with (
-            sums_of_products(config.train.products),
-            claim_together(world, output, "train", "--output", _SUBFOLDERS),
-        ):
+        with claim_together(world, output, "train", "--output", _SUBFOLDERS):
             return _train(config, output, world, stop, resume=resume, progress=progress)
 
 
@@ -141,7 +138,8 @@ def take_steps(trainer: Trainer, output: Path, monitor: Monitor, stop: threading
     monitor.start_clock()
     for batch in training_loader(state.clips, state.config, world, state.step):
         try:
-            result = trainer.step(batch)
+            with sums_of_products(train.products):
+                result = trainer.step(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

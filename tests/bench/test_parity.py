@@ -10,6 +10,7 @@ import pytest
 
 from bench import parity
 from cmpose import provenance
+from tests.train.test_products import on_card
 
 
 def curves(shift, seeds=3, steps=40, wiggle=0.0):
@@ -64,6 +65,23 @@ def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
     assert f"](parity/{held.stem}.svg)" in page
     assert held.with_suffix(".svg").is_file()
     assert "3 seeds, 40 steps of 4 clips each" in page
+
+
+def test_products_are_a_cards_own_where_it_takes_them(monkeypatch):
+    def made(device: str) -> dict[str, tuple[str, str | None]]:
+        fields = parity.variants(device, of="products")
+        assert fields.pop(parity.PLAIN)
+        keys = ("train.products", "train.precision")
+        return {name: tuple(map(own.get, keys)) for name, own in fields.items()}
+
+    sums = ("fp16_accumulate_emulated", "fp16")
+    emulated = {"fp8, emulated": ("fp8_emulated", None), "fp16_accumulate, emulated": sums}
+    assert made("cpu") == emulated
+    on_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9))
+    own = {"fp8": ("fp8", "bf16"), "fp16_accumulate": ("fp16_accumulate", "fp16")}
+    assert made("cuda") == own
+    on_card(monkeypatch, "NVIDIA H200", (9, 0))
+    assert made("cuda") == {"fp8": own["fp8"], "fp16_accumulate, emulated": sums}
 
 
 def test_the_page_is_what_the_committed_curves_give(tmp_path):

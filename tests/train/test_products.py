@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -130,8 +132,13 @@ def test_sums_in_float16_are_refused_where_they_gain_nothing(monkeypatch, name, 
     else:
         with pytest.raises(ValueError, match=f"{name} .* gains nothing from it"):
             check_products(wanted, world)
-    with pytest.raises(ValueError, match=r"precision is 'bf16': use train\.precision=fp16"):
-        check_products(TrainConfig(products="fp16_accumulate"), world)
+    for kind in ("fp16_accumulate", "fp16_accumulate_emulated"):
+        with pytest.raises(ValueError, match=rf"'{kind}' .* is 'bf16': use train\.precision=fp16"):
+            check_products(TrainConfig(products=kind), world)
+    emulated = TrainConfig(products="fp16_accumulate_emulated", precision="fp16")
+    check_products(emulated, world)
+    with pytest.raises(ValueError, match=r"train\.speed='compile' compiles: use .*speed=eager"):
+        check_products(replace(emulated, speed="compile"), world)
 
 
 def test_what_a_cpu_does_not_have_is_refused_before_anything_runs(rendered, tmp_path):

@@ -219,6 +219,7 @@ def test_an_error_of_the_step_itself_is_no_failed_compile(rendered, tmp_path, mo
         ({}, "cpu", 1, "eager"),
         ({}, "cuda", 1, "graph"),
         ({"precision": "fp16"}, "cuda", 1, "compile"),
+        ({"products": "fp16_accumulate_emulated"}, "cuda", 1, "eager"),
         ({}, "cuda", 2, "compile"),
         ({"distributed": "fsdp"}, "cuda", 2, "eager"),
         ({"distributed": "fsdp"}, "cuda", 1, "graph"),
