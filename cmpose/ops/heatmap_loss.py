@@ -79,7 +79,10 @@ def _cpu_forward(
     want_pred: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = library.gradient_dtype(pred.dtype)
-    return cpu.forward(pred, keypoints, visible, sigma, normalizer, dtype, want_pred)
+    loss, parts = cpu.parts(pred, keypoints, visible, sigma, normalizer)
+    if not want_pred:
+        return loss, pred.new_empty(0, dtype=dtype)
+    return loss, cpu.gradient(torch.ones_like(loss), *parts).to(dtype)
 
 
 # -- registered op --------------------------------------------------------------------------------
@@ -128,9 +131,15 @@ class _HeatmapLoss(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         ctx.sigma, ctx.backend = sigma, backend
-        loss, gradient = _forward(pred, keypoints, visible, sigma, normalizer, True, backend)
         ctx.save_for_backward(pred, keypoints, visible, normalizer)
-        ctx.gradient = gradient
+        arguments = pred, keypoints, visible, sigma, normalizer
+        # Where nobody sees the op the gradient is multiplied out in the backward pass alone.
+        if library.at_once((*arguments, backend)):
+            loss, ctx.parts = cpu.parts(*arguments)
+            ctx.gradient = None
+        else:
+            loss, ctx.gradient = _forward(*arguments, True, backend)
+            ctx.parts = None
         return loss
 
     @staticmethod
@@ -139,12 +148,15 @@ class _HeatmapLoss(torch.autograd.Function):
         # The gradient is given away, not copied; a second backward pass of a retained graph
         # computes it again.
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
+        parts, ctx.parts = ctx.parts, None
+        if gradient is None and parts is None:
             _, gradient = _forward(
                 pred, keypoints, visible, ctx.sigma, normalizer, True, ctx.backend
             )
 
         def scaled(upstream: Tensor, pred: Tensor) -> Tensor:
+            if parts is not None:
+                return cpu.gradient(upstream, *parts).to(pred.dtype)
             return library.scaled(gradient, upstream, pred.dtype, _scale, visible, ctx.backend)
 
         d_pred = library.first_order("heatmap_loss", scaled, upstream, pred)

@@ -79,11 +79,17 @@ def register(
     registered = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*arguments: Any) -> Any:
-        if arguments[-1] == "cpu" and not _watched(arguments):
+        if at_once(arguments):
             return implementations["cpu"](*arguments[:-1])
         return registered(*arguments)
 
     return call
+
+
+def at_once(arguments: tuple[Any, ...]) -> bool:
+    """Whether a registered op's call, its last argument the backend, goes to the function of
+    backend ``cpu`` at once."""
+    return arguments[-1] == "cpu" and not _watched(arguments)
 
 
 def _watched(arguments: tuple[Any, ...]) -> bool:

@@ -60,9 +60,24 @@ def reconstruction_loss_with_gradients_reference(
     return loss, gradients[0], gradients[1]
 
 
-def _cpu_forward(pred: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _cpu_forward(
+    pred: Tensor,
+    target: Tensor,
+    corrupted: Tensor,
+    normalizer: Tensor | None,
+    per_channel: bool,
+    want_pred: bool,
+    want_target: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtypes = library.gradient_dtype(pred.dtype), library.gradient_dtype(target.dtype)
-    return cpu.forward(pred, target, dtypes, *arguments)
+    loss, parts = cpu.parts(pred, target, corrupted, normalizer, per_channel)
+    none = tuple(pred.new_empty(0, dtype=dtype) for dtype in dtypes)
+    if not (want_pred or want_target):
+        return loss, none[0], none[1]
+    one, wanted = torch.ones_like(loss), (want_pred, want_target)
+    found = cpu.gradients(one, corrupted, dtypes, *wanted, *parts)
+    d_pred, d_target = (b if a is None else a for a, b in zip(found, none, strict=True))
+    return loss, d_pred, d_target
 
 
 # -- registered op --------------------------------------------------------------------------------
@@ -120,9 +135,15 @@ class _ReconstructionLoss(torch.autograd.Function):
         *options: Any,
     ) -> Tensor:
         ctx.options = options  # per_channel, want_pred, want_target, backend
-        loss, *gradients = _forward(pred, target, corrupted, normalizer, *options)
         ctx.save_for_backward(pred, target, corrupted, normalizer)
-        ctx.gradients = gradients
+        arguments = pred, target, corrupted, normalizer, *options
+        # Where nobody sees the op the gradients are multiplied out in the backward pass alone.
+        if library.at_once(arguments):
+            loss, ctx.parts = cpu.parts(*arguments[:5])
+            ctx.gradients = None
+        else:
+            loss, *ctx.gradients = _forward(*arguments)
+            ctx.parts = None
         return loss
 
     @staticmethod
@@ -131,11 +152,15 @@ class _ReconstructionLoss(torch.autograd.Function):
         # The gradients are given away, not copied; a second backward pass of a retained graph
         # computes them again.
         gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
+        parts, ctx.parts = ctx.parts, None
+        if gradients is None and parts is None:
             _, *gradients = _forward(pred, target, corrupted, normalizer, *ctx.options)
         _, want_pred, want_target, backend = ctx.options
 
         def scaled(upstream: Tensor, pred: Tensor, target: Tensor) -> tuple[Tensor | None, ...]:
+            if parts is not None:
+                dtypes = pred.dtype, target.dtype
+                return cpu.gradients(upstream, corrupted, dtypes, want_pred, want_target, *parts)
             return tuple(
                 library.scaled(gradient, upstream, tensor.dtype, _scale, corrupted, backend)
                 if wanted

@@ -79,13 +79,13 @@ def _normals(seed: int, clip: Tensor, token: Tensor, width: int) -> Tensor:
     made = torch.empty(len(token), (width + 3) // 4, 4)
     words = _words(seed, clip[:, None], token[:, None], torch.arange(made.shape[1]))
     for pair in (0, 2):
-        # (2 · (word >> 9) + 1) · 2⁻²⁴
+        # (2 · (word >> 9) + 1) · 2⁻²⁴, where 2⁻²⁴ rounds nothing
         radius, angle = (
             words[pair + i].bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).bitwise_or_(1)
-            .to(torch.float32).mul_(2.0**-24) for i in (0, 1)
+            .to(torch.float32) for i in (0, 1)
         )  # fmt: skip
-        radius.log_().mul_(-2.0).sqrt_()
-        angle.mul_(2 * math.pi)
+        radius.mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
+        angle.mul_(2 * math.pi * 2.0**-24)
         torch.mul(radius, angle.cos(), out=made[..., pair])
         torch.mul(radius, angle.sin_(), out=made[..., pair + 1])
     return made.flatten(1)[:, :width]
@@ -105,10 +105,10 @@ def _words(seed: int, clip: Tensor, token: Tensor, element: Tensor) -> list[Tens
     c0, c1, c2, c3 = element, token, clip, torch.tensor(philox.TAG_GAUSSIAN)
     for k0, k1 in keys[:2]:
         p0, p1 = c0 * m0, c2 * m1
-        c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & word, ((p0 >> 32) ^ c3 ^ k1) & word
+        # Of what is masked first one pass alone is as many as the words.
+        c0 = (((p1 >> 32) ^ k0) & word) ^ (c1 & word)
+        c2 = (((p0 >> 32) ^ k1) & word) ^ (c3 & word)
         c1, c3 = p1, p0
-    shape = len(token), len(element)
-    c0, c1, c2, c3 = (c.expand(shape).clone() for c in (c0, c1, c2, c3))
     p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
     for k0, k1 in keys[2:]:
         torch.mul(c0, m0, out=p0)
@@ -116,5 +116,7 @@ def _words(seed: int, clip: Tensor, token: Tensor, element: Tensor) -> list[Tens
         for c, product, other, key in ((c0, p1, c1, k0), (c2, p0, c3, k1)):
             torch.bitwise_right_shift(product, 32, out=c)
             c.bitwise_xor_(other).bitwise_xor_(key).bitwise_and_(word)
+        if c1.shape != c0.shape:  # what the first two rounds left
+            c1, c3 = torch.empty_like(c0), torch.empty_like(c0)
         c1, p1, c3, p0 = p1, c1, p0, c3
     return [c.to(torch.int32) for c in (c0, c1, c2, c3)]

@@ -58,15 +58,16 @@ def backward(
     gradient = d_merged.to(wide).reshape(-1, width).contiguous()
     divisor = total.gather(1, assignment) if normalize else torch.ones_like(weights, dtype=wide)
     nothing = divisor == 0
-    divisor = divisor.masked_fill(nothing, 1.0)
+    divisor.masked_fill_(nothing, torch.inf)
     if want_weights:
         token = tokens.to(wide).reshape(-1, width).contiguous()
         dot = bags.dots(gradient, token, rows).view(assignment.shape)
         if normalize:
-            dot -= (d_merged * exact.to(wide)).sum(dim=2).gather(1, assignment)
+            merged = exact.to(wide).reshape(-1, width).contiguous()
+            dot -= bags.dots(gradient, merged).view(total.shape).gather(1, assignment)
         d_weights = (dot / divisor).masked_fill_(nothing, 0.0).to(weights.dtype).contiguous()
     if want_tokens:
-        scale = (weights.to(wide) / divisor).masked_fill_(nothing, 0.0).flatten()
+        scale = (weights.to(wide) / divisor).flatten()
         d_tokens = bags.sums(gradient, rows, torch.arange(len(rows)), scale)
         d_tokens = d_tokens.view(tokens.shape).to(tokens.dtype)
     return d_tokens, d_weights

@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 
 
-# Many parameters: those of the registered op.
-def forward(
-    pred: Tensor,
-    target: Tensor,
-    gradient_dtypes: tuple[torch.dtype, torch.dtype],
-    corrupted: Tensor,
-    normalizer: Tensor | None,
-    per_channel: bool,
-    want_pred: bool,
-    want_target: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and its gradients to pred and target in those dtypes, empty unless wanted."""
+def parts(
+    pred: Tensor, target: Tensor, corrupted: Tensor, normalizer: Tensor | None, per_channel: bool
+) -> tuple[Tensor, tuple[Tensor, float]]:
+    """The loss, and of what, and ``corrupted``, its gradients are the products: pred − target and
+    a factor."""
     wide = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     width = pred.shape[-1] if per_channel else 1
-    count = (corrupted.sum() if normalizer is None else normalizer).reshape(()).to(wide)
-    count = count if count.item() else torch.full_like(count, math.inf)  # then the loss is 0
+    count = float(corrupted.sum() if normalizer is None else normalizer)
+    count = count or math.inf  # then the loss is 0
     # Of one dtype none is cast for itself; all tokens are read, which is sooner than some.
     difference = pred - target if pred.dtype == wide else pred.to(wide).sub_(target)
     difference = difference.contiguous()
@@ -32,11 +25,23 @@ def forward(
     if not math.isfinite(total.item()):  # 0 · NaN is not 0
         difference.masked_fill_(~corrupted[..., None], 0.0)
         total = squares.masked_fill_(~corrupted, 0.0).sum()
-    gradients = [pred.new_empty(0, dtype=dtype) for dtype in gradient_dtypes]
-    if want_pred or want_target:
-        difference *= (corrupted * (2.0 / width / count))[..., None]
-    if want_target:
-        gradients[1] = (-difference).to(gradient_dtypes[1])
-    if want_pred:
-        gradients[0] = difference.to(gradient_dtypes[0])
-    return total / width / count, gradients[0], gradients[1]
+    return total.div_(width).div_(count), (difference, 2.0 / width / count)
+
+
+# Many parameters: what the backward pass has.
+def gradients(
+    upstream: Tensor,
+    corrupted: Tensor,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    want_pred: bool,
+    want_target: bool,
+    difference: Tensor,
+    factor: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of what :func:`parts` gives, to pred and target in those dtypes, None unless
+    wanted; ``difference`` becomes that to pred."""
+    difference.mul_((corrupted * (upstream * factor)).unsqueeze(3))
+    return (
+        difference.to(dtypes[0]) if want_pred else None,
+        (-difference).to(dtypes[1]) if want_target else None,
+    )
