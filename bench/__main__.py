@@ -9,6 +9,7 @@ peers. With ``--json`` the records are put into a results file as they come.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -34,12 +35,9 @@ def wanted_workloads(ops: list[str], small: bool, only: str) -> list[Workload]:
     first = [t.workload for t in TARGETS if t.op in ops]
     with_target = {workload.op for workload in first}
     first += [next(bench_of(op).workloads()) for op in ops if op not in with_target]
-    if only == "targets":
-        return first
-    grids = [[w for w in bench_of(op).workloads() if w not in first] for op in ops]
-    longest = max(map(len, grids), default=0)
-    rest = [grid[i] for i in range(longest) for grid in grids if i < len(grid)]
-    return rest if only == "grid" else [*first, *rest]
+    grids = ([w for w in bench_of(op).workloads() if w not in first] for op in ops)
+    rest = [w for turn in itertools.zip_longest(*grids) for w in turn if w is not None]
+    return {"targets": first, "grid": rest, "all": [*first, *rest]}[only]
 
 
 def lines(record: records.Record) -> list[str]:
@@ -102,15 +100,13 @@ def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> mea
 
 def run_one(workload: Workload, backends: list[str], run: measure.Run, path: Path | None) -> bool:
     """Measures a workload, prints and keeps its records; whether all of ours ran, none slower."""
-    results: list[records.Record] = []
-    faults: dict[str, str] = {}
     slower: list[str] = []
     try:
         results, faults = measure.measure(workload, bench_of(workload.op), backends, run)
     except measure.Lost:
         raise
     except Exception as error:
-        faults = {"every backend": measure.message(error)}
+        results, faults = [], {"every backend": measure.message(error)}
     for name, fault in faults.items():
         print(f"  {name}: {fault}", flush=True)
     for record in results:
@@ -140,9 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = wanted_workloads(names, device == "cpu", options.cases)
     if options.device == "cpu":
         wanted = [workload for op in names for workload in bench_of(op).on_cpu()]
-    for workload in wanted:
-        if run.journal.is_done(workload):
-            continue
+    for workload in (w for w in wanted if not run.journal.is_done(w)):
         if options.seconds and time.monotonic() - began > options.seconds:
             print("time is up; the same command goes on")
             return 3

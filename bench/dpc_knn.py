@@ -90,13 +90,10 @@ CHAT_UNIVI = tuple(
 
 
 def _shapes() -> list[Shape]:
-    """Tokens against batch and width, published shapes, and very many tokens."""
+    """What has a target, what others have published, very many tokens; then batches and widths."""
     widths = [{"D": d} for d in (768, 1024, 1280)]
-    combinations = grid(_REFERENCE, _TOKENS, [{"B": b} for b in BATCHES], widths)
-    long = [_REFERENCE | sizes for sizes in _LONG]
-    # What has a target comes first, then what others have published, then the grid.
-    first = [s for s in combinations if s["B"] == 32 and s["D"] == 768]
-    rest = [s for s in combinations if s not in first]
+    first, long = grid(_REFERENCE, _TOKENS), [_REFERENCE | sizes for sizes in _LONG]
+    rest = [s for s in grid(_REFERENCE, _TOKENS, BATCHES, widths) if s not in first]
     return [*first, *TCFORMER, *CHAT_UNIVI, *long, *rest]
 
 

@@ -61,15 +61,15 @@ def measure(clips: ClipDataset, seconds: float) -> tuple[float, float]:
     """
     for index in range(len(clips)):
         clips[0, index]
-    rng = np.random.default_rng(0)
-    count = size = 0
-    started, epoch = time.thread_time(), 1
-    while time.thread_time() - started < seconds or epoch == 1:
+    rng, size, epoch = np.random.default_rng(0), 0, 0
+    started = time.thread_time()
+    while time.thread_time() - started < seconds or not epoch:
+        epoch += 1
         order = rng.permutation(len(clips))
         for first in range(0, len(clips), BATCH):
             batch = collate([clips[epoch, int(i)] for i in order[first : first + BATCH]])
-            size += sum(value.numel() * value.element_size() for value in batch.values())
-        count, epoch = count + len(clips), epoch + 1
+            size += sum(value.nbytes for value in batch.values())
+    count = epoch * len(clips)
     return count / (time.thread_time() - started), size / count / 1e6
 
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -178,13 +179,11 @@ def seconds_by_part(events: Iterable[Any], device: str) -> dict[str, float]:
     forward: dict[int, str] = {}
     seconds = dict.fromkeys(PARTS, 0.0)
     for event in events:  # a parent comes before its children
-        part = "other"
+        part = part_of.get(id(event.cpu_parent), "other")
         if event.name in PARTS:
             part = event.name
         elif event.name.startswith("autograd::engine::evaluate_function"):
             part = forward.get(event.sequence_nr, "other")
-        elif event.cpu_parent is not None:
-            part = part_of[id(event.cpu_parent)]
         part_of[id(event)] = part
         if event.sequence_nr >= 0 and part != "other":
             # Of several operators with a number the last one made the node of the backward pass.
@@ -215,10 +214,8 @@ def measure(variant: str, recipe: Config, device: str) -> dict[str, Any]:
     clock, seconds = timing.clock_for(device), []
     groups, together = GROUPS[device]
     for _ in range(groups):  # of steps between two synchronisations
-        start = clock.now()
-        for _ in range(together):
-            step()
-        seconds.append((clock.now() - start) / together)
+        steps = partial(timing.one_after_another, [step] * together)
+        seconds.append(clock.wall(steps) / together)
     us = timing.quantiles(seconds)
     # On a card weights and optimiser count too, on a CPU only what a step takes beside them.
     peak = torch.cuda.max_memory_allocated() if on_card else timing.peak_bytes(step, device)
@@ -260,8 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = provenance.device()
     on_card = device == "cuda"
     parser = argparse.ArgumentParser(prog="python -m bench.train_step")
-    backbone = "base" if on_card else "tiny"
-    parser.add_argument("--backbone", choices=tuple(BATCH), default=backbone)
+    parser.add_argument("--backbone", choices=tuple(BATCH), default="base" if on_card else "tiny")
     parser.add_argument("--variant", choices=VARIANTS, help="default: every one that can run")
     parser.add_argument("--json", type=Path, help="results file")
     options = parser.parse_args(arguments)

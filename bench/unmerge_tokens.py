@@ -55,12 +55,7 @@ _REFERENCE = {"B": 32, "N": 192, "C": 60, "L": 32, "H": 12, "d": 64}
 BENCH = OpBench(
     op="unmerge_tokens",
     directions=(FORWARD, BOTH),
-    shapes=grid(
-        _REFERENCE,
-        [{"B": b} for b in BATCHES],
-        [{"H": h, "d": d} for h, d in HEADS],
-        [{}, {"N": 432}],
-    ),
+    shapes=grid(_REFERENCE, BATCHES, HEADS, [{}, {"N": 432}]),
     small={"B": 2, "N": 16, "C": 6, "L": 3, "H": 2, "d": 16},
     cpu=[{"B": 8, "N": 192, "C": 60, "L": 32, "H": 12, "d": 64}],
     make=_make,

@@ -53,12 +53,7 @@ _REFERENCE = {"B": 32, "T": 3, "h": 720, "w": 1280, "crop_h": 256, "crop_w": 192
 BENCH = OpBench(
     op="warp_clips",
     directions=(FORWARD,),
-    shapes=grid(
-        _REFERENCE,
-        [{"B": b} for b in BATCHES],
-        [{"T": t} for t in FRAMES],
-        [{}, {"h": 384, "w": 288}],
-    ),
+    shapes=grid(_REFERENCE, BATCHES, FRAMES, [{}, {"h": 384, "w": 288}]),
     small={"B": 2, "T": 2, "h": 64, "w": 48, "crop_h": 32, "crop_w": 24},
     cpu=[{"B": 2, "T": 3, "h": 720, "w": 1280, "crop_h": 256, "crop_w": 192}],
     make=_make,

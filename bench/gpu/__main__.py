@@ -24,6 +24,7 @@ from bench.gpu.stages import Item, State, fingerprint, missing, run_stage, total
 from bench.harness import records
 from bench.report import tables
 from cmpose import native, provenance
+from cmpose.files import write_text
 from cmpose.provenance import PROJECT
 
 STAGES = ("build", "tests", "sanitize", "bench", "train")
@@ -70,16 +71,14 @@ def run(stage: str, state: State, options: argparse.Namespace) -> None:
     outcomes = {name: of for name, of in state.outcomes(stage).items() if name in names}
     failed_first = sorted(outcomes.items(), key=lambda pair: pair[1]["status"] == "passed")
     details = [f"{name}: {text}" for name, of in failed_first for text in of["details"]]
+    counts = totals(outcomes) | {"items": len(wanted), "done": len(outcomes)}
+    seconds = round(time.monotonic() - began, 1)
     content["runs"][stage] = {
-        "stage": stage,
-        "status": status,
-        "seconds": round(time.monotonic() - began, 1),
-        "counts": totals(outcomes) | {"items": len(wanted), "done": len(outcomes)},
-        "details": details[:40],
-        "provenance": provenance.provenance(),
-    }
+        "stage": stage, "status": status, "seconds": seconds, "counts": counts,
+        "details": details[:40], "provenance": provenance.provenance(),
+    }  # fmt: skip
     records.save(options.results, content)
-    print(f"{stage}: {status} in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{stage}: {status} in {seconds:.0f} s", flush=True)
 
 
 def page(content: dict[str, Any], stages: list[str]) -> str:
@@ -102,7 +101,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("bench.gpu: torch sees no GPU; cmpose doctor says what is missing")
         return 1
     work = options.work = options.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
     card = provenance.machine()
     results = options.results = (options.results or records.path_of(card)).resolve()
     state = State(work, fingerprint())
@@ -111,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         run(stage, state, options)
     content = records.load_or_empty(results, card)
     summary = page(content, options.stages)
-    (work / "summary.txt").write_text(summary)
+    write_text(work / "summary.txt", summary)
     if options.copy_to:
         options.copy_to.mkdir(parents=True, exist_ok=True)
         for path in (results, state.path, work / "summary.txt"):

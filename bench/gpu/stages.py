@@ -54,9 +54,7 @@ def fingerprint() -> str:
     """Of the sources, of torch, Triton and the card; what another one's run left is not used."""
     digest = hashlib.sha256(f"{machine()} {version('torch')} {version('triton')}".encode())
     for name in SOURCES:
-        source = PROJECT / name
-        files = [source] if source.is_file() else sorted(source.rglob("*"))
-        for path in files:
+        for path in sorted([PROJECT / name, *(PROJECT / name).rglob("*")]):
             if path.suffix in SUFFIXES and path.is_file():
                 digest.update(str(path.relative_to(PROJECT)).encode())
                 digest.update(path.read_bytes())
@@ -64,20 +62,18 @@ def fingerprint() -> str:
 
 
 class State:
-    """What is done, in ``state.json`` of a folder; that of another fingerprint is put aside."""
+    """What is done, in ``state.json`` of a folder; that of another fingerprint is dropped."""
 
     def __init__(self, folder: Path, mark: str) -> None:
         self.folder, self.path = folder, folder / "state.json"
         self.lock = threading.Lock()
         self.content: dict[str, Any] = {"fingerprint": mark, "stages": {}}
-        if self.path.is_file():
-            held = json.loads(self.path.read_text())
-            if held["fingerprint"] == mark:
-                self.content = held
-            else:
-                os.replace(self.path, folder / f"state-{held['fingerprint']}.json")
-                for journal in folder.glob("journal-*.json"):
-                    journal.unlink()
+        held = json.loads(self.path.read_text()) if self.path.is_file() else self.content
+        if held["fingerprint"] == mark:
+            self.content = held
+        else:
+            for journal in folder.glob("journal-*.json"):
+                journal.unlink()
 
     def outcomes(self, stage: str) -> dict[str, Outcome]:
         return self.content["stages"].setdefault(stage, {})

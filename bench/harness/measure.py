@@ -230,7 +230,9 @@ class _Measurement:
         entrant.peak_bytes = timing.peak_bytes(
             call_of(function, self.sets[0], self.bench, whole), self.device
         )
-        entrant.wall_us = timing.wall_microseconds(call, self.run.clock, self.run.setting.seconds)
+        clock, seconds = self.run.clock, self.run.setting.seconds
+        walls = timing.sampled(partial(clock.wall, call), clock, seconds)
+        entrant.wall_us = timing.quantiles(walls)["p50"]
         # Compiling for the small shape too would take long; what a compiled peer computes is
         # checked through its eager formulation.
         if peer is None or (peer.checked and not peer.compiled):

@@ -57,9 +57,8 @@ def _all(kind: Any, names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split(), kind)
 
 
-_RATES = "copy_bytes_per_s bf16_flops_per_s fp32_flops_per_s tf32_flops_per_s"
-
 Quantiles = struct("Quantiles", **_all(Positive, "p20 p50 p80"))
+_RATES = "copy_bytes_per_s bf16_flops_per_s fp32_flops_per_s tf32_flops_per_s"
 Rates = struct("Rates", **_all(Positive, _RATES))
 Provenance = struct(
     "Provenance",
@@ -76,23 +75,21 @@ OpRecord = struct(
     **_all(Count, "input_sets peak_bytes bytes flops"),
     **_all(Positive, "wall_us bound_us percent_of_bound percent_of_copy"),
     direction=Literal["forward", "backward", "forward_backward"],
-    shape=dict[str, Count],
+    **_all(dict[str, Count], "shape peers_peak_bytes"),
     us=Quantiles,
     timer=Timer,
     cold=bool,
     peers=dict[str, Positive | Failure],
     peers_wall_us=dict[str, Positive],
-    peers_peak_bytes=dict[str, Count],
     peers_timer=dict[str, Timer],
     peers_error_vs_fp64=dict[str, NotNegative],
-    best_peer=Text | None,
+    **_all(Text | None, "best_peer note"),
     speedup_vs_best_peer=Positive | None,
     error_vs_fp64=NotNegative | None,
     kernels=dict[str, list[Text]],
     op_tests=OpTests,
     setting=Literal["quick", "full"],
     rates=Rates,
-    note=Text | None,
     provenance=Provenance,
 )
 Variant = struct(
@@ -250,12 +247,12 @@ def _key(entry: Record) -> str:
 def slow_downs(content: Record, records: Iterable[Record]) -> list[str]:
     """Which records of a card are over 10 % slower than those whose place they are to take."""
     before = {_key(r): r for r in content["records"] if r["provenance"]["gpu"]}
-    pairs = ((new, before[_key(new)]) for new in records if _key(new) in before)
+    pairs = ((new, before.get(_key(new))) for new in records)
     return [
         f"{new['backend']}: {new['us']['p50']:,.1f} µs, over 10 % more than the "
         f"{old['us']['p50']:,.1f} µs of commit {old['provenance']['commit'][:9]}"
         for new, old in pairs
-        if new["us"]["p50"] > SLOWER * old["us"]["p50"]
+        if old and new["us"]["p50"] > SLOWER * old["us"]["p50"]
     ]
 
 
@@ -274,37 +271,38 @@ class Journal:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.state: dict[str, Any] = {"running": None, "died": {}, "failed": {}, "done": []}
+        self.state: dict[str, Any] = {"running": None, "died": [], "failed": {}, "done": []}
         if path is not None and path.is_file():
             self.state = json.loads(path.read_text())
         if self.state["running"] is not None:
             # The process before this one did not get past it; once can have been lack of time.
-            workload, entrant = self.state["running"]
-            times = self.state["died"].setdefault(workload, {})
-            times[entrant] = times.get(entrant, 0) + 1
-            if times[entrant] > 1:
+            if self.state["running"] in self.state["died"]:
+                workload, entrant = self.state["running"]
                 text = "error: the process died or was stopped twice while it ran"
                 self.fail(workload, entrant, text)
-            self._save(running=None)
+            else:
+                self.state["died"].append(self.state["running"])
+                self._save()
 
-    def _save(self, **changes: Any) -> None:
-        self.state |= changes
+    def _save(self, running: list[str] | None = None) -> None:
+        self.state["running"] = running
         if self.path is not None:
             write_json(self.path, self.state)
 
     def began(self, workload: Workload, entrant: str) -> None:
-        self._save(running=[str(workload), entrant])
+        self._save([str(workload), entrant])
 
     def fail(self, workload: str, entrant: str, message: str) -> None:
         self.state["failed"].setdefault(workload, {})[entrant] = message
-        self._save(running=None)
+        self._save()
 
     def failures(self, workload: Workload) -> dict[str, str]:
         """Entrant → why it failed in a process before this one."""
-        return dict(self.state["failed"].get(str(workload), {}))
+        return self.state["failed"].get(str(workload), {})
 
     def finish(self, workload: Workload) -> None:
-        self._save(running=None, done=[*self.state["done"], str(workload)])
+        self.state["done"].append(str(workload))
+        self._save()
 
     def is_done(self, workload: Workload) -> bool:
         return str(workload) in self.state["done"]

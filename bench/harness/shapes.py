@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import ChainMap
 from collections.abc import Iterable
 
 Shape = dict[str, int]
@@ -21,9 +22,9 @@ REFERENCE: Shape = {"B": 32, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64}
 PERCENT = 45
 """Share of a clip's tokens that is masked, and that is noised."""
 
-BATCHES = (32, 16, 64)
-FRAMES = (3, 2, 8, 16)
-HEADS = ((12, 64), (16, 64), (16, 80))
+BATCHES: list[Shape] = [{"B": 32}, {"B": 16}, {"B": 64}]
+FRAMES: list[Shape] = [{"T": 3}, {"T": 2}, {"T": 8}, {"T": 16}]
+HEADS: list[Shape] = [{"H": 12, "d": 64}, {"H": 16, "d": 64}, {"H": 16, "d": 80}]
 """Heads and head dimension of ViT-B, L and H."""
 
 
@@ -36,9 +37,7 @@ def grid(reference: Shape, *axes: Iterable[Shape]) -> list[Shape]:
     """
     shapes = [reference]
     for parts in itertools.product(*axes):
-        shape = dict(reference)
-        for part in parts:
-            shape |= part
+        shape = reference | dict(ChainMap(*parts))
         if shape not in shapes:
             shapes.append(shape)
 
@@ -51,5 +50,4 @@ def grid(reference: Shape, *axes: Iterable[Shape]) -> list[Shape]:
 
 def model_grid(reference: Shape) -> list[Shape]:
     """Every batch with every number of frames and every backbone's heads."""
-    heads = [{"H": h, "d": d} for h, d in HEADS]
-    return grid(reference, [{"B": b} for b in BATCHES], [{"T": t} for t in FRAMES], heads)
+    return grid(reference, BATCHES, FRAMES, HEADS)

@@ -4,16 +4,11 @@ What is timed is a pass: one call for each of several input sets, so many that t
 fit the L2 cache. On a card a CUDA graph holds the whole pass, so that no launch and no work of the
 host is in the time. A pass that cannot be captured runs behind a delay long enough for the host to
 get ahead (the timer is then ``events``); such a time is shown, and not compared with a graph's.
-Every entrant is timed in several turns whose order rotates, so that a drifting clock favours none.
-
-The bound of a workload, which no time is below, is the larger of its bytes over the card's copy
-rate and its matrix products' operations over the card's matrix rate in that dtype, both measured in
-the same run. Bytes are algorithmic: each input element that is needed read once, each output
-written once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -44,12 +39,10 @@ class Pass(NamedTuple):
     keep: Any = None  # what must live as long
 
 
-def _one_after_another(calls: Sequence[Call]) -> Call:
-    def run() -> None:
-        for call in calls:
-            call()
-
-    return run
+def one_after_another(calls: Sequence[Call]) -> None:
+    """Keeps none of their results."""
+    for call in calls:
+        call()
 
 
 class Clock:
@@ -64,13 +57,16 @@ class Clock:
 
     def prepare(self, setup: Callable[[], Sequence[Call]]) -> Pass:
         calls = setup()
-        run = _one_after_another(calls)
-        run()
-        return Pass(run, len(calls), "host")
+        one_after_another(calls)
+        return Pass(partial(one_after_another, calls), len(calls), "host")
 
     def seconds(self, ready: Pass) -> float:
+        return self.wall(ready.run)
+
+    def wall(self, call: Call) -> float:
+        """Seconds of a call as a program sees it, host included: between two synchronisations."""
         start = self.now()
-        ready.run()
+        call()
         return self.now() - start
 
     def now(self) -> float:
@@ -96,8 +92,7 @@ class CudaClock(Clock):
         with torch.cuda.stream(self.stream):
             calls = setup()
             for _ in range(self.warm_ups):
-                for call in calls:
-                    call()
+                one_after_another(calls)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
@@ -105,7 +100,7 @@ class CudaClock(Clock):
                 kept = [call() for call in calls]
         except Exception as error:
             torch.cuda.synchronize()  # raises if the card is lost
-            return Pass(_one_after_another(calls), len(calls), "events", str(error))
+            return Pass(partial(one_after_another, calls), len(calls), "events", str(error))
         graph.replay()
         torch.cuda.synchronize()
         return Pass(graph.replay, len(calls), "graph", (graph, kept))
@@ -154,13 +149,6 @@ def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device == "cuda" else 1 << 30
 
 
-def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The order of a turn: started one further each time, and every other time backwards."""
-    start = turn % max(len(names), 1)
-    order = [*names[start:], *names[:start]]
-    return order[::-1] if turn % 2 else order
-
-
 def sampled(
     sample: Callable[[], float], clock: Clock, seconds: float, least: int = 5, most: int = 200
 ) -> list[float]:
@@ -201,7 +189,10 @@ def race(
     results: dict[str, tuple[list[float], str]] = {}
     out: set[str] = set()
     for turn in range(turns):
-        for name in rotated(list(entrants), turn):
+        start = turn % max(len(entrants), 1)
+        order = [*list(entrants)[start:], *list(entrants)[:start]]
+        # Started one further each time, and every other time backwards.
+        for name in order[::-1] if turn % 2 else order:
             if name in out:
                 continue
             try:
@@ -227,17 +218,6 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
     return {name: round(float(v), 3) for name, v in zip(("p20", "p50", "p80"), q, strict=True)}
 
 
-def wall_microseconds(call: Call, clock: Clock, seconds: float) -> float:
-    """One call as a program sees it, host included: the median of single synchronised calls."""
-
-    def sample() -> float:
-        start = clock.now()
-        call()
-        return clock.now() - start
-
-    return quantiles(sampled(sample, clock, seconds))["p50"]
-
-
 def profile(call: Call, device: str, **options: Any) -> torch.profiler.profile:
     """``call`` under torch's profiler, with the card's activity on a card."""
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -252,23 +232,19 @@ def profile(call: Call, device: str, **options: Any) -> torch.profiler.profile:
 
 def peak_bytes(call: Call, device: str) -> int:
     """The most memory that a call holds at once beside what was there before it."""
+    results: list[Any] = []  # live as long as the measurement
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        kept = call()
+        results.append(call())
         torch.cuda.synchronize()
-        del kept
         return max(0, torch.cuda.max_memory_allocated() - before)
     # On a CPU: the highest running sum of what the profiler notes of torch's allocator.
-    results: list[Any] = []  # live as long as the measurement
     profiled = profile(lambda: results.append(call()), "cpu", profile_memory=True)
-    held = peak = 0
     events: list[Any] = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    noted = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return max(itertools.accumulate((e.nbytes() for e in noted), initial=0))
 
 
 @dataclass(frozen=True)
@@ -301,7 +277,8 @@ class Rates:
         return self.bf16_flops_per_s
 
     def bound_us(self, moved: float, flops: float, dtype: str) -> float:
-        """The larger of bytes over the copy rate and operations over the matrix rate, in µs."""
+        """No time is below it: the larger of algorithmic bytes over the copy rate and matrix
+        products' operations over the matrix rate, in µs."""
         return 1e6 * max(moved / self.copy_bytes_per_s, flops / self.matrix(dtype))
 
 

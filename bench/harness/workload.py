@@ -122,10 +122,7 @@ def total_bytes(value: Any) -> int:
 
 
 def counted_flops(call: Callable[[], Any]) -> int:
-    """Operations of a call's matrix products and convolutions, two a multiply-add.
-
-    They are what :func:`counter` counts. On the meta device nothing is computed.
-    """
+    """What :func:`counter` counts of a call. On the meta device nothing is computed."""
     with counter() as operations:
         call()
     return operations.get_total_flops()

@@ -33,18 +33,16 @@ def origin(source: dict[str, Any], *more: str) -> str:
 
 def status(cards: list[Card]) -> str:
     """What has been measured at all."""
-    measured = [card for card in cards if card["records"]]
-    if not measured:
+    if not any(card["records"] for card in cards):
         return (
             "**No kernel has been timed yet.** The kernels are proven on the CPU and compiled for\n"
             "every card they are meant for; none has run on a GPU, so there is nothing to claim.\n"
             "What must be reached is written down before it is measured."
         )
     lines = ["Measured, per card:", ""]
-    for card in measured:
-        origins = list(dict.fromkeys(origin(r["provenance"]) for r in card["records"]))
+    for card in (card for card in cards if card["records"]):
         lines.append(f"- **{card['card']}**: {len(card['records'])} records.")
-        lines += [f"  - {origin}" for origin in origins]
+        lines += dict.fromkeys(f"  - {origin(r['provenance'])}" for r in card["records"])
     return "\n".join(lines)
 
 
@@ -150,17 +148,12 @@ def cpu_ratios(held: list[dict[str, Any]]) -> str:
         ours, peers = record["us"]["p50"], bench_of(record["op"]).peers
         ran = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
         kinds = [{n: t for n, t in ran.items() if peers[n].compiled == kind} for kind in (0, 1)]
-        rows.append(
-            [
-                f"`{record['op']}`",
-                _sizes(record["shape"]),
-                record["direction"].replace("_", " + "),
-                str(record["shape"]["threads"]),
-                f"{ours / 1e3:,.2f}",
-                ", ".join(f"{n} {ran[n] / 1e3:,.2f}" for n in sorted(ran, key=ran.__getitem__)),
-                *(_ratio(ours, of_kind) for of_kind in kinds),
-            ]
-        )
+        rows.append([
+            f"`{record['op']}`", _sizes(record["shape"]), record["direction"].replace("_", " + "),
+            str(record["shape"]["threads"]), f"{ours / 1e3:,.2f}",
+            ", ".join(f"{n} {ran[n] / 1e3:,.2f}" for n in sorted(ran, key=ran.__getitem__)),
+            *(_ratio(ours, of_kind) for of_kind in kinds),
+        ])  # fmt: skip
     origins = dict.fromkeys(origin(record["provenance"]) for record in held)
     head = ("op", "sizes", "direction", "threads", "ours, ms", "peers, ms",
             "ours / fastest plain peer", "ours / fastest compiled peer")  # fmt: skip
@@ -205,11 +198,8 @@ _RESULTS_HEAD = ("workload", "backend", "µs [p20, p80]", "GB/s", "% of copy", "
 
 def results(cards: list[Card]) -> str:
     """Every record, losses too."""
-    measured = [card for card in cards if card["records"]]
-    if not measured:
-        return f"Records: none; {NOT_YET}."
     parts = []
-    for card in measured:
+    for card in (card for card in cards if card["records"]):
         parts.append(f"### {card['card']}")
         for op in OPS:
             rows = [_row(r) for r in card["records"] if r["op"] == op]
@@ -218,7 +208,7 @@ def results(cards: list[Card]) -> str:
                 parts += [summary, table(_RESULTS_HEAD, rows), "</details>"]
             else:
                 parts.append(f"`{op}`: {NOT_YET}.")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or f"Records: none; {NOT_YET}."
 
 
 def train_step(cards: list[Card]) -> str:
@@ -235,8 +225,8 @@ def train_step(cards: list[Card]) -> str:
                 rows.append([variant, v[:80], "–", "–", "–"])
                 continue
             mfu = "–" if v["mfu"] is None else f"{100 * v['mfu']:.1f} %"
-            cells = f"{v['clips_per_s']:,.1f}", f"{v['ms']['p50']:,.1f}"
-            rows.append([variant, *cells, f"{v['peak_bytes'] / 1e9:,.1f}", mfu])
+            figures = v["clips_per_s"], v["ms"]["p50"], v["peak_bytes"] / 1e9
+            rows.append([variant, *(f"{figure:,.1f}" for figure in figures), mfu])
         paragraphs.append(table(["variant", "clips/s", "ms a step", "peak GB", "MFU"], rows))
         split = {name: v["parts_ms"] for name, v in _ran(step).items() if v["parts_ms"]}
         if split:
@@ -258,16 +248,14 @@ def rendered(text: str, parts: dict[str, str]) -> str:
     Raises:
         PageError: a part has no place, a place has no part, or a marker is alone.
     """
-    names = re.findall(r"<!-- generated: ([\w-]+) -->", text)
-    for name in names:
+    for name in re.findall(r"<!-- generated: ([\w-]+) -->", text):
         if name not in parts:
             raise PageError(f"no part is called {name!r}; there are {', '.join(parts)}")
     for name, content in parts.items():
         start, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
-        if names.count(name) != 1 or text.count(end) != 1:
-            raise PageError(f"the page must have {start!r} and {end!r} once each")
-        before, rest = text.split(start)
-        if end not in rest:
-            raise PageError(f"{end!r} stands before {start!r}")
-        text = f"{before}{start}\n\n{content.strip()}\n\n{end}{rest.split(end)[1]}"
+        before, _, rest = text.partition(start)
+        _, found, after = rest.partition(end)
+        if not found or text.count(start) > 1 or text.count(end) > 1:
+            raise PageError(f"the page must have {start!r} and {end!r} once each, in this order")
+        text = f"{before}{start}\n\n{content.strip()}\n\n{end}{after}"
     return text

@@ -27,23 +27,24 @@ from cmpose.ops.backends import OPS
 pytest.importorskip("pytest_benchmark", reason="python -m bench measures without it")
 
 
-def _entrants() -> Iterator[tuple[Workload, str, Callable[[], Any]]]:
+def _entrants() -> Iterator[Any]:
     """Each workload with ours and its peers, and what makes them functions."""
     device = provenance.device()
     small = [w for op in OPS for w in bench_of(op).workloads(small=True) if w.dtype == FP32]
     for workload in [t.workload for t in TARGETS] if device == "cuda" else small:
         bench = bench_of(workload.op)
-        for name in measure.backends_for(workload.op, device, None):
-            yield workload, f"cmpose {name}", partial(partial, bench.call, backend=name)
+        builds: dict[str, Callable[[], Any]] = {
+            f"cmpose {name}": partial(partial, bench.call, backend=name)
+            for name in measure.backends_for(workload.op, device, None)
+        }
         for name, peer in bench.peers.items():
             if device == "cuda" or not peer.compiled:  # compiling takes long on a CPU
-                yield workload, name, partial(peer.build, False)
+                builds[name] = partial(peer.build, False)
+        for name, build in builds.items():
+            yield pytest.param(workload, name, build, id=f"{workload}-{name}")
 
 
-RUNS = [pytest.param(w, name, build, id=f"{w}-{name}") for w, name, build in _entrants()]
-
-
-@pytest.mark.parametrize(("workload", "entrant", "build"), RUNS)
+@pytest.mark.parametrize(("workload", "entrant", "build"), _entrants())
 def test_time(benchmark: Any, workload: Workload, entrant: str, build: Callable[[], Any]) -> None:
     device, bench = provenance.device(), bench_of(workload.op)
     torch._dynamo.reset()

@@ -127,7 +127,6 @@ def test_other_sources_begin_anew(tmp_path: Path) -> None:
     (tmp_path / "journal-bench.json").write_text("{}")
     assert State(tmp_path, "new").outcomes("tests") == {}
     assert not (tmp_path / "journal-bench.json").exists()
-    assert (tmp_path / "state-old.json").is_file()
     assert stages.fingerprint() == stages.fingerprint()
 
 

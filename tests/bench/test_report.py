@@ -101,7 +101,7 @@ PAGE = "# Page\nby hand\n<!-- generated: a -->\nold\n<!-- end: a -->\nmore by ha
         (PAGE.replace("generated: a", "generated: b"), "no part is called 'b'"),
         (PAGE + PAGE, "once each"),
         ("by hand", "must have"),
-        ("<!-- end: a -->\n<!-- generated: a -->\n", "stands before"),
+        ("<!-- end: a -->\n<!-- generated: a -->\n", "in this order"),
     ],
 )
 def test_broken_markers_are_errors(page, message):
