@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmpose.ops import philox
 
-_COUNTERS = 1 << 16  # that are worked on at once: what a CPU's cache holds
+_COUNTERS = 1 << 17  # that are worked on at once: what a CPU's cache holds
 
 
 # Many parameters: those of the op and the chosen tokens.
