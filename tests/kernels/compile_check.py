@@ -4,9 +4,9 @@ Run as a program, without TRITON_INTERPRET: ``python -m tests.kernels.compile_ch
 prints registers, spills and shared memory of each kernel. ``--json`` writes them, and the lines of
 the configuration table that were looked up, to a file. Equal launches are compiled once.
 
-Every case is compiled for sm_89 and one other card, by turns; every entry of the configuration table
-that was made for a later card for that card; the cases of ``LOOPS`` and the widest for every card.
-With ``--every`` every case for every card.
+Every case is compiled for sm_89 and one other card, by turns; an entry of the configuration table
+that was made for a later card for that card too; the cases of ``LOOPS`` and the widest for every
+card. With ``--every`` every case is, for every card.
 """
 
 from __future__ import annotations
