@@ -8,7 +8,8 @@ ones of the same seeds than those of different seeds are to each other, and if t
 final loss minus the plain one covers 0.
 
 ``--of products`` compares ``train.products`` in place of speeds: fp8, and float16 products summed
-in float16, each on a card that has it, else its emulation.
+in float16, each on a card that has it, else its emulation; and float16 with sums in float32, whose
+loss scaling skips steps too.
 
 Writes ``<machine>.json`` and ``<machine>.svg`` (``<machine>-products``) into ``--output`` and the
 page beside that folder.
@@ -23,7 +24,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from cmpose.files import write_json, write_text
 from cmpose.render.dataset import render_dataset
 from cmpose.report.log import LOG, read_log
 from cmpose.study.plots import new_figure, save_svg
+from cmpose.train.float16_sums import Float16Sums
 from cmpose.train.products import check_products
 from cmpose.train.train import train
 
@@ -75,6 +77,7 @@ def products(plain: dict[str, str], world: World) -> dict[str, dict[str, str]]:
         TrainConfig(products="fp8", precision="bf16"),
         TrainConfig(products="fp16_accumulate", precision="fp16"),
     )
+    fields["fp16, sums in float32"] = plain | {"train.precision": "fp16"}
     for kind in real:
         name, own = f"{kind.products}, emulated", f"{kind.products}_emulated"
         with suppress(ValueError):
@@ -84,6 +87,13 @@ def products(plain: dict[str, str], world: World) -> dict[str, dict[str, str]]:
         if kind.precision == "fp16" or own == kind.products:
             fields[name]["train.precision"] = kind.precision
     return fields
+
+
+def float16_products(config: Config) -> AbstractContextManager[object]:
+    """Within it a CPU takes a card's plain float16 products; its own take many times as long."""
+    train = config.train
+    plain = train.precision == "fp16" and train.products == "plain"
+    return Float16Sums(step=None) if plain and train.device == "cpu" else nullcontext()
 
 
 def recipe(data: Path, device: str, steps: int, **fields: str | int) -> Config:
@@ -147,7 +157,7 @@ def compare(curves: Curves) -> dict[str, dict[str, Any]]:
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Smoothed loss curves: a line the mean, a band from the lowest to the highest seed."""
     figure, axes = new_figure(7.5, 4.0)
-    styles = (("#222222", "-"), ("#b3402e", "--"), ("#3b6fb6", ":"))
+    styles = (("#222222", "-"), ("#b3402e", "--"), ("#3b6fb6", ":"), ("#4f8a4c", "-."))
     for (name, runs), (color, line) in zip(content["curves"].items(), styles, strict=False):
         smoothed = np.stack([smooth(curve) for curve in runs.values()])
         steps = np.arange(smoothed.shape[1]) + WINDOW
@@ -226,7 +236,8 @@ def measure(
             torch.compiler.reset()  # models of the last runs are nothing to this one
             folder = work / "runs" / f"{slug(name)}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
-            metrics = train(config, folder, progress=False)
+            with float16_products(config):
+                metrics = train(config, folder, progress=False)
             losses = [line["loss"] for line in read_log(folder / LOG) if line["kind"] == "train"]
             curves.setdefault(name, {})[seed] = losses
             ap.setdefault(name, {})[seed] = metrics["ap"]["columns"]["Mean"]

@@ -31,12 +31,13 @@ STEP = 8
 _aten = torch.ops.aten
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor, *, step: int | None = STEP) -> Tensor:
     """a b, summed in float16.
 
     Args:
         a: [M, K] or [B, M, K] float16.
         b: [K, N] or [B, K, N] float16.
+        step: products between two roundings; None sums all in float32 and rounds once.
 
     Returns:
         [M, N] or [B, M, N] float16; infinite where a sum leaves float16's range.
@@ -50,20 +51,23 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     rounded = a.new_zeros(*a.shape[:-1], b.shape[-1])
     sums = rounded.float()
     a, b = a.float(), b.float()
-    for start in range(0, a.shape[-1], STEP):
-        part = slice(start, start + STEP)
+    step = step or max(1, a.shape[-1])
+    for start in range(0, a.shape[-1], step):
+        part = slice(start, start + step)
         add(sums, a[..., part], b[..., part, :], out=sums)
         sums.copy_(rounded.copy_(sums))
     return rounded
 
 
-def _plus(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+def _plus(
+    c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1, step: int | None = STEP
+) -> Tensor:
     """beta c + alpha a b; the sum of products is a float16 number before c is added."""
-    return (alpha * product(a, b).float() + beta * c.float()).half()
+    return (alpha * product(a, b, step=step).float() + beta * c.float()).half()
 
 
-def _plus_(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    return c.copy_(_plus(c, a, b, beta=beta, alpha=alpha))
+def _plus_(c: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
+    return c.copy_(_plus(c, a, b, **options))
 
 
 PRODUCTS: dict[Any, Callable[..., Tensor]] = {
@@ -85,7 +89,14 @@ class Float16Sums(TorchDispatchMode):
     That is what torch's switch reaches. Ops of cmpose are one operator to the dispatcher, whatever
     they do inside. Convolutions stay as they are; on a CPU they are computed of float32 copies and
     rounded once, as a card sums them, which takes a fraction of the time of a CPU's float16 ones.
+
+    Args:
+        step: as for :func:`product`. None makes the plain products of a card.
     """
+
+    def __init__(self, step: int | None = STEP) -> None:
+        super().__init__()
+        self.step = step
 
     def __torch_dispatch__(
         self,
@@ -98,7 +109,7 @@ class Float16Sums(TorchDispatchMode):
         first = args[0] if args else None
         if isinstance(first, Tensor) and first.dtype == torch.float16:
             if func in PRODUCTS:
-                return PRODUCTS[func](*args, **kwargs)
+                return PRODUCTS[func](*args, **kwargs, step=self.step)
             if func in CONVOLUTIONS and first.device.type == "cpu":
                 return _in_float32(func, args)
         return func(*args, **kwargs)

@@ -7,9 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from bench import parity
 from cmpose import provenance
+from cmpose.train.float16_sums import Float16Sums
+from tests.recipes import recipe
 from tests.train.test_products import on_card
 
 
@@ -71,6 +75,7 @@ def test_products_are_a_cards_own_where_it_takes_them(monkeypatch):
     def made(device: str) -> dict[str, tuple[str, str | None]]:
         fields = parity.variants(device, of="products")
         assert fields.pop(parity.PLAIN)
+        assert fields.pop("fp16, sums in float32")["train.precision"] == "fp16"
         keys = ("train.products", "train.precision")
         return {name: tuple(map(own.get, keys)) for name, own in fields.items()}
 
@@ -82,6 +87,19 @@ def test_products_are_a_cards_own_where_it_takes_them(monkeypatch):
     assert made("cuda") == own
     on_card(monkeypatch, "NVIDIA H200", (9, 0))
     assert made("cuda") == {"fp8": own["fp8"], "fp16_accumulate, emulated": sums}
+
+
+def test_a_cpu_takes_a_cards_float16_products(tmp_path):
+    a, b = torch.full((1, 3000), 1.0).half(), torch.full((3000, 1), 1.0).half()
+    for fields, expected in (
+        ({"train.precision": "fp16"}, [Float16Sums]),
+        ({"train.precision": "fp16", "train.products": "fp16_accumulate_emulated"}, []),
+        ({"train.precision": "fp32"}, []),
+    ):
+        with parity.float16_products(recipe(tmp_path, **fields)):
+            assert [type(mode) for mode in _get_current_dispatch_mode_stack()] == expected
+            if expected:
+                assert (a @ b).item() == 3000
 
 
 def test_the_page_is_what_the_committed_curves_give(tmp_path):

@@ -43,8 +43,9 @@ def test_it_is_the_equation_bit_for_bit(inner) -> None:
     for index in range(3):
         assert np.array_equal(got[index].numpy(), by_loop(a[index].numpy(), b[index].numpy()))
         assert torch.equal(product(a[index], b[index]), got[index])
+    exact = (a.double() @ b.double()).half()
+    assert torch.equal(product(a, b, step=None), exact)
     if inner == 200:
-        exact = (a.double() @ b.double()).half()
         assert (got != exact).float().mean() > 0.5, "float16 loses digits"
 
 
@@ -114,6 +115,9 @@ def test_what_is_added_to_is_added_to() -> None:
         flat.addmm_(a[0], b[0])
     expected = (product(a, b).float() / 2 + 2 * c.float()).half()
     assert torch.equal(outside, expected)
+    with Float16Sums(step=None):
+        once = torch.baddbmm(c, a, b)
+    assert torch.equal(once, ((a.float() @ b.float()).half().float() + c.float()).half())
     assert torch.equal(inside, expected)
     assert torch.equal(flat, (product(a[0], b[0]).float() + c[0].float()).half())
 
