@@ -221,7 +221,7 @@ def write_page(folder: Path) -> Path:
 def measure(
     work: Path, seeds: int, steps: int, device: str, of: str
 ) -> tuple[Curves, dict, Config]:
-    """Trains every variant with every seed: loss curves, held-out AP, the recipe."""
+    """Trains every variant with every seed: loss curves, held-out AP, the plain recipe."""
     for split, videos in (("train", VIDEOS), ("val", VAL_VIDEOS)):
         render_dataset(
             work / "data", videos=videos, frames=FRAMES, seed=7, split=split, max_people=2,
@@ -242,7 +242,7 @@ def measure(
             curves.setdefault(name, {})[seed] = losses
             ap.setdefault(name, {})[seed] = metrics["ap"]["columns"]["Mean"]
             print(f"{name}, seed {seed}: final loss {final(losses):.4f}", flush=True)
-    return curves, ap, config
+    return curves, ap, recipe(work / "data", device, steps, **variants(device, of)[PLAIN])
 
 
 def main(arguments: list[str] | None = None) -> int:
