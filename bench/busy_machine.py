@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 NEIGHBOURS = (0, 2, 10)
 SETTINGS: dict[str, dict[str, str]] = {
@@ -24,15 +23,10 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 def step_seconds(steps: int) -> float:
     """The median second of a training step: input, forward, losses, backward, AdamW."""
-    from bench.cpu_gain import training_step
+    from bench.cpu_gain import Clock, training_step
 
     step = training_step("demo")
-    seconds = []
-    for _ in range(steps + 2):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[2:])
+    return statistics.median([Clock().wall(step) for _ in range(steps + 2)][2:])
 
 
 def measure(neighbours: int, setting: dict[str, str], steps: int) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 from importlib.resources import files
 
@@ -19,7 +18,7 @@ import torch
 
 from bench.harness import records
 from bench.harness.shapes import THREADS
-from bench.harness.timing import Call
+from bench.harness.timing import Call, Clock
 from bench.report.tables import cpu_gain
 from bench.train_step import Step, model_config
 from cmpose import config as configuration
@@ -63,9 +62,7 @@ def measure(call: Call, pairs: int) -> dict[str, float]:
     for n in range(pairs + 1):
         for name in BACKENDS[:: 1 if n % 2 else -1]:
             with ops.backend(name):
-                started = time.perf_counter()
-                call()
-                ms[name].append(1e3 * (time.perf_counter() - started))
+                ms[name].append(1e3 * Clock().wall(call))
     kept = {name: values[1:] for name, values in ms.items()}  # the first pair warms up
     ratios = [b / a for a, b in zip(*kept.values(), strict=True)]
     return {n: statistics.median(v) for n, v in kept.items()} | {"gain": statistics.median(ratios)}

@@ -1,11 +1,10 @@
 """What loading clips costs: ``python -m bench.input``, on any machine.
 
-One core: clips in random order, augmented, made into batches, as a loader process does it; from
-frames, decoded in full or at reduced scale, and from caches of each kind; crops made on the host,
-or cut-outs for the device to warp. Time is the processor's, of one thread, so that other programs
-hardly count; frames and caches are in memory before. What several cores deliver is that times their
-number: an estimate, which leaves out that they share memory and disk. A second table splits a
-clip's time into stages. The pictures are rendered here; ``--root`` takes a data set in their place.
+One core, as a loader process does it: from frames, decoded in full or at reduced scale, and from
+caches of each kind; crops made on the host, or cut-outs for the device to warp. Time is the
+processor's, of one thread, so that other programs hardly count; frames and caches are in memory
+before. A second table splits a clip's time into stages. The pictures are rendered here; ``--root``
+takes a data set in their place. docs/data.md has the figures.
 """
 
 from __future__ import annotations

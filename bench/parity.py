@@ -1,11 +1,8 @@
 """Whether speed settings change what is learnt: ``python -m bench.parity``, minutes on two cores.
 
-Every seed is trained on rendered people by the plain recipe (``train.speed=eager``, the ops'
-reference) and by the fast ones: ``compile``, and on a card ``graph`` too, with the kernels that
-``auto`` takes. Seeds decide weights, order, augmentation and corruption, so two seeds of the plain
-recipe show the run-to-run noise. A fast recipe passes if its loss curves are closer to the plain
-ones of the same seeds than those of different seeds are to each other, and if the interval of its
-final loss minus the plain one covers 0.
+Every seed is trained by the plain recipe (``train.speed=eager``, the ops' reference) and by the
+fast ones: ``compile``, and on a card ``graph`` too, with the kernels that ``auto`` takes. Seeds
+decide weights, order, augmentation and corruption; docs/parity.md says what passes.
 
 ``--of products`` compares ``train.products`` in place of speeds: fp8, and float16 products summed
 in float16, each on a card that has it, else its emulation; and float16 with sums in float32, whose

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import cv2
 import torch
 
 from bench.harness import records
+from bench.harness.timing import Clock, one_after_another
 from bench.report.tables import origin, rendered, table
 from cmpose.config import Config, ModelConfig
 from cmpose.data.pictures import read_picture
@@ -45,6 +46,7 @@ MODELS = {
     "ViT-B, 256×192": ModelConfig(),
 }  # fmt: skip
 """The demo's model, and the paper's."""
+FRAMES = {"tiny, 128×96": 60, "ViT-B, 256×192": 3}
 
 HEAD = ("model", "people", "frames/s", "people/s", *(f"{part}, ms" for part in (*PARTS, "rest")))
 
@@ -93,11 +95,9 @@ def measure(folder: Path, video: Path, model: str, people: int, frames: int) -> 
 def detector_ms(files: list[Path]) -> float:
     """Milliseconds of one run of the people detector."""
     pictures = [read_picture(file) for file in files[:8]]
-    detect_people(pictures[0])
-    started = time.perf_counter()
-    for picture in pictures:
-        detect_people(picture)
-    return 1e3 * (time.perf_counter() - started) / len(pictures)
+    runs = [partial(detect_people, picture) for picture in pictures]
+    runs[0]()
+    return 1e3 * Clock().wall(partial(one_after_another, runs)) / len(runs)
 
 
 def report(record: dict[str, Any]) -> str:
@@ -111,24 +111,21 @@ def report(record: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Prints the table as Markdown, and writes the record."""
     parser = argparse.ArgumentParser(prog="python -m bench.predict")
-    parser.add_argument("--quick", action="store_true", help="fewer frames, the small model only")
     parser.add_argument("--save", action="store_true", help="renew the record and docs/predict.md")
     args = parser.parse_args(arguments)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    names, length = (list(MODELS)[:1], 8) if args.quick else (list(MODELS), 60)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video, files = make_video(folder, length)
-        for model in names:
-            recipe = Config(model=MODELS[model])
+        video, files = make_video(folder, max(FRAMES.values()))
+        for model, config in MODELS.items():
+            recipe = Config(model=config)
             recipe.train.precision = "fp32"
             torch.manual_seed(0)
             checkpoint.save(folder / model, "model", CMPose(recipe.model).state_dict(), recipe)
             for people in PEOPLE:
-                frames = length if model == names[0] else 3
-                rows.append(measure(folder, video, model, people, frames))
+                rows.append(measure(folder, video, model, people, FRAMES[model]))
                 print(*cells(rows[-1]), flush=True)
         detector = detector_ms(files)
     record = {"benchmark": "predict", "provenance": provenance(), "threads": 1,

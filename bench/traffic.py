@@ -1,10 +1,8 @@
 """Bytes that an op must move, and those that plain PyTorch moves: ``python -m bench.traffic``.
 
-Counted, not timed, so the same on every machine, at the reference shape in bfloat16. Plain PyTorch
-is each op's reference with autograd on meta tensors, or what one would write with torch's own
-generator (corrupt_tokens) and grid_sample (warp_clips): every ATen call that is not a view reads
-its inputs and writes its outputs once (an expanded dimension counts once). What the fused op must
-move is said by its own file of this folder.
+At the reference shape in bfloat16. Plain PyTorch is each op's reference with autograd on meta
+tensors, or :data:`PLAIN`: every ATen call that is not a view reads its inputs and writes its
+outputs once (an expanded dimension counts once).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ COUNTED = ("spatial_attention", "temporal_attention", "corrupt_tokens", "reconst
 PLAIN: dict[str, Callable[..., Any]] = {
     "corrupt_tokens": corrupt_tokens.plain, "warp_clips": warp_clips.plain,
 }  # fmt: skip
-"""Op → what is counted; of the others it is the op's reference."""
+"""Op → what one would write with torch's own generator or grid_sample."""
 
 SHAPES = {"temporal_attention": {"N": 207, "K": 0}}
 """Op → sizes in place of the reference shape's: the model attends over patches and keypoints."""

@@ -2,10 +2,8 @@
 
     python -m bench.gpu [--stages "build tests sanitize bench train"] [--full]
 
-Needs no network and nothing installed but torch, triton, msgspec, nvcc, ninja, pybind11 and pytest:
-cmpose is imported from the checkout. A stage ends within ``--stage-seconds``; what did not fit is
-done by the next call of the same command, as long as the sources are the same. Logs and the state
-are in ``--work``; results go to ``bench/results/<card>.json``, and a summary comes last.
+docs/benchmarks.md says what it needs and does. Logs and the state are in ``--work``; results go to
+``bench/results/<card>.json``, and a summary comes last.
 """
 
 from __future__ import annotations

@@ -77,22 +77,16 @@ def sanitize(options: Namespace) -> list[Item]:
 def bench(options: Namespace) -> list[Item]:
     """Targets, then the grid until the time is used."""
     effort = "full" if options.full else "quick"
-
-    def measured(part: str, *arguments: str) -> tuple[str, ...]:
-        journal = options.work / f"journal-bench-{part}.json"
-        command = (sys.executable, "-m", "bench", *arguments, "--json", str(options.results),
-                   "--workers", str(workers("tests", options.workers)))  # fmt: skip
-        return (*command, "--journal", str(journal), "--seconds", "{seconds}")
-
-    return [
-        Item(
-            f"{which}, {effort}",
-            measured(f"{which}-{effort}", f"--{effort}", "--cases", which),
-            open_ended=which == "grid",
-            goes_on=True,
-        )
-        for which in ("targets", "grid")
-    ]
+    processes = str(workers("tests", options.workers))
+    command = (sys.executable, "-m", "bench", f"--{effort}", "--json", str(options.results),
+               "--workers", processes, "--seconds", "{seconds}")  # fmt: skip
+    made = []
+    for which in ("targets", "grid"):
+        journal = str(options.work / f"journal-bench-{which}-{effort}.json")
+        own = ("--cases", which, "--journal", journal)
+        grid = which == "grid"
+        made.append(Item(f"{which}, {effort}", command + own, open_ended=grid, goes_on=True))
+    return made
 
 
 def train(options: Namespace) -> list[Item]:

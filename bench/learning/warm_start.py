@@ -1,15 +1,12 @@
 """AP of a CM-Pose by where it starts: ``python -m bench.learning.warm_start``.
 
 A plain ViTPose of the demo's size (16×16 patches, one frame, backbone and head, no auxiliary task)
-is trained on the demo's rendered clips and saved under ViTPose's names. CM-Poses of the same size
-then begin with its weights exactly (``model.identity_start``), with its weights as they are
-otherwise, and from scratch. Each learns on from the rendered people of a part of the training
-videos, and from the real people of the PoseTrack18 sample, by the recipe's learning rate from
-scratch and by a quarter of it from weights. Every AP is of ground-truth boxes; the rendered ones
-are held-out clips, the sample's those that are learnt.
+is trained on the demo's rendered clips. CM-Poses of the same size learn on from its weights, and
+from scratch: from the rendered people of a part of the training videos, and from the real people of
+the PoseTrack18 sample. Every AP is of ground-truth boxes; the rendered ones are held-out clips, the
+sample's those that are learnt.
 
-Data that lie in ``--data`` already, and what is trained in ``--work``, are kept. Renews the table
-of ``docs/weights.md``.
+What lies in ``--work`` already is kept. Renews the table of ``docs/weights.md``.
 """
 
 from __future__ import annotations
@@ -143,13 +140,10 @@ def result_table(vitpose: dict[str, float], aps: dict[str, dict[str, dict[int, f
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, evaluates, and writes the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.learning.warm_start", description=__doc__
-    )
+    parser = argparse.ArgumentParser("python -m bench.learning.warm_start", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/warm_start"))
-    parser.add_argument("--data", type=Path, help="the demo's data; default in --work")
     args = parser.parse_args(arguments)
-    source, data = provenance.provenance(), args.data or args.work / "data"
+    source, data = provenance.provenance(), args.work / "data"
     demo.render(data)
     plain = recipe("demo", data, **VITPOSE, **{"train.epochs": VITPOSE_EPOCHS})
     file, trained = train_vitpose(plain, args.work)

@@ -116,13 +116,12 @@ def charts(cards: list[Card]) -> str:
     """Of each card, how many times faster each target's workload is than its fastest peer."""
     parts = []
     for card in cards:
-        best = [(target.label, best_record(card["records"], target.workload)) for target in TARGETS]
-        ratios = [(label, r, r["speedup_vs_best_peer"]) for label, r in best if r]
-        rows = [
-            [label, f"{'█' * min(round(4 * times), 60)} {times:.2f}× {record['best_peer']}"]
-            for label, record, times in ratios
-            if times
-        ]
+        rows = []
+        for target in TARGETS:
+            record = best_record(card["records"], target.workload) or {}
+            if times := record.get("speedup_vs_best_peer"):
+                bar = "█" * min(round(4 * times), 60)
+                rows.append([target.label, f"{bar} {times:.2f}× {record['best_peer']}"])
         if rows:
             parts.append(table([card["card"], "times faster than the fastest peer that ran"], rows))
     return "\n\n".join(parts) or f"Charts: none; {NOT_YET}."

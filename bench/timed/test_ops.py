@@ -1,10 +1,8 @@
 """The workloads under pytest-benchmark: ``pytest bench/ --benchmark-only``.
 
-One test is one entrant of one workload, grouped by workload. pytest-benchmark compares runs over
-commits: ``--benchmark-autosave``, then ``--benchmark-compare``. On a card the time is of a CUDA
-graph over input sets that do not fit the L2 cache, by CUDA events, per call; on a CPU the sizes are
-small and the times are no performance result. Records, bounds and speed-ups are ``python -m
-bench``'s.
+One test is one entrant of one workload, grouped by workload, timed as ``python -m bench`` does.
+pytest-benchmark compares runs over commits: ``--benchmark-autosave``, then ``--benchmark-compare``.
+Records, bounds and speed-ups are ``python -m bench``'s.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures.thread import _threads_queues
 from contextlib import nullcontext
 from dataclasses import replace
@@ -33,6 +34,7 @@ from bench import __main__ as program
 from bench import select_tokens, train_step
 from bench.gpu import __main__ as gpu
 from bench.gpu import items, stages
+from bench.gpu.stages import Item
 from bench.harness import measure, op_tests, timing
 from bench.harness.workload import Draw
 from cmpose.ops import backends
@@ -42,11 +44,9 @@ from tests import cuda_on_cpu
 from tests.bench.samples import tiny
 
 CARD = "NVIDIA GeForce RTX 4090, a stand-in"
-KEPT = {
-    "tests": ["tests/ops/test_select_tokens.py"],
-    "sanitize": ["compute-sanitizer", "memcheck select_tokens", "racecheck select_tokens"],
-    "train": ["base eager reference", "huge ours compiled in a CUDA graph, fp8"],
-}
+KEPT = ("tests/ops/test_select_tokens.py", "compute-sanitizer", "memcheck select_tokens",
+        "racecheck select_tokens", "base eager reference",
+        "huge ours compiled in a CUDA graph, fp8")  # fmt: skip
 """Items of stages; the rest would only take longer."""
 
 
@@ -70,16 +70,15 @@ class Event:
 
     ticks = itertools.count(1)
 
-    def __init__(self, enable_timing: bool = False) -> None:
+    synchronize = Mock()
+
+    def __init__(self, enable_timing):
         self.time = 0
 
-    def record(self) -> None:
+    def record(self):
         self.time = next(self.ticks)
 
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end: Event) -> float:
+    def elapsed_time(self, end):
         return 0.1 * (end.time - self.time)
 
 
@@ -138,13 +137,12 @@ def make_it_small() -> None:
     of_op = op_tests.command
     op_tests.command = lambda op: [*of_op(op)[:-1], f"{op} and test_empty"]
     items.SANITIZED = "test_empty"
+    for stage in ("tests", "sanitize", "train"):
+        setattr(items, stage, partial(kept, getattr(items, stage)))
 
-    def keep(stage: str, names: list[str]) -> None:
-        whole = getattr(items, stage)
-        setattr(items, stage, lambda options: [i for i in whole(options) if i.name in names])
 
-    for stage, names in KEPT.items():
-        keep(stage, names)
+def kept(stage: Callable[[Any], list[Item]], options: Any) -> list[Item]:
+    return [item for item in stage(options) if item.name in KEPT]
 
 
 class Forked(multiprocessing.get_context("fork").Process):

@@ -60,50 +60,43 @@ def test_a_compiled_peer_is_seen_to_be_compiled():
         peers.check_ran(peer, peers.kernel_names(lambda: x.sin(), "cpu"), "cpu")
 
 
-ALL = {
+TESTS = {
     "test_bitwise_repeat[dpc_knn-reference]": "",
     "test_bitwise_repeat[dpc_knn-cuda]": "",
     "test_empty_batch[dpc_knn-cuda]": "",
     "test_gradcheck[dpc_knn]": "",
     "test_bitwise_repeat[merge_clusters-cuda]": "failure",
 }
+SKIPPED = {name: "skipped" for name in TESTS if "cuda" in name}
 
 
-def verdict(backend, changed=None, op="dpc_knn"):
-    """From a report in which the changed tests ended so."""
+@pytest.mark.parametrize(
+    ("backend", "changed", "status", "passed"),
+    [
+        ("cuda", {}, "passed", 3),  # its own tests and those of no backend count
+        ("reference", {}, "passed", 2),
+        ("auto", {}, "passed", 2),  # answers for the reference
+        ("cuda", {"test_empty_batch[dpc_knn-cuda]": "failure"}, "failed", 2),
+        ("cuda", {"test_empty_batch[dpc_knn-cuda]": "error"}, "failed", 2),
+        ("reference", {"test_empty_batch[dpc_knn-cuda]": "failure"}, "passed", 2),
+        ("cuda", {"test_gradcheck[dpc_knn]": "failure"}, "failed", 2),
+        ("auto", {"test_bitwise_repeat[dpc_knn-auto]": "failure"}, "failed", 2),
+        ("auto", {"test_bitwise_repeat[dpc_knn-reference]": "failure"}, "failed", 1),
+        ("triton", {}, "not run", 1),  # has no tests of its own
+        ("cuda", SKIPPED, "not run", 1),
+        ("cuda", dict.fromkeys(TESTS, "skipped"), "not run", 0),
+    ],
+)
+def test_what_passed_and_only_that_counts(backend, changed, status, passed):
     body = ""
-    for name, kind in (ALL | (changed or {})).items():
+    for name, kind in (TESTS | changed).items():
         inside = f"<{kind} message='m'/>" if kind else ""
         body += f"<testcase classname='tests.ops.test_contract' name='{name}'>{inside}</testcase>"
     tests = op_tests.read_report(f"<testsuites><testsuite>{body}</testsuite></testsuites>")
-    return op_tests.verdict(tests, op, backend, "python -m pytest")
-
-
-def test_its_own_tests_and_those_of_no_backend_count():
-    result = verdict("cuda")
-    assert result == {"status": "passed", "tests": 3, "failed": 0, "command": "python -m pytest"}
-    assert verdict("reference")["tests"] == 2
-
-
-@pytest.mark.parametrize("kind", ["failure", "error"])
-def test_one_failure_closes_it(kind):
-    result = verdict("cuda", {"test_empty_batch[dpc_knn-cuda]": kind})
-    assert (result["status"], result["failed"]) == ("failed", 1)
-    assert verdict("reference", {"test_empty_batch[dpc_knn-cuda]": kind})["status"] == "passed"
-    assert verdict("cuda", {"test_gradcheck[dpc_knn]": kind})["status"] == "failed"
-
-
-def test_nothing_that_passed_is_no_pass():
-    assert verdict("triton")["status"] == "not run"  # has no tests of its own
-    assert verdict("cuda", {n: "skipped" for n in ALL if "cuda" in n})["status"] == "not run"
-    assert op_tests.verdict([], "dpc_knn", "cuda", "c")["status"] == "not run"
-    assert verdict("cuda", op="merge_clusters")["status"] == "failed"
-
-
-def test_auto_answers_for_the_reference():
-    assert verdict("auto") == verdict("reference")
-    for name in ("test_bitwise_repeat[dpc_knn-auto]", "test_bitwise_repeat[dpc_knn-reference]"):
-        assert verdict("auto", {name: "failure"})["status"] == "failed"
+    verdict = op_tests.verdict(tests, "dpc_knn", backend, "python -m pytest")
+    failed = int(status == "failed")
+    counts = {"tests": passed, "failed": failed, "command": "python -m pytest"}
+    assert verdict == {"status": status} | counts
 
 
 def test_it_runs_the_contract_of_the_op_and_not_for_ever(monkeypatch):

@@ -8,7 +8,6 @@ import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,10 +22,9 @@ from cmpose import ops, provenance
 from cmpose.ops.backends import OPS
 from cmpose.provenance import PROJECT
 from tests.bench import stand_in_card
-from tests.zygote import Zygote
 
 
-def test_every_stage_passes_on_a_card_that_is_not_there(zygote: Zygote, tmp_path: Path) -> None:
+def test_every_stage_passes_on_a_card_that_is_not_there(zygote, tmp_path):
     """Of 24 GB, see ``stand_in_card.py``. The first run is cut; the third finds nothing to do."""
     work, copied = tmp_path / "work", tmp_path / "copied"
     cut = zygote.call(stand_in_card.rehearse, work, "--stages", "tests", "--stage-seconds", "0.5")
@@ -61,23 +59,23 @@ def test_every_stage_passes_on_a_card_that_is_not_there(zygote: Zygote, tmp_path
     assert records.load(work / "results.json") == result
 
 
-def test_make_hands_its_options_on() -> None:
+def test_make_hands_its_options_on():
     command = ["make", "-n", "gpu", "PYTHON=python4", "STAGES=tests", "GPU_ARGS=--full"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert 'python4 -m bench.gpu --stages "tests" --full' in done.stdout
 
 
-def stage(tmp_path: Path, *items: Item, seconds: float = 100.0, workers: int = 2) -> Any:
+def stage(tmp_path, *items, seconds=100.0, workers=2):
     """What becomes of a stage, and of its items as a later process reads it."""
     status = run_stage("s", items, State(tmp_path, "mark"), seconds, workers)
     return status, State(tmp_path, "mark").outcomes("s")
 
 
-def python(name: str, code: str, **options: Any) -> Item:
+def python(name, code, **options):
     return Item(name, (sys.executable, "-c", code), **options)
 
 
-def test_failures_are_kept_with_what_was_printed(tmp_path: Path) -> None:
+def test_failures_are_kept_with_what_was_printed(tmp_path):
     bad = python("bad", "print('the reason'); raise SystemExit(4)")
     denied = "print('ERR_NVGPUCTRPERM - The user does not have permission'); raise SystemExit(1)"
     status, result = stage(tmp_path, python("good", ""), bad, python("counted", denied))
@@ -87,7 +85,7 @@ def test_failures_are_kept_with_what_was_printed(tmp_path: Path) -> None:
     assert "NVreg_RestrictProfilingToAdminUsers=0" in result["counted"]["details"][0]
 
 
-def test_a_process_over_its_time_is_ended_with_its_children(tmp_path: Path) -> None:
+def test_a_process_over_its_time_is_ended_with_its_children(tmp_path):
     pid = tmp_path / "pid"
     code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); "
     code += f"open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
@@ -101,7 +99,7 @@ def test_a_process_over_its_time_is_ended_with_its_children(tmp_path: Path) -> N
     pytest.fail("the process that it had started still runs")
 
 
-def test_a_cut_stage_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+def test_a_cut_stage_goes_on_with_what_is_missing(tmp_path):
     log = tmp_path / "log"
     items = [python(n, f"open({str(log)!r}, 'a').write('{n}')") for n in "ab"]
     code = f"import os; raise SystemExit(0 if os.path.exists({str(log)!r} + 'c') else 3)"
@@ -114,7 +112,7 @@ def test_a_cut_stage_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert set(result) == {"a", "b", "c"}
 
 
-def test_a_crash_of_what_keeps_a_journal_is_followed(tmp_path: Path) -> None:
+def test_a_crash_of_what_keeps_a_journal_is_followed(tmp_path):
     mark = str(tmp_path / "mark")
     code = f"import os; os.path.exists({mark!r}) or (open({mark!r}, 'w').close(), os.abort())"
     status, result = stage(tmp_path, python("x", code, goes_on=True))
@@ -122,7 +120,7 @@ def test_a_crash_of_what_keeps_a_journal_is_followed(tmp_path: Path) -> None:
     assert stage(tmp_path / "other", python("x", "import os; os.abort()"))[0] == "failed"
 
 
-def test_other_sources_begin_anew(tmp_path: Path) -> None:
+def test_other_sources_begin_anew(tmp_path):
     State(tmp_path, "old").note("tests", "a", {"status": "passed"})
     (tmp_path / "journal-bench.json").write_text("{}")
     assert State(tmp_path, "new").outcomes("tests") == {}
@@ -130,7 +128,7 @@ def test_other_sources_begin_anew(tmp_path: Path) -> None:
     assert stages.fingerprint() == stages.fingerprint()
 
 
-def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "DECLARED", ("surely_absent",))
     command = (*of_stage.PYTEST, "-c", "/dev/null", "--rootdir", str(tmp_path))
     quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -155,7 +153,7 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path: Path, monkeypa
     assert stages.totals(result)["not run"] == 4
 
 
-def test_every_test_file_is_run_once() -> None:
+def test_every_test_file_is_run_once():
     items = of_stage.tests(Namespace())
     files = {str(p.relative_to(PROJECT)) for p in (PROJECT / "tests").rglob("test_*.py")}
     named = {part for item in items for part in item.command if part.startswith("tests/")}
@@ -164,7 +162,7 @@ def test_every_test_file_is_run_once() -> None:
     assert set(OPS) <= {item.command[-1] for item in items}
 
 
-def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_ops_are_sanitized(tmp_path, monkeypatch):
     with_kernel = ["dpc_knn"]
     reason = {True: None, False: "no kernel"}
     monkeypatch.setattr(ops, "available", lambda op, device: {"cuda": reason[op in with_kernel]})
@@ -183,7 +181,7 @@ def test_cuda_ops_are_sanitized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with_kernel.clear()
 
 
-def test_a_card_of_24_gb_gets_as_many_processes_as_it_holds(monkeypatch: Any) -> None:
+def test_a_card_of_24_gb_gets_as_many_processes_as_it_holds(monkeypatch):
     """Targets are measured before the grid."""
     monkeypatch.setattr(provenance, "device", lambda: "cuda")
     for gigabytes, tests, sanitize in ((24, 12, 4), (1, 1, 1), (141, 32, 4)):
@@ -205,6 +203,6 @@ def test_stages_are_ordered_and_built_first(capsys):
     assert "--stages: no stage 'test'; there are build tests" in capsys.readouterr().err
 
 
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_so(capsys):
     assert gpu.main([]) == 1
     assert "torch sees no GPU; cmpose doctor says" in capsys.readouterr().out

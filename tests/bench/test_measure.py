@@ -81,7 +81,6 @@ def test_a_record_is_whole_and_says_where_it_is_from():
         ({"auto": PASSED}, None, None),
         ({"auto": PASSED | {"status": "failed", "failed": 1}}, "Card", None),
         ({"cuda": PASSED}, "Card", None),  # another backend's
-        ({}, "Card", None),
     ],
 )
 def test_a_speed_up_needs_passed_tests_and_a_card(op_tests, gpu, speedup):
@@ -182,20 +181,24 @@ def test_the_command_writes_records_and_goes_on(tmp_path, capsys):
     assert (state["running"], len(state["done"])) == (None, 4)
 
 
-def test_a_process_that_loses_the_card_is_followed_by_another(tmp_path, monkeypatch):
-    """``make gpu`` starts one where a command ends with 3; it knows what not to run again."""
-    monkeypatch.setattr(measure, "measure", Mock(side_effect=measure.Lost("sdpa_flash", ILLEGAL)))
+@pytest.mark.parametrize(
+    ("outcome", "status", "failures"),
+    [
+        # make gpu starts another process where a command ends with 3.
+        ({"side_effect": measure.Lost("sdpa_flash", ILLEGAL)}, 3, {"sdpa_flash": ILLEGAL}),
+        # A workload that is outside of a backend's limits is no fault of it.
+        ({"return_value": ([], {"cuda": "error: BackendUnavailable: 17 frames"})}, 0, {}),
+        ({"return_value": ([], {"cuda": "error: RuntimeError: no"})}, 1, {}),
+    ],
+)
+def test_what_failed_is_the_exit_status(tmp_path, monkeypatch, capsys, outcome, status, failures):
+    """Whoever comes after a process that lost the card knows what not to run again."""
+    monkeypatch.setattr(measure, "measure", Mock(**outcome))
     journal = tmp_path / "journal.json"
-    assert program.main(["unmerge_tokens", "--quick", "--journal", str(journal)]) == 3
+    assert program.main(["unmerge_tokens", "--quick", "--journal", str(journal)]) == status
+    assert "error: " in capsys.readouterr().out
     case = program.wanted_workloads(["unmerge_tokens"], small=True, only="targets")[0]
-    assert Journal(journal).failures(case) == {"sdpa_flash": ILLEGAL}
-
-
-def test_a_backend_whose_limits_a_case_exceeds_is_no_fault(monkeypatch, capsys):
-    for fault, status in (("error: BackendUnavailable: 17 frames", 0), ("error: RuntimeError", 1)):
-        monkeypatch.setattr(measure, "measure", Mock(return_value=([], {"cuda": fault})))
-        assert program.main(["unmerge_tokens", "--quick"]) == status
-        assert fault in capsys.readouterr().out
+    assert Journal(journal).failures(case) == failures
 
 
 def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path):
