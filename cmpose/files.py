@@ -13,6 +13,7 @@ import fcntl
 import json
 import math
 import multiprocessing
+import multiprocessing.process
 import os
 import re
 import shutil
@@ -540,7 +541,14 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
         parent = multiprocessing.parent_process()
         if parent is not None and os.getppid() != parent.pid:
-            os._exit(1)  # it was killed while this process started
+            # It was killed while this process started, or a fork server started this process: from
+            # Python 3.14 on one does by default. The server does not die with its client.
+            threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # -- asked to stop ----------------------------------------------------------------------------

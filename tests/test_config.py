@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from cmpose import config
@@ -98,4 +100,6 @@ def test_differences_names_fields():
 def test_every_field_is_documented():
     for section in (*config.SECTIONS.values(), config.AugmentConfig):
         for name in section.__dataclass_fields__:
-            assert f"        {name}: " in (section.__doc__ or ""), f"{section.__name__}.{name}"
+            assert f"\n    {name}: " in (inspect.getdoc(section) or ""), (
+                f"{section.__name__}.{name}"
+            )

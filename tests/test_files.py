@@ -240,24 +240,31 @@ def test_a_second_writer_in_the_same_process_is_refused(tmp_path):
 
 _PARENT = """
 import multiprocessing, sys, time
-from cmpose import files
 
 def work():
+    from cmpose import files
     files.end_with_parent()
     print("works", flush=True)
+    time.sleep(1)
+    print("goes on", flush=True)
     time.sleep(60)
 
-multiprocessing.get_context("fork").Process(target=work).start()
-time.sleep(60)
+if __name__ == "__main__":
+    multiprocessing.get_context(sys.argv[1]).Process(target=work).start()
+    time.sleep(60)
 """
 
 
-def test_a_worker_ends_with_its_killed_parent(tmp_path):
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_a_worker_ends_with_its_killed_parent(tmp_path, start):
+    (tmp_path / "parent.py").write_text(_PARENT)
     with subprocess.Popen(
-        [sys.executable, "-c", _PARENT], cwd=PROJECT, stdout=subprocess.PIPE
+        [sys.executable, tmp_path / "parent.py", start],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
     ) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == b"works\n"
+        assert [parent.stdout.readline() for _ in range(2)] == [b"works\n", b"goes on\n"]
         parent.kill()
         assert parent.stdout.read() == b""  # at once: the worker, which held it open, is gone
 
