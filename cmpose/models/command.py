@@ -10,7 +10,12 @@ from cmpose.command import Command
 
 
 def _export(subparser: ArgumentParser) -> None:
-    subparser.add_argument("checkpoint", help="a run's folder, a checkpoint or a model's folder")
+    subparser.add_argument(
+        "checkpoint",
+        nargs="+",
+        help="a run's folder, a checkpoint or a model's folder; of several, the weights are "
+        "averaged",
+    )
     subparser.add_argument(
         "--out", required=True, help="FILE.pt2, FILE.onnx, or a folder for the model and its card"
     )

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
@@ -306,7 +306,7 @@ def evaluations_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def export(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     batch: int | Literal["dynamic"] = "dynamic",
@@ -316,7 +316,8 @@ def export(
     """Exports the model of a run or checkpoint and checks what was written.
 
     Args:
-        path: a run's folder, a checkpoint or an exported folder.
+        path: a run's folder, a checkpoint or an exported folder; the weights of several are
+            averaged (:func:`~cmpose.models.weights.checkpoint.average`).
         out: ``FILE.pt2``, ``FILE.onnx``, or a folder, which gets the model with a model card.
         batch: clips in a batch, or ``dynamic`` for any number; not for a folder.
         opset: version of ONNX's operators; for a ``.onnx`` file.
@@ -326,7 +327,7 @@ def export(
         How the file compares with the model; None for a folder.
 
     Raises:
-        CheckpointError: no usable checkpoint.
+        CheckpointError: no usable checkpoint, or several of different networks.
         ValueError: a batch or a suffix that cannot be.
         ExportError: packages are missing, or the file does not compute what the model does; it is
             not left behind then.
@@ -363,12 +364,14 @@ def export(
             f"--out {out}: is there already and is not of cmpose export: move it, or give another "
             "--out"
         )
-    source = checkpoint.find(path)
-    model, config = checkpoint.load_model(source, backend="reference" if out.suffix else None)
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    model, config = checkpoint.average(paths, backend="reference" if out.suffix else None)
+    # What was evaluated are the parts of an average, not the average.
+    evaluations = evaluations_of(checkpoint.find(paths[0])) if len(paths) == 1 else []
     with claim_file(out, "export", "--out"):
         if out.suffix:
             return _export_file(model, config, out, batch, opset)
-        written = model.save_pretrained(out, evaluations=evaluations_of(source), half=half)
+        written = model.save_pretrained(out, evaluations=evaluations, half=half)
     print(f"{written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
     return None
 

@@ -257,6 +257,35 @@ def test_a_folder_tells_the_ap_of_its_run(tmp_path, capsys):
     assert CMPose.from_pretrained(tmp_path / "published").recipe is not None
 
 
+def test_of_several_checkpoints_the_weights_are_averaged(tmp_path, capsys):
+    """Three of one network, the last of which counted another number of batches; then others."""
+    parts = [build(num_keypoints=3, seed=seed) for seed in range(3)]
+    for number, part in enumerate(parts):
+        part.head.deconv_layers[1].num_batches_tracked.fill_(number)
+        part.head.deconv_layers[1].running_mean.fill_(float(number))
+        part.save_pretrained(tmp_path / "runs" / str(number))
+    evaluated = tmp_path / "runs" / "evaluations" / "0"
+    evaluated.mkdir(parents=True)
+    metrics = {"ap": {"columns": {"Mean": 44.04}, "joints": [], "ap": []}, "box_source": "gt"}
+    (evaluated / "metrics.json").write_text(json.dumps(metrics))
+    folders = [str(tmp_path / "runs" / str(number)) for number in range(3)]
+    main(["export", *folders, "--out", str(tmp_path / "soup")])
+    weights = CMPose.from_pretrained(tmp_path / "soup").state_dict()
+    for key, value in weights.items():
+        exact = sum(part.state_dict()[key].double() for part in parts) / 3
+        torch.testing.assert_close(value, exact.to(value.dtype), rtol=1e-6, atol=0)
+    assert not torch.equal(weights["head.final_layer.weight"], parts[0].head.final_layer.weight)
+    assert weights["head.deconv_layers.1.running_mean"].eq(1).all()
+    assert "AP: unknown" in (tmp_path / "soup" / "README.md").read_text()  # not its part's 44.0
+    main(["export", folders[0], "--out", str(tmp_path / "alone")])
+    assert "| 44.0 |" in (tmp_path / "alone" / "README.md").read_text()
+    for fields in ({"num_keypoints": 2}, {"num_keypoints": 3, "neighbors": 1}):
+        build(**fields).save_pretrained(tmp_path / "other")
+        with pytest.raises(CheckpointError, match=r"other has other settings.* than .*0: average"):
+            export([folders[0], tmp_path / "other"], tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A model for PoseTrack's joints, exported by the command line."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ __all__ = [
     "STATE",
     "WEIGHTS",
     "CheckpointError",
+    "average",
     "discard",
     "evaluation_folder",
     "find",
@@ -189,3 +192,40 @@ def load_model(path: str | Path, backend: Backend | None = None) -> tuple[CMPose
     model = CMPose.from_pretrained(find(path), backend=backend)
     assert model.recipe is not None
     return model, model.recipe
+
+
+def average(paths: Sequence[str | Path], backend: Backend | None = None) -> tuple[CMPose, Config]:
+    """The model whose weights are the mean of several models', and the first one's recipe.
+
+    It is a "soup": Wortsman et al., "Model soups" (ICML 2022). w = (w₁ + … + wₙ) / n, in float64;
+    means and variances of batch normalisation likewise. It makes sense for models that were trained
+    on from the same weights.
+
+    Args:
+        paths: each as for :func:`find`; one alone is taken as it is.
+        backend: of the model.
+
+    Raises:
+        CheckpointError: a checkpoint is not there, or is of another network than the first.
+    """
+    folders = [find(path) for path in paths]
+    model, config = load_model(folders[0], backend)
+    weights = model.state_dict()
+    total = {key: value.double() for key, value in weights.items()}
+    for folder in folders[1:]:
+        other, recipe = load_model(folder, backend)
+        network = replace(recipe.model, pretrained=config.model.pretrained)
+        if (network, other.skeleton, recipe.data.udp) != (
+            *(config.model, model.skeleton, config.data.udp),
+        ):
+            raise CheckpointError(
+                f"{folder} has other settings of model, another skeleton or another data.udp than "
+                f"{folders[0]}: average models of one recipe"
+            )
+        for key, value in other.state_dict().items():
+            total[key] += value
+    # Counts of batches, which are whole numbers, are rounded down.
+    model.load_state_dict(
+        {key: (total[key] / len(folders)).to(value.dtype) for key, value in weights.items()}
+    )
+    return model, config
