@@ -144,6 +144,8 @@ class AugmentConfig:
         half_body: probability of cropping to the upper or the lower body (truncation).
         half_body_min_joints: people with at most this many visible joints are never
             cropped to a half.
+        photometric: probability of each of six changes of light, tone, colour, texture, sharpness
+            and noise (``cmpose.data.photometric``); 0 leaves pixels as they are.
     """
 
     enabled: bool = True
@@ -153,6 +155,7 @@ class AugmentConfig:
     flip: float = 0.5
     half_body: float = 0.3
     half_body_min_joints: int = 8
+    photometric: float = 0.0
 
 
 @dataclass

@@ -20,6 +20,7 @@ from cmpose.data.cache.reader import open_cache
 from cmpose.data.formats.detections import Detections, load_detections
 from cmpose.data.formats.messages import counted
 from cmpose.data.formats.posetrack import listed, load_annotations, validate
+from cmpose.data.photometric import change_look
 from cmpose.data.pictures import FrameError
 from cmpose.data.pixels import ClipPixels
 from cmpose.data.records import GROUND_TRUTH, ClipRecord, choose_records
@@ -217,7 +218,14 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         )
         if black:
             points, visible = np.zeros_like(points), np.zeros_like(visible)
-        return self._pixels.of(record, matrix, black=black) | {
+        pixels = self._pixels.of(record, matrix, black=black)
+        if self.train and self.data.augment.enabled and self.data.augment.photometric:
+            name = "frames" if "frames" in pixels else "clip"
+            # A generator of its own: geometry is the same with and without it.
+            rng = np.random.default_rng((self.seed, epoch, index, 1))
+            look = change_look(pixels[name].numpy(), self.data.augment.photometric, rng)
+            pixels[name] = torch.from_numpy(look)
+        return pixels | {
             "keypoints": torch.from_numpy(points.astype(np.float32)),
             "visible": torch.from_numpy(visible.astype(np.float32)),
             "matrix": torch.from_numpy(matrix),
@@ -251,6 +259,10 @@ def _check_arguments(
         raise ValueError("boxes: training takes ground-truth boxes; leave boxes out")
     if seed < 0:
         raise ValueError(f"seed: expected ≥ 0, got {seed}")
+    if not 0 <= data.augment.photometric <= 1:
+        raise ValueError(
+            f"data.augment.photometric: {data.augment.photometric} is no probability from 0 to 1"
+        )
     if data.warp not in ("auto", "host", "device"):
         raise ValueError(f"data.warp: expected auto, host or device, got {data.warp!r}")
 

@@ -76,8 +76,9 @@ def plan_video(
         difficulty: see ``Difficulty``.
     """
     rng = np.random.default_rng(key)
-    # What was added later draws from a generator of its own: without it, all is as it was.
+    # What was added later draws from generators of its own: without it, all is as it was.
     extra = np.random.default_rng([*key, 1])
+    high = np.random.default_rng([*key, 2])
     height, width = size
     canvas = (int(1.6 * height), int(1.8 * width))
     middle = np.array([canvas[1] / 2, canvas[0] / 2])
@@ -88,8 +89,11 @@ def plan_video(
     share = rng.uniform(0.95, 1.5) if closeup else rng.uniform(0.44, 0.78)
     metre = share * height / 1.7
     eye = rng.uniform(1.1, 2.3)  # the camera's height in metres
+    focal = 1.4 * height
+    if high.random() < difficulty.above:
+        eye = 0.9 + focal / metre * np.tan(np.deg2rad(high.uniform(12, 40)))
     horizon = middle[1] - metre * (eye - rng.uniform(0.8, 0.95))
-    stage = Stage(middle[0], width, horizon, eye, 1.4 * height)
+    stage = Stage(middle[0], width, horizon, eye, focal)
 
     crowded = extra.random() < difficulty.crowd
     sunny = extra.random() < difficulty.sunlight

@@ -9,7 +9,7 @@ from typing import Any
 SPLITS = {"train": "train", "val": "test"}
 """Split → the ending of its sequences' names: PoseTrack calls those for validation ``_test``."""
 
-ADDED = ("clutter", "sunlight", "footage", "crowd", "seated", "muted")
+ADDED = ("clutter", "sunlight", "footage", "crowd", "seated", "muted", "above")
 """Fields of ``Difficulty`` that are left out of ``rendered_SPLIT.json`` where they are 0."""
 
 VIDEOS = 500_000
@@ -37,6 +37,7 @@ class Difficulty:
         crowd: probability that people stand close together.
         seated: probability that a person (not a video) sits on a chair, or in a wheelchair.
         muted: probability that a person's clothes are plain and black, white, grey or dark.
+        above: probability that the camera looks down on people, by 12 to 40 degrees.
 
     Raises:
         ValueError: a probability outside 0 to 1, or a negative strength.
@@ -56,6 +57,7 @@ class Difficulty:
     crowd: float = 0.0
     seated: float = 0.0
     muted: float = 0.0
+    above: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -62,6 +62,33 @@ def test_people_sit_on_their_seats() -> None:
             assert (ankle > knee + 0.2 * actor.scale).all()
 
 
+def test_from_above_people_are_shorter_and_otherwise_the_same() -> None:
+    def seen(above: float) -> np.ndarray:
+        """Stature in metres, and as it is seen on the way from the feet to the head."""
+        actors = [
+            actor
+            for video in range(30)
+            for actor in plan_video(
+                [5, 0, video],
+                frames=1,
+                size=(96, 128),
+                fps=12,
+                max_people=1,
+                difficulty=Difficulty(**PLAIN, above=above),
+            ).actors
+        ]
+        feet = [(a.flat["left_ankle"] + a.flat["right_ankle"])[0, 1] / 2 for a in actors]
+        tall = [
+            (y - a.flat["head_top"][0, 1]) / a.scale[0] for y, a in zip(feet, actors, strict=True)
+        ]
+        return np.stack([[a.body.build.stature for a in actors], tall])
+
+    level, down = seen(0), seen(1)
+    assert (level[0] == down[0]).all()
+    # 12 to 40 degrees; level cameras look down by up to 14.
+    assert np.cos(np.deg2rad(40)) < down[1].sum() / level[1].sum() < np.cos(np.deg2rad(12))
+
+
 def test_muted_clothes_have_little_colour() -> None:
     def colourfulness(muted: float) -> float:
         looks = [
