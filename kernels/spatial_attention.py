@@ -17,11 +17,18 @@ which they are stored and add up in float32. The softmax is computed in base 2, 
 
 Sums run in a fixed order, so the bits are the same every time. The equations are those of
 FlashAttention-2 (Dao, 2023, arXiv:2307.08691, algorithms 1 and 2).
+
+Options are compiled in, and what is not given is no argument of the compiled kernel, so that
+without options the code is what it would be if there were none: ``key`` and ``value``, where q, k
+and v are three tensors of any strides; ``lengths``, how many of a frame's tokens count; ``scale``;
+and ``grad_lse``, the gradient of the log-sum-exp. Padding is never read: loops end with the last
+token that counts, and rows of the result behind it are stored as 0.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -29,6 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmpose.kernels import configs
+from cmpose.kernels.attention import count_of, given_scale, operands
 from cmpose.kernels.launch import arch_of, launch
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -94,6 +102,26 @@ def _store(
 
 
 @triton.jit
+def _clear(
+    pointer,
+    rows,
+    count,
+    S,
+    row_stride,
+    D: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    """Stores 0 in those rows of a matrix of S rows that do not count."""
+    zeros = tl.zeros([rows.shape[0], LOW], tl.float32)
+    zeros_high = zeros
+    if HIGH > 0:
+        zeros_high = tl.zeros([rows.shape[0], HIGH], tl.float32)
+    rows = tl.where(rows < count, S, rows)
+    _store(pointer, zeros, zeros_high, rows, S, row_stride, D, LOW, HIGH)
+
+
+@triton.jit
 def _inner(a, a_high, b, b_high, HIGH: tl.constexpr, PRECISION: tl.constexpr):
     """a bᵀ: the inner products of rows, over all channels."""
     product = tl.dot(a, tl.trans(b), input_precision=PRECISION)
@@ -121,6 +149,12 @@ def _item(pid, T, H):
 
 
 @triton.jit
+def _matrix(tensor, clip, frame, head, stride_b, stride_t, stride_h):
+    """Where an item's matrix begins."""
+    return tensor + clip * stride_b + frame * stride_t + head * stride_h
+
+
+@triton.jit
 def _attend(
     q,
     q_high,
@@ -131,25 +165,33 @@ def _attend(
     norm,
     out,
     out_high,
-    stride_s,
-    stride_d,
+    key_s,
+    key_d,
+    value_s,
+    value_d,
+    factor,
+    NEGATIVE: tl.constexpr,
     D: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
-    LOGIT_SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     KEYS: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """Takes KEYS more keys, the first ``count`` of which exist, into the online softmax."""
+    """Takes KEYS more keys, the first ``count`` of which exist, into the online softmax.
+
+    The logits are in base 2: q kᵀ times ``factor``, which may be NEGATIVE.
+    """
     keys = tl.arange(0, KEYS)
-    k, k_high = _load(k_pointer, keys, count, stride_s, stride_d, D, LOW, HIGH)
-    v, v_high = _load(v_pointer, keys, count, stride_s, stride_d, D, LOW, HIGH)
+    k, k_high = _load(k_pointer, keys, count, key_s, key_d, D, LOW, HIGH)
+    v, v_high = _load(v_pointer, keys, count, value_s, value_d, D, LOW, HIGH)
     logits = _inner(q, q_high, k, k_high, HIGH, PRECISION)
     if MASK:
-        logits = tl.where((keys < count)[None, :], logits, float("-inf"))
-    new_top = tl.maximum(top, tl.max(logits, 1) * LOGIT_SCALE)
-    weights = tl.exp2(logits * LOGIT_SCALE - new_top[:, None])
+        none = float("inf") if NEGATIVE else float("-inf")
+        logits = tl.where((keys < count)[None, :], logits, none)
+    largest = tl.min(logits, 1) if NEGATIVE else tl.max(logits, 1)
+    new_top = tl.maximum(top, largest * factor)
+    weights = tl.exp2(logits * factor - new_top[:, None])
     shrink = tl.exp2(top - new_top)
     norm = norm * shrink + tl.sum(weights, 1)
     out = out * shrink[:, None]
@@ -160,6 +202,7 @@ def _attend(
 
 
 @triton.jit(do_not_specialize=SIZES)
+# Long: 34 of its lines are parameters.
 def spatial_attention_forward(
     qkv,
     out,
@@ -174,69 +217,129 @@ def spatial_attention_forward(
     stride_p,
     stride_h,
     stride_d,
+    key,
+    key_b,
+    key_t,
+    key_s,
+    key_h,
+    key_d,
+    value,
+    value_b,
+    value_t,
+    value_s,
+    value_h,
+    value_d,
+    lengths,
+    scale,
     D: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     TAIL: tl.constexpr,
+    NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """out and lse of BLOCK_M queries of an item."""
-    LOGIT_SCALE: tl.constexpr = LOG2_E * D**-0.5
     pid = tl.program_id(0)
     clip, frame, head, number = _item(pid // blocks, T, H)
     start = (pid % blocks) * BLOCK_M
-    q_pointer = qkv + clip * stride_b + frame * stride_t + head * stride_h
-    k_pointer = q_pointer + stride_p
-    v_pointer = k_pointer + stride_p
-
+    q_pointer = _matrix(qkv, clip, frame, head, stride_b, stride_t, stride_h)
+    if key_s is None:
+        key_b, key_t, key_s, key_h, key_d = stride_b, stride_t, stride_s, stride_h, stride_d
+        value_b, value_t, value_s, value_h, value_d = key_b, key_t, key_s, key_h, key_d
+    if key is None:
+        k_pointer = q_pointer + stride_p
+        v_pointer = k_pointer + stride_p
+    else:
+        k_pointer = _matrix(key, clip, frame, head, key_b, key_t, key_h)
+        v_pointer = _matrix(value, clip, frame, head, value_b, value_t, value_h)
     rows = start + tl.arange(0, BLOCK_M)
-    q, q_high = _load(q_pointer, rows, S, stride_s, stride_d, D, LOW, HIGH)
+    count = S
+    if lengths is not None:
+        count = count_of(lengths, number, S)
+        if tl.minimum(start + BLOCK_M, S) > count:  # here, where few registers are in use
+            _clear(out + (number * S * H + head) * D, rows, count, S, H * D, D, LOW, HIGH)
+            nothing = tl.full([BLOCK_M], float("-inf"), tl.float32)
+            padding = tl.where(rows < count, S, rows)
+            tl.store(lse + (number * H + head) * S + padding, nothing, mask=padding < S)
+
+    q, q_high = _load(q_pointer, rows, count, stride_s, stride_d, D, LOW, HIGH)
+    factor = LOG2_E * D**-0.5 if scale is None else scale
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, LOW], tl.float32)
     sums_high = sums
     if HIGH > 0:
         sums_high = tl.zeros([BLOCK_M, HIGH], tl.float32)
-    step = tl.full((), BLOCK_N, tl.int64) * stride_s
-    if TAIL > 0:
-        # First: behind the loop, the zeros of a loop without rounds would meet its last product in
-        # the accumulator, and ptxas then makes each wgmma wait for the one before (C7515).
-        tail = step * (S // BLOCK_N)
+    k_step = tl.full((), BLOCK_N, tl.int64) * key_s
+    v_step = tl.full((), BLOCK_N, tl.int64) * value_s
+    # First: behind the loop, the zeros of a loop without rounds would meet its last product in
+    # the accumulator, and ptxas then makes each wgmma wait for the one before (C7515).
+    end = count
+    if lengths is not None:
+        # The last 1 to TAIL keys; then, of a multiple of TAIL, what is no multiple of BLOCK_N.
+        end = tl.maximum(count - 1, 0) // TAIL * TAIL
+        k_tail = k_pointer + end.to(tl.int64) * key_s
+        v_tail = v_pointer + end.to(tl.int64) * value_s
         top, norm, sums, sums_high = _attend(
-            q, q_high, k_pointer + tail, v_pointer + tail, S % BLOCK_N, top, norm, sums, sums_high,
-            stride_s, stride_d, D, LOW, HIGH, LOGIT_SCALE, PRECISION, TAIL, True,
+            q, q_high, k_tail, v_tail, count - end, top, norm, sums, sums_high, key_s, key_d,
+            value_s, value_d, factor, NEGATIVE, D, LOW, HIGH, PRECISION, TAIL, True,
         )  # fmt: skip
-    for _ in range(S // BLOCK_N):
+        for doubled in tl.static_range(2):  # a BLOCK_N of 64 is 4 of the smallest tail
+            if TAIL << doubled < BLOCK_N:  # noqa: SIM102, as this is known when it is compiled
+                if end // (TAIL << doubled) % 2 > 0:
+                    k_tail -= tl.full((), TAIL << doubled, tl.int64) * key_s
+                    v_tail -= tl.full((), TAIL << doubled, tl.int64) * value_s
+                    top, norm, sums, sums_high = _attend(
+                        q, q_high, k_tail, v_tail, TAIL << doubled, top, norm, sums, sums_high,
+                        key_s, key_d, value_s, value_d, factor, NEGATIVE, D, LOW, HIGH, PRECISION,
+                        TAIL << doubled, False,
+                    )  # fmt: skip
+    elif TAIL > 0:
+        k_tail = k_pointer + k_step * (count // BLOCK_N)
+        v_tail = v_pointer + v_step * (count // BLOCK_N)
         top, norm, sums, sums_high = _attend(
-            q, q_high, k_pointer, v_pointer, BLOCK_N, top, norm, sums, sums_high, stride_s,
-            stride_d, D, LOW, HIGH, LOGIT_SCALE, PRECISION, BLOCK_N, False,
+            q, q_high, k_tail, v_tail, count % BLOCK_N, top, norm, sums, sums_high, key_s, key_d,
+            value_s, value_d, factor, NEGATIVE, D, LOW, HIGH, PRECISION, TAIL, True,
         )  # fmt: skip
-        k_pointer += step
-        v_pointer += step
+    for _ in range(end // BLOCK_N):
+        top, norm, sums, sums_high = _attend(
+            q, q_high, k_pointer, v_pointer, BLOCK_N, top, norm, sums, sums_high, key_s, key_d,
+            value_s, value_d, factor, NEGATIVE, D, LOW, HIGH, PRECISION, BLOCK_N, False,
+        )  # fmt: skip
+        k_pointer += k_step
+        v_pointer += v_step
 
     inverse = (1.0 / norm)[:, None]
     if HIGH > 0:
         sums_high = sums_high * inverse
     out += (number * S * H + head) * D
-    _store(out, sums * inverse, sums_high, rows, S, H * D, D, LOW, HIGH)
-    tl.store(lse + (number * H + head) * S + rows, (top + tl.log2(norm)) * LOG_2, mask=rows < S)
+    _store(out, sums * inverse, sums_high, rows, count, H * D, D, LOW, HIGH)
+    lse += (number * H + head) * S + rows
+    total = (top + tl.log2(norm)) * LOG_2
+    tl.store(lse, total, mask=rows < count)
 
 
 @triton.jit
-def _weights(logits, norm, LOGIT_SCALE: tl.constexpr):
-    """P = exp2(logits - norm), where ``norm`` is known; at most 1, and NaN where an input is NaN.
+def _weights(logits, norm, scale, D: tl.constexpr):
+    """P = exp2(log2 e · scale · logits - norm), where ``norm`` is known.
+
+    It is at most 1, and NaN where an input is NaN.
 
     Logits of keys that exist are at most ``norm`` up to rounding. The limit of 1 is for the zeros
     that are loaded in place of keys beyond the last: it keeps their P finite, so that its product
     with a zero of K or V is 0 and not NaN.
     """
-    exponent = logits * LOGIT_SCALE - norm
+    if scale is None:
+        exponent = logits * (LOG2_E * D**-0.5) - norm
+    else:  # a factor that is not finite would make NaN of a logit of 0
+        exponent = logits * tl.minimum(tl.maximum(LOG2_E * scale, -3e38), 3e38) - norm
     return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit(do_not_specialize=SIZES)
+# Long: 41 of its lines are parameters.
 def spatial_attention_backward_dq(
     grad,
     qkv,
@@ -259,6 +362,21 @@ def spatial_attention_backward_dq(
     stride_p,
     stride_h,
     stride_d,
+    key,
+    key_b,
+    key_t,
+    key_s,
+    key_h,
+    key_d,
+    value,
+    value_b,
+    value_t,
+    value_s,
+    value_h,
+    value_d,
+    lengths,
+    scale,
+    grad_lse,
     D: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
@@ -266,48 +384,68 @@ def spatial_attention_backward_dq(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dQ and δ of BLOCK_M queries of an item."""
-    SCALE: tl.constexpr = D**-0.5
+    """dQ and δ of BLOCK_M queries of an item; of δ the gradient of lse is taken away."""
+    factor = D**-0.5 if scale is None else scale
     pid = tl.program_id(0)
     clip, frame, head, number = _item(pid // blocks, T, H)
     start = (pid % blocks) * BLOCK_M
-    q_pointer = qkv + clip * stride_b + frame * stride_t + head * stride_h
-    k_pointer = q_pointer + stride_p
-    v_pointer = k_pointer + stride_p
-    grad += clip * grad_b + frame * grad_t + head * grad_h
+    q_pointer = _matrix(qkv, clip, frame, head, stride_b, stride_t, stride_h)
+    if key_s is None:
+        key_b, key_t, key_s, key_h, key_d = stride_b, stride_t, stride_s, stride_h, stride_d
+        value_b, value_t, value_s, value_h, value_d = key_b, key_t, key_s, key_h, key_d
+    if key is None:
+        k_pointer = q_pointer + stride_p
+        v_pointer = k_pointer + stride_p
+    else:
+        k_pointer = _matrix(key, clip, frame, head, key_b, key_t, key_h)
+        v_pointer = _matrix(value, clip, frame, head, value_b, value_t, value_h)
+    grad = _matrix(grad, clip, frame, head, grad_b, grad_t, grad_h)
     out += (number * S * H + head) * D
-
     rows = start + tl.arange(0, BLOCK_M)
-    q, q_high = _load(q_pointer, rows, S, stride_s, stride_d, D, LOW, HIGH)
-    do, do_high = _load(grad, rows, S, grad_s, grad_d, D, LOW, HIGH)
-    o, o_high = _load(out, rows, S, H * D, 1, D, LOW, HIGH)
+    count = S
+    if lengths is not None:
+        count = count_of(lengths, number, S)
+        count = tl.where(start < count, count, 0)  # queries that are padding need no keys
+
+    q, q_high = _load(q_pointer, rows, count, stride_s, stride_d, D, LOW, HIGH)
+    do, do_high = _load(grad, rows, count, grad_s, grad_d, D, LOW, HIGH)
+    o, o_high = _load(out, rows, count, H * D, 1, D, LOW, HIGH)
     row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if HIGH > 0:
         row_delta += tl.sum(o_high.to(tl.float32) * do_high.to(tl.float32), 1)
     item_rows = (number * H + head) * S + rows
+    if grad_lse is not None:
+        row_delta -= tl.load(grad_lse + item_rows, mask=rows < count, other=0.0)
     tl.store(delta + item_rows, row_delta, mask=rows < S)
-    norm = tl.load(lse + item_rows, mask=rows < S, other=float("inf")) * LOG2_E
+    norm = tl.load(lse + item_rows, mask=rows < count, other=float("inf")) * LOG2_E
 
     dq = tl.zeros([BLOCK_M, LOW], tl.float32)
     dq_high = dq
     if HIGH > 0:
         dq_high = tl.zeros([BLOCK_M, HIGH], tl.float32)
     keys = tl.arange(0, BLOCK_N)
-    step = tl.full((), BLOCK_N, tl.int64) * stride_s
-    for first in tl.range(0, S, BLOCK_N, disable_licm=True):
-        k, k_high = _load(k_pointer, keys, S - first, stride_s, stride_d, D, LOW, HIGH)
-        v, v_high = _load(v_pointer, keys, S - first, stride_s, stride_d, D, LOW, HIGH)
-        p = _weights(_inner(q, q_high, k, k_high, HIGH, PRECISION), norm[:, None], LOG2_E * SCALE)
+    k_step = tl.full((), BLOCK_N, tl.int64) * key_s
+    v_step = tl.full((), BLOCK_N, tl.int64) * value_s
+    for first in tl.range(0, count, BLOCK_N, disable_licm=True):
+        k, k_high = _load(k_pointer, keys, count - first, key_s, key_d, D, LOW, HIGH)
+        v, v_high = _load(v_pointer, keys, count - first, value_s, value_d, D, LOW, HIGH)
+        p = _weights(_inner(q, q_high, k, k_high, HIGH, PRECISION), norm[:, None], scale, D)
         dp = _inner(do, do_high, v, v_high, HIGH, PRECISION)
         ds = p * (dp - row_delta[:, None])
         dq, dq_high = _add_mixed(dq, dq_high, ds, k, k_high, HIGH, PRECISION)
-        k_pointer += step
-        v_pointer += step
+        k_pointer += k_step
+        v_pointer += v_step
 
     if HIGH > 0:
-        dq_high = dq_high * SCALE
-    dqkv += (number * S * 3 * H + head) * D
-    _store(dqkv, dq * SCALE, dq_high, rows, S, 3 * H * D, D, LOW, HIGH)
+        dq_high = dq_high * factor
+    dqkv += (number * S * 3 * H + head) * D if key is None else (number * S * H + head) * D
+    dq = dq * factor
+    row_stride = 3 * H * D if key is None else H * D
+    if lengths is not None:
+        padding = tl.minimum(start + BLOCK_M, S) > count
+        if padding:
+            _clear(dqkv, rows, count, S, row_stride, D, LOW, HIGH)
+    _store(dqkv, dq, dq_high, rows, count, row_stride, D, LOW, HIGH)
 
 
 @triton.jit
@@ -318,8 +456,10 @@ def _store_dq(
     k_high,
     rows,
     start,
-    S,
+    end,
+    count,
     row_stride,
+    factor,
     D: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
@@ -331,24 +471,23 @@ def _store_dq(
     Triton gives all matrix products that depend on each other within one basic block the same
     distribution over the warps; sharing a computed address is dependence enough. The product here
     has another shape than those of the loop around it: with their distribution several warps would
-    compute the same part of it. ``if start < S`` is always true, but puts it into a basic block of
-    its own. ``row_stride`` is computed by the caller, so that the stores of the two tiles do not
+    compute the same part of it. ``if start < end`` is always true, but puts it into a basic block
+    of its own. ``row_stride`` is computed by the caller, so that the stores of the two tiles do not
     share a computation either.
     """
-    SCALE: tl.constexpr = D**-0.5
-    if start < S:
+    if start < end:
         if CHANNELS_FIRST:
-            dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION)) * SCALE
+            dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION)) * factor
         else:
-            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * SCALE
+            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * factor
         dq_high = dq
         if HIGH > 0:
-            dq_high = tl.dot(tl.trans(ds), k_high, input_precision=PRECISION) * SCALE
-        _store(pointer, dq, dq_high, rows, S, row_stride, D, LOW, HIGH)
+            dq_high = tl.dot(tl.trans(ds), k_high, input_precision=PRECISION) * factor
+        _store(pointer, dq, dq_high, rows, count, row_stride, D, LOW, HIGH)
 
 
 @triton.jit(do_not_specialize=SIZES)
-# Long: 28 of its lines are parameters, and each pointer and tile of the loop is named once.
+# Long: 45 of its lines are parameters, and each pointer and tile of the loop is named once.
 def spatial_attention_backward_dkv(
     grad,
     qkv,
@@ -370,6 +509,23 @@ def spatial_attention_backward_dkv(
     stride_p,
     stride_h,
     stride_d,
+    key,
+    key_b,
+    key_t,
+    key_s,
+    key_h,
+    key_d,
+    value,
+    value_b,
+    value_t,
+    value_s,
+    value_h,
+    value_d,
+    lengths,
+    scale,
+    grad_lse,
+    dkey,
+    dvalue,
     D: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
@@ -384,20 +540,37 @@ def spatial_attention_backward_dkv(
     All matrices are computed as [keys, queries], so that Pᵀ and dSᵀ can be left operands directly.
     GROUPS says whether groups of warps multiply together (:data:`WGMMA`).
     """
-    SCALE: tl.constexpr = D**-0.5
+    factor = D**-0.5 if scale is None else scale
     pid = tl.program_id(0)
     clip, frame, head, number = _item(pid // blocks, T, H)
-    q_pointer = qkv + clip * stride_b + frame * stride_t + head * stride_h
-    k_pointer = q_pointer + stride_p
-    grad += clip * grad_b + frame * grad_t + head * grad_h
+    q_pointer = _matrix(qkv, clip, frame, head, stride_b, stride_t, stride_h)
+    if key_s is None:
+        key_b, key_t, key_s, key_h, key_d = stride_b, stride_t, stride_s, stride_h, stride_d
+        value_b, value_t, value_s, value_h, value_d = key_b, key_t, key_s, key_h, key_d
+    if key is None:
+        k_pointer = q_pointer + stride_p
+    else:
+        k_pointer = _matrix(key, clip, frame, head, key_b, key_t, key_h)
+    grad = _matrix(grad, clip, frame, head, grad_b, grad_t, grad_h)
     item_rows = (number * H + head) * S
-    row_stride = tl.full((), 3 * D, tl.int64) * H
+    row_stride = tl.full((), 3 * D if key is None else D, tl.int64) * H
     dqkv += number * S * row_stride + head * D
-
     first = (pid % blocks) * BLOCK_N
+    count = S
+    end = S
+    if lengths is not None:
+        count = count_of(lengths, number, S)
+        end = tl.where(first < count, count, 0)  # keys that are padding need no queries
+        if WHOLE:
+            end = tl.maximum(count, 1)
+
     keys = first + tl.arange(0, BLOCK_N)
-    k, k_high = _load(k_pointer, keys, S, stride_s, stride_d, D, LOW, HIGH)
-    v, v_high = _load(k_pointer + stride_p, keys, S, stride_s, stride_d, D, LOW, HIGH)
+    k, k_high = _load(k_pointer, keys, count, key_s, key_d, D, LOW, HIGH)
+    if key is None:
+        v_pointer = k_pointer + stride_p
+    else:
+        v_pointer = _matrix(value, clip, frame, head, value_b, value_t, value_h)
+    v, v_high = _load(v_pointer, keys, count, value_s, value_d, D, LOW, HIGH)
     dk = tl.zeros([BLOCK_N, LOW], tl.float32)
     dv = tl.zeros([BLOCK_N, LOW], tl.float32)
     dk_high = dk
@@ -408,33 +581,50 @@ def spatial_attention_backward_dkv(
 
     if WHOLE and GROUPS:
         # A loop without rounds would bring zeros to where its products' accumulators are (C7515).
-        tl.assume(S > 0)
-    for start in tl.range(0, S, BLOCK_M, disable_licm=True):
+        tl.assume(end > 0)
+    for start in tl.range(0, end, BLOCK_M, disable_licm=True):
         rows = start + tl.arange(0, BLOCK_M)
-        q, q_high = _load(q_pointer, rows, S, stride_s, stride_d, D, LOW, HIGH)
-        norm = tl.load(lse + item_rows + rows, mask=rows < S, other=float("inf")) * LOG2_E
-        p = _weights(_inner(k, k_high, q, q_high, HIGH, PRECISION), norm[None, :], LOG2_E * SCALE)
-        do, do_high = _load(grad, rows, S, grad_s, grad_d, D, LOW, HIGH)
+        q, q_high = _load(q_pointer, rows, count, stride_s, stride_d, D, LOW, HIGH)
+        norm = tl.load(lse + item_rows + rows, mask=rows < count, other=float("inf")) * LOG2_E
+        p = _weights(_inner(k, k_high, q, q_high, HIGH, PRECISION), norm[None, :], scale, D)
+        do, do_high = _load(grad, rows, count, grad_s, grad_d, D, LOW, HIGH)
         dv, dv_high = _add_mixed(dv, dv_high, p, do, do_high, HIGH, PRECISION)
         dp = _inner(v, v_high, do, do_high, HIGH, PRECISION)
         if WHOLE:
             column_delta = tl.sum(p * dp, 0)
+            if grad_lse is not None:
+                at = grad_lse + item_rows + rows
+                column_delta -= tl.load(at, mask=rows < count, other=0.0)
         else:
-            column_delta = tl.load(delta + item_rows + rows, mask=rows < S, other=0.0)
+            column_delta = tl.load(delta + item_rows + rows, mask=rows < count, other=0.0)
         ds = (p * (dp - column_delta[None, :])).to(q.dtype)
         dk, dk_high = _add_mixed(dk, dk_high, ds, q, q_high, HIGH, PRECISION)
         if WHOLE:
             _store_dq(
-                dqkv, ds, k, k_high, rows, start, S, row_stride, D, LOW, HIGH, PRECISION,
-                GROUPS and LOW == 64,
+                dqkv, ds, k, k_high, rows, start, end, count, row_stride, factor, D, LOW, HIGH,
+                PRECISION, GROUPS and LOW == 64,
             )  # fmt: skip
 
     if HIGH > 0:
-        dk_high = dk_high * SCALE
-    dqkv += first * row_stride + H * D
+        dk_high = dk_high * factor
+    if key is None:
+        dkey = dqkv + (first * row_stride + H * D)
+    else:
+        dkey += number * S * row_stride + head * D + first * row_stride
     keys = tl.arange(0, BLOCK_N)
-    _store(dqkv, dk * SCALE, dk_high, keys, S - first, row_stride, D, LOW, HIGH)
-    _store(dqkv + H * D, dv, dv_high, keys, S - first, row_stride, D, LOW, HIGH)
+    _store(dkey, dk * factor, dk_high, keys, count - first, row_stride, D, LOW, HIGH)
+    if key is None:
+        dvalue = dkey + H * D
+    else:
+        dvalue += number * S * row_stride + head * D + first * row_stride
+    _store(dvalue, dv, dv_high, keys, count - first, row_stride, D, LOW, HIGH)
+    if lengths is not None:
+        if WHOLE:
+            for start in tl.range(count, S, BLOCK_M):
+                _clear(dqkv, start + tl.arange(0, BLOCK_M), 0, S, row_stride, D, LOW, HIGH)
+        if tl.minimum(first + BLOCK_N, S) > count:
+            _clear(dkey, keys, count - first, S - first, row_stride, D, LOW, HIGH)
+            _clear(dvalue, keys, count - first, S - first, row_stride, D, LOW, HIGH)
 
 
 WHOLE = ((64, 64), (64, 128), (64, 256), (80, 256), (128, 128))
@@ -467,65 +657,114 @@ def _constants(qkv: Tensor) -> dict[str, int | str]:
     return {"D": d, "LOW": low, "HIGH": high, "PRECISION": "tf32" if tf32 else "ieee"}
 
 
-def forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(q kᵀ / √d) v along S.
+def _operands(
+    qkv: Tensor, key: Tensor | None, value: Tensor | None
+) -> tuple[tuple[int | None, ...], tuple[Any, ...]]:
+    """:func:`operands`, but None in place of strides that are those of ``qkv``."""
+    if key is None or value is None or not qkv.stride() == key.stride() == value.stride():
+        return operands(qkv, key, value)
+    same = (None,) * 5
+    return operands(qkv, key, value)[0], (key, *same, value, *same)
+
+
+# Many parameters: those of the registered op.
+def forward(
+    qkv: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale · q kᵀ) v along S.
 
     Args:
         qkv: [B, T, S, 3, H, d], float32, float16 or bfloat16, of any strides; d a multiple of 16
-            up to 128.
+            up to 128. Or q, [B, T, S, H, d], with ``key`` and ``value`` alike.
+        lengths: int64 [B, T], how many of a frame's tokens count; the others give 0 and are not
+            read.
+        scale: of the logits; None is 1/√d.
 
     Returns:
         out: [B, T, S, H, d], contiguous, in qkv's dtype.
-        lse: [B, T, H, S], contiguous, float32: log Σ exp of a query's scaled logits.
+        lse: [B, T, H, S], contiguous, float32: log Σ exp of a query's scaled logits; −inf where
+            the query is padding.
     """
-    B, T, S, _, H, d = qkv.shape
+    B, T, S, H, d = *qkv.shape[:3], *qkv.shape[-2:]
     out = torch.empty((B, T, S, H, d), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((B, T, H, S), dtype=torch.float32, device=qkv.device)
     variant = _width(d), qkv.element_size()
     config = configs.config("spatial_attention_forward", variant, arch_of(qkv))
     blocks = triton.cdiv(S, config.blocks["BLOCK_M"])
-    rest = S % config.blocks["BLOCK_N"]
+    most = config.blocks["BLOCK_N"]  # keys at a time
+    tail = max(16, triton.next_power_of_2(S % most)) if S % most else most * (lengths is not None)
+    strides, others = _operands(qkv, key, value)
+    lengths = None if lengths is None else lengths.contiguous()
+    factor = given_scale(scale, qkv)
+    if factor is not None:  # finite and not 0, so that its product with infinity is no NaN
+        factor = math.copysign(min(max(abs(factor) * LOG2_E.value, 1.2e-38), 3e38), factor)
+    options = *others, lengths, factor
     launch(
         spatial_attention_forward,
         (B * T * H * blocks,),
-        *(qkv, out, lse, T, S, H, blocks, *qkv.stride()),
+        *(qkv, out, lse, T, S, H, blocks, *strides, *options),
         config=config,
         **_constants(qkv),
-        TAIL=max(16, triton.next_power_of_2(rest)) if rest else 0,
+        TAIL=tail,
+        NEGATIVE=scale is not None and scale < 0,
     )
     return out, lse
 
 
-def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
-    """The gradient of :func:`forward`.
+# Many parameters: those of the registered op.
+def backward(
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    grad_lse: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The gradients of :func:`forward`.
 
     Args:
-        grad: [B, T, S, H, d], the gradient of out, in qkv's dtype, of any strides.
-        qkv: as :func:`forward` got it.
+        grad: [B, T, S, H, d], the gradient of out, in qkv's dtype, of any strides. Padding in it
+            is not read.
+        qkv, key, value, lengths, scale: as :func:`forward` got them.
         out: what :func:`forward` returned, contiguous; short sequences do not read it.
         lse: what :func:`forward` returned, contiguous.
+        grad_lse: [B, T, H, S], float32, the gradient of lse; None is 0. Padding in it is not read.
 
     Returns:
-        [B, T, S, 3, H, d], contiguous, in qkv's dtype.
+        The gradient to qkv; or those to q, ``key`` and ``value``. Contiguous, in qkv's dtype.
     """
-    B, T, S, _, H, d = qkv.shape
-    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    B, T, S, H, d = *qkv.shape[:3], *qkv.shape[-2:]
+    given = (qkv,) if key is None or value is None else (qkv, key, value)
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given]
+    dqkv, others = grads[0], grads[1:] or (None, None)
     constants = _constants(qkv)
-    strides = *grad.stride(), *qkv.stride()
+    strides, separate = _operands(qkv, key, value)
+    strides = *grad.stride(), *strides
+    lengths = None if lengths is None else lengths.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    options = *separate, lengths, given_scale(scale, qkv), grad_lse
     arch = arch_of(qkv)
     whole = _whole(d, S, qkv.dtype)
-    if whole:
+    # Of more than 64 channels, of which all 255 registers are in use, others than lengths spill.
+    if whole and (d <= 64 or (*separate, given_scale(scale, qkv), grad_lse) == (None,) * 14):
         launch(
             spatial_attention_backward_dkv,
             (B * T * H,),
-            *(grad, qkv, lse, None, dqkv, T, S, H, 1, *strides),
+            *(grad, qkv, lse, None, dqkv, T, S, H, 1, *strides, *options, *others),
             config=configs.config("spatial_attention_backward_whole", whole, arch),
             **constants,
             BLOCK_N=whole[1],
             WHOLE=True,
             GROUPS=arch in WGMMA,
         )
-        return dqkv
+        return tuple(grads)
     delta = torch.empty_like(lse)
     variant = _width(d), qkv.element_size()
     config = configs.config("spatial_attention_backward_dq", variant, arch)
@@ -533,7 +772,7 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
     launch(
         spatial_attention_backward_dq,
         (B * T * H * blocks,),
-        *(grad, qkv, out, lse, delta, dqkv, T, S, H, blocks, *strides),
+        *(grad, qkv, out, lse, delta, dqkv, T, S, H, blocks, *strides, *options),
         config=config,
         **constants,
     )
@@ -542,10 +781,10 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
     launch(
         spatial_attention_backward_dkv,
         (B * T * H * blocks,),
-        *(grad, qkv, lse, delta, dqkv, T, S, H, blocks, *strides),
+        *(grad, qkv, lse, delta, dqkv, T, S, H, blocks, *strides, *options[:-1], None, *others),
         config=config,
         **constants,
         WHOLE=False,
         GROUPS=arch in WGMMA,
     )
-    return dqkv
+    return tuple(grads)

@@ -39,6 +39,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cmpose.kernels.attention import count_of, given_scale, operands
 from cmpose.kernels.configs import config
 from cmpose.kernels.launch import arch_of, launch
 
@@ -58,12 +59,6 @@ def _locate(item, S, H: tl.constexpr):
     """(b, s, h) of items, as int64. There are fewer than 2³¹ items: their output would not fit."""
     position = item // H
     return (position // S).to(tl.int64), (position % S).to(tl.int64), (item % H).to(tl.int64)
-
-
-@triton.jit
-def _count(lengths, b, T):
-    """How many of clip b's T frames count; lengths outside 0 to T are the nearer of the two."""
-    return tl.minimum(tl.maximum(tl.load(lengths + b), 0), T).to(tl.int32)
 
 
 @triton.jit
@@ -220,7 +215,7 @@ def temporal_attention_rows_forward(
     item, b, s, h = _items(lengths, items, S, H, ROWS)
     count = None
     if lengths is not None:
-        count = _count(lengths, b, T)
+        count = count_of(lengths, b, T)
     d = tl.arange(0, PADDED_D)
     mask = (item < items)[:, None] & (d < D)[None, :]
     pointers = _tile_at(qkv, b, s, h, d, stride_b, stride_s, stride_h, stride_d)
@@ -299,7 +294,7 @@ def temporal_attention_rows_backward(
     item, b, s, h = _items(lengths, items, S, H, ROWS)
     count = None
     if lengths is not None:
-        count = _count(lengths, b, T)
+        count = count_of(lengths, b, T)
     d = tl.arange(0, PADDED_D)
     mask = (item < items)[:, None] & (d < D)[None, :]
     pointers = _tile_at(qkv, b, s, h, d, stride_b, stride_s, stride_h, stride_d)
@@ -463,7 +458,7 @@ def temporal_attention_tile_forward(
     mask = t < T
     valid = mask
     if lengths is not None:
-        valid = t < _count(lengths, b, T)
+        valid = t < count_of(lengths, b, T)
     columns = _columns(D)
     pointers = _frames_at(qkv, b, s, h, t, stride_b, stride_t, stride_s, stride_h)
     q = _load_frames(pointers, columns, stride_d, valid)
@@ -534,7 +529,7 @@ def temporal_attention_tile_backward(
     mask = t < T
     valid = mask
     if lengths is not None:
-        valid = t < _count(lengths, b, T)
+        valid = t < count_of(lengths, b, T)
     columns = _columns(D)
     pointers = _frames_at(qkv, b, s, h, t, stride_b, stride_t, stride_s, stride_h)
     grads = _frames_at(grad, b, s, h, t, grad_b, grad_t, grad_s, grad_h)
@@ -612,21 +607,6 @@ def _choose_kernel(
     return tile, (B * S * H,), T, {"config": chosen, **constants}
 
 
-def _operands(
-    qkv: Tensor, key: Tensor | None, value: Tensor | None
-) -> tuple[tuple[int | None, ...], tuple[Any, ...]]:
-    """The strides of ``qkv``; ``key`` and ``value``, each with its own. None is not compiled in."""
-    if key is None or value is None:
-        return qkv.stride(), (None,) * 12
-    strides = qkv.stride()
-    return (*strides[:3], None, *strides[3:]), (key, *key.stride(), value, *value.stride())
-
-
-def _given_scale(scale: float | None, qkv: Tensor) -> float | None:
-    """None for the default, which is compiled in."""
-    return None if scale is None or scale == qkv.shape[-1] ** -0.5 else scale
-
-
 # Many parameters: those of the registered op.
 def forward(
     qkv: Tensor,
@@ -657,9 +637,9 @@ def forward(
         qkv,
         lengths is not None,
     )
-    strides, others = _operands(qkv, key, value)
+    strides, others = operands(qkv, key, value)
     lengths = None if lengths is None else lengths.contiguous()
-    options = *others, lengths, _given_scale(scale, qkv)
+    options = *others, lengths, given_scale(scale, qkv)
     arguments = qkv, out, size, S, *strides, out.stride(1), *options
     launch(kernel, grid, *arguments, CAUSAL=causal, **constants)
     return out
@@ -694,9 +674,9 @@ def backward(
         qkv,
         lengths is not None,
     )
-    strides, others = _operands(qkv, key, value)
+    strides, others = operands(qkv, key, value)
     lengths = None if lengths is None else lengths.contiguous()
-    options = *others, lengths, _given_scale(scale, qkv), *(grads[1:] or (None, None))
+    options = *others, lengths, given_scale(scale, qkv), *(grads[1:] or (None, None))
     strides = *grad.stride(), *strides, grads[0].stride(1)
     arguments = grad, qkv, grads[0], size, qkv.shape[2], *strides, *options
     launch(kernel, grid, *arguments, CAUSAL=causal, **constants)

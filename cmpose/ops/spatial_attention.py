@@ -191,6 +191,23 @@ def _where_asked(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[...,
 _triton_forward = library.triton_kernel("spatial_attention", "forward")
 _triton_backward = library.triton_kernel("spatial_attention", "backward")
 
+
+# Many parameters: those of the registered op.
+def _kernel_gradients(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    qkv: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    lengths: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _triton_backward(grad, qkv, out, lse, k, v, lengths, scale, grad_lse)
+    return grads if k is not None else (*grads, qkv.new_empty(0), qkv.new_empty(0))
+
+
 # Beside the result the log-sum-exp of every row, which backward passes read; else it is empty.
 _forward = library.register(
     "spatial_attention(Tensor qkv, Tensor? k, Tensor? v, Tensor? lengths, float scale, "
@@ -198,7 +215,7 @@ _forward = library.register(
     _forward_fake,
     reference=_where_asked(spatial_attention_reference),
     cpu=_where_asked(cpu.forward),
-    triton=_where_asked(lambda qkv, *_: _triton_forward(qkv)),
+    triton=_where_asked(_triton_forward),
     cuda=_cuda_forward,
 )
 _backward = library.register(
@@ -209,11 +226,7 @@ _backward = library.register(
     reference=_backward_reference,
     cpu=cpu.backward,
     cuda=_cuda_backward,
-    triton=lambda grad, grad_lse, qkv, k, v, lengths, out, lse, scale: (
-        _triton_backward(grad, qkv, out, lse),
-        qkv.new_empty(0),
-        qkv.new_empty(0),
-    ),
+    triton=_kernel_gradients,
 )
 
 
@@ -309,7 +322,8 @@ def spatial_attention(
         "spatial_attention", first, k, v
     )
     padding = None
-    if lengths is not None and (chosen != "cuda" or differentiable):  # else its kernel sees to that
+    within = chosen == "triton" or (chosen == "cuda" and not differentiable)
+    if lengths is not None and not within:  # else the kernel sees to that
         position = torch.arange(first.shape[2], device=first.device)
         padding = position >= lengths[..., None]  # [B, T, S]
         first, k, v = attention.without_padding(padding, first, k, v)
@@ -342,18 +356,12 @@ def _frame_lengths(lengths: Tensor, first: Tensor) -> Tensor:
 def _triton_limits(
     qkv: Projection, lengths: Tensor | None, scale: float | None, return_lse: bool
 ) -> str | None:
-    if not isinstance(qkv, Tensor):
-        return "q, k and v are separate; the kernels take the packed projection"
-    if (refusal := attention.kernel_refusal(qkv)) is not None:
+    first = qkv if isinstance(qkv, Tensor) else qkv[0]
+    if (refusal := attention.kernel_refusal(first)) is not None:
         return refusal
-    for name, value in (("lengths", lengths), ("scale", scale)):
-        if value is not None:
-            return f"{name} is given; the kernels do without"
-    if return_lse and torch.is_grad_enabled() and qkv.requires_grad:
-        return "return_lse is given where gradients are; the kernels' backward pass has none of it"
-    if qkv.shape[-1] % 16 or not 16 <= qkv.shape[-1] <= MAX_HEAD_DIM:
+    if first.shape[-1] % 16 or not 16 <= first.shape[-1] <= MAX_HEAD_DIM:
         taken = f"multiples of 16 up to {MAX_HEAD_DIM}"
-        return f"the head dimension is {qkv.shape[-1]}; the kernels take {taken}"
+        return f"the head dimension is {first.shape[-1]}; the kernels take {taken}"
     return None
 
 

@@ -78,6 +78,22 @@ def test_options_of_temporal_attention_cost_little() -> None:
             assert estimate(one) <= 1.03 * estimate(plain)
 
 
+def test_options_of_spatial_attention_cost_little() -> None:
+    """Of whole frames: at most 3 % more instructions than the budgets have."""
+    qkv, grad = (torch.zeros(4, 3, 207, *n, 12, 64, dtype=torch.bfloat16) for n in ([3], []))
+    lse, options = torch.zeros(4, 3, 12, 207), (None, None, torch.full((4, 3), 207), -0.3)
+
+    def both() -> None:
+        spatial_attention.forward(qkv, *options)
+        spatial_attention.backward(grad, qkv, grad, lse, *options, lse)
+
+    budgets = gate.TRITON.read()
+    for one, way in zip(counts.counts_of_call(both, 89), ("forward", "backward"), strict=True):
+        budget = budgets[f"spatial_attention {way} sm_89 {one.kernel}"]
+        assert gate.figures(one)["instructions"] <= 1.03 * budget["instructions"]
+        assert gate.figures(one)["blocks an SM"] >= budget["blocks an SM"]
+
+
 @pytest.mark.parametrize(
     ("figure", "by"),
     [

@@ -33,7 +33,7 @@ def random(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tenso
 
 def both(qkv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     out, lse = spatial_attention.forward(qkv)
-    return out, lse, spatial_attention.backward(grad, qkv, out, lse)
+    return out, lse, spatial_attention.backward(grad, qkv, out, lse)[0]
 
 
 def exact_lse(qkv: Tensor) -> Tensor:
@@ -217,6 +217,98 @@ def test_empty(device: str, shape: tuple[int, ...]) -> None:
     assert_layout(out, (B, T, S, H, 32), torch.float32)
     assert_layout(lse, (B, T, H, S), torch.float32)
     assert_layout(dqkv, qkv.shape, torch.float32)
+
+
+OPTIONS = {
+    "lengths": (89, (2, 37, 1, 64), torch.float16, {"lengths"}),
+    "lengths, 64 keys at a time": (90, (4, 70, 1, 64), torch.float16, {"lengths"}),
+    "no tail": (89, (2, 64, 1, 48), torch.float16, {"lengths", "scale"}),
+    "lengths, two kernels": (89, (4, 41, 1, 32), torch.float32, {"lengths", "separate"}),
+    "two heads of a frame": (89, (2, 20, 2, 16), torch.float32, {"lengths", "scale", "strides"}),
+    "all": (89, (4, 55, 1, 80), torch.float16, {"lengths", "scale", "strides"}),
+    "separate": (90, (1, 9, 1, 112), torch.float16, {"scale", "separate"}),
+}
+"""Card, sizes T S H d, dtype and what is given; separate q, k and v have strides of their own, or
+those of one projection."""
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths from 0 to S; whatever the padding holds, it reaches nothing, and gets 0."""
+    arch, (T, S, H, d), dtype, given = OPTIONS[case]
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(launch, "INTERPRETER_ARCH", arch)
+    qkv = random(1, T, S, 3, H, d, dtype=dtype, device=device)
+    grads = [random(1, T, S, H, d, dtype=dtype, device=device, seed=1)]
+    grads.append(random(1, T, H, S, dtype=torch.float32, device=device, seed=2))
+    lengths = torch.tensor([[S, S - 17, S // 3, 0]], device=device)[:, :T]
+    padding = torch.arange(S, device=device) >= lengths[..., None]  # [1, T, S]
+    if "lengths" not in given:
+        padding = torch.zeros_like(padding)
+    marks = [padding[..., None, None], padding[:, :, None]]
+
+    def run(backend: str, qkv: Tensor, grads: list[Tensor]) -> list[Tensor]:
+        parts = qkv.unbind(3)
+        if "strides" in given:
+            parts = parts[0], parts[1].contiguous(), parts[2].transpose(2, 4).contiguous()
+            parts = *parts[:2], parts[2].transpose(2, 4)
+        packed = given.isdisjoint(("separate", "strides"))
+        leaves = [x.detach().requires_grad_() for x in ([qkv] if packed else parts)]
+        out, lse = ops.spatial_attention(
+            leaves[0] if packed else leaves,
+            lengths=lengths if "lengths" in given else None,
+            scale=-0.3 if "scale" in given else None,
+            return_lse=True,
+            backend=backend,
+        )
+        assert torch.equal(lse.isneginf(), marks[1].expand_as(lse))
+        found = torch.autograd.grad([out, lse], leaves, grads)
+        for x, mark in zip((out, *found), (marks[0], *[padding] * 3), strict=False):
+            assert not x[mark.expand_as(x) if mark.ndim == x.ndim else mark].any()
+        return [out.detach(), lse.detach().masked_fill(marks[1], 0.0), *found]
+
+    poisoned = [x.masked_fill(m, math.nan) for x, m in zip(grads, marks, strict=True)]
+    found = run("triton", qkv.masked_fill(marks[0][..., None], math.nan), poisoned)
+    exact = run("reference", qkv.double(), [g.double() for g in grads])
+    eager = run("reference", qkv, grads)
+    for a, b, c in zip(found, eager, exact, strict=True):
+        assert_as_close_as_eager(a, b, c, reduction=max(S, d), roundings=2)
+
+
+@pytest.mark.parametrize("scale", [0.0, 3e38, -3e38])
+def test_scales_at_their_limits(device: str, scale: float) -> None:
+    """Logits of a scale of 0 are all the same; of a large one only the largest counts."""
+    qkv = random(1, 1, 21, 3, 1, 16, dtype=torch.float32, device=device)
+    if scale:
+        qkv[:, :, :, :2] = 0.0
+    leaf = qkv.requires_grad_()
+    out = ops.spatial_attention(leaf, scale=scale, backend="triton")
+    expected = qkv[:, :, :, 2].detach().mean(2, keepdim=True).expand_as(out)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    (grad,) = torch.autograd.grad(out.sum(), leaf)
+    torch.testing.assert_close(grad[:, :, :, 2], torch.ones_like(out), rtol=1e-5, atol=1e-5)
+    assert (grad[:, :, :, :2] == 0).all()
+
+
+def test_lengths_outside_the_frame_count_as_the_nearer(device: str) -> None:
+    """Also those beyond 32 bits; on a GPU nothing looks at them before."""
+    qkv = random(1, 4, 19, 3, 1, 16, dtype=torch.float32, device=device)
+    far = torch.tensor([[-1, 20, 2**32 + 1, -(2**32) + 1]], device=device)
+    near = torch.tensor([[0, 19, 19, 0]], device=device)
+    found = spatial_attention.forward(qkv, lengths=far)
+    assert_same_bits(found, spatial_attention.forward(qkv, lengths=near))
+
+
+def test_separate_operands_are_not_copied() -> None:
+    """Neither those of one projection, of whose strides only one is passed, nor others."""
+    qkv = torch.empty(2, 3, 50, 3, 4, 64, dtype=torch.float16, device="meta")
+    turned = torch.empty(2, 64, 50, 4, 3, dtype=torch.float16, device="meta").permute(0, 4, 2, 3, 1)
+    for parts in (qkv.unbind(3), (qkv[:, :, :, 0], turned, turned)):
+        with launch.recording(89) as launches:
+            out, lse = spatial_attention.forward(*parts)
+            spatial_attention.backward(out, parts[0], out, lse, *parts[1:])
+        for one in launches:
+            assert all(any(a is part for a in one.arguments) for part in parts)
 
 
 def far(

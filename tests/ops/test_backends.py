@@ -291,24 +291,6 @@ def test_limits_of_the_kernels(name: str, sizes: dict[str, int], reason: str) ->
     case.call(**made(case, **sizes))  # auto falls back
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"lengths": torch.ones(2, 3, dtype=torch.int64)}, "lengths is given"),
-        ({"scale": 0.5}, "scale is given; the kernels do without"),
-        ({"return_lse": True}, "return_lse is given where gradients are"),
-    ],
-)
-def test_options_that_the_kernels_do_without(options: Any, reason: str) -> None:
-    qkv = made(CASES["spatial_attention"], d=32)["qkv"].requires_grad_()
-    options = {n: v.to(DEVICE) if isinstance(v, Tensor) else v for n, v in options.items()}
-    with pytest.raises(ops.BackendUnavailable, match=reason):
-        ops.spatial_attention(qkv, **options, backend="triton")
-    with pytest.raises(ops.BackendUnavailable, match="q, k and v are separate; the kernels take"):
-        ops.spatial_attention(qkv.unbind(3), backend="triton")
-    assert reason in str(ops.explain("spatial_attention", qkv, **options))
-
-
 @pytest.mark.skipif(
     DEVICE == "cpu" and INTERPRETER_FAILS() is not None, reason=f"{INTERPRETER_FAILS()}"
 )

@@ -42,7 +42,7 @@ SIZES = {
 }
 """Sizes beside each case's first, of the Triton ops in bfloat16."""
 
-(TEMPORAL_OPTIONS,) = (case for case in OPTIONS if case.name == "temporal_attention")
+WITH_OPTIONS = {f"{case.name}_options": case for case in OPTIONS}
 OPS = tuple(SIZES)
 CUDA_OPS = ("select_tokens", "merge_clusters", "unmerge_tokens", "dpc_knn")
 CUDA_ATTENTION = ("spatial_attention_backward",)
@@ -89,14 +89,21 @@ def test_value_and_gradients(name: str, dtype: torch.dtype) -> None:
     assert kernels.launched.total() > before
 
 
-@pytest.mark.parametrize("name", ["temporal_attention_options"])
 @pytest.mark.parametrize(
-    "sizes", [{"T": 4, "S": 5, "H": 3, "d": 48}, {"T": 18, "S": 1, "H": 1, "d": 112}], ids=str
+    ("name", "sizes"),
+    [
+        ("temporal_attention_options", {"T": 4, "S": 5, "H": 3, "d": 48}),
+        ("temporal_attention_options", {"T": 18, "S": 1, "H": 1, "d": 112}),
+        ("spatial_attention_options", {"T": 2, "S": 55, "H": 2, "d": 80}),
+        ("spatial_attention_options", MANY_KEYS),
+    ],
+    ids=str,
 )
 def test_options(name: str, sizes: dict[str, int]) -> None:
-    """Temporal attention's causal kernels of separate q, k and v and of clips of other lengths;
-    whichever warp is first, the bits are the same."""
-    case = replace(TEMPORAL_OPTIONS, kernel_sizes=sizes, other_sizes=())
+    """The attentions' kernels of separate q, k and v and of other lengths, temporal attention's
+    causal, spatial attention's with a gradient of the log-sum-exp; whichever warp is first, the
+    bits are the same."""
+    case = replace(WITH_OPTIONS[name], kernel_sizes=sizes, other_sizes=())
     contract.test_value_and_gradients_are_as_close_as_eager(case, "triton", torch.bfloat16)
     made = contract.arguments(case, dtype=torch.bfloat16)
     expected = contract.everything(case, "triton", made)

@@ -39,6 +39,23 @@ def sliced(tokens: int, d: int, dtype: torch.dtype) -> None:
     spatial_attention.backward(_empty(2, 3, tokens, 12, d + 3, dtype=dtype)[..., :d], qkv, out, lse)
 
 
+def options(tokens: int, d: int, dtype: torch.dtype) -> None:
+    """Forward and backward with every option: q, k and v separate, each of strides of its own."""
+    wide = (_empty(32, 3, tokens, HEADS[d] + i, d, dtype=dtype) for i in range(3))
+    q, k, v = (x[:, :, :, : HEADS[d]] for x in wide)
+    lengths = _empty(32, 3, dtype=torch.int64)
+    out, lse = spatial_attention.forward(q, k, v, lengths, -0.1)
+    spatial_attention.backward(q, q, out, lse, k, v, lengths, -0.1, lse)
+
+
+def padded(tokens: int, d: int, dtype: torch.dtype) -> None:
+    """Forward and backward of frames of different length."""
+    qkv = _empty(32, 3, tokens, 3, HEADS[d], d, dtype=dtype)
+    lengths = _empty(32, 3, dtype=torch.int64)
+    out, lse = spatial_attention.forward(qkv, lengths=lengths)
+    spatial_attention.backward(out, qkv, out, lse, lengths=lengths)
+
+
 CASES: dict[str, Callable[[], Any]] = {
     f"S {tokens} d {d} {str(dtype).removeprefix('torch.')}": partial(both, tokens, d, dtype)
     for tokens, d, dtype in (
@@ -58,4 +75,8 @@ CASES: dict[str, Callable[[], Any]] = {
 }
 CASES["expanded S 207 d 64 bfloat16"] = partial(expanded, 207, 64, torch.bfloat16)
 CASES["sliced S 207 d 64 bfloat16"] = partial(sliced, 207, 64, torch.bfloat16)
+CASES["lengths S 207 d 64 bfloat16"] = partial(padded, 207, 64, torch.bfloat16)
+CASES["lengths S 207 d 80 bfloat16"] = partial(padded, 207, 80, torch.bfloat16)
+CASES["options S 207 d 64 bfloat16"] = partial(options, 207, 64, torch.bfloat16)
+CASES["options S 207 d 80 float16"] = partial(options, 207, 80, torch.float16)
 CASES["sliced S 207 d 64 float32"] = partial(sliced, 207, 64, torch.float32)
