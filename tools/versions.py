@@ -40,7 +40,7 @@ STEPS = 10
 RECIPE = """\
 model: {backbone: tiny, depth: 1, image_size: [128, 96], mlp_ratio: 1.25, head_channels: 8,
         tokens_per_keypoint: 1, num_clusters: 12}
-data: {root: data, num_workers: 0}
+data: {root: data, num_workers: 2}
 train: {epochs: 2, batch_size: 4, lr: 1.0e-3, schedule: steps, warmup_steps: 0, precision: fp32,
         device: cpu, log_every: 1, pictures_every: 0, evaluate_every: 0}
 """
