@@ -425,7 +425,8 @@ __global__ void __launch_bounds__(kThreads, 1) spatial_attention_forward(Problem
   Place* const places = reinterpret_cast<Place*>(cmpose_shared + kSlots * Order<D>::kSlotBytes);
   const int turns = (p.items - 1 - static_cast<int>(blockIdx.x)) / static_cast<int>(gridDim.x) + 1;
   const int rounds = p.tokens > kWarps * kRows ? 2 : 1;
-  const float scale = fminf(fabsf(p.scale) * kLog2E, 3e38f);
+  // Not 0, which times the infinite logits of masked keys would be NaN.
+  const float scale = fminf(fmaxf(fabsf(p.scale) * kLog2E, 1.2e-38f), 3e38f);
   if (threadIdx.x < 3) find_place(p, threadIdx.x, places);
   __syncthreads();
   Channels<D> q[2];

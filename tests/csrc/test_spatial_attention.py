@@ -190,6 +190,17 @@ def test_opcheck(layout: str) -> None:
     contract.test_opcheck(CASE, "cuda", layout)
 
 
+def test_a_scale_of_zero() -> None:
+    """All weights are the same, beside masked keys too."""
+    qkv = projection(1, 2, 50, 2, 64)
+    lengths = torch.tensor([[50, 20]], device=qkv.device)
+    out = ops.spatial_attention(qkv, lengths=lengths, scale=0.0, backend="cuda")
+    for t, n in enumerate(lengths[0].tolist()):
+        mean = qkv[:, t, :n, 2].double().mean(1, keepdim=True).expand(1, n, 2, 64)
+        torch.testing.assert_close(out[:, t, :n].double(), mean, rtol=0.01, atol=0.01)
+        assert (out[:, t, n:] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "reason"),
     [
