@@ -183,7 +183,7 @@ _backward = library.register(
     "ScalarType? position_dtype, bool position_after, str backend) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
     reference=corrupt_tokens_backward_reference,
-    cpu=corrupt_tokens_backward_reference,
+    cpu=cpu.backward,
     triton=library.triton_kernel("corrupt_tokens", "backward"),
 )
 

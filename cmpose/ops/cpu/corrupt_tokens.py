@@ -74,6 +74,26 @@ def forward(
     return x
 
 
+def backward(
+    grad: Tensor,
+    masked: Tensor,
+    keypoint_dtype: torch.dtype,
+    position_dtype: torch.dtype | None,
+    position_after: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients, as the reference's."""
+    N = masked.shape[-1]
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    clean, kept, noised = wide[:, :, :, :N]
+    tokens = kept.masked_fill(masked[..., None], 0.0).add_(clean).add_(noised)
+    slots = wide.sum(dim=(0, 1))
+    keypoints = slots[:, N:].sum(dim=0).to(keypoint_dtype)
+    if not position_after:
+        slots[:, :N] = tokens.sum(dim=0)
+    position = grad.new_empty(0) if position_dtype is None else slots.to(position_dtype)
+    return tokens.to(grad.dtype).contiguous(), keypoints, position
+
+
 def _normals(seed: int, clip: Tensor, token: Tensor, width: int) -> Tensor:
     """``philox.gaussian_rows`` of tokens [R] of clips [R]: [R, width]."""
     made = torch.empty(len(token), (width + 3) // 4, 4)
