@@ -193,7 +193,8 @@ def _share(file: Path) -> None:
     """Gives a file that its owner alone may read the mode that the umask leaves."""
     if file.is_symlink() or stat.S_IMODE(file.stat().st_mode) != _PRIVATE:
         return
-    umask = os.umask(0o077)  # it is only told when it is set; what another thread makes is private
+    # Only setting it tells what it was; a file that another thread makes meanwhile is private.
+    umask = os.umask(0o077)
     os.umask(umask)
     file.chmod(0o666 & ~umask)
 

@@ -215,9 +215,8 @@ def average(paths: Sequence[str | Path], backend: Backend | None = None) -> tupl
     for folder in folders[1:]:
         other, recipe = load_model(folder, backend)
         network = replace(recipe.model, pretrained=config.model.pretrained)
-        if (network, other.skeleton, recipe.data.udp) != (
-            *(config.model, model.skeleton, config.data.udp),
-        ):
+        what = network, other.skeleton, recipe.data.udp
+        if what != (config.model, model.skeleton, config.data.udp):
             raise CheckpointError(
                 f"{folder} has other settings of model, another skeleton or another data.udp than "
                 f"{folders[0]}: average models of one recipe"
