@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cmpose.render.actor import Actor
 from cmpose.render.dataset import render_dataset
 from cmpose.render.footage import Footage, clutter
 from cmpose.render.plan import plan_video
@@ -30,6 +31,16 @@ def pictures(video: int = 0, people: int = 3, **options: float) -> list[np.ndarr
         difficulty=Difficulty(**(PLAIN | options)),
     )
     return [picture for picture, _ in plan.draw("a", 0, "images")]
+
+
+def actors(seed: int, videos: int, people: int, **options: float) -> list[Actor]:
+    """The people of the first frames of some small videos."""
+    scene = {"frames": 1, "size": (96, 128), "fps": 12, "max_people": people}
+    return [
+        actor
+        for video in range(videos)
+        for actor in plan_video([seed, 0, video], difficulty=Difficulty(**options), **scene).actors
+    ]
 
 
 @pytest.mark.parametrize("option", ADDED)
@@ -65,23 +76,12 @@ def test_people_sit_on_their_seats() -> None:
 def test_from_above_people_are_shorter_and_otherwise_the_same() -> None:
     def seen(above: float) -> np.ndarray:
         """Stature in metres, and as it is seen on the way from the feet to the head."""
-        actors = [
-            actor
-            for video in range(30)
-            for actor in plan_video(
-                [5, 0, video],
-                frames=1,
-                size=(96, 128),
-                fps=12,
-                max_people=1,
-                difficulty=Difficulty(**PLAIN, above=above),
-            ).actors
-        ]
-        feet = [(a.flat["left_ankle"] + a.flat["right_ankle"])[0, 1] / 2 for a in actors]
+        people = actors(5, 30, 1, **PLAIN, above=above)
+        feet = [(a.flat["left_ankle"] + a.flat["right_ankle"])[0, 1] / 2 for a in people]
         tall = [
-            (y - a.flat["head_top"][0, 1]) / a.scale[0] for y, a in zip(feet, actors, strict=True)
+            (y - a.flat["head_top"][0, 1]) / a.scale[0] for y, a in zip(feet, people, strict=True)
         ]
-        return np.stack([[a.body.build.stature for a in actors], tall])
+        return np.stack([[a.body.build.stature for a in people], tall])
 
     level, down = seen(0), seen(1)
     assert (level[0] == down[0]).all()
@@ -91,18 +91,7 @@ def test_from_above_people_are_shorter_and_otherwise_the_same() -> None:
 
 def test_muted_clothes_have_little_colour() -> None:
     def colourfulness(muted: float) -> float:
-        looks = [
-            actor.body.look.textures["torso"]
-            for video in range(6)
-            for actor in plan_video(
-                [9, 0, video],
-                frames=1,
-                size=(96, 128),
-                fps=12,
-                max_people=4,
-                difficulty=Difficulty(muted=muted),
-            ).actors
-        ]
+        looks = [a.body.look.textures["torso"] for a in actors(9, 6, 4, muted=muted)]
         return float(np.mean([np.ptp(cloth.astype(int), axis=-1).mean() for cloth in looks]))
 
     assert colourfulness(1) < 0.5 * colourfulness(0)
