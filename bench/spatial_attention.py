@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.harness.attention import attention_bench, attention_peers
+from bench.harness.attention import attention_bench, attention_options, attention_peers
 from cmpose import ops
 from cmpose.ops.spatial_attention import spatial_attention_backward_reference
 
@@ -25,4 +25,5 @@ BENCH = attention_bench(
     cpu={"B": 8, "branches": 1, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64},
     peers=attention_peers(arrange, restore),
     lse=True,
+    options={**attention_options(2), "lse": lambda _: {"return_lse": True}},
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.harness.attention import attention_bench, attention_peers
+from bench.harness.attention import attention_bench, attention_options, attention_peers
 from bench.harness.peers import compiled, eager
 from cmpose import ops
 from cmpose.ops.temporal_attention import temporal_attention_backward_reference
@@ -52,4 +52,5 @@ BENCH = attention_bench(
         "compile_broadcast": compiled(broadcast_formulation),
     },
     lse=False,
+    options={**attention_options(1), "causal": lambda _: {"causal": True}},
 )

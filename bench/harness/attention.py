@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def attention_bench(
     cpu: Shape,
     peers: dict[str, Peer],
     lse: bool,
+    options: Mapping[str, Callable[[Arguments], Arguments]],
 ) -> OpBench:
     """An attention op's.
 
@@ -32,6 +34,7 @@ def attention_bench(
         cpu: the shape at which ratios are measured on a CPU.
         peers: see :func:`attention_peers`.
         lse: whether the log-sum-exp is kept for the backward pass, in float32.
+        options: see :func:`attention_options`.
     """
 
     def make(shape: Shape, draw: Draw) -> Arguments:
@@ -66,7 +69,33 @@ def attention_bench(
         peers=peers,
         flops=operations,
         gradients=("qkv",),
+        options=options,
     )
+
+
+def attention_options(counted: int) -> dict[str, Callable[[Arguments], Arguments]]:
+    """Options of both ops: lengths of whole sequences, another scale, and q, k and v separate, each
+    of the same strides or of its own.
+
+    Args:
+        counted: of qkv, the dimension whose length is given for all dimensions before it.
+    """
+
+    def lengths(given: Arguments) -> Arguments:
+        shape = given["qkv"].shape
+        return {"lengths": torch.full(shape[:counted], shape[counted])}
+
+    def separate(given: Arguments, own: bool = False) -> Arguments:
+        B, T, S, _, H, d = given["qkv"].shape
+        wide = (given["qkv"].new_zeros(B, T, S, H + own * i, d) for i in range(3))
+        return {"qkv": tuple(x[..., :H, :] for x in wide)}
+
+    return {
+        "lengths": lengths,
+        "scale": lambda _: {"scale": 0.1},
+        "separate": separate,
+        "strides": partial(separate, own=True),
+    }
 
 
 def attention_peers(arrange: Arrange, restore: Restore) -> dict[str, Peer]:

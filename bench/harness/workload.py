@@ -81,6 +81,8 @@ class OpBench:
     peers: dict[str, Peer]  # "eager" and "compile" among them
     flops: Callable[[Shape, str], int] = lambda shape, direction: 0  # of its matrix products
     gradients: tuple[str, ...] = ()  # arguments that take one
+    # what bench.profile can count beside it: arguments → those that differ, with the option in use
+    options: Mapping[str, Callable[[Arguments], Arguments]] = field(default_factory=dict)
     cpu: Sequence[Shape] = ()  # at which ratios are measured on a CPU, in float32
     # shape → shape at which errors against float64 are affordable
     exact_shape: Callable[[Shape], Shape] = lambda shape: {**shape, "B": min(shape["B"], 2)}

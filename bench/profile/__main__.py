@@ -2,6 +2,7 @@
 
     python -m bench.profile OP [--arch 89 ...] [--direction D] [--shape NAME=SIZE ...]
         [--dtype float32] [--backend triton] [--json FILE]
+    python -m bench.profile OP --options NAME[+NAME ...] ... [...]    # what its options add
     python -m bench.profile OP --peers [...]    # its stock choices beside it
     python -m bench.profile --validate    # the model beside published times
     python -m bench.profile [OP] --targets    # hot spots of docs/performance.md: all, or an op's
@@ -41,11 +42,14 @@ class Uncountable(RuntimeError):
     """A workload cannot be counted here; the message names it and says why."""
 
 
-def profiled(workload: Workload, card: Card, backend: str | None = None) -> model.Profile:
+def profiled(
+    workload: Workload, card: Card, backend: str | None = None, options: Sequence[str] = ()
+) -> model.Profile:
     """Counts a workload for a card.
 
     Args:
         backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
+        options: in use, of the op's benchmark.
 
     Raises:
         ValueError: the op refuses the shape.
@@ -58,7 +62,7 @@ def profiled(workload: Workload, card: Card, backend: str | None = None) -> mode
             one
             for way in ways
             for one in counts_of_op(
-                workload.op, card.arch, workload.shape, way, False, backend, workload.dtype
+                workload.op, card.arch, workload.shape, way, False, backend, workload.dtype, options
             )
         ]
     except (RuntimeError, ArithmeticError, BuildError) as error:
@@ -145,6 +149,35 @@ def _profile(
         raise Uncountable("; ".join(map(str, refused)))
 
 
+def _options(
+    workload: Workload, cards: Sequence[Card], backend: str | None, asked: Sequence[str]
+) -> None:
+    """Prints what options add, used one at a time or several together, over none of them."""
+    known = bench_of(workload.op).options
+    for name in "+".join(asked).split("+"):
+        if name not in known:
+            raise ValueError(
+                f"--options {name}: {workload.op} has {', '.join(known) or 'no options'}"
+            )
+    for card in cards:
+        rows = []
+        plain: dict[str, float] = {}
+        for names in ("none", *asked):
+            used = () if names == "none" else names.split("+")
+            profile = profiled(workload, card, backend, used)
+            counts = [launch.counts for launch in profile.launches]
+            now: dict[str, float] = {
+                "instructions": sum(sum(one.instructions.values()) for one in counts),
+                "sectors": sum(one.sectors_read + one.sectors_written for one in counts),
+                "estimate": profile.estimate_us,
+            }
+            plain = plain or now
+            over = [f"{100 * (value / plain[what] - 1):+.2f} %" for what, value in now.items()]
+            rows.append([names, *over, ", ".join(f"{one.registers}" for one in counts)])
+        head = ["options", "instructions", "sectors asked for", "estimate", "registers"]
+        print(f"{workload} on {card.name}, over no options\n\n{table(head, rows)}\n", flush=True)
+
+
 def _compare(
     workload: Workload, cards: Sequence[Card], path: Path | None, backend: str | None
 ) -> None:
@@ -187,6 +220,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--backend", choices=("triton", "cuda"), help="default: cuda, for an op that has it"
     )
     parser.add_argument("--json", type=Path, help="write the profiles as records")
+    parser.add_argument(
+        "--options", nargs="+", metavar="NAME[+NAME ...]", help="what these options of the op add"
+    )
     parser.add_argument("--peers", action="store_true", help="the op's stock choices beside it")
     parser.add_argument("--validate", action="store_true", help="the model beside published times")
     parser.add_argument("--targets", action="store_true", help="every hot spot")
@@ -196,6 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give an op, --targets or --validate")
     if options.peers and (options.op is None or options.targets):
         parser.error("--peers: give an op, without --targets")
+    if options.options and (options.op is None or options.targets or options.peers or options.json):
+        parser.error("--options: give an op, without --targets, --peers and --json")
     if options.backend and (options.validate or options.targets):
         parser.error(f"--backend {options.backend}: give an op, without --targets")
     try:
@@ -215,7 +253,9 @@ def main(arguments: list[str] | None = None) -> int:
             shape = _sizes(options.shape, bench)
             workload = Workload(bench.op, direction, shape, options.dtype)
             cards = [BY_ARCH[arch] for arch in options.arch]
-            if options.peers:
+            if options.options:
+                _options(workload, cards, options.backend, options.options)
+            elif options.peers:
                 _compare(workload, cards, options.json, options.backend)
             else:
                 _profile([workload], cards, options.json, options.backend)

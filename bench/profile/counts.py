@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -250,6 +250,7 @@ def launches_of_op(
     direction: str,
     backend: str | None = None,
     dtype: str = BF16,
+    options: Sequence[str] = (),
 ) -> list[Launch]:
     """What an op launches at a shape of its benchmark, on cheap tensors of the CPU.
 
@@ -260,6 +261,7 @@ def launches_of_op(
         direction: ``forward`` or ``backward``.
         backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
+        options: in use, of the op's benchmark.
     """
     bench = bench_of(op)
     sizes = {**bench.shapes[0], **(shape or {})}
@@ -268,6 +270,8 @@ def launches_of_op(
             f"a clip of M={sizes['M']} runs for hours on a CPU; give at most M={MOST_TOKENS}"
         )
     arguments = bench.make(sizes, Cheap(getattr(torch, dtype), "cpu"))
+    used = [bench.options[name](arguments) for name in options]
+    arguments = arguments | dict(ChainMap(*used))
     taken: list[Launch] = []
     backend = backend or ("cuda" if (build.CSRC / f"{op}.cu").is_file() else "triton")
     cuda = backend == "cuda"
@@ -290,7 +294,8 @@ def launches_of_op(
         with taking(), torch.no_grad():
             call(**arguments, backend=backend)
         return taken
-    inputs = [arguments[name].requires_grad_() for name in bench.gradients]
+    given = [one for name in bench.gradients for one in tensors(arguments[name])]
+    inputs = [one.requires_grad_() for one in given]
     with nullcontext() if runs else taking():
         made = tensors(call(**arguments, backend=backend))
     taken.clear()
@@ -308,6 +313,7 @@ def counts_of_op(
     whole: bool = False,
     backend: str | None = None,
     dtype: str = BF16,
+    options: Sequence[str] = (),
 ) -> list[Counts]:
     """Every launch of an op at a shape of its benchmark, in their order.
 
@@ -319,18 +325,20 @@ def counts_of_op(
         whole: all blocks run, however many.
         backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
+        options: in use, of the op's benchmark.
 
     Raises:
         ValueError: the op has no such direction, or launches other kernels for one clip.
         Unknown, UnknownOpcode, Unmatched, Fault: see :func:`count`.
     """
     with mock.patch.object(cuda_core, "MULTIPROCESSORS_ON_CPU", BY_ARCH[arch].sms):
-        launches = launches_of_op(op, arch, shape, direction, backend, dtype)
+        launches = launches_of_op(op, arch, shape, direction, backend, dtype, options)
     if not isinstance(launches[0], cuda_kernels.Launch):
         return count(launches, arch, whole)
     if op in PERSISTENT:
         return count(launches, arch, whole, PERSISTENT_SAMPLES)
-    clip = launches_of_op(op, arch, {**(shape or {}), "B": 1}, direction, backend, dtype)
+    one_clip = {**(shape or {}), "B": 1}
+    clip = launches_of_op(op, arch, one_clip, direction, backend, dtype, options)
     batch, one = ([launch.kernel for launch in of] for of in (launches, clip))
     if batch != one:
         raise ValueError(f"{op}: launches {batch} for the batch, {one} for one clip")

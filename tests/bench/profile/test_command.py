@@ -65,7 +65,25 @@ def test_an_op_by_the_backend_that_is_asked_for(
 
     monkeypatch.setattr(command, "counts_of_op", counted)
     assert command.main([*arguments, "--backend", "triton"]) == 0
-    assert [given[-2:] for given in asked] == 2 * [("triton", "float32")]
+    assert [given[-3:] for given in asked] == 2 * [("triton", "float32", ())]
+
+
+def test_what_options_add(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over none of them, each alone and some together."""
+    sizes = {(): 100, ("scale",): 103, ("lengths", "lse"): 110}
+
+    def counted(op: str, arch: int, *given: Any, **_: Any) -> list[counts.Counts]:
+        return [a_copy(sizes[tuple(given[-1])], arch)]
+
+    monkeypatch.setattr(command, "counts_of_op", counted)
+    arguments = ["spatial_attention", "--arch", "89", "--options", "scale", "lengths+lse"]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "| none | +0.00 % | +0.00 % | +0.00 % |" in printed
+    assert "| scale | +3.00 % | +3.00 % | " in printed
+    assert "| lengths+lse | +10.00 % | +10.00 % | " in printed
 
 
 def test_peers_stand_beside_ours(
@@ -163,6 +181,9 @@ def test_the_committed_errors_are_within_the_band() -> None:
         (["knn", "--shape", "M=-1"], "--shape M=-1: expected M=SIZE with a whole number"),
         (["knn", "--shape", "Q=2"], "--shape Q=2: knn has the sizes B, M, D, k"),
         (["knn", "--direction", "up"], "--direction up: knn has forward"),
+        (["--targets", "--options", "valid"], "--options: give an op, without --targets"),
+        (["dpc_knn", "--options", "valid+lse"], "--options lse: dpc_knn has valid"),
+        (["warp_clips", "--options", "lse"], "--options lse: warp_clips has no options"),
     ],
 )
 def test_wrong_arguments(

@@ -337,6 +337,23 @@ def test_a_batch_has_the_clips_work() -> None:
     assert few.blocks == batch.blocks / 2
 
 
+@pytest.mark.parametrize(
+    ("op", "direction", "options", "kinds"),
+    [
+        # q, k and v, the lengths and the result; backward also the gradients
+        ("temporal_attention", "forward", ["separate", "lengths"], 5),
+        ("temporal_attention", "backward", ["strides", "lengths", "scale", "causal"], 8),
+        ("spatial_attention", "forward", ["strides", "lengths", "lse"], 6),
+    ],
+)
+def test_options_reach_the_launch(op: str, direction: str, options: list[str], kinds: int) -> None:
+    (one,) = counts.launches_of_op(op, 89, {"B": 1}, direction, "triton", options=options)
+    tensors = [value for value in one.arguments if isinstance(value, torch.Tensor)]
+    assert len(tensors) == kinds
+    (plain,) = counts.launches_of_op(op, 89, {"B": 1}, direction, "triton")
+    assert len([v for v in plain.arguments if isinstance(v, torch.Tensor)]) < kinds
+
+
 def test_what_has_no_such_direction() -> None:
     with pytest.raises(ValueError, match=r"warp_clips: direction 'backward'"):
         counts.counts_of_op("warp_clips", 89, {"B": 1}, "backward")
