@@ -43,7 +43,6 @@ def sums(rows: Tensor, order: Tensor, starts: Tensor, weights: Tensor | None = N
     return torch.embedding_bag(rows, order, starts, *options, weights)[0]
 
 
-def dots(x: Tensor, y: Tensor, of: Tensor | None = None) -> Tensor:
-    """x_of(i) · y_i for each row of y [n, D]; without ``of`` x_i · y_i."""
-    each = torch.arange(len(y))
-    return _dots(x, y, each, each, each if of is None else of, 0)
+def dots(x: Tensor, y: Tensor, each: Tensor, of: Tensor) -> Tensor:
+    """x_of(i) · y_i for each row of y [n, D]; ``each`` is 0 .. n−1."""
+    return _dots(x, y, each, each, of, 0)

@@ -83,7 +83,8 @@ class Distances:
     def __init__(self, x: Tensor) -> None:
         self.x = x
         rows = x.flatten(0, 1)
-        self.norms = bags.dots(rows, rows).view(x.shape[:2])
+        each = torch.arange(len(rows))
+        self.norms = bags.dots(rows, rows, each, each).view(x.shape[:2])
         # A step of a product's sum loses at most half an ulp; 8 ulp stand for what is around it.
         self.loss = torch.finfo(x.dtype).eps * (x.shape[-1] / 2 + 8)
         self._numbers: Tensor | None = None

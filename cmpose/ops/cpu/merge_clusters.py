@@ -18,19 +18,20 @@ def forward(
         merged = tokens.new_zeros(batch, num_clusters, width, dtype=wide)
         return merged, tokens.new_zeros(batch, num_clusters, dtype=wide)
     weight = weights.to(wide)
-    order, starts = bags.sorted_bags(assignment, num_clusters)
-    merged = bags.sums(
-        tokens.to(wide).reshape(batch * size, width),
-        order,
-        starts,
-        weight.flatten().index_select(0, order),
-    ).view(batch, num_clusters, width)
     total = weight.new_zeros(batch, num_clusters).scatter_add_(1, assignment, weight)
+    share, empty = weight, None
     if normalize:
-        empty = total == 0
-        merged.div_(total.masked_fill(empty, torch.inf)[..., None])
-        if not weight.min().item() > 0:  # where weights sum to 0 tokens may be NaN
-            merged.masked_fill_(empty[..., None], 0.0)
+        divisor = total.gather(1, assignment)
+        if not weight.min().item() > 0:
+            empty = total == 0
+            divisor.masked_fill_(divisor == 0, torch.inf)
+        share = weight / divisor
+    order, starts = bags.sorted_bags(assignment, num_clusters)
+    token = tokens.to(wide).reshape(batch * size, width)
+    merged = bags.sums(token, order, starts, share.flatten().index_select(0, order))
+    merged = merged.view(batch, num_clusters, width)
+    if empty is not None:  # where weights sum to 0 tokens may be NaN
+        merged.masked_fill_(empty[..., None], 0.0)
     return merged, total
 
 
@@ -55,19 +56,24 @@ def backward(
             weights.new_zeros(weights.shape) if want_weights else d_weights,
         )
     rows = bags.flat(assignment, total.shape[1])
+    each = torch.arange(len(rows))
     gradient = d_merged.to(wide).reshape(-1, width).contiguous()
-    divisor = total.gather(1, assignment) if normalize else torch.ones_like(weights, dtype=wide)
-    nothing = divisor == 0
-    divisor.masked_fill_(nothing, torch.inf)
+    share = weights.to(wide).flatten()
+    divisor = total.flatten().index_select(0, rows) if normalize else torch.ones_like(share)
+    nothing = None if divisor.min().item() > 0 else divisor == 0
+    if nothing is not None:
+        divisor.masked_fill_(nothing, torch.inf)
+    share = share / divisor
     if want_weights:
         token = tokens.to(wide).reshape(-1, width).contiguous()
-        dot = bags.dots(gradient, token, rows).view(assignment.shape)
-        if normalize:
-            merged = exact.to(wide).reshape(-1, width).contiguous()
-            dot -= bags.dots(gradient, merged).view(total.shape).gather(1, assignment)
-        d_weights = (dot / divisor).masked_fill_(nothing, 0.0).to(weights.dtype).contiguous()
+        dot = bags.dots(gradient, token, each, rows)
+        if normalize:  # g_c · F_c, from the same products: F_c is the sum of the shares of f_j
+            own = total.new_zeros(total.numel()).scatter_add_(0, rows, share * dot)
+            dot = dot - own.index_select(0, rows)
+        dot = dot / divisor
+        if nothing is not None:
+            dot.masked_fill_(nothing, 0.0)
+        d_weights = dot.view(weights.shape).to(weights.dtype)
     if want_tokens:
-        scale = (weights.to(wide) / divisor).flatten()
-        d_tokens = bags.sums(gradient, rows, torch.arange(len(rows)), scale)
-        d_tokens = d_tokens.view(tokens.shape).to(tokens.dtype)
+        d_tokens = bags.sums(gradient, rows, each, share).view(tokens.shape).to(tokens.dtype)
     return d_tokens, d_weights
