@@ -1,4 +1,4 @@
-"""Measures ops: ``python -m bench [op ...] [--backend B] [--quick | --full] [--json FILE]``.
+"""Measures ops: ``python -m bench [op ...] [--backend B] [--full] [--json FILE]``.
 
 Every workload is a race of the op's kernels and its peers; docs/benchmarks.md says what the columns
 mean. On a CPU everything runs at small sizes, and the figures are no performance result; ``--device
@@ -61,9 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(OPS)}; default all")
     made.add_argument("--device", choices=["cpu"], help="measures the CPU's ratios to the peers")
     made.add_argument("--backend", choices=BACKENDS, help="default: every kernel that can run")
-    effort = made.add_mutually_exclusive_group()
-    effort.add_argument("--quick", action="store_true", help="few samples, no tuning of peers")
-    effort.add_argument("--full", action="store_true", help="more samples, max-autotune of peers")
+    made.add_argument("--full", action="store_true", help="more samples, max-autotune of peers")
     cases = "the workloads that have a target (the default), the others, or both"
     made.add_argument("--cases", choices=("targets", "grid", "all"), default="targets", help=cases)
     made.add_argument("--json", type=Path, help="results file that the records are put into")

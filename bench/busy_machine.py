@@ -13,6 +13,10 @@ import statistics
 import subprocess
 import sys
 
+from bench.cpu_gain import training_step
+from bench.harness.timing import Clock
+from bench.report.tables import table
+
 NEIGHBOURS = (0, 2, 10)
 SETTINGS: dict[str, dict[str, str]] = {
     "libgomp's own": {},
@@ -23,8 +27,6 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 def step_seconds(steps: int) -> float:
     """The median second of a training step: input, forward, losses, backward, AdamW."""
-    from bench.cpu_gain import Clock, training_step
-
     step = training_step("demo")
     return statistics.median([Clock().wall(step) for _ in range(steps + 2)][2:])
 
@@ -52,11 +54,12 @@ def main() -> None:
     if args.here:
         print(step_seconds(args.steps))
         return
-    heads = " | ".join(f"beside {n} busy processes" if n else "alone" for n in NEIGHBOURS)
-    print(f"| how long threads spin | {heads} |\n|---|{'---|' * len(NEIGHBOURS)}")
-    for name, setting in SETTINGS.items():
-        cells = [f"{measure(n, setting, args.steps):.2f} s" for n in NEIGHBOURS]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    head = [f"beside {n} busy processes" if n else "alone" for n in NEIGHBOURS]
+    rows = [
+        [name, *(f"{measure(n, setting, args.steps):.2f} s" for n in NEIGHBOURS)]
+        for name, setting in SETTINGS.items()
+    ]
+    print(table(["how long threads spin", *head], rows))
 
 
 if __name__ == "__main__":

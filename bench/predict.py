@@ -38,15 +38,10 @@ PAGE = PROJECT / "docs" / "predict.md"
 PEOPLE = (1, 2, 4, 8)
 SIZE = (720, 1280)
 PARTS = ("decode", "crop", "model", "draw", "encode")
-MODELS = {
-    "tiny, 128×96": ModelConfig(
-        backbone="tiny", depth=3, image_size=(128, 96), mlp_ratio=2.0, tokens_per_keypoint=1,
-        num_clusters=12, head_channels=128,
-    ),
-    "ViT-B, 256×192": ModelConfig(),
-}  # fmt: skip
-"""The demo's model, and the paper's."""
-FRAMES = {"tiny, 128×96": 60, "ViT-B, 256×192": 3}
+TINY = ModelConfig(backbone="tiny", depth=3, image_size=(128, 96), mlp_ratio=2.0,
+                   tokens_per_keypoint=1, num_clusters=12, head_channels=128)  # fmt: skip
+MODELS = {"tiny, 128×96": (TINY, 60), "ViT-B, 256×192": (ModelConfig(), 3)}
+"""The demo's model, and the paper's; and the frames that each is measured on."""
 
 HEAD = ("model", "people", "frames/s", "people/s", *(f"{part}, ms" for part in (*PARTS, "rest")))
 
@@ -118,14 +113,14 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video, files = make_video(folder, max(FRAMES.values()))
-        for model, config in MODELS.items():
+        video, files = make_video(folder, max(frames for _, frames in MODELS.values()))
+        for model, (config, frames) in MODELS.items():
             recipe = Config(model=config)
             recipe.train.precision = "fp32"
             torch.manual_seed(0)
             checkpoint.save(folder / model, "model", CMPose(recipe.model).state_dict(), recipe)
             for people in PEOPLE:
-                rows.append(measure(folder, video, model, people, FRAMES[model]))
+                rows.append(measure(folder, video, model, people, frames))
                 print(*cells(rows[-1]), flush=True)
         detector = detector_ms(files)
     record = {"benchmark": "predict", "provenance": provenance(), "threads": 1,

@@ -245,9 +245,9 @@ def put(path: Path | None, step: dict[str, Any], variant: str, result: Any) -> N
         return
     content = records.load_or_empty(path, provenance.machine())
     for held in content["train_step"]:
-        alike = all(held[name] == step[name] for name in ("backbone", "batch", "precision"))
         # What another commit's variants took is not compared with these.
-        if alike and held["provenance"]["commit"] == step["provenance"]["commit"]:
+        same_commit = held["provenance"]["commit"] == step["provenance"]["commit"]
+        if same_commit and records.key(held) == records.key(step):
             step["variants"] = held["variants"] | step["variants"]
     records.add(content, steps=[step])
     records.save(path, content)

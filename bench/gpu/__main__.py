@@ -14,11 +14,12 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from bench.gpu import items
-from bench.gpu.stages import Item, State, fingerprint, missing, run_stage, totals
+from bench.gpu.stages import Item, State, fingerprint, missing, run_stage
 from bench.harness import records
 from bench.report import tables
 from cmpose import native, provenance
@@ -65,15 +66,16 @@ def run(stage: str, state: State, options: argparse.Namespace) -> None:
     if not todo and stage in content["runs"]:
         print(f"{stage}: done before", flush=True)
         return
-    names = [item.name for item in wanted]
-    outcomes = {name: of for name, of in state.outcomes(stage).items() if name in names}
-    failed_first = sorted(outcomes.items(), key=lambda pair: pair[1]["status"] == "passed")
-    details = [f"{name}: {text}" for name, of in failed_first for text in of["details"]]
-    counts = totals(outcomes) | {"items": len(wanted), "done": len(outcomes)}
+    held = state.outcomes(stage)
+    done = [(item.name, held[item.name]) for item in wanted if item.name in held]
+    done.sort(key=lambda pair: pair[1]["status"] == "passed")  # failures first
+    details = [f"{name}: {text}" for name, outcome in done for text in outcome["details"]]
+    counts = sum((Counter(outcome["counts"]) for _, outcome in done), Counter[str]())
     seconds = round(time.monotonic() - began, 1)
     content["runs"][stage] = {
-        "stage": stage, "status": status, "seconds": seconds, "counts": counts,
-        "details": details[:40], "provenance": provenance.provenance(),
+        "stage": stage, "status": status, "seconds": seconds, "details": details[:40],
+        "counts": {**counts, "items": len(wanted), "done": len(done)},
+        "provenance": provenance.provenance(),
     }  # fmt: skip
     records.save(options.results, content)
     print(f"{stage}: {status} in {seconds:.0f} s", flush=True)

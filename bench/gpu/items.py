@@ -12,6 +12,7 @@ from argparse import Namespace
 import torch
 
 from bench.gpu.stages import Item
+from bench.harness import records
 from bench.harness.op_tests import CONTRACT
 from cmpose import ops, provenance
 from cmpose.ops.backends import OPS
@@ -76,16 +77,16 @@ def sanitize(options: Namespace) -> list[Item]:
 
 def bench(options: Namespace) -> list[Item]:
     """Targets, then the grid until the time is used."""
-    effort = "full" if options.full else "quick"
+    effort = ("--full",) if options.full else ()
     processes = str(workers("tests", options.workers))
-    command = (sys.executable, "-m", "bench", f"--{effort}", "--json", str(options.results),
+    command = (sys.executable, "-m", "bench", *effort, "--json", str(options.results),
                "--workers", processes, "--seconds", "{seconds}")  # fmt: skip
     made = []
     for which in ("targets", "grid"):
-        journal = str(options.work / f"journal-bench-{which}-{effort}.json")
-        own = ("--cases", which, "--journal", journal)
-        grid = which == "grid"
-        made.append(Item(f"{which}, {effort}", command + own, open_ended=grid, goes_on=True))
+        name = " ".join([which, *effort])
+        journal = str(options.work / f"journal-bench-{records.slug(name)}.json")
+        own = (*command, "--cases", which, "--journal", journal)
+        made.append(Item(name, own, open_ended=which == "grid", goes_on=True))
     return made
 
 

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -211,8 +210,3 @@ def run_stage(
     if missing([i for i in items if not i.open_ended], done):
         return "cut"
     return "not run" if ended == {"not run"} else "passed"
-
-
-def totals(outcomes: Mapping[str, Outcome]) -> dict[str, int]:
-    """Counts of all items together."""
-    return dict(sum((Counter(o["counts"]) for o in outcomes.values()), Counter()))

@@ -171,8 +171,29 @@ class Entrant:
     wall_us: float = 0.0  # of a call between two synchronisations
     peak_bytes: int = 0  # that a call holds at once beside its inputs
     error: float | None = None  # relative, against float64; None if it is not taken
-    us: dict[str, float] = field(default_factory=dict)  # quantiles; empty if it has no time
+    seconds: list[float] = field(default_factory=list)  # of a call, a sample each
     timer: str = ""
+
+    @property
+    def us(self) -> dict[str, float]:
+        return timing.quantiles(self.seconds)
+
+
+def entrants_of(bench: OpBench, backends: list[str], setting: Setting) -> list[Entrant]:
+    """Ours, then the peers; those that are not to run have their failure already."""
+    made = [Entrant(f"ours:{b}", partial(partial, bench.call, backend=b)) for b in backends]
+    for name, peer in bench.peers.items() if setting.peers else ():
+        left_out = peer.compiled and not setting.compiled
+        failure = "error: left out: compiling takes long on a CPU" if left_out else None
+        made.append(Entrant(name, partial(peer.build, setting.full), peer, failure))
+    return made
+
+
+def in_turn(entrants: list[Entrant], turn: int) -> list[Entrant]:
+    """The order of a turn: forwards, then backwards, then both from one further on."""
+    start = turn // 2 % len(entrants)
+    order = [*entrants[start:], *entrants[:start]]
+    return order[::-1] if turn % 2 else order
 
 
 class _Measurement:
@@ -187,33 +208,34 @@ class _Measurement:
         self.exact_inputs = bench.arguments(small, self.device, seed=1)
         self.exact = exact_outcome(self.exact_inputs, bench, workload.direction)
 
-    def entrants(self, backends: list[str]) -> list[Entrant]:
-        """Ours, then the peers; those that are not to run have their failure already."""
-        setting, known = self.run.setting, self.run.journal.failures(self.workload)
-        made = [
-            Entrant(f"ours:{name}", partial(partial, self.bench.call, backend=name))
-            for name in backends
-        ]
-        for name, peer in self.bench.peers.items() if setting.peers else ():
-            left_out = peer.compiled and not setting.compiled
-            failure = "error: left out: compiling takes long on a CPU" if left_out else None
-            made.append(Entrant(name, partial(peer.build, setting.full), peer, failure))
-        for entrant in made:
+    def race(self, entrants: list[Entrant]) -> None:
+        """Inspects every entrant, then times those that did not fail, in turns."""
+        known = self.run.journal.failures(self.workload)
+        for entrant in entrants:
             entrant.failure = known.get(entrant.name, entrant.failure)
-        return made
+            self.attempt(self.inspect, entrant)
+        for turn in range(self.run.setting.turns):
+            for entrant in in_turn(entrants, turn):
+                self.attempt(self.time, entrant)
 
-    def lose(self, entrant: Entrant, error: BaseException) -> None:
-        """Notes a failure; raises Lost if the card is gone with it."""
-        entrant.failure, entrant.function = message(error), None
-        # Whatever the failed call holds through its traceback would count as memory in use.
-        error.__traceback__ = None
-        gc.collect()
-        if self.device == "cuda":
-            try:
-                torch.cuda.synchronize()
-                torch.cuda.empty_cache()
-            except Exception:
-                raise Lost(entrant.name, entrant.failure) from None
+    def attempt(self, step: Callable[[Entrant], None], entrant: Entrant) -> None:
+        """A step of one that has not failed yet; raises Lost if the card is gone with it."""
+        if entrant.failure is not None:
+            return
+        try:
+            self.run.journal.began(self.workload, entrant.name)
+            step(entrant)
+        except Exception as error:
+            entrant.failure, entrant.function = message(error), None
+            # Whatever the failed call holds through its traceback would count as memory in use.
+            error.__traceback__ = None
+            gc.collect()
+            if self.device == "cuda":
+                try:
+                    torch.cuda.synchronize()
+                    torch.cuda.empty_cache()
+                except Exception:
+                    raise Lost(entrant.name, entrant.failure) from None
 
     def inspect(self, entrant: Entrant) -> None:
         """What is found out before the race; the memory that it takes is free afterwards."""
@@ -241,32 +263,19 @@ class _Measurement:
             if not entrant.error < WRONG:
                 raise WrongResult(f"its result is off by {entrant.error:.3g} of the exact one")
 
-    def race(self, entrants: list[Entrant]) -> None:
-        """Inspects every entrant, then times those that did not fail."""
-        named, journal, setting = {e.name: e for e in entrants}, self.run.journal, self.run.setting
-        for entrant in entrants:
-            if entrant.failure is None:
-                try:
-                    journal.began(self.workload, entrant.name)
-                    self.inspect(entrant)
-                except Exception as error:
-                    self.lose(entrant, error)
+    def time(self, entrant: Entrant) -> None:
+        """A turn of the race; its calls are set up anew, so that one entrant's are in memory."""
+        function = entrant.function
+        assert function is not None
 
-        def calls(entrant: Entrant) -> list[timing.Call]:
-            assert entrant.function is not None
-            rest = self.bench, self.workload.direction
-            return [call_of(entrant.function, given, *rest) for given in self.sets]
+        def setup() -> list[timing.Call]:
+            return [call_of(function, s, self.bench, self.workload.direction) for s in self.sets]
 
-        results = timing.race(
-            {e.name: partial(calls, e) for e in entrants if e.failure is None},
-            self.run.clock,
-            turns=setting.turns,
-            seconds=setting.seconds,
-            failed=lambda name, error: self.lose(named[name], error),
-            began=lambda name: journal.began(self.workload, name),
-        )
-        for name, (seconds, timer) in results.items():
-            named[name].us, named[name].timer = timing.quantiles(seconds), timer
+        seconds, timer = timing.passes(self.run.clock, setup, self.run.setting.seconds)
+        if entrant.timer not in ("", timer):
+            raise RuntimeError(f"was timed by {entrant.timer}, then by {timer}")
+        entrant.timer = timer
+        entrant.seconds += seconds
 
     def record(self, ours: Entrant, peers: list[Entrant]) -> records.Record:
         """The record of one backend."""
@@ -277,7 +286,7 @@ class _Measurement:
         bound = rates.bound_us(moved, flops, self.workload.dtype)
         copied = rates.bound_us(moved, 0, self.workload.dtype)
         op_tests = self.run.op_tests.get(self.bench.op, {}).get(backend, NOT_RUN)
-        ran = {p.name: p for p in peers if p.us}
+        ran = {p.name: p for p in peers if p.failure is None}
         is_ratio = "threads" in self.workload.shape  # to the peers, on a CPU
         record = asdict(self.workload) | {
             "backend": backend,
@@ -289,7 +298,7 @@ class _Measurement:
             "bound_us": round(bound, 4),
             "percent_of_bound": round(100 * bound / us["p50"], 2) or 0.01,
             "percent_of_copy": round(100 * copied / us["p50"], 2) or 0.01,
-            "peers": {p.name: p.us.get("p50", p.failure) for p in peers},
+            "peers": {p.name: p.failure or p.us["p50"] for p in peers},
             **{
                 f"peers_{name}": {n: getattr(p, name) for n, p in ran.items()}
                 for name in ("wall_us", "peak_bytes", "timer")
@@ -327,10 +336,10 @@ def measure(
         torch.cuda.empty_cache()
     with run.clock.context():
         measurement = _Measurement(workload, bench, run)
-        entrants = measurement.entrants(backends)
+        entrants = entrants_of(bench, backends, run.setting)
         measurement.race(entrants)
     ours, peers = ([e for e in entrants if (e.peer is None) == own] for own in (True, False))
     return (
-        [measurement.record(e, peers) for e in ours if e.us],
+        [measurement.record(e, peers) for e in ours if e.failure is None],
         {e.name.removeprefix("ours:"): e.failure for e in ours if e.failure is not None},
     )

@@ -238,16 +238,16 @@ def load_or_empty(path: Path, card: str) -> Record:
     return content
 
 
-def _key(entry: Record) -> str:
-    """What a record or a train step is of."""
+def key(entry: Record) -> str:
+    """What a record or a train step is of; of two that are of the same the newer one is kept."""
     names = ("op", "direction", "shape", "dtype", "backend", "backbone", "batch", "precision")
     return json.dumps([entry.get(name) for name in names], sort_keys=True)
 
 
 def slow_downs(content: Record, records: Iterable[Record]) -> list[str]:
     """Which records of a card are over 10 % slower than those whose place they are to take."""
-    before = {_key(r): r for r in content["records"] if r["provenance"]["gpu"]}
-    pairs = ((new, before.get(_key(new))) for new in records)
+    before = {key(r): r for r in content["records"] if r["provenance"]["gpu"]}
+    pairs = ((new, before.get(key(new))) for new in records)
     return [
         f"{new['backend']}: {new['us']['p50']:,.1f} µs, over 10 % more than the "
         f"{old['us']['p50']:,.1f} µs of commit {old['provenance']['commit'][:9]}"
@@ -259,7 +259,7 @@ def slow_downs(content: Record, records: Iterable[Record]) -> list[str]:
 def add(content: Record, records: Iterable[Record] = (), steps: Iterable[Record] = ()) -> None:
     """Puts records into a results file; a newer one replaces the older of the same workload."""
     for name, new in (("records", records), ("train_step", steps)):
-        content[name] = list({_key(entry): entry for entry in [*content[name], *new]}.values())
+        content[name] = list({key(entry): entry for entry in [*content[name], *new]}.values())
 
 
 class Journal:
@@ -274,15 +274,13 @@ class Journal:
         self.state: dict[str, Any] = {"running": None, "died": [], "failed": {}, "done": []}
         if path is not None and path.is_file():
             self.state = json.loads(path.read_text())
-        if self.state["running"] is not None:
+        if (lost := self.state["running"]) is not None:
             # The process before this one did not get past it; once can have been lack of time.
-            if self.state["running"] in self.state["died"]:
-                workload, entrant = self.state["running"]
-                text = "error: the process died or was stopped twice while it ran"
-                self.fail(workload, entrant, text)
-            else:
-                self.state["died"].append(self.state["running"])
-                self._save()
+            if lost in self.state["died"]:
+                workload, entrant = lost
+                self.fail(workload, entrant, "error: the process died or was stopped in it twice")
+            self.state["died"].append(lost)
+            self._save()
 
     def _save(self, running: list[str] | None = None) -> None:
         self.state["running"] = running

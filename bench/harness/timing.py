@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,8 @@ Call = Callable[[], Any]
 COLD = 3
 """Input sets together are this many times the L2 cache."""
 MOST_SETS = 64
+SAMPLES = (5, 200)
+"""Of an entrant in a turn, at least and at most."""
 
 
 class Pass(NamedTuple):
@@ -149,66 +151,22 @@ def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device == "cuda" else 1 << 30
 
 
-def sampled(
-    sample: Callable[[], float], clock: Clock, seconds: float, least: int = 5, most: int = 200
-) -> list[float]:
-    """Samples until the time is used: ``least`` to ``most`` of them."""
+def sampled(sample: Callable[[], float], clock: Clock, seconds: float) -> list[float]:
+    """Samples until the time is used, within :data:`SAMPLES`."""
     samples: list[float] = []
-    start = clock.now()
+    start, (least, most) = clock.now(), SAMPLES
     while len(samples) < least or (len(samples) < most and clock.now() - start < seconds):
         samples.append(sample())
     return samples
 
 
-def race(
-    entrants: Mapping[str, Callable[[], list[Call]]],
-    clock: Clock,
-    *,
-    turns: int,
-    seconds: float,
-    failed: Callable[[str, Exception], None],
-    began: Callable[[str], None] = lambda name: None,
-    least: int = 5,
-    most: int = 200,
-) -> dict[str, tuple[list[float], str]]:
-    """Times every entrant, in turns whose order rotates.
-
-    Only one entrant is in memory at a time: it is set up anew in every turn.
-
-    Args:
-        entrants: name → () → its calls, one an input set.
-        clock: times them.
-        turns: how often each comes.
-        seconds: spent on an entrant in a turn, with ``least`` to ``most`` samples.
-        failed: told of an entrant that raised, which is then left out.
-        began: told of an entrant before it is set up.
-
-    Returns:
-        name → seconds of a call, and the timer.
-    """
-    results: dict[str, tuple[list[float], str]] = {}
-    out: set[str] = set()
-    for turn in range(turns):
-        start = turn % max(len(entrants), 1)
-        order = [*list(entrants)[start:], *list(entrants)[:start]]
-        # Started one further each time, and every other time backwards.
-        for name in order[::-1] if turn % 2 else order:
-            if name in out:
-                continue
-            try:
-                began(name)
-                ready = clock.prepare(entrants[name])
-                samples, timer = results.setdefault(name, ([], ready.timer))
-                taken = sampled(partial(clock.seconds, ready), clock, seconds, least, most)
-                samples.extend(one / ready.calls for one in taken)
-                if timer != ready.timer:
-                    raise RuntimeError(f"was timed by {timer}, then by {ready.timer}")
-            except Exception as error:
-                out.add(name)
-                results.pop(name, None)
-                failed(name, error)
-            ready = None  # type: ignore[assignment]  # frees its graph before the next
-    return results
+def passes(
+    clock: Clock, setup: Callable[[], Sequence[Call]], seconds: float
+) -> tuple[list[float], str]:
+    """Seconds of a call, a sample a pass until the time is used; and the timer."""
+    ready = clock.prepare(setup)
+    samples = sampled(partial(clock.seconds, ready), clock, seconds)
+    return [sample / ready.calls for sample in samples], ready.timer
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:

@@ -14,6 +14,8 @@ NOT_YET = "not yet measured"
 
 Card = dict[str, Any]
 """A results file's content."""
+NOTHING: Card = {"card": "measured", "records": [], "train_step": [], "runs": {}}
+"""In place of cards where there are none."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -69,11 +71,11 @@ def _ran(step: dict[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in step["variants"].items() if not isinstance(v, str)}
 
 
-def _step_reached(card: Card | None) -> tuple[str, str]:
-    steps = [s for s in card["train_step"] if s["backbone"] == "base"] if card else []
+def _step_reached(card: Card) -> tuple[str, str]:
+    steps = [step for step in card["train_step"] if step["backbone"] == "base"]
     ran = _ran(steps[-1]) if steps else {}
     ours = {name: v for name, v in ran.items() if "reference" not in name}
-    if card is None or not ours:
+    if not ours:
         return NOT_YET, NOT_YET
     best = max(ours, key=lambda name: ours[name]["clips_per_s"])
     speed = ours[best]["clips_per_s"]
@@ -88,17 +90,16 @@ def _step_reached(card: Card | None) -> tuple[str, str]:
 
 def targets(cards: list[Card]) -> str:
     """Target and measurement of every hot spot."""
-    measured: list[Card | None] = [card for card in cards if card["records"]] or [None]
+    measured = [card for card in cards if card["records"]] or [NOTHING]
     head = ["hot spot", "bound on RTX 4090, µs", "target on H200 / RTX 4090, µs", "over the peers"]
     for card in measured:
-        head += ["measured" if card is None else f"{card['card']}, µs", "ratio to the best peer"]
+        head += [f"{card['card']}, µs", "ratio to the best peer"]
     rows = []
     for t in TARGETS:
         wish = f"{t.h200_us:,g} / {t.rtx_4090_us:,g}"
         row = [t.label, f"{t.rtx_4090_bound_us:,.1f}", wish, t.over]
         for card in measured:
-            record = None if card is None else best_record(card["records"], t.workload)
-            row += _reached(record, t.ratios)
+            row += _reached(best_record(card["records"], t.workload), t.ratios)
         rows.append(row)
     step = [
         "full train step, ViT-B",

@@ -7,14 +7,14 @@ Records, bounds and speed-ups are ``python -m bench``'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from bench.harness import measure, timing
+from bench.harness.measure import Entrant
 from bench.harness.records import NOT_A_RESULT
 from bench.harness.shapes import FP32
 from bench.harness.targets import TARGETS, bench_of
@@ -26,32 +26,27 @@ pytest.importorskip("pytest_benchmark", reason="python -m bench measures without
 
 
 def _entrants() -> Iterator[Any]:
-    """Each workload with ours and its peers, and what makes them functions."""
+    """Each workload with ours and its peers; compiling takes long on a CPU."""
     device = provenance.device()
     small = [w for op in OPS for w in bench_of(op).workloads(small=True) if w.dtype == FP32]
     for workload in [t.workload for t in TARGETS] if device == "cuda" else small:
-        bench = bench_of(workload.op)
-        builds: dict[str, Callable[[], Any]] = {
-            f"cmpose {name}": partial(partial, bench.call, backend=name)
-            for name in measure.backends_for(workload.op, device, None)
-        }
-        for name, peer in bench.peers.items():
-            if device == "cuda" or not peer.compiled:  # compiling takes long on a CPU
-                builds[name] = partial(peer.build, False)
-        for name, build in builds.items():
-            yield pytest.param(workload, name, build, id=f"{workload}-{name}")
+        backends = measure.backends_for(workload.op, device, None)
+        setting = measure.Setting(compiled=device == "cuda")
+        for entrant in measure.entrants_of(bench_of(workload.op), backends, setting):
+            if entrant.failure is None:
+                yield pytest.param(workload, entrant, id=f"{workload}-{entrant.name}")
 
 
-@pytest.mark.parametrize(("workload", "entrant", "build"), _entrants())
-def test_time(benchmark: Any, workload: Workload, entrant: str, build: Callable[[], Any]) -> None:
+@pytest.mark.parametrize(("workload", "entrant"), _entrants())
+def test_time(benchmark: Any, workload: Workload, entrant: Entrant) -> None:
     device, bench = provenance.device(), bench_of(workload.op)
     torch._dynamo.reset()
     sets, _ = measure.rotated_inputs(workload, bench, device)
     try:
-        function = build()
+        function = entrant.build()
         measure.call_of(function, sets[0], bench, workload.direction)()
     except Exception as error:
-        if entrant.startswith("cmpose "):
+        if entrant.peer is None:
             raise
         pytest.skip(measure.message(error))  # not ours; python -m bench records it
     clock, total = timing.clock_for(device), [0.0]

@@ -48,8 +48,7 @@ def test_the_gain_is_printed_as_it_is_saved(monkeypatch, tmp_path, capsys):
 
 def test_a_predictions_cost_is_written_as_it_is_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "PEOPLE", (1, 3))
-    monkeypatch.setattr(predict, "MODELS", {"tiny": predict.MODELS["tiny, 128×96"]})
-    monkeypatch.setattr(predict, "FRAMES", {"tiny": 8})
+    monkeypatch.setattr(predict, "MODELS", {"tiny": (predict.TINY, 8)})
     monkeypatch.setattr(predict, "SIZE", (144, 256))
     monkeypatch.setattr(predict, "RECORD", tmp_path / "cpu" / "record.json")
     monkeypatch.setattr(predict, "PAGE", tmp_path / "page.md")

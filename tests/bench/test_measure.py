@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -29,12 +30,13 @@ CPU = ORIGIN | {"gpu": None}
 class Steady(timing.Clock):
     """Every call takes a tenth of a millisecond, and so does a look at the clock."""
 
-    def __init__(self):
+    def __init__(self, *timers):
         ticks = itertools.count(1)
         super().__init__(lambda: 1e-4 * next(ticks))
+        self.timers = itertools.chain(timers, itertools.repeat("graph"))
 
     def prepare(self, setup) -> timing.Pass:
-        return super().prepare(setup)._replace(run=lambda: None, timer="graph")
+        return super().prepare(setup)._replace(run=lambda: None, timer=next(self.timers))
 
     def seconds(self, ready):
         return 1e-4 * ready.calls
@@ -90,7 +92,7 @@ def test_a_speed_up_needs_passed_tests_and_a_card(op_tests, gpu, speedup):
     assert result["speedup_vs_best_peer"] == speedup
 
 
-def broken(**arguments):
+def broken(*_, **arguments):
     raise RuntimeError("an illegal\n memory access was encountered")
 
 
@@ -126,19 +128,28 @@ def test_a_peer_that_fails_or_computes_something_else_is_recorded_with_a_message
     assert tried(replace(bench, call=broken_unless_exact)) == ([], {"auto": ILLEGAL})
 
 
+def test_the_order_of_turns_rotates():
+    orders = ["".join(measure.in_turn(list("abc"), turn)) for turn in range(4)]
+    assert orders == ["abc", "cba", "bca", "acb"]
+
+
+def test_a_peer_that_fails_in_the_race_is_out_of_it():
+    """Ours and the peer are timed; then the peer, which cannot be captured any more, and ours."""
+    peers = measured(bench_with(), clock=Steady("graph", "graph", "events"))["peers"]
+    assert peers == {"eager": "error: RuntimeError: was timed by graph, then by events"}
+
+
 def test_a_card_that_is_lost_is_told_at_once(monkeypatch):
     """On a card a failure is followed by a synchronisation; if that fails too, it is lost."""
-    entrant = measure.Entrant("broken", lambda: broken)
-    measurement = object.__new__(measure._Measurement)
-    measurement.device = "cuda"
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    measurement.lose(entrant, RuntimeError("no kernel"))
-    assert entrant.failure == "error: RuntimeError: no kernel"
-    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    on_card = SimpleNamespace(device="cuda", run=Mock(), workload="a workload")
+    first, second = (measure.Entrant(name, Mock()) for name in ("first", "second"))
+    monkeypatch.setattr(torch.cuda, "synchronize", Mock(side_effect=[None, RuntimeError]))
+    monkeypatch.setattr(torch.cuda, "empty_cache", Mock())
+    measure._Measurement.attempt(on_card, broken, first)
+    assert first.failure == ILLEGAL
     with pytest.raises(measure.Lost) as caught:
-        measurement.lose(entrant, RuntimeError("an illegal memory access was encountered"))
-    assert caught.value.args == ("broken", ILLEGAL)
+        measure._Measurement.attempt(on_card, broken, second)
+    assert caught.value.args == ("second", ILLEGAL)
 
 
 def test_backward_is_timed_on_a_graph_that_is_kept():
@@ -168,7 +179,7 @@ def test_targets_come_first_and_every_op_early():
 
 def test_the_command_writes_records_and_goes_on(tmp_path, capsys):
     results, journal = tmp_path / "r.json", tmp_path / "journal.json"
-    command = ["unmerge_tokens", "--quick", "--json", str(results), "--journal", str(journal)]
+    command = ["unmerge_tokens", "--json", str(results), "--journal", str(journal)]
     assert program.main([*command, "--no-peers", "--seconds", "1e-9"]) == 3
     assert "time is up" in capsys.readouterr().out
     assert program.main(command) == 0
@@ -195,7 +206,7 @@ def test_what_failed_is_the_exit_status(tmp_path, monkeypatch, capsys, outcome, 
     """Whoever comes after a process that lost the card knows what not to run again."""
     monkeypatch.setattr(measure, "measure", Mock(**outcome))
     journal = tmp_path / "journal.json"
-    assert program.main(["unmerge_tokens", "--quick", "--journal", str(journal)]) == status
+    assert program.main(["unmerge_tokens", "--journal", str(journal)]) == status
     assert "error: " in capsys.readouterr().out
     case = program.wanted_workloads(["unmerge_tokens"], small=True, only="targets")[0]
     assert Journal(journal).failures(case) == failures
@@ -210,4 +221,4 @@ def test_a_process_that_died_twice_in_a_peer_blames_it(tmp_path):
     assert second.failures(case) == {}
     second.began(case, "broken")
     peers = measured(bench, journal=Journal(path))["peers"]
-    assert peers["broken"] == "error: the process died or was stopped twice while it ran"
+    assert peers["broken"] == "error: the process died or was stopped in it twice"

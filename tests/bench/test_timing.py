@@ -13,49 +13,25 @@ from tests.bench.samples import RATES
 
 
 class FakeClock(timing.Clock):
-    """Each entrant's pass takes what it says; nothing else takes time."""
+    """A pass of four calls takes what its setup says; nothing else takes time."""
 
-    def __init__(self, cost):
+    def __init__(self):
         super().__init__(lambda: self.time)
-        self.cost, self.log, self.time = cost, [], 0.0
+        self.time = 0.0
 
     def prepare(self, setup):
-        [name] = setup()
-        self.log.append(name)
-        if self.cost[name] < 0:
-            raise RuntimeError("does not run")
-        return timing.Pass(lambda: None, 4, "graph", name)
+        return timing.Pass(setup, 4, "graph")
 
     def seconds(self, ready):
-        self.time += self.cost[ready.keep]
-        return self.cost[ready.keep]
-
-
-def race(cost, **options):
-    clock, failed = FakeClock(cost), []
-    result = timing.race(
-        {name: lambda name=name: [name] for name in cost},
-        clock,
-        failed=lambda name, error: failed.append(f"{name}: {error}"),
-        **options,
-    )
-    return result, clock, failed
-
-
-def test_the_order_rotates_and_turns_round():
-    """Without an entrant that fails, which is told of."""
-    costs = {"a": 1.0, "b": 1.0, "c": 1.0, "bad": -1.0}
-    result, clock, failed = race(costs, turns=3, seconds=0.0, least=1)
-    assert clock.log == ["a", "b", "c", "bad", "a", "c", "b", "c", "a", "b"]
-    assert failed == ["bad: does not run"]
-    assert set(result) == {"a", "b", "c"}
+        self.time += ready.run()
+        return ready.run()
 
 
 def test_samples_are_of_a_call_and_fill_the_time():
-    result, _, failed = race({"a": 2.0, "b": 8.0}, turns=2, seconds=20.0, least=3, most=100)
-    assert failed == []
-    assert result["a"] == ([0.5] * 20, "graph")  # 4 calls a pass, 10 passes a turn
-    assert result["b"] == ([2.0] * 6, "graph")
+    """20 seconds; but at least five samples, and no more than two hundred."""
+    for cost, samples in ((2.0, 10), (8.0, 5), (0.01, 200)):
+        found = timing.passes(FakeClock(), lambda cost=cost: cost, 20.0)
+        assert found == ([cost / 4] * samples, "graph")
 
 
 def test_input_sets_do_not_fit_the_cache():
