@@ -51,6 +51,7 @@ struct Division {
 struct Problem : SpatialAttention {
   Division by_heads, by_frames;
   int items, channels;
+  bool options;  // there are lengths, or the log-sum-exp is wanted
 };
 
 // Where the 16-byte pieces of a matrix lie in its slot, and in which order a warp takes them.
@@ -357,18 +358,14 @@ __device__ __forceinline__ void copy_values(const Problem& p, int turn, int slot
   copy_rows<T, D>(p.v, place.v, p.v_strides.token, place.count, slot);
 }
 
-// Writes the log-sum-exp of a tile's queries; −∞ where they are padding.
+// Writes the log-sum-exp of a tile's queries, each by one of its four lanes; −∞ where they are
+// padding.
 __device__ __forceinline__ void store_lse(const Problem& p, const Place& place, int first,
                                           const float (&least)[2], const float (&sum)[2]) {
-  const int lane = any_lane();
-  if (lane % 4 != 0) return;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = first + 8 * r + lane / 4;
-    if (row >= p.tokens) continue;
-    const float lse = (least[r] + log2_fast(sum[r])) * kLog2;
-    p.lse[place.lse + row] = row < place.count ? lse : -INFINITY;
-  }
+  const int lane = any_lane(), high = lane % 2, row = first + 8 * high + lane / 4;
+  if (lane % 4 >= 2 || row >= p.tokens) return;
+  const float lse = ((high ? least[1] : least[0]) + log2_fast(high ? sum[1] : sum[0])) * kLog2;
+  p.lse[place.lse + row] = row < place.count ? lse : -INFINITY;
 }
 
 // Queries that are padding get 0.
@@ -415,8 +412,10 @@ __device__ __forceinline__ void compute(const Problem& p, int turn, int round, b
   load_queries<T, D>(p, places[(turn + !other) % kPlaces].q, other ? 1 : 0, q);
   mix<T, D>(weights, after<D>(slot), sums);
   float by[2] = {inverse_fast(sum[0]), inverse_fast(sum[1])};
-  if (p.lse) store_lse(p, place, first, least, sum);
-  if (first + kRows > place.count) clear_padding<D>(first, place.count, sums, by);
+  if (p.options) {  // one test, so that without options a round has no more than this
+    if (place.count < min(first + kRows, p.tokens)) clear_padding<D>(first, place.count, sums, by);
+    if (p.lse) store_lse(p, place, first, least, sum);
+  }
   store_rows<T, D>(p, place.out, first, sums, by);
 }
 
@@ -466,8 +465,9 @@ void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels,
                                 std::to_string(kMaxAttentionTokens) +
                                 " tokens of 64 or 80 channels in 16 bits");
   }
-  const Problem problem{shape, Division(shape.heads), Division(shape.frames),
-                        static_cast<int>(items), channels};
+  const Problem problem{
+      shape,    Division(shape.heads),     Division(shape.frames), static_cast<int>(items),
+      channels, shape.lse || shape.lengths};
   const auto run = [&](auto kernel, unsigned bytes) {
     launch("spatial_attention", kernel, std::min<int64_t>(items, blocks), kThreads, bytes, stream,
            problem);
