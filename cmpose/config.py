@@ -43,7 +43,8 @@ class ModelConfig:
             all. Both multiply what is kept so that the expectation stays.
         pretrained: weights to start from: a ``.safetensors`` or ``.pth`` file or a model's folder,
             of ViTPose (original, mmpose 1.x or Hugging Face), of a ViT (MAE or timm), or of
-            cmpose. Empty starts from random weights. See ``docs/weights.md``.
+            cmpose; or the name of a packaged model, such as ``tiny``. Empty starts from random
+            weights. See ``docs/weights.md``.
         identity_start: starts with a criss-cross network and a Fine Token Enhancement that pass
             the key frame's tokens through, so that a model with ViTPose's weights predicts what
             ViTPose does. Fine Token Enhancement then blends in by a learned gate. Needs ``head:

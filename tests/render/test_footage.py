@@ -49,7 +49,7 @@ def test_each_option_changes_the_picture(option: str) -> None:
     assert np.abs(plain.astype(int) - changed).mean() > 0.5
 
 
-def test_unasked_the_bytes_are_those_of_before(tmp_path: Path) -> None:
+def test_unasked_the_settings_are_those_of_before(tmp_path: Path) -> None:
     render_dataset(tmp_path, videos=1, frames=1, seed=2026, size=(144, 256), progress=False)
     settings = (tmp_path / "rendered_val.json").read_text()
     assert not set(ADDED) & set(json.loads(settings)["difficulty"])

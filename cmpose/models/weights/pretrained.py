@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmpose.models.cmpose import CMPose
 from cmpose.models.vit import VIT_SIZES
-from cmpose.models.weights import layouts
+from cmpose.models.weights import layouts, packaged
 from cmpose.models.weights.containers import WeightSet, choose, find_sets
 from cmpose.models.weights.folder import WEIGHTS, fault_of, said
 from cmpose.models.weights.layouts import PART, Layout, Translation
@@ -29,8 +29,11 @@ _TIMM_SMALL = (
 
 
 def _file_of(path: str | Path) -> Path:
-    """The file itself; in a folder its or its model's tensors, or the only ``.pth`` file."""
-    given = Path(path).expanduser()
+    """The file itself; in a folder its or its model's tensors, or the only ``.pth`` file.
+
+    The name of a packaged model stands for its folder.
+    """
+    given = packaged.named(path) or Path(path).expanduser()
     if given.is_dir():
         candidates = [given / WEIGHTS, given / "model" / WEIGHTS, *sorted(given.glob("*.pth"))]
         if candidates[0].is_file() or candidates[1].is_file() or len(candidates) == 3:
@@ -39,7 +42,7 @@ def _file_of(path: str | Path) -> Path:
         return given
     raise FileNotFoundError(
         f"model.pretrained={str(path)!r}: no {WEIGHTS} and no file of weights there; give a file "
-        "(.safetensors or .pth) or a model's folder"
+        f"(.safetensors or .pth) or a model's folder{packaged.in_words()}"
     )
 
 

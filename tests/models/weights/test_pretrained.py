@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from cmpose.data.skeleton import JOINTS
+from cmpose.models.cmpose import CMPose
 from cmpose.models.losses import cmpose_loss
 from cmpose.models.vit import VIT_SIZES
 from cmpose.models.weights import pretrained
@@ -301,6 +302,14 @@ def test_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "no.pth"):
         with pytest.raises(FileNotFoundError, match=r"no model\.safetensors and no file of weigh"):
             load_pretrained(build(), path)
+
+
+def test_a_packaged_model_by_its_name():
+    model = CMPose.from_pretrained("tiny")
+    start = CMPose(model.recipe.model)
+    load_pretrained(start, "tiny")
+    for name, value in model.state_dict().items():
+        assert torch.equal(start.state_dict()[name], value), name
 
 
 # -- identity_start -------------------------------------------------------------------------------
