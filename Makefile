@@ -72,7 +72,7 @@ fuzz: $(STAMP)
 # here. A run that was cut goes on when it is called again.
 STAGES ?= build tests sanitize bench train
 gpu:
-	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m bench.gpu --stages "$(STAGES)" $(GPU_ARGS)
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m bench.gpu --stages $(STAGES) $(GPU_ARGS)
 
 # Tables and charts of docs/performance.md, from bench/results/.
 performance-docs: $(STAMP)

@@ -1,6 +1,6 @@
 """Everything that needs a GPU: ``make gpu``, or ``python -m bench.gpu``.
 
-    python -m bench.gpu [--stages "build tests sanitize bench train"] [--full]
+    python -m bench.gpu [--stages build tests sanitize bench train] [--full]
 
 docs/benchmarks.md says what it needs and does. Logs and the state are in ``--work``; results go to
 ``bench/results/<card>.json``, and a summary comes last.
@@ -32,8 +32,8 @@ WORK = PROJECT / "build" / "gpu"
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
-    known = " ".join(STAGES)
-    made.add_argument("--stages", type=stages_of, default=known, help=f"of {known}")
+    built = "; what is measured is built first, so build is always one of them"
+    made.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help=f"some{built}")
     made.add_argument("--full", action="store_true", help="max-autotune of peers, more samples")
     made.add_argument("--work", type=Path, default=WORK, help="folder of logs and state")
     made.add_argument("--results", type=Path, help="default bench/results/<card>.json")
@@ -41,15 +41,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--stage-seconds", type=float, default=520.0, help="then a stage is cut")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="test processes")
     return made
-
-
-def stages_of(text: str) -> list[str]:
-    """In the order of :data:`STAGES`; what is measured must be built first."""
-    asked = text.replace(",", " ").split()
-    for name in asked:
-        if name not in STAGES:
-            raise argparse.ArgumentTypeError(f"no stage {name!r}; there are {' '.join(STAGES)}")
-    return [name for name in STAGES if name in asked or name == "build"]
 
 
 def run(stage: str, state: State, options: argparse.Namespace) -> None:
@@ -105,17 +96,18 @@ def main(arguments: list[str] | None = None) -> int:
     results = options.results = (options.results or records.path_of(card)).resolve()
     state = State(work, fingerprint())
     print(f"{card}; logs and state in {work.name}/, results in {results.name}", flush=True)
-    for stage in options.stages:
+    wanted = [stage for stage in STAGES if stage in ("build", *options.stages)]
+    for stage in wanted:
         run(stage, state, options)
     content = records.load_or_empty(results, card)
-    summary = page(content, options.stages)
+    summary = page(content, wanted)
     write_text(work / "summary.txt", summary)
     if options.copy_to:
         options.copy_to.mkdir(parents=True, exist_ok=True)
         for path in (results, state.path, work / "summary.txt"):
             shutil.copy2(path, options.copy_to)
     print(summary, end="")
-    statuses = [content["runs"][stage]["status"] for stage in options.stages]
+    statuses = [content["runs"][stage]["status"] for stage in wanted]
     return 1 if "failed" in statuses else 3 if "cut" in statuses else 0
 
 

@@ -18,7 +18,7 @@ from cmpose import ops, provenance
 from cmpose.ops.backends import OPS
 from cmpose.provenance import PROJECT
 
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml={report}")
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", "{report}")
 
 LEFT_OUT = ("tests/test_packaging.py",)
 """Test files that need a network: it builds in a fresh environment."""

@@ -41,7 +41,7 @@ class Item:
     """One process of a stage."""
 
     name: str  # unique in its stage
-    # {report} in it becomes a file for pytest's XML, {seconds} the time that it has.
+    # {report} stands for a file for pytest's XML, {seconds} for the time that it has.
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)  # on top of that of all
     open_ended: bool = False  # takes what time is left; that it was cut is no shortcoming
@@ -118,27 +118,26 @@ def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
     return counts, details
 
 
-def _run_process(item: Item, log: Path, seconds: float) -> int | None:
-    """Runs an item's command, its output to ``log``: its exit status, None when time ran out."""
-    own = max(1, int(seconds - min(30.0, seconds / 4)))  # the command's own limit comes first
-    command = [
-        part.replace("{report}", str(log.with_suffix(".xml"))).replace("{seconds}", str(own))
-        for part in item.command
-    ]
-    env = {**os.environ, "PYTHONPATH": python_path(), **ENVIRONMENT, **item.environment}
+def run_process(
+    command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str]
+) -> int | None:
+    """Runs a command, its output to ``log``: its exit status, None when time ran out.
+
+    The processes that it has started end with it.
+    """
     with log.open("w") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
         process = subprocess.Popen(
-            command, cwd=PROJECT, env=env, stdout=file, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            command, cwd=PROJECT, env={**os.environ, **environment}, stdout=file,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             return process.wait(timeout=max(1.0, seconds))
         except subprocess.TimeoutExpired:
             return None
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it, and what it started
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -148,7 +147,11 @@ def run_item(item: Item, log: Path, seconds: float) -> Outcome:
     log.parent.mkdir(parents=True, exist_ok=True)
     report, began = log.with_suffix(".xml"), time.monotonic()
     report.unlink(missing_ok=True)
-    code = None if item.lacking else _run_process(item, log, seconds)
+    own = max(1, int(seconds - min(30.0, seconds / 4)))  # the command's own limit comes first
+    places = {"{report}": str(report), "{seconds}": str(own)}
+    command = [places.get(part, part) for part in item.command]
+    environment = {"PYTHONPATH": python_path(), **ENVIRONMENT, **item.environment}
+    code = None if item.lacking else run_process(command, log, seconds, environment)
     crashed = item.goes_on and code is not None and code < 0
     status = "failed" if code else "passed"
     counts: dict[str, int] = {}

@@ -44,20 +44,17 @@ class Setting(NamedTuple):
     full: bool = False  # max-autotune for what torch.compile makes
     turns: int = 2  # of the race
     seconds: float = 0.05  # an entrant in a turn
-    peers: bool = True  # False leaves the peers out
-    compiled: bool = True  # False leaves out those that torch.compile makes
+    peers: bool = True
+    compiled: bool = True  # False leaves out peers that torch.compile makes
 
 
 def setting_of(options: Namespace, device: str) -> Setting:
     """For the record (``--full``), or for a first pass; on a CPU the least that runs."""
-    full, peers = options.full, not options.no_peers
-    if options.device == "cpu":
-        return Setting(full, turns=3, seconds=0.2, peers=peers, compiled=full)
-    if full:
-        return Setting(full, turns=3, seconds=0.3, peers=peers)
-    if device == "cuda":
-        return Setting(peers=peers)
-    return Setting(turns=1, seconds=0.005, peers=peers, compiled=False)
+    turns, seconds = (2, 0.05) if device == "cuda" else (1, 0.005)
+    if options.full or options.device == "cpu":
+        turns, seconds = 3, 0.3 if options.full else 0.2
+    compiled = options.full or device == "cuda"
+    return Setting(options.full, turns, seconds, not options.no_peers, compiled)
 
 
 @dataclass

@@ -9,20 +9,19 @@ at small sizes. Times and memory are no card's. It is for a process of its own, 
 from __future__ import annotations
 
 import gc
+import io
 import itertools
-import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures.thread import _threads_queues
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from unittest.mock import Mock
+from typing import Any, TextIO
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -65,20 +64,15 @@ class InMemory(TorchFunctionMode):
         return func(*args, **{name: here(value) for name, value in (kwargs or {}).items()})
 
 
-class Event:
+class Event(Mock):
     """From one event to the next is a tenth of a millisecond."""
 
     ticks = itertools.count(1)
 
-    synchronize = Mock()
-
-    def __init__(self, enable_timing):
-        self.time = 0
-
-    def record(self):
+    def record(self) -> None:
         self.time = next(self.ticks)
 
-    def elapsed_time(self, end):
+    def elapsed_time(self, end: Any) -> float:
         return 0.1 * (end.time - self.time)
 
 
@@ -106,21 +100,21 @@ def put_a_card_in() -> None:
     torch.compile = lambda function, **options: function
 
 
+def as_here(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is told of this machine's CPU where it is asked about the card."""
+    return lambda *args, **kwargs: function(*map(here, args), **kwargs)
+
+
 def make_it_run_here() -> None:
     """Kernels that run on this machine's CPU for tests count as those of the card."""
-
-    def take_as_here(owner: Any, name: str) -> None:
-        function = getattr(owner, name)
-        setattr(owner, name, lambda *args, **kwargs: function(*map(here, args), **kwargs))
-
-    without_cuda = backends._WITHOUT["cuda"]
-    backends._WITHOUT["cuda"] = lambda device: without_cuda(here(device))
-    take_as_here(measure, "kernel_names")
-    take_as_here(measure, "check_ran")
-    take_as_here(timing, "profile")
-    take_as_here(train_step, "seconds_by_part")
-    take_as_here(Draw, "__init__")
-    train_step.card_of = lambda name: RTX_4090
+    backends._WITHOUT["cuda"] = as_here(backends._WITHOUT["cuda"])
+    for owner, name in (
+        (measure, "kernel_names"), (measure, "check_ran"), (timing, "profile"),
+        (train_step, "seconds_by_part"), (Draw, "__init__"),
+    ):  # fmt: skip
+        setattr(owner, name, as_here(getattr(owner, name)))
+    # Steps that wait for other processes here would be 0.0 % of the real card's rate.
+    train_step.card_of = lambda name: replace(RTX_4090, flops_16=1e9)
     training.capture_on = training.CudaCapture
 
 
@@ -145,42 +139,29 @@ def kept(stage: Callable[[Any], list[Item]], options: Any) -> list[Item]:
     return [item for item in stage(options) if item.name in KEPT]
 
 
-class Forked(multiprocessing.get_context("fork").Process):
-    """In place of ``subprocess.Popen``: a Python module in a process forked from this one."""
-
-    def __init__(self, command: list[str], *, env: dict, stdout: Any = None, **_: Any) -> None:
-        with open(os.devnull, "w") as nowhere:
-            output = (stdout or nowhere).fileno()
-            super().__init__(target=run_module, args=(command, env, output))
-            self.start()
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        self.join(timeout)
-        if self.is_alive():
-            raise subprocess.TimeoutExpired("forked", timeout or 0.0)
-        return self.exitcode
-
-
-def run_module(command: list[str], environment: dict[str, str], output: int) -> None:
-    """``python -m MODULE ...`` or ``python -c CODE``, also behind compute-sanitizer."""
-    os.setsid()
-    _threads_queues.clear()  # of the pool that has forked; those threads are not in this process
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ.clear()
-    os.environ.update(environment)
+def run_here(command: Sequence[str], environment: Mapping[str, str], output: TextIO) -> int:
+    """``python -m MODULE ...`` in this process, also behind compute-sanitizer."""
     python = command.index(sys.executable)
-    option, module, *arguments = command[python + 1 :]
-    print("ran:", command[:python], module, *arguments, flush=True)
-    if option == "-c":
-        exec(module, {})
-    elif module == "csrc.build":  # takes a minute, and would put a core into the checkout
-        sys.exit(os.environ["CMPOSE_CUDA_ARCHS"] != "8.9")
-    else:
-        sys.argv = [module, *arguments]
-        main = {"bench": program.main, "bench.train_step": train_step.main, "pytest": pytest.main}
-        with InMemory():  # which is a thread's own
-            sys.exit(int(main[module](arguments)))
+    module, *arguments = command[python + 2 :]
+    if module == "csrc.build":  # takes a minute, and would put a core into the checkout
+        return int(environment["CMPOSE_CUDA_ARCHS"] != "8.9")
+    torch.set_num_threads(1)  # pytest leaves two; at these sizes the second costs more than it does
+    main = {"bench": program.main, "bench.train_step": train_step.main, "pytest": pytest.main}
+    with (
+        patch.dict(os.environ, environment),
+        patch.object(sys, "argv", [module, *arguments]),
+        redirect_stdout(output),
+        InMemory(),  # which is a thread's own
+    ):
+        return int(main[module](arguments))
+
+
+def run_process(
+    command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str]
+) -> int:
+    """In place of that of ``stages``."""
+    with log.open("w") as output:
+        return run_here(command, environment, output)
 
 
 def rehearse(work: Path, *options: str) -> None:
@@ -190,16 +171,18 @@ def rehearse(work: Path, *options: str) -> None:
         work: folder that gets logs, state and results.
         options: of ``python -m bench.gpu``.
     """
-    torch.set_num_threads(1)  # a forked process has no other thread
-    torch._dynamo.reset()  # imports what each forked process would
     put_a_card_in()
     make_it_run_here()
     make_it_small()
-    forked = {"Popen": Forked, "run": lambda *a, timeout, **kw: Forked(*a, **kw).wait(timeout)}
-    stages.subprocess = op_tests.subprocess = SimpleNamespace(**vars(subprocess) | forked)
+    stages.run_process = run_process
+    op_tests.subprocess = SimpleNamespace(
+        run=lambda command, *, env, **_: run_here(command, env, io.StringIO()),
+        TimeoutExpired=subprocess.TimeoutExpired,
+    )
     items.shutil = SimpleNamespace(which=lambda name: f"/bin/{name}")
-    gc.freeze()  # forked processes need not look through all of this
-    given = ["--work", str(work), "--results", str(work / "results.json"), "--workers", "64"]
+    gc.freeze()  # of what is imported nothing has to be collected
+    # Items share this process, so they run one at a time.
+    given = ["--work", str(work), "--results", str(work / "results.json"), "--workers", "1"]
     sys.exit(gpu.main([*given, *options]))
 
 

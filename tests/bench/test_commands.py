@@ -37,13 +37,10 @@ def test_the_gain_is_printed_as_it_is_saved(monkeypatch, tmp_path, capsys):
     cpu_gain.main(["--pairs", "1", "--save"])
     record = records.load(cpu_gain.RECORD, records.Gain)
     assert tables.cpu_gain(record) in capsys.readouterr().out
-    row = record["rows"][0] | {"threads": 2, "auto": 1234.4, "reference": 2000.0, "gain": 1.6}
-    table = tables.cpu_gain(record | {"rows": [row]})
-    assert "| a step | 2 | 2,000 | 1,234 | 1.60× |" in table
-    assert "medians of 1 pairs" in table
-    wrong = record | {"rows": [row | {"gain": -1.0}]}
     with pytest.raises(records.SchemaError, match=r"gain\.json: rows\[0\]\.gain: expected "):
-        records.check(wrong, records.Gain, "gain.json")
+        records.check(
+            {**record, "rows": [{**record["rows"][0], "gain": -1.0}]}, records.Gain, "gain.json"
+        )
 
 
 def test_a_predictions_cost_is_written_as_it_is_printed(tmp_path, monkeypatch, capsys):

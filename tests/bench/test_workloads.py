@@ -57,27 +57,25 @@ def counted(op, direction, dtype):
     result = bench.call(**made, backend="auto")
     given = total_bytes({name: value for name, value in made.items() if name != "seed"})
     written, gradients = total_bytes(result), total_bytes([made[n] for n in bench.gradients])
-    there, back = given + written, gradients if direction == BACKWARD else 0
+    forward, backward = given + written, given + written + gradients
     if op == "spatial_attention":
-        return there + back + 4 * result[..., 0].numel()  # log-sum-exps
-    if op == "corrupt_tokens":
+        log_sum_exps = 4 * result[..., 0].numel()
+        forward, backward = forward + log_sum_exps, backward + log_sum_exps
+    elif op == "corrupt_tokens":
         backward = total_bytes(result.x) + result.masked.numel() + gradients
-        return there if direction == FORWARD else backward
-    if op == "reconstruction_loss":
-        element = getattr(torch, dtype).itemsize
-        gradient = made["target"].numel() * element  # pred's own values, without keypoints
-        rows, flags = int(made["corrupted"].sum()), made["corrupted"].numel()
-        return 2 * rows * made["pred"].shape[-1] * element + flags + gradient
-    if op == "heatmap_loss":
-        return 2 * total_bytes(made["pred"])
-    if op == "warp_clips":
-        return result.numel() + written
-    if direction != BOTH:
-        return there + back
-    if op == "select_tokens":
-        scores, importance = result[:2]
-        return there + total_bytes([scores, scores, importance]) + gradients
-    return 2 * there + (gradients if op == "merge_clusters" else 0)
+    elif op == "reconstruction_loss":  # forward writes the gradient, of pred without keypoints
+        target, corrupted = made["target"], made["corrupted"]
+        read = 2 * int(corrupted.sum()) * target.shape[-1] * target.itemsize + corrupted.numel()
+        forward, backward = read + total_bytes(target), 0
+    elif op == "heatmap_loss":
+        forward, backward = 2 * total_bytes(made["pred"]), 0
+    elif op == "warp_clips":
+        forward = result.numel() + written
+    elif op == "select_tokens":
+        backward = total_bytes([result[0], *result[:2]]) + gradients
+    elif op == "unmerge_tokens":  # backward reads no tokens
+        backward = given + written
+    return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[direction]
 
 
 RUNS = [(op, direction) for op in OPS for direction in bench_of(op).directions]
