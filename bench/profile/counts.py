@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 from unittest import mock
 
 import torch
@@ -29,15 +28,14 @@ from cmpose.ops import cuda as cuda_core
 from csrc import build
 from tests import cuda_on_cpu
 from tests.ptx_on_cpu import cuda_kernels, parse, triton_kernels
-from tests.ptx_on_cpu.machine import Counting, Program
-from tests.ptx_on_cpu.parse import Unknown
+from tests.ptx_on_cpu.launches import Counting, Launch
+from tests.ptx_on_cpu.machine import Unknown
+from tests.ptx_on_cpu.parse import Kernel
 
 WHOLE, SAMPLES = 288, 144
 
 PERSISTENT, PERSISTENT_SAMPLES = ("spatial_attention",), 4
 """Ops whose blocks in csrc/, one an SM, share items that are all alike; how many of these run."""
-
-Launch: TypeAlias = triton_kernels.Launch | cuda_kernels.Launch
 
 STAND_IN = 89
 """The card whose code runs in place of what the machine cannot run."""
@@ -111,42 +109,19 @@ def sampled(blocks: int, samples: int = SAMPLES) -> list[int] | None:
 
 
 @cache
-def _code(ptx: str, arch: int, flags: tuple[str, ...], ptxas: str | None) -> sass.Code:
+def _code(ptx: str, arch: int, flags: tuple[str, ...] = (), ptxas: str | None = None) -> sass.Code:
     text, sources = parse.numbered(ptx)
     return sass.disassembled(sass.assembled(text, arch, *flags, ptxas=ptxas), sources)
 
 
-def _compiled(one: Launch, arch: int) -> tuple[sass.Code, int]:
-    """A launch's code, whichever compiler it is from, and its bytes of dynamic shared memory."""
-    if isinstance(one, cuda_kernels.Launch):
-        ptxas = str(build.find_nvcc().with_name("ptxas"))
-        return _code(one.ptx(arch), arch, (), ptxas), one.shared
-    made = triton_kernels.compiled(one, arch)
-    flags = ("--regAllocOptLevel=2", *(() if one.fp_fusion else ("--fmad=false",)))  # Triton's own
-    return _code(made.ptx, arch, flags, None), made.shared
-
-
-def _described(one: Launch) -> tuple[str, int, int, Sequence[Tensor]]:
-    """Its kernel's name, blocks, warps of a block, and tensors."""
-    if isinstance(one, cuda_kernels.Launch):
-        name = re.sub(
-            r"\(anonymous namespace\)::|\bcmpose::|^void |\([\w:]+\)(?=\d)", "", one.kernel
-        )
-        return name.partition("(")[0], one.blocks, one.warps, one.tensors
-    kept = [value for value in one.arguments if isinstance(value, Tensor)]
-    return one.kernel.fn.__name__, math.prod(one.grid), one.config.num_warps, kept
-
-
-def _run(one: Launch, arch: int, counting: Counting) -> tuple[Program, bool]:
+def _run(one: Launch, arch: int, counting: Counting) -> tuple[Kernel, bool]:
     """Runs it; the code that ran, and whether that is a stand-in's."""
-    if isinstance(one, cuda_kernels.Launch):
-        return one.run(arch, counting=counting), False
     try:
-        return triton_kernels.run(one, arch, counting=counting), False
+        return one.run(arch, counting=counting), False
     except Unknown:
         if arch != 90:
             raise
-    return triton_kernels.run(one, STAND_IN, counting=counting, limits=arch), True
+    return one.run(STAND_IN, counting=counting, limits=arch), True
 
 
 def count(
@@ -175,20 +150,21 @@ def count(
 
 
 def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float) -> Counts:
-    (name, blocks, warps, tensors), (code, dynamic) = _described(one), _compiled(one, arch)
+    name, blocks, warps, made = one.name, one.blocks, one.warps, one.code(arch)
+    code = _code(made.ptx, arch, made.flags, made.ptxas)
     chosen = None if whole else sampled(blocks, samples)
     counting = Counting(chosen)
-    program, stand_in = _run(one, arch, counting)
+    kernel, stand_in = _run(one, arch, counting)
     ran = blocks if chosen is None else len(chosen)
     scale = blocks / ran
-    wanted = executed.wanted(program.kernel, counting, ran * warps, across=stand_in)
+    wanted = executed.wanted(kernel, counting, ran * warps, across=stand_in)
     solution = executed.executed(code.blocks, wanted)
     if solution.unmatched > unmatched:
         raise Unmatched(
             f"{name} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
             "multiplies and waits for was not found in its SASS"
         )
-    loading = flight.shares(program.kernel, counting, ran * warps, stand_in)
+    loading = flight.shares(kernel, counting, ran * warps, stand_in)
     pipes = dict.fromkeys(sass.PIPES, 0.0)
     flops = barriers = fewest = 0.0
     for block, times in zip(code.blocks, solution.times, strict=True):
@@ -201,15 +177,12 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
     rows = {name: values * scale for name, values in counting.rows.items()}
     widths: Counter[int] = Counter()
     read = written = 0.0
-    for row, accesses, sectors in zip(
-        program.kernel.rows, rows["accesses"], rows["sectors"], strict=True
-    ):
+    for row, accesses, sectors in zip(kernel.rows, rows["accesses"], rows["sectors"], strict=True):
         if accesses:
             widths[row.bytes] += accesses
-            stores = row.name.startswith(("st", "atom"))
-            read, written = read + (not stores) * sectors, written + stores * sectors
+            read, written = read + (not row.stores) * sectors, written + row.stores * sectors
     distinct = [0.0, 0.0]
-    for tensor, found in zip(tensors, counting.distinct, strict=True):
+    for tensor, found in zip(one.tensors, counting.distinct, strict=True):
         most = -(-tensor.numel() * tensor.element_size() // 32)
         for way in (0, 1):
             distinct[way] += int(found[way]) if scale == 1 else min(int(found[way]) * scale, most)
@@ -219,7 +192,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
         blocks=blocks,
         warps=warps,
         registers=code.registers,
-        shared_bytes=code.shared + dynamic,
+        shared_bytes=code.shared + made.shared,
         instructions={pipe: times * all_warps for pipe, times in pipes.items()},
         tensor_flops=flops * all_warps,
         sectors_read=round(read),
@@ -241,6 +214,11 @@ class Cheap(Draw):
         if math.prod(sizes) > 1 << 22:
             return torch.zeros(*sizes, dtype=self.dtype)
         return super().normal(*sizes)
+
+
+def is_cuda(op: str, backend: str | None) -> bool:
+    """Whether an op's kernels are of CUDA C++; None: if there are such."""
+    return backend == "cuda" or (backend is None and (build.CSRC / f"{op}.cu").is_file())
 
 
 def launches_of_op(
@@ -273,8 +251,8 @@ def launches_of_op(
     used = [bench.options[name](arguments) for name in options]
     arguments = arguments | dict(ChainMap(*used))
     taken: list[Launch] = []
-    backend = backend or ("cuda" if (build.CSRC / f"{op}.cu").is_file() else "triton")
-    cuda = backend == "cuda"
+    cuda = is_cuda(op, backend)
+    backend = "cuda" if cuda else "triton"
     if cuda:
         build.find_nvcc()
         os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
@@ -333,7 +311,7 @@ def counts_of_op(
     """
     with mock.patch.object(cuda_core, "MULTIPROCESSORS_ON_CPU", BY_ARCH[arch].sms):
         launches = launches_of_op(op, arch, shape, direction, backend, dtype, options)
-    if not isinstance(launches[0], cuda_kernels.Launch):
+    if not is_cuda(op, backend):
         return count(launches, arch, whole)
     if op in PERSISTENT:
         return count(launches, arch, whole, PERSISTENT_SAMPLES)

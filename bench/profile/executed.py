@@ -23,15 +23,17 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeAlias
 
+import networkx as nx  # type: ignore[import-untyped]
 import numpy as np
 
 from bench.profile.sass import Block, Instruction
-from tests.ptx_on_cpu.machine import Counting
-from tests.ptx_on_cpu.parse import SPACES, Kernel
+from tests.ptx_on_cpu.launches import Counting
+from tests.ptx_on_cpu.parse import Kernel, Row
 
 Place: TypeAlias = int | str
 """The number of an instruction in the PTX; across cards, whose PTX differs, a source line."""
@@ -95,7 +97,6 @@ _SASS = {
 _GUESSES = {"MUFU.RCP": "division", "MUFU.RSQ": "root", "MUFU.SQRT": "root"}
 _COUNTED = {"BAR": "barrier", "SHFL": "shuffle", "REDUX": "reduction", "ATOMS": "atomic"}
 _COUNTED |= {"ATOMG": "atomic", "ATOM": "atomic", "RED": "atomic", "REDG": "atomic"}
-_SPACE = {SPACES["global"]: "", SPACES["shared"]: "shared "}
 
 
 def _of_sass(one: Instruction) -> tuple[str, float] | None:
@@ -118,43 +119,44 @@ def _of_sass(one: Instruction) -> tuple[str, float] | None:
     return None
 
 
-def _of_ptx(kernel: Kernel) -> Iterator[tuple[str, float]]:
-    """Of each row its anchor ('' if none), and how much of that it is."""
-    for row in kernel.rows:
-        what, amount = "", 0.0
-        numbers, name = row.numbers, row.name
-        if name in ("ld", "st") and numbers[0] & 3 in _SPACE:
-            what = _SPACE[numbers[0] & 3] + {"ld": "load", "st": "store"}[name]
-            amount = numbers[2] * numbers[3] / 16
-        elif name == "cp.async":
-            what, amount = "load", numbers[2] / 16
-        elif name.startswith("mma."):
-            what, amount = "tensor", 1.0
-        elif name.startswith(("ldmatrix", "stmatrix")):
-            what, amount = "matrices", int(re.search(r"x(\d)", name)[1]) / 4  # type: ignore[index]
-        elif name == "bar.sync":
-            what, amount = "barrier", 1.0
-        elif name.startswith(("ex2.", "lg2.")):
-            what, amount = f"MUFU.{name[:3].upper()}", 1.0
-        elif re.match(r"(fma|add|sub|mul)\b.*\.f32$", name):
-            what, amount = "float32", 1.0
-        elif match := re.match(r"(div|rcp|r?sqrt)\b.*\.f32$", name):
-            what, amount = "root" if "sqrt" in match[1] else "division", 1.0
-        else:
-            kinds = {"shfl": "shuffle", "redux": "reduction", "atom": "atomic"}
-            what = kinds.get(name.partition(".")[0], "")
-            amount = float(bool(what))
-        yield what, amount
+_OF_PTX = {
+    r"mma\..*": "tensor",
+    r"bar\.sync": "barrier",
+    r"shfl\..*": "shuffle",
+    r"redux\..*": "reduction",
+    r"atom\..*": "atomic",
+    r"ex2\..*": "MUFU.EX2",
+    r"lg2\..*": "MUFU.LG2",
+    r"(fma|add|sub|mul)\b.*\.f32": "float32",
+    r"(div|rcp)\b.*\.f32": "division",
+    r"r?sqrt\b.*\.f32": "root",
+}
+
+
+@cache
+def _named(name: str) -> str:
+    return next((what for form, what in _OF_PTX.items() if re.fullmatch(form, name)), "")
+
+
+def _of_ptx(row: Row) -> tuple[str, float]:
+    """A row's anchor ('' if none), and how much of that it is."""
+    if row.name == "cp.async":
+        return "load", row.bytes / 16
+    if row.name in ("ld", "st") and row.space in ("global", "shared"):
+        space = "shared " if row.space == "shared" else ""
+        return space + {"ld": "load", "st": "store"}[row.name], row.bytes / 16
+    if matrices := re.match(r"(?:ld|st)matrix\.x(\d)", row.name):
+        return "matrices", int(matrices[1]) / 4
+    return _named(row.name), 1.0
 
 
 def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False) -> Wanted:
     """What the machine counted, in ``warps`` warps; ``across``: of another card's code."""
-    places: list[Place] = [one.source if across else one.number for one in kernel.statements]
+    places: list[Place] = [one.source if across else one.number for one in kernel.rows]
     visits = counting.rows["visits"] / warps
     anchors: dict[tuple[str, str, Place], float] = defaultdict(float)
-    for one, (what, amount), times, place in zip(
-        kernel.statements, _of_ptx(kernel), visits, places, strict=True
-    ):
+    for one, times, place in zip(kernel.rows, visits, places, strict=True):
+        what, amount = _of_ptx(one)
         if what:
             anchors["" if across else one.source, what, place] += amount * times
     partings = counting.rows["partings"].sum() / warps
@@ -163,17 +165,13 @@ def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False)
     return Wanted(dict(anchors), loops_, visited, float(partings), across)
 
 
-def _stayed(counting: Counting) -> np.ndarray:
-    """Of each row, how often a warp went on behind it; one whose lanes part goes both ways."""
-    rows = counting.rows
-    return rows["visits"] - rows["jumps"] + rows["partings"]
-
-
 def _loops(kernel: Kernel, counting: Counting, places: list[Place]) -> Iterator[Loop]:
-    visits, jumps, stayed = counting.rows["visits"], counting.rows["jumps"], _stayed(counting)
+    visits, jumps = counting.rows["visits"], counting.rows["jumps"]
+    # How often a warp went on behind a row; one whose lanes part goes both ways.
+    stayed = visits - jumps + counting.rows["partings"]
     following: list[list[int]] = []
     for at, row in enumerate(kernel.rows):
-        to = [at + 1] if row.name not in ("bra", "ret") or row.guard >= 0 else []
+        to = [at + 1] if row.name not in ("bra", "ret") or row.guard else []
         following.append([*to, row.numbers[0]] if row.name == "bra" else to)
     for head, body in loops(following).items():
         back = 0
@@ -187,33 +185,26 @@ def _loops(kernel: Kernel, counting: Counting, places: list[Place]) -> Iterator[
             yield Loop(own, float(visits[head] / max(visits[head] - back, 1)), len(body))
 
 
+def graph(following: Sequence[Sequence[int]]) -> nx.DiGraph:
+    """What is reached from 0."""
+    whole = nx.DiGraph((at, to) for at, each in enumerate(following) for to in each)
+    whole.add_node(0)
+    return whole.subgraph([0, *nx.descendants(whole, 0)]).copy()
+
+
 def loops(following: Sequence[Sequence[int]]) -> dict[int, set[int]]:
     """The natural loops of a graph that starts at 0: head → all that is in the loop."""
-    before: dict[int, list[int]] = defaultdict(list)
-    backs: list[tuple[int, int]] = []
-    state = {0: "open"}
-    stack = [(0, iter(following[0]))]
-    while stack:
-        at, left = stack[-1]
-        to = next(left, None)
-        if to is None:
-            state[at] = "done"
-            stack.pop()
-            continue
-        before[to].append(at)
-        if state.get(to) == "open":
-            backs.append((at, to))
-        elif to not in state:
-            state[to] = "open"
-            stack.append((to, iter(following[to])))
+    reached, path = graph(following), set()
     found: dict[int, set[int]] = {}
-    for tail, head in backs:
-        body, todo = found.setdefault(head, {head}), [tail]
-        while todo:
-            at = todo.pop()
-            if at not in body:
-                body.add(at)
-                todo += before[at]
+    for tail, head, kind in nx.dfs_labeled_edges(reached, 0):
+        if kind == "forward":
+            path.add(head)
+        elif kind == "reverse":
+            path.discard(head)
+        elif head in path:
+            others = nx.restricted_view(reached, [head] if tail != head else [], [])
+            inside = nx.ancestors(others, tail) if tail != head else set()
+            found.setdefault(head, {head}).update(inside, [tail])
     return found
 
 
@@ -225,116 +216,142 @@ class Executed:
     unmatched: float
 
 
+@dataclass
+class _Anchor:
+    """Of a source line: what the PTX had, how much of that may be missing, and what of it each
+    block has; whether a guard is before that."""
+
+    wanted: float = 0.0
+    gone: float = 0.0
+    held: list[tuple[int, float, bool]] = field(default_factory=list)
+
+
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts."""
     problem, across = _Problem(blocks, wanted), wanted.across
-    held: dict[tuple[str, str], list[tuple[int, float, bool]]] = defaultdict(list)
-    for at in problem.reached:
+    anchors: dict[tuple[str, str], _Anchor] = defaultdict(_Anchor)
+    for at in problem.count:
         for one in blocks[at].instructions:
-            anchor = _of_sass(one)
-            if anchor:
-                key = ("" if across else one.source, anchor[0])
-                held[key].append((at, anchor[1], one.guarded))
+            if found := _of_sass(one):
+                what, amount = found
+                key = ("" if across else one.source, what)
+                anchors[key].held.append((at, amount, one.guarded))
     # What ptxas left none of was done at once with something else, or not at all.
-    kept = {wanted.place(one) for at in problem.reached for one in blocks[at].instructions}
-    goals: dict[tuple[str, str], float] = defaultdict(float)
-    gone: dict[tuple[str, str], float] = defaultdict(float)
+    kept = {wanted.place(one) for at in problem.count for one in blocks[at].instructions}
     for (source, what, place), amount in wanted.anchors.items():
         if amount:
-            goals[source, what] += amount
-            gone[source, what] += amount * (not across and place not in kept)
+            anchors[source, what].wanted += amount
+            anchors[source, what].gone += amount * (not across and place not in kept)
     # What only one of the two has in a place may be in another in the other: ptxas makes one of two
     # branches' same instructions, and names one of them.
-    for key in set(held) ^ set(goals):
-        orphans = held.pop(key, []), goals.pop(key, 0.0), gone.pop(key, 0.0)
-        if key[1] not in PLACED:
-            held["", key[1]] += orphans[0]
-            goals["", key[1]] += orphans[1]
-            gone["", key[1]] += orphans[2]
-    keys = [k for k in {**goals, **held} if not across or k[1] in ACROSS]
-    for key in keys:
-        if held[key]:
-            problem.hold(key[1], goals.get(key, 0.0), gone.get(key, 0.0), held[key])
-    problem.visit(wanted)
+    for key in [key for key, one in anchors.items() if bool(one.held) != bool(one.wanted)]:
+        orphan, what = anchors.pop(key), key[1]
+        if what not in PLACED:
+            anchors["", what].held += orphan.held
+            anchors["", what].wanted += orphan.wanted
+            anchors["", what].gone += orphan.gone
+    asked = [(what, one) for (_, what), one in anchors.items() if not across or what in ACROSS]
+    for what, one in asked:
+        if one.held:
+            problem.hold(what, one)
+    problem.visit()
     times = problem.solved()
     missed = total = 0.0
-    for key in keys:
-        if key[1] in LOW:
-            continue
-        least = sum(n * times[at] for at, n, guarded in held[key] if not guarded)
-        most = sum(n * times[at] for at, n, _ in held[key])
-        want = goals.get(key, 0.0)
-        total += want
-        missed += max(want - gone.get(key, 0.0) - most, least - want, 0.0)
+    for one in (one for what, one in asked if what not in LOW):
+        least = sum(n * times[at] for at, n, guarded in one.held if not guarded)
+        most = sum(n * times[at] for at, n, _ in one.held)
+        total += one.wanted
+        missed += max(one.wanted - one.gone - most, least - one.wanted, 0.0)
     return Executed(times, missed / total if total else 0.0)
 
 
+Sum: TypeAlias = dict[int, float]
+"""Columns of the linear program, each times an amount; column -1 is the number 1."""
+
+ONE: Sum = {-1: 1.0}
+
+
+def _sum(*terms: tuple[float, Sum]) -> Sum:
+    total: Sum = defaultdict(float)
+    for factor, one in terms:
+        for column, amount in one.items():
+            total[column] += factor * amount
+    return dict(total)
+
+
 class _Problem:
-    """The linear program: columns are edges, partings, joins and what the anchors lack."""
+    """The linear program: columns are edges, partings, joins and what the anchors lack.
+
+    Attributes:
+        count: how often each block is executed that can be reached.
+        rows: sums that are 0.
+    """
 
     def __init__(self, blocks: list[Block], wanted: Wanted) -> None:
-        self.blocks = blocks
+        self.blocks, self.wanted = blocks, wanted
         self.prices: list[float] = []
-        self.rows: list[tuple[dict[int, float], float]] = []
-        self.reached = self._reached()
-        # A block's count: constant and columns.
-        self.edges: dict[tuple[int, int], int] = {}
-        self.count: dict[int, dict[int, float]] = {at: {} for at in self.reached}
-        leaving: dict[int, dict[int, float]] = {at: {} for at in self.reached}
-        parting: dict[int, float] = {}
-        for at in self.reached:
-            block = blocks[at]
+        self.rows: list[Sum] = []
+        following = [
+            [*block.next, *([] if block.call is None else [block.call])] for block in blocks
+        ]
+        self.count = {at: ONE if at == 0 else {} for at in sorted(graph(following))}
+        self.edges: dict[tuple[int, int], Sum] = {}
+        self._flow()
+        self._enter()
+
+    def _any(self, price: float = 0.0) -> Sum:
+        """A number from 0 on, at a price."""
+        self.prices.append(price)
+        return {len(self.prices) - 1: 1.0}
+
+    def _off(self, price: float) -> Sum:
+        """A number of either sign."""
+        return _sum((1.0, self._any(price)), (-1.0, self._any(price)))
+
+    def _zero(self, *terms: tuple[float, Sum]) -> None:
+        self.rows.append(_sum(*terms))
+
+    def _flow(self) -> None:
+        """Warps that enter a block leave it, but where lanes part or join."""
+        parts, joins, leaving = list[tuple[float, Sum]](), list[tuple[float, Sum]](), {}
+        count, may_part = self.count, self.wanted.partings > 0
+        for at in count:
+            block, leaving[at] = self.blocks[at], list[tuple[float, Sum]]()
             for to in block.next:
-                edge = self._column(0.0)
-                self.edges[at, to] = edge
-                leaving[at][edge] = 1.0
-                self.count[to][edge] = 1.0
+                edge = self.edges[at, to] = self._any()
+                leaving[at].append((1.0, edge))
+                count[to] = _sum((1.0, count[to]), (1.0, edge))
             if block.exits or block.returns:
-                leaving[at][self._column(0.0)] = 1.0
-            if wanted.partings and len(block.next) > 1:
-                column = self._column(PARTING)
-                leaving[at][column] = -1.0
-                parting[column] = 1.0
+                leaving[at].append((1.0, self._any()))
+            if may_part and len(block.next) > 1:
+                parting = self._any(PARTING)
+                leaving[at].append((-1.0, parting))
+                parts.append((1.0, parting))
                 for to in block.next:  # a warp that parts takes both ways
-                    row = {self.edges[at, to]: 1.0, column: -1.0, self._column(0.0): -1.0}
-                    self.rows.append((row, 0.0))
-            if wanted.partings and block.joins:
-                column = self._column(PARTING)
-                self.count[at][column] = -1.0
-                parting[column] = -1.0
-        for at in self.reached:
-            callee = blocks[at].call
+                    self._zero((1.0, self.edges[at, to]), (-1.0, parting), (-1.0, self._any()))
+            if may_part and block.joins:
+                joins.append((-1.0, self._any(PARTING)))
+                count[at] = _sum((1.0, count[at]), joins[-1])
+        for at in count:
+            callee = self.blocks[at].call
             if callee is not None:
-                for column, amount in self.count[at].items():
-                    self.count[callee][column] = self.count[callee].get(column, 0.0) + amount
-        for at in self.reached:
-            row = dict(leaving[at])
-            for column, amount in self.count[at].items():
-                row[column] = row.get(column, 0.0) - amount
-                self.prices[column] += amount * len(blocks[at].instructions)
-            self.rows.append((row, 1.0 if at == 0 else 0.0))
-        if parting:
-            self.rows.append((parting, 0.0))
-            parts = {column: 1.0 for column, way in parting.items() if way > 0}
-            self.rows.append(({**parts, self._column(0.0): 1.0}, wanted.partings))
-        self._enter(wanted)
+                count[callee] = _sum((1.0, count[callee]), (1.0, count[at]))
+        for at in count:
+            self._zero(*leaving[at], (-1.0, count[at]))
+            for column, amount in count[at].items():
+                if column >= 0:
+                    self.prices[column] += amount * len(self.blocks[at].instructions)
+        if parts or joins:
+            self._zero(*parts, *joins)
+            self._zero(*parts, (1.0, self._any()), (-self.wanted.partings, ONE))
 
-    def _reached(self) -> list[int]:
-        seen, todo = {0}, [0]
-        while todo:
-            block = self.blocks[todo.pop()]
-            for to in [*block.next, *([] if block.call is None else [block.call])]:
-                if to not in seen:
-                    seen.add(to)
-                    todo.append(to)
-        return sorted(seen)
-
-    def _enter(self, wanted: Wanted) -> None:
+    def _enter(self) -> None:
         """A loop is entered at least as often as the PTX's rounds ask for.
 
         Without this a loop's blocks could be counted with nobody entering it. One without anchors
         that is not unrolled goes round as often, too.
         """
+        wanted = self.wanted
         for head, body in loops([block.next for block in self.blocks]).items():
             if not wanted.loops:
                 return
@@ -346,77 +363,61 @@ class _Problem:
                 key=lambda of: (len(own & of.places) / len(own | of.places), of.rounds),
             )
             unknown = not any(map(_of_sass, held)) and len(held) < 2 * like.length
-            row = {self._column(VISIT_PRICE * unknown): 1.0}
-            for (at, to), edge in self.edges.items():
-                if to == head:
-                    row[edge] = 1.0 if at in body else 1.0 - like.rounds
-            self.rows.append((row, like.rounds - 1.0 if head == 0 else 0.0))
+            into = [(at in body, edge) for (at, to), edge in self.edges.items() if to == head]
+            if head == 0:
+                into.append((False, ONE))
+            rounds = ((1.0 if again else 1.0 - like.rounds, edge) for again, edge in into)
+            self._zero(*rounds, (1.0, self._any(VISIT_PRICE * unknown)))
 
-    def _column(self, price: float) -> int:
-        self.prices.append(price)
-        return len(self.prices) - 1
-
-    def hold(
-        self, what: str, wanted: float, gone: float, held: list[tuple[int, float, bool]]
-    ) -> None:
-        """Adds an anchor: blocks, how much of it each has, and whether a guard is before that.
-
-        ``gone`` of what is wanted may be missing.
-        """
-        always: dict[int, float] = defaultdict(float)
+    def hold(self, what: str, anchor: _Anchor) -> None:
+        """Adds an anchor; how often a guard lets its instruction run is free."""
+        terms = list[tuple[float, Sum]]()
         guarded: dict[int, float] = defaultdict(float)
-        for at, amount, guard in held:
-            (guarded if guard else always)[at] += amount
-        row: dict[int, float] = defaultdict(float)
-        constant = always.get(0, 0.0)
-        for at, amount in always.items():
-            for column, times in self.count[at].items():
-                row[column] += amount * times
+        for at, amount, guard in anchor.held:
+            if guard:
+                guarded[at] += amount
+            else:
+                terms.append((amount, self.count[at]))
         for at, amount in guarded.items():
-            part, rest = self._column(0.0), self._column(0.0)
-            row[part] = 1.0
-            limit = {column: -amount * times for column, times in self.count[at].items()}
-            self.rows.append(({**limit, part: 1.0, rest: 1.0}, amount if at == 0 else 0.0))
-        if gone:
-            missing = self._column(0.0)
-            row[missing] = 1.0
-            self.rows.append(({missing: 1.0, self._column(0.0): 1.0}, gone))
+            part = self._any()
+            terms.append((1.0, part))
+            self._zero((1.0, part), (1.0, self._any()), (-amount, self.count[at]))
+        if anchor.gone:
+            missing = self._any()
+            terms.append((1.0, missing))
+            self._zero((1.0, missing), (1.0, self._any()), (-anchor.gone, ONE))
+        least = anchor.wanted / (2 if what == "float32" else 1)
         if what in LOW:
-            wanted /= 2 if what == "float32" else 1
-            row[self._column(LOW_PRICE)] = 1.0
-            row[self._column(0.0)] = -1.0
+            terms += [(1.0, self._any(LOW_PRICE)), (-1.0, self._any())]
         else:
-            row[self._column(PRICE)] = 1.0
-            row[self._column(PRICE)] = -1.0
-        self.rows.append((row, wanted - constant))
+            terms.append((1.0, self._off(PRICE)))
+        self._zero(*terms, (-least, ONE))
 
-    def visit(self, wanted: Wanted) -> None:
+    def visit(self) -> None:
         """Adds the blocks' visits, at a low price, as ptxas may move a single instruction.
 
         A block has those of its instructions that are the only ones of theirs in the PTX. A block
         none of whose instructions were visited is not executed.
         """
-        blocks = {at: list(map(wanted.place, self.blocks[at].instructions)) for at in self.reached}
+        wanted = self.wanted
+        blocks = {at: list(map(wanted.place, self.blocks[at].instructions)) for at in self.count}
         copies = Counter(place for places in blocks.values() for place in places)
         for at, places in blocks.items():
             visits = [wanted.visits[place] for place in places if place in wanted.visits]
             lone = [wanted.visits[p] for p in places if p in wanted.visits and copies[p] == 1]
             if lone or (visits and not any(visits)):
-                row = dict(self.count[at])
-                row |= {self._column(VISIT_PRICE): 1.0, self._column(VISIT_PRICE): -1.0}
-                self.rows.append((row, statistics.median(lone or [0.0]) - (at == 0)))
+                times = statistics.median(lone or [0.0])
+                self._zero((1.0, self.count[at]), (1.0, self._off(VISIT_PRICE)), (-times, ONE))
 
     def solved(self) -> list[float]:
-        matrix = np.zeros((len(self.rows), len(self.prices)))
-        for number, (row, _) in enumerate(self.rows):
+        matrix = np.zeros((len(self.rows), len(self.prices) + 1))  # the last column is the 1
+        for number, row in enumerate(self.rows):
             for column, amount in row.items():
-                matrix[number, column] += amount
-        right = np.array([constant for _, constant in self.rows])
-        values = least(np.array(self.prices), matrix, right)
+                matrix[number, column] = amount
+        values = [*least(np.array(self.prices), matrix[:, :-1], -matrix[:, -1]), 1.0]
         times = [0.0] * len(self.blocks)
-        for at in self.reached:
-            count = sum(amount * values[column] for column, amount in self.count[at].items())
-            times[at] = max(float(count) + (at == 0), 0.0)
+        for at, count in self.count.items():
+            times[at] = max(float(sum(n * values[column] for column, n in count.items())), 0.0)
         return times
 
 
@@ -433,6 +434,17 @@ def least(c: np.ndarray, a: np.ndarray, b: np.ndarray, steps: int = 100) -> np.n
         normal[np.diag_indices(rows)] += 1e-12 * (1.0 + normal.diagonal())
         return np.linalg.solve(normal, right)
 
+    def newton(aim: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The step for A x, Aᵀ y + s and, by ``aim``, x · s."""
+        dy = solve(x / s, primal + a @ (x / s * dual - aim / s))
+        ds = dual - a.T @ dy
+        return (aim - x * ds) / s, dy, ds
+
+    def length(value: np.ndarray, change: np.ndarray) -> float:
+        """The longest step that keeps all values positive, 1 at most."""
+        falls = change < 0
+        return min(1.0, float((-value[falls] / change[falls]).min(initial=np.inf)))
+
     ones = np.ones(columns)
     x = a.T @ solve(ones, b)
     y = solve(ones, a @ c)
@@ -445,33 +457,10 @@ def least(c: np.ndarray, a: np.ndarray, b: np.ndarray, steps: int = 100) -> np.n
         near = np.abs(primal).max() < 1e-7 * (1 + np.abs(b).max())
         if near and gap * columns < 1e-7 * (1 + abs(c @ x)):
             return x
-        dx, dy, ds = _step(solve, a, x, s, primal, dual, -x * s)
-        after = (x + _length(x, dx) * dx) @ (s + _length(s, ds) * ds) / columns
-        aim = gap * (after / gap) ** 3 - x * s - dx * ds
-        dx, dy, ds = _step(solve, a, x, s, primal, dual, aim)
-        x = x + 0.995 * _length(x, dx) * dx
-        way = 0.995 * _length(s, ds)
+        dx, dy, ds = newton(-x * s)
+        after = (x + length(x, dx) * dx) @ (s + length(s, ds) * ds) / columns
+        dx, dy, ds = newton(gap * (after / gap) ** 3 - x * s - dx * ds)
+        x = x + 0.995 * length(x, dx) * dx
+        way = 0.995 * length(s, ds)
         y, s = y + way * dy, s + way * ds
     raise ArithmeticError("the executed blocks' linear program has no solution that was found")
-
-
-# Many parameters: they are the state of the method.
-def _step(
-    solve: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    a: np.ndarray,
-    x: np.ndarray,
-    s: np.ndarray,
-    primal: np.ndarray,
-    dual: np.ndarray,
-    aim: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Newton's step for A x, Aᵀ y + s and, by ``aim``, x · s."""
-    dy = solve(x / s, primal + a @ (x / s * dual - aim / s))
-    ds = dual - a.T @ dy
-    return (aim - x * ds) / s, dy, ds
-
-
-def _length(value: np.ndarray, change: np.ndarray) -> float:
-    """The longest step that keeps all values positive, 1 at most."""
-    falls = change < 0
-    return min(1.0, float((-value[falls] / change[falls]).min(initial=np.inf)))

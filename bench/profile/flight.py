@@ -6,8 +6,8 @@ import re
 
 from bench.profile.executed import Place
 from bench.profile.sass import Block, Instruction
-from tests.ptx_on_cpu.machine import Counting
-from tests.ptx_on_cpu.parse import SPACES, Kernel
+from tests.ptx_on_cpu.launches import Counting
+from tests.ptx_on_cpu.parse import Kernel
 
 Shares = dict[Place, float]
 """Share of all lanes that load or copy in a place at all, of warps that never come there too."""
@@ -18,13 +18,11 @@ def shares(kernel: Kernel, counting: Counting, warps: int, across: bool) -> Shar
     ran (``across``), and by source line."""
     bytes_: dict[Place, list[float]] = {}
     counts = (counting.rows[name] for name in ("visits", "warps", "bytes"))
-    for statement, row, (visits, there, moved) in zip(
-        kernel.statements, kernel.rows, zip(*counts, strict=True), strict=True
-    ):
+    for row, visits, there, moved in zip(kernel.rows, *counts, strict=True):
         if not visits:
             continue
-        places: list[Place] = [statement.source, *([] if across else [statement.number])]
-        if row.name == "cp.async" or (row.name == "ld" and row.numbers[0] & 3 == SPACES["global"]):
+        places: list[Place] = [row.source, *([] if across else [row.number])]
+        if row.name == "cp.async" or (row.name == "ld" and row.space == "global"):
             for place in places:
                 sums = bytes_.setdefault(place, [0.0, 0.0])
                 sums[0] += moved * there / warps

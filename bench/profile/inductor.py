@@ -37,6 +37,7 @@ from bench.profile.counts import Cheap, Counts, count
 from bench.profile.peers import FOLDER, Answer
 from cmpose.files import write_text
 from cmpose.kernels import launch
+from tests.ptx_on_cpu import triton_kernels
 
 __path__ = [str(FOLDER)]
 """Generated kernels are modules below this one, so that the process that compiles imports them."""
@@ -256,7 +257,8 @@ class _Wrapper(TorchDispatchMode):
                 return
             with _disable_current_modes():
                 every: list[list[Counts]] = [
-                    count([one], self.card.arch, False, SAMPLES, UNMATCHED) for one in candidates
+                    count([triton_kernels.of(one)], self.card.arch, False, SAMPLES, UNMATCHED)
+                    for one in candidates
                 ]
             if self.counting:
                 best: list[Counts] = min(every, key=self.estimate)

@@ -16,6 +16,7 @@ from bench.harness.shapes import FP32
 from bench.profile.cards import BY_ARCH, SHARED_BYTES_A_CLOCK, Card
 from bench.profile.counts import Counts, count
 from cmpose.kernels import launch as triton_launch
+from tests.ptx_on_cpu import triton_kernels
 
 SECTOR = 32
 WARP = 32
@@ -267,6 +268,6 @@ def milliseconds(launches: list[triton_launch.Launch], arch: int) -> float:
     for launched in launches:
         half = {str(t.dtype)[6:] for t in launched.arguments if isinstance(t, Tensor)}
         [dtype] = half & {"bfloat16", "float16"} or {FP32}
-        [counts] = count([launched], arch)
+        [counts] = count([triton_kernels.of(launched)], arch)
         us += estimated(resources(counts, card, dtype), card)
     return us / 1e3

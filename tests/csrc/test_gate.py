@@ -90,7 +90,7 @@ def lines_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, gate.
 
     def lines(fault: int) -> dict[str, gate.Figures]:
         name = f"void move<{fault}>(uint4 const*, uint4*, int)"
-        launch = cuda_kernels.Launch(name, BLOCKS, 8, 0, parameters, [given, out])
+        launch = cuda_kernels.launch(name, BLOCKS, 8, 0, parameters, [given, out])
         (one,) = counts.count([launch], 89)
         return gate.lines("copy", [replace(one, kernel="move")], 2 * 16 * number)
 

@@ -240,20 +240,18 @@ def cuda_lines(rows: Iterable[Row]) -> dict[str, Figures]:
     from bench.profile import counts
     from bench.profile.cards import BY_ARCH
     from bench.profile.model import fitting
-    from tests.ptx_on_cpu import cuda_kernels
 
     # Demangled, an enumerator has its type before it: (Stage)1.
     compiled = [(re.sub(r"\([\w:]+\)(?=\d)", "", row.name), row) for row in rows]
     found = {}
     for op, direction, _ in CUDA.cases:
         for one in counts.launches_of_op(op, 89, None, direction, "cuda"):
-            assert isinstance(one, cuda_kernels.Launch)
-            name, _, warps, _ = counts._described(one)
+            name, dynamic = one.name, one.code(89).shared
             assert any(name == other for other, _ in compiled), f"{name} is not compiled"
             for other, row in compiled:
                 if other == name:
-                    shared = row.shared + one.shared
-                    held = fitting(BY_ARCH[row.arch], warps, row.registers, shared)
+                    shared = row.shared + dynamic
+                    held = fitting(BY_ARCH[row.arch], one.warps, row.registers, shared)
                     line = f"{op} {direction} sm_{row.arch} {name}"
                     found[line] = {"blocks an SM": min(held.values()), "registers": row.registers}
     return found

@@ -21,76 +21,58 @@ using s64 = int64_t;
 using f32 = float;
 using f64 = double;
 
-// operand 0 = f(operand 1, operand 2, ...) in every lane; the registers' types are those of f.
+// operand 0 = f(operand 1, operand 2, ...) in every lane; the registers' types are those of f. A
+// bool is a predicate.
+template <class T>
+struct Values {
+  const T* at;
+  T operator[](int lane) const { return at[lane]; }
+};
+template <>
+struct Values<bool> {
+  const u32* at;
+  bool operator[](int lane) const { return *at >> lane & 1; }
+};
 template <class F, class D, class... A, size_t... K>
 void lanes(Warp& w, const Instruction& i, std::index_sequence<K...>) {
-  D* const d = w.reg<D>(i.operand[0]);
-  const std::tuple<const A*...> a(w.reg<const A>(i.operand[K + 1])...);
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (w.mask >> lane & 1) d[lane] = F{}(std::get<K>(a)[lane]...);
+  const std::tuple a(Values<A>{
+      w.reg<std::conditional_t<std::is_same_v<A, bool>, const u32, const A>>(i.operand[K + 1])}...);
+  const u32 mask = w.mask;
+  if constexpr (std::is_same_v<D, bool>) {
+    u32 result = 0;
+    for (int lane = 0; lane < kLanes; ++lane) result |= u32(F{}(std::get<K>(a)[lane]...)) << lane;
+    u32& p = w.predicate(i.operand[0]);
+    p = (p & ~mask) | (result & mask);
+  } else {
+    D* const d = w.reg<D>(i.operand[0]);
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (mask >> lane & 1) d[lane] = F{}(std::get<K>(a)[lane]...);
+  }
 }
+template <class T>
+constexpr char kBytes = std::is_same_v<T, bool> ? '0' : '0' + sizeof(T);
 template <class F, class D, class... A>
-Handler handler(D (F::*)(A...) const) {
-  return [](Warp& w, const Instruction& i) {
+Entry entry(D (F::*)(A...) const) {
+  const Handler run = [](Warp& w, const Instruction& i) {
     lanes<F, D, A...>(w, i, std::index_sequence_for<A...>{});
   };
+  return {run, {kBytes<D>, kBytes<A>...}};
 }
 template <class F>
-Handler map(F) {
-  return handler(&F::operator());
+Entry map(F) {
+  return entry(&F::operator());
 }
 
-// setp: operands p, q (its complement, may be absent), a, b and, combined with a predicate, c.
-enum Combine { kNone, kAnd, kOr, kXor };  // number 0
-template <class F, class T>
-void compare(Warp& w, const Instruction& i) {
-  const T *const a = w.reg<T>(i.operand[2]), *const b = w.reg<T>(i.operand[3]);
-  uint32_t found = 0;
-  for (int lane = 0; lane < kLanes; ++lane) found |= uint32_t(F{}(a[lane], b[lane])) << lane;
-  const auto how = static_cast<Combine>(i.number[0]);
-  const uint32_t c = how == kNone ? 0 : w.predicate(i.operand[4]);
-  const auto set = [&](int operand, uint32_t bits) {
-    if (operand < 0) return;
-    bits = how == kAnd ? bits & c : how == kOr ? bits | c : how == kXor ? bits ^ c : bits;
-    uint32_t& p = w.predicate(operand);
-    p = (p & ~w.mask) | (bits & w.mask);
-  };
-  set(i.operand[0], found);
-  set(i.operand[1], ~found);
-}
-
-template <class T>
-void select(Warp& w, const Instruction& i) {
-  T* const d = w.reg<T>(i.operand[0]);
-  const T *const a = w.reg<T>(i.operand[1]), *const b = w.reg<T>(i.operand[2]);
-  const uint32_t p = w.predicate(i.operand[3]), mask = w.mask;
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (mask >> lane & 1) d[lane] = p >> lane & 1 ? a[lane] : b[lane];
-}
-
-template <class F>
-void predicates(Warp& w, const Instruction& i) {
-  const uint32_t result =
-      F{}(w.predicate(i.operand[1]), i.operand[2] < 0 ? 0u : w.predicate(i.operand[2]));
-  uint32_t& p = w.predicate(i.operand[0]);
-  p = (p & ~w.mask) | (result & w.mask);
-}
-template <class F>
-Handler logic(F) {
-  return &predicates<F>;
-}
-
-// {a, b, ...} ↔ one register; number 0: parts, 1: their bytes.
+// One register ↔ {a, b, ...}; number 0: parts, 1: their bytes.
 template <bool PACK>
 void parts(Warp& w, const Instruction& i) {
   const int count = static_cast<int>(i.number[0]), bytes = static_cast<int>(i.number[1]);
-  const int whole_operand = PACK ? 0 : count, first = PACK ? 1 : 0;
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!(w.mask >> lane & 1)) continue;
-    char* const one = w.registers + i.operand[whole_operand] + count * bytes * lane;
+    char* const one = w.registers + i.operand[0] + count * bytes * lane;
     for (int k = 0; k < count; ++k) {
-      if (i.operand[first + k] < 0) continue;
-      char* const part = w.registers + i.operand[first + k] + bytes * lane;
+      if (i.operand[1 + k] < 0) continue;
+      char* const part = w.registers + i.operand[1 + k] + bytes * lane;
       std::memcpy(PACK ? one + k * bytes : part, PACK ? part : one + k * bytes, bytes);
     }
   }
@@ -156,43 +138,26 @@ D held(S value) {
   return static_cast<D>(value);
 }
 
+// What types of all kinds have.
 template <class T>
-void comparisons(Table& t, const std::string& type) {
-  const auto add = [&](const char* name, auto f) {
-    t[std::string("setp.") + name + "." + type] = compare<decltype(f), T>;
-  };
-  add("eq", [](T a, T b) { return a == b; });
-  if constexpr (std::is_floating_point_v<T>) {
-    add("ne", [](T a, T b) { return a < b || a > b; });
-    add("equ", [](T a, T b) { return !(a < b || a > b); });
-    add("neu", [](T a, T b) { return a != b; });
-    add("ltu", [](T a, T b) { return !(a >= b); });
-    add("leu", [](T a, T b) { return !(a > b); });
-    add("gtu", [](T a, T b) { return !(a <= b); });
-    add("geu", [](T a, T b) { return !(a < b); });
-    add("num", [](T a, T b) { return a == a && b == b; });
-    add("nan", [](T a, T b) { return a != a || b != b; });
-  } else {
-    add("ne", [](T a, T b) { return a != b; });
-  }
-  add("lt", [](T a, T b) { return a < b; });
-  add("le", [](T a, T b) { return a <= b; });
-  add("gt", [](T a, T b) { return a > b; });
-  add("ge", [](T a, T b) { return a >= b; });
-}
-
-template <class T>
-void selections(Table& t, const std::string& type) {
-  t["mov." + type] = map([](T a) { return a; });
-  t["selp." + type] = select<T>;
+void every(Table& t, const std::string& type) {
+  const auto on = [&](const char* name) -> Entry& { return t[name + ("." + type)]; };
+  on("mov") = map([](T a) { return a; });
+  on("selp") = map([](T a, T b, bool p) { return p ? a : b; });
+  on("setp.eq") = map([](T a, T b) { return a == b; });
+  on("setp.ne") = map([](T a, T b) { return a < b || a > b; });
+  on("setp.lt") = map([](T a, T b) { return a < b; });
+  on("setp.le") = map([](T a, T b) { return a <= b; });
+  on("setp.gt") = map([](T a, T b) { return a > b; });
+  on("setp.ge") = map([](T a, T b) { return a >= b; });
 }
 
 template <class T>
 void integers(Table& t, const std::string& type) {
   constexpr int kBits = 8 * sizeof(T);
   using U = std::make_unsigned_t<T>;
-  const auto on = [&](const char* name) -> Handler& { return t[name + ("." + type)]; };
-  comparisons<T>(t, type), selections<T>(t, type);
+  const auto on = [&](const char* name) -> Entry& { return t[name + ("." + type)]; };
+  every<T>(t, type);
   on("add") = map([](U a, U b) { return U(a + b); });
   on("sub") = map([](U a, U b) { return U(a - b); });
   on("mul.lo") = map([](U a, U b) { return U(u64(a) * b); });
@@ -205,7 +170,6 @@ void integers(Table& t, const std::string& type) {
   on("min") = map([](T a, T b) { return b < a ? b : a; });
   on("max") = map([](T a, T b) { return a < b ? b : a; });
   on("min.relu") = map([](T a, T b) { return std::max(T(0), std::min(a, b)); });
-  on("max.relu") = map([](T a, T b) { return std::max({T(0), a, b}); });
   on("abs") = map([](T a) { return a < 0 ? T(-U(a)) : a; });
   on("shl") = map([](U a, u32 b) { return b < kBits ? U(a << b) : U(0); });
   on("shr") = map([](T a, u32 b) { return T(b < kBits ? a >> b : a < 0 ? -1 : 0); });
@@ -215,10 +179,9 @@ void integers(Table& t, const std::string& type) {
   on("rem") = map([](T a, T b) {
     return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
   });
-  if constexpr (kBits == 16) on("mul.hi") = map([](T a, T b) { return T(s64(a) * b >> 16); });
-  if constexpr (kBits == 32 || kBits == 64) {
-    using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
-    on("mul.hi") = map([](T a, T b) { return T(Wide(a) * b >> kBits); });
+  using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
+  on("mul.hi") = map([](T a, T b) { return T(Wide(a) * b >> kBits); });
+  if constexpr (kBits >= 32) {
     on("bfe") = map([](T a, u32 start, u32 count) {
       start &= 255, count &= 255;
       if (count == 0) return T(0);
@@ -249,10 +212,25 @@ void integers(Table& t, const std::string& type) {
   }
 }
 
+// Comparisons that NaN makes true, or are about NaN alone.
+template <class T>
+void unordered(Table& t, const std::string& type) {
+  const auto on = [&](const char* name) -> Entry& { return t[name + ("." + type)]; };
+  every<T>(t, type);
+  on("setp.equ") = map([](T a, T b) { return !(a < b || a > b); });
+  on("setp.neu") = map([](T a, T b) { return a != b; });
+  on("setp.ltu") = map([](T a, T b) { return !(a >= b); });
+  on("setp.leu") = map([](T a, T b) { return !(a > b); });
+  on("setp.gtu") = map([](T a, T b) { return !(a <= b); });
+  on("setp.geu") = map([](T a, T b) { return !(a < b); });
+  on("setp.num") = map([](T a, T b) { return a == a && b == b; });
+  on("setp.nan") = map([](T a, T b) { return a != a || b != b; });
+}
+
 // What goes in and comes out is put through Q: as it is, or flushed.
 template <class T, T (*Q)(T)>
 void floats(Table& t, const std::string& type) {
-  const auto on = [&](const std::string& name) -> Handler& { return t[name + "." + type]; };
+  const auto on = [&](const std::string& name) -> Entry& { return t[name + "." + type]; };
   // Sums and products without .rn may be contracted by ptxas; here they are not.
   on("add") = map([](T a, T b) { return Q(Q(a) + Q(b)); });
   on("sub") = map([](T a, T b) { return Q(Q(a) - Q(b)); });
@@ -263,6 +241,9 @@ void floats(Table& t, const std::string& type) {
   on("abs") = map([](T a) { return Q(std::fabs(a)); });
   on("min") = map([](T a, T b) { return least(Q(a), Q(b)); });
   on("max") = map([](T a, T b) { return most(Q(a), Q(b)); });
+  // With three operands, from sm_100 on.
+  on("min3") = map([](T a, T b, T c) { return least(least(Q(a), Q(b)), Q(c)); });
+  on("max3") = map([](T a, T b, T c) { return most(most(Q(a), Q(b)), Q(c)); });
   on("min.NaN") = map([](T a, T b) { return a != a || b != b ? T(NAN) : least(Q(a), Q(b)); });
   on("max.NaN") = map([](T a, T b) { return a != a || b != b ? T(NAN) : most(Q(a), Q(b)); });
   on("sqrt") = on("sqrt.approx") = map([](T a) { return Q(std::sqrt(Q(a))); });
@@ -324,28 +305,37 @@ void pairs(Table& t) {
   });
 }
 
+// A function of a number of each integer type, and the type's name.
+template <class F>
+void each_integer(F f) {
+  f(u8{}, "u8"), f(s8{}, "s8"), f(u16{}, "u16"), f(s16{}, "s16");
+  f(u32{}, "u32"), f(s32{}, "s32"), f(u64{}, "u64"), f(s64{}, "s64");
+}
+
 // Conversions of integers: a register of S holds an N in its low bytes.
-template <class S, class N>
+template <class N, class S>
 void from_integer(Table& t, const std::string& from) {
-  const auto to = [&](auto d, const char* name, auto narrow) {
-    using D = decltype(d);
-    using M = decltype(narrow);
-    t["cvt." + std::string(name) + "." + from] = map([](S a) { return D(M(N(a))); });
+  const auto name = [&](const std::string& to) {
+    return "cvt." + to + "." + from + ".in" + std::to_string(sizeof(S));
   };
-  to(u16{}, "u8", u8{}), to(s16{}, "s8", s8{}), to(u16{}, "u16", u16{}), to(s16{}, "s16", s16{});
-  to(u32{}, "u32", u32{}), to(s32{}, "s32", s32{}), to(u64{}, "u64", u64{}),
-      to(s64{}, "s64", s64{});
-  to(f32{}, "f32", f32{}), to(f64{}, "f64", f64{});
+  each_integer([&](auto d, const char* to) {
+    using M = decltype(d);
+    using D =
+        std::conditional_t<sizeof(M) == 1, std::conditional_t<std::is_signed_v<M>, s16, u16>, M>;
+    t[name(to)] = map([](S a) { return D(M(N(a))); });
+  });
+  t[name("f32")] = map([](S a) { return f32(N(a)); });
+  t[name("f64")] = map([](S a) { return f64(N(a)); });
 }
 
 // Conversions of a float that are rounded to a whole number.
 template <class S, class F>
 void rounded(Table& t, const std::string& how, const std::string& from, F) {
-  const auto to = [&](auto d, const char* name) {
+  each_integer([&](auto d, const char* to) {
     using D = decltype(d);
-    t["cvt." + how + "." + name + "." + from] = map([](S a) { return held<D>(F{}(a)); });
-  };
-  to(s32{}, "s32"), to(u32{}, "u32"), to(s64{}, "s64"), to(u64{}, "u64");
+    if constexpr (sizeof(D) > 2)
+      t["cvt." + how + "." + to + "." + from] = map([](S a) { return held<D>(F{}(a)); });
+  });
   t["cvt." + how + "." + from + "." + from] = map([](S a) { return F{}(a); });
 }
 template <class S>
@@ -362,8 +352,7 @@ void add_arithmetic(Table& t) {
   integers<u16>(t, "u16"), integers<s16>(t, "s16"), integers<u16>(t, "b16");
   integers<u32>(t, "u32"), integers<s32>(t, "s32"), integers<u32>(t, "b32");
   integers<u64>(t, "u64"), integers<s64>(t, "s64"), integers<u64>(t, "b64");
-  comparisons<f32>(t, "f32"), comparisons<f64>(t, "f64");
-  selections<f32>(t, "f32"), selections<f64>(t, "f64");
+  unordered<f32>(t, "f32"), unordered<f64>(t, "f64");
   floats<f32, same>(t, "f32"), floats<f64, same>(t, "f64"), floats<f32, flush>(t, "ftz.f32");
   t["fma.rm.f32"] = map([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
   t["fma.rm.ftz.f32"] =
@@ -381,24 +370,21 @@ void add_arithmetic(Table& t) {
     }
     return result;
   });
-  t["dp2a.lo"] = map([](u32 a, u32 b, u32 c) { return dot(a, b, c); });
-  t["dp2a.hi"] = map([](u32 a, u32 b, u32 c) { return dot(a, b >> 16, c); });
-  t["and.pred"] = logic([](u32 a, u32 b) { return a & b; });
-  t["or.pred"] = logic([](u32 a, u32 b) { return a | b; });
-  t["xor.pred"] = logic([](u32 a, u32 b) { return a ^ b; });
-  t["not.pred"] = logic([](u32 a, u32) { return ~a; });
-  t["mov.pred"] = logic([](u32 a, u32) { return a; });
-  t["pack"] = parts<true>;
-  t["unpack"] = parts<false>;
-  from_integer<u16, u8>(t, "u8"), from_integer<s16, s8>(t, "s8");
-  // The same, from the low bytes of a register of 4 or 8.
-  from_integer<u32, u8>(t, "u8in4"), from_integer<u32, s8>(t, "s8in4");
-  from_integer<u32, u16>(t, "u16in4"), from_integer<u32, s16>(t, "s16in4");
-  from_integer<u64, u8>(t, "u8in8"), from_integer<u64, s8>(t, "s8in8");
-  from_integer<u64, u32>(t, "u32in8"), from_integer<u64, s32>(t, "s32in8");
-  from_integer<u16, u16>(t, "u16"), from_integer<s16, s16>(t, "s16");
-  from_integer<u32, u32>(t, "u32"), from_integer<s32, s32>(t, "s32");
-  from_integer<u64, u64>(t, "u64"), from_integer<s64, s64>(t, "s64");
+  t["dp2a.lo.u32.u32"] = map([](u32 a, u32 b, u32 c) { return dot(a, b, c); });
+  t["dp2a.hi.u32.u32"] = map([](u32 a, u32 b, u32 c) { return dot(a, b >> 16, c); });
+  t["and.pred"] = map([](bool a, bool b) { return a && b; });
+  t["or.pred"] = map([](bool a, bool b) { return a || b; });
+  t["xor.pred"] = map([](bool a, bool b) { return a != b; });
+  t["not.pred"] = map([](bool a) { return !a; });
+  t["mov.pred"] = map([](bool a) { return a; });
+  t["pack"] = {parts<true>, ""};
+  t["unpack"] = {parts<false>, ""};
+  each_integer([&](auto n, const char* from) {
+    using N = decltype(n);
+    if constexpr (sizeof(N) <= 2) from_integer<N, u16>(t, from);
+    if constexpr (sizeof(N) <= 4) from_integer<N, u32>(t, from);
+    from_integer<N, u64>(t, from);
+  });
   roundings<f32>(t, "f32"), roundings<f64>(t, "f64");
   t["cvt.f64.f32"] = map([](f32 a) { return f64(a); });
   t["cvt.f32.f64"] = map([](f64 a) { return f32(a); });
@@ -412,7 +398,6 @@ void add_arithmetic(Table& t) {
   t["bfind.u32"] = map([](u32 a) { return a ? u32(31 - __builtin_clz(a)) : kAll; });
   t["bfind.shiftamt.u32"] = map([](u32 a) { return a ? u32(__builtin_clz(a)) : kAll; });
   t["cvt.ftz.f32.f32"] = map([](f32 a) { return flush(a); });
-  t["cvt.rmi.ftz.f32.f32"] = map([](f32 a) { return std::floor(flush(a)); });
 }
 
 }  // namespace ptx

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -20,13 +18,11 @@ from cmpose.ops import cuda
 from tests import cuda_on_cpu
 from tests.csrc import compile_check
 from tests.csrc.compile_check import build
-from tests.ptx_on_cpu import machine, parse
+from tests.ptx_on_cpu import machine
+from tests.ptx_on_cpu.launches import Code, Launch
 
 ARCH = 89
 FLAGS = ("-ptx", "-O3", "-std=c++17", "-lineinfo")
-
-launched: Counter[str] = Counter()
-"""Kernel, with its template's arguments → launches that ran here."""
 
 
 def _readable(names: list[str]) -> list[str]:
@@ -87,59 +83,25 @@ def _module_path() -> str:
     return path
 
 
-@cache
-def _program(name: str, arch: int = ARCH) -> machine.Program:
-    (kernel,) = parse.kernels(entry(name, arch)).values()
-    return machine.Program(kernel)
-
-
-@dataclass(frozen=True)
-class Launch:
+# Many parameters: they are what a launch is.
+def launch(
+    kernel: str, blocks: int, warps: int, shared: int, parameters: bytes, tensors: list[Tensor]
+) -> Launch:
     """A launch of the sources' run, to be run from PTX.
 
-    Attributes:
+    Args:
         kernel: its readable name, template arguments included.
         shared: bytes of dynamic shared memory.
         parameters: as they lie in the kernel's parameter space.
         tensors: those that any op was given so far.
     """
 
-    kernel: str
-    blocks: int
-    warps: int
-    shared: int
-    parameters: bytes
-    tensors: list[Tensor]
+    def code(arch: int) -> Code:
+        ptxas = str(build.find_nvcc().with_name("ptxas"))
+        return Code(entry(kernel, arch), shared, parameters, ptxas=ptxas)
 
-    def ptx(self, arch: int) -> str:
-        """The kernel's code."""
-        return entry(self.kernel, arch)
-
-    def run(
-        self,
-        arch: int = ARCH,
-        backwards: bool = False,
-        counting: machine.Counting | None = None,
-    ) -> machine.Program:
-        """Runs it on its tensors, which lie on the CPU.
-
-        Raises:
-            Fault: the kernel did what it must not do.
-            Unknown: its PTX has something that the machine does not have.
-        """
-        launched[self.kernel] += 1
-        program = _program(self.kernel, arch)
-        program.launch(
-            (self.blocks,),
-            self.warps,
-            self.shared,
-            self.parameters,
-            self.tensors,
-            arch=arch,
-            backwards=backwards,
-            counting=counting,
-        )
-        return program
+    name = re.sub(r"\(anonymous namespace\)::|\bcmpose::|^void |\([\w:]+\)(?=\d)", "", kernel)
+    return Launch(kernel, name.partition("(")[0], (blocks,), warps, tensors, code)
 
 
 _TAKER = ctypes.CFUNCTYPE(
@@ -176,7 +138,7 @@ def taking(taker: Callable[[Launch], Any]) -> Iterator[None]:
         try:
             name = _addresses()[kernel - base]
             given = ctypes.string_at(parameters, size)
-            taker(Launch(name, blocks, threads // 32, shared, given, known))
+            taker(launch(name, blocks, threads // 32, shared, given, known))
         except Exception as error:
             message.value = f"{type(error).__name__}: {error}".encode()[:999]
             return ctypes.addressof(message)

@@ -26,28 +26,37 @@ struct Byte {
   bool pending;               // an asynchronous copy to it is under way
 };
 
-struct Range {  // of a tensor, or of a buffer that the launcher gives
+struct Range {  // of a tensor
   uint64_t begin, end;
   const uint8_t* holes;  // 0 for a byte that is not the tensor's; null: all are
 };
 
-struct Program {
-  std::vector<Instruction> code;
-  std::vector<char> frame;  // a warp's registers at the start: the constants
+struct Launch {  // as launch() of machine.py makes it
+  const Instruction* code;
+  uint64_t rows;
+  const char* frame;  // a warp's registers at the start: the constants
+  uint64_t frame_bytes;
+  const char* parameters;
+  uint64_t parameter_bytes;
+  const Range* tensors;
+  uint64_t tensor_count;
+  const uint64_t* blocks;  // those to run, numbered along x, then y, then z
+  uint64_t block_count;
+  uint64_t (*counts)[kCounts];  // of each row; null: nothing is counted
+  uint64_t* distinct;           // of each tensor: sectors read, sectors written
+  uint64_t grid[3], warps, shared_bytes, backwards;
 };
 
+const Launch* launch = nullptr;
 std::vector<char> memory;
 std::vector<Byte> bytes_known;
-std::vector<Range> ranges;
-size_t recent = 0;
-std::vector<char> params;
+size_t recent = 0;  // the tensor of the last access
 uint32_t epoch = 0, block_start = 0;
 
 struct Touch {  // a lane's access, where accesses are counted
   uint64_t address;
   int bytes, lane;
 };
-Counting* counting = nullptr;
 std::vector<Touch> global_touched, shared_touched;
 std::vector<std::vector<uint64_t>> sectors_touched;  // of each tensor: read, written
 std::vector<uint32_t> visitors;  // of each row: the block's warps that were there, a bit each
@@ -124,17 +133,17 @@ void reconcile(Warp& w) {
   w.waiting = std::move(left);
 }
 
-void run_warp(Warp& w, const Program& program) {
+void run_warp(Warp& w) {
   w.stopped = false;
   while (!w.stopped) {
-    const Instruction& i = program.code[w.pc];
+    const Instruction& i = launch->code[w.pc];
     w.mask = w.active;
     if (i.guard >= 0) w.mask &= i.negated ? ~w.predicate(i.guard) : w.predicate(i.guard);
     ++w.pc;
     const int row = w.pc - 1;
     if (w.mask) i.run(w, i);
-    if (counting) {
-      uint64_t* const counts = counting->rows[row];
+    if (launch->counts) {
+      uint64_t* const counts = launch->counts[row];
       ++counts[kVisits];
       counts[kWarps] += ~visitors[row] >> w.id & 1;
       visitors[row] |= 1u << w.id;
@@ -147,17 +156,16 @@ void run_warp(Warp& w, const Program& program) {
   }
 }
 
-// Runs the block's warps from barrier to barrier, `order` saying who is first.
-void run_block(std::vector<Warp>& warps, const Program& program, const std::vector<int>& order,
-               Warp*& running) {
+// Runs the block's warps from barrier to barrier.
+void run_block(std::vector<Warp>& warps, Warp*& running) {
   block_start = ++epoch;
-  if (counting) visitors.assign(program.code.size(), 0);
+  visitors.assign(launch->rows, 0);
   for (;;) {
     int arrived = 0, at = -1;
-    for (int index : order) {
-      Warp& w = warps[index];
+    for (size_t k = 0; k < warps.size(); ++k) {
+      Warp& w = warps[launch->backwards ? warps.size() - 1 - k : k];
       running = &w;
-      run_warp(w, program);
+      run_warp(w);
       if (w.alive == 0) continue;
       if (arrived++ && w.pc != at) fail("warps of a block wait at different barriers");
       at = w.pc;
@@ -180,9 +188,9 @@ void whole(const Warp& w, uint32_t members) {
 void jump(Warp& w, int target) {
   const uint32_t stay = w.active & ~w.mask;
   if (stay) w.waiting.emplace_back(w.pc, stay);
-  if (counting) {
-    ++counting->rows[w.pc - 1][kJumps];
-    if (stay) ++counting->rows[w.pc - 1][kPartings];
+  if (launch->counts) {
+    ++launch->counts[w.pc - 1][kJumps];
+    if (stay) ++launch->counts[w.pc - 1][kPartings];
   }
   w.active = w.mask;
   w.pc = target;
@@ -210,33 +218,16 @@ char* global(uint64_t address, int bytes) {
     return std::all_of(at, at + bytes, [](uint8_t known) { return known; });
   };
   const auto found = [&] {
-    if (recent < ranges.size() && inside(ranges[recent])) return true;
-    for (recent = 0; recent < ranges.size(); ++recent)
-      if (inside(ranges[recent])) return true;
+    if (recent < launch->tensor_count && inside(launch->tensors[recent])) return true;
+    for (recent = 0; recent < launch->tensor_count; ++recent)
+      if (inside(launch->tensors[recent])) return true;
     return false;
   };
-  if (found()) {
-    if (counting) global_touched.push_back({address, bytes, lane_now});
-    return reinterpret_cast<char*>(address);
-  }
-  std::string where = "nowhere near one";
-  uint64_t nearest = 1 << 20;
-  for (size_t index = 0; index < ranges.size(); ++index) {
-    const Range& r = ranges[index];
-    const std::string name = "tensor " + std::to_string(index);
-    if (address >= r.begin && address + bytes <= r.end) {
-      where = "between the elements of " + name;
-      break;
-    }
-    if (address >= r.end - std::min<uint64_t>(bytes, r.end) && address - r.end < nearest) {
-      nearest = address - r.end;
-      where = std::to_string(nearest) + " bytes behind " + name;
-    } else if (address < r.begin && r.begin - address < nearest) {
-      nearest = r.begin - address;
-      where = std::to_string(nearest) + " bytes before " + name;
-    }
-  }
-  fail("an access of " + std::to_string(bytes) + " bytes outside the tensors: " + where);
+  if (!found())
+    fail("an access of " + std::to_string(bytes) + " bytes outside the tensors, at " +
+         hex(address));
+  if (launch->counts) global_touched.push_back({address, bytes, lane_now});
+  return reinterpret_cast<char*>(address);
 }
 
 char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomic) {
@@ -246,7 +237,7 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
   if (address + bytes > memory.size())
     fail("shared address " + hex(address) + " is outside the block's " +
          std::to_string(memory.size()) + " bytes");
-  if (counting) shared_touched.push_back({address, bytes, lane_now});
+  if (launch->counts) shared_touched.push_back({address, bytes, lane_now});
   const uint32_t mine = 1u << w.id;
   for (uint64_t at = address; at < address + bytes; ++at) {
     Byte& b = bytes_known[at];
@@ -283,15 +274,15 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
 }
 
 const char* parameters(uint64_t offset, int bytes) {
-  if (offset + bytes > params.size()) fail("a parameter that the launch does not give");
-  return params.data() + offset;
+  if (offset + bytes > launch->parameter_bytes) fail("a parameter that the launch does not give");
+  return launch->parameters + offset;
 }
 
 void issue(Warp& w, const Copy& copy) {
   if (copy.to % copy.bytes) fail("an asynchronous copy to an unaligned shared address");
   if (uint64_t(copy.to) + copy.bytes > memory.size())
     fail("an asynchronous copy out of shared memory");
-  if (counting) shared_touched.push_back({copy.to, copy.bytes, lane_now});
+  if (launch->counts) shared_touched.push_back({copy.to, copy.bytes, lane_now});
   for (int k = 0; k < copy.bytes; ++k) {
     Byte& b = bytes_known[copy.to + k];
     if (b.pending) fail("an asynchronous copy to where another is under way");
@@ -329,70 +320,42 @@ using namespace ptx;
 
 extern "C" {
 
-// Rows of 2 + kOperands + kNumbers numbers: guard, negated, operands, numbers. Names are lines.
-// Null, and the row's number in `unknown`, if a name is not known.
-void* ptx_program(const char* names, const int64_t* rows, int count, const char* frame,
-                  int frame_bytes, int* unknown) {
+// The handler of a place in the table, with its name and operands; null behind the last.
+void* ptx_handler(uint64_t place, const char** name, const char** operands) {
   static const Table table = [] {
     Table made;
     add_arithmetic(made);
     add_memory(made);
     return made;
   }();
-  auto program = new Program{{}, {frame, frame + frame_bytes}};
-  for (int k = 0; k < count; ++k) {
-    const char* const end = std::strchr(names, '\n');
-    const auto found = table.find(std::string(names, end));
-    if (found == table.end()) {
-      *unknown = k;
-      delete program;
-      return nullptr;
-    }
-    const bool stores = !std::strncmp(names, "st", 2) || !std::strncmp(names, "atom", 4);
-    names = end + 1;
-    Instruction i{found->second, static_cast<int>(rows[0]), rows[1] != 0, {}, {}, stores};
-    for (int n = 0; n < kOperands; ++n) i.operand[n] = static_cast<int>(rows[2 + n]);
-    for (int n = 0; n < kNumbers; ++n) i.number[n] = rows[2 + kOperands + n];
-    program->code.push_back(i);
-    rows += 2 + kOperands + kNumbers;
-  }
-  return program;
+  if (place >= table.size()) return nullptr;
+  const auto& [key, entry] = *std::next(table.begin(), place);
+  *name = key.c_str();
+  *operands = entry.operands.c_str();
+  return reinterpret_cast<void*>(entry.run);
 }
 
-// Runs every block, or, counting, those asked for. Returns -1, or the row at which it failed, and
-// says where and why in `message`.
-int ptx_launch(void* handle, const unsigned* grid, int num_warps, int shared_bytes,
-               const char* parameter_bytes, int parameter_count, const uint64_t* known, int tensors,
-               int backwards, Counting* asked, char* message, int message_bytes) {
-  const Program& program = *static_cast<Program*>(handle);
-  memory.assign(shared_bytes, char(0xff));
-  bytes_known.assign(shared_bytes, Byte{});
+// Runs the blocks. Returns -1, or the row at which it failed, and says where and why in `message`.
+int ptx_launch(const Launch* asked, char* message, int message_bytes) {
+  launch = asked;
+  memory.assign(launch->shared_bytes, char(0xff));
+  bytes_known.assign(launch->shared_bytes, Byte{});
   epoch = 0;
-  params.assign(parameter_bytes, parameter_bytes + parameter_count);
-  ranges.clear();
-  counting = asked;
   global_touched.clear();
   shared_touched.clear();
-  sectors_touched.assign(2 * tensors, {});
-  for (int k = 0; k < tensors; ++k)
-    ranges.push_back(
-        {known[3 * k], known[3 * k + 1], reinterpret_cast<const uint8_t*>(known[3 * k + 2])});
-  const size_t frame = (program.frame.size() + 63) / 64 * 64;
-  std::vector<char> registers(frame * num_warps + 64);
+  sectors_touched.assign(2 * launch->tensor_count, {});
+  const uint64_t frame = (launch->frame_bytes + 63) / 64 * 64, *const grid = launch->grid;
+  std::vector<char> registers(frame * launch->warps + 64);
   char* const first = registers.data() + (64 - reinterpret_cast<uint64_t>(registers.data()) % 64);
-  std::vector<Warp> warps(num_warps);
-  std::vector<int> order;
-  for (int k = 0; k < num_warps; ++k) {
-    warps[k].id = k;
-    warps[k].registers = first + frame * k;
-    std::memcpy(warps[k].registers, program.frame.data(), program.frame.size());
-    order.push_back(backwards ? num_warps - 1 - k : k);
+  std::vector<Warp> warps(launch->warps);
+  for (Warp& w : warps) {
+    w.id = static_cast<int>(&w - warps.data());
+    w.registers = first + frame * w.id;
+    std::memcpy(w.registers, launch->frame, launch->frame_bytes);
   }
   Warp* running = nullptr;
-  const bool some = counting && counting->blocks;
-  const uint64_t blocks = some ? counting->block_count : uint64_t(grid[0]) * grid[1] * grid[2];
-  for (uint64_t k = 0; k < blocks; ++k) {
-    const uint64_t n = some ? counting->blocks[k] : k;
+  for (uint64_t k = 0; k < launch->block_count; ++k) {
+    const uint64_t n = launch->blocks[k];
     const unsigned block[3] = {static_cast<unsigned>(n % grid[0]),
                                static_cast<unsigned>(n / grid[0] % grid[1]),
                                static_cast<unsigned>(n / grid[0] / grid[1])};
@@ -409,7 +372,7 @@ int ptx_launch(void* handle, const unsigned* grid, int num_warps, int shared_byt
         for (int d = 0; d < 3; ++d) {
           set(kTid + d, lane, d ? 0 : 32 * w.id + lane);
           set(kCtaid + d, lane, block[d]);
-          set(kNtid + d, lane, d ? 1 : 32 * num_warps);
+          set(kNtid + d, lane, d ? 1 : 32 * launch->warps);
           set(kNctaid + d, lane, grid[d]);
         }
         set(kLane, lane, lane);
@@ -419,16 +382,16 @@ int ptx_launch(void* handle, const unsigned* grid, int num_warps, int shared_byt
     }
     for (Byte& b : bytes_known) b.pending = false;
     try {
-      run_block(warps, program, order, running);
+      run_block(warps, running);
     } catch (const Failure& failure) {
       std::snprintf(message, message_bytes, "%s; block (%u, %u, %u), warp %d", failure.what(),
                     block[0], block[1], block[2], running->id);
       return running->pc - 1;
     }
   }
-  for (int k = 0; counting && k < 2 * tensors; ++k) {
+  for (uint64_t k = 0; launch->counts && k < 2 * launch->tensor_count; ++k) {
     make_distinct(sectors_touched[k]);
-    counting->distinct[k] = sectors_touched[k].size();
+    launch->distinct[k] = sectors_touched[k].size();
   }
   return -1;
 }

@@ -20,25 +20,26 @@ inline float to_float(bf16 value) {
 inline float to_float(f16 value) { return static_cast<float>(value); }
 
 constexpr uint32_t kAll = 0xffffffffu;
-constexpr int kLanes = 32, kOperands = 16, kNumbers = 6;
+constexpr int kLanes = 32;
 
 struct Warp;
 struct Instruction;
 using Handler = void (*)(Warp&, const Instruction&);
 
 // Operands are byte offsets into a warp's registers, -1 where there is none. A register is 32
-// values side by side, a lane each; a predicate is one word, a bit a lane.
+// values side by side, a lane each; a predicate is one word, a bit a lane. INSTRUCTION of
+// machine.py is the same.
 struct Instruction {
   Handler run;
   int guard;  // the predicate's offset, or -1
-  bool negated;
-  int operand[kOperands];
-  int64_t number[kNumbers];
-  bool stores;  // to global memory; an atomic one, too
+  int negated;
+  int stores;  // to memory; an atomic one, too
+  int operand[16];
+  int64_t number[8];
 };
 
-// What a launch is asked to count, a row of kCounts numbers an instruction; see counted() in
-// machine.py, which has their names.
+// What a launch is asked to count, a row of kCounts numbers an instruction; Counting of machine.py
+// has their names.
 enum Count {
   kVisits,
   kWarps,
@@ -50,12 +51,6 @@ enum Count {
   kJumps,
   kPartings,
   kCounts
-};
-struct Counting {
-  uint64_t (*rows)[kCounts];
-  uint64_t* distinct;      // of each tensor: sectors read, sectors written
-  const uint64_t* blocks;  // those to run, numbered along x, then y, then z; null: all
-  uint64_t block_count;
 };
 
 struct Copy {  // of cp.async, from its issue to the wait for its group
@@ -100,7 +95,13 @@ const char* parameters(uint64_t offset, int bytes);
 void issue(Warp& warp, const Copy& copy);
 void wait_for_groups(Warp& warp, int in_flight);
 
-using Table = std::unordered_map<std::string, Handler>;
+// A handler, and the bytes of each operand, a digit each; a predicate has 0. Those of accesses,
+// copies and matrices are laid out by parse.py.
+struct Entry {
+  Handler run;
+  std::string operands;
+};
+using Table = std::unordered_map<std::string, Entry>;
 void add_arithmetic(Table& table);
 void add_memory(Table& table);
 

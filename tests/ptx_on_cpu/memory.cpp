@@ -16,11 +16,12 @@ void each(const Warp& w, F f) {
 
 enum Space { kParam, kGlobal, kShared, kLocal };
 
-// Numbers: space, offset, bytes of an element, elements, bytes of a register, signed.
-// Operands: the elements' registers, the address (absent: the offset is the address).
-uint64_t address_of(Warp& w, int operand, int64_t offset, int lane, bool wide) {
-  if (operand < 0) return offset;
-  return offset + (wide ? w.reg<uint64_t>(operand)[lane] : w.reg<uint32_t>(operand)[lane]);
+// An address is an operand (absent: 0) and two numbers: an offset, whether the operand has 64 bits.
+uint64_t address_of(Warp& w, const Instruction& i, int operand, int number, int lane) {
+  const int at = i.operand[operand];
+  const int64_t offset = i.number[number];
+  if (at < 0) return offset;
+  return offset + (i.number[number + 1] ? w.reg<uint64_t>(at)[lane] : w.reg<uint32_t>(at)[lane]);
 }
 
 // Each lane's own memory lies behind the others' among the registers, from ``start`` on.
@@ -30,13 +31,15 @@ char* local(Warp& w, uint64_t address, int bytes, uint64_t start, int lane) {
   return w.registers + address + kLocalBytes * lane;
 }
 
+// Operands: the elements' registers, the address. Numbers: the address's, space, bytes of an
+// element, elements, bytes of a register, signed, where local memory starts.
 template <bool STORE>
 void access(Warp& w, const Instruction& i) {
-  const auto space = static_cast<Space>(i.number[0] & 3);
-  const bool wide = i.number[0] & 4, is_signed = i.number[5];
-  const int bytes = i.number[2], count = i.number[3], width = i.number[4];
+  const auto space = static_cast<Space>(i.number[2]);
+  const bool is_signed = i.number[6];
+  const int bytes = i.number[3], count = i.number[4], width = i.number[5];
   each(w, [&](int lane) {
-    const uint64_t address = address_of(w, i.operand[count], i.number[1], lane, wide);
+    const uint64_t address = address_of(w, i, count, 0, lane);
     const auto value = [&](int k) { return w.registers + i.operand[k] + width * lane; };
     if (STORE) {
       char all[16];
@@ -44,7 +47,7 @@ void access(Warp& w, const Instruction& i) {
       if (space == kShared) {
         shared(w, address, bytes * count, all);
       } else if (space == kLocal) {
-        std::memcpy(local(w, address, bytes * count, i.number[0] >> 3, lane), all, bytes * count);
+        std::memcpy(local(w, address, bytes * count, i.number[7], lane), all, bytes * count);
       } else {
         std::memcpy(global(address, bytes * count), all, bytes * count);
       }
@@ -52,9 +55,8 @@ void access(Warp& w, const Instruction& i) {
     }
     const char* const at = space == kGlobal   ? global(address, bytes * count)
                            : space == kShared ? shared(w, address, bytes * count)
-                           : space == kLocal
-                               ? local(w, address, bytes * count, i.number[0] >> 3, lane)
-                               : parameters(address, bytes * count);
+                           : space == kLocal  ? local(w, address, bytes * count, i.number[7], lane)
+                                              : parameters(address, bytes * count);
     for (int k = 0; k < count; ++k) {
       if (i.operand[k] < 0) continue;
       std::memset(value(k), is_signed && at[k * bytes + bytes - 1] < 0 ? 0xff : 0, width);
@@ -63,18 +65,18 @@ void access(Warp& w, const Instruction& i) {
   });
 }
 
-// Operands: to, from, the bytes that are there (absent: all). Numbers: offsets of both, bytes.
+// Operands: to, from, the bytes that are there (absent: all). Numbers: both addresses', bytes.
 void copy_async(Warp& w, const Instruction& i) {
-  const int bytes = i.number[2];
+  const int bytes = i.number[4];
   each(w, [&](int lane) {
     const int present = i.operand[2] < 0 ? bytes : w.reg<uint32_t>(i.operand[2])[lane];
     const char* from = nullptr;
     if (present) {
-      const uint64_t address = address_of(w, i.operand[1], i.number[1], lane, true);
+      const uint64_t address = address_of(w, i, 1, 2, lane);
       if (address % bytes) fail("an asynchronous copy from an unaligned address");
       from = present == bytes ? global(address, bytes) : global(address, 1);
     }
-    const auto to = static_cast<uint32_t>(address_of(w, i.operand[0], i.number[0], lane, false));
+    const auto to = static_cast<uint32_t>(address_of(w, i, 0, 0, lane));
     issue(w, {to, from, bytes, present, w.groups});
   });
 }
@@ -87,7 +89,7 @@ void matrices(Warp& w, const Instruction& i) {
   for (int k = 0; k < COUNT; ++k) {
     auto* const lanes = w.reg<uint16_t>(i.operand[k]);
     for (int r = 0; r < 8; ++r) {
-      const uint64_t at = address_of(w, i.operand[COUNT], i.number[0], lane_now = 8 * k + r, false);
+      const uint64_t at = address_of(w, i, COUNT, 0, lane_now = 8 * k + r);
       uint16_t row[8];
       if (!STORE) std::memcpy(row, shared(w, at, 16), 16);
       for (int c = 0; c < 8; ++c) {
@@ -101,9 +103,9 @@ void matrices(Warp& w, const Instruction& i) {
 }
 template <bool STORE, bool TRANSPOSED>
 void add_matrices(Table& table, const std::string& name, const char* suffix) {
-  table[name + ".x1" + suffix] = matrices<STORE, 1, TRANSPOSED>;
-  table[name + ".x2" + suffix] = matrices<STORE, 2, TRANSPOSED>;
-  table[name + ".x4" + suffix] = matrices<STORE, 4, TRANSPOSED>;
+  table[name + ".x1" + suffix] = {matrices<STORE, 1, TRANSPOSED>, ""};
+  table[name + ".x2" + suffix] = {matrices<STORE, 2, TRANSPOSED>, ""};
+  table[name + ".x4" + suffix] = {matrices<STORE, 4, TRANSPOSED>, ""};
 }
 
 // d = a · b + c: a 16×16 by rows, b 16×8 by columns. Exact products and sums, truncated to float32
@@ -174,7 +176,7 @@ void shuffle(Warp& w, const Instruction& i) {
   }
 }
 
-// redux, vote: operands d, a, members.
+// redux, vote.ballot: operands d, a, members.
 template <class T, class F>
 void reduce(Warp& w, const Instruction& i) {
   whole(w, w.reg<uint32_t>(i.operand[2])[__builtin_ctz(w.mask)]);
@@ -188,29 +190,23 @@ void reduce(Warp& w, const Instruction& i) {
   each(w, [&](int lane) { w.reg<T>(i.operand[0])[lane] = total; });
 }
 template <class T, class F>
-Handler reduction(F) {
-  return &reduce<T, F>;
+Entry reduction(F) {
+  return {&reduce<T, F>, "444"};
 }
 
-enum Vote { kBallot, kAny, kAllOf };
-template <int MODE>
-void vote(Warp& w, const Instruction& i) {
+void ballot(Warp& w, const Instruction& i) {
   whole(w, w.reg<uint32_t>(i.operand[2])[__builtin_ctz(w.mask)]);
   const uint32_t votes = w.predicate(i.operand[1]) & w.mask;
-  if (MODE == kBallot) {
-    each(w, [&](int lane) { w.reg<uint32_t>(i.operand[0])[lane] = votes; });
-  } else {
-    uint32_t& p = w.predicate(i.operand[0]);
-    p = (MODE == kAny ? votes != 0 : votes == w.mask) ? p | w.mask : p & ~w.mask;
-  }
+  each(w, [&](int lane) { w.reg<uint32_t>(i.operand[0])[lane] = votes; });
 }
 
-// Atomics on shared or global memory. Lanes take turns in their order.
+// Atomics on shared or global memory. Lanes take turns in their order. Operands: d, address, value.
+// Numbers: the address's, space.
 template <class T, class F>
 void atomic(Warp& w, const Instruction& i) {
-  const auto space = static_cast<Space>(i.number[0] & 3);
+  const auto space = static_cast<Space>(i.number[2]);
   each(w, [&](int lane) {
-    const uint64_t at = address_of(w, i.operand[1], i.number[1], lane, i.number[0] & 4);
+    const uint64_t at = address_of(w, i, 1, 0, lane);
     char* const place =
         space == kGlobal ? global(at, sizeof(T)) : shared(w, at, sizeof(T), nullptr, true);
     T before;
@@ -221,61 +217,55 @@ void atomic(Warp& w, const Instruction& i) {
   });
 }
 template <class T, class F>
-Handler atomically(F) {
-  return &atomic<T, F>;
+Entry atomically(F) {
+  return {&atomic<T, F>, ""};
 }
 
 }  // namespace
 
 void add_memory(Table& table) {
-  table["ld"] = access<false>;
-  table["st"] = access<true>;
-  table["cp.async"] = copy_async;
-  table["cp.async.commit_group"] = [](Warp& w, const Instruction&) {
-    whole(w, kAll);
-    ++w.groups;
-  };
-  table["cp.async.wait_group"] = [](Warp& w, const Instruction& i) {
-    whole(w, kAll);
-    wait_for_groups(w, static_cast<int>(i.number[0]));
-  };
+  const auto add = [](auto a, auto b) { return a + b; };
+  const auto min = [](auto a, auto b) { return b < a ? b : a; };
+  const auto max = [](auto a, auto b) { return a < b ? b : a; };
+  table["ld"] = {access<false>, ""};
+  table["st"] = {access<true>, ""};
+  table["cp.async"] = {copy_async, ""};
+  table["cp.async.commit_group"] = {[](Warp& w, const Instruction&) {
+                                      whole(w, kAll);
+                                      ++w.groups;
+                                    },
+                                    ""};
+  table["cp.async.wait_group"] = {[](Warp& w, const Instruction& i) {
+                                    whole(w, kAll);
+                                    wait_for_groups(w, static_cast<int>(i.number[0]));
+                                  },
+                                  ""};
   add_matrices<false, false>(table, "ldmatrix", "");
   add_matrices<false, true>(table, "ldmatrix", ".trans");
   add_matrices<true, false>(table, "stmatrix", "");
   add_matrices<true, true>(table, "stmatrix", ".trans");
-  table["mma.m16n8k16.bf16"] = multiply<bf16>;
-  table["mma.m16n8k16.f16"] = multiply<f16>;
-  table["shfl.idx"] = shuffle<kIndex>;
-  table["shfl.bfly"] = shuffle<kButterfly>;
-  table["shfl.up"] = shuffle<kUp>;
-  table["shfl.down"] = shuffle<kDown>;
-  const auto add = [](auto a, auto b) { return a + b; };
-  const auto min = [](auto a, auto b) { return b < a ? b : a; };
-  const auto max = [](auto a, auto b) { return a < b ? b : a; };
+  const std::string product(14, '4');
+  table["mma.m16n8k16.f32.bf16.bf16.f32"] = {multiply<bf16>, product};
+  table["mma.m16n8k16.f32.f16.f16.f32"] = {multiply<f16>, product};
+  table["shfl.idx.b32"] = {shuffle<kIndex>, "404444"};
+  table["shfl.bfly.b32"] = {shuffle<kButterfly>, "404444"};
+  table["shfl.up.b32"] = {shuffle<kUp>, "404444"};
+  table["shfl.down.b32"] = {shuffle<kDown>, "404444"};
   table["redux.add.s32"] = table["redux.add.u32"] = reduction<uint32_t>(add);
   table["redux.min.u32"] = reduction<uint32_t>(min);
   table["redux.max.u32"] = reduction<uint32_t>(max);
-  table["redux.min.s32"] = reduction<int32_t>(min);
-  table["redux.max.s32"] = reduction<int32_t>(max);
-  table["redux.and.b32"] = reduction<uint32_t>([](auto a, auto b) { return a & b; });
-  table["redux.or.b32"] = reduction<uint32_t>([](auto a, auto b) { return a | b; });
-  table["redux.xor.b32"] = reduction<uint32_t>([](auto a, auto b) { return a ^ b; });
-  table["vote.ballot.b32"] = vote<kBallot>;
-  table["vote.any.pred"] = vote<kAny>;
-  table["vote.all.pred"] = vote<kAllOf>;
-  table["atom.add.u32"] = table["atom.add.s32"] = atomically<uint32_t>(add);
+  table["vote.ballot.b32"] = {ballot, "404"};
   table["atom.add.f32"] = atomically<float>(add);
   table["atom.min.s32"] = atomically<int32_t>(min);
-  table["atom.max.s32"] = atomically<int32_t>(max);
-  table["atom.min.u32"] = atomically<uint32_t>(min);
-  table["atom.max.u32"] = atomically<uint32_t>(max);
-  table["bar.sync"] = [](Warp& w, const Instruction&) { wait_at_barrier(w); };
-  table["bar.warp.sync"] = [](Warp& w, const Instruction& i) {
-    whole(w, w.reg<uint32_t>(i.operand[0])[__builtin_ctz(w.mask)]);
-  };
-  table["bra"] = [](Warp& w, const Instruction& i) { jump(w, static_cast<int>(i.number[0])); };
-  table["ret"] = [](Warp& w, const Instruction&) { leave(w); };
-  table["nop"] = [](Warp&, const Instruction&) {};
+  table["bar.sync"] = {[](Warp& w, const Instruction&) { wait_at_barrier(w); }, ""};
+  table["bar.warp"] = {[](Warp& w, const Instruction& i) {
+                         whole(w, w.reg<uint32_t>(i.operand[0])[__builtin_ctz(w.mask)]);
+                       },
+                       "4"};
+  table["bra"] = {[](Warp& w, const Instruction& i) { jump(w, static_cast<int>(i.number[0])); },
+                  ""};
+  table["ret"] = {[](Warp& w, const Instruction&) { leave(w); }, ""};
+  table["nop"] = {[](Warp&, const Instruction&) {}, ""};
 }
 
 }  // namespace ptx

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -22,7 +21,8 @@ from tests.csrc import test_spatial_attention_backward as attention
 from tests.ops import test_contract as contract
 from tests.ops.support import assertions
 from tests.ops.support.cases import CASES, OPTIONS
-from tests.ptx_on_cpu import cuda_kernels, machine, parse, triton_kernels
+from tests.ptx_on_cpu import cuda_kernels, launches, machine, parse, triton_kernels
+from tests.ptx_on_cpu.launches import Fault
 
 pytestmark = [
     pytest.mark.skipif(machine.compiler() is None, reason="needs g++"),
@@ -83,10 +83,9 @@ def test_value_and_gradients(name: str, dtype: torch.dtype) -> None:
     backend, case = backend_of(name), CASES[name]
     if backend == "triton":
         case = replace(case, other_sizes=SIZES[name] if dtype == torch.bfloat16 else ())
-    kernels = triton_kernels if backend == "triton" else cuda_kernels
-    before = kernels.launched.total()
+    before = launches.launched.total()
     contract.test_value_and_gradients_are_as_close_as_eager(case, backend, dtype)
-    assert kernels.launched.total() > before
+    assert launches.launched.total() > before
 
 
 @pytest.mark.parametrize(
@@ -185,29 +184,40 @@ def test_every_kernel_ran(request: pytest.FixtureRequest) -> None:
     if asked < 2 * len((*OPS, *CUDA_OPS, *CUDA_ATTENTION)) + 6 or request.session.testsfailed:
         pytest.skip("not all kernels were asked for")
     # Other files' tests may have launched more in this process.
-    assert set(LIMITS) <= set(triton_kernels.launched)
-    if cuda_kernels.launched:  # not without nvcc
-        assert cuda_kernels.families() <= cuda_kernels.families(cuda_kernels.launched)
+    assert set(LIMITS) <= set(launches.launched)
+    if families := cuda_kernels.families(launches.launched):  # not without nvcc
+        assert cuda_kernels.families() <= families
 
 
 # -- planted faults -------------------------------------------------------------------------------
 
 
 def caught(
-    ptx: str, what: str, plant: Callable[[machine.Program], object], run: Callable[[], object]
+    what: str, run: Callable[[], object], monkeypatch: pytest.MonkeyPatch, family: str = ""
 ) -> list[bool]:
-    """Of each place of a kernel's PTX that matches, whether it is missed when it is left out."""
+    """Of each place that matches in the kernels that run, whether it is missed when it is left out.
+
+    Args:
+        family: in the name of those that are looked at.
+    """
     found = []
-    for match in re.finditer(what, ptx):
-        (kernel,) = parse.kernels(ptx[: match.start()] + ptx[match.end() :]).values()
-        plant(machine.Program(kernel))
-        try:
-            run()
-            found.append(False)
-        except RuntimeError as error:  # by way of the CUDA C++ launcher its text is left
-            assert isinstance(error, machine.Fault) or "Fault: " in str(error)  # noqa: PT017
-            found.append(True)
+    programs: dict[str, parse.Kernel] = {}
+    monkeypatch.setattr(launches, "programs", programs)
+    run()
+    for ptx, kernel in [one for one in programs.items() if family in one[1].name]:
+        for match in re.finditer(what, ptx):
+            programs[ptx] = parse.kernel(ptx[: match.start()] + ptx[match.end() :])
+            try:
+                run()
+                found.append(False)
+            except RuntimeError as error:  # by way of the CUDA C++ launcher its text is left
+                assert isinstance(error, Fault) or "Fault: " in str(error)  # noqa: PT017
+                found.append(True)
+        programs[ptx] = kernel
     return found
+
+
+BARRIERS_AND_WAITS = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
 
 
 @pytest.mark.parametrize(
@@ -227,17 +237,7 @@ def test_what_is_left_out_is_missed(
     """
     case = CASES["spatial_attention"]
     made = contract.arguments(case, 1, torch.bfloat16, sizes)
-    programs: dict[str, machine.Program] = {}
-    monkeypatch.setattr(triton_kernels, "programs", programs)
-
-    def run() -> object:
-        return contract.everything(case, "triton", made)
-
-    run()
-    found: list[bool] = []
-    for ptx, program in list(programs.items()):
-        found += caught(ptx, what, partial(programs.__setitem__, ptx), run)
-        programs[ptx] = program
+    found = caught(what, lambda: contract.everything(case, "triton", made), monkeypatch)
     assert sum(found) >= share * len(found) > 0, found
 
 
@@ -258,20 +258,11 @@ def test_what_is_left_out_of_dpc_knn_is_missed(
     """Each barrier and the wait for asynchronous copies."""
     given = torch.randn(1, tokens, 24, generator=torch.Generator().manual_seed(0)).bfloat16() + 4
     weights = torch.ones(1, tokens)
-    programs: dict[str, machine.Program] = {}
-    original = cuda_kernels._program
-    monkeypatch.setattr(
-        cuda_kernels, "_program", lambda name, _: programs.setdefault(name, original(name))
-    )
 
     def run() -> object:
         return ops.dpc_knn_merge(given, weights, 5, 8, backend="cuda")
 
-    run()
-    (kernel,) = (entry for entry in programs if family in entry)
-    what = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
-    ptx = cuda_kernels.entry(kernel)
-    found = caught(ptx, what, partial(programs.__setitem__, kernel), run)
+    found = caught(BARRIERS_AND_WAITS, run, monkeypatch, family)
     assert sum(found) >= 0.7 * len(found) > 0, found
 
 
@@ -281,17 +272,5 @@ def test_what_is_left_out_of_attention_is_missed(
 ) -> None:
     """Each barrier, and each wait for asynchronous copies but where all is there already."""
     arguments = attention.made((1, 1, 113, 1, 64))
-    programs: dict[str, machine.Program] = {}
-    original = cuda_kernels._program
-    monkeypatch.setattr(
-        cuda_kernels, "_program", lambda name, _: programs.setdefault(name, original(name))
-    )
-
-    def run() -> object:
-        return attention.run("cuda", arguments)
-
-    run()
-    (kernel,) = programs
-    what = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
-    found = caught(cuda_kernels.entry(kernel), what, partial(programs.__setitem__, kernel), run)
+    found = caught(BARRIERS_AND_WAITS, lambda: attention.run("cuda", arguments), monkeypatch)
     assert sum(found) >= 0.7 * len(found) > 0, found

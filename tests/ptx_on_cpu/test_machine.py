@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.ptx_on_cpu import machine, parse
+from tests.ptx_on_cpu.launches import Code, Fault, Launch
 
 pytestmark = pytest.mark.skipif(machine.compiler() is None, reason="needs g++")
 
@@ -33,9 +34,9 @@ mov.u32 %r0, %tid.x;
 {body}
 ret;
 }}"""
-    (kernel,) = parse.kernels(ptx).values()
     parameters = b"".join(struct.pack("Q", t.data_ptr()) for t in tensors)
-    machine.Program(kernel).launch((blocks,), warps, shared, parameters, tensors)
+    made = Code(ptx, shared, parameters)
+    Launch("k", "k", (blocks,), warps, tensors, lambda _: made).run()
 
 
 # -- arithmetic -----------------------------------------------------------------------------------
@@ -53,7 +54,6 @@ INTEGERS: dict[str, Callable[[int, int], int]] = {
     "mul.hi.s32": lambda a, b: int(S(U(a))) * int(S(U(b))) >> 32,
     "min.s32": lambda a, b: min(int(S(U(a))), int(S(U(b)))),
     "min.relu.s32": lambda a, b: max(0, min(int(S(U(a))), int(S(U(b))))),
-    "max.relu.s32": lambda a, b: max(0, int(S(U(a))), int(S(U(b)))),
     "max.u32": max,
     "and.b32": lambda a, b: a & b,
     "xor.b32": lambda a, b: a ^ b,
@@ -125,7 +125,7 @@ def test_what_inductors_kernels_use() -> None:
     assert sums.item() == sum(range(32))
     local = ".local .align 4 .b8 own[8]; mov.b32 %r3, own; st.local.b32 [%r3+4], %r1; "
     assert torch.equal(lanes(local + "ld.local.b32 %r9, [%r3+4];", LANE), LANE)
-    with pytest.raises(machine.Fault, match="outside of local memory"):
+    with pytest.raises(Fault, match="outside of local memory"):
         lanes(local + "ld.local.b32 %r9, [%r3+256];", LANE)
 
 
@@ -133,9 +133,8 @@ def test_a_number_loaded_again_is_moved() -> None:
     """ptxas loads once what nothing has changed since; the counts must not have it twice."""
     again = "ld.global.b32 %r5, [%rd0]; ld.global.b32 %r6, [%rd0]; "
     body = again + "st.global.b32 [%rd0], %r0; ld.global.b32 %r7, [%rd0];"
-    text = f".visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %rd<2>; {body} ret; }}"
-    (kernel,) = parse.kernels(text).values()
-    assert [row.name for row in kernel.rows] == ["ld", "mov.b32", "st", "ld", "ret"]
+    text = f".visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %rd<2>; {body} ret;\n}}"
+    assert [row.name for row in parse.kernel(text).rows] == ["ld", "mov.b32", "st", "ld", "ret"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -177,6 +176,8 @@ def test_floats() -> None:
     assert torch.equal(found, a / b)
     found = lanes("max.f32 %r9, %r1, %r2;", NORMAL, torch.zeros(32), out=torch.float32)
     assert found[3] == 0  # the number, not NaN
+    found = lanes("max.f32 %r9, %r1, %r2, %r3;", a, b, c, out=torch.float32)
+    assert torch.equal(found, a.max(b).max(c))
     found = lanes("max.NaN.f32 %r9, %r1, %r2;", NORMAL, torch.zeros(32), out=torch.float32)
     assert found[3].isnan()
     assert lanes("mul.ftz.f32 %r9, %r1, 0f3F800000;", NORMAL, out=torch.float32)[4] == 0
@@ -389,7 +390,7 @@ def test_planted_faults(name: str) -> None:
     body, message = FAULTS[name]
     values = torch.arange(64, dtype=torch.int32)
     gaps = torch.arange(64, dtype=torch.int32)[::2]
-    with pytest.raises(machine.Fault) as caught:
+    with pytest.raises(Fault) as caught:
         run(body, values, gaps, warps=2, shared=2048)
     assert message in str(caught.value)
     assert "block (0, 0, 0), warp " in str(caught.value)
@@ -419,10 +420,11 @@ def test_a_generic_address_is_one_of_global_memory() -> None:
         ("frob.b32 %r1, %r0;", r"'frob.b32 %r1, %r0'"),
         ("wgmma.fence.sync.aligned;", r"'wgmma.fence.sync.aligned'"),
         ("bar.sync 1;", r"'bar.sync 1' of k: a barrier other than bar.sync 0"),
+        ("add.s32 %r1, %r0, %r2, %r3;", r"4 operands where 3 are meant"),
         ("add.s32 %r1, %r0, %rd0;", r"'add.s32 %r1, %r0, %rd0' of k: %rd0 has 8 bytes where 4 are"),
         ("mov.b32 %r1, nothing;", r"'mov.b32 %r1, nothing' of k: the operand nothing"),
     ],
 )
 def test_what_is_unknown_is_named(body: str, message: str) -> None:
-    with pytest.raises(parse.Unknown, match=message):
+    with pytest.raises(machine.Unknown, match=message):
         run(body, torch.zeros(1))

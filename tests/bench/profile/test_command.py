@@ -18,7 +18,7 @@ from bench.report.tables import NOT_YET
 from csrc import build
 from tests.bench.profile.test_model import a_copy
 from tests.bench.samples import content, record
-from tests.ptx_on_cpu import machine, triton_kernels
+from tests.ptx_on_cpu import launches, machine, parse
 
 
 @pytest.fixture
@@ -209,8 +209,10 @@ def test_missing_programs_are_named(
         assert "/nowhere/ptxas: no such program" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(machine, "compiler", lambda: None)
-        patch.setattr(machine, "_library", machine._library.__wrapped__)
-        patch.setattr(triton_kernels, "programs", {})
+        patch.setattr(machine, "library", machine.library.__wrapped__)
+        patch.setattr(machine, "handlers", machine.handlers.__wrapped__)
+        patch.setattr(parse, "handlers", machine.handlers)
+        patch.setattr(launches, "programs", {})
         assert command.main(["heatmap_loss", "--arch", "89"]) == 2
         assert "there is no g++ to compile the machine with" in capsys.readouterr().err
 

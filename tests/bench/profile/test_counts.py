@@ -13,6 +13,7 @@ from bench.profile import counts, executed, flight, sass
 from cmpose.kernels import philox
 from tests.csrc.compile_check import require_nvcc
 from tests.ptx_on_cpu import machine, parse
+from tests.ptx_on_cpu.launches import Code, Counting, Launch
 
 pytestmark = pytest.mark.skipif(machine.compiler() is None, reason="needs g++")
 
@@ -33,14 +34,14 @@ TAIL = '\nret;\n}\n.file 1 "/hand/made.py"\n'
 
 def ran(
     body: str, *tensors: torch.Tensor, number: int = 0, blocks: int = 1, warps: int = 1
-) -> tuple[machine.Counting, executed.Executed, sass.Code]:
+) -> tuple[Counting, executed.Executed, sass.Code]:
     """Counts a kernel of pointers p0, p1 and a number p2; %r3 is the thread in the launch."""
     ptx = HEAD + body + TAIL
-    (kernel,) = parse.kernels(ptx).values()
-    counting = machine.Counting()
+    counting = Counting()
     parameters = struct.pack("QQI", *(t.data_ptr() for t in tensors), number)
-    machine.Program(kernel).launch((blocks,), warps, 8192, parameters, tensors, counting=counting)
-    code = counts._code(ptx, 89, (), None)
+    made = Code(ptx, 8192, parameters)
+    kernel = Launch("k", "k", (blocks,), warps, tensors, lambda _: made).run(counting=counting)
+    code = counts._code(ptx, 89)
     wanted = executed.wanted(kernel, counting, blocks * warps)
     return counting, executed.executed(code.blocks, wanted), code
 
@@ -139,7 +140,7 @@ def test_bytes_in_flight_are_those_of_the_warps_that_load(loading: int) -> None:
     loop = LOOP.format(end="24")
     body = f"setp.ge.u32 %p1, %r0, {32 * loading}; @%p1 bra $none;{loop}\n$none:"
     counting, found, code = ran(body, torch.randn(32 * 27), torch.zeros(128), number=24, warps=4)
-    (kernel,) = parse.kernels(HEAD + body + TAIL).values()
+    kernel = parse.kernel(HEAD + body + TAIL)
     share = flight.shares(kernel, counting, 4, across=False)
     every = flight.most(code.blocks, found.times, {})
     assert every >= 4 * 128
@@ -260,7 +261,7 @@ def test_matrices_of_an_access(opcode: str, matrices: int) -> None:
 def test_a_kernel_whose_codes_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SASS of a kernel that loads twice as often is refused."""
     one = counts.launches_of_op("temporal_attention", 89, {"B": 1, "N": 4}, "forward")[0]
-    made, _ = counts._compiled(one, 89)
+    made = counts._code(one.code(89).ptx, 89, one.code(89).flags)
     blocks = [sass.Block(2 * b.instructions, b.next, b.call, b.exits) for b in made.blocks]
     code = sass.Code(made.registers, made.shared, blocks)
     monkeypatch.setattr(counts, "_code", lambda *_: code)
@@ -300,10 +301,10 @@ def test_a_kernel_whose_blocks_share_the_items() -> None:
 def test_a_loop_without_accesses(arch: int) -> None:
     """The permutation of corrupt_tokens: twelve rounds by four, of integer arithmetic alone."""
     one = counts.launches_of_op("corrupt_tokens", arch, {"B": 1}, "forward")[0]
-    (code, _), counting = counts._compiled(one, arch), machine.Counting([0])
-    program, _ = counts._run(one, arch, counting)
-    blocks, warps = code.blocks, counts._described(one)[2]
-    found = executed.executed(blocks, executed.wanted(program.kernel, counting, warps))
+    made, counting = one.code(arch), Counting([0])
+    blocks = counts._code(made.ptx, arch, made.flags).blocks
+    kernel, _ = counts._run(one, arch, counting)
+    found = executed.executed(blocks, executed.wanted(kernel, counting, one.warps))
     text, start = inspect.getsourcelines(philox.permuted.fn)
     line = start + next(at for at, row in enumerate(text) if "swap = " in row)
     heads = [
@@ -348,10 +349,9 @@ def test_a_batch_has_the_clips_work() -> None:
 )
 def test_options_reach_the_launch(op: str, direction: str, options: list[str], kinds: int) -> None:
     (one,) = counts.launches_of_op(op, 89, {"B": 1}, direction, "triton", options=options)
-    tensors = [value for value in one.arguments if isinstance(value, torch.Tensor)]
-    assert len(tensors) == kinds
+    assert len(one.tensors) == kinds
     (plain,) = counts.launches_of_op(op, 89, {"B": 1}, direction, "triton")
-    assert len([v for v in plain.arguments if isinstance(v, torch.Tensor)]) < kinds
+    assert len(plain.tensors) < kinds
 
 
 def test_what_has_no_such_direction() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bench.harness.shapes import BF16, FP32
 from bench.profile import model
-from bench.profile.cards import A100, BY_ARCH, CARDS, H200, RTX_4090
+from bench.profile.cards import A100, BY_ARCH, H100, H200, L40, RTX_4090, RTX_5090, RTX_A5000, Card
 from bench.profile.counts import Counts
 
 NOTHING = Counts(
@@ -190,15 +190,13 @@ def test_what_cannot_be_profiled_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tflops"),
-    [("rtx-4090", 165.2), ("h200", 989), ("h100", 989), ("a100", 312), ("rtx-a5000", 111),
-     ("rtx-5090", 209.5), ("l40", 181)],
+    ("card", "tflops"),
+    [(RTX_4090, 165.2), (H200, 989), (H100, 989), (A100, 312), (RTX_A5000, 111), (RTX_5090, 209.5),
+     (L40, 181)],
+    ids=lambda value: getattr(value, "name", ""),
 )  # fmt: skip
 def test_a_cards_clock_sms_and_tensor_cores_give_its_data_sheets_rate(
-    name: str, tflops: float
+    card: Card, tflops: float
 ) -> None:
-    card = CARDS[name]
-    rate = card.sms * card.clock_ghz * card.tensor[BF16] / 1e3
-    assert rate == pytest.approx(tflops, rel=5e-3)
+    assert card.sms * card.clock_ghz * card.tensor[BF16] / 1e3 == pytest.approx(tflops, rel=5e-3)
     assert card.sources
-    assert card.block_shared_bytes == card.shared_bytes - 1024
