@@ -12,7 +12,8 @@ from torch import Tensor
 @triton.jit
 def count_of(lengths, item, size):
     """The item's length; one outside 0 to ``size`` is the nearer of the two."""
-    return tl.minimum(tl.maximum(tl.load(lengths + item), 0), size).to(tl.int32)
+    length = tl.load(lengths + item)
+    return tl.where(length < 0, 0, tl.minimum(length, size).to(tl.int32))
 
 
 def operands(

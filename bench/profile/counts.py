@@ -203,7 +203,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
         shared_wavefronts=round(fewest * all_warps if stand_in else rows["wavefronts"].sum()),
         shared_conflicts=0 if stand_in else round(rows["conflicts"].sum()),
         barriers=round(barriers * blocks),
-        bytes_in_flight=warps * flight.most(code.blocks, solution.times, loading),
+        bytes_in_flight=warps * float(flight.most(code.blocks, solution.times, loading)),
     )
 
 

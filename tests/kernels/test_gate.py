@@ -79,7 +79,8 @@ def test_options_of_temporal_attention_cost_little() -> None:
 
 
 def test_options_of_spatial_attention_cost_little() -> None:
-    """Of whole frames: at most 3 % more instructions than the budgets have."""
+    """Of whole frames: at most 3 % more instructions than the budgets have; q, k and v of their
+    own strides without lengths, of the same strides with them."""
     qkv, grad = (torch.zeros(4, 3, 207, *n, 12, 64, dtype=torch.bfloat16) for n in ([3], []))
     lse, options = torch.zeros(4, 3, 12, 207), (None, None, torch.full((4, 3), 207), -0.3)
 
@@ -87,8 +88,14 @@ def test_options_of_spatial_attention_cost_little() -> None:
         spatial_attention.forward(qkv, *options)
         spatial_attention.backward(grad, qkv, grad, lse, *options, lse)
 
+    every = list(zip(counts.counts_of_call(both, 89), ("forward", "backward"), strict=True))
+    for used in (["strides"], ["separate", "lengths", "scale"]):
+        counted = counts.counts_of_op(
+            "spatial_attention", 89, {"B": 2}, "forward", backend="triton", options=used
+        )
+        every += [(one, "forward") for one in counted]
     budgets = gate.TRITON.read()
-    for one, way in zip(counts.counts_of_call(both, 89), ("forward", "backward"), strict=True):
+    for one, way in every:
         budget = budgets[f"spatial_attention {way} sm_89 {one.kernel}"]
         assert gate.figures(one)["instructions"] <= 1.03 * budget["instructions"]
         assert gate.figures(one)["blocks an SM"] >= budget["blocks an SM"]

@@ -48,6 +48,12 @@ def options(tokens: int, d: int, dtype: torch.dtype) -> None:
     spatial_attention.backward(q, q, out, lse, k, v, lengths, -0.1, lse)
 
 
+def separate(tokens: int, d: int, dtype: torch.dtype) -> None:
+    """Forward of q, k and v of strides of their own, without another option."""
+    q, *others = (_empty(32, 3, tokens, HEADS[d] + i, d, dtype=dtype) for i in range(3))
+    spatial_attention.forward(q, *(x[:, :, :, : HEADS[d]] for x in others))
+
+
 def padded(tokens: int, d: int, dtype: torch.dtype) -> None:
     """Forward and backward of frames of different length."""
     qkv = _empty(32, 3, tokens, 3, HEADS[d], d, dtype=dtype)
@@ -79,4 +85,5 @@ CASES["lengths S 207 d 64 bfloat16"] = partial(padded, 207, 64, torch.bfloat16)
 CASES["lengths S 207 d 80 bfloat16"] = partial(padded, 207, 80, torch.bfloat16)
 CASES["options S 207 d 64 bfloat16"] = partial(options, 207, 64, torch.bfloat16)
 CASES["options S 207 d 80 float16"] = partial(options, 207, 80, torch.float16)
+CASES["separate S 207 d 64 bfloat16"] = partial(separate, 207, 64, torch.bfloat16)
 CASES["sliced S 207 d 64 float32"] = partial(sliced, 207, 64, torch.float32)
