@@ -33,6 +33,7 @@ import cmpose.train.step as step_module
 from cmpose import config as configuration
 from cmpose.distributed import join_world
 from cmpose.evaluation.inference import clip_images
+from cmpose.files import InUse
 from cmpose.models.cmpose import CMPose
 from cmpose.train import batches, parallel, state
 from cmpose.train import train as training
@@ -103,10 +104,13 @@ def train(recipe: str, output: str, dtype: str, goes_on_from: str = "") -> None:
 
 
 def fail(recipe: str, output: str) -> None:
-    """A run that must find its gradient not finite; its message goes to OUTPUT/message."""
+    """A run that must be refused, or find its gradient not finite.
+
+    Each process writes what it was told into OUTPUT/message0 and 1.
+    """
     try:
         training.train(configuration.load(recipe), output, progress=False)
-    except NonFiniteLoss as error:
+    except (InUse, NonFiniteLoss) as error:
         (Path(output) / f"message{os.environ['RANK']}").write_text(str(error))
 
 

@@ -22,6 +22,7 @@ from cmpose import config as configuration
 from cmpose import distributed
 from cmpose.config import TrainConfig
 from cmpose.distributed import World
+from cmpose.files import claim
 from cmpose.models.weights import checkpoint
 from cmpose.train.elastic import is_restart, mark_begun
 from cmpose.train.parallel import check_parallel
@@ -53,6 +54,7 @@ RUNS = {
     # One process is to draw what two do.
     "uninterrupted": LEARN | {"train.accumulate": 1, "model.drop_path_selection": "bernoulli"},
     "fails": SHARDS | {"train.lr": 1e30, "train.clip_norm": 0.0},
+    "taken": {"train.epochs": 1},
 }
 HALFWAY = checkpoint.name_of(2)
 
@@ -70,7 +72,8 @@ def free_ports(count: int) -> list[int]:
 def run_together(zygote: Zygote, root: Path, jobs: list[list]) -> list[int]:
     """The exit codes of two processes that go through the jobs, see ``tests/train/several.py``."""
     jobs = [[*job, port] for job, port in zip(jobs, free_ports(len(jobs)), strict=True)]
-    ended = zygote.call(several.go_through, jobs, root)
+    with claim(root / "taken", "train", "--output"):
+        ended = zygote.call(several.go_through, jobs, root)
     assert ended.status == 0, ended.output
     return json.loads((root / "codes.json").read_text())
 
@@ -98,6 +101,7 @@ def pair(zygote, rendered, tmp_path_factory):
         run("train", "fsdp", "float64"),
         run("train", "uninterrupted", "float32"),
         run("fail", "fails"),
+        run("fail", "taken"),
         run(
             "train",
             "fsdp",
@@ -156,6 +160,13 @@ def test_two_processes_match_one(pair, tmp_path, name):
     assert learnt > len(w1) // 2
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
     assert metrics[0]["clips"] == metrics[1]["clips"]
+
+
+def test_a_folder_in_use_is_refused_with_the_same_words(pair):
+    """The main process alone meets the lock."""
+    for rank in (0, 1):
+        message = (pair.root / "taken" / f"message{rank}").read_text()
+        assert re.search(r"taken: another cmpose train is writing there", message)
 
 
 # -- shards ---------------------------------------------------------------------------------------
