@@ -87,7 +87,7 @@ def products(plain: dict[str, str], world: World) -> dict[str, dict[str, str]]:
 
 
 def float16_products(config: Config) -> AbstractContextManager[object]:
-    """Within it a CPU takes a card's plain float16 products; its own take many times as long."""
+    """Within it a CPU computes plain float16 products as a card does; its own take far longer."""
     train = config.train
     plain = train.precision == "fp16" and train.products == "plain"
     return Float16Sums(step=None) if plain and train.device == "cpu" else nullcontext()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.harness.attention import attention_bench, attention_options, attention_peers
+from bench.harness.attention import attention, attention_options, attention_peers
+from bench.harness.workload import OpBench
 from cmpose import ops
 from cmpose.ops.spatial_attention import spatial_attention_backward_reference
 
@@ -17,13 +18,15 @@ def restore(out: Tensor, qkv: Tensor) -> Tensor:
     return out.transpose(1, 2).unflatten(0, qkv.shape[:2]).contiguous()
 
 
-BENCH = attention_bench(
-    ops.spatial_attention,
-    spatial_attention_backward_reference,
-    tokens=lambda shape: shape["N"] + shape["K"],
+BENCH = OpBench(
+    **attention(
+        ops.spatial_attention,
+        spatial_attention_backward_reference,
+        tokens=lambda shape: shape["N"] + shape["K"],
+        lse=True,
+    ),
     small={"B": 1, "T": 2, "N": 12, "K": 3, "H": 2, "d": 16},
-    cpu={"B": 8, "branches": 1, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64},
+    cpu=[{"B": 8, "branches": 1, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64}],
     peers=attention_peers(arrange, restore),
-    lse=True,
     options={**attention_options(2), "lse": lambda _: {"return_lse": True}},
 )

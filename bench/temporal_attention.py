@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.harness.attention import attention_bench, attention_options, attention_peers
+from bench.harness.attention import attention, attention_options, attention_peers
 from bench.harness.peers import compiled, eager
+from bench.harness.workload import OpBench
 from cmpose import ops
 from cmpose.ops.temporal_attention import temporal_attention_backward_reference
 
@@ -39,18 +40,20 @@ def restore(out: Tensor, qkv: Tensor) -> Tensor:
     return out.unflatten(0, (-1, qkv.shape[2])).permute(0, 3, 1, 2, 4).contiguous()
 
 
-BENCH = attention_bench(
-    ops.temporal_attention,
-    temporal_attention_backward_reference,
-    tokens=lambda shape: shape["N"],
+BENCH = OpBench(
+    **attention(
+        ops.temporal_attention,
+        temporal_attention_backward_reference,
+        tokens=lambda shape: shape["N"],
+        lse=False,
+    ),
     small={"B": 1, "T": 3, "N": 12, "K": 3, "H": 2, "d": 32},
-    cpu={"B": 8, "branches": 1, "T": 3, "N": 207, "K": 0, "H": 12, "d": 64},
+    cpu=[{"B": 8, "branches": 1, "T": 3, "N": 207, "K": 0, "H": 12, "d": 64}],
     peers={
         **attention_peers(arrange, restore),
         "broadcast": eager(broadcast_formulation),
         "einsum": eager(einsum_formulation),
         "compile_broadcast": compiled(broadcast_formulation),
     },
-    lse=False,
     options={**attention_options(1), "causal": lambda _: {"causal": True}},
 )

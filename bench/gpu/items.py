@@ -100,7 +100,7 @@ def train(options: Namespace) -> list[Item]:
 
 
 def workers(stage: str, most: int) -> int:
-    """Processes at a time: what is timed has the card to itself, others 2 GB of its free memory."""
+    """Processes at a time: one where something is timed, else one for 2 GB of the card's memory."""
     if stage in ("build", "bench", "train"):
         return 1
     if provenance.device() == "cuda":

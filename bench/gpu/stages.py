@@ -50,7 +50,10 @@ class Item:
 
 
 def fingerprint() -> str:
-    """Of the sources, of torch, Triton and the card; what another one's run left is not used."""
+    """A hash of the sources, the card and the versions of torch and Triton.
+
+    What a run of another fingerprint has left is not used.
+    """
     digest = hashlib.sha256(f"{machine()} {version('torch')} {version('triton')}".encode())
     for name in SOURCES:
         for path in sorted([PROJECT / name, *(PROJECT / name).rglob("*")]):
@@ -96,7 +99,7 @@ DECLARED = ("av", "cv2", "jsonargparse", "matplotlib", "numpy", "safetensors", "
 """Packages of pyproject.toml, and of single tests, that a bare machine may lack."""
 
 NO_COUNTERS = re.compile("ERR_NVGPUCTRPERM|CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
-LEAVE = "leave to read the card's counters: NVreg_RestrictProfilingToAdminUsers=0, or root"
+NEEDED = "leave to read the card's counters: NVreg_RestrictProfilingToAdminUsers=0, or root"
 
 
 def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
@@ -110,7 +113,7 @@ def pytest_outcome(report: str) -> tuple[dict[str, int], list[str]]:
     lacking = {name for name in DECLARED if importlib.util.find_spec(name) is None}
     for name, status, text in read_report(report):
         absent = lacking & set(re.findall(r"No module named '([\w]+)", text))
-        absent |= {LEAVE} if NO_COUNTERS.search(text) else set()
+        absent |= {NEEDED} if NO_COUNTERS.search(text) else set()
         counts["not run" if absent else status] += 1
         if status == "failed":
             reason = f"not run: needs {min(absent)}" if absent else " ".join(text.split())[:200]
@@ -174,7 +177,7 @@ def run_item(item: Item, log: Path, seconds: float) -> Outcome:
         printed = log.read_text(errors="replace")
         details = printed.splitlines()[-3:]
         if NO_COUNTERS.search(printed):
-            status, details = "not run", [f"not run: needs {LEAVE}"]
+            status, details = "not run", [f"not run: needs {NEEDED}"]
     seconds_taken = round(time.monotonic() - began, 1)
     return {"status": status, "seconds": seconds_taken, "counts": counts, "details": details}
 

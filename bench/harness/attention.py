@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,30 +11,22 @@ from torch import Tensor
 
 from bench.harness.peers import Arrange, Restore, compiled, eager, flex_peer, sdpa_peers
 from bench.harness.shapes import BACKWARD, BRANCHES, FORWARD, REFERENCE, Shape, model_grid
-from bench.harness.workload import Arguments, Draw, OpBench, Peer, counted_flops
+from bench.harness.workload import Arguments, Draw, Peer, counted_flops
 
 
-def attention_bench(
+def attention(
     op: Callable[..., Tensor],
     backward: Callable[[Tensor, Tensor], Any],
     tokens: Callable[[Shape], int],
-    small: Shape,
-    cpu: Shape,
-    peers: dict[str, Peer],
     lse: bool,
-    options: Mapping[str, Callable[[Arguments], Arguments]],
-) -> OpBench:
-    """An attention op's.
+) -> dict[str, Any]:
+    """What the ops' ``OpBench`` have in common.
 
     Args:
         op: its function.
         backward: the reference's, of the result's gradient and the packed projection.
         tokens: of a frame that attend.
-        small: the shape that a CPU measures.
-        cpu: the shape at which ratios are measured on a CPU.
-        peers: see :func:`attention_peers`.
         lse: whether the log-sum-exp is kept for the backward pass, in float32.
-        options: see :func:`attention_options`.
     """
 
     def make(shape: Shape, draw: Draw) -> Arguments:
@@ -43,34 +35,26 @@ def attention_bench(
         sizes = (clips, shape["T"], tokens(shape), 3, shape["H"], shape["d"])
         return {"qkv": draw.normal(*sizes)}
 
+    def qkv_of(shape: Shape) -> Tensor:
+        return make(shape, Draw(torch.float32, "meta"))["qkv"]
+
     def moved(shape: Shape, element: int, direction: str) -> int:
         """q, k, v → out; backward q, k, v, d out → d q, d k, d v."""
-        clips = shape.get("branches", BRANCHES) * shape["B"]
-        rows = clips * shape["T"] * tokens(shape) * shape["H"]
-        kept = rows * torch.float32.itemsize if lse else 0
-        return (7 if direction == BACKWARD else 4) * rows * shape["d"] * element + kept
+        one = qkv_of(shape).numel() // 3
+        kept = one // shape["d"] * torch.float32.itemsize if lse else 0
+        return (7 if direction == BACKWARD else 4) * one * element + kept
 
     def operations(shape: Shape, direction: str) -> int:
         """The reference's: two products forward; five backward, as scores are not kept."""
-        qkv = make(shape, Draw(torch.float32, "meta"))["qkv"]
+        qkv = qkv_of(shape)
         if direction == BACKWARD:
             return counted_flops(lambda: backward(torch.empty_like(qkv[:, :, :, 0]), qkv))
         return counted_flops(lambda: op(qkv, backend="reference"))
 
-    return OpBench(
-        op=op.__name__,
-        directions=(FORWARD, BACKWARD),
-        shapes=model_grid(REFERENCE),
-        cpu=[cpu],
-        small=small,
-        make=make,
-        call=op,
-        bytes=moved,
-        peers=peers,
-        flops=operations,
-        gradients=("qkv",),
-        options=options,
-    )
+    return {
+        "op": op.__name__, "directions": (FORWARD, BACKWARD), "shapes": model_grid(REFERENCE),
+        "make": make, "call": op, "bytes": moved, "flops": operations, "gradients": ("qkv",),
+    }  # fmt: skip
 
 
 def attention_options(counted: int) -> dict[str, Callable[[Arguments], Arguments]]:

@@ -226,18 +226,15 @@ class Rates:
             f"fp32 {self.fp32_flops_per_s / 1e12:,.2f} TFLOP/s"
         )
 
-    def matrix(self, dtype: str) -> float:
-        """Products of a dtype at its full precision."""
-        if dtype == FP32:
-            # Its own units or three TF32 products: kernels may do either, and what a kernel can
-            # be faster than is no bound.
-            return max(self.fp32_flops_per_s, self.tf32_flops_per_s / 3)
-        return self.bf16_flops_per_s
-
     def bound_us(self, moved: float, flops: float, dtype: str) -> float:
         """No time is below it: the larger of algorithmic bytes over the copy rate and matrix
         products' operations over the matrix rate, in µs."""
-        return 1e6 * max(moved / self.copy_bytes_per_s, flops / self.matrix(dtype))
+        rate = self.bf16_flops_per_s
+        if dtype == FP32:
+            # Its own units or three TF32 products: kernels may do either, and what a kernel can
+            # be faster than is no bound.
+            rate = max(self.fp32_flops_per_s, self.tf32_flops_per_s / 3)
+        return 1e6 * max(moved / self.copy_bytes_per_s, flops / rate)
 
 
 _AD102 = cards.RTX_4090

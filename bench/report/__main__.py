@@ -41,8 +41,10 @@ def render(page: Path, cards: list[Card]) -> str:
 
 def gpu_cards(folder: Path = records.RESULTS) -> list[Card]:
     """Committed results of GPUs; a CPU's are no performance results."""
-    cards = [records.load(path) for path in sorted(folder.glob("*.json"))]
-    return [c for c in cards if all(r["provenance"]["gpu"] for r in c["records"])]
+    cards = map(records.load, sorted(folder.glob("*.json")))
+    return [
+        c for c in cards if all(of["provenance"]["gpu"] for of in c["records"] + c["train_step"])
+    ]
 
 
 def main() -> None:

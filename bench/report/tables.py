@@ -68,6 +68,7 @@ def _reached(record: dict[str, Any] | None, ratios: dict[str, float]) -> tuple[s
 
 
 def _ran(step: dict[str, Any]) -> dict[str, Any]:
+    """The variants that did not fail."""
     return {name: v for name, v in step["variants"].items() if not isinstance(v, str)}
 
 

@@ -9,7 +9,6 @@ at small sizes. Times and memory are no card's. It is for a process of its own, 
 from __future__ import annotations
 
 import gc
-import io
 import itertools
 import os
 import subprocess
@@ -20,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
@@ -139,7 +138,9 @@ def kept(stage: Callable[[Any], list[Item]], options: Any) -> list[Item]:
     return [item for item in stage(options) if item.name in KEPT]
 
 
-def run_here(command: Sequence[str], environment: Mapping[str, str], output: TextIO) -> int:
+def run_here(
+    command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str]
+) -> int:
     """``python -m MODULE ...`` in this process, also behind compute-sanitizer."""
     python = command.index(sys.executable)
     module, *arguments = command[python + 2 :]
@@ -148,20 +149,13 @@ def run_here(command: Sequence[str], environment: Mapping[str, str], output: Tex
     torch.set_num_threads(1)  # pytest leaves two; at these sizes the second costs more than it does
     main = {"bench": program.main, "bench.train_step": train_step.main, "pytest": pytest.main}
     with (
+        log.open("w") as output,
+        redirect_stdout(output),
         patch.dict(os.environ, environment),
         patch.object(sys, "argv", [module, *arguments]),
-        redirect_stdout(output),
         InMemory(),  # which is a thread's own
     ):
         return int(main[module](arguments))
-
-
-def run_process(
-    command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str]
-) -> int:
-    """In place of that of ``stages``."""
-    with log.open("w") as output:
-        return run_here(command, environment, output)
 
 
 def rehearse(work: Path, *options: str) -> None:
@@ -174,9 +168,9 @@ def rehearse(work: Path, *options: str) -> None:
     put_a_card_in()
     make_it_run_here()
     make_it_small()
-    stages.run_process = run_process
+    stages.run_process = run_here
     op_tests.subprocess = SimpleNamespace(
-        run=lambda command, *, env, **_: run_here(command, env, io.StringIO()),
+        run=lambda command, *, env, timeout, **_: run_here(command, Path(os.devnull), timeout, env),
         TimeoutExpired=subprocess.TimeoutExpired,
     )
     items.shutil = SimpleNamespace(which=lambda name: f"/bin/{name}")

@@ -72,21 +72,16 @@ def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
 
 
 def test_products_are_a_cards_own_where_it_takes_them(monkeypatch):
-    def made(device: str) -> dict[str, tuple[str, str | None]]:
-        fields = parity.variants(device, of="products")
-        assert fields.pop(parity.PLAIN)
-        assert fields.pop("fp16, sums in float32")["train.precision"] == "fp16"
-        keys = ("train.products", "train.precision")
-        return {name: tuple(map(own.get, keys)) for name, own in fields.items()}
+    def made(device):
+        fields = parity.variants(device, of="products").values()
+        return [(own.get("train.products"), own.get("train.precision")) for own in fields]
 
-    sums = ("fp16_accumulate_emulated", "fp16")
-    emulated = {"fp8, emulated": ("fp8_emulated", None), "fp16_accumulate, emulated": sums}
-    assert made("cpu") == emulated
+    always, sums = [(None, None), (None, "fp16")], ("fp16_accumulate_emulated", "fp16")
+    assert made("cpu") == [*always, ("fp8_emulated", None), sums]
     on_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9))
-    own = {"fp8": ("fp8", "bf16"), "fp16_accumulate": ("fp16_accumulate", "fp16")}
-    assert made("cuda") == own
+    assert made("cuda") == [*always, ("fp8", "bf16"), ("fp16_accumulate", "fp16")]
     on_card(monkeypatch, "NVIDIA H200", (9, 0))
-    assert made("cuda") == {"fp8": own["fp8"], "fp16_accumulate, emulated": sums}
+    assert made("cuda") == [*always, ("fp8", "bf16"), sums]
 
 
 def test_a_cpu_takes_a_cards_float16_products(tmp_path):

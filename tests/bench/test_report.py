@@ -114,8 +114,10 @@ def test_charts_are_bars_of_the_speed_ups():
 
 
 def test_a_cpus_records_are_no_results(tmp_path):
-    cpu = record(provenance=ORIGIN | {"gpu": None, "cpu": CARD}, speedup_vs_best_peer=None)
+    origin = ORIGIN | {"gpu": None, "cpu": CARD}
+    cpu = record(provenance=origin, speedup_vs_best_peer=None)
     records.save(tmp_path / "cpu.json", content(cpu))
+    records.save(tmp_path / "step.json", content(steps=(step(provenance=origin),)))
     assert report.gpu_cards(tmp_path) == []
     records.save(tmp_path / "card.json", content(record()))
     assert [c["card"] for c in report.gpu_cards(tmp_path)] == [CARD]

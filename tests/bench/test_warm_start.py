@@ -30,13 +30,7 @@ def test_cm_pose_starts_as_the_vitpose_that_was_trained(rendered, tmp_path):
 
 
 def test_the_table_has_every_start_by_steps():
-    text = warm_start.result_table(
-        {"people": 40.04}, {"people": {"warm": {0: 40.0, 8: 51.26}, "scratch": {0: 0.0, 8: 9.0}}}
-    )
-    assert text.splitlines() == [
-        "| AP on people | before training | after 8 steps |",
-        "|---|---|---|",
-        "| warm | 40.0 | 51.3 |",
-        "| scratch | 0.0 | 9.0 |",
-        "| ViTPose itself | 40.0 |  |",
-    ]
+    found = {"people": {"warm": {0: 40.0, 8: 51.26}, "scratch": {0: 0.0, 8: 9.0}}}
+    text = warm_start.result_table({"people": 40.04}, found)
+    assert text.startswith("| AP on people | before training | after 8 steps |\n")
+    assert "| warm | 40.0 | 51.3 |\n| scratch | 0.0 | 9.0 |\n| ViTPose itself | 40.0 |" in text
