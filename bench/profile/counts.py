@@ -32,7 +32,8 @@ from tests.ptx_on_cpu.launches import Counting, Launch
 from tests.ptx_on_cpu.machine import Unknown
 from tests.ptx_on_cpu.parse import Kernel
 
-WHOLE, SAMPLES = 288, 144
+SAMPLES = 144
+"""Blocks that run of a large launch; of twice as many all do."""
 
 PERSISTENT, PERSISTENT_SAMPLES = ("spatial_attention",), 4
 """Ops whose blocks in csrc/, one an SM, share items that are all alike; how many of these run."""
@@ -94,13 +95,13 @@ class Counts:
     bytes_in_flight: float
 
 
-def sampled(blocks: int, samples: int = SAMPLES) -> list[int] | None:
+def sampled(blocks: int, samples: int) -> list[int] | None:
     """Those of a launch's blocks that run; None: all.
 
     The step between them has no factor in common with 12, so that each of the tiles, heads or
     frames that alternate from block to block has its share.
     """
-    if blocks <= samples * WHOLE // SAMPLES:
+    if blocks <= 2 * samples:
         return None
     step = blocks // samples
     while math.gcd(step, 12) > 1:
@@ -128,7 +129,7 @@ def count(
     launches: Iterable[Launch],
     arch: int,
     whole: bool = False,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     unmatched: float = 0.02,
 ) -> list[Counts]:
     """Runs launches in their order, on their tensors, and counts what a card would do.
@@ -137,7 +138,8 @@ def count(
         launches: as ``triton_kernels.taking`` and ``cuda_kernels.taking`` hand them over.
         arch: the card's compute capability.
         whole: all blocks run, however many: what a later launch reads is right then.
-        samples: blocks that run of a large launch; few will do where all are alike.
+        samples: blocks that run of a large launch, :data:`SAMPLES` if None; few will do where all
+            are alike.
         unmatched: share of the PTX's accesses, products and barriers that may miss in the SASS.
 
     Raises:
@@ -146,7 +148,7 @@ def count(
         Unmatched: the SASS cannot have done what the PTX did.
         Fault: a kernel did what it must not do.
     """
-    return [_counted(one, arch, whole, samples, unmatched) for one in launches]
+    return [_counted(one, arch, whole, samples or SAMPLES, unmatched) for one in launches]
 
 
 def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float) -> Counts:

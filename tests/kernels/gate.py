@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 
-SAMPLES = 24
-"""Blocks of a large launch that run; more change no figure by 1 %."""
-
 
 @dataclass(frozen=True)
 class Gated:
@@ -136,12 +133,7 @@ def measured(kernels: Gated, op: str, direction: str, arch: int) -> dict[str, Fi
     from bench.profile import counts
 
     shape = kernels.shapes.get(op)
-    before = counts.SAMPLES, counts.WHOLE
-    counts.SAMPLES, counts.WHOLE = SAMPLES, 2 * SAMPLES
-    try:
-        launches = counts.counts_of_op(op, arch, shape, direction, bool(shape), kernels.backend)
-    finally:
-        counts.SAMPLES, counts.WHOLE = before
+    launches = counts.counts_of_op(op, arch, shape, direction, bool(shape), kernels.backend)
     bench = importlib.import_module(f"bench.{op}").BENCH
     must = must_move(bench, {**bench.shapes[0], **(shape or {})}, direction)
     return lines(f"{op} {direction} sm_{arch}", launches, must)

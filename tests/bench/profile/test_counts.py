@@ -235,9 +235,9 @@ def test_least() -> None:
 
 def test_sampled_blocks() -> None:
     """Few blocks all; of many, an equal share of each remainder modulo 12."""
-    assert counts.sampled(counts.WHOLE) is None
-    for blocks in (counts.WHOLE + 1, 2496, 13824, 99991):
-        chosen = counts.sampled(blocks)
+    assert counts.sampled(2 * counts.SAMPLES, counts.SAMPLES) is None
+    for blocks in (2 * counts.SAMPLES + 1, 2496, 13824, 99991):
+        chosen = counts.sampled(blocks, counts.SAMPLES)
         assert chosen is not None
         assert len(set(chosen)) == counts.SAMPLES
         assert 0 <= min(chosen) <= max(chosen) < blocks
