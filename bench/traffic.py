@@ -22,32 +22,25 @@ SHAPES = {"temporal_attention": {"N": 207, "K": 0}}
 """Op → sizes in place of the reference shape's: the model attends over patches and keypoints."""
 
 
-def count() -> list[tuple[str, str, int, int, int]]:
-    """Every op that has a Triton kernel, forward and backward: plain bytes, calls, fused bytes."""
-    counts = []
+def table() -> str:
+    """Every op that has a Triton kernel, forward and backward, as Markdown."""
+    rows = []
     for op in COUNTED:
         bench = bench_of(op)
         shape = bench.shapes[0] | SHAPES.get(op, {})
-        there, back = (Workload(op, direction, shape, BF16) for direction in (FORWARD, BACKWARD))
-        arguments = bench.arguments(there, "meta")
+        arguments = bench.arguments(Workload(op, FORWARD, shape, BF16), "meta")
         with Trace() as forward:
             result = bench.peers["eager"].build(False)(**arguments)
-        counts.append((op, FORWARD, forward.moved, len(forward.calls), bench.bytes_of(there)))
+        traces = {FORWARD: forward}
         if bench.gradients:
-            upstream = torch.empty_like(result)
+            inputs = [arguments[name] for name in bench.gradients]
             with Trace() as backward:
-                torch.autograd.grad(result, [arguments[n] for n in bench.gradients], upstream)
-            counts.append((op, BACKWARD, backward.moved, len(backward.calls), bench.bytes_of(back)))
-    return counts
-
-
-def table() -> str:
-    """The counts as Markdown."""
-    rows = [
-        (f"`{op}`", direction, f"{plain / 1e6:,.1f}", str(calls), f"{fused / 1e6:,.1f}",
-         f"{plain / fused:.1f}×")
-        for op, direction, plain, calls, fused in count()
-    ]  # fmt: skip
+                torch.autograd.grad(result, inputs, torch.empty_like(result))
+            traces[BACKWARD] = backward
+        for direction, trace in traces.items():
+            plain, fused = trace.moved, bench.bytes_of(Workload(op, direction, shape, BF16))
+            moved = f"{plain / 1e6:,.1f}", str(len(trace.calls)), f"{fused / 1e6:,.1f}"
+            rows.append((f"`{op}`", direction, *moved, f"{plain / fused:.1f}×"))
     head = ("op", "direction", "plain PyTorch, MB", "in calls", "fused, MB", "ratio")
     return tables.table(head, rows)
 

@@ -93,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     work = options.work = options.work.resolve()
     card = provenance.machine()
-    results = options.results = (options.results or records.path_of(card)).resolve()
+    default = records.RESULTS / f"{records.slug(card)}.json"
+    results = options.results = (options.results or default).resolve()
     state = State(work, fingerprint())
     print(f"{card}; logs and state in {work.name}/, results in {results.name}", flush=True)
     wanted = [stage for stage in STAGES if stage in ("build", *options.stages)]

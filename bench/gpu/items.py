@@ -47,9 +47,8 @@ def tests(options: Namespace) -> list[Item]:
     files = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "tests").rglob("test_*.py"))]
     files = [f for f in files if f not in (CONTRACT, *LEFT_OUT)]
     files.sort(key=lambda f: f not in LONGEST)
-    contract = [Item(f"{CONTRACT} {op}", (*PYTEST, CONTRACT, "-k", op)) for op in OPS]
-    others = " and ".join(f"not {op}" for op in OPS)
-    contract.append(Item(f"{CONTRACT} others", (*PYTEST, CONTRACT, "-k", others)))
+    chosen = {op: op for op in OPS} | {"others": " and ".join(f"not {op}" for op in OPS)}
+    contract = (Item(f"{CONTRACT} {n}", (*PYTEST, CONTRACT, "-k", k)) for n, k in chosen.items())
     return [*contract, *(Item(file, (*PYTEST, file)) for file in files)]
 
 

@@ -133,8 +133,8 @@ def rotated_inputs(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Input sets that do not fit the L2 cache together, and whether they really are cold."""
     first = bench.arguments(workload, device)
-    size, cache = total_bytes(first), timing.l2_bytes(device)
-    count, cold = timing.input_sets(size, cache, timing.free_bytes(device))
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 0
+    count, cold = timing.input_sets(total_bytes(first), l2_bytes, timing.free_bytes(device))
     return [first, *(bench.arguments(workload, device, n) for n in range(1, count))], cold
 
 

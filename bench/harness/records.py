@@ -220,11 +220,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def path_of(card: str) -> Path:
-    """Where a card's results are committed."""
-    return RESULTS / f"{slug(card)}.json"
-
-
 def load_or_empty(path: Path, card: str) -> Record:
     """Reads a card's results file, or gives an empty one; raises SchemaError as ``load`` does."""
     if not path.is_file():

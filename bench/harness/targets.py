@@ -53,11 +53,6 @@ class Target:
         flops = bench.flops(workload.shape, workload.direction)
         return RTX_4090.bound_us(bench.bytes_of(workload), flops, workload.dtype)
 
-    @property
-    def over(self) -> str:
-        """``≥ 1.3× compile, ≥ 25× sdpa_flash``."""
-        return ", ".join(f"≥ {r:g}× {name}".rstrip() for name, r in self.ratios.items())
-
 
 _LOSS = "reconstruction loss forward + backward, one task of two, 30 % corrupted"
 _OVER_FORWARD = {"compile": 1.3, "sdpa_flash": 25.0}

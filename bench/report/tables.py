@@ -98,7 +98,8 @@ def targets(cards: list[Card]) -> str:
     rows = []
     for t in TARGETS:
         wish = f"{t.h200_us:,g} / {t.rtx_4090_us:,g}"
-        row = [t.label, f"{t.rtx_4090_bound_us:,.1f}", wish, t.over]
+        over = ", ".join(f"≥ {ratio:g}× {name}".rstrip() for name, ratio in t.ratios.items())
+        row = [t.label, f"{t.rtx_4090_bound_us:,.1f}", wish, over]
         for card in measured:
             row += _reached(best_record(card["records"], t.workload), t.ratios)
         rows.append(row)

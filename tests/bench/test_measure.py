@@ -31,8 +31,7 @@ class Steady(timing.Clock):
     """Every call takes a tenth of a millisecond, and so does a look at the clock."""
 
     def __init__(self, *timers):
-        ticks = itertools.count(1)
-        super().__init__(lambda: 1e-4 * next(ticks))
+        self.ticks = itertools.count(1)
         self.timers = itertools.chain(timers, itertools.repeat("graph"))
 
     def prepare(self, setup) -> timing.Pass:
@@ -40,6 +39,9 @@ class Steady(timing.Clock):
 
     def seconds(self, ready):
         return 1e-4 * ready.calls
+
+    def now(self):
+        return 1e-4 * next(self.ticks)
 
 
 def bench_with(**peers):

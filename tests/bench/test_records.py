@@ -102,5 +102,5 @@ def test_another_cards_file_is_refused(tmp_path):
 def test_what_is_committed_is_as_it_should_be():
     for path in sorted(records.RESULTS.glob("*.json")):
         result = records.load(path)
-        assert path == records.path_of(result["card"])
+        assert path.stem == records.slug(result["card"])
         assert json.loads(path.read_text()) == result
