@@ -134,10 +134,18 @@ def _cuda_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients to the operands, in one launch that reads neither ``out`` nor ``lse``."""
+    """The gradients to the operands, in one launch that reads neither ``out`` nor ``lse``.
+
+    It reads all tokens, so that padding is first replaced by zeros, in copies.
+    """
     results = attention.empty_gradients(qkv, k, v)
     if qkv.numel() == 0:
         return results
+    padding = None if lengths is None else _padding(lengths, qkv)
+    if padding is not None:
+        qkv, k, v = attention.without_padding(padding, qkv, k, v)
+        grad = grad.masked_fill(padding[..., None, None], 0.0)
+        grad_lse = None if grad_lse is None else grad_lse.masked_fill(padding[:, :, None], 0.0)
     given: Sequence[Tensor] = attention.separate(qkv, k, v)
     if not all(map(_in_rows, given)) or len({x.stride() for x in given}) > 1:
         given = _copied(qkv).unbind(3) if k is None else [_copied(x) for x in given]
@@ -157,6 +165,9 @@ def _cuda_backward(
         cuda.multiprocessors(qkv),
         *(*given, grad, lengths, grad_lse, *grads),
     )
+    if padding is not None:
+        for one in grads:
+            one.masked_fill_(padding[..., None, None], 0.0)
     return results
 
 
@@ -322,10 +333,8 @@ def spatial_attention(
         "spatial_attention", first, k, v
     )
     padding = None
-    within = chosen == "triton" or (chosen == "cuda" and not differentiable)
-    if lengths is not None and not within:  # else the kernel sees to that
-        position = torch.arange(first.shape[2], device=first.device)
-        padding = position >= lengths[..., None]  # [B, T, S]
+    if lengths is not None and chosen not in ("triton", "cuda"):  # whose kernels see to that
+        padding = _padding(lengths, first)
         first, k, v = attention.without_padding(padding, first, k, v)
     tensors = (first, k, v, lengths)
     if chosen == backends.PLAIN:
@@ -339,6 +348,11 @@ def spatial_attention(
         out = out.masked_fill(padding[..., None, None], 0.0)
         lse = lse.masked_fill(padding[:, :, None], -torch.inf) if return_lse else lse
     return (out, lse) if return_lse else out
+
+
+def _padding(lengths: Tensor, first: Tensor) -> Tensor:
+    """Which tokens are padding: bool [B, T, S]."""
+    return torch.arange(first.shape[2], device=first.device) >= lengths[..., None]
 
 
 def _frame_lengths(lengths: Tensor, first: Tensor) -> Tensor:

@@ -60,9 +60,22 @@ def run(backend: str, arguments: Arguments, wide: torch.dtype | None = None) -> 
     return [x for x in backward(*arguments) if x.numel()]
 
 
+def without_padding(arguments: Arguments) -> Arguments:
+    """With zeros for gradients of padding, to which the reference gives a meaning."""
+    grad, grad_lse, qkv, k, v, lengths, *rest = arguments
+    if not isinstance(lengths, Tensor):
+        return arguments
+    assert isinstance(grad, Tensor)
+    assert isinstance(grad_lse, Tensor)
+    padding = torch.arange(grad.shape[2], device=DEVICE) >= lengths[..., None]
+    grad = grad.masked_fill(padding[..., None, None], 0)
+    return grad, grad_lse.masked_fill(padding[:, :, None], 0), qkv, k, v, lengths, *rest
+
+
 def check(arguments: Arguments) -> list[Tensor]:
     found = run("cuda", arguments)
-    eager, exact = run("reference", arguments), run("reference", arguments, torch.float64)
+    given = without_padding(arguments)
+    eager, exact = run("reference", given), run("reference", given, torch.float64)
     for a, b, c in zip(found, eager, exact, strict=True):
         # P and dS are rounded before the products that follow.
         assert_as_close_as_eager(a, b, c, reduction=208, roundings=2)
@@ -137,19 +150,24 @@ def test_hostile_values(value: float) -> None:
 
 
 def test_padding_adds_nothing_whatever_it_holds() -> None:
-    """Keys beyond a frame's length may have any finite value."""
-    grad, _, qkv, *_, scale = made((1, 2, 30, 1, 64))
+    """NaN beyond a frame's length, in operands and gradients, packed and separate."""
+    grad, grad_lse, qkv, *_, scale = made((1, 2, 30, 1, 64), options=True)
+    assert isinstance(grad, Tensor)
+    assert isinstance(grad_lse, Tensor)
     assert isinstance(qkv, Tensor)
     lengths = torch.tensor([[21, 0]], device=DEVICE)
-    unread = qkv.new_empty(0)
-    rest = None, None, lengths, unread, unread, scale
-    expected = run("cuda", (grad, None, qkv, *rest))[0]
-    other = qkv.clone()
-    other[0, 0, 21:, 1:] = 1e4
-    found = run("cuda", (grad, None, other, *rest))[0]
-    assert torch.equal(found[0, 0, :, :1], expected[0, 0, :, :1])
-    assert torch.equal(found[0, 0, :21], expected[0, 0, :21])
-    assert not found[0, 0, 21:, 1:].any()
+    rest = lengths, qkv.new_empty(0), qkv.new_empty(0), scale
+    expected = run("cuda", (grad, grad_lse, qkv, None, None, *rest))[0]
+    assert expected[0, 0, :21].all()
+    assert not expected[0, 0, 21:].any()
+    assert not expected[0, 1].any()
+    grad, grad_lse, qkv = grad.clone(), grad_lse.clone(), qkv.clone()
+    for frame, length in enumerate((21, 0)):
+        grad[0, frame, length:] = qkv[0, frame, length:] = torch.nan
+        grad_lse[0, frame, :, length:] = torch.nan
+    assert_same_bits(run("cuda", (grad, grad_lse, qkv, None, None, *rest))[0], expected)
+    apart = run("cuda", (grad, grad_lse, *qkv.unbind(3), *rest))
+    assert_same_bits(apart, [x.contiguous() for x in expected.unbind(3)])
 
 
 def test_nothing_is_launched_for_an_empty_batch() -> None:
