@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from bench.harness.records import Record
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
 from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import OpBench, Workload
-from bench.profile import model, peers, results
+from bench.profile import model, peers, results, tables
 from bench.profile.cards import BY_ARCH, FP16, H200, RTX_4090, Card
 from bench.profile.counts import counts_of_call, counts_of_op
 from bench.profile.published import ROWS
@@ -70,56 +71,22 @@ def profiled(
     return model.profile(counts, card, workload.dtype, bench_of(workload.op).bytes_of(workload))
 
 
-_COLUMNS = ("DRAM", "L2", "shared", "issue", "fma", "alu", "mufu", "fp64", "tensor", "latency")
-
-
-def shown(workload: Workload, profile: model.Profile, target: float | None) -> str:
-    """Two tables, a row a launch: times by resource; occupancy and access."""
-    times, places = [], []
-    for launch in profile.launches:
-        counts, held = launch.counts, launch.occupancy
-        times.append(
-            [counts.kernel, *(f"{launch.times[name]:,.1f}" for name in _COLUMNS),
-             f"{launch.bound_us:,.1f} {launch.bound_by}", f"{launch.estimate_us:,.1f}"]
-        )  # fmt: skip
-        asked = counts.sectors_read + counts.sectors_written
-        distinct = counts.distinct_read + counts.distinct_written
-        places.append(
-            [counts.kernel, f"{counts.blocks:,} × {counts.warps}", str(counts.registers),
-             f"{counts.shared_bytes:,}", f"{held.blocks} ({held.limit})", f"{held.waves:,.2f}",
-             f"{100 * held.tail:.0f} %", f"{asked * 32 / 1e6:,.1f}", f"{distinct * 32 / 1e6:,.1f}",
-             f"{counts.shared_conflicts:,.0f}", f"{counts.bytes_in_flight / 1e3:,.1f}"]
-        )  # fmt: skip
-    band = model.BAND * profile.estimate_us
-    lines = [
-        f"{workload} on {profile.card.name} (sm_{profile.card.arch})",
-        f"  floor {profile.floor_us:,.1f} µs; bound {profile.bound_us:,.1f} µs "
-        f"({profile.bound_by}), {profile.bound_us / max(profile.floor_us, 1e-9):.2f} × floor; "
-        f"estimate {profile.estimate_us:,.1f} ± {band:,.1f} µs; "
-        + ("no target" if target is None else
-           f"target {target:,g} µs, estimate {profile.estimate_us / target:.2f} × that"),
-        "",
-        table(["kernel, µs alone", *_COLUMNS, "bound", "estimate"], times),
-        "",
-        table(["kernel", "blocks × warps", "registers", "shared bytes", "blocks an SM", "waves",
-               "tail", "asked MB", "distinct MB", "conflicts", "KB in flight"], places),
-        "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
 def _validate(path: Path) -> None:
     found: list[Record] = []
     for row in ROWS:
         counts = counts_of_call(row.call, row.card.arch)
         profile = model.profile(counts, row.card, FP16, 0)
-        found.append(results.published_record(row, profile))
-        print(
-            f"{row.card.name}, {row.kernel}: published {row.us:,.1f} µs, bound "
-            f"{profile.bound_us:,.1f}, estimate {profile.estimate_us:,.1f} "
-            f"({100 * found[-1]['error']:+.0f} %)",
-            flush=True,
+        record = results.record(
+            profile,
+            kernel=row.kernel,
+            figure=float(row.figure),
+            unit=row.unit,
+            source=row.source,
+            published_us=row.us,
+            error=profile.estimate_us / row.us - 1,
         )
+        found.append(record)
+        print(tables.published([record]), flush=True)
     results.save(path, "published", found)
 
 
@@ -140,10 +107,11 @@ def _profile(
                 if path:
                     results.put(path, "profiles", workload, card.name, None)
                 continue
-            target = target_us(workload, card)
-            print(shown(workload, profile, target), flush=True)
+            floor, target = profile.floor_us, target_us(workload, card)
+            of = {"arch": card.arch, "floor_us": floor, "target_us": target}
+            record = results.record(profile, **asdict(workload), **of)
+            print(tables.profile(record), flush=True)
             if path:
-                record = results.record(workload, profile, target)
                 results.put(path, "profiles", workload, card.name, record)
     if refused:
         raise Uncountable("; ".join(map(str, refused)))
@@ -183,7 +151,7 @@ def _compare(
 ) -> None:
     for card in cards:
         record = peers.record(workload, card, profiled(workload, card, backend).estimate_us)
-        print(peers.shown(record), flush=True)
+        print(tables.peer(record), flush=True)
         if path:
             results.put(path, "peers", workload, card.name, record)
 

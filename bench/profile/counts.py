@@ -338,18 +338,12 @@ def counts_of_call(call: Callable[[], Any], arch: int) -> list[Counts]:
 def scaled(one: Counts, by: int, blocks: int) -> Counts:
     """The counts of a launch with ``by`` times the work, by so many blocks: a batch of clips may
     have fewer than ``by`` times as many, where a block goes on with another clip."""
-    whole = {
-        name: round(getattr(one, name) * by)
-        for name in (
-            *("sectors_read", "sectors_written", "distinct_read", "distinct_written"),
-            *("shared_wavefronts", "shared_conflicts", "barriers"),
-        )
-    }
-    return replace(
-        one,
-        blocks=blocks,
-        instructions={pipe: times * by for pipe, times in one.instructions.items()},
-        tensor_flops=one.tensor_flops * by,
-        access_bytes={width: round(times * by) for width, times in one.access_bytes.items()},
-        **whole,
-    )
+    sums = ("instructions", "tensor_flops", "access_bytes", "barriers", "sectors_read",
+            "sectors_written", "distinct_read", "distinct_written", "shared_wavefronts",
+            "shared_conflicts")  # fmt: skip
+
+    def grown(value: Any) -> Any:
+        return {key: n * by for key, n in value.items()} if isinstance(value, dict) else value * by
+
+    more = {name: grown(getattr(one, name)) for name in sums}
+    return replace(one, blocks=blocks, **more)

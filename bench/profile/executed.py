@@ -23,13 +23,14 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeAlias
 
 import networkx as nx  # type: ignore[import-untyped]
 import numpy as np
+import torch
 
 from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.launches import Counting
@@ -85,61 +86,41 @@ LOW = ("float32", *PLACED)
 """Anchors of a low price, which may be executed more often: ptxas fuses arithmetic in pairs,
 and may divide integers by the same guess."""
 
-_SASS = {
-    "LD": "load",
-    "ST": "store",
-    "LDG": "load",
-    "LDGSTS": "load",
-    "STG": "store",
-    "LDS": "shared load",
-    "STS": "shared store",
+_ANCHORS = {
+    "tensor": (r"mma\..*", ""),
+    "barrier": (r"bar\.sync", r"BAR\..*SYNC.*"),
+    "shuffle": (r"shfl\..*", r"SHFL\b.*"),
+    "reduction": (r"redux\..*", r"REDUX\b.*"),
+    "atomic": (r"atom\..*", r"(ATOM[GS]?|REDG?)\b.*"),
+    "MUFU.EX2": (r"ex2\..*", r"MUFU\.EX2"),
+    "MUFU.LG2": (r"lg2\..*", r"MUFU\.LG2"),
+    "float32": (r"(fma|add|sub|mul)\b.*\.f32", r"F(FMA|ADD|MUL)\b.*"),
+    "division": (r"(div|rcp)\b.*\.f32", r"MUFU\.RCP"),
+    "root": (r"r?sqrt\b.*\.f32", r"MUFU\.(RSQ|SQRT)"),
 }
-_GUESSES = {"MUFU.RCP": "division", "MUFU.RSQ": "root", "MUFU.SQRT": "root"}
-_COUNTED = {"BAR": "barrier", "SHFL": "shuffle", "REDUX": "reduction", "ATOMS": "atomic"}
-_COUNTED |= {"ATOMG": "atomic", "ATOM": "atomic", "RED": "atomic", "REDG": "atomic"}
+"""Anchors that are counted, in PTX and in SASS; others are measured by what they move."""
+
+_MOVES = {"LD": "load", "LDG": "load", "LDGSTS": "load", "ST": "store", "STG": "store"}
+_MOVES |= {"LDS": "shared load", "STS": "shared store"}
 
 
-def _of_sass(one: Instruction) -> tuple[str, float] | None:
-    if one.base in _SASS:
-        return _SASS[one.base], one.bytes / 16
-    if one.base == "BAR" and "SYNC" not in one.opcode:
-        return None
-    if one.base in _COUNTED:
-        return _COUNTED[one.base], 1.0
+@cache
+def _counted(name: str, sass: bool) -> str:
+    return next((what for what, one in _ANCHORS.items() if re.fullmatch(one[sass], name)), "")
+
+
+def _of_sass(one: Instruction) -> tuple[str, float]:
+    """An instruction's anchor ('' if none), and how much of that it is."""
+    if one.base in _MOVES:
+        return _MOVES[one.base], one.bytes / 16
     if one.flops:
         return "tensor", one.flops / 4096
     if one.matrices:
         return "matrices", one.matrices / 4
-    if one.opcode in ("MUFU.EX2", "MUFU.LG2"):
-        return one.opcode, 1.0
-    if one.opcode in _GUESSES:
-        return _GUESSES[one.opcode], 1.0
-    if one.base in ("FFMA", "FADD", "FMUL"):
-        return "float32", 1.0
-    return None
-
-
-_OF_PTX = {
-    r"mma\..*": "tensor",
-    r"bar\.sync": "barrier",
-    r"shfl\..*": "shuffle",
-    r"redux\..*": "reduction",
-    r"atom\..*": "atomic",
-    r"ex2\..*": "MUFU.EX2",
-    r"lg2\..*": "MUFU.LG2",
-    r"(fma|add|sub|mul)\b.*\.f32": "float32",
-    r"(div|rcp)\b.*\.f32": "division",
-    r"r?sqrt\b.*\.f32": "root",
-}
-
-
-@cache
-def _named(name: str) -> str:
-    return next((what for form, what in _OF_PTX.items() if re.fullmatch(form, name)), "")
+    return _counted(one.opcode, True), 1.0
 
 
 def _of_ptx(row: Row) -> tuple[str, float]:
-    """A row's anchor ('' if none), and how much of that it is."""
     if row.name == "cp.async":
         return "load", row.bytes / 16
     if row.name in ("ld", "st") and row.space in ("global", "shared"):
@@ -147,7 +128,7 @@ def _of_ptx(row: Row) -> tuple[str, float]:
         return space + {"ld": "load", "st": "store"}[row.name], row.bytes / 16
     if matrices := re.match(r"(?:ld|st)matrix\.x(\d)", row.name):
         return "matrices", int(matrices[1]) / 4
-    return _named(row.name), 1.0
+    return _counted(row.name, False), 1.0
 
 
 def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False) -> Wanted:
@@ -232,8 +213,8 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     anchors: dict[tuple[str, str], _Anchor] = defaultdict(_Anchor)
     for at in problem.count:
         for one in blocks[at].instructions:
-            if found := _of_sass(one):
-                what, amount = found
+            what, amount = _of_sass(one)
+            if what:
                 key = ("" if across else one.source, what)
                 anchors[key].held.append((at, amount, one.guarded))
     # What ptxas left none of was done at once with something else, or not at all.
@@ -362,7 +343,7 @@ class _Problem:
                 wanted.loops,
                 key=lambda of: (len(own & of.places) / len(own | of.places), of.rounds),
             )
-            unknown = not any(map(_of_sass, held)) and len(held) < 2 * like.length
+            unknown = not any(_of_sass(one)[0] for one in held) and len(held) < 2 * like.length
             into = [(at in body, edge) for (at, to), edge in self.edges.items() if to == head]
             if head == 0:
                 into.append((False, ONE))
@@ -428,15 +409,25 @@ def least(c: np.ndarray, a: np.ndarray, b: np.ndarray, steps: int = 100) -> np.n
         ArithmeticError: no solution was found.
     """
     rows, columns = a.shape
+    # Most columns have one number: in A D Aᵀ they are on the diagonal.
+    lone = np.count_nonzero(a, 0) == 1
+    several, squares = a[:, ~lone], np.square(a[:, lone])
 
-    def solve(scale: np.ndarray, right: np.ndarray) -> np.ndarray:
-        normal = (a * scale) @ a.T
+    def factored(scale: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Solves (A D Aᵀ) y = right; D has ``scale`` on its diagonal."""
+        normal = (several * scale[~lone]) @ several.T
+        normal[np.diag_indices(rows)] += squares @ scale[lone]
         normal[np.diag_indices(rows)] += 1e-12 * (1.0 + normal.diagonal())
-        return np.linalg.solve(normal, right)
+        parts = torch.linalg.lu_factor(torch.from_numpy(normal))
+
+        def solved(right: np.ndarray) -> np.ndarray:
+            return torch.linalg.lu_solve(*parts, torch.from_numpy(right)[:, None])[:, 0].numpy()
+
+        return solved
 
     def newton(aim: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The step for A x, Aᵀ y + s and, by ``aim``, x · s."""
-        dy = solve(x / s, primal + a @ (x / s * dual - aim / s))
+        dy = solve(primal + a @ (x / s * dual - aim / s))
         ds = dual - a.T @ dy
         return (aim - x * ds) / s, dy, ds
 
@@ -445,9 +436,8 @@ def least(c: np.ndarray, a: np.ndarray, b: np.ndarray, steps: int = 100) -> np.n
         falls = change < 0
         return min(1.0, float((-value[falls] / change[falls]).min(initial=np.inf)))
 
-    ones = np.ones(columns)
-    x = a.T @ solve(ones, b)
-    y = solve(ones, a @ c)
+    solve = factored(np.ones(columns))
+    x, y = a.T @ solve(b), solve(a @ c)
     s = c - a.T @ y
     x += max(-1.5 * x.min(), 0.0) + 1.0
     s += max(-1.5 * s.min(), 0.0) + 1.0
@@ -457,6 +447,7 @@ def least(c: np.ndarray, a: np.ndarray, b: np.ndarray, steps: int = 100) -> np.n
         near = np.abs(primal).max() < 1e-7 * (1 + np.abs(b).max())
         if near and gap * columns < 1e-7 * (1 + abs(c @ x)):
             return x
+        solve = factored(x / s)
         dx, dy, ds = newton(-x * s)
         after = (x + length(x, dx) * dx) @ (s + length(s, ds) * ds) / columns
         dx, dy, ds = newton(gap * (after / gap) ** 3 - x * s - dx * ds)

@@ -24,7 +24,6 @@ from bench.harness.records import Record
 from bench.harness.targets import bench_of
 from bench.harness.workload import Workload
 from bench.profile.cards import Card
-from bench.report.tables import table
 from cmpose import provenance
 from tests.ptx_on_cpu.machine import built
 from tests.shared_data import PROJECT
@@ -69,19 +68,3 @@ def record(workload: Workload, card: Card, ours_us: float) -> Record:
         "peers": known | {name: LIBRARY for name in peers if name not in known},
         "provenance": provenance.provenance(),
     }
-
-
-def shown(record: Record) -> str:
-    """A table, fastest first, with each peer's time over ours; then why others are not in it."""
-    ours, peers = record["estimate_us"], record["peers"]
-    known = {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
-    rows = [
-        [name, str(len(peer["kernels"])), str(len(peer["calls"])), f"{peer['bound_us']:,.1f}",
-         f"{peer['estimate_us']:,.1f}", f"{peer['estimate_us'] / ours:.2f}×"]
-        for name, peer in sorted(known.items(), key=lambda item: item[1]["estimate_us"])
-    ]  # fmt: skip
-    head = ["peer", "kernels", "library calls at their bound", "bound", "estimate", "over ours"]
-    workload = Workload(*(record[name] for name in ("op", "direction", "shape", "dtype")))
-    lines = [f"{workload} on {record['card']}: ours {ours:,.1f} µs (estimate)", ""]
-    lines += [table(head, rows), ""]
-    return "\n".join(lines + [f"{name}: {why}" for name, why in peers.items() if name not in known])

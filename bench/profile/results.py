@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from bench.harness import records
 from bench.harness.records import Failure, Positive, Record, SchemaError, Text, struct
 from cmpose import provenance
@@ -19,7 +21,6 @@ from cmpose.data.formats.reader import parse_file
 if TYPE_CHECKING:  # the documents are written without Triton
     from bench.harness.workload import Workload
     from bench.profile import model
-    from bench.profile.published import Published
 
 VERSION = 1
 FOLDER = records.RESULTS / "profile"
@@ -27,18 +28,6 @@ PUBLISHED = FOLDER / "published.json"
 TARGETS = FOLDER / "targets.json"
 PEERS = FOLDER / "peers.json"
 
-Launch = struct(
-    "Launch",
-    counts=dict[str, Any],
-    blocks_an_sm=records.Count,
-    limit=Text,
-    waves=Positive,
-    tail=records.NotNegative,
-    us=dict[str, records.NotNegative],
-    bound_us=records.NotNegative,
-    bound_by=Text,
-    estimate_us=Positive,
-)
 _TIMES = {"bound_us": Positive, "bound_by": Text, "estimate_us": Positive, "band": Positive}
 _WORKLOAD = {"op": Text, "direction": Text, "shape": dict[str, records.Count], "dtype": Text}
 ProfileRecord = struct(
@@ -48,7 +37,7 @@ ProfileRecord = struct(
     arch=records.Count,
     floor_us=records.NotNegative,
     target_us=Positive | None,
-    launches=list[Launch],  # type: ignore[valid-type]
+    launches=list[dict[str, Any]],
     provenance=records.Provenance,
     **_TIMES,
 )
@@ -61,7 +50,7 @@ PublishedRecord = struct(
     source=Text,
     published_us=Positive,
     error=float,
-    launches=list[Launch],  # type: ignore[valid-type]
+    launches=list[dict[str, Any]],
     provenance=records.Provenance,
     **_TIMES,
 )
@@ -85,10 +74,8 @@ File = struct(
 
 
 def _launch(launch: model.Launch) -> Record:
-    counts = asdict(launch.counts)
-    counts["access_bytes"] = {str(size): n for size, n in counts["access_bytes"].items()}
     return {
-        "counts": counts,
+        "counts": msgspec.to_builtins(launch.counts, str_keys=True),
         "blocks_an_sm": launch.occupancy.blocks,
         "limit": launch.occupancy.limit,
         "waves": launch.occupancy.waves,
@@ -100,7 +87,8 @@ def _launch(launch: model.Launch) -> Record:
     }
 
 
-def _common(profile: model.Profile) -> Record:
+def record(profile: model.Profile, **more: Any) -> Record:
+    """A profile, with what else is to be said of it: of which workload, or published figure."""
     return {
         "card": profile.card.name,
         "bound_us": profile.bound_us,
@@ -109,30 +97,7 @@ def _common(profile: model.Profile) -> Record:
         "band": profile.band,
         "launches": [_launch(launch) for launch in profile.launches],
         "provenance": provenance.provenance(),
-    }
-
-
-def record(workload: Workload, profile: model.Profile, target_us: float | None) -> Record:
-    """Of an op's workload."""
-    return {
-        **asdict(workload),
-        **_common(profile),
-        "arch": profile.card.arch,
-        "floor_us": profile.floor_us,
-        "target_us": target_us,
-    }
-
-
-def published_record(row: Published, profile: model.Profile) -> Record:
-    """Of a published figure; its error is the estimate over the published time, less 1."""
-    return {
-        **_common(profile),
-        "kernel": row.kernel,
-        "figure": float(row.figure),
-        "unit": row.unit,
-        "source": row.source,
-        "published_us": row.us,
-        "error": profile.estimate_us / row.us - 1,
+        **more,
     }
 
 

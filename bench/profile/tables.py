@@ -1,8 +1,6 @@
-"""Tables of bounds and estimates: of every hot spot, and of kernels whose times are published."""
+"""Tables of bounds and estimates: what the command prints, and what the documents show."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from bench.harness.records import Record
 from bench.harness.targets import TARGETS, best_record, workload_of
@@ -40,9 +38,40 @@ def _origin(held: list[Record]) -> list[str]:
     return [f"{made}, {', '.join(dict.fromkeys(of))}." for made, of in commands.items()]
 
 
-def _estimate(record: Record) -> str:
-    us = record["estimate_us"]
-    return f"{us:,.1f} ± {record['band'] * us:,.1f}"
+_TIMES = ("floor, µs", "bound, µs, by", "estimate, µs", "target, µs")
+
+
+def _times(record: Record) -> list[str]:
+    us, target = record["estimate_us"], record["target_us"]
+    return [
+        f"{record['floor_us']:,.1f}",
+        f"{record['bound_us']:,.1f} {record['bound_by']}",
+        f"{us:,.1f} ± {record['band'] * us:,.1f}",
+        "–" if target is None else f"{target:,g}",
+    ]
+
+
+def _figures(of: Record, prefix: str = "") -> dict[str, str]:
+    """Of a launch, each by its name; those of a group have the group's before it."""
+    found: dict[str, str] = {}
+    for name, value in of.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            found |= _figures(value, "" if name == "counts" else f"{label} ")
+        elif isinstance(value, str):
+            found[label] = value
+        else:
+            found[label] = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return found
+
+
+def profile(record: Record) -> str:
+    """One workload on one card: its times, then each launch's figures, a column a launch."""
+    where = f"{workload_of(record)} on {record['card']} (sm_{record['arch']})"
+    launches = [_figures(launch) for launch in record["launches"]]
+    names = dict.fromkeys(name for one in launches for name in one)
+    rows = [[name, *(one.get(name, "–") for one in launches)] for name in names]
+    return "\n\n".join([where, table(_TIMES, [_times(record)]), table(rows[0], rows[1:]), ""])
 
 
 def _measured(record: Record, cards: list[Card]) -> str:
@@ -67,23 +96,12 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
             [label, card, before[card], *["–"] * 2, "not counted", "–", NOT_YET] for card in missing
         ]
         for record in found:
-            target: Any = record["target_us"]
-            rows.append(
-                [
-                    label,
-                    record["card"],
-                    before.get(record["card"], "–"),
-                    f"{record['floor_us']:,.1f}",
-                    f"{record['bound_us']:,.1f} {record['bound_by']}",
-                    _estimate(record),
-                    "–" if target is None else f"{target:,g}",
-                    _measured(record, cards),
-                ]
-            )
+            card = record["card"]
+            shown = _times(record)
+            rows.append([label, card, before.get(card, "–"), *shown, _measured(record, cards)])
     if not held:
         return "Bounds and estimates of compiled kernels: none recorded."
-    head = ("hot spot", "card", "before, µs", "floor, µs", "bound, µs, by", "estimate, µs",
-            "target, µs", "measured, µs")  # fmt: skip
+    head = ("hot spot", "card", "before, µs", *_TIMES, "measured, µs")
     return "\n\n".join([table(head, rows), *_origin(held)])
 
 
@@ -109,6 +127,26 @@ def published(held: list[Record]) -> str:
     return "\n\n".join([table(head, rows), *_origin(held)])
 
 
+def peer(record: Record) -> str:
+    """A workload's peers on a card, fastest first, each over ours; then why others are missing."""
+    ours, known = record["estimate_us"], _counted(record)
+    rows = [
+        [name, str(len(one["kernels"])), str(len(one["calls"])), f"{one['bound_us']:,.1f}",
+         f"{one['estimate_us']:,.1f}", f"{one['estimate_us'] / ours:.2f}×"]
+        for name, one in known.items()
+    ]  # fmt: skip
+    head = ["peer", "kernels", "library calls at their bound", "bound", "estimate", "over ours"]
+    where = f"{workload_of(record)} on {record['card']}: ours {ours:,.1f} µs (estimate)"
+    refused = [f"{name}: {why}" for name, why in record["peers"].items() if name not in known]
+    return "\n\n".join([where, table(head, rows), *refused])
+
+
+def _counted(record: Record) -> dict[str, Record]:
+    """The peers that could be counted, fastest first."""
+    known = {name: one for name, one in record["peers"].items() if not isinstance(one, str)}
+    return dict(sorted(known.items(), key=lambda item: item[1]["estimate_us"]))
+
+
 def peers(held: list[Record]) -> str:
     """Each workload's estimate beside those of its peers, and the ratio to the best of them."""
     if not held:
@@ -116,19 +154,18 @@ def peers(held: list[Record]) -> str:
     rows: list[list[str]] = []
     refused: dict[str, list[str]] = {}
     for record in held:
-        known = {n: p["estimate_us"] for n, p in record["peers"].items() if not isinstance(p, str)}
+        known = {name: one["estimate_us"] for name, one in _counted(record).items()}
         for name, why in record["peers"].items():
             if name not in known and name not in refused.setdefault(str(why), []):
                 refused[str(why)].append(name)
-        ranked = sorted(known, key=known.__getitem__)
-        ratio = known[ranked[0]] / record["estimate_us"] if ranked else None
+        ratio = min(known.values()) / record["estimate_us"] if known else None
         shown = "none" if ratio is None else f"{ratio:.2f}×{', a loss' if ratio < 1 else ''}"
         rows.append(
             [
                 str(workload_of(record)).removesuffix(f" {record['dtype']}"),
                 record["card"],
                 f"{record['estimate_us']:,.1f}",
-                ", ".join(f"{name} {known[name]:,.1f}" for name in ranked),
+                ", ".join(f"{name} {us:,.1f}" for name, us in known.items()),
                 shown,
             ]
         )

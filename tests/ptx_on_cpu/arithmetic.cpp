@@ -81,6 +81,10 @@ void parts(Warp& w, const Instruction& i) {
 template <class T>
 T from_float(f32 value);
 template <>
+f32 from_float<f32>(f32 value) {
+  return value;
+}
+template <>
 f16 from_float<f16>(f32 value) {
   return value == value ? static_cast<f16>(value) : __builtin_bit_cast(f16, u16(0x7fff));
 }
@@ -114,19 +118,6 @@ T most(T a, T b) {
   if (a != a) return b;
   if (b != b) return a;
   return a == b ? (std::signbit(a) ? b : a) : a < b ? b : a;
-}
-
-// Two halves of a 32-bit register, each with F.
-template <class T, class F, class... A>
-u32 both(A... words) {
-  u32 result = 0;
-  for (int h = 0; h < 2; ++h) {
-    const auto part = [h](u32 word) {
-      return to_float(__builtin_bit_cast(T, static_cast<u16>(word >> (16 * h))));
-    };
-    result |= u32(__builtin_bit_cast(u16, from_float<T>(F{}(part(words)...)))) << (16 * h);
-  }
-  return result;
 }
 
 // A whole float as an integer: held to the type's range, NaN is 0.
@@ -252,58 +243,50 @@ void floats(Table& t, const std::string& type) {
   on("lg2.approx") = map([](T a) { return Q(std::log2(Q(a))); });
 }
 
+// Two numbers of half a register each.
+template <class T>
+struct Pair {
+  T low, high;
+};
+template <class T>
+void pairs(Table& t, const std::string& type) {
+  const auto on = [&](const std::string& name, auto f) {
+    using F = decltype(f);
+    const auto one = [](auto... each) { return from_float<T>(F{}(to_float(each)...)); };
+    using One = decltype(one);
+    if constexpr (std::is_invocable_v<F, f32, f32>) {
+      t[name + "." + type] = map([](T a, T b) { return One{}(a, b); });
+      t[name + "." + type + "x2"] = map(
+          [](Pair<T> a, Pair<T> b) { return Pair<T>{One{}(a.low, b.low), One{}(a.high, b.high)}; });
+    } else {
+      t[name + "." + type] = map([](T a, T b, T c) { return One{}(a, b, c); });
+      t[name + "." + type + "x2"] = map([](Pair<T> a, Pair<T> b, Pair<T> c) {
+        return Pair<T>{One{}(a.low, b.low, c.low), One{}(a.high, b.high, c.high)};
+      });
+    }
+  };
+  on("add", [](f32 a, f32 b) { return a + b; });
+  on("sub", [](f32 a, f32 b) { return a - b; });
+  on("mul", [](f32 a, f32 b) { return a * b; });
+  on("fma", [](f32 a, f32 b, f32 c) { return std::fma(a, b, c); });
+}
+
 template <class T>
 void halves(Table& t, const std::string& type) {
-  const auto two = [&](const char* name, auto f) {
-    using F = decltype(f);
-    t[name + ("." + type)] =
-        map([](T a, T b) { return from_float<T>(F{}(to_float(a), to_float(b))); });
-    t[name + ("." + type + "x2")] = map([](u32 a, u32 b) { return both<T, F>(a, b); });
-  };
-  two("add", [](f32 a, f32 b) { return a + b; });
-  two("sub", [](f32 a, f32 b) { return a - b; });
-  two("mul", [](f32 a, f32 b) { return a * b; });
-  two("min", [](f32 a, f32 b) { return least(a, b); });
-  two("max", [](f32 a, f32 b) { return most(a, b); });
-  // Exact in double, but for a double rounding that takes a sum within 2^-53 of a tie.
-  const auto fused = [](f32 a, f32 b, f32 c) { return f32(f64(a) * b + c); };
-  using Fused = decltype(fused);
-  t["fma." + type] = map(
-      [](T a, T b, T c) { return from_float<T>(Fused{}(to_float(a), to_float(b), to_float(c))); });
-  t["fma." + type + "x2"] = map([](u32 a, u32 b, u32 c) { return both<T, Fused>(a, b, c); });
+  pairs<T>(t, type);
   // Mixed, from sm_100 on.
   t["add.f32." + type] = map([](T a, f32 b) { return to_float(a) + b; });
   t["sub.f32." + type] = map([](T a, f32 b) { return to_float(a) - b; });
   t["fma.f32." + type] = map([](T a, T b, f32 c) { return std::fma(to_float(a), to_float(b), c); });
-  t["neg." + type] = map([](u16 a) { return u16(a ^ 0x8000); });
-  t["neg." + type + "x2"] = map([](u32 a) { return a ^ 0x80008000u; });
-  t["abs." + type] = map([](u16 a) { return u16(a & 0x7fff); });
-  t["abs." + type + "x2"] = map([](u32 a) { return a & 0x7fff7fffu; });
   t["cvt.f64." + type] = map([](T a) { return f64(to_float(a)); });
   t["cvt.f32." + type] = map([](T a) { return to_float(a); });
   t["cvt." + type + ".f32"] = map([](f32 a) { return from_float<T>(a); });
-  t["cvt." + type + "x2.f32"] = map([](f32 high, f32 low) {
-    return u32(__builtin_bit_cast(u16, from_float<T>(high))) << 16 |
-           __builtin_bit_cast(u16, from_float<T>(low));
-  });
+  t["cvt." + type + "x2.f32"] =
+      map([](f32 high, f32 low) { return Pair<T>{from_float<T>(low), from_float<T>(high)}; });
 }
 
 // Of dp2a: two 16-bit numbers times the two low bytes of another word, added up.
 u32 dot(u32 a, u32 b, u32 c) { return (a & 0xffff) * (b & 255) + (a >> 16) * (b >> 8 & 255) + c; }
-
-// Two float32 in a 64-bit register, from sm_100 on.
-struct Pair {
-  f32 low, high;
-};
-void pairs(Table& t) {
-  using P = Pair;
-  t["add.f32x2"] = map([](P a, P b) { return P{a.low + b.low, a.high + b.high}; });
-  t["sub.f32x2"] = map([](P a, P b) { return P{a.low - b.low, a.high - b.high}; });
-  t["mul.f32x2"] = map([](P a, P b) { return P{a.low * b.low, a.high * b.high}; });
-  t["fma.f32x2"] = map([](P a, P b, P c) {
-    return P{std::fma(a.low, b.low, c.low), std::fma(a.high, b.high, c.high)};
-  });
-}
 
 // A function of a number of each integer type, and the type's name.
 template <class F>
@@ -329,21 +312,22 @@ void from_integer(Table& t, const std::string& from) {
 }
 
 // Conversions of a float that are rounded to a whole number.
-template <class S, class F>
-void rounded(Table& t, const std::string& how, const std::string& from, F) {
-  each_integer([&](auto d, const char* to) {
-    using D = decltype(d);
-    if constexpr (sizeof(D) > 2)
-      t["cvt." + how + "." + to + "." + from] = map([](S a) { return held<D>(F{}(a)); });
-  });
-  t["cvt." + how + "." + from + "." + from] = map([](S a) { return F{}(a); });
-}
 template <class S>
 void roundings(Table& t, const std::string& from) {
-  rounded<S>(t, "rzi", from, [](S a) { return std::trunc(a); });
-  rounded<S>(t, "rmi", from, [](S a) { return std::floor(a); });
-  rounded<S>(t, "rpi", from, [](S a) { return std::ceil(a); });
-  rounded<S>(t, "rni", from, [](S a) { return std::nearbyint(a); });
+  const auto on = [&](const std::string& how, auto f) {
+    using F = decltype(f);
+    each_integer([&](auto d, const char* to) {
+      using D = decltype(d);
+      if constexpr (sizeof(D) > 2)
+        t["cvt." + how + "." + to + "." + from] = map([](S a) { return held<D>(F{}(a)); });
+    });
+    t["cvt." + how + "." + from + "." + from] = map([](S a) { return F{}(a); });
+  };
+  on("rzi", [](S a) { return std::trunc(a); });
+  on("rmi", [](S a) { return std::floor(a); });
+  on("rpi", [](S a) { return std::ceil(a); });
+  on("rni", [](S a) { return std::nearbyint(a); });
+  on("rni.ftz", [](S a) { return std::nearbyint(a); });  // 0 of what is flushed, too
 }
 
 }  // namespace
@@ -357,8 +341,7 @@ void add_arithmetic(Table& t) {
   t["fma.rm.f32"] = map([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
   t["fma.rm.ftz.f32"] =
       map([](f32 a, f32 b, f32 c) { return flush(fused_down(flush(a), flush(b), flush(c))); });
-  halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
-  pairs(t);
+  pairs<f32>(t, "f32"), halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
   t["prmt.b32"] = map([](u32 a, u32 b, u32 c) {
     const u64 bytes = u64(b) << 32 | a;
     u32 result = 0;

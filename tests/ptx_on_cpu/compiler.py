@@ -9,9 +9,8 @@ import importlib
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -45,17 +44,15 @@ def compiled(launched: launch.Launch, arch: int) -> Compiled:
     Raises:
         Exception: whatever the compiler says.
     """
-    kernel = launched.kernel.fn
-    arguments = [
+    function = launched.kernel.fn
+    arguments = tuple(
         (a.dtype, a.data_ptr() % 16) if isinstance(a, Tensor) else a for a in launched.arguments
-    ]
-    request = (
-        *(kernel.__module__, kernel.__name__, arguments, launched.constants),
-        *(tuple(launched.config), launched.fp_fusion, arch),
     )
-    key = repr(request)
+    name = function.__module__, function.__name__
+    request = replace(launched, kernel=name, grid=(1,), arguments=arguments)
+    key = repr((request, arch))
     if key not in _known:
-        _known[key] = _process().submit(_compile, *request).result()
+        _known[key] = _process().submit(_compile, request, arch).result()
     return _known[key]
 
 
@@ -75,28 +72,20 @@ def _without_ptxas() -> None:
     CUDABackend.make_cubin = lambda *_: b""
 
 
-def _compile(
-    module: str,
-    name: str,
-    arguments: list[Any],
-    constants: dict[str, Any],
-    config: tuple[Any, ...],
-    fp_fusion: bool,
-    arch: int,
-) -> Compiled:
+def _compile(request: launch.Launch, arch: int) -> Compiled:
     from tests.kernels import compile_check
 
+    module, name = request.kernel
     values = tuple(
         torch.empty(16, dtype=a[0], device="meta")[a[1] // a[0].itemsize :]
         if isinstance(a, tuple)
         else a
-        for a in arguments
+        for a in request.arguments
     )
     kernel = getattr(importlib.import_module(module), name)
-    sizes = launch.Config(*config)
-    launched = launch.Launch(kernel, (1,), values, constants, sizes, fp_fusion)
+    launched = replace(request, kernel=kernel, arguments=values)
     signature = compile_check._signature(launched)[0]
     made = compile_check.build(launched, arch)
-    positional = [p.name for p in kernel.params if p.name not in constants]
+    positional = [p.name for p in kernel.params if p.name not in request.constants]
     types = [None if signature[n] == "constexpr" else signature[n] for n in positional]
     return Compiled(made.asm["ptx"], made.metadata.shared, types)

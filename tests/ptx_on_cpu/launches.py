@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.profile.cards import BY_ARCH
 from tests.ptx_on_cpu import machine, parse
-
-SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
-"""Bytes of shared memory that a block may have, by compute capability."""
 
 programs: dict[str, parse.Kernel] = {}
 """What has run here, by its PTX."""
@@ -122,7 +120,8 @@ class Launch:
         made = self.code(arch)
         kernel = programs.get(made.ptx) or programs.setdefault(made.ptx, parse.kernel(made.ptx))
         launched[self.kernel] += 1
-        shared, most = made.shared + kernel.shared, SHARED[limits or arch]
+        shared = made.shared + kernel.shared
+        most = BY_ARCH[limits or arch].block_shared_bytes
         if shared > most:
             raise Fault(
                 f"{kernel.name} asks for {shared} bytes of shared memory; sm_{limits or arch} has "

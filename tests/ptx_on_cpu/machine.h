@@ -18,6 +18,7 @@ inline float to_float(bf16 value) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16);
 }
 inline float to_float(f16 value) { return static_cast<float>(value); }
+inline float to_float(float value) { return value; }
 
 constexpr uint32_t kAll = 0xffffffffu;
 constexpr int kLanes = 32;

@@ -35,7 +35,7 @@ def test_an_op_on_two_cards(
     assert command.main(["temporal_attention", "--shape", "N=207", "K=0", "--json", str(file)]) == 0
     text = capsys.readouterr().out
     assert "temporal_attention forward B=32 T=3 N=207 K=0 H=12 d=64 bfloat16 on RTX 4090" in text
-    assert "target 385 µs" in text
+    assert "| 363.4 | 363.4 floor | 403.7 ± 100.9 | 385 |" in text
     assert "on H200 SXM (sm_90)" in text
     assert "measured" not in text
     first, second = results.load(file, "profiles")
@@ -149,7 +149,7 @@ def test_the_model_stands_beside_published_times(
     assert copied["published_us"] == pytest.approx(1024e6 / 921e3)
     assert copied["error"] == pytest.approx(copied["estimate_us"] / copied["published_us"] - 1)
     assert profiles.published(held).count("\n| ") == len(ROWS)
-    assert "published 1,111.8 µs" in capsys.readouterr().out
+    assert "| 1,111.8 |" in capsys.readouterr().out
     assert "none recorded" in profiles.published([])
 
 
