@@ -311,23 +311,23 @@ void from_integer(Table& t, const std::string& from) {
   t[name("f64")] = map([](S a) { return f64(N(a)); });
 }
 
-// Conversions of a float that are rounded to a whole number.
-template <class S>
-void roundings(Table& t, const std::string& from) {
+// Conversions of a float that are rounded to a whole number; what goes in is put through Q.
+template <class S, S (*Q)(S)>
+void roundings(Table& t, const std::string& ftz, const std::string& from) {
   const auto on = [&](const std::string& how, auto f) {
     using F = decltype(f);
+    const std::string name = "cvt." + how + ftz + ".";
     each_integer([&](auto d, const char* to) {
       using D = decltype(d);
       if constexpr (sizeof(D) > 2)
-        t["cvt." + how + "." + to + "." + from] = map([](S a) { return held<D>(F{}(a)); });
+        t[name + to + "." + from] = map([](S a) { return held<D>(F{}(Q(a))); });
     });
-    t["cvt." + how + "." + from + "." + from] = map([](S a) { return F{}(a); });
+    t[name + from + "." + from] = map([](S a) { return F{}(Q(a)); });
   };
   on("rzi", [](S a) { return std::trunc(a); });
   on("rmi", [](S a) { return std::floor(a); });
   on("rpi", [](S a) { return std::ceil(a); });
   on("rni", [](S a) { return std::nearbyint(a); });
-  on("rni.ftz", [](S a) { return std::nearbyint(a); });  // 0 of what is flushed, too
 }
 
 }  // namespace
@@ -368,7 +368,8 @@ void add_arithmetic(Table& t) {
     if constexpr (sizeof(N) <= 4) from_integer<N, u32>(t, from);
     from_integer<N, u64>(t, from);
   });
-  roundings<f32>(t, "f32"), roundings<f64>(t, "f64");
+  roundings<f32, same>(t, "", "f32"), roundings<f64, same>(t, "", "f64");
+  roundings<f32, flush>(t, ".ftz", "f32");
   t["cvt.f64.f32"] = map([](f32 a) { return f64(a); });
   t["cvt.f32.f64"] = map([](f64 a) { return f32(a); });
   t["cvt.sat.f32.f32"] = map([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });

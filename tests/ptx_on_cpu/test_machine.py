@@ -116,6 +116,11 @@ def test_what_inductors_kernels_use() -> None:
     assert torch.equal(found, ((words & 0xFFFF) * (words.flip(0) & 0xFFFF) >> 16).int())
     kept = lanes("cvt.ftz.sat.f32.f32 %r9, %r1;", NORMAL, out=torch.float32)
     assert torch.equal(kept, torch.where(NORMAL > 1e-38, NORMAL.clamp(max=1), 0.0))
+    found = lanes("cvt.rmi.ftz.f32.f32 %r9, %r1;", -NORMAL, out=torch.float32)
+    flushed = torch.where(NORMAL == 1e-40, -0.0, -NORMAL)
+    torch.testing.assert_close(found, flushed.floor(), rtol=0, atol=0, equal_nan=True)
+    found = lanes("cvt.rni.ftz.s32.f32 %r9, %r1;", 10 * torch.where(NORMAL.abs() < 9, NORMAL, 1))
+    assert torch.equal(found, (10 * torch.where(NORMAL.abs() < 9, NORMAL, 1)).round().int())
     down = "fma.rm.ftz.f32 %r9, %r1, %r2, 0f3F800000;"
     small = torch.full((32,), 2.0**-13)
     found = lanes(down, -small, small, out=torch.float32)
