@@ -309,7 +309,7 @@ class _Measurement:
             "note": None if origin["gpu"] or is_ratio else records.NOT_A_RESULT,
             "provenance": origin,
         }
-        best, fastest = next(iter(records.alike(record).items()), (None, 0.0))
+        best, fastest = next(iter(records.comparable(record).items()), (None, 0.0))
         proven = best and op_tests["status"] == "passed" and origin["gpu"] is not None
         record["best_peer"] = best
         record["speedup_vs_best_peer"] = round(fastest / us["p50"], 4) if proven else None

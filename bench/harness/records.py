@@ -181,9 +181,9 @@ def _check_claims(record: Record, at: str) -> None:
     require(
         set(record["peers_timer"]) == set(ran), "peers_timer", f"those of the peers that ran, {ran}"
     )
-    times = alike(record)
+    times = comparable(record)
     best = next(iter(times), None)
-    require(record["best_peer"] == best, "best_peer", f"{best!r}, the fastest that ran alike")
+    require(record["best_peer"] == best, "best_peer", f"{best!r}, the fastest under this timer")
     speedup, tests = record["speedup_vs_best_peer"], record["op_tests"]
     if speedup is not None:
         proven = tests["status"] == "passed" and tests["tests"] and not tests["failed"]
@@ -194,7 +194,7 @@ def _check_claims(record: Record, at: str) -> None:
         require(math.isclose(speedup, ratio, rel_tol=1e-3), field, "best peer over p50")
 
 
-def alike(record: Record) -> dict[str, float]:
+def comparable(record: Record) -> dict[str, float]:
     """Times that ours may be compared with, the shortest first: of peers under the same timer."""
     timers = record["peers_timer"]
     times = [(t, n) for n, t in record["peers"].items() if timers.get(n) == record["timer"]]

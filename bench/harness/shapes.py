@@ -20,7 +20,7 @@ REFERENCE: Shape = {"B": 32, "T": 3, "N": 192, "K": 15, "H": 12, "d": 64}
 """The documents' reference shape; the width is D = H·d."""
 
 PERCENT = 45
-"""Of a clip's tokens are masked, and as many noised."""
+"""So many of a hundred tokens of a clip are masked, and as many noised."""
 
 BATCHES: list[Shape] = [{"B": 32}, {"B": 16}, {"B": 64}]
 FRAMES: list[Shape] = [{"T": 3}, {"T": 2}, {"T": 8}, {"T": 16}]

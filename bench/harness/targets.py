@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.harness.records import alike
+from bench.harness.records import comparable
 from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD
 from bench.harness.timing import RTX_4090
 from bench.harness.workload import OpBench, Workload
@@ -97,6 +97,6 @@ def best_record(held: Iterable[dict[str, Any]], workload: Workload) -> dict[str,
 
 
 def reached_ratio(record: dict[str, Any], peer: str) -> float | None:
-    """How many times faster than the fastest peer whose name begins so; None if none ran alike."""
-    times = [t for name, t in alike(record).items() if name.startswith(peer)]
+    """How many times faster than the fastest peer whose name begins so; None if there is none."""
+    times = [t for name, t in comparable(record).items() if name.startswith(peer)]
     return times[0] / record["us"]["p50"] if times else None

@@ -60,7 +60,7 @@ def _reached(record: dict[str, Any] | None, ratios: dict[str, float]) -> tuple[s
         ratio = wanted.reached_ratio(record, name)
         beside = name or record["best_peer"]
         if ratio is None:
-            parts.append(f"no {beside} ran alike")
+            parts.append(f"no {beside} to compare with")
         else:
             mark = "" if ratio >= least else ", a loss" if ratio < 1 else ", short"
             parts.append(f"{ratio:.2f}× {beside}{mark}")

@@ -43,7 +43,7 @@ def test_what_is_not_measured_says_so_beside_target_and_bound():
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({}, "| 100.0 (85 % of bound) | 3.00× compile; no sdpa_flash ran alike |"),
+        ({}, "| 100.0 (85 % of bound) | 3.00× compile; no sdpa_flash to compare with |"),
         ({"peers": {"eager": 900.0, "compile": 120.0}, "speedup_vs_best_peer": 1.2},
          "1.20× compile, short"),
         ({"peers": {"eager": 900.0, "compile": 80.0}, "speedup_vs_best_peer": 0.8},
