@@ -142,7 +142,9 @@ __device__ __forceinline__ void copy_step(const Problem& p, const Place& place, 
   using L = Layout<D>;
   constexpr int kCopies = 2 * kRows * L::kPieces;
 #pragma unroll
-  for (int x = forgotten(threadIdx.x); x < kCopies; x += kThreads) {
+  for (int begin = 0; begin < kCopies; begin += kThreads) {
+    const int x = begin + forgotten(threadIdx.x);
+    if (begin + kThreads > kCopies && x >= kCopies) break;
     const int row = x / L::kPieces % kRows, piece = x % L::kPieces;
     const bool upstream = x >= kRows * L::kPieces, present = first + row < p.tokens;
     const T* const from = static_cast<const T*>(upstream ? p.grad : p.q) +
@@ -175,6 +177,9 @@ __device__ __forceinline__ void load_values(const Problem& p, const Place& place
                                             Owner<D>& own) {
   const int lane = forgotten(lane_id());
   const T* const from = static_cast<const T*>(p.v) + place.qkv + lane % 4 * 8;
+  // 0, which ptxas does not know: without an instruction that changes them it would leave the words
+  // where they were loaded and move them before every product.
+  const uint32_t none = static_cast<uint32_t>(p.tiles) >> 31;
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
@@ -186,10 +191,10 @@ __device__ __forceinline__ void load_values(const Problem& p, const Place& place
         if (row < p.tokens) {
           words = *reinterpret_cast<const uint4*>(from + row * p.qkv_row + 32 * half);
         }
-        own.v[tile][2 * half][high] = words.x;
-        own.v[tile][2 * half][high + 2] = words.y;
-        own.v[tile][2 * half + 1][high] = words.z;
-        own.v[tile][2 * half + 1][high + 2] = words.w;
+        own.v[tile][2 * half][high] = words.x ^ none;
+        own.v[tile][2 * half][high + 2] = words.y ^ none;
+        own.v[tile][2 * half + 1][high] = words.z ^ none;
+        own.v[tile][2 * half + 1][high + 2] = words.w ^ none;
       }
     }
   }
@@ -603,10 +608,10 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
     __syncthreads();
 
     if (computes) {
-      const int step = now.step + L::kRing - 1, item = now.item + step / p.tiles;
+      int step = now.step + L::kRing - 1, item = now.item;
+      for (; step >= p.tiles; step -= p.tiles) ++item;
       if (item < items) {
-        copy_step<T, D>(p, places[item % kPlaces], step % p.tiles * kRows,
-                        slot ? slot - 1 : L::kRing - 1);
+        copy_step<T, D>(p, places[item % kPlaces], step * kRows, slot ? slot - 1 : L::kRing - 1);
       }
       slot = slot + 1 < L::kRing ? slot + 1 : 0;
     }
