@@ -232,17 +232,7 @@ def launches_of_op(
     dtype: str = BF16,
     options: Sequence[str] = (),
 ) -> list[Launch]:
-    """What an op launches at a shape of its benchmark, on cheap tensors of the CPU.
-
-    Args:
-        op: its name, as ``spatial_attention``.
-        arch: the card's compute capability.
-        shape: sizes that differ from the reference shape's.
-        direction: ``forward`` or ``backward``.
-        backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
-        dtype: ``bfloat16``, ``float16`` or ``float32``.
-        options: in use, of the op's benchmark.
-    """
+    """What an op launches on cheap tensors; arguments as :func:`counts_of_op` has them."""
     bench = bench_of(op)
     sizes = {**bench.shapes[0], **(shape or {})}
     if op == "dpc_knn" and sizes["M"] > MOST_TOKENS:

@@ -36,7 +36,7 @@ struct Instruction {
   int negated;
   int stores;  // to memory; an atomic one, too
   int operand[16];
-  int64_t number[8];
+  int64_t number[7];
 };
 
 // What a launch is asked to count, a row of kCounts numbers an instruction; Counting of machine.py

@@ -22,12 +22,11 @@ FOLDER = PROJECT / "build" / "ptx_on_cpu"
 FLAGS = ["-std=c++20", "-O1", "-march=native", "-fno-strict-aliasing"]
 FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "-shared"]
 
-SPACES = {"param": 0, "global": 1, "shared": 2, "local": 3}
-LOCAL_BYTES = 256  # a lane's; of memory.cpp
+SPACES = {"param": 0, "global": 1, "shared": 2}  # of memory.cpp
 LANES = 32
 INSTRUCTION = np.dtype(
     [("run", "u8"), *((name, "i4") for name in ("guard", "negated", "stores")),
-     ("operand", "i4", 16), ("number", "i8", 8)], align=True,
+     ("operand", "i4", 16), ("number", "i8", 7)], align=True,
 )  # fmt: skip
 """Of machine.h."""
 

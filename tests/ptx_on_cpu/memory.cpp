@@ -14,7 +14,7 @@ void each(const Warp& w, F f) {
     if (w.mask >> lane & 1) f(lane_now = lane);
 }
 
-enum Space { kParam, kGlobal, kShared, kLocal };
+enum Space { kParam, kGlobal, kShared };
 
 // An address is an operand (absent: 0) and two numbers: an offset, whether the operand has 64 bits.
 uint64_t address_of(Warp& w, const Instruction& i, int operand, int number, int lane) {
@@ -24,15 +24,8 @@ uint64_t address_of(Warp& w, const Instruction& i, int operand, int number, int 
   return offset + (i.number[number + 1] ? w.reg<uint64_t>(at)[lane] : w.reg<uint32_t>(at)[lane]);
 }
 
-// Each lane's own memory lies behind the others' among the registers, from ``start`` on.
-char* local(Warp& w, uint64_t address, int bytes, uint64_t start, int lane) {
-  constexpr int kLocalBytes = 256;
-  if (address < start || address + bytes > start + kLocalBytes) fail("outside of local memory");
-  return w.registers + address + kLocalBytes * lane;
-}
-
 // Operands: the elements' registers, the address. Numbers: the address's, space, bytes of an
-// element, elements, bytes of a register, signed, where local memory starts.
+// element, elements, bytes of a register, signed.
 template <bool STORE>
 void access(Warp& w, const Instruction& i) {
   const auto space = static_cast<Space>(i.number[2]);
@@ -44,18 +37,14 @@ void access(Warp& w, const Instruction& i) {
     if (STORE) {
       char all[16];
       for (int k = 0; k < count; ++k) std::memcpy(all + k * bytes, value(k), bytes);
-      if (space == kShared) {
+      if (space == kShared)
         shared(w, address, bytes * count, all);
-      } else if (space == kLocal) {
-        std::memcpy(local(w, address, bytes * count, i.number[7], lane), all, bytes * count);
-      } else {
+      else
         std::memcpy(global(address, bytes * count), all, bytes * count);
-      }
       return;
     }
     const char* const at = space == kGlobal   ? global(address, bytes * count)
                            : space == kShared ? shared(w, address, bytes * count)
-                           : space == kLocal  ? local(w, address, bytes * count, i.number[7], lane)
                                               : parameters(address, bytes * count);
     for (int k = 0; k < count; ++k) {
       if (i.operand[k] < 0) continue;

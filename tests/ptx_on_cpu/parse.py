@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tests.ptx_on_cpu.machine import INSTRUCTION, LANES, LOCAL_BYTES, SPACES, Unknown, handlers
+from tests.ptx_on_cpu.machine import INSTRUCTION, LANES, SPACES, Unknown, handlers
 
 _SPECIALS = [f"%{name}.{axis}" for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "xyz"]
 _SPECIALS += ["%laneid", "%warpid", "%lanemask_lt"]
@@ -151,7 +151,6 @@ def kernel(ptx: str) -> Kernel:
 
 
 _SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$.]+)(?:\[(\d*)\])?\s*;")
-_LOCAL = re.compile(r"\.local\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]")
 _PARAMETER = re.compile(
     r"\s*\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)(?:\s+\.ptr[^%]*?)?\s+([\w$]+)(?:\[(\d+)\])?\s*"
 )
@@ -173,7 +172,6 @@ class _Translator:
         self.registers: dict[str, tuple[int, int]] = {}  # name → offset, bytes
         self.constants: dict[bytes, int] = {}
         self.labels: dict[str, int] = {}
-        self.local = 0  # where local memory is in the frame
         for name in _SPECIALS:
             self.registers[name] = (self._room(4), 4)
 
@@ -207,10 +205,6 @@ class _Translator:
 
     def translate(self, body: str) -> None:
         self.shared_variables(body)
-        for name, count in _LOCAL.findall(body):
-            if self.local or int(count) > LOCAL_BYTES:
-                raise Unknown(f"more than {LOCAL_BYTES} bytes of local memory")
-            self.local = self.symbols[name] = self._room(LOCAL_BYTES)
         self.kernel.rows = self._rows(body)
         for row in self.kernel.rows:
             self._translate(row)
@@ -392,7 +386,7 @@ class _Translator:
         return self._plain(row, ["mov", "b64"])
 
     def _ld(self, row: Row, parts: list[str]) -> _Laid:
-        if "const" in parts:
+        if {"const", "local"} & set(parts):
             raise Unknown(f"memory other than {', '.join(SPACES)}")
         value, address = row.operands[:2] if parts[0] == "ld" else row.operands[1::-1]
         # A generic address is one of global memory: `cvta` of others is refused.
@@ -404,7 +398,7 @@ class _Translator:
             raise Unknown("registers of unequal size")
         [width] = widths
         pointer, numbers = self._address(address)
-        numbers += [SPACES[row.space], size, len(each), width, int(kind[0] == "s"), self.local]
+        numbers += [SPACES[row.space], size, len(each), width, int(kind[0] == "s")]
         return parts[0], [*((text, width) for text in each), pointer], numbers
 
     _st = _ld
