@@ -118,7 +118,7 @@ class Launch:
             Unknown: its PTX has something that the machine does not have.
         """
         made = self.code(arch)
-        kernel = programs.get(made.ptx) or programs.setdefault(made.ptx, parse.kernel(made.ptx))
+        kernel = programs.get(made.ptx) or programs.setdefault(made.ptx, parse.Kernel(made.ptx))
         launched[self.kernel] += 1
         shared = made.shared + kernel.shared
         most = BY_ARCH[limits or arch].block_shared_bytes

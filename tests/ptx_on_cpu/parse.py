@@ -68,23 +68,6 @@ class Row:
         return handlers()[self.name][0], self.predicate, negated, self.stores, operands, numbers
 
 
-@dataclass
-class Kernel:
-    """A kernel that can be launched.
-
-    Attributes:
-        code: its rows as the machine has them.
-        frame: a warp's registers as they are at first: constants, and zeros.
-        shared: bytes of shared memory that it declares.
-    """
-
-    name: str
-    rows: list[Row] = field(default_factory=list)
-    code: np.ndarray = field(default_factory=lambda: np.zeros(0, INSTRUCTION))
-    frame: bytearray = field(default_factory=bytearray)
-    shared: int = 0
-
-
 _ENTRY = re.compile(r"(\.entry\s+([\w$]+)\s*\((.*?)\)[^{]*\{)(.*?)^\}", re.S | re.M)
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"[^\n]*', re.M)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
@@ -134,22 +117,6 @@ def numbered(ptx: str) -> tuple[str, list[str]]:
     return "\n".join([*found, "}", '.file 1 "instructions"', ""]), lines
 
 
-def kernel(ptx: str) -> Kernel:
-    """The kernel of a module that has one.
-
-    Raises:
-        Unknown: something in it that the machine does not have; the message names it.
-    """
-    files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", ptx)
-    entry = _ENTRY.search(text)
-    assert entry is not None
-    made = _Translator(Kernel(entry[2]), files)
-    made.shared_variables(text[: entry.start()])
-    made.declare_parameters(entry[3])
-    made.translate(entry[4])
-    return made.kernel
-
-
 _SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$.]+)(?:\[(\d*)\])?\s*;")
 _PARAMETER = re.compile(
     r"\s*\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)(?:\s+\.ptr[^%]*?)?\s+([\w$]+)(?:\[(\d+)\])?\s*"
@@ -164,35 +131,56 @@ def _rounded_up(number: int, step: int) -> int:
     return (number + step - 1) // step * step
 
 
-class _Translator:
-    def __init__(self, kernel: Kernel, files: dict[str, str]) -> None:
-        self.kernel = kernel
-        self.files = files
+class Kernel:
+    """The kernel of a module that has one, translated.
+
+    Attributes:
+        rows: its instructions.
+        code: those as the machine has them.
+        frame: a warp's registers as they are at first: constants, and zeros.
+        shared: bytes of shared memory that it declares.
+
+    Raises:
+        Unknown: something in it that the machine does not have; the message names it.
+    """
+
+    def __init__(self, ptx: str) -> None:
+        self.files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", ptx)
+        entry = _ENTRY.search(text)
+        assert entry is not None
+        self.name, self.frame, self.shared = entry[2], bytearray(), 0
         self.symbols: dict[str, int] = {}  # of memory, and its address
         self.registers: dict[str, tuple[int, int]] = {}  # name → offset, bytes
         self.constants: dict[bytes, int] = {}
         self.labels: dict[str, int] = {}
         for name in _SPECIALS:
             self.registers[name] = (self._room(4), 4)
+        self._shared_variables(text[: entry.start()])
+        self._parameters(entry[3])
+        self._shared_variables(entry[4])
+        self.rows = self._instructions(entry[4])
+        for row in self.rows:
+            self._translate(row)
+        self.code = np.array([row.packed() for row in self.rows], INSTRUCTION)
 
     def _room(self, size: int) -> int:
-        offset = len(self.kernel.frame)
-        self.kernel.frame.extend(bytes(LANES * size if size else 32))
+        offset = len(self.frame)
+        self.frame.extend(bytes(LANES * size if size else 32))
         return offset
 
-    def shared_variables(self, text: str) -> None:
+    def _shared_variables(self, text: str) -> None:
         """Gives each shared variable an address; what has no size is behind all others."""
         dynamic = []
         for align, kind, name, count in _SHARED.findall(text):
             if count == "" and ".extern" in text:
                 dynamic.append(name)
                 continue
-            self.symbols[name] = _rounded_up(self.kernel.shared, int(align or _BYTES[kind]))
-            self.kernel.shared = self.symbols[name] + _BYTES[kind] * int(count or 1)
-        self.kernel.shared = _rounded_up(self.kernel.shared, 16)
-        self.symbols.update(dict.fromkeys(dynamic, self.kernel.shared))
+            self.symbols[name] = _rounded_up(self.shared, int(align or _BYTES[kind]))
+            self.shared = self.symbols[name] + _BYTES[kind] * int(count or 1)
+        self.shared = _rounded_up(self.shared, 16)
+        self.symbols.update(dict.fromkeys(dynamic, self.shared))
 
-    def declare_parameters(self, parameters: str) -> None:
+    def _parameters(self, parameters: str) -> None:
         offset = 0
         for declared in parameters.split(",") if parameters.strip() else ():
             match = _PARAMETER.fullmatch(declared)
@@ -203,14 +191,7 @@ class _Translator:
             self.symbols[match[3]] = offset
             offset += size
 
-    def translate(self, body: str) -> None:
-        self.shared_variables(body)
-        self.kernel.rows = self._rows(body)
-        for row in self.kernel.rows:
-            self._translate(row)
-        self.kernel.code = np.array([row.packed() for row in self.kernel.rows], INSTRUCTION)
-
-    def _rows(self, body: str) -> list[Row]:
+    def _instructions(self, body: str) -> list[Row]:
         """Instructions in their order; notes registers and labels on the way."""
         found: list[Row] = []
         loaded: dict[tuple[str, ...], list[str]] = {}
@@ -284,8 +265,8 @@ class _Translator:
         else:
             value = self._constant(text, size) * LANES
         if value not in self.constants:
-            self.constants[value] = len(self.kernel.frame)
-            self.kernel.frame.extend(value + bytes(-len(value) % 32))
+            self.constants[value] = len(self.frame)
+            self.frame.extend(value + bytes(-len(value) % 32))
         return self.constants[value]
 
     def _constant(self, text: str, size: int) -> bytes:
@@ -328,7 +309,7 @@ class _Translator:
             if row.guard:
                 row.predicate = self._operand(row.guard.lstrip("!"), 0)
         except (Unknown, KeyError, ValueError, IndexError) as error:
-            raise Unknown(f"{row.text!r} of {self.kernel.name}: {error}") from error
+            raise Unknown(f"{row.text!r} of {self.name}: {error}") from error
 
     def _plain(self, row: Row, parts: list[str]) -> _Laid:
         name = ".".join(parts)

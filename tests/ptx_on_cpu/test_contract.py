@@ -206,7 +206,7 @@ def caught(
     run()
     for ptx, kernel in [one for one in programs.items() if family in one[1].name]:
         for match in re.finditer(what, ptx):
-            programs[ptx] = parse.kernel(ptx[: match.start()] + ptx[match.end() :])
+            programs[ptx] = parse.Kernel(ptx[: match.start()] + ptx[match.end() :])
             try:
                 run()
                 found.append(False)

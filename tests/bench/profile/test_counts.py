@@ -140,7 +140,7 @@ def test_bytes_in_flight_are_those_of_the_warps_that_load(loading: int) -> None:
     loop = LOOP.format(end="24")
     body = f"setp.ge.u32 %p1, %r0, {32 * loading}; @%p1 bra $none;{loop}\n$none:"
     counting, found, code = ran(body, torch.randn(32 * 27), torch.zeros(128), number=24, warps=4)
-    kernel = parse.kernel(HEAD + body + TAIL)
+    kernel = parse.Kernel(HEAD + body + TAIL)
     share = flight.shares(kernel, counting, 4, across=False)
     every = flight.most(code.blocks, found.times, {})
     assert every >= 4 * 128
