@@ -248,7 +248,7 @@ READERS = {
         CALLS, [{"seconds": 1.0, "command": "x"}] * 3, read_calls, ValueError, lines=True
     ),
 }
-TRIES = 50
+TRIES = 25
 
 
 def prepare(folder: Path, reader: Reader) -> Path:
