@@ -139,7 +139,7 @@ def test_changed_bytes_are_read_or_refused_by_name(name, hunt, tmp_path):
     path = tmp_path / kind.name
     kind.write(path)
     kind.read(path)
-    hunt(lambda data: check(path, kind, data), changed_bytes(path.read_bytes()), 25)
+    hunt(lambda data: check(path, kind, data), changed_bytes(path.read_bytes()), 12)
 
 
 @pytest.mark.parametrize("stored", ["raw", "jpeg"])
@@ -162,4 +162,4 @@ def test_changed_bytes_of_a_cache_are_named(name, stored, hunt, tmp_path):
         assert bool(problems) == (changed != whole)
         assert all(name in problem or "index.bin" in problem for problem in problems)
 
-    hunt(check_cache, changed_bytes(whole), 10)
+    hunt(check_cache, changed_bytes(whole), 5)
