@@ -43,9 +43,6 @@ SANITIZERS = (
 )
 OF_BINDINGS = ("-O0",)
 """Nothing is computed in them, and to optimize them is a quarter of the compiler's time."""
-BINDINGS = "bindings.o"
-"""Kept beside a module: a sanitized one of the same sources takes it, too. Sanitized, it would take
-the compiler twice as long."""
 
 
 def compiler() -> str | None:
@@ -92,7 +89,7 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
         if p.is_file() and p.suffix != ".py"
     )
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    key = hashlib.sha256(repr((command, OF_BINDINGS, BINDINGS, suffix)).encode())
+    key = hashlib.sha256(repr((command, OF_BINDINGS, suffix)).encode())
     for file in files:
         key.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = FOLDER / key.hexdigest()[:16]
@@ -101,22 +98,8 @@ def build(*, sanitize: bool = False, source: Path = CSRC, includes: tuple[Path, 
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # only one of two test processes compiles
         if not module.is_file():
-            sources = {
-                path: folder / f"{path.name}.o"
-                for path in (*sorted(source.glob("*.cu")), HERE / "runtime.cpp")
-            }
-            if sanitize:
-                bindings = build(source=source, includes=includes).with_name(BINDINGS)
-            else:
-                bindings = folder / BINDINGS
-                sources[source / "bindings.cpp"] = bindings
-            _compile(command, sources)
-            built = module.with_suffix(".new")
-            objects = {*sources.values(), bindings}
-            _run([*command, "-shared", *map(str, sorted(objects)), "-o", str(built)])
-            built.replace(module)
-            for out in objects - {bindings}:
-                out.unlink()
+            sources = [*sorted(source.glob("*.cu")), source / "bindings.cpp", HERE / "runtime.cpp"]
+            _compile(command, sources, module)
     return module
 
 
@@ -126,17 +109,22 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
 
 
-def _compile(command: list[str], sources: dict[Path, Path]) -> None:
-    """Compiles each source to its object."""
+def _compile(command: list[str], sources: list[Path], module: Path) -> None:
+    objects = [module.parent / f"{path.name}.o" for path in sources]
     commands = [
         [
             *(*command, *(OF_BINDINGS if path.stem == "bindings" else ())),
             *("-x", "c++", "-c", str(path), "-o", str(out)),
         ]
-        for path, out in sources.items()
+        for path, out in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(_run, commands))
+    built = module.with_suffix(".new")
+    _run([*command, "-shared", *map(str, objects), "-o", str(built)])
+    built.replace(module)
+    for out in objects:
+        out.unlink()
 
 
 def sanitizer_settings() -> dict[str, str]:
