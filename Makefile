@@ -61,8 +61,8 @@ else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
 
-# Damaged and unusual inputs: FUZZ times as many as the tests try, and others each time. The whole
-# demo too.
+# Damaged and unusual inputs: at least FUZZ times as many as the tests try, and others each time.
+# The whole demo too.
 FUZZ ?= 100
 fuzz: $(STAMP)
 	CMPOSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -p no:benchmark -n $(WORKERS) --timeout 3600 tests/fuzz \

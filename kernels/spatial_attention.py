@@ -248,8 +248,8 @@ def spatial_attention_forward(
     if key_s is None:
         key_b, key_t, key_s, key_h, key_d = stride_b, stride_t, stride_s, stride_h, stride_d
         value_b, value_t, value_s, value_h, value_d = key_b, key_t, key_s, key_h, key_d
-    elif lengths is None:  # else ptxas makes more of it, not less
-        # Places of keys are so too: their 64-bit product is then one instruction, not three.
+    elif lengths is None:  # with lengths the same costs instructions
+        # Neither factor of place · stride is negative: one 64-bit product, not three instructions.
         tl.assume(key_s >= 0)
         tl.assume(value_s >= 0)
     if key is None:

@@ -1,7 +1,7 @@
 """A hunt: many inputs from hypothesis, within limits of time and memory, and how many they were.
 
-``make test`` tries a few, always the same ones; ``make fuzz`` tries ``CMPOSE_FUZZ`` times as many,
-others each time.
+``make test`` tries a few, always the same ones; ``make fuzz`` tries at least ``CMPOSE_FUZZ`` times
+as many, others each time.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from cmpose.study.report import CALLS, read_calls
 from cmpose.study.runs import finished_results, learnt_fields, run_config
 from cmpose.viz.record import RecordError, read_record
 from tests.data import synthetic
+from tests.fuzz.conftest import FACTOR
 from tests.fuzz.damage import (
     HOSTILE,
     changed_bytes,
@@ -248,7 +249,7 @@ READERS = {
         CALLS, [{"seconds": 1.0, "command": "x"}] * 3, read_calls, ValueError, lines=True
     ),
 }
-TRIES = 25
+TRIES = 25 if FACTOR == 1 else 50
 
 
 def prepare(folder: Path, reader: Reader) -> Path:

@@ -22,7 +22,7 @@ def forward(
     share, empty = weight, None
     if normalize:
         divisor = total.gather(1, assignment)
-        if not weight.min().item() > 0:
+        if not weight.min().item() > 0:  # some are 0, negative or NaN: a sum may be 0
             empty = total == 0
             divisor.masked_fill_(divisor == 0, torch.inf)
         share = weight / divisor
@@ -47,7 +47,7 @@ def backward(
     want_tokens: bool,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients, as the reference's; what is not wanted is empty."""
+    """The gradients, as the reference's, without need of ``exact``; what is not wanted is empty."""
     wide, width = total.dtype, tokens.shape[2]
     d_tokens, d_weights = tokens.new_empty(0), weights.new_empty(0)
     if not tokens.numel():
@@ -60,7 +60,7 @@ def backward(
     gradient = d_merged.to(wide).reshape(-1, width).contiguous()
     share = weights.to(wide).flatten()
     divisor = total.flatten().index_select(0, rows) if normalize else torch.ones_like(share)
-    nothing = None if divisor.min().item() > 0 else divisor == 0
+    nothing = None if divisor.min().item() > 0 else divisor == 0  # most often there is none
     if nothing is not None:
         divisor.masked_fill_(nothing, torch.inf)
     share = share / divisor
