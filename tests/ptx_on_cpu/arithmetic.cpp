@@ -78,6 +78,19 @@ void parts(Warp& w, const Instruction& i) {
   }
 }
 
+// a·b + c of 32 bits: its low half, whose carry is kept; its high half, to which that is added.
+template <bool HIGH>
+void half_product(Warp& w, const Instruction& i) {
+  const auto in = [&](int operand, int lane) { return u64(w.reg<u32>(i.operand[operand])[lane]); };
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!(w.mask >> lane & 1)) continue;
+    const u64 product = in(1, lane) * in(2, lane), half = HIGH ? product >> 32 : u32(product);
+    const u64 sum = half + in(3, lane) + (HIGH ? w.carry >> lane & 1 : 0);
+    w.reg<u32>(i.operand[0])[lane] = sum;
+    if (!HIGH) w.carry = (w.carry & ~(1u << lane)) | u32(sum >> 32) << lane;
+  }
+}
+
 template <class T>
 T from_float(f32 value);
 template <>
@@ -273,7 +286,7 @@ void pairs(Table& t, const std::string& type) {
 
 template <class T>
 void halves(Table& t, const std::string& type) {
-  pairs<T>(t, type);
+  unordered<T>(t, type), pairs<T>(t, type);
   // Mixed, from sm_100 on.
   t["add.f32." + type] = map([](T a, f32 b) { return to_float(a) + b; });
   t["sub.f32." + type] = map([](T a, f32 b) { return to_float(a) - b; });
@@ -342,6 +355,8 @@ void add_arithmetic(Table& t) {
   t["fma.rm.ftz.f32"] =
       map([](f32 a, f32 b, f32 c) { return flush(fused_down(flush(a), flush(b), flush(c))); });
   pairs<f32>(t, "f32"), halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
+  t["mad.lo.cc.u32"] = {half_product<false>, "4444"};
+  t["madc.hi.u32"] = {half_product<true>, "4444"};
   t["prmt.b32"] = map([](u32 a, u32 b, u32 c) {
     const u64 bytes = u64(b) << 32 | a;
     u32 result = 0;

@@ -127,21 +127,21 @@ class Launch:
                 f"{kernel.name} asks for {shared} bytes of shared memory; sm_{limits or arch} has "
                 f"{most} a block"
             )
-        extents = [_extent(tensor) for tensor in self.tensors]
+        extents = [_extent(tensor) for tensor in (*self.tensors, *kernel.tables)]
         known = [(begin, end, 0 if own is None else own.data_ptr()) for begin, end, own in extents]
         ranges, frame = np.array(known, np.uint64), np.frombuffer(kernel.frame, np.uint8)
         blocks, counts, distinct = np.arange(self.blocks, dtype=np.uint64), 0, 0
         if counting:
             blocks = blocks if counting.blocks is None else np.array(counting.blocks, np.uint64)
             counting.counts = np.zeros((len(kernel.rows), len(Counting.NAMES)), np.uint64)
-            counting.distinct = np.zeros((len(known), 2), np.uint64)
+            counting.distinct = np.zeros((len(known), 2), np.uint64)[: len(self.tensors)]
             counts, distinct = counting.counts.ctypes.data, counting.distinct.ctypes.data
         parameters = np.frombuffer(made.parameters, np.uint8)
         asked = (  # Launch of machine.cpp
             *(kernel.code.ctypes.data, len(kernel.rows), frame.ctypes.data, len(frame)),
             *(parameters.ctypes.data, len(parameters), ranges.ctypes.data, len(known)),
             *(blocks.ctypes.data, len(blocks), counts, distinct),
-            *(*self.grid, 1, 1)[:3], *(self.warps, shared, backwards),
+            *(*self.grid, 1, 1)[:3], *(self.warps, shared, kernel.local, backwards),
         )  # fmt: skip
         message = ctypes.create_string_buffer(1000)
         given = (ctypes.c_uint64 * len(asked))(*asked)

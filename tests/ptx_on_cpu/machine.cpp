@@ -44,7 +44,7 @@ struct Launch {  // as launch() of machine.py makes it
   uint64_t block_count;
   uint64_t (*counts)[kCounts];  // of each row; null: nothing is counted
   uint64_t* distinct;           // of each tensor: sectors read, sectors written
-  uint64_t grid[3], warps, shared_bytes, backwards;
+  uint64_t grid[3], warps, shared_bytes, local_bytes, backwards;
 };
 
 const Launch* launch = nullptr;
@@ -273,6 +273,14 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
   return memory.data() + address;
 }
 
+// It lies behind a warp's registers, all of a lane together.
+char* local(Warp& w, uint64_t address, int bytes) {
+  if (address % bytes || address + bytes > launch->local_bytes)
+    fail("local address " + hex(address) + " is no multiple of the " + std::to_string(bytes) +
+         " bytes, or outside the lane's " + std::to_string(launch->local_bytes));
+  return w.registers + launch->frame_bytes + launch->local_bytes * lane_now + address;
+}
+
 const char* parameters(uint64_t offset, int bytes) {
   if (offset + bytes > launch->parameter_bytes) fail("a parameter that the launch does not give");
   return launch->parameters + offset;
@@ -344,7 +352,8 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
   global_touched.clear();
   shared_touched.clear();
   sectors_touched.assign(2 * launch->tensor_count, {});
-  const uint64_t frame = (launch->frame_bytes + 63) / 64 * 64, *const grid = launch->grid;
+  const uint64_t frame = (launch->frame_bytes + kLanes * launch->local_bytes + 63) / 64 * 64;
+  const uint64_t* const grid = launch->grid;
   std::vector<char> registers(frame * launch->warps + 64);
   char* const first = registers.data() + (64 - reinterpret_cast<uint64_t>(registers.data()) % 64);
   std::vector<Warp> warps(launch->warps);

@@ -12,11 +12,10 @@ namespace ptx {
 
 struct bf16 {
   uint16_t bits;
+  operator float() const { return __builtin_bit_cast(float, uint32_t(bits) << 16); }
 };
 using f16 = _Float16;
-inline float to_float(bf16 value) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16);
-}
+inline float to_float(bf16 value) { return value; }
 inline float to_float(f16 value) { return static_cast<float>(value); }
 inline float to_float(float value) { return value; }
 
@@ -71,6 +70,7 @@ struct Warp {
   int next;                                       // the least pc of those
   bool stopped;                                   // at a barrier, or at the end
   int groups;                                     // committed
+  uint32_t carry;                                 // of mad.cc, a bit a lane
   std::vector<Copy> copies;
 
   template <class T>
@@ -92,6 +92,7 @@ void wait_at_barrier(Warp& warp);
 char* global(uint64_t address, int bytes);
 char* shared(Warp& warp, uint64_t address, int bytes, const char* write = nullptr,
              bool atomic = false);
+char* local(Warp& warp, uint64_t address, int bytes);
 const char* parameters(uint64_t offset, int bytes);
 void issue(Warp& warp, const Copy& copy);
 void wait_for_groups(Warp& warp, int in_flight);

@@ -22,7 +22,7 @@ FOLDER = PROJECT / "build" / "ptx_on_cpu"
 FLAGS = ["-std=c++20", "-O1", "-march=native", "-fno-strict-aliasing"]
 FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "-shared"]
 
-SPACES = {"param": 0, "global": 1, "shared": 2}  # of memory.cpp
+SPACES = {"param": 0, "global": 1, "shared": 2, "local": 3}  # of memory.cpp
 LANES = 32
 INSTRUCTION = np.dtype(
     [("run", "u8"), *((name, "i4") for name in ("guard", "negated", "stores")),

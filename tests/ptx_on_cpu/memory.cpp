@@ -14,7 +14,7 @@ void each(const Warp& w, F f) {
     if (w.mask >> lane & 1) f(lane_now = lane);
 }
 
-enum Space { kParam, kGlobal, kShared };
+enum Space { kParam, kGlobal, kShared, kLocal };
 
 // An address is an operand (absent: 0) and two numbers: an offset, whether the operand has 64 bits.
 uint64_t address_of(Warp& w, const Instruction& i, int operand, int number, int lane) {
@@ -34,18 +34,21 @@ void access(Warp& w, const Instruction& i) {
   each(w, [&](int lane) {
     const uint64_t address = address_of(w, i, count, 0, lane);
     const auto value = [&](int k) { return w.registers + i.operand[k] + width * lane; };
+    const auto place = [&] {
+      return space == kLocal ? local(w, address, bytes * count) : global(address, bytes * count);
+    };
     if (STORE) {
       char all[16];
       for (int k = 0; k < count; ++k) std::memcpy(all + k * bytes, value(k), bytes);
       if (space == kShared)
         shared(w, address, bytes * count, all);
       else
-        std::memcpy(global(address, bytes * count), all, bytes * count);
+        std::memcpy(place(), all, bytes * count);
       return;
     }
-    const char* const at = space == kGlobal   ? global(address, bytes * count)
-                           : space == kShared ? shared(w, address, bytes * count)
-                                              : parameters(address, bytes * count);
+    const char* const at = space == kShared  ? shared(w, address, bytes * count)
+                           : space == kParam ? parameters(address, bytes * count)
+                                             : place();
     for (int k = 0; k < count; ++k) {
       if (i.operand[k] < 0) continue;
       std::memset(value(k), is_signed && at[k * bytes + bytes - 1] < 0 ? 0xff : 0, width);
@@ -189,8 +192,8 @@ void ballot(Warp& w, const Instruction& i) {
   each(w, [&](int lane) { w.reg<uint32_t>(i.operand[0])[lane] = votes; });
 }
 
-// Atomics on shared or global memory. Lanes take turns in their order. Operands: d, address, value.
-// Numbers: the address's, space.
+// Atomics on shared or global memory. Lanes take turns in their order. Operands: d, address, value,
+// and a second one of cas. Numbers: the address's, space.
 template <class T, class F>
 void atomic(Warp& w, const Instruction& i) {
   const auto space = static_cast<Space>(i.number[2]);
@@ -200,7 +203,12 @@ void atomic(Warp& w, const Instruction& i) {
         space == kGlobal ? global(at, sizeof(T)) : shared(w, at, sizeof(T), nullptr, true);
     T before;
     std::memcpy(&before, place, sizeof(T));
-    const T after = F{}(before, w.reg<T>(i.operand[2])[lane]);
+    const T value = w.reg<T>(i.operand[2])[lane];
+    T after;
+    if constexpr (std::is_invocable_v<F, T, T, T>)
+      after = F{}(before, value, w.reg<T>(i.operand[3])[lane]);
+    else
+      after = F{}(before, value);
     std::memcpy(place, &after, sizeof(T));
     if (i.operand[0] >= 0) w.reg<T>(i.operand[0])[lane] = before;
   });
@@ -246,6 +254,8 @@ void add_memory(Table& table) {
   table["vote.ballot.b32"] = {ballot, "404"};
   table["atom.add.f32"] = atomically<float>(add);
   table["atom.min.s32"] = atomically<int32_t>(min);
+  table["atom.cas.b32"] = atomically<uint32_t>(
+      [](uint32_t is, uint32_t expected, uint32_t next) { return is == expected ? next : is; });
   table["bar.sync"] = {[](Warp& w, const Instruction&) { wait_at_barrier(w); }, ""};
   table["bar.warp"] = {[](Warp& w, const Instruction& i) {
                          whole(w, w.reg<uint32_t>(i.operand[0])[__builtin_ctz(w.mask)]);

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from tests.ptx_on_cpu.machine import INSTRUCTION, LANES, SPACES, Unknown, handlers
 
@@ -117,7 +118,12 @@ def numbered(ptx: str) -> tuple[str, list[str]]:
     return "\n".join([*found, "}", '.file 1 "instructions"', ""]), lines
 
 
-_SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$.]+)(?:\[(\d*)\])?\s*;")
+_VARIABLE = re.compile(
+    r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$.]+)(?:\[(\d*)\])?\s*;"
+)
+_TABLE = re.compile(
+    r"\.global\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\[(\d+)\]\s*=\s*\{([\d,\s]+)\}"
+)
 _PARAMETER = re.compile(
     r"\s*\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)(?:\s+\.ptr[^%]*?)?\s+([\w$]+)(?:\[(\d+)\])?\s*"
 )
@@ -139,6 +145,8 @@ class Kernel:
         code: those as the machine has them.
         frame: a warp's registers as they are at first: constants, and zeros.
         shared: bytes of shared memory that it declares.
+        local: bytes of a lane's own memory.
+        tables: constants in global memory.
 
     Raises:
         Unknown: something in it that the machine does not have; the message names it.
@@ -148,16 +156,17 @@ class Kernel:
         self.files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", ptx)
         entry = _ENTRY.search(text)
         assert entry is not None
-        self.name, self.frame, self.shared = entry[2], bytearray(), 0
+        self.name, self.frame, self.shared, self.local = entry[2], bytearray(), 0, 0
         self.symbols: dict[str, int] = {}  # of memory, and its address
         self.registers: dict[str, tuple[int, int]] = {}  # name → offset, bytes
         self.constants: dict[bytes, int] = {}
         self.labels: dict[str, int] = {}
         for name in _SPECIALS:
             self.registers[name] = (self._room(4), 4)
-        self._shared_variables(text[: entry.start()])
+        self.tables = [self._table(*found) for found in _TABLE.findall(text)]
+        self._variables(text[: entry.start()])
         self._parameters(entry[3])
-        self._shared_variables(entry[4])
+        self._variables(entry[4])
         self.rows = self._instructions(entry[4])
         for row in self.rows:
             self._translate(row)
@@ -168,15 +177,22 @@ class Kernel:
         self.frame.extend(bytes(LANES * size if size else 32))
         return offset
 
-    def _shared_variables(self, text: str) -> None:
-        """Gives each shared variable an address; what has no size is behind all others."""
+    def _table(self, name: str, size: str, values: str) -> torch.Tensor:
+        known = torch.tensor([int(value) for value in values.split(",")], dtype=torch.uint8)
+        table = torch.nn.functional.pad(known, (0, int(size) - len(known)))
+        self.symbols[name] = table.data_ptr()
+        return table
+
+    def _variables(self, text: str) -> None:
+        """Gives shared and local variables addresses; what has no size is behind all others."""
         dynamic = []
-        for align, kind, name, count in _SHARED.findall(text):
+        for space, align, kind, name, count in _VARIABLE.findall(text):
             if count == "" and ".extern" in text:
                 dynamic.append(name)
                 continue
-            self.symbols[name] = _rounded_up(self.shared, int(align or _BYTES[kind]))
-            self.shared = self.symbols[name] + _BYTES[kind] * int(count or 1)
+            start = _rounded_up(getattr(self, space), int(align or _BYTES[kind]))
+            self.symbols[name] = start
+            setattr(self, space, start + _BYTES[kind] * int(count or 1))
         self.shared = _rounded_up(self.shared, 16)
         self.symbols.update(dict.fromkeys(dynamic, self.shared))
 
@@ -367,7 +383,7 @@ class Kernel:
         return self._plain(row, ["mov", "b64"])
 
     def _ld(self, row: Row, parts: list[str]) -> _Laid:
-        if {"const", "local"} & set(parts):
+        if "const" in parts:
             raise Unknown(f"memory other than {', '.join(SPACES)}")
         value, address = row.operands[:2] if parts[0] == "ld" else row.operands[1::-1]
         # A generic address is one of global memory: `cvta` of others is refused.
@@ -387,9 +403,9 @@ class Kernel:
     def _atom(self, row: Row, parts: list[str]) -> _Laid:
         row.space = next(part for part in parts if part in SPACES)
         row.bytes = _BYTES[parts[-1]]
-        to, address, value = row.operands
+        to, address, *values = row.operands
         pointer, numbers = self._address(address)
-        operands = [(to, row.bytes), pointer, (value, row.bytes)]
+        operands = [(to, row.bytes), pointer, *((value, row.bytes) for value in values)]
         return ".".join(["atom", *parts[-2:]]), operands, [*numbers, SPACES[row.space]]
 
     def _cp(self, row: Row, parts: list[str]) -> _Laid:

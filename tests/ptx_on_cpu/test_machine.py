@@ -26,6 +26,7 @@ def run(
     ptx = f""".version 8.7
 .target sm_89
 .extern .shared .align 16 .b8 smem[];
+.global .align 4 .b8 table[8] = {{1, 0, 0, 0, 5}};
 .visible .entry k({names})
 {{
 .reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<64>; .reg .f32 %f<8>; .reg .b64 %rd<20>;
@@ -128,6 +129,13 @@ def test_what_inductors_kernels_use() -> None:
     sums = torch.zeros(1)
     run("cvt.rn.f32.u32 %f1, %r0; atom.global.gpu.relaxed.add.f32 %f2, [%rd0], %f1;", sums)
     assert sums.item() == sum(range(32))
+    next_one = torch.zeros(1, dtype=torch.int32)  # each lane finds what the one before it wrote
+    run("add.u32 %r1, %r0, 1; atom.relaxed.gpu.global.cas.b32 %r2, [%rd0], %r0, %r1;", next_one)
+    assert next_one.item() == 32
+    wide = "mad.lo.cc.u32 %r4, %r1, %r2, %r1; madc.hi.u32 %r9, %r1, %r2, %r2;"
+    factors = zip(words.tolist(), words.flip(0).tolist(), strict=True)
+    exact = [(x * y + x + (y << 32)) >> 32 & 0xFFFFFFFF for x, y in factors]
+    assert [int(n) & 0xFFFFFFFF for n in lanes(wide, a, b)] == exact
 
 
 def test_a_number_loaded_again_is_moved() -> None:
@@ -136,6 +144,17 @@ def test_a_number_loaded_again_is_moved() -> None:
     body = again + "st.global.b32 [%rd0], %r0; ld.global.b32 %r7, [%rd0];"
     text = f".visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %rd<2>; {body} ret;\n}}"
     assert [row.name for row in parse.Kernel(text).rows] == ["ld", "mov.b32", "st", "ld", "ret"]
+
+
+def test_local_memory_is_a_lanes_own_and_tables_are_read() -> None:
+    """Words n and 2 n are kept; the first or second of the lane's and of the table is added up."""
+    body = """.local .align 4 .b8 own[8];
+    st.local.b32 [own], %r1; add.u32 %r2, %r1, %r1; st.local.b32 [own+4], %r2;
+    and.b32 %r3, %r1, 1; shl.b32 %r3, %r3, 2; mov.b64 %rd10, table; mov.b32 %r4, own;
+    cvt.u64.u32 %rd11, %r3; add.u64 %rd10, %rd10, %rd11; ld.global.nc.b32 %r5, [%rd10];
+    add.u32 %r4, %r4, %r3; ld.local.b32 %r6, [%r4]; add.u32 %r9, %r5, %r6;"""
+    expected = torch.where(LANE % 2 == 0, LANE + 1, 2 * LANE + 5)
+    assert torch.equal(lanes(body, LANE), expected.int())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -157,6 +176,11 @@ def test_halves(dtype: torch.dtype) -> None:
     found = lanes(mixed, words, more.view(torch.int32), out=torch.float32)
     exact = (words.view(torch.float32).to(dtype).double().square() + more.double()).float()
     torch.testing.assert_close(found, exact, rtol=0, atol=0, equal_nan=True)
+    compared = (
+        f"cvt.rn.{name}.f32 %h1, %r1; cvt.rn.{name}.f32 %h2, %r2; setp.gt.{name} %p1, %h1, %h2;"
+    )
+    greater = lanes(compared + "selp.b32 %r9, 1, 0, %p1;", NORMAL, more)
+    assert torch.equal(greater.bool(), NORMAL.to(dtype) > more.to(dtype))
     if dtype == torch.float16:
         a, b = (torch.randn(64, generator=torch.Generator().manual_seed(n)).half() for n in (1, 2))
         found = lanes("add.f16x2 %r9, %r1, %r2;", a.view(torch.int32), b.view(torch.int32))
@@ -326,6 +350,10 @@ FAULTS = {
         "ld.global.b32 %r4, [%rd0 + -4];",
         "an access of 4 bytes outside the tensors: 4 bytes before tensor 0",
     ),
+    "behind local memory": (
+        ".local .align 4 .b8 own[8]; ld.local.b32 %r4, [own+8];",
+        "local address 0x8 is no multiple of the 4 bytes, or outside the lane's 8",
+    ),
     "in a gap": (
         "ld.global.b32 %r4, [%rd1 + 4];",
         "outside the tensors: between the elements of tensor 1",
@@ -420,7 +448,7 @@ def test_a_generic_address_is_one_of_global_memory() -> None:
     [
         ("frob.b32 %r1, %r0;", r"'frob.b32 %r1, %r0'"),
         ("wgmma.fence.sync.aligned;", r"'wgmma.fence.sync.aligned'"),
-        ("st.local.b32 [%r1], %r0;", r"memory other than param, global, shared"),
+        ("ld.const.b32 %r1, [%r0];", r"memory other than param, global, shared, local"),
         ("bar.sync 1;", r"'bar.sync 1' of k: a barrier other than bar.sync 0"),
         ("add.s32 %r1, %r0, %r2, %r3;", r"4 operands where 3 are meant"),
         ("add.s32 %r1, %r0, %rd0;", r"'add.s32 %r1, %r0, %rd0' of k: %rd0 has 8 bytes where 4 are"),
