@@ -88,7 +88,7 @@ and may divide integers by the same guess."""
 
 _ANCHORS = {
     "tensor": (r"mma\..*", ""),
-    "barrier": (r"bar\.sync", r"BAR\..*SYNC.*"),
+    "barrier": (r"bar", r"BAR\..*SYNC.*"),
     "shuffle": (r"shfl\..*", r"SHFL\b.*"),
     "reduction": (r"redux\..*", r"REDUX\b.*"),
     "atomic": (r"atom\..*", r"(ATOM[GS]?|REDG?)\b.*"),
@@ -102,6 +102,7 @@ _ANCHORS = {
 
 _MOVES = {"LD": "load", "LDG": "load", "LDGSTS": "load", "ST": "store", "STG": "store"}
 _MOVES |= {"LDS": "shared load", "STS": "shared store"}
+_PTX_MOVES = {"ld.shared": "shared load", "st.shared": "shared store", "st.global": "store"}
 
 
 @cache
@@ -121,11 +122,10 @@ def _of_sass(one: Instruction) -> tuple[str, float]:
 
 
 def _of_ptx(row: Row) -> tuple[str, float]:
-    if row.name == "cp.async":
+    if row.loads:
         return "load", row.bytes / 16
-    if row.name in ("ld", "st") and row.space in ("global", "shared"):
-        space = "shared " if row.space == "shared" else ""
-        return space + {"ld": "load", "st": "store"}[row.name], row.bytes / 16
+    if moves := re.match(r"(ld\.shared|st\.shared|st\.global)\.", row.name):
+        return _PTX_MOVES[moves[1]], row.bytes / 16
     if matrices := re.match(r"(?:ld|st)matrix\.x(\d)", row.name):
         return "matrices", int(matrices[1]) / 4
     return _counted(row.name, False), 1.0

@@ -22,7 +22,7 @@ def shares(kernel: Kernel, counting: Counting, warps: int, across: bool) -> Shar
         if not visits:
             continue
         places: list[Place] = [row.source, *([] if across else [row.number])]
-        if row.name == "cp.async" or (row.name == "ld" and row.space == "global"):
+        if row.loads:
             for place in places:
                 sums = bytes_.setdefault(place, [0.0, 0.0])
                 sums[0] += moved * there / warps

@@ -21,22 +21,44 @@ using s64 = int64_t;
 using f32 = float;
 using f64 = double;
 
-// operand 0 = f(operand 1, operand 2, ...) in every lane; the registers' types are those of f. A
-// bool is a predicate.
+// An operand as f takes it: a T of each lane; a bool of a predicate; of a Low<T> the low bytes,
+// where a register may have more.
 template <class T>
-struct Values {
+struct Low {
+  T value;
+};
+template <class T>
+struct Operand {
   const T* at;
+  Operand(Warp& w, const Instruction& i, int k) : at(w.reg<const T>(i.operand[k])) {}
   T operator[](int lane) const { return at[lane]; }
+  static constexpr char kCode[] = {' ', '0' + sizeof(T), 0};
 };
 template <>
-struct Values<bool> {
+struct Operand<bool> {
   const u32* at;
+  Operand(Warp& w, const Instruction& i, int k) : at(w.reg<const u32>(i.operand[k])) {}
   bool operator[](int lane) const { return *at >> lane & 1; }
+  static constexpr char kCode[] = " 0";
 };
+template <class T>
+struct Operand<Low<T>> {
+  const char* at;
+  int64_t width;
+  Operand(Warp& w, const Instruction& i, int k)
+      : at(w.registers + i.operand[k]), width(i.number[0]) {}
+  Low<T> operator[](int lane) const {
+    Low<T> low;
+    std::memcpy(&low, at + width * lane, sizeof low);
+    return low;
+  }
+  static constexpr char kCode[] = {' ', 'w', '0' + std::max<int>(sizeof(T), 2), 0};
+};
+
+// operand 0 = f(operand 1, operand 2, ...) in every lane.
 template <class F, class D, class... A, size_t... K>
 void lanes(Warp& w, const Instruction& i, std::index_sequence<K...>) {
-  const std::tuple a(Values<A>{
-      w.reg<std::conditional_t<std::is_same_v<A, bool>, const u32, const A>>(i.operand[K + 1])}...);
+  const std::tuple<Operand<A>...> a(Operand<A>(w, i, K + 1)...);
   const u32 mask = w.mask;
   if constexpr (std::is_same_v<D, bool>) {
     u32 result = 0;
@@ -49,14 +71,17 @@ void lanes(Warp& w, const Instruction& i, std::index_sequence<K...>) {
       if (mask >> lane & 1) d[lane] = F{}(std::get<K>(a)[lane]...);
   }
 }
-template <class T>
-constexpr char kBytes = std::is_same_v<T, bool> ? '0' : '0' + sizeof(T);
+std::string joined(std::initializer_list<const char*> codes) {
+  std::string all;
+  for (const char* code : codes) all += code;
+  return all;
+}
 template <class F, class D, class... A>
 Entry entry(D (F::*)(A...) const) {
   const Handler run = [](Warp& w, const Instruction& i) {
     lanes<F, D, A...>(w, i, std::index_sequence_for<A...>{});
   };
-  return {run, {kBytes<D>, kBytes<A>...}};
+  return {run, joined({Operand<D>::kCode, Operand<A>::kCode...})};
 }
 template <class F>
 Entry map(F) {
@@ -69,13 +94,22 @@ void parts(Warp& w, const Instruction& i) {
   const int count = static_cast<int>(i.number[0]), bytes = static_cast<int>(i.number[1]);
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!(w.mask >> lane & 1)) continue;
-    char* const one = w.registers + i.operand[0] + count * bytes * lane;
+    char* const one = w.registers + i.operand[PACK ? 0 : count] + count * bytes * lane;
     for (int k = 0; k < count; ++k) {
-      if (i.operand[1 + k] < 0) continue;
-      char* const part = w.registers + i.operand[1 + k] + bytes * lane;
+      if (i.operand[PACK + k] < 0) continue;
+      char* const part = w.registers + i.operand[PACK + k] + bytes * lane;
       std::memcpy(PACK ? one + k * bytes : part, PACK ? part : one + k * bytes, bytes);
     }
   }
+}
+void add_parts(Table& t, int count, int bytes) {
+  const std::string part = std::to_string(bytes), whole = std::to_string(count * bytes);
+  const std::string name = std::to_string(count) + ".b" + std::to_string(8 * count * bytes);
+  std::string values;
+  for (int k = 0; k < count; ++k) values += part + " ";
+  const std::string numbers = " #" + std::to_string(count) + " #" + part;
+  t["pack" + name] = {parts<true>, whole + " " + values + numbers};
+  t["unpack" + name] = {parts<false>, values + whole + numbers};
 }
 
 // a·b + c of 32 bits: its low half, whose carry is kept; its high half, to which that is added.
@@ -128,43 +162,45 @@ T least(T a, T b) {  // of -0 and +0 it is -0, of a number and NaN the number
 }
 template <class T>
 T most(T a, T b) {
-  if (a != a) return b;
-  if (b != b) return a;
-  return a == b ? (std::signbit(a) ? b : a) : a < b ? b : a;
+  return -least(-a, -b);
 }
 
-// A whole float as an integer: held to the type's range, NaN is 0.
-template <class D, class S>
-D held(S value) {
-  if (value != value) return 0;
-  if (value <= static_cast<S>(std::numeric_limits<D>::min())) return std::numeric_limits<D>::min();
-  if (value >= static_cast<S>(std::numeric_limits<D>::max())) return std::numeric_limits<D>::max();
-  return static_cast<D>(value);
-}
-
-// What types of all kinds have.
+// What types of all kinds have. Comparisons with a u are true for NaN, too.
 template <class T>
 void every(Table& t, const std::string& type) {
-  const auto on = [&](const char* name) -> Entry& { return t[name + ("." + type)]; };
-  on("mov") = map([](T a) { return a; });
-  on("selp") = map([](T a, T b, bool p) { return p ? a : b; });
-  on("setp.eq") = map([](T a, T b) { return a == b; });
-  on("setp.ne") = map([](T a, T b) { return a < b || a > b; });
-  on("setp.lt") = map([](T a, T b) { return a < b; });
-  on("setp.le") = map([](T a, T b) { return a <= b; });
-  on("setp.gt") = map([](T a, T b) { return a > b; });
-  on("setp.ge") = map([](T a, T b) { return a >= b; });
+  t["mov." + type] = map([](T a) { return a; });
+  t["selp." + type] = map([](T a, T b, bool p) { return p ? a : b; });
+  const auto compared = [&](const std::string& name, auto f) {
+    using F = decltype(f);
+    t["setp." + name + "." + type] = map([](T a, T b) { return F{}(a, b); });
+    if constexpr (!std::is_integral_v<T>)
+      t["setp." + name + "u." + type] = map([](T a, T b) { return a != a || b != b || F{}(a, b); });
+  };
+  compared("eq", [](T a, T b) { return a == b; });
+  compared("ne", [](T a, T b) { return a < b || a > b; });
+  compared("lt", [](T a, T b) { return a < b; });
+  compared("le", [](T a, T b) { return a <= b; });
+  compared("gt", [](T a, T b) { return a > b; });
+  compared("ge", [](T a, T b) { return a >= b; });
+  t["setp.num." + type] = map([](T a, T b) { return a == a && b == b; });
+  t["setp.nan." + type] = map([](T a, T b) { return a != a || b != b; });
 }
+
+template <int BITS, class A, class B, class C>
+using Of16Or32Or64 = std::conditional_t<BITS == 16, A, std::conditional_t<BITS == 32, B, C>>;
 
 template <class T>
 void integers(Table& t, const std::string& type) {
   constexpr int kBits = 8 * sizeof(T);
   using U = std::make_unsigned_t<T>;
+  using Wide = std::conditional_t<std::is_signed_v<T>, Of16Or32Or64<kBits, s32, s64, __int128>,
+                                  Of16Or32Or64<kBits, u32, u64, unsigned __int128>>;
   const auto on = [&](const char* name) -> Entry& { return t[name + ("." + type)]; };
   every<T>(t, type);
   on("add") = map([](U a, U b) { return U(a + b); });
   on("sub") = map([](U a, U b) { return U(a - b); });
   on("mul.lo") = map([](U a, U b) { return U(u64(a) * b); });
+  on("mul.hi") = map([](T a, T b) { return T(Wide(a) * b >> kBits); });
   on("mad.lo") = map([](U a, U b, U c) { return U(u64(a) * b + c); });
   on("neg") = map([](U a) { return U(-a); });
   on("not") = map([](U a) { return U(~a); });
@@ -177,24 +213,13 @@ void integers(Table& t, const std::string& type) {
   on("abs") = map([](T a) { return a < 0 ? T(-U(a)) : a; });
   on("shl") = map([](U a, u32 b) { return b < kBits ? U(a << b) : U(0); });
   on("shr") = map([](T a, u32 b) { return T(b < kBits ? a >> b : a < 0 ? -1 : 0); });
-  on("div") = map([](T a, T b) {
-    return b == 0 ? T(-1) : std::is_signed_v<T> && b == T(-1) ? T(-U(a)) : T(a / b);
-  });
-  on("rem") = map([](T a, T b) {
-    return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b);
-  });
-  using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
-  on("mul.hi") = map([](T a, T b) { return T(Wide(a) * b >> kBits); });
+  on("div") = map([](T a, T b) { return b == 0 ? T(-1) : T(Wide(a) / b); });
+  on("rem") = map([](T a, T b) { return b == 0 ? a : T(Wide(a) % b); });
   if constexpr (kBits >= 32) {
-    on("bfe") = map([](T a, u32 start, u32 count) {
-      start &= 255, count &= 255;
-      if (count == 0) return T(0);
-      const bool sign =
-          std::is_signed_v<T> && (U(a) >> std::min<u32>(start + count - 1, kBits - 1) & 1);
-      U bits = start < kBits ? U(a) >> start : 0;
-      const u32 there = start < kBits ? std::min<u32>(count, kBits - start) : 0;
-      if (there < kBits) bits = (bits & ((U(1) << there) - 1)) | (sign ? U(~U(0)) << there : U(0));
-      return T(bits);
+    on("bfe") = map([](T a, u32 start, u32 count) {  // bits beyond a's are its sign
+      const u32 unused = 2 * kBits - std::min<u32>(count & 255, 2 * kBits);
+      const Wide moved = Wide(a) >> std::min<u32>(start & 255, kBits);
+      return count & 255 ? T(moved << unused >> unused) : T(0);
     });
     on("bfi") = map([](U a, U b, u32 start, u32 count) {
       start &= 255, count &= 255;
@@ -209,26 +234,9 @@ void integers(Table& t, const std::string& type) {
     });
   }
   if constexpr (kBits < 64) {
-    using D = std::conditional_t<std::is_signed_v<T>, std::conditional_t<kBits == 32, s64, s32>,
-                                 std::conditional_t<kBits == 32, u64, u32>>;
-    on("mul.wide") = map([](T a, T b) { return D(D(a) * D(b)); });
-    on("mad.wide") = map([](T a, T b, D c) { return D(u64(D(a) * D(b)) + u64(c)); });
+    on("mul.wide") = map([](T a, T b) { return Wide(Wide(a) * b); });
+    on("mad.wide") = map([](T a, T b, Wide c) { return Wide(u64(Wide(a) * b) + u64(c)); });
   }
-}
-
-// Comparisons that NaN makes true, or are about NaN alone.
-template <class T>
-void unordered(Table& t, const std::string& type) {
-  const auto on = [&](const char* name) -> Entry& { return t[name + ("." + type)]; };
-  every<T>(t, type);
-  on("setp.equ") = map([](T a, T b) { return !(a < b || a > b); });
-  on("setp.neu") = map([](T a, T b) { return a != b; });
-  on("setp.ltu") = map([](T a, T b) { return !(a >= b); });
-  on("setp.leu") = map([](T a, T b) { return !(a > b); });
-  on("setp.gtu") = map([](T a, T b) { return !(a <= b); });
-  on("setp.geu") = map([](T a, T b) { return !(a < b); });
-  on("setp.num") = map([](T a, T b) { return a == a && b == b; });
-  on("setp.nan") = map([](T a, T b) { return a != a || b != b; });
 }
 
 // What goes in and comes out is put through Q: as it is, or flushed.
@@ -286,7 +294,7 @@ void pairs(Table& t, const std::string& type) {
 
 template <class T>
 void halves(Table& t, const std::string& type) {
-  unordered<T>(t, type), pairs<T>(t, type);
+  every<T>(t, type), pairs<T>(t, type);
   // Mixed, from sm_100 on.
   t["add.f32." + type] = map([](T a, f32 b) { return to_float(a) + b; });
   t["sub.f32." + type] = map([](T a, f32 b) { return to_float(a) - b; });
@@ -307,21 +315,17 @@ void each_integer(F f) {
   f(u8{}, "u8"), f(s8{}, "s8"), f(u16{}, "u16"), f(s16{}, "s16");
   f(u32{}, "u32"), f(s32{}, "s32"), f(u64{}, "u64"), f(s64{}, "s64");
 }
+template <class T>  // 8 bits are in a register of 16
+using Register =
+    std::conditional_t<sizeof(T) == 1, std::conditional_t<std::is_signed_v<T>, s16, u16>, T>;
 
-// Conversions of integers: a register of S holds an N in its low bytes.
-template <class N, class S>
-void from_integer(Table& t, const std::string& from) {
-  const auto name = [&](const std::string& to) {
-    return "cvt." + to + "." + from + ".in" + std::to_string(sizeof(S));
-  };
-  each_integer([&](auto d, const char* to) {
-    using M = decltype(d);
-    using D =
-        std::conditional_t<sizeof(M) == 1, std::conditional_t<std::is_signed_v<M>, s16, u16>, M>;
-    t[name(to)] = map([](S a) { return D(M(N(a))); });
-  });
-  t[name("f32")] = map([](S a) { return f32(N(a)); });
-  t[name("f64")] = map([](S a) { return f64(N(a)); });
+// A whole float as an integer: held to the type's range, NaN is 0.
+template <class D, class S>
+Register<D> held(S value) {
+  using Limits = std::numeric_limits<D>;
+  if (value != value) return 0;
+  if (value <= static_cast<S>(Limits::min())) return Limits::min();
+  return value >= static_cast<S>(Limits::max()) ? Limits::max() : static_cast<D>(value);
 }
 
 // Conversions of a float that are rounded to a whole number; what goes in is put through Q.
@@ -331,9 +335,7 @@ void roundings(Table& t, const std::string& ftz, const std::string& from) {
     using F = decltype(f);
     const std::string name = "cvt." + how + ftz + ".";
     each_integer([&](auto d, const char* to) {
-      using D = decltype(d);
-      if constexpr (sizeof(D) > 2)
-        t[name + to + "." + from] = map([](S a) { return held<D>(F{}(Q(a))); });
+      t[name + to + "." + from] = map([](S a) { return held<decltype(d)>(F{}(Q(a))); });
     });
     t[name + from + "." + from] = map([](S a) { return F{}(Q(a)); });
   };
@@ -349,14 +351,40 @@ void add_arithmetic(Table& t) {
   integers<u16>(t, "u16"), integers<s16>(t, "s16"), integers<u16>(t, "b16");
   integers<u32>(t, "u32"), integers<s32>(t, "s32"), integers<u32>(t, "b32");
   integers<u64>(t, "u64"), integers<s64>(t, "s64"), integers<u64>(t, "b64");
-  unordered<f32>(t, "f32"), unordered<f64>(t, "f64");
+  every<f32>(t, "f32"), every<f64>(t, "f64");
   floats<f32, same>(t, "f32"), floats<f64, same>(t, "f64"), floats<f32, flush>(t, "ftz.f32");
+  pairs<f32>(t, "f32"), halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
   t["fma.rm.f32"] = map([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
   t["fma.rm.ftz.f32"] =
       map([](f32 a, f32 b, f32 c) { return flush(fused_down(flush(a), flush(b), flush(c))); });
-  pairs<f32>(t, "f32"), halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
-  t["mad.lo.cc.u32"] = {half_product<false>, "4444"};
-  t["madc.hi.u32"] = {half_product<true>, "4444"};
+  each_integer([&](auto s, const std::string& from) {
+    using S = decltype(s);
+    each_integer([&](auto d, const std::string& to) {
+      using D = decltype(d);
+      t["cvt." + to + "." + from] = map([](Low<S> a) { return Register<D>(D(a.value)); });
+    });
+    t["cvt.f32." + from] = map([](Low<S> a) { return f32(a.value); });
+    t["cvt.f64." + from] = map([](Low<S> a) { return f64(a.value); });
+  });
+  roundings<f32, same>(t, "", "f32"), roundings<f64, same>(t, "", "f64");
+  roundings<f32, flush>(t, ".ftz", "f32");
+  t["cvt.f32.f32"] = map([](f32 a) { return a; });
+  t["cvt.f64.f64"] = map([](f64 a) { return a; });
+  t["cvt.f64.f32"] = map([](f32 a) { return f64(a); });
+  t["cvt.f32.f64"] = map([](f64 a) { return f32(a); });
+  t["cvt.ftz.f32.f32"] = map([](f32 a) { return flush(a); });
+  t["cvt.sat.f32.f32"] = map([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });
+  t["cvt.ftz.sat.f32.f32"] = map([](f32 a) { return flush(a) > 0 ? std::min(a, 1.0f) : 0.0f; });
+  t["cvta.to.global.u64"] = t["cvta.global.u64"] = map([](u64 a) { return a; });
+  add_parts(t, 2, 1), add_parts(t, 2, 2), add_parts(t, 4, 1);
+  add_parts(t, 2, 4), add_parts(t, 4, 2);
+  t["and.pred"] = map([](bool a, bool b) { return a && b; });
+  t["or.pred"] = map([](bool a, bool b) { return a || b; });
+  t["xor.pred"] = map([](bool a, bool b) { return a != b; });
+  t["not.pred"] = map([](bool a) { return !a; });
+  t["mov.pred"] = map([](bool a) { return a; });
+  t["mad.lo.cc.u32"] = {half_product<false>, "4 4 4 4"};
+  t["madc.hi.u32"] = {half_product<true>, "4 4 4 4"};
   t["prmt.b32"] = map([](u32 a, u32 b, u32 c) {
     const u64 bytes = u64(b) << 32 | a;
     u32 result = 0;
@@ -370,33 +398,13 @@ void add_arithmetic(Table& t) {
   });
   t["dp2a.lo.u32.u32"] = map([](u32 a, u32 b, u32 c) { return dot(a, b, c); });
   t["dp2a.hi.u32.u32"] = map([](u32 a, u32 b, u32 c) { return dot(a, b >> 16, c); });
-  t["and.pred"] = map([](bool a, bool b) { return a && b; });
-  t["or.pred"] = map([](bool a, bool b) { return a || b; });
-  t["xor.pred"] = map([](bool a, bool b) { return a != b; });
-  t["not.pred"] = map([](bool a) { return !a; });
-  t["mov.pred"] = map([](bool a) { return a; });
-  t["pack"] = {parts<true>, ""};
-  t["unpack"] = {parts<false>, ""};
-  each_integer([&](auto n, const char* from) {
-    using N = decltype(n);
-    if constexpr (sizeof(N) <= 2) from_integer<N, u16>(t, from);
-    if constexpr (sizeof(N) <= 4) from_integer<N, u32>(t, from);
-    from_integer<N, u64>(t, from);
-  });
-  roundings<f32, same>(t, "", "f32"), roundings<f64, same>(t, "", "f64");
-  roundings<f32, flush>(t, ".ftz", "f32");
-  t["cvt.f64.f32"] = map([](f32 a) { return f64(a); });
-  t["cvt.f32.f64"] = map([](f64 a) { return f32(a); });
-  t["cvt.sat.f32.f32"] = map([](f32 a) { return a > 0 ? std::min(a, 1.0f) : 0.0f; });
   t["popc.b32"] = map([](u32 a) { return u32(__builtin_popcount(a)); });
-  t["cvt.ftz.sat.f32.f32"] = map([](f32 a) { return flush(a) > 0 ? std::min(a, 1.0f) : 0.0f; });
   t["shf.l.wrap.b32"] = map(
       [](u32 low, u32 high, u32 by) { return u32((u64(high) << 32 | low) << (by & 31) >> 32); });
   t["shf.r.wrap.b32"] =
       map([](u32 low, u32 high, u32 by) { return u32((u64(high) << 32 | low) >> (by & 31)); });
   t["bfind.u32"] = map([](u32 a) { return a ? u32(31 - __builtin_clz(a)) : kAll; });
   t["bfind.shiftamt.u32"] = map([](u32 a) { return a ? u32(__builtin_clz(a)) : kAll; });
-  t["cvt.ftz.f32.f32"] = map([](f32 a) { return flush(a); });
 }
 
 }  // namespace ptx

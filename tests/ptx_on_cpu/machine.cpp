@@ -5,6 +5,7 @@
 #include <climits>
 #include <cstdio>
 #include <cstring>
+#include <sstream>
 #include <stdexcept>
 #include <tuple>
 
@@ -328,19 +329,19 @@ using namespace ptx;
 
 extern "C" {
 
-// The handler of a place in the table, with its name and operands; null behind the last.
-void* ptx_handler(uint64_t place, const char** name, const char** operands) {
-  static const Table table = [] {
-    Table made;
-    add_arithmetic(made);
-    add_memory(made);
-    return made;
+// A line for each handler: its name, its address, its operands' codes.
+const char* ptx_handlers() {
+  static const std::string lines = [] {
+    Table table;
+    add_arithmetic(table);
+    add_memory(table);
+    std::ostringstream found;
+    for (const auto& [name, entry] : table)
+      found << name << ' ' << reinterpret_cast<uint64_t>(entry.run) << ' ' << entry.operands
+            << '\n';
+    return found.str();
   }();
-  if (place >= table.size()) return nullptr;
-  const auto& [key, entry] = *std::next(table.begin(), place);
-  *name = key.c_str();
-  *operands = entry.operands.c_str();
-  return reinterpret_cast<void*>(entry.run);
+  return lines.c_str();
 }
 
 // Runs the blocks. Returns -1, or the row at which it failed, and says where and why in `message`.

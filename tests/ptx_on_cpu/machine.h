@@ -97,8 +97,7 @@ const char* parameters(uint64_t offset, int bytes);
 void issue(Warp& warp, const Copy& copy);
 void wait_for_groups(Warp& warp, int in_flight);
 
-// A handler, and the bytes of each operand, a digit each; a predicate has 0. Those of accesses,
-// copies and matrices are laid out by parse.py.
+// A handler, and its operands' codes, as handlers() of machine.py has them.
 struct Entry {
   Handler run;
   std::string operands;

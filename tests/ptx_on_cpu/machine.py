@@ -22,7 +22,7 @@ FOLDER = PROJECT / "build" / "ptx_on_cpu"
 FLAGS = ["-std=c++20", "-O1", "-march=native", "-fno-strict-aliasing"]
 FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "-shared"]
 
-SPACES = {"param": 0, "global": 1, "shared": 2, "local": 3}  # of memory.cpp
+SPACES = ("param", "global", "shared", "local")
 LANES = 32
 INSTRUCTION = np.dtype(
     [("run", "u8"), *((name, "i4") for name in ("guard", "negated", "stores")),
@@ -84,17 +84,23 @@ def library() -> ctypes.CDLL:
     sources = sorted(HERE.glob("*.cpp"))
     command = [path, *FLAGS, *map(str, sources)]
     loaded = ctypes.CDLL(str(built(FOLDER / "machine.so", command, [*sources, HERE / "machine.h"])))
-    loaded.ptx_handler.restype = ctypes.c_void_p
+    loaded.ptx_handlers.restype = ctypes.c_char_p
     return loaded
 
 
 @cache
-def handlers() -> dict[str, tuple[int, list[int]]]:
-    """By name: the address of each handler, and the bytes of its operands, 0 for a predicate."""
-    found: dict[str, tuple[int, list[int]]] = {}
-    name, operands = ctypes.c_char_p(), ctypes.c_char_p()
-    by = ctypes.byref(name), ctypes.byref(operands)
-    while address := library().ptx_handler(ctypes.c_uint64(len(found)), *by):
-        assert name.value is not None
-        found[name.value.decode()] = address, list(map(int, (operands.value or b"").decode()))
+def handlers() -> dict[str, tuple[int, list[str], list[int]]]:
+    """By name: the handler's address, its operands' codes, numbers of its own.
+
+    A code is a register's bytes, 0 for a predicate; ``w`` and a number for one that may have more
+    bytes; ``a`` for an address; ``n`` for a number or label. A row's numbers are, in this order, of
+    each address the offset and whether its register has 64 bits, and each ``n``; the bytes of the
+    ``w`` registers, if there are any; the handler's own.
+    """
+    found: dict[str, tuple[int, list[str], list[int]]] = {}
+    for line in library().ptx_handlers().decode().splitlines():
+        name, address, *codes = line.split()
+        operands = [code for code in codes if not code.startswith("#")]
+        numbers = [int(code[1:]) for code in codes if code.startswith("#")]
+        found[name] = int(address), operands, numbers
     return found

@@ -1,7 +1,8 @@
 // Loads, stores, asynchronous copies, matrices, control and what lanes do together.
-#include <climits>
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <sstream>
 
 #include "machine.h"
 
@@ -24,16 +25,14 @@ uint64_t address_of(Warp& w, const Instruction& i, int operand, int number, int 
   return offset + (i.number[number + 1] ? w.reg<uint64_t>(at)[lane] : w.reg<uint32_t>(at)[lane]);
 }
 
-// Operands: the elements' registers, the address. Numbers: the address's, space, bytes of an
-// element, elements, bytes of a register, signed.
+// Numbers behind the address's: bytes of a register; space, bytes of an element, elements, signed.
 template <bool STORE>
 void access(Warp& w, const Instruction& i) {
-  const auto space = static_cast<Space>(i.number[2]);
+  const int width = i.number[2], space = i.number[3], bytes = i.number[4], count = i.number[5];
   const bool is_signed = i.number[6];
-  const int bytes = i.number[3], count = i.number[4], width = i.number[5];
   each(w, [&](int lane) {
-    const uint64_t address = address_of(w, i, count, 0, lane);
-    const auto value = [&](int k) { return w.registers + i.operand[k] + width * lane; };
+    const uint64_t address = address_of(w, i, STORE ? 0 : count, 0, lane);
+    const auto value = [&](int k) { return w.registers + i.operand[STORE + k] + width * lane; };
     const auto place = [&] {
       return space == kLocal ? local(w, address, bytes * count) : global(address, bytes * count);
     };
@@ -56,6 +55,21 @@ void access(Warp& w, const Instruction& i) {
     }
   });
 }
+void add_accesses(Table& table, const std::string& space, Space number) {
+  for (const int count : {1, 2, 4})
+    for (const char kind : {'b', 'u', 's', 'f'})
+      for (const int bytes : {1, 2, 4, 8}) {
+        if (count * bytes > 16) continue;
+        const std::string vector = count > 1 ? ".v" + std::to_string(count) : "";
+        const std::string name = space + vector + "." + kind + std::to_string(8 * bytes);
+        std::ostringstream values, numbers;
+        for (int k = 0; k < count; ++k) values << " w" << std::max(bytes, 2);
+        numbers << " #" << number << " #" << bytes << " #" << count << " #" << (kind == 's');
+        table["ld" + name] = {access<false>, values.str() + " a" + numbers.str()};
+        if (number != kParam)
+          table["st" + name] = {access<true>, "a" + values.str() + numbers.str()};
+      }
+}
 
 // Operands: to, from, the bytes that are there (absent: all). Numbers: both addresses', bytes.
 void copy_async(Warp& w, const Instruction& i) {
@@ -74,14 +88,14 @@ void copy_async(Warp& w, const Instruction& i) {
 }
 
 // ldmatrix and stmatrix: 8×8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of
-// matrix i / 8. Operands: a register for each matrix, the address.
+// matrix i / 8. Operands: a register for each matrix, the address; of stmatrix that is the first.
 template <bool STORE, int COUNT, bool TRANSPOSED>
 void matrices(Warp& w, const Instruction& i) {
   whole(w, kAll);
   for (int k = 0; k < COUNT; ++k) {
-    auto* const lanes = w.reg<uint16_t>(i.operand[k]);
+    auto* const lanes = w.reg<uint16_t>(i.operand[STORE + k]);
     for (int r = 0; r < 8; ++r) {
-      const uint64_t at = address_of(w, i, COUNT, 0, lane_now = 8 * k + r);
+      const uint64_t at = address_of(w, i, STORE ? 0 : COUNT, 0, lane_now = 8 * k + r);
       uint16_t row[8];
       if (!STORE) std::memcpy(row, shared(w, at, 16), 16);
       for (int c = 0; c < 8; ++c) {
@@ -93,11 +107,14 @@ void matrices(Warp& w, const Instruction& i) {
     }
   }
 }
-template <bool STORE, bool TRANSPOSED>
-void add_matrices(Table& table, const std::string& name, const char* suffix) {
-  table[name + ".x1" + suffix] = {matrices<STORE, 1, TRANSPOSED>, ""};
-  table[name + ".x2" + suffix] = {matrices<STORE, 2, TRANSPOSED>, ""};
-  table[name + ".x4" + suffix] = {matrices<STORE, 4, TRANSPOSED>, ""};
+template <bool STORE, int COUNT>
+void add_matrices(Table& table) {
+  std::string values;
+  for (int k = 0; k < COUNT; ++k) values += " 4";
+  const std::string operands = STORE ? "a" + values : values + " a";
+  const std::string name = (STORE ? "stmatrix.x" : "ldmatrix.x") + std::to_string(COUNT);
+  table[name + ".shared.b16"] = {matrices<STORE, COUNT, false>, operands};
+  table[name + ".trans.shared.b16"] = {matrices<STORE, COUNT, true>, operands};
 }
 
 // d = a · b + c: a 16×16 by rows, b 16×8 by columns. Exact products and sums, truncated to float32
@@ -183,7 +200,7 @@ void reduce(Warp& w, const Instruction& i) {
 }
 template <class T, class F>
 Entry reduction(F) {
-  return {&reduce<T, F>, "444"};
+  return {reduce<T, F>, "4 4 4"};
 }
 
 void ballot(Warp& w, const Instruction& i) {
@@ -193,14 +210,13 @@ void ballot(Warp& w, const Instruction& i) {
 }
 
 // Atomics on shared or global memory. Lanes take turns in their order. Operands: d, address, value,
-// and a second one of cas. Numbers: the address's, space.
-template <class T, class F>
+// and a second one of cas.
+template <class T, Space SPACE, class F>
 void atomic(Warp& w, const Instruction& i) {
-  const auto space = static_cast<Space>(i.number[2]);
   each(w, [&](int lane) {
     const uint64_t at = address_of(w, i, 1, 0, lane);
     char* const place =
-        space == kGlobal ? global(at, sizeof(T)) : shared(w, at, sizeof(T), nullptr, true);
+        SPACE == kGlobal ? global(at, sizeof(T)) : shared(w, at, sizeof(T), nullptr, true);
     T before;
     std::memcpy(&before, place, sizeof(T));
     const T value = w.reg<T>(i.operand[2])[lane];
@@ -214,8 +230,10 @@ void atomic(Warp& w, const Instruction& i) {
   });
 }
 template <class T, class F>
-Entry atomically(F) {
-  return {&atomic<T, F>, ""};
+void add_atomics(Table& table, const std::string& name, F) {
+  const std::string operands = std::is_invocable_v<F, T, T, T> ? "4 a 4 4" : "4 a 4";
+  table["atom.global." + name] = {atomic<T, kGlobal, F>, operands};
+  table["atom.shared." + name] = {atomic<T, kShared, F>, operands};
 }
 
 }  // namespace
@@ -224,47 +242,48 @@ void add_memory(Table& table) {
   const auto add = [](auto a, auto b) { return a + b; };
   const auto min = [](auto a, auto b) { return b < a ? b : a; };
   const auto max = [](auto a, auto b) { return a < b ? b : a; };
-  table["ld"] = {access<false>, ""};
-  table["st"] = {access<true>, ""};
-  table["cp.async"] = {copy_async, ""};
-  table["cp.async.commit_group"] = {[](Warp& w, const Instruction&) {
-                                      whole(w, kAll);
-                                      ++w.groups;
-                                    },
-                                    ""};
+  add_accesses(table, ".param", kParam);
+  add_accesses(table, ".global", kGlobal);
+  add_accesses(table, ".shared", kShared);
+  add_accesses(table, ".local", kLocal);
+  table["cp.async.ca.shared.global"] = {copy_async, "a a n 4"};
+  table["cp.async.cg.shared.global"] = {copy_async, "a a n 4"};
+  table["cp.async.commit_group"].run = [](Warp& w, const Instruction&) {
+    whole(w, kAll);
+    ++w.groups;
+  };
   table["cp.async.wait_group"] = {[](Warp& w, const Instruction& i) {
                                     whole(w, kAll);
                                     wait_for_groups(w, static_cast<int>(i.number[0]));
                                   },
-                                  ""};
-  add_matrices<false, false>(table, "ldmatrix", "");
-  add_matrices<false, true>(table, "ldmatrix", ".trans");
-  add_matrices<true, false>(table, "stmatrix", "");
-  add_matrices<true, true>(table, "stmatrix", ".trans");
-  const std::string product(14, '4');
+                                  "n"};
+  add_matrices<false, 1>(table), add_matrices<false, 2>(table), add_matrices<false, 4>(table);
+  add_matrices<true, 1>(table), add_matrices<true, 2>(table), add_matrices<true, 4>(table);
+  const std::string product = "4 4 4 4 4 4 4 4 4 4 4 4 4 4";
   table["mma.m16n8k16.f32.bf16.bf16.f32"] = {multiply<bf16>, product};
   table["mma.m16n8k16.f32.f16.f16.f32"] = {multiply<f16>, product};
-  table["shfl.idx.b32"] = {shuffle<kIndex>, "404444"};
-  table["shfl.bfly.b32"] = {shuffle<kButterfly>, "404444"};
-  table["shfl.up.b32"] = {shuffle<kUp>, "404444"};
-  table["shfl.down.b32"] = {shuffle<kDown>, "404444"};
+  table["shfl.idx.b32"] = {shuffle<kIndex>, "4 0 4 4 4 4"};
+  table["shfl.bfly.b32"] = {shuffle<kButterfly>, "4 0 4 4 4 4"};
+  table["shfl.up.b32"] = {shuffle<kUp>, "4 0 4 4 4 4"};
+  table["shfl.down.b32"] = {shuffle<kDown>, "4 0 4 4 4 4"};
   table["redux.add.s32"] = table["redux.add.u32"] = reduction<uint32_t>(add);
   table["redux.min.u32"] = reduction<uint32_t>(min);
   table["redux.max.u32"] = reduction<uint32_t>(max);
-  table["vote.ballot.b32"] = {ballot, "404"};
-  table["atom.add.f32"] = atomically<float>(add);
-  table["atom.min.s32"] = atomically<int32_t>(min);
-  table["atom.cas.b32"] = atomically<uint32_t>(
-      [](uint32_t is, uint32_t expected, uint32_t next) { return is == expected ? next : is; });
-  table["bar.sync"] = {[](Warp& w, const Instruction&) { wait_at_barrier(w); }, ""};
+  table["vote.ballot.b32"] = {ballot, "4 0 4"};
+  add_atomics<float>(table, "add.f32", add);
+  add_atomics<int32_t>(table, "min.s32", min);
+  add_atomics<uint32_t>(table, "cas.b32", [](uint32_t is, uint32_t expected, uint32_t next) {
+    return is == expected ? next : is;
+  });
+  table["bar"].run = [](Warp& w, const Instruction&) { wait_at_barrier(w); };
   table["bar.warp"] = {[](Warp& w, const Instruction& i) {
                          whole(w, w.reg<uint32_t>(i.operand[0])[__builtin_ctz(w.mask)]);
                        },
                        "4"};
   table["bra"] = {[](Warp& w, const Instruction& i) { jump(w, static_cast<int>(i.number[0])); },
-                  ""};
-  table["ret"] = {[](Warp& w, const Instruction&) { leave(w); }, ""};
-  table["nop"] = {[](Warp&, const Instruction&) {}, ""};
+                  "n"};
+  table["ret"].run = [](Warp& w, const Instruction&) { leave(w); };
+  table["nop"].run = [](Warp&, const Instruction&) {};
 }
 
 }  // namespace ptx

@@ -15,12 +15,12 @@ from tests.ptx_on_cpu.machine import INSTRUCTION, LANES, SPACES, Unknown, handle
 _SPECIALS = [f"%{name}.{axis}" for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "xyz"]
 _SPECIALS += ["%laneid", "%warpid", "%lanemask_lt"]
 
-_BYTES = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4}
-_BYTES |= {f"{kind}{8 * size}": size for kind in "bus" for size in (2, 4, 8)}
-_BYTES |= {"f32": 4, "f64": 8, "f32x2": 8}
+_BYTES = {"pred": 0, "f16x2": 4, "bf16x2": 4, "f32x2": 8, "bf16": 2}
+_BYTES |= {f"{kind}{8 * size}": size for kind in "busf" for size in (1, 2, 4, 8)}
 
-_DROPPED = {"rn", "full", "sync", "aligned", "row", "col", "uni", "m8n8"}
-"""Parts of a name that say nothing here: roundings that results have anyway, for one."""
+_DROPPED = {"rn", "full", "sync", "aligned", "row", "col", "uni", "m8n8", "nc", "volatile"}
+_DROPPED |= {"relaxed", "acquire", "release", "acq_rel", "gpu", "cta", "sys"}
+"""Parts of a name that say nothing here: roundings that results have anyway, orders of memory."""
 
 _ALIKE = {"exit": "ret", "barrier": "bar"} | dict.fromkeys(
     ("membar", "fence", "createpolicy"), "nop"
@@ -38,10 +38,8 @@ class Row:
         number: its place in the PTX, from 1 on.
         name: its handler's.
         registers: of its operands, as offsets in a warp's frame; -1 for none.
-        numbers: more that its handler asks for; see ``memory.cpp``.
+        numbers: more that its handler asks for; see :func:`handlers`.
         predicate: its guard's register, -1 for none.
-        space: of a load, store or atomic: of :data:`SPACES`.
-        bytes: of these and copies, that a lane moves at once.
     """
 
     ptx: str
@@ -54,12 +52,23 @@ class Row:
     registers: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     predicate: int = -1
-    space: str = ""
-    bytes: int = 0
 
     @property
     def stores(self) -> bool:
         return self.name.startswith(("st", "atom"))
+
+    @property
+    def loads(self) -> bool:
+        """From global memory."""
+        return self.name.startswith(("ld.global", "cp.async.ca", "cp.async.cg"))
+
+    @property
+    def bytes(self) -> int:
+        """That a lane moves at once, of a load, store, atomic or copy."""
+        if self.name.startswith("cp"):
+            return self.numbers[-1]
+        vector, bits = re.findall(r"(?:v(\d)\.)?[a-z](\d+)$", self.name)[0]
+        return int(vector or 1) * int(bits) // 8
 
     def packed(self) -> tuple[object, ...]:
         """As :data:`INSTRUCTION` has it."""
@@ -90,9 +99,14 @@ def _tokens(body: str) -> Iterator[re.Match[str]]:
         yield match
 
 
-def _line(loc: re.Match[str], files: dict[str, str]) -> str:
-    """The file and line that a ``.loc`` names; none is line 0, which stands for no line."""
-    return f"{files.get(loc[2], loc[2])}:{loc[3]}" if int(loc[3]) else ""
+def _statements(body: str, files: dict[str, str]) -> Iterator[tuple[re.Match[str], str]]:
+    """Each statement but ``.loc``, and the file and line it is from; line 0 stands for none."""
+    source = ""
+    for match in _tokens(body):
+        if not match["loc"]:
+            yield match, source
+        elif int(match[3]):
+            source = f"{files.get(match[2], match[2])}:{match[3]}"
 
 
 def numbered(ptx: str) -> tuple[str, list[str]]:
@@ -106,11 +120,8 @@ def numbered(ptx: str) -> tuple[str, list[str]]:
     files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", _FILE.sub("", ptx))
     entry = _ENTRY.search(text)
     assert entry is not None
-    found, lines, source = [text[: entry.end(1)]], list[str](), ""
-    for match in _tokens(entry[4]):
-        if match["loc"]:
-            source = _line(match, files) or source
-            continue
+    found, lines = [text[: entry.end(1)]], list[str]()
+    for match, source in _statements(entry[4], files):
         if match["op"]:
             lines.append(source)
             found.append(f".loc 1 {len(lines)} 0")
@@ -211,11 +222,9 @@ class Kernel:
         """Instructions in their order; notes registers and labels on the way."""
         found: list[Row] = []
         loaded: dict[tuple[str, ...], list[str]] = {}
-        source, number = "", 0
-        for match in _tokens(body):
-            if match["loc"]:
-                source = _line(match, self.files) or source
-            elif match["label"]:
+        number = 0
+        for match, source in _statements(body, self.files):
+            if match["label"]:
                 self.labels[match["label"]] = len(found)
                 loaded.clear()
             elif match["type"]:
@@ -298,136 +307,79 @@ class Kernel:
             return (number & (1 << 8 * size) - 1).to_bytes(size, "little")
         raise Unknown(f"the operand {text}")
 
-    def _address(self, text: str) -> tuple[tuple[str, int], list[int]]:
-        """Of ``[register + offset]``: the register ("_" if none) and its bytes; the numbers of an
-        address: the offset, and whether the register has 64 bits."""
+    def _address(self, text: str) -> tuple[int, int, int]:
+        """Of ``[register + offset]``: both, and whether the register has 64 bits."""
         match = re.fullmatch(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]", text)
         if not match:
             raise Unknown(f"the address {text}")
         offset = int(match[2] or "0", 0)
         if match[1] in self.registers:
-            size = self.registers[match[1]][1]
-            return (match[1], size), [offset, int(size == 8)]
+            place, size = self.registers[match[1]]
+            return place, offset, int(size == 8)
         start = self.symbols[match[1]] if match[1] in self.symbols else int(match[1], 0)
-        return ("_", 4), [start + offset, 0]
+        return -1, start + offset, 0
 
     # -- instructions -----------------------------------------------------------------------------
 
     def _translate(self, row: Row) -> None:
-        """Fills in a row; a method of the instruction's name lays its operands out, each with its
-        bytes. Those of all others are as their handler has them."""
-        head, *parts = (part for part in row.ptx.split(".") if part not in _DROPPED)
-        head = _ALIKE.get(head, head)
+        """Fills in a row: its handler, and its operands as that handler's codes say."""
         try:
-            method = getattr(self, f"_{head}", self._plain)
-            row.name, operands, row.numbers = method(row, [head, *parts])
-            row.registers = [self._operand(text, size) for text, size in operands]
+            row.name, given = _plain(row.ptx, row.operands)
+            if row.name not in handlers():
+                raise Unknown("the machine does not have it")
+            _, codes, known = handlers()[row.name]
+            if len(given) != len(codes):
+                raise Unknown(f"{len(given)} operands where {len(codes)} are meant")
+            pairs = list(zip(given, codes, strict=True))
+            wide = {text: int(code[1:]) for text, code in pairs if code[0] == "w"}
+            widths = {self.registers[text][1] for text in wide if text in self.registers}
+            widths = widths or set(wide.values())
+            if len(widths) > 1:
+                raise Unknown("registers of unequal size")
+            for text, code in pairs:
+                if code == "n":
+                    row.numbers.append(self.labels[text] if text in self.labels else int(text, 0))
+                elif code == "a":
+                    register, *numbers = self._address(text)
+                    row.registers.append(register)
+                    row.numbers += numbers
+                else:
+                    [size] = widths if code[0] == "w" else [int(code)]
+                    row.registers.append(self._operand(text, size))
+            row.numbers += [*widths, *known]
             if row.guard:
                 row.predicate = self._operand(row.guard.lstrip("!"), 0)
         except (Unknown, KeyError, ValueError, IndexError) as error:
             raise Unknown(f"{row.text!r} of {self.name}: {error}") from error
 
-    def _plain(self, row: Row, parts: list[str]) -> _Laid:
-        name = ".".join(parts)
-        given = [part for text in row.operands for part in _list(text)]
-        if parts[0] == "shfl":
-            given[:1] = f"{given[0]}|_".split("|")[:2]  # a predicate that may be absent
-        if name not in handlers():
-            raise Unknown("the machine does not have it")
-        sizes = handlers()[name][1]
-        if len(given) != len(sizes):
-            raise Unknown(f"{len(given)} operands where {len(sizes)} are meant")
-        return name, list(zip(given, sizes, strict=True)), []
 
-    def _ret(self, row: Row, parts: list[str]) -> _Laid:
-        return parts[0], [], []
-
-    _nop = _ret
-
-    def _max(self, row: Row, parts: list[str]) -> _Laid:
-        return self._plain(row, [f"{parts[0]}{'3' * (len(row.operands) == 4)}", *parts[1:]])
-
-    _min = _max
-
-    def _bra(self, row: Row, parts: list[str]) -> _Laid:
-        return "bra", [], [self.labels[row.operands[0]]]
-
-    def _bar(self, row: Row, parts: list[str]) -> _Laid:
-        if parts == ["bar", "warp"]:
-            return self._plain(row, parts)
-        if not re.fullmatch(r"bar(rier(\.cta)?)?\.sync(\.aligned)?", row.ptx) or row.operands != [
-            "0"
-        ]:
+def _plain(ptx: str, operands: list[str]) -> tuple[str, list[str]]:
+    """An instruction's name and operands as the machine has them: nothing in braces."""
+    head, *parts = (
+        part.removesuffix("::cta")
+        for part in ptx.split(".")
+        if part not in _DROPPED and not part.startswith(("L1::", "L2::"))
+    )
+    head, given = _ALIKE.get(head, head), [part for text in operands for part in _list(text)]
+    if "L2::cache_hint" in ptx:
+        del given[-1]  # the policy
+    if head in ("ret", "nop"):
+        return head, []
+    if head == "bar" and not parts:
+        if given != ["0"]:
             raise Unknown("a barrier other than bar.sync 0")
-        return "bar.sync", [], []
-
-    def _mov(self, row: Row, parts: list[str]) -> _Laid:
-        for name, one, some in ("pack", *row.operands), ("unpack", *row.operands[::-1]):
-            if some.startswith("{"):
-                size, each = _BYTES[parts[-1]], _list(some)
-                part = size // len(each)
-                return name, [(one, size), *((text, part) for text in each)], [len(each), part]
-        return self._plain(row, parts)
-
-    def _cvt(self, row: Row, parts: list[str]) -> _Laid:
-        of = parts[-1]
-        if parts == ["cvt", of, of]:
-            return self._plain(row, ["mov", f"b{of[1:]}"])
-        if of[0] in "us":  # a register may have more bytes than that
-            parts.append(f"in{self.registers.get(row.operands[1], (0, max(_BYTES[of], 2)))[1]}")
-        return self._plain(row, parts)
-
-    def _cvta(self, row: Row, parts: list[str]) -> _Laid:
-        if parts[-2] != "global":
-            raise Unknown("generic addresses of other than global memory")
-        return self._plain(row, ["mov", "b64"])
-
-    def _ld(self, row: Row, parts: list[str]) -> _Laid:
+        return head, []
+    if head in ("ld", "st", "atom"):
         if "const" in parts:
             raise Unknown(f"memory other than {', '.join(SPACES)}")
-        value, address = row.operands[:2] if parts[0] == "ld" else row.operands[1::-1]
-        # A generic address is one of global memory: `cvta` of others is refused.
-        row.space = next((part for part in parts if part in SPACES), "global")
-        each, kind = _list(value), parts[-1]
-        size, row.bytes = _BYTES[kind], len(each) * _BYTES[kind]
-        widths = {self.registers[v][1] for v in each if v in self.registers} or {max(size, 2)}
-        if len(widths) > 1:
-            raise Unknown("registers of unequal size")
-        [width] = widths
-        pointer, numbers = self._address(address)
-        numbers += [SPACES[row.space], size, len(each), width, int(kind[0] == "s")]
-        return parts[0], [*((text, width) for text in each), pointer], numbers
-
-    _st = _ld
-
-    def _atom(self, row: Row, parts: list[str]) -> _Laid:
-        row.space = next(part for part in parts if part in SPACES)
-        row.bytes = _BYTES[parts[-1]]
-        to, address, *values = row.operands
-        pointer, numbers = self._address(address)
-        operands = [(to, row.bytes), pointer, *((value, row.bytes) for value in values)]
-        return ".".join(["atom", *parts[-2:]]), operands, [*numbers, SPACES[row.space]]
-
-    def _cp(self, row: Row, parts: list[str]) -> _Laid:
-        if parts[2] == "commit_group":
-            return self._plain(row, parts)
-        if parts[2] == "wait_group":
-            return "cp.async.wait_group", [], [int(row.operands[0], 0)]
-        if parts[1:3] not in (["async", "ca"], ["async", "cg"]):
-            raise Unknown("no such copy")
-        (to, to_numbers), (of, of_numbers) = map(self._address, row.operands[:2])
-        row.bytes = int(row.operands[2], 0)
-        present = row.operands[3] if len(row.operands) > 3 else "_"
-        return "cp.async", [to, of, (present, 4)], [*to_numbers, *of_numbers, row.bytes]
-
-    def _ldmatrix(self, row: Row, parts: list[str]) -> _Laid:
-        values, address = row.operands if parts[0] == "ldmatrix" else row.operands[::-1]
-        pointer, numbers = self._address(address)
-        name = ".".join(part for part in parts if part not in ("shared", "b16"))
-        return name, [*((text, 4) for text in _list(values)), pointer], numbers
-
-    _stmatrix = _ldmatrix
-
-
-_Laid = tuple[str, list[tuple[str, int]], list[int]]
-"""A handler's name, its operands with their bytes, and its numbers."""
+        if not set(SPACES) & set(parts):
+            parts.insert(0, "global")  # `cvta` of other addresses is refused
+    elif head in ("max", "min") and len(given) == 4:
+        head += "3"
+    elif head == "mov" and len(given) > 2:
+        head = f"{'un' * operands[0].startswith('{')}pack{len(given) - 1}"
+    elif head == "shfl":
+        given[:1] = f"{given[0]}|_".split("|")[:2]  # a predicate that may be absent
+    elif head == "cp" and len(given) == 3:
+        given.append("_")  # bytes that are there: all
+    return ".".join([head, *parts]), given

@@ -143,7 +143,8 @@ def test_a_number_loaded_again_is_moved() -> None:
     again = "ld.global.b32 %r5, [%rd0]; ld.global.b32 %r6, [%rd0]; "
     body = again + "st.global.b32 [%rd0], %r0; ld.global.b32 %r7, [%rd0];"
     text = f".visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %rd<2>; {body} ret;\n}}"
-    assert [row.name for row in parse.Kernel(text).rows] == ["ld", "mov.b32", "st", "ld", "ret"]
+    names = [row.name for row in parse.Kernel(text).rows]
+    assert names == ["ld.global.b32", "mov.b32", "st.global.b32", "ld.global.b32", "ret"]
 
 
 def test_local_memory_is_a_lanes_own_and_tables_are_read() -> None:
