@@ -160,14 +160,15 @@ PYBIND11_MODULE(_C, m) {
         });
   m.def("spatial_attention_backward",
         [](int dtype, int64_t clips, int frames, int tokens, int heads, int channels, double scale,
-           const Strides& qkv_strides, const Strides& grad_strides, int out_stride, int blocks,
-           Address q, Address k, Address v, Address grad, Address lengths, Address grad_lse,
-           Address dq, Address dk, Address dv, Address stream) {
+           const Strides& q_strides, const Strides& k_strides, const Strides& v_strides,
+           const Strides& grad_strides, int out_stride, int blocks, Address q, Address k, Address v,
+           Address grad, Address lengths, Address grad_lse, Address dq, Address dk, Address dv,
+           Address stream) {
           cmpose::spatial_attention_backward(
-              {clips, frames, tokens, heads, static_cast<float>(scale), strides_of(qkv_strides),
-               strides_of(grad_strides), at<void>(q), at<void>(k), at<void>(v), at<void>(grad),
-               at<int64_t>(lengths), at<float>(grad_lse), at<void>(dq), at<void>(dk), at<void>(dv),
-               out_stride},
+              {clips, frames, tokens, heads, static_cast<float>(scale), strides_of(q_strides),
+               strides_of(k_strides), strides_of(v_strides), strides_of(grad_strides), at<void>(q),
+               at<void>(k), at<void>(v), at<void>(grad), at<int64_t>(lengths), at<float>(grad_lse),
+               at<void>(dq), at<void>(dk), at<void>(dv), out_stride},
               dtype_of(dtype), channels, blocks, at<void>(stream));
         });
 

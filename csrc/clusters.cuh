@@ -90,7 +90,7 @@ __device__ __forceinline__ int key_cluster(unsigned key) {
 // sort.
 __device__ __forceinline__ void sort_by_cluster(unsigned* keys, int tokens, int clusters,
                                                 unsigned* sorted, int* starts) {
-  if (threadIdx.x < 3 && tokens + threadIdx.x < (tokens + 3) / 4 * 4) {
+  if (threadIdx.x < 3 && tokens + static_cast<int>(threadIdx.x) < (tokens + 3) / 4 * 4) {
     keys[tokens + threadIdx.x] = 0xffffffffu;  // before no key
   }
   __syncthreads();

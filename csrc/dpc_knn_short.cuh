@@ -479,7 +479,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
   const int slice = static_cast<int>(blockIdx.x % slices);
   const bool writes = slice == 0;
 
-  ClipView view{count, warp_id(), lane_id()};
+  ClipView view{count, warp_id(), lane_id(), {}};
 #pragma unroll
   for (int r = 0; r < ClipView::kRows; ++r) {
     const float* const row = pass.matrix + (base + view.token(r)) * count;

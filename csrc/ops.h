@@ -115,8 +115,8 @@ struct SpatialAttentionBackward {
   int64_t clips;
   int frames, tokens, heads;  // T, S, H
   float scale;
-  HeadStrides qkv_strides, grad_strides;
-  const void *q, *k, *v;   // all of the same strides
+  HeadStrides q_strides, k_strides, v_strides, grad_strides;
+  const void *q, *k, *v;
   const void* grad;        // of the output
   const int64_t* lengths;  // [B, T], how many tokens of a frame count, or null: all
   const float* grad_lse;   // [B, T, H, S], or null

@@ -31,16 +31,17 @@ constexpr int kPlacesAhead = 8;
 constexpr float kLog2E = 1.4426950408889634f;
 
 struct Problem : SpatialAttentionBackward {
-  int qkv_row, grad_row;  // strides of their tokens
-  int tiles;              // of keys; also steps that compute a product with the queries
-  int steps;              // of an item
-  int share;              // items of a block; the first `rest` blocks have one more
+  int q_row, k_row, v_row, grad_row;  // strides of their tokens
+  int tiles;                          // of keys; also steps that compute a product with the queries
+  int steps;                          // of an item
+  int share;                          // items of a block; the first `rest` blocks have one more
   int rest;
 };
 
-// Where an item's matrices begin, in elements, and how many keys count.
+// Where an item's matrices begin, in elements, and how many of its tokens count.
 struct Place {
-  int64_t qkv, grad, out, rows, count;
+  int64_t q, k, v, grad, out, rows;
+  int count;
 };
 
 // What lies where in shared memory, in bytes. Of 64 channels the owners hold their K and V in
@@ -125,17 +126,21 @@ __device__ __forceinline__ void find_place(const Problem& p, int number, int cha
   const int item = block * p.share + min(block, p.rest) + number;
   const int frame = item / p.heads, head = item - frame * p.heads;
   const int clip = frame / p.frames, time = frame - clip * p.frames;
+  const auto begin = [&](const HeadStrides& strides) {
+    return clip * strides.clip + time * strides.frame + head * strides.head;
+  };
   Place& place = places[number % kPlaces];
-  place.qkv = clip * p.qkv_strides.clip + time * p.qkv_strides.frame + head * p.qkv_strides.head;
-  place.grad =
-      clip * p.grad_strides.clip + time * p.grad_strides.frame + head * p.grad_strides.head;
+  place.q = begin(p.q_strides);
+  place.k = begin(p.k_strides);
+  place.v = begin(p.v_strides);
+  place.grad = begin(p.grad_strides);
   place.out = int64_t(frame) * p.tokens * p.out_stride + head * channels;
   place.rows = int64_t(item) * p.tokens;
   const int64_t length = p.lengths ? p.lengths[frame] : p.tokens;
-  place.count = length < 1 ? 1 : length > p.tokens ? p.tokens : length;
+  place.count = static_cast<int>(length < 0 ? 0 : length > p.tokens ? p.tokens : length);
 }
 
-// Begins the copy of Q and dO of a step's queries.
+// Begins the copy of Q and dO of a step's queries; zeros for padding.
 template <class T, int D>
 __device__ __forceinline__ void copy_step(const Problem& p, const Place& place, int first,
                                           int slot) {
@@ -146,28 +151,37 @@ __device__ __forceinline__ void copy_step(const Problem& p, const Place& place, 
     const int x = begin + forgotten(threadIdx.x);
     if (begin + kThreads > kCopies && x >= kCopies) break;
     const int row = x / L::kPieces % kRows, piece = x % L::kPieces;
-    const bool upstream = x >= kRows * L::kPieces, present = first + row < p.tokens;
+    const bool upstream = x >= kRows * L::kPieces, present = first + row < place.count;
     const T* const from = static_cast<const T*>(upstream ? p.grad : p.q) +
-                          (upstream ? place.grad : place.qkv) + piece * 8;
-    const int stride = upstream ? p.grad_row : p.qkv_row;
+                          (upstream ? place.grad : place.q) + piece * 8;
+    const int stride = upstream ? p.grad_row : p.q_row;
     const int to = L::kSteps + (2 * slot + upstream) * L::kTile + L::at(row, piece);
     cp_async_16(cmpose_shared + to, from + (present ? (first + row) * stride : 0), present);
   }
 }
 
-// Begins the copy of K, or V, into `matrix`.
+// Begins the copy of K, or V, into `matrix`: from where the item's begins, with the stride of its
+// tokens; zeros for padding.
 template <class T, int D>
-__device__ __forceinline__ void copy_matrix(const Problem& p, const void* source,
-                                            const Place& place, int tiles, int matrix) {
+__device__ __forceinline__ void copy_matrix(const void* source, int64_t begin, int stride,
+                                            int count, int tiles, int matrix) {
   using L = Layout<D>;
-  const T* const from = static_cast<const T*>(source) + place.qkv;
+  const T* const from = static_cast<const T*>(source) + begin;
 #pragma unroll 1
   for (int x = forgotten(threadIdx.x); x < tiles * kRows * L::kPieces; x += kThreads) {
     const int row = x / L::kPieces, piece = x % L::kPieces;
-    const bool present = row < p.tokens;
+    const bool present = row < count;
     cp_async_16(cmpose_shared + matrix + L::at(row, piece),
-                from + (present ? row * p.qkv_row : 0) + piece * 8, present);
+                from + (present ? row * stride : 0) + piece * 8, present);
   }
+}
+template <class T, int D>
+__device__ __forceinline__ void copy_keys(const Problem& p, const Place& place, int matrix) {
+  copy_matrix<T, D>(p.k, place.k, p.k_row, place.count, p.tiles, matrix);
+}
+template <class T, int D>
+__device__ __forceinline__ void copy_values(const Problem& p, const Place& place, int matrix) {
+  copy_matrix<T, D>(p.v, place.v, p.v_row, place.count, p.tiles, matrix);
 }
 
 // An owner's V. In its products channels come in another order: a lane of four has 8 neighbouring
@@ -176,7 +190,7 @@ template <class T, int D, int TILES>
 __device__ __forceinline__ void load_values(const Problem& p, const Place& place, int owner,
                                             Owner<D>& own) {
   const int lane = forgotten(lane_id());
-  const T* const from = static_cast<const T*>(p.v) + place.qkv + lane % 4 * 8;
+  const T* const from = static_cast<const T*>(p.v) + place.v + lane % 4 * 8;
   // 0, which ptxas does not know: without an instruction that changes them it would leave the words
   // where they were loaded and move them before every product.
   const uint32_t none = static_cast<uint32_t>(p.tiles) >> 31;
@@ -188,8 +202,8 @@ __device__ __forceinline__ void load_values(const Problem& p, const Place& place
 #pragma unroll
       for (int half = 0; half < D / 32; ++half) {
         uint4 words{0, 0, 0, 0};
-        if (row < p.tokens) {
-          words = *reinterpret_cast<const uint4*>(from + row * p.qkv_row + 32 * half);
+        if (row < place.count) {
+          words = *reinterpret_cast<const uint4*>(from + row * p.v_row + 32 * half);
         }
         own.v[tile][2 * half][high] = words.x ^ none;
         own.v[tile][2 * half][high + 2] = words.y ^ none;
@@ -200,8 +214,8 @@ __device__ __forceinline__ void load_values(const Problem& p, const Place& place
   }
 }
 
-// Stores 16 rows of a gradient. Four lanes that hold two neighbouring channels each of four pieces
-// exchange them first, so that each stores a piece, 16 bytes.
+// Stores 16 rows of a gradient, but padding. Four lanes that hold two neighbouring channels each of
+// four pieces exchange them first, so that each stores a piece, 16 bytes.
 template <class T, int D>
 __device__ __forceinline__ void store_rows(const Problem& p, void* out, const Place& place,
                                            int first, const float (&sums)[D / 8][4], float factor) {
@@ -230,10 +244,23 @@ __device__ __forceinline__ void store_rows(const Problem& p, void* out, const Pl
           (mine & bit ? words[n] : words[n | bit]) = got;
         }
       }
-      if (row < p.tokens && begin + mine < kPieces) {
+      if (row < place.count && begin + mine < kPieces) {
         *reinterpret_cast<uint4*>(to + (begin + mine) * 8) =
             uint4{words[0], words[1], words[2], words[3]};
       }
+    }
+  }
+}
+
+// The gradients of padding are 0.
+template <class T, int D>
+__device__ __forceinline__ void clear_padding(const Problem& p, const Place& place) {
+  constexpr int kPieces = D / 8;
+  for (int x = threadIdx.x; x < (p.tokens - place.count) * kPieces; x += kThreads) {
+    const int row = place.count + x / kPieces, piece = x % kPieces;
+    const int64_t at = place.out + int64_t(row) * p.out_stride + piece * 8;
+    for (void* const out : {p.dq, p.dk, p.dv}) {
+      *reinterpret_cast<uint4*>(static_cast<T*>(out) + at) = uint4{0, 0, 0, 0};
     }
   }
 }
@@ -298,7 +325,7 @@ __device__ __forceinline__ void tell(const Problem& p, Owner<D>& own, int owner,
                                      int count, float* sums) {
   const int lane = forgotten(lane_id()), group = lane / 4, mine = lane % 4;
   const float factor = p.scale * kLog2E;
-  const bool rows_end = first + kRows > p.tokens;
+  const bool rows_end = first + kRows > count;
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
     const int key = (owner + kOwners * tile) * kRows;
@@ -307,7 +334,7 @@ __device__ __forceinline__ void tell(const Problem& p, Owner<D>& own, int owner,
     if (rows_end) {  // queries behind the last one add nothing, whatever K and V are
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        if (first + i / 4 * 8 + 2 * mine + i % 2 >= p.tokens) {
+        if (first + i / 4 * 8 + 2 * mine + i % 2 >= count) {
           own.s[tile][i / 4][i % 4] = own.dp[tile][i / 4][i % 4] = 0.0f;
         }
       }
@@ -464,7 +491,6 @@ template <class T, int D>
 __device__ __forceinline__ void query_gradients(const Problem& p, const Place& place, int first,
                                                 int tiles, int keys, int change,
                                                 float (&sums)[D / 8][4]) {
-  using L = Layout<D>;
   const int lane = forgotten(lane_id());
   // The four 8×8 matrices of a tile: first 8 queries of 8 keys, next 8 queries; then of 8 more
   // keys.
@@ -533,8 +559,7 @@ __device__ __forceinline__ void owner_step(const Problem& p, const Place* places
   }
   products<T, D, TILES>(own, owner, L::kHolds ? now.item % 2 * L::kSecond : 0,
                         L::kSteps + slot * 2 * L::kTile);
-  tell<T, D, TILES>(p, own, owner, now.step * kRows, static_cast<int>(place.count),
-                    sums + odd * kFloats);
+  tell<T, D, TILES>(p, own, owner, now.step * kRows, place.count, sums + odd * kFloats);
 }
 
 template <class T, int D>
@@ -555,8 +580,8 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
     }
   }
   __syncthreads();
-  copy_matrix<T, D>(p, p.k, places[0], p.tiles, 0);
-  if constexpr (!L::kHolds) copy_matrix<T, D>(p, p.v, places[0], p.tiles, L::kSecond);
+  copy_keys<T, D>(p, places[0], 0);
+  if constexpr (!L::kHolds) copy_values<T, D>(p, places[0], L::kSecond);
   for (int i = 0; i < L::kRing - 1; ++i) {
     if (i / p.tiles < items) {
       copy_step<T, D>(p, places[i / p.tiles], i % p.tiles * kRows, i);
@@ -588,7 +613,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
     } else if (owner == kOwners) {
       float dl = 0.0f;
       const int query = now.step * kRows + lane_id() % kRows;
-      if (p.grad_lse && computes && query < p.tokens) {
+      if (p.grad_lse && computes && query < places[now.item % kPlaces].count) {
         dl = p.grad_lse[places[now.item % kPlaces].rows + query];
       }
       if (earlier.item >= 0 && earlier.step < p.tiles) {
@@ -618,20 +643,22 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
     if (now.item + 1 < items) {
       const Place& next = places[(now.item + 1) % kPlaces];
       if constexpr (L::kHolds) {
-        if (now.step == 1)
-          copy_matrix<T, D>(p, p.k, next, p.tiles, (now.item + 1) % 2 * L::kSecond);
+        if (now.step == 1) copy_keys<T, D>(p, next, (now.item + 1) % 2 * L::kSecond);
       } else {
-        if (now.step == p.tiles) copy_matrix<T, D>(p, p.v, next, p.tiles, L::kSecond);
+        if (now.step == p.tiles) copy_values<T, D>(p, next, L::kSecond);
         if (now.step == p.steps - 1) {
-          copy_matrix<T, D>(p, p.k, next, p.tiles, 0);
+          copy_keys<T, D>(p, next, 0);
           cp_async_commit();
           cp_async_wait<0>();
           __syncthreads();
         }
       }
     }
-    if (now.step == 0 && threadIdx.x == kThreads - 1 && now.item + kPlacesAhead < items) {
-      find_place(p, now.item + kPlacesAhead, D, places);
+    if (now.step == 0 && now.item < items) {
+      if (p.lengths) clear_padding<T, D>(p, places[now.item % kPlaces]);
+      if (threadIdx.x == kThreads - 1 && now.item + kPlacesAhead < items) {
+        find_place(p, now.item + kPlacesAhead, D, places);
+      }
     }
     cp_async_commit();
     now.advance(p.steps);
@@ -657,7 +684,9 @@ void spatial_attention_backward(const SpatialAttentionBackward& shape, Dtype dty
     // the earliest; with one K, an item's last two steps are those that only finish what is begun.
     const int steps = Layout<D>::kHolds ? std::max(tiles, 3) : tiles + 2;
     const Problem given{shape,
-                        static_cast<int>(shape.qkv_strides.token),
+                        static_cast<int>(shape.q_strides.token),
+                        static_cast<int>(shape.k_strides.token),
+                        static_cast<int>(shape.v_strides.token),
                         static_cast<int>(shape.grad_strides.token),
                         tiles,
                         steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -134,40 +134,25 @@ def _cuda_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients to the operands, in one launch that reads neither ``out`` nor ``lse``.
-
-    It reads all tokens, so that padding is first replaced by zeros, in copies.
-    """
+    """The gradients to the operands, in one launch that reads neither ``out`` nor ``lse``."""
     results = attention.empty_gradients(qkv, k, v)
     if qkv.numel() == 0:
         return results
-    padding = None if lengths is None else _padding(lengths, qkv)
-    if padding is not None:
-        qkv, k, v = attention.without_padding(padding, qkv, k, v)
-        grad = grad.masked_fill(padding[..., None, None], 0.0)
-        grad_lse = None if grad_lse is None else grad_lse.masked_fill(padding[:, :, None], 0.0)
-    given: Sequence[Tensor] = attention.separate(qkv, k, v)
-    if not all(map(_in_rows, given)) or len({x.stride() for x in given}) > 1:
-        given = _copied(qkv).unbind(3) if k is None else [_copied(x) for x in given]
-    grad = grad if _in_rows(grad) else _copied(grad)
-    lengths = None if lengths is None else lengths.contiguous()
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    given = [x if _in_rows(x) else _copied(x) for x in (*attention.separate(qkv, k, v), grad)]
     grads = results[0].unbind(3) if k is None else results
     cuda.call(
         "spatial_attention_backward",
         qkv,
         cuda.DTYPES[qkv.dtype],
-        *given[0].shape,
+        *grad.shape,
         scale,
-        given[0].stride()[:4],
-        grad.stride()[:4],
+        *(x.stride()[:4] for x in given),
         grads[0].stride(2),
         cuda.multiprocessors(qkv),
-        *(*given, grad, lengths, grad_lse, *grads),
+        *given,
+        *(None if x is None else x.contiguous() for x in (lengths, grad_lse)),
+        *grads,
     )
-    if padding is not None:
-        for one in grads:
-            one.masked_fill_(padding[..., None, None], 0.0)
     return results
 
 

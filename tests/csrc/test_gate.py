@@ -11,10 +11,8 @@ from unittest import mock
 import pytest
 import torch
 
-from bench.harness.targets import bench_of
 from bench.profile import counts
 from bench.profile.cards import BY_ARCH
-from cmpose import ops
 from cmpose.ops import cuda
 from cmpose.ops.backends import OPS
 from tests.csrc import compile_check
@@ -56,18 +54,14 @@ def test_every_kernel_is_gated() -> None:
     assert gate.strangers(gate.CUDA) == []
 
 
-def test_options_cost_little() -> None:
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_options_cost_little(direction: str) -> None:
     """At most 3 % more instructions than without any, which is what the budget is of."""
-    shape = bench_of("spatial_attention").shapes[0]
-    made = bench_of("spatial_attention").make(shape, counts.Cheap(torch.bfloat16, "cpu"))
-    clips, frames, tokens = made["qkv"].shape[:3]
-    lengths = torch.full((clips, frames), tokens)
-    taken: list[counts.Launch] = []
-    sms = mock.patch.object(cuda, "MULTIPROCESSORS_ON_CPU", BY_ARCH[89].sms)
-    with sms, torch.no_grad(), cuda_kernels.taking(taken.append):
-        ops.spatial_attention(**made, lengths=lengths, scale=0.1, return_lse=True, backend="cuda")
-    (found,) = counts.count(taken, 89, samples=counts.PERSISTENT_SAMPLES)
-    budget = gate.CUDA.read()[f"spatial_attention forward sm_89 {found.kernel}"]
+    used = ("lengths", "scale", "strides", "lse")
+    with mock.patch.object(cuda, "MULTIPROCESSORS_ON_CPU", BY_ARCH[89].sms):
+        taken = counts.launches_of_op("spatial_attention", 89, None, direction, options=used)
+    (found,) = counts.count(taken, 89, samples=1)  # of blocks that are all alike
+    budget = gate.CUDA.read()[f"spatial_attention {direction} sm_89 {found.kernel}"]
     now = gate.figures(found)
     assert budget["instructions"] < now["instructions"] <= 1.03 * budget["instructions"]
     assert now["registers"] == budget["registers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -72,6 +73,17 @@ def without_padding(arguments: Arguments) -> Arguments:
     return grad, grad_lse.masked_fill(padding[:, :, None], 0), qkv, k, v, lengths, *rest
 
 
+def apart(arguments: Arguments) -> Arguments:
+    """With q, k and v separate and, as the gradient, each of strides of its own."""
+    grad, grad_lse, qkv, _, _, *rest = arguments
+    assert isinstance(grad, Tensor)
+    assert isinstance(qkv, Tensor)
+    q, k, v = qkv.unbind(3)
+    heads_first = v.transpose(2, 3).contiguous().transpose(2, 3)
+    frames_last = grad.transpose(1, 2).contiguous().transpose(1, 2)
+    return frames_last, grad_lse, q, k.contiguous(), heads_first, *rest
+
+
 def check(arguments: Arguments) -> list[Tensor]:
     found = run("cuda", arguments)
     given = without_padding(arguments)
@@ -111,8 +123,9 @@ def test_no_order_of_threads_or_copies_changes_a_bit(
 
 
 @pytest.mark.sanitized
-def test_layouts() -> None:
-    """Views in which rows are not aligned, or lie far apart, and separate q, k and v."""
+def test_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views in which rows are not aligned, or lie far apart, and separate q, k and v, of which
+    none is copied."""
     grad, _, qkv, _, _, _, unread, _, scale = made((2, 2, 19, 2, 64))
     assert isinstance(grad, Tensor)
     assert isinstance(qkv, Tensor)
@@ -126,9 +139,11 @@ def test_layouts() -> None:
         view.copy_(qkv)
         assert_same_bits(run("cuda", (grad, None, view, None, None, *rest)), expected)
     q, k, v = qkv.unbind(3)
-    apart = [x.contiguous() for x in expected[0].unbind(3)]
-    for given in ((q, k, v), (q, k.contiguous(), v.clone())):
-        assert_same_bits(run("cuda", (grad, None, *given, *rest)), apart)
+    separate = [x.contiguous() for x in expected[0].unbind(3)]
+    with monkeypatch.context() as patch:
+        patch.delattr(sys.modules[cuda_refusal.__module__], "_copied")
+        for given in ((grad, None, q, k, v, *rest), apart((grad, None, qkv, None, None, *rest))):
+            assert_same_bits(run("cuda", given), separate)
     for name, hostile in hostile_gradients(grad.shape, grad):
         found = run("cuda", (hostile, None, qkv, None, None, *rest))
         plain = run("cuda", (hostile.contiguous(), None, qkv, None, None, *rest))
@@ -166,8 +181,8 @@ def test_padding_adds_nothing_whatever_it_holds() -> None:
         grad[0, frame, length:] = qkv[0, frame, length:] = torch.nan
         grad_lse[0, frame, :, length:] = torch.nan
     assert_same_bits(run("cuda", (grad, grad_lse, qkv, None, None, *rest))[0], expected)
-    apart = run("cuda", (grad, grad_lse, *qkv.unbind(3), *rest))
-    assert_same_bits(apart, [x.contiguous() for x in expected.unbind(3)])
+    separate = run("cuda", apart((grad, grad_lse, qkv, None, None, *rest)))
+    assert_same_bits(separate, [x.contiguous() for x in expected.unbind(3)])
 
 
 def test_nothing_is_launched_for_an_empty_batch() -> None:

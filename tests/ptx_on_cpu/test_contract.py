@@ -132,11 +132,15 @@ def test_clusters(name: str, tokens: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", CUDA_ATTENTION)
 @pytest.mark.parametrize(("d", "dtype"), [(64, torch.bfloat16), (80, torch.float16)], ids=str)
 def test_attention(name: str, d: int, dtype: torch.dtype) -> None:
-    """With all its options; whichever warp is first, the bits are the same."""
+    """With all its options; whichever warp is first, and with q, k, v and the gradient each of its
+    own strides, the bits are the same."""
     arguments = attention.made((1, 1, 39, 4, d), dtype, options=True)
-    found = attention.check(arguments)
+    assert isinstance(arguments[5], torch.Tensor)
+    assert arguments[5] < 39  # there is padding
+    (found,) = attention.check(arguments)
     with cuda_kernels.running(backwards=True), assertions.poisoned_memory():
-        assertions.assert_same_bits(attention.run("cuda", arguments), found)
+        separate = attention.run("cuda", attention.apart(arguments))
+    assertions.assert_same_bits(separate, [x.contiguous() for x in found.unbind(3)])
 
 
 @pytest.mark.parametrize("name", ["spatial_attention_forward"])
