@@ -87,7 +87,12 @@ LOW = ("float32", *PLACED)
 and may divide integers by the same guess."""
 
 _ANCHORS = {
-    "tensor": (r"mma\..*", ""),
+    "load": (r"(ld\.global|cp\.async\.c[ag])\..*", r"(LDG?|LDGSTS)\b.*"),
+    "store": (r"st\.global\..*", r"STG?\b.*"),
+    "shared load": (r"ld\.shared\..*", r"LDS\b.*"),
+    "shared store": (r"st\.shared\..*", r"STS\b.*"),
+    "matrices": (r"(ld|st)matrix\..*", r"(LD|ST)SM\b.*"),
+    "tensor": (r"mma\..*", r"\w+MMA\b.*"),
     "barrier": (r"bar", r"BAR\..*SYNC.*"),
     "shuffle": (r"shfl\..*", r"SHFL\b.*"),
     "reduction": (r"redux\..*", r"REDUX\b.*"),
@@ -98,37 +103,26 @@ _ANCHORS = {
     "division": (r"(div|rcp)\b.*\.f32", r"MUFU\.RCP"),
     "root": (r"r?sqrt\b.*\.f32", r"MUFU\.(RSQ|SQRT)"),
 }
-"""Anchors that are counted, in PTX and in SASS; others are measured by what they move."""
-
-_MOVES = {"LD": "load", "LDG": "load", "LDGSTS": "load", "ST": "store", "STG": "store"}
-_MOVES |= {"LDS": "shared load", "STS": "shared store"}
-_PTX_MOVES = {"ld.shared": "shared load", "st.shared": "shared store", "st.global": "store"}
+"""In PTX and in SASS."""
 
 
 @cache
-def _counted(name: str, sass: bool) -> str:
+def _named(name: str, sass: bool) -> str:
     return next((what for what, one in _ANCHORS.items() if re.fullmatch(one[sass], name)), "")
 
 
-def _of_sass(one: Instruction) -> tuple[str, float]:
-    """An instruction's anchor ('' if none), and how much of that it is."""
-    if one.base in _MOVES:
-        return _MOVES[one.base], one.bytes / 16
-    if one.flops:
-        return "tensor", one.flops / 4096
-    if one.matrices:
-        return "matrices", one.matrices / 4
-    return _counted(one.opcode, True), 1.0
-
-
-def _of_ptx(row: Row) -> tuple[str, float]:
-    if row.loads:
-        return "load", row.bytes / 16
-    if moves := re.match(r"(ld\.shared|st\.shared|st\.global)\.", row.name):
-        return _PTX_MOVES[moves[1]], row.bytes / 16
-    if matrices := re.match(r"(?:ld|st)matrix\.x(\d)", row.name):
-        return "matrices", int(matrices[1]) / 4
-    return _counted(row.name, False), 1.0
+def anchor_of(one: Row | Instruction) -> tuple[str, float]:
+    """An instruction's anchor ('' if none), and how much of that it is: in 16 bytes a lane, four
+    matrices, products of 4,096 operations; else 1."""
+    if isinstance(one, Instruction):
+        what, products = _named(one.opcode, True), one.flops / 4096
+    else:
+        what, products = _named(one.name, False), 1.0
+    if what.endswith(("load", "store")):
+        return what, one.bytes / 16
+    if what == "matrices":
+        return what, one.matrices / 4
+    return what, products if what == "tensor" else 1.0
 
 
 def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False) -> Wanted:
@@ -137,7 +131,7 @@ def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False)
     visits = counting.rows["visits"] / warps
     anchors: dict[tuple[str, str, Place], float] = defaultdict(float)
     for one, times, place in zip(kernel.rows, visits, places, strict=True):
-        what, amount = _of_ptx(one)
+        what, amount = anchor_of(one)
         if what:
             anchors["" if across else one.source, what, place] += amount * times
     partings = counting.rows["partings"].sum() / warps
@@ -213,7 +207,7 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     anchors: dict[tuple[str, str], _Anchor] = defaultdict(_Anchor)
     for at in problem.count:
         for one in blocks[at].instructions:
-            what, amount = _of_sass(one)
+            what, amount = anchor_of(one)
             if what:
                 key = ("" if across else one.source, what)
                 anchors[key].held.append((at, amount, one.guarded))
@@ -343,7 +337,7 @@ class _Problem:
                 wanted.loops,
                 key=lambda of: (len(own & of.places) / len(own | of.places), of.rounds),
             )
-            unknown = not any(_of_sass(one)[0] for one in held) and len(held) < 2 * like.length
+            unknown = not any(anchor_of(one)[0] for one in held) and len(held) < 2 * like.length
             into = [(at in body, edge) for (at, to), edge in self.edges.items() if to == head]
             if head == 0:
                 into.append((False, ONE))

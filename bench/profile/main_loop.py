@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 
-from bench.profile.executed import loops
+from bench.profile.executed import anchor_of, loops
 from bench.profile.sass import PIPES, Block, Instruction
 
 
@@ -23,19 +23,14 @@ def main_loop(blocks: list[Block]) -> dict[str, float]:
         for head, body in found.items()
         if not any(other != head and other in body for other in found)
     ] or [[one for block in blocks for one in block.instructions]]
-    measures: tuple[Callable[[Instruction], float], ...] = (
-        lambda one: one.flops / 4096,
-        lambda one: one.bytes / 16 if one.base in ("LDG", "LDGSTS") else 0.0,
-        lambda one: one.bytes / 16 if one.base == "LDS" else 0.0,
-        lambda one: 1.0,
-    )
-    for measure in measures:
-        work, body = max(
-            ((sum(map(measure, body)), body) for body in bodies),
-            key=lambda of: of[0],
-            default=(0, []),
-        )
-        if work:
+
+    def work(what: str, body: list[Instruction]) -> float:
+        amounts = (amount for name, amount in map(anchor_of, body) if name == what)
+        return sum(amounts) if what else len(body)
+
+    for what in ("tensor", "load", "shared load", ""):
+        body = max(bodies, key=partial(work, what))
+        if done := work(what, body):
             pipes = Counter(one.pipe for one in body)
-            return {pipe: pipes[pipe] / work for pipe in PIPES if pipes[pipe]}
+            return {pipe: pipes[pipe] / done for pipe in PIPES if pipes[pipe]}
     return {}

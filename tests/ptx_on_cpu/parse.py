@@ -70,6 +70,11 @@ class Row:
         vector, bits = re.findall(r"(?:v(\d)\.)?[a-z](\d+)$", self.name)[0]
         return int(vector or 1) * int(bits) // 8
 
+    @property
+    def matrices(self) -> int:
+        """That ldmatrix and stmatrix move."""
+        return int(re.findall(r"matrix\.x(\d)", self.name)[0])
+
     def packed(self) -> tuple[object, ...]:
         """As :data:`INSTRUCTION` has it."""
         operands = self.registers + [-1] * (INSTRUCTION["operand"].shape[0] - len(self.registers))
