@@ -161,7 +161,7 @@ class _Wrapper(TorchDispatchMode):
         self.workload, self.card = workload, card
         self.counting = True  # not in the forward pass of a backward pass
         self.kernels: list[Counts] = []
-        self.calls: list[tuple[str, int, float]] = []  # name, bytes moved, operations
+        self.calls: list[tuple[str, int, float]] = []  # name, bytes moved, clocks of one SM
         self.held = 0  # bytes of all tensors
 
     def zeros(self, size: Any, stride: Any, dtype: torch.dtype, **_: Any) -> Tensor:
@@ -217,7 +217,8 @@ class _Wrapper(TorchDispatchMode):
             seen = {id(one): one for one in (*given, *tensors(results))}
             product = func._opname in ("mm", "bmm")
             flops = 2 * math.prod(given[0].shape) * given[1].shape[-1] if product else 0
-            self.calls.append((f"aten.{func._opname}", total_bytes(list(seen.values())), flops))
+            clocks = flops / self.card.tensor.get(str(given[0].dtype)[6:], math.inf)
+            self.calls.append((f"aten.{func._opname}", total_bytes(list(seen.values())), clocks))
         return results
 
     def kernel(self, name: str, source: str, *_: Any) -> Any:
@@ -269,13 +270,12 @@ class _Wrapper(TorchDispatchMode):
     def estimate(self, counts: list[Counts]) -> float:
         return model.profile(counts, self.card, self.workload.dtype, 0).estimate_us
 
-    def bound(self, moved: int, flops: float) -> float:
+    def bound(self, moved: int, clocks: float) -> float:
         """The least time of a library's call: its bytes', or a product's at the full rate."""
         card = self.card
         in_l2 = self.held <= card.l2_mb * 1e6
         rate = card.l2_bytes * card.sms * card.clock_ghz if in_l2 else card.dram_gb_s
-        clocks = flops / card.tensor[self.workload.dtype] / card.sms
-        return max(moved / rate, clocks / card.clock_ghz) / 1e3
+        return max(moved / rate, clocks / card.sms / card.clock_ghz) / 1e3
 
     def record(self) -> Record:
         """What all of it takes, as a record holds it."""

@@ -137,8 +137,7 @@ f16 from_float<f16>(f32 value) {
 }
 template <>
 bf16 from_float<bf16>(f32 value) {
-  const u32 bits = __builtin_bit_cast(u32, value);
-  return {value == value ? u16((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : u16(0x7fff)};
+  return value;
 }
 template <class T>
 T same(T value) {

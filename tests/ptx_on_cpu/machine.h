@@ -12,6 +12,11 @@ namespace ptx {
 
 struct bf16 {
   uint16_t bits;
+  bf16() = default;
+  bf16(float value) {  // to nearest, to even
+    const auto all = __builtin_bit_cast(uint32_t, value);
+    bits = value == value ? (all + 0x7fff + (all >> 16 & 1)) >> 16 : 0x7fff;
+  }
   operator float() const { return __builtin_bit_cast(float, uint32_t(bits) << 16); }
 };
 using f16 = _Float16;
@@ -34,7 +39,7 @@ struct Instruction {
   int guard;  // the predicate's offset, or -1
   int negated;
   int stores;  // to memory; an atomic one, too
-  int operand[16];
+  int operand[17];
   int64_t number[7];
 };
 

@@ -26,7 +26,7 @@ SPACES = ("param", "global", "shared", "local")
 LANES = 32
 INSTRUCTION = np.dtype(
     [("run", "u8"), *((name, "i4") for name in ("guard", "negated", "stores")),
-     ("operand", "i4", 16), ("number", "i8", 7)], align=True,
+     ("operand", "i4", 17), ("number", "i8", 7)], align=True,
 )  # fmt: skip
 """Of machine.h."""
 

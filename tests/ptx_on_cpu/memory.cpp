@@ -209,31 +209,35 @@ void ballot(Warp& w, const Instruction& i) {
   each(w, [&](int lane) { w.reg<uint32_t>(i.operand[0])[lane] = votes; });
 }
 
-// Atomics on shared or global memory. Lanes take turns in their order. Operands: d, address, value,
-// and a second one of cas.
-template <class T, Space SPACE, class F>
+// Atomics on shared or global memory. Lanes take turns in their order. Operands: d for each number,
+// address, their values, and a second one of cas.
+template <class T, Space SPACE, int COUNT, class F>
 void atomic(Warp& w, const Instruction& i) {
   each(w, [&](int lane) {
-    const uint64_t at = address_of(w, i, 1, 0, lane);
-    char* const place =
-        SPACE == kGlobal ? global(at, sizeof(T)) : shared(w, at, sizeof(T), nullptr, true);
-    T before;
-    std::memcpy(&before, place, sizeof(T));
-    const T value = w.reg<T>(i.operand[2])[lane];
-    T after;
-    if constexpr (std::is_invocable_v<F, T, T, T>)
-      after = F{}(before, value, w.reg<T>(i.operand[3])[lane]);
-    else
-      after = F{}(before, value);
-    std::memcpy(place, &after, sizeof(T));
-    if (i.operand[0] >= 0) w.reg<T>(i.operand[0])[lane] = before;
+    const uint64_t at = address_of(w, i, COUNT, 0, lane);
+    constexpr int kSize = COUNT * sizeof(T);
+    char* place = SPACE == kGlobal ? global(at, kSize) : shared(w, at, kSize, nullptr, true);
+    for (int k = 0; k < COUNT; ++k, place += sizeof(T)) {
+      T before, after;
+      std::memcpy(&before, place, sizeof(T));
+      const T value = w.reg<T>(i.operand[COUNT + 1 + k])[lane];
+      if constexpr (std::is_invocable_v<F, T, T, T>)
+        after = F{}(before, value, w.reg<T>(i.operand[3])[lane]);
+      else
+        after = F{}(before, value);
+      std::memcpy(place, &after, sizeof(T));
+      if (i.operand[k] >= 0) w.reg<T>(i.operand[k])[lane] = before;
+    }
   });
 }
-template <class T, class F>
+template <class T, int COUNT = 1, class F>
 void add_atomics(Table& table, const std::string& name, F) {
-  const std::string operands = std::is_invocable_v<F, T, T, T> ? "4 a 4 4" : "4 a 4";
-  table["atom.global." + name] = {atomic<T, kGlobal, F>, operands};
-  table["atom.shared." + name] = {atomic<T, kShared, F>, operands};
+  std::string values;
+  for (int k = 0; k < COUNT; ++k) values += std::to_string(sizeof(T)) + " ";
+  const std::string operands =
+      values + "a " + values + (std::is_invocable_v<F, T, T, T> ? values : "");
+  table["atom.global." + name] = {atomic<T, kGlobal, COUNT, F>, operands};
+  table["atom.shared." + name] = {atomic<T, kShared, COUNT, F>, operands};
 }
 
 }  // namespace
@@ -271,6 +275,9 @@ void add_memory(Table& table) {
   table["redux.max.u32"] = reduction<uint32_t>(max);
   table["vote.ballot.b32"] = {ballot, "4 0 4"};
   add_atomics<float>(table, "add.f32", add);
+  add_atomics<float, 2>(table, "add.v2.f32", add), add_atomics<float, 4>(table, "add.v4.f32", add);
+  add_atomics<bf16, 2>(table, "add.v2.bf16", add), add_atomics<bf16, 4>(table, "add.v4.bf16", add);
+  add_atomics<bf16, 8>(table, "add.v8.bf16", add);
   add_atomics<int32_t>(table, "min.s32", min);
   add_atomics<uint32_t>(table, "cas.b32", [](uint32_t is, uint32_t expected, uint32_t next) {
     return is == expected ? next : is;

@@ -19,7 +19,7 @@ _BYTES = {"pred": 0, "f16x2": 4, "bf16x2": 4, "f32x2": 8, "bf16": 2}
 _BYTES |= {f"{kind}{8 * size}": size for kind in "busf" for size in (1, 2, 4, 8)}
 
 _DROPPED = {"rn", "full", "sync", "aligned", "row", "col", "uni", "m8n8", "nc", "volatile"}
-_DROPPED |= {"relaxed", "acquire", "release", "acq_rel", "gpu", "cta", "sys"}
+_DROPPED |= {"relaxed", "acquire", "release", "acq_rel", "gpu", "cta", "sys", "noftz"}
 """Parts of a name that say nothing here: roundings that results have anyway, orders of memory."""
 
 _ALIKE = {"exit": "ret", "barrier": "bar"} | dict.fromkeys(
@@ -67,7 +67,7 @@ class Row:
         """That a lane moves at once, of a load, store, atomic or copy."""
         if self.name.startswith("cp"):
             return self.numbers[-1]
-        vector, bits = re.findall(r"(?:v(\d)\.)?[a-z](\d+)$", self.name)[0]
+        vector, bits = re.findall(r"(?:v(\d)\.)?[a-z]+(\d+)$", self.name)[0]
         return int(vector or 1) * int(bits) // 8
 
     @property

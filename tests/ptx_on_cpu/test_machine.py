@@ -132,6 +132,10 @@ def test_what_inductors_kernels_use() -> None:
     next_one = torch.zeros(1, dtype=torch.int32)  # each lane finds what the one before it wrote
     run("add.u32 %r1, %r0, 1; atom.relaxed.gpu.global.cas.b32 %r2, [%rd0], %r0, %r1;", next_one)
     assert next_one.item() == 32
+    halves = torch.zeros(2, dtype=torch.bfloat16)
+    odd = "cvt.rn.f32.u32 %f1, %r0; cvt.rn.bf16.f32 %h1, %f1; cvt.rn.bf16.f32 %h2, 0f3F800000; "
+    run(odd + "atom.global.gpu.relaxed.add.noftz.v2.bf16 {_, %h3}, [%rd0], {%h1, %h2};", halves)
+    assert halves.tolist() == [492, 32]  # each sum is rounded
     wide = "mad.lo.cc.u32 %r4, %r1, %r2, %r1; madc.hi.u32 %r9, %r1, %r2, %r2;"
     factors = zip(words.tolist(), words.flip(0).tolist(), strict=True)
     exact = [(x * y + x + (y << 32)) >> 32 & 0xFFFFFFFF for x, y in factors]
