@@ -277,16 +277,17 @@ class _Wrapper(TorchDispatchMode):
         rate = card.l2_bytes * card.sms * card.clock_ghz if in_l2 else card.dram_gb_s
         return max(moved / rate, clocks / card.sms / card.clock_ghz) / 1e3
 
-    def record(self) -> Record:
-        """What all of it takes, as a record holds it."""
+    def record(self, moved: int) -> Record:
+        """What all of it takes, as a record holds it; ``moved``: bytes that the workload must."""
         profile = model.profile(self.kernels, self.card, self.workload.dtype, 0)
         calls = [(name, self.bound(moved, flops)) for name, moved, flops in self.calls]
         launches = sum(max(us, self.card.launch_us) for _, us in calls)
+        floor = moved / (self.card.dram_gb_s * 1e3)
         return {
             "kernels": [(one.counts.kernel, one.estimate_us) for one in profile.launches],
             "calls": calls,
-            "bound_us": profile.bound_us + sum(us for _, us in calls),
-            "estimate_us": profile.estimate_us + launches,
+            "bound_us": max(floor, profile.bound_us + sum(us for _, us in calls)),
+            "estimate_us": max(floor / model.COPY_SHARE, profile.estimate_us + launches),
         }
 
 
@@ -307,7 +308,10 @@ def _profiled(workload: Workload, peer: str, card: Card) -> tuple[Record, list[T
         else:
             given.append(argument.as_strided(one.shape, one.stride(), one.storage_offset()))
     results = wrapper.run(codes[: 1 if workload.direction == FORWARD else 2], given)
-    return wrapper.record(), [one for one in tensors(results) if one.numel() <= TINY]
+    # Our op may have to write what a peer has no need of, as a loss its gradient.
+    needed = total_bytes(list({id(one): one for one in (*arguments, *tensors(results))}.values()))
+    moved = min(needed, bench_of(workload.op).bytes_of(workload))
+    return wrapper.record(moved), [one for one in tensors(results) if one.numel() <= TINY]
 
 
 def _answer(workload: Workload, peer: str, card: Card) -> Answer:
