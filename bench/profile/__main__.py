@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from bench.harness.records import Record
@@ -29,14 +30,6 @@ from bench.profile.published import ROWS
 from bench.report.tables import table
 from cmpose.ops.backends import OPS
 from csrc.build import BuildError
-
-
-def target_us(workload: Workload, card: Card) -> float | None:
-    """What is to be reached, where there is a target for this workload on this card."""
-    for target in TARGETS:
-        if target.workload == workload:
-            return {H200.name: target.h200_us, RTX_4090.name: target.rtx_4090_us}.get(card.name)
-    return None
 
 
 class Uncountable(RuntimeError):
@@ -71,50 +64,50 @@ def profiled(
     return model.profile(counts, card, workload.dtype, bench_of(workload.op).bytes_of(workload))
 
 
-def _validate(path: Path) -> None:
-    found: list[Record] = []
-    for row in ROWS:
-        counts = counts_of_call(row.call, row.card.arch)
-        profile = model.profile(counts, row.card, FP16, 0)
-        record = results.record(
-            profile,
-            kernel=row.kernel,
-            figure=float(row.figure),
-            unit=row.unit,
-            source=row.source,
-            published_us=row.us,
-            error=profile.estimate_us / row.us - 1,
-        )
-        found.append(record)
-        print(tables.published([record]), flush=True)
-    results.save(path, "published", found)
+def _profile(backend: str | None, workload: Workload, card: Card) -> Record:
+    profile = profiled(workload, card, backend)
+    us = [(one.h200_us, one.rtx_4090_us) for one in TARGETS if one.workload == workload]
+    target = dict(zip((H200.name, RTX_4090.name), us[0] if us else (), strict=False)).get(card.name)
+    of = {"arch": card.arch, "floor_us": profile.floor_us, "target_us": target}
+    return results.record(profile, **asdict(workload), **of)
 
 
-def _profile(
+def _peers(backend: str | None, workload: Workload, card: Card) -> Record:
+    return peers.record(workload, card, profiled(workload, card, backend).estimate_us)
+
+
+def _each(
+    kind: str,
+    record_of: Callable[[Workload, Card], Record],
     workloads: Sequence[Workload],
     cards: Sequence[Card],
     path: Path | None,
-    backend: str | None = None,
 ) -> None:
     """Prints, and writes into ``path``, what can be counted; then raises what could not be."""
+    shown = {"profiles": tables.profile, "peers": tables.peer}[kind]
     refused: list[Uncountable] = []
-    for workload in workloads:
-        for card in cards:
-            try:
-                profile = profiled(workload, card, backend)
-            except Uncountable as error:
-                refused.append(error)
-                if path:
-                    results.put(path, "profiles", workload, card.name, None)
-                continue
-            floor, target = profile.floor_us, target_us(workload, card)
-            of = {"arch": card.arch, "floor_us": floor, "target_us": target}
-            record = results.record(profile, **asdict(workload), **of)
-            print(tables.profile(record), flush=True)
-            if path:
-                results.put(path, "profiles", workload, card.name, record)
+    for workload, card in [(workload, card) for workload in workloads for card in cards]:
+        record = None
+        try:
+            record = record_of(workload, card)
+            print(shown(record), flush=True)
+        except Uncountable as error:
+            refused.append(error)
+        if path:
+            results.put(path, kind, workload, card.name, record)
     if refused:
         raise Uncountable("; ".join(map(str, refused)))
+
+
+def _validate(path: Path) -> None:
+    found: list[Record] = []
+    for row in ROWS:
+        profile = model.profile(counts_of_call(row.call, row.card.arch), row.card, FP16, 0)
+        of = {"kernel": row.kernel, "figure": float(row.figure), "unit": row.unit}
+        of |= {"source": row.source, "published_us": row.us}
+        found.append(results.record(profile, **of, error=profile.estimate_us / row.us - 1))
+        print(tables.published(found[-1:]), flush=True)
+    results.save(path, "published", found)
 
 
 def _options(
@@ -144,16 +137,6 @@ def _options(
             rows.append([names, *over, ", ".join(f"{one.registers}" for one in counts)])
         head = ["options", "instructions", "sectors asked for", "estimate", "registers"]
         print(f"{workload} on {card.name}, over no options\n\n{table(head, rows)}\n", flush=True)
-
-
-def _compare(
-    workload: Workload, cards: Sequence[Card], path: Path | None, backend: str | None
-) -> None:
-    for card in cards:
-        record = peers.record(workload, card, profiled(workload, card, backend).estimate_us)
-        print(tables.peer(record), flush=True)
-        if path:
-            results.put(path, "peers", workload, card.name, record)
 
 
 def _sizes(given: Sequence[str], bench: OpBench) -> dict[str, int]:
@@ -210,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.targets:
             path = options.json or results.TARGETS
             ops = [bench_of(options.op).op] if options.op else OPS
-            _profile([t.workload for t in TARGETS if t.op in ops], (RTX_4090, H200), path)
+            spots = [target.workload for target in TARGETS if target.op in ops]
+            _each("profiles", partial(_profile, None), spots, (RTX_4090, H200), path)
         else:
             bench = bench_of(options.op)
             direction = options.direction or bench.directions[0]
@@ -223,10 +207,9 @@ def main(arguments: list[str] | None = None) -> int:
             cards = [BY_ARCH[arch] for arch in options.arch]
             if options.options:
                 _options(workload, cards, options.backend, options.options)
-            elif options.peers:
-                _compare(workload, cards, options.json, options.backend)
             else:
-                _profile([workload], cards, options.json, options.backend)
+                kind, of = ("peers", _peers) if options.peers else ("profiles", _profile)
+                _each(kind, partial(of, options.backend), [workload], cards, options.json)
     except (ValueError, Uncountable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

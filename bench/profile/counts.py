@@ -10,9 +10,9 @@ import math
 import os
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from unittest import mock
 
@@ -115,8 +115,8 @@ def _code(ptx: str, arch: int, flags: tuple[str, ...] = (), ptxas: str | None = 
     return sass.disassembled(sass.assembled(text, arch, *flags, ptxas=ptxas), sources)
 
 
-def _run(one: Launch, arch: int, counting: Counting) -> tuple[Kernel, bool]:
-    """Runs it; the code that ran, and whether that is a stand-in's."""
+def run(one: Launch, arch: int, counting: Counting) -> tuple[Kernel, bool]:
+    """Runs a launch; the code that ran, and whether that is a stand-in's."""
     try:
         return one.run(arch, counting=counting), False
     except Unknown:
@@ -156,7 +156,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
     code = _code(made.ptx, arch, made.flags, made.ptxas)
     chosen = None if whole else sampled(blocks, samples)
     counting = Counting(chosen)
-    kernel, stand_in = _run(one, arch, counting)
+    kernel, stand_in = run(one, arch, counting)
     ran = blocks if chosen is None else len(chosen)
     scale = blocks / ran
     wanted = executed.wanted(kernel, counting, ran * warps, across=stand_in)
@@ -239,35 +239,29 @@ def launches_of_op(
         raise RuntimeError(
             f"a clip of M={sizes['M']} runs for hours on a CPU; give at most M={MOST_TOKENS}"
         )
-    arguments = bench.make(sizes, Cheap(getattr(torch, dtype), "cpu"))
-    used = [bench.options[name](arguments) for name in options]
-    arguments = arguments | dict(ChainMap(*used))
-    taken: list[Launch] = []
-    cuda = is_cuda(op, backend)
-    backend = "cuda" if cuda else "triton"
-    if cuda:
-        build.find_nvcc()
-        os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
-
-    def taking() -> AbstractContextManager[None]:
-        if cuda:
-            return cuda_kernels.taking(taken.append)
-        return triton_kernels.taking(taken.append, arch)
-
-    # What a backward pass of csrc/ does depends on what the forward pass wrote: of one clip, which
-    # is what runs, that runs too. Of a batch nothing does.
-    runs = cuda and op not in PERSISTENT and sizes["B"] == 1 and direction == BACKWARD
-    call: Callable[..., Any] = bench.call
     if direction not in (FORWARD, BACKWARD) or (direction == BACKWARD and not bench.gradients):
         raise ValueError(f"{op}: direction {direction!r}: give forward, or backward if it has one")
+    arguments = bench.make(sizes, Cheap(getattr(torch, dtype), "cpu"))
+    arguments |= dict(ChainMap(*[bench.options[name](arguments) for name in options]))
+    taken: list[Launch] = []
+    if is_cuda(op, backend):
+        build.find_nvcc()
+        os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
+        taking, backend = partial(cuda_kernels.taking, taken.append), "cuda"
+    else:
+        taking, backend = partial(triton_kernels.taking, taken.append, arch), "triton"
+    call: Callable[..., Any] = partial(bench.call, backend=backend)
     if direction == FORWARD:
         with taking(), torch.no_grad():
-            call(**arguments, backend=backend)
+            call(**arguments)
         return taken
+    # What a backward pass of csrc/ does depends on what the forward pass wrote: of one clip, which
+    # is what runs, that runs too. Of a batch nothing does.
+    runs = backend == "cuda" and op not in PERSISTENT and sizes["B"] == 1
     given = [one for name in bench.gradients for one in tensors(arguments[name])]
     inputs = [one.requires_grad_() for one in given]
     with nullcontext() if runs else taking():
-        made = tensors(call(**arguments, backend=backend))
+        made = tensors(call(**arguments))
     taken.clear()
     outputs = [one for one in made if one.requires_grad]
     with taking():

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 
@@ -113,10 +114,8 @@ _TAKER = ctypes.CFUNCTYPE(
 def taking(taker: Callable[[Launch], Any]) -> Iterator[None]:
     """Within it backend ``cuda`` takes CPU tensors, and ``taker`` gets its launches."""
     library = ctypes.CDLL(_module_path())
-    base = ctypes.cast(library.cuda_on_cpu_hand_over, ctypes.c_void_p).value
-    offsets = {name: offset for offset, name in _addresses().items()}
-    assert base is not None
-    base -= offsets["cuda_on_cpu_hand_over"]
+    own = ctypes.cast(library.cuda_on_cpu_hand_over, ctypes.c_void_p).value or 0
+    [offset] = [at for at, name in _addresses().items() if name == "cuda_on_cpu_hand_over"]
     known: list[Tensor] = []
     original = cuda.address
     message = ctypes.create_string_buffer(1000)
@@ -130,7 +129,7 @@ def taking(taker: Callable[[Launch], Any]) -> Iterator[None]:
         kernel: int, blocks: int, threads: int, shared: int, parameters: int, size: int
     ) -> int | None:
         try:
-            name = _addresses()[kernel - base]
+            name = _addresses()[kernel - own + offset]
             given = ctypes.string_at(parameters, size)
             taker(launch(name, blocks, threads // 32, shared, given, known))
         except Exception as error:
@@ -139,13 +138,12 @@ def taking(taker: Callable[[Launch], Any]) -> Iterator[None]:
         return None
 
     callback = _TAKER(take)
-    cuda.address = noted
     library.cuda_on_cpu_hand_over(callback)
     try:
-        yield
+        with patch.object(cuda, "address", noted):
+            yield
     finally:
         library.cuda_on_cpu_hand_over(_TAKER())
-        cuda.address = original
 
 
 @contextmanager

@@ -303,7 +303,7 @@ def test_a_loop_without_accesses(arch: int) -> None:
     one = counts.launches_of_op("corrupt_tokens", arch, {"B": 1}, "forward")[0]
     made, counting = one.code(arch), Counting([0])
     blocks = counts._code(made.ptx, arch, made.flags).blocks
-    kernel, _ = counts._run(one, arch, counting)
+    kernel, _ = counts.run(one, arch, counting)
     found = executed.executed(blocks, executed.wanted(kernel, counting, one.warps))
     text, start = inspect.getsourcelines(philox.permuted.fn)
     line = start + next(at for at, row in enumerate(text) if "swap = " in row)
