@@ -103,8 +103,8 @@ def interpreter_refusal(
     It computes bfloat16 wrongly and in silence; on a GPU the kernels take it.
     """
     dtypes = {"dtype": dtype} | {n: t.dtype for n, t in tensors.items() if t is not None}
-    for name, given in dtypes.items() if _interpreted() else ():
-        if given == torch.bfloat16:
+    for name, tensor_dtype in dtypes.items() if _interpreted() else ():
+        if tensor_dtype == torch.bfloat16:
             return f"{name} is bfloat16, which Triton's interpreter computes wrongly"
     return None
 
@@ -215,8 +215,8 @@ _WITHOUT = {"cpu": _without_cpu, "triton": _without_triton, "cuda": _without_cud
 def _unavailable(op: str, backend: str, device: torch.device) -> str | None:
     """Why ``backend`` cannot run ``op`` on ``device`` at all."""
     if backend not in _ENTRIES[op].limits:
-        what = "CPU path" if backend == "cpu" else f"{backend} kernel"
-        return f"it has no {what} in this version"
+        implementation = "CPU path" if backend == "cpu" else f"{backend} kernel"
+        return f"it has no {implementation} in this version"
     return _WITHOUT[backend](device)
 
 
@@ -288,11 +288,11 @@ def backend(name: str | None = None, /, **per_op: str) -> Iterator[None]:
     """
     for op in per_op:
         _check_op(op)
-    asked = ({_ALL: name} if name is not None else {}) | per_op
-    for value in asked.values():
+    forced = ({_ALL: name} if name is not None else {}) | per_op
+    for value in forced.values():
         _check_name("backend", value)
     before = dict(_forced)
-    _forced.update(asked)
+    _forced.update(forced)
     try:
         yield
     finally:
@@ -300,7 +300,7 @@ def backend(name: str | None = None, /, **per_op: str) -> Iterator[None]:
         _forced.update(before)
 
 
-def _asked(op: str, backend: str) -> tuple[str, str]:
+def _requested(op: str, backend: str) -> tuple[str, str]:
     """The backend that is asked for, and what asks for it (empty for ``auto``)."""
     if not isinstance(backend, str) or backend != "auto":
         _check_name("backend", backend)
@@ -322,9 +322,9 @@ _VARIABLES = {op: f"CMPOSE_{op.upper()}_BACKEND" for op in OPS}
 
 def _warn_of_unknown_variables() -> None:
     """Names the variables that would choose an op's backend if there were such an op."""
-    known = "CMPOSE_BACKEND", *_VARIABLES.values()
+    variables = "CMPOSE_BACKEND", *_VARIABLES.values()
     for name in os.environ:
-        if name.startswith("CMPOSE_") and name.endswith("_BACKEND") and name not in known:
+        if name.startswith("CMPOSE_") and name.endswith("_BACKEND") and name not in variables:
             ops = ", ".join(OPS)
             warnings.warn(f"{name} is ignored: no such op; the ops are {ops}", stacklevel=2)
 
@@ -348,11 +348,11 @@ def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
         ValueError: there is no such backend.
         BackendUnavailable: the backend asked for cannot run this call.
     """
-    asked, source = _asked(op, backend)
-    if asked == "reference":
+    requested, source = _requested(op, backend)
+    if requested == "reference":
         return PLAIN
     limits = _ENTRIES[op].limits
-    if asked == "auto":
+    if requested == "auto":
         reasons = []
         for other in _ORDER.get(device.type, ()):
             if other in limits:
@@ -362,13 +362,13 @@ def choose(op: str, backend: str, device: torch.device, *arguments: Any) -> str:
         if reasons:
             _tell(op, "; ".join(reasons))
         return "reference"
-    reason = _refusal(op, asked, device, arguments)
+    reason = _refusal(op, requested, device, arguments)
     if reason is not None:
         raise BackendUnavailable(
-            f"{op} cannot run on backend {asked!r} (from {source}): {reason}; "
+            f"{op} cannot run on backend {requested!r} (from {source}): {reason}; "
             "use backend='auto' or 'reference'"
         )
-    return asked
+    return requested
 
 
 def _refusal(op: str, other: str, device: torch.device, arguments: tuple[Any, ...]) -> str | None:
@@ -444,6 +444,6 @@ def explain(op: str, *arguments: Any, **keywords: Any) -> Explanation:
         reasons[other] = _unavailable(op, other, tensor.device)
         if reasons[other] is None and (limit := public.limits[other]) is not None:
             reasons[other] = limit(**{n: values[n] for n in inspect.signature(limit).parameters})
-    asked, source = _asked(op, values["backend"])
-    runs = _best(tensor.device, reasons) if asked == "auto" else asked
-    return Explanation(op, runs, f"{asked}, from {source}" if source else "auto", reasons)
+    requested, source = _requested(op, values["backend"])
+    runs = _best(tensor.device, reasons) if requested == "auto" else requested
+    return Explanation(op, runs, f"{requested}, from {source}" if source else "auto", reasons)

@@ -107,8 +107,8 @@ def corrupt_tokens_backward_reference(
     """
     n = masked.shape[-1]
     grad_32 = grad.to(checks.accumulator(grad))
-    kept = grad_32[1, :, :, :n].masked_fill(masked[..., None], 0.0)
-    tokens = grad_32[0, :, :, :n] + kept + grad_32[2, :, :, :n]
+    unmasked = grad_32[1, :, :, :n].masked_fill(masked[..., None], 0.0)
+    tokens = grad_32[0, :, :, :n] + unmasked + grad_32[2, :, :, :n]
     keypoints = grad_32[:, :, :, n:].sum(dim=(0, 1, 2))
     position = grad.new_empty(0, dtype=position_dtype or grad.dtype)
     if position_dtype is not None:
@@ -136,8 +136,8 @@ def _cpu_forward(
     clips = torch.arange(first_clip, first_clip + batch)
     selected = _selected(seed, clips, frames * n, (mask_ratio, noise_ratio), selection)
     masked, noised = (chosen.reshape(batch, frames, n) for chosen in selected)
-    given = tokens, keypoint_tokens, position, position_after, masked, noised
-    return cpu.forward(*given, first_clip, seed, noise_std), masked, noised
+    inputs = tokens, keypoint_tokens, position, position_after, masked, noised
+    return cpu.forward(*inputs, first_clip, seed, noise_std), masked, noised
 
 
 # -- registered op --------------------------------------------------------------------------------

@@ -130,8 +130,8 @@ def _cuda_arguments(
 
 def _cuda_forward(tokens: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     tokens = tokens.contiguous()
-    given, results, space = _cuda_arguments(tokens, *arguments)
-    cuda.call("dpc_knn", tokens, *given, space)
+    cuda_arguments, results, space = _cuda_arguments(tokens, *arguments)
+    cuda.call("dpc_knn", tokens, *cuda_arguments, space)
     return results
 
 
@@ -151,12 +151,12 @@ def _cuda_forward_merge(tokens: Tensor, weights: Tensor, *arguments: Any) -> tup
         return _in_two_calls(_cuda_forward, "cuda", tokens, weights, *arguments)
     *options, normalize, want_gradient = arguments
     tokens, weights = tokens.contiguous(), weights.contiguous()
-    given, results, space = _cuda_arguments(tokens, *options)
+    cuda_arguments, results, space = _cuda_arguments(tokens, *options)
     num_clusters = ClusterResult(*results).centers.shape[1]
     merged, total, exact = merged_fake(tokens, weights, num_clusters, want_gradient)
     cuda.call(
-        "dpc_knn_merge", tokens, *given, cuda.DTYPES[weights.dtype], normalize, weights, merged,
-        total, exact if exact.numel() else None, space,
+        "dpc_knn_merge", tokens, *cuda_arguments, cuda.DTYPES[weights.dtype], normalize, weights,
+        merged, total, exact if exact.numel() else None, space,
     )  # fmt: skip
     return *results, merged, total, exact
 
@@ -177,8 +177,8 @@ def _cluster_fake(tokens: Tensor, num_clusters: int) -> tuple[Tensor, ...]:
 
 
 def _cpu_or_reference(*arguments: Any) -> tuple[Tensor, ...]:
-    found = cpu.forward(*arguments)
-    return dpc_knn_reference(*arguments) if found is None else found
+    results = cpu.forward(*arguments)
+    return dpc_knn_reference(*arguments) if results is None else results
 
 
 def _reference_forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -335,16 +335,16 @@ def dpc_knn(
     tokens, scaled = _measured(tokens.detach(), metric, scale)
     arguments = tokens, valid, k, num_clusters, scaled, include_self, peak_delta
     if chosen == backends.PLAIN:
-        found = dpc_knn_reference(*arguments, return_neighbors)
+        results = dpc_knn_reference(*arguments, return_neighbors)
     else:
         forward = _forward_neighbors if return_neighbors else _forward
-        found = forward(*arguments, chosen)
-    clusters = ClusterResult(*found[:4])
+        results = forward(*arguments, chosen)
+    clusters = ClusterResult(*results[:4])
     if not return_neighbors:
         return clusters
     unit = float(tokens.shape[2]) if scale else 1.0
-    near = found[4] / 2 if metric == "cosine" else (found[4] / unit).sqrt()
-    return clusters, Neighbors(near, found[5], None)
+    near = results[4] / 2 if metric == "cosine" else (results[4] / unit).sqrt()
+    return clusters, Neighbors(near, results[5], None)
 
 
 def _measured(tokens: Tensor, metric: str, scale: bool) -> tuple[Tensor, bool]:

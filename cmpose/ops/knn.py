@@ -50,10 +50,10 @@ def _knn(
     tokens = distances.unit_tokens(tokens) if cosine else tokens
     within = -1.0 if radius is None else 2.0 * radius if cosine else float(radius) * radius
     within = min(within, torch.finfo(checks.accumulator(tokens)).max)  # beyond are no neighbours
-    found = cpu.forward(tokens, valid, k, include_self, within) if backend == "cpu" else None
-    if found is None:
-        found = nearest_reference(tokens, valid, k, include_self, within)
-    square, indices, counts = found
+    results = cpu.forward(tokens, valid, k, include_self, within) if backend == "cpu" else None
+    if results is None:
+        results = nearest_reference(tokens, valid, k, include_self, within)
+    square, indices, counts = results
     near = square / 2 if cosine else square.sqrt()
     return near, indices, counts.new_empty(0) if radius is None else counts
 
@@ -133,8 +133,8 @@ def knn(
         radius = float(radius) if radius <= torch.finfo(torch.float64).max else INF
     arguments = tokens.detach(), valid, k, include_self, metric, radius
     chosen = backends.choose("knn", backend, tokens.device)
-    found = _knn(*arguments) if chosen == backends.PLAIN else _forward(*arguments, chosen)
-    return Neighbors(found[0], found[1], None if radius is None else found[2])
+    results = _knn(*arguments) if chosen == backends.PLAIN else _forward(*arguments, chosen)
+    return Neighbors(results[0], results[1], None if radius is None else results[2])
 
 
 def check_tokens(

@@ -116,15 +116,17 @@ def wants_gradient(op: str, *tensors: Tensor | None) -> bool:
         RuntimeError: forward-mode differentiation, of which the registered op would silently make
             a constant, or a gradient within ``torch.func``.
     """
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    requires_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in tensors
+    )
     if not torch.compiler.is_compiling():
-        if wanted and torch._C._are_functorch_transforms_active():
+        if requires_grad and torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 f"{op}: its kernels have no gradient within torch.func (grad, vjp, jacrev, vmap); "
                 "backend='reference' has"
             )
         _refuse_tangents(op, tensors)
-    return wanted
+    return requires_grad
 
 
 def _refuse_tangents(op: str, arguments: tuple[Any, ...]) -> None:

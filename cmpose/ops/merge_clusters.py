@@ -123,8 +123,8 @@ def _cuda_backward(
     want_tokens: bool,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    given = (tokens, weights, assignment, total, exact, d_merged)
-    tokens, weights, assignment, total, exact, d_merged = (t.contiguous() for t in given)
+    operands = (tokens, weights, assignment, total, exact, d_merged)
+    tokens, weights, assignment, total, exact, d_merged = (t.contiguous() for t in operands)
     d_tokens = torch.empty_like(tokens) if want_tokens else tokens.new_empty(0)
     d_weights = torch.empty_like(weights) if want_weights else weights.new_empty(0)
     shape = clusters_shape(tokens, total.shape[1])

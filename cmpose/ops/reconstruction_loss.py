@@ -53,10 +53,10 @@ def reconstruction_loss_with_gradients_reference(
     difference = torch.where(corrupted[..., None], pred.to(loss.dtype) - target.to(loss.dtype), 0.0)
     two = torch.full_like(loss, 2.0 / max(pred.shape[-1], 1) if per_channel else 2.0)
     factor = divide_by_count(two, corrupted.sum() if normalizer is None else normalizer)
-    for tensor, wanted, sign in ((pred, want_pred, 1.0), (target, want_target, -1.0)):
+    for tensor, want, sign in ((pred, want_pred, 1.0), (target, want_target, -1.0)):
         dtype = library.gradient_dtype(tensor.dtype)
         gradient = (difference * (sign * factor)).to(dtype).contiguous()
-        gradients.append(gradient if wanted else tensor.new_empty(0, dtype=dtype))
+        gradients.append(gradient if want else tensor.new_empty(0, dtype=dtype))
     return loss, gradients[0], gradients[1]
 
 
@@ -74,9 +74,9 @@ def _cpu_forward(
     none = tuple(pred.new_empty(0, dtype=dtype) for dtype in dtypes)
     if not (want_pred or want_target):
         return loss, none[0], none[1]
-    one, wanted = torch.ones_like(loss), (want_pred, want_target)
-    found = cpu.gradients(one, corrupted, dtypes, *wanted, *parts)
-    d_pred, d_target = (b if a is None else a for a, b in zip(found, none, strict=True))
+    one, wants = torch.ones_like(loss), (want_pred, want_target)
+    gradients = cpu.gradients(one, corrupted, dtypes, *wants, *parts)
+    d_pred, d_target = (b if a is None else a for a, b in zip(gradients, none, strict=True))
     return loss, d_pred, d_target
 
 
@@ -95,10 +95,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = pred.new_empty((), dtype=checks.accumulator(pred, target))
     gradients = [
-        tensor.new_empty(
-            tensor.shape if wanted else (0,), dtype=library.gradient_dtype(tensor.dtype)
-        )
-        for tensor, wanted in ((pred, want_pred), (target, want_target))
+        tensor.new_empty(tensor.shape if want else (0,), dtype=library.gradient_dtype(tensor.dtype))
+        for tensor, want in ((pred, want_pred), (target, want_target))
     ]
     return loss, gradients[0], gradients[1]
 
@@ -163,9 +161,9 @@ class _ReconstructionLoss(torch.autograd.Function):
                 return cpu.gradients(upstream, corrupted, dtypes, want_pred, want_target, *parts)
             return tuple(
                 library.scaled(gradient, upstream, tensor.dtype, _scale, corrupted, backend)
-                if wanted
+                if want
                 else None
-                for gradient, tensor, wanted in zip(
+                for gradient, tensor, want in zip(
                     gradients, (pred, target), (want_pred, want_target), strict=True
                 )
             )

@@ -75,8 +75,8 @@ def cuda_refusal(qkv: Tensor) -> str | None:
     if qkv.dtype not in (torch.bfloat16, torch.float16):
         return f"qkv is {str(qkv.dtype)[6:]}; the CUDA kernels take bfloat16 and float16"
     if qkv.shape[-1] not in CUDA_HEAD_DIMS:
-        taken = " and ".join(map(str, CUDA_HEAD_DIMS))
-        return f"the head dimension is {qkv.shape[-1]}; the CUDA kernels take {taken}"
+        head_dims = " and ".join(map(str, CUDA_HEAD_DIMS))
+        return f"the head dimension is {qkv.shape[-1]}; the CUDA kernels take {head_dims}"
     if qkv.shape[2] > CUDA_TOKENS:
         return f"a frame has {qkv.shape[2]} tokens; the CUDA kernels take up to {CUDA_TOKENS}"
     return None
@@ -107,16 +107,16 @@ def _cuda_forward(
 ) -> tuple[Tensor, Tensor]:
     """The attention, and its log-sum-exp if it is asked for, in one launch."""
     out, lse = _forward_fake(qkv, k, v, lengths, scale, with_lse)
-    given = [x if _in_rows(x) else _copied(x) for x in attention.separate(qkv, k, v)]
+    operands = [x if _in_rows(x) else _copied(x) for x in attention.separate(qkv, k, v)]
     cuda.call(
         "spatial_attention",
         qkv,
         cuda.DTYPES[qkv.dtype],
         *out.shape,
         scale,
-        *(x.stride()[:4] for x in given),
+        *(x.stride()[:4] for x in operands),
         cuda.multiprocessors(qkv),
-        *(*given, None if lengths is None else lengths.contiguous(), out),
+        *(*operands, None if lengths is None else lengths.contiguous(), out),
         lse if with_lse else None,
     )
     return out, lse
@@ -138,7 +138,7 @@ def _cuda_backward(
     results = attention.empty_gradients(qkv, k, v)
     if qkv.numel() == 0:
         return results
-    given = [x if _in_rows(x) else _copied(x) for x in (*attention.separate(qkv, k, v), grad)]
+    operands = [x if _in_rows(x) else _copied(x) for x in (*attention.separate(qkv, k, v), grad)]
     grads = results[0].unbind(3) if k is None else results
     cuda.call(
         "spatial_attention_backward",
@@ -146,10 +146,10 @@ def _cuda_backward(
         cuda.DTYPES[qkv.dtype],
         *grad.shape,
         scale,
-        *(x.stride()[:4] for x in given),
+        *(x.stride()[:4] for x in operands),
         grads[0].stride(2),
         cuda.multiprocessors(qkv),
-        *given,
+        *operands,
         *(None if x is None else x.contiguous() for x in (lengths, grad_lse)),
         *grads,
     )
@@ -359,8 +359,8 @@ def _triton_limits(
     if (refusal := attention.kernel_refusal(first)) is not None:
         return refusal
     if first.shape[-1] % 16 or not 16 <= first.shape[-1] <= MAX_HEAD_DIM:
-        taken = f"multiples of 16 up to {MAX_HEAD_DIM}"
-        return f"the head dimension is {first.shape[-1]}; the kernels take {taken}"
+        head_dims = f"multiples of 16 up to {MAX_HEAD_DIM}"
+        return f"the head dimension is {first.shape[-1]}; the kernels take {head_dims}"
     return None
 
 

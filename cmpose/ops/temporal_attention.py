@@ -27,13 +27,13 @@ def _time_outside(x: Tensor) -> Tensor:
 
 def _allowed(lengths: Tensor | None, causal: bool, q: Tensor) -> Tensor | None:
     """The frames that a frame attends to: [B or 1, 1, 1, T or 1, T]."""
-    T, found = q.shape[1], None
+    T, allowed = q.shape[1], None
     if lengths is not None:
-        found = attention.keys_within(lengths, T)[:, None, None, None]
+        allowed = attention.keys_within(lengths, T)[:, None, None, None]
     if causal:
         order = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-        found = order if found is None else found & order
-    return found
+        allowed = order if allowed is None else allowed & order
+    return allowed
 
 
 # Many parameters: those of the registered op.
@@ -202,8 +202,8 @@ def _triton_limits(
     if first.shape[1] > MAX_FRAMES:
         return f"there are {first.shape[1]} frames; the kernels take up to {MAX_FRAMES}"
     if first.shape[-1] % 16 or first.shape[-1] > MAX_HEAD_DIM:
-        taken = f"multiples of 16 up to {MAX_HEAD_DIM}"
-        return f"the head dimension is {first.shape[-1]}; the kernels take {taken}"
+        head_dims = f"multiples of 16 up to {MAX_HEAD_DIM}"
+        return f"the head dimension is {first.shape[-1]}; the kernels take {head_dims}"
     return None
 
 

@@ -83,9 +83,9 @@ def _cuda_forward(
     assignment: Tensor,
 ) -> Tensor:
     tokens = _forward_fake(causal, merged, causal_index, noncausal_index, assignment, "cuda")
-    given = (causal, merged, causal_index, noncausal_index, assignment)
+    operands = (causal, merged, causal_index, noncausal_index, assignment)
     shape = _shape(tokens, assignment, merged.shape[1])
-    cuda.call("unmerge_tokens", tokens, *shape, *(t.contiguous() for t in given), tokens)
+    cuda.call("unmerge_tokens", tokens, *shape, *(t.contiguous() for t in operands), tokens)
     return tokens
 
 
@@ -98,8 +98,8 @@ def _cuda_backward(
     want_causal: bool,
     want_merged: bool,
 ) -> tuple[Tensor, Tensor]:
-    given = (d_tokens, causal_index, noncausal_index, assignment)
-    d_tokens, causal_index, noncausal_index, assignment = (t.contiguous() for t in given)
+    operands = (d_tokens, causal_index, noncausal_index, assignment)
+    d_tokens, causal_index, noncausal_index, assignment = (t.contiguous() for t in operands)
     shape = _shape(d_tokens, assignment, num_clusters)
     space = cuda.workspace(native.module().clusters_workspace(*shape[:5]), d_tokens)
     d_causal, d_merged = _backward_fake(

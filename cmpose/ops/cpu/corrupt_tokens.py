@@ -58,12 +58,12 @@ def forward(
         branch.index_copy_(0, row + row // N * K, added[row % (T * N)].to(x.dtype))
 
     branch = x[2].view(B * T * (N + K), D)
-    given = tokens.reshape(B * T * N, D)
+    flat_tokens = tokens.reshape(B * T * N, D)
     rows = noised.flatten().nonzero()[:, 0]
     for row in rows.split(max(1, _COUNTERS * 4 // D)):
         token = row % (T * N)
         noise = _normals(int(seed), row // (T * N) + first_clip, token, D).mul_(noise_std)
-        value = given[row].to(wide)
+        value = flat_tokens[row].to(wide)
         if added is None:
             value += noise
         elif position_after:
@@ -84,8 +84,8 @@ def backward(
     """The gradients, as the reference's."""
     N = masked.shape[-1]
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-    clean, kept, noised = wide[:, :, :, :N]
-    tokens = kept.masked_fill(masked[..., None], 0.0).add_(clean).add_(noised)
+    clean, masked_branch, noised = wide[:, :, :, :N]
+    tokens = masked_branch.masked_fill(masked[..., None], 0.0).add_(clean).add_(noised)
     slots = wide.sum(dim=(0, 1))
     keypoints = slots[:, N:].sum(dim=0).to(keypoint_dtype)
     if not position_after:
@@ -96,8 +96,8 @@ def backward(
 
 def _normals(seed: int, clip: Tensor, token: Tensor, width: int) -> Tensor:
     """``philox.gaussian_rows`` of tokens [R] of clips [R]: [R, width]."""
-    made = torch.empty(len(token), (width + 3) // 4, 4)
-    words = _words(seed, clip[:, None], token[:, None], torch.arange(made.shape[1]))
+    normals = torch.empty(len(token), (width + 3) // 4, 4)
+    words = _words(seed, clip[:, None], token[:, None], torch.arange(normals.shape[1]))
     for pair in (0, 2):
         # (2 · (word >> 9) + 1) · 2⁻²⁴, where 2⁻²⁴ rounds nothing
         radius, angle = (
@@ -106,9 +106,9 @@ def _normals(seed: int, clip: Tensor, token: Tensor, width: int) -> Tensor:
         )  # fmt: skip
         radius.mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
         angle.mul_(2 * math.pi * 2.0**-24)
-        torch.mul(radius, angle.cos(), out=made[..., pair])
-        torch.mul(radius, angle.sin_(), out=made[..., pair + 1])
-    return made.flatten(1)[:, :width]
+        torch.mul(radius, angle.cos(), out=normals[..., pair])
+        torch.mul(radius, angle.sin_(), out=normals[..., pair + 1])
+    return normals.flatten(1)[:, :width]
 
 
 def _words(seed: int, clip: Tensor, token: Tensor, element: Tensor) -> list[Tensor]:

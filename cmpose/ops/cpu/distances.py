@@ -202,13 +202,13 @@ class Clips(NamedTuple):
     def of(cls, tokens: Tensor, valid: Tensor | None) -> Clips | None:
         """Of tokens [B, M, D] and ``valid`` [B, M]; None where a d² of finite tokens overflows."""
         wide = torch.promote_types(tokens.dtype, torch.float32)
-        made = Distances(centred(tokens.to(wide), valid))
-        if made.sound():  # then all are finite
+        distances = Distances(centred(tokens.to(wide), valid))
+        if distances.sound():  # then all are finite
             finite = torch.ones(tokens.shape[:2], dtype=torch.bool)
-            return cls(made, finite, finite if valid is None else valid, valid is None)
+            return cls(distances, finite, finite if valid is None else valid, valid is None)
         x, finite, usable = usable_tokens(tokens, valid)
-        made = Distances(centred(x, usable))
-        return cls(made, finite, usable, False) if made.sound() else None
+        distances = Distances(centred(x, usable))
+        return cls(distances, finite, usable, False) if distances.sound() else None
 
 
 def smallest(square: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -247,14 +247,14 @@ def _distinct(square: Tensor, k: int) -> Tensor | None:
     if not square.numel():
         return None
     bits = square.view(torch.int32)
-    found = [bits.amin(dim=2, keepdim=True)]
+    least = [bits.amin(dim=2, keepdim=True)]
     for _ in range(k - 1):
-        after = found[-1] + 1
-        found.append((bits - after).bitwise_and_(2**31 - 1).amin(dim=2, keepdim=True).add_(after))
-    values = torch.cat(found, dim=2).view(torch.float32)
+        after = least[-1] + 1
+        least.append((bits - after).bitwise_and_(2**31 - 1).amin(dim=2, keepdim=True).add_(after))
+    values = torch.cat(least, dim=2).view(torch.float32)
     last = values[..., -1:]
     # A row with fewer went round to a negative one; then all others have k at least.
-    lowest, highest = (float(bound) for bound in found[-1].view(torch.float32).aminmax())
+    lowest, highest = (float(bound) for bound in least[-1].view(torch.float32).aminmax())
     if k > 1 and not (lowest > 0 and highest < INF):
         return None
     return values if int((square <= last).count_nonzero()) == values.numel() else None
@@ -345,8 +345,8 @@ def neighbors(
     size = clips.usable.shape[1]
     if keeps_matrix(clips.usable):
         others = masked_matrix(clips, clips.distances.matrix(), include_self)
-        found = nearest_of_few(others, k)
-        return *found, (others <= within).sum(dim=2) if within >= 0 else found[1].new_empty(0)
+        nearest = nearest_of_few(others, k)
+        return *nearest, (others <= within).sum(dim=2) if within >= 0 else nearest[1].new_empty(0)
     near = nearest_of_many(clips, min(k + 1, size), within)
     counts = near.counts + clips.usable if include_self and within >= 0 else near.counts
     return *nearest_in_order(clips, near, k, include_self), counts
@@ -366,20 +366,20 @@ def masked_matrix(clips: Clips, square: Tensor, include_self: bool) -> Tensor:
 def nearest_of_few(others: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """d² and indices [B, M, k] of the nearest, from a masked matrix."""
     if (values := _distinct(others, k)) is None:
-        found = smallest(others, min(k + 1, others.shape[2]))
-        return in_order(*found, k, lambda clip, token: others[clip, token])
+        candidates = smallest(others, min(k + 1, others.shape[2]))
+        return in_order(*candidates, k, lambda clip, token: others[clip, token])
     batch, rows, size = others.shape
-    place = (others <= values[..., -1:]).flatten().nonzero().view(batch, rows, k)
-    place -= torch.arange(0, batch * rows * size, size).view(batch, rows, 1)
-    square, order = others.gather(2, place).sort(dim=2)
-    return square, place.gather(2, order)
+    index = (others <= values[..., -1:]).flatten().nonzero().view(batch, rows, k)
+    index -= torch.arange(0, batch * rows * size, size).view(batch, rows, 1)
+    square, order = others.gather(2, index).sort(dim=2)
+    return square, index.gather(2, order)
 
 
 def nearest_in_order(
-    clips: Clips, found: Nearest, k: int, include_self: bool
+    clips: Clips, nearest: Nearest, k: int, include_self: bool
 ) -> tuple[Tensor, Tensor]:
-    """d² and indices [1, M, k] of a long clip's nearest, of which ``found`` has k + 1 or all."""
-    square, index = found.square, found.indices
+    """d² and indices [1, M, k] of a long clip's nearest, of which ``nearest`` has k + 1 or all."""
+    square, index = nearest.square, nearest.indices
     if include_self:
         own = torch.where(clips.usable, 0.0, INF)[..., None].to(square.dtype)
         tokens = torch.arange(square.shape[1])[None, :, None]

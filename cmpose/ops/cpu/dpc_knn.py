@@ -51,10 +51,10 @@ def forward(
     results = []
     with full_precision():
         for some in clips_at_once(tokens):
-            made = Clips.of(tokens[some], None if valid is None else valid[some])
-            if made is None:
+            clips = Clips.of(tokens[some], None if valid is None else valid[some])
+            if clips is None:
                 return None
-            results.append(find(made, *options))
+            results.append(find(clips, *options))
     return joined(results)
 
 
@@ -79,8 +79,8 @@ def _of_few(
 
     order, rank = distances.order_of(log_density)
     # A comparison and a choice take five times as long as these sums. Above 0 is later or itself.
-    place = rank.to(square.dtype)
-    later = ((place + 1)[:, None] - place[:, :, None]).clamp_(min=0)
+    position = rank.to(square.dtype)
+    later = ((position + 1)[:, None] - position[:, :, None]).clamp_(min=0)
     delta = torch.add(square, later, alpha=torch.finfo(square.dtype).max).amin(dim=2)
     clip = torch.arange(len(rank))[:, None]
     farthest = square if global_max else square[clip, order[:, :1]]
@@ -103,8 +103,8 @@ def _of_few(
 def _first_of_least(rows: Tensor) -> Tensor:
     """``rows.argmin(dim=1)`` of [B, L, M], whose columns it takes together."""
     farther = (rows != rows.amin(dim=1, keepdim=True)).to(torch.int32)
-    place = torch.arange(rows.shape[1], dtype=torch.int32)[:, None]
-    return farther.mul_(rows.shape[1]).add_(place).amin(dim=1).to(torch.int64)
+    index = torch.arange(rows.shape[1], dtype=torch.int32)[:, None]
+    return farther.mul_(rows.shape[1]).add_(index).amin(dim=1).to(torch.int64)
 
 
 def _none(near: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,8 +122,8 @@ def _of_many(
 ) -> Result:
     """From the nearest of every token, of one clip: [1, M, D]."""
     d, valid = clips.distances, clips.usable
-    found = nearest_of_many(clips, min(max(k + 1, _NEAREST), valid.shape[1]))
-    near, index = found.square, found.indices
+    candidates = nearest_of_many(clips, min(max(k + 1, _NEAREST), valid.shape[1]))
+    near, index = candidates.square, candidates.indices
     density = near[..., : k - include_self]
     if include_self:
         density = torch.cat(
@@ -140,7 +140,7 @@ def _of_many(
         later = rank[0] >= rank[0, some, None]
         delta[0, some] = square.masked_fill_(later, INF).amin(dim=2)[0]
     peak = order[0, :1]
-    farthest = found.farthest if global_max else d.block(peak, slice(None), peak)
+    farthest = candidates.farthest if global_max else d.block(peak, slice(None), peak)
     delta[0, peak] = farthest.masked_fill(~valid, 0.0).amax()
     delta = (delta.masked_fill(~valid, 0.0) / unit).sqrt()
 
@@ -160,5 +160,7 @@ def _of_many(
             nearest[0, some] = d.block(some, real, None)[0].argmin(dim=1)
     nearest = nearest.masked_fill(~clips.finite, 0)
     clusters = distances.with_own_clusters(nearest, centers, valid)
-    neighbors = nearest_in_order(clips, found, k, include_self) if want_neighbors else _none(near)
+    neighbors = (
+        nearest_in_order(clips, candidates, k, include_self) if want_neighbors else _none(near)
+    )
     return log_density, delta, centers, clusters, *neighbors

@@ -74,7 +74,7 @@ def gradients(
     factor = None
     if _folded(scale, causal, q):
         q, scale, factor = q * scale, 1.0, scale
-    found = _backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    grads = _backward(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
     if factor is not None:
-        found = found[0] * factor, *found[1:]
-    return [g.transpose(1, 2) for g in found]
+        grads = grads[0] * factor, *grads[1:]
+    return [g.transpose(1, 2) for g in grads]

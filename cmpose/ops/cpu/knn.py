@@ -15,8 +15,8 @@ def forward(
     results = []
     with full_precision():
         for some in clips_at_once(tokens):
-            made = Clips.of(tokens[some], None if valid is None else valid[some])
-            if made is None:
+            clips = Clips.of(tokens[some], None if valid is None else valid[some])
+            if clips is None:
                 return None
-            results.append(neighbors(made, k, include_self, within))
+            results.append(neighbors(clips, k, include_self, within))
     return joined(results)

@@ -41,18 +41,18 @@ def forward(
     qkv: Tensor, k: Tensor | None, v: Tensor | None, lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The attention [B, T, S, H, d], and the log-sum-exp of every row, [B, T, H, S]."""
-    given = separate(qkv, k, v)
-    B, T, S, H, d = given[0].shape
+    operands = separate(qkv, k, v)
+    B, T, S, H, d = operands[0].shape
     wide = checks.accumulator(qkv)
-    if given[0].numel() > 0 and qkv.dtype == wide and _one_batch(given):
-        views = [flash.view(x.flatten(0, 1)) for x in given]
-        out, lse = flash.attend(views, scale, _mask(lengths, given[0]))
+    if operands[0].numel() > 0 and qkv.dtype == wide and _one_batch(operands):
+        views = [flash.view(x.flatten(0, 1)) for x in operands]
+        out, lse = flash.attend(views, scale, _mask(lengths, operands[0]))
         return out.reshape(B, T, S, H, d), lse.reshape(B, T, H, S).contiguous()
     out, lse = qkv.new_empty(B, T, S, H, d), qkv.new_empty(B, T, H, S, dtype=wide)
     # The kernel divides by the number of frames and heads.
-    for part in _parts(given) if out.numel() else ():
-        views = [flash.view(x[part].flatten(0, 1)) for x in given]
-        mask = _mask(None if lengths is None else lengths[part], given[0])
+    for part in _parts(operands) if out.numel() else ():
+        views = [flash.view(x[part].flatten(0, 1)) for x in operands]
+        mask = _mask(None if lengths is None else lengths[part], operands[0])
         some, rows = flash.attend(views, scale, mask)
         out[part], lse[part] = some.unflatten(0, (-1, T)), rows.unflatten(0, (-1, T))
     return out, lse
@@ -71,11 +71,11 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients to the operands, found for some clips at a time, which stay in cache."""
-    given = (grad, *separate(qkv, k, v), out)
+    tensors = (grad, *separate(qkv, k, v), out)
     results = empty_gradients(qkv, k, v)
     grads = results[0].unbind(3) if k is None else results
-    for part in _parts(given) if out.numel() else ():
-        upstream, *views, result = [flash.view(x[part].flatten(0, 1)) for x in given]
+    for part in _parts(tensors) if out.numel() else ():
+        upstream, *views, result = [flash.view(x[part].flatten(0, 1)) for x in tensors]
         mask = _mask(None if lengths is None else lengths[part], out)
         rows = lse[part].flatten(0, 1)
         some = flash.gradients(upstream, views, result, rows, scale, mask)
@@ -102,5 +102,4 @@ def _add_lse_gradient(
     mixed, _ = flash.attend((q, k, k), scale, mask)
     weight = scale * grad_lse[..., None]  # [frames, H, S, 1]
     grads[0] += weight.transpose(1, 2) * mixed
-    given = weight * q, (q, k, k), mixed.transpose(1, 2)
-    grads[1] += flash.gradients(*given, lse, scale, mask)[2]
+    grads[1] += flash.gradients(weight * q, (q, k, k), mixed.transpose(1, 2), lse, scale, mask)[2]

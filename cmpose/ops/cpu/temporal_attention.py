@@ -34,11 +34,11 @@ def _parts(q: Tensor) -> Iterator[Slices]:
 
 def _allowed(lengths: Tensor | None, T: int, causal: bool) -> Tensor | None:
     """Keys that a query attends to: bool [B or 1, T or 1, T]."""
-    found = None if lengths is None else keys_within(lengths, T)[:, None]
+    allowed = None if lengths is None else keys_within(lengths, T)[:, None]
     if causal:
         order = torch.ones(1, T, T, dtype=torch.bool).tril()
-        found = order if found is None else found & order
-    return found
+        allowed = order if allowed is None else allowed & order
+    return allowed
 
 
 def _dots(x: Tensor, y: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ def forward(
     if out.numel() == 0:
         return out
     if T > FEW_FRAMES:
-        for b, given, mask in _clips(parts, lengths):
-            out[b] = flash.attend(given, scale, mask, causal)[0].transpose(0, 1)
+        for b, operands, mask in _clips(parts, lengths):
+            out[b] = flash.attend(operands, scale, mask, causal)[0].transpose(0, 1)
         return out
     allowed, wide = _allowed(lengths, T, causal), checks.accumulator(qkv)
     for part in _parts(parts[0]):
@@ -111,12 +111,12 @@ def backward(
         return results
     grads = results[0].unbind(3) if k is None else results
     if T > FEW_FRAMES:
-        for b, given, mask in _clips((grad, *parts), lengths):
-            upstream, *operands = given
+        for b, tensors, mask in _clips((grad, *parts), lengths):
+            upstream, *operands = tensors
             out, lse = flash.attend(operands, scale, mask, causal)
             result = out.transpose(1, 2)
-            found = flash.gradients(upstream, operands, result, lse, scale, mask, causal)
-            for target, value in zip(grads, found, strict=True):
+            gradients = flash.gradients(upstream, operands, result, lse, scale, mask, causal)
+            for target, value in zip(grads, gradients, strict=True):
                 target[b] = value.transpose(0, 1)
         return results
     allowed, wide = _allowed(lengths, T, causal), checks.accumulator(qkv)
@@ -137,9 +137,9 @@ def _clips(
 ) -> Iterator[tuple[int, list[Tensor], Tensor | None]]:
     """For each clip its tensors as flash attention takes them, positions as batch, and its mask."""
     for b in range(len(tensors[0])):
-        given = [flash.view(x[b].transpose(0, 1)) for x in tensors]  # [S, H, T, d]
+        views = [flash.view(x[b].transpose(0, 1)) for x in tensors]  # [S, H, T, d]
         mask = None
         if lengths is not None:
             allowed = keys_within(lengths[b], tensors[0].shape[1])
             mask = flash.mask_of(allowed[None, None, None], checks.accumulator(tensors[0]))
-        yield b, given, mask
+        yield b, views, mask
