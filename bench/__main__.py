@@ -57,20 +57,20 @@ def lines(record: records.Record) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n")[0])
-    made.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(OPS)}; default all")
-    made.add_argument("--device", choices=["cpu"], help="measures the CPU's ratios to the peers")
-    made.add_argument("--backend", choices=BACKENDS, help="default: every kernel that can run")
-    made.add_argument("--full", action="store_true", help="more samples, max-autotune of peers")
+    cli = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n")[0])
+    cli.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(OPS)}; default all")
+    cli.add_argument("--device", choices=["cpu"], help="measures the CPU's ratios to the peers")
+    cli.add_argument("--backend", choices=BACKENDS, help="default: every kernel that can run")
+    cli.add_argument("--full", action="store_true", help="more samples, max-autotune of peers")
     cases = "the workloads that have a target (the default), the others, or both"
-    made.add_argument("--cases", choices=("targets", "grid", "all"), default="targets", help=cases)
-    made.add_argument("--json", type=Path, help="results file that the records are put into")
-    made.add_argument("--seconds", type=float, help="starts no workload after this time")
-    made.add_argument("--no-peers", action="store_true", help="measures our backends alone")
-    made.add_argument("--no-gate", action="store_true", help="no tests, and no speed-ups")
-    made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="of the tests")
-    made.add_argument("--journal", type=Path, help="file by which a run that was cut goes on")
-    return made
+    cli.add_argument("--cases", choices=("targets", "grid", "all"), default="targets", help=cases)
+    cli.add_argument("--json", type=Path, help="results file that the records are put into")
+    cli.add_argument("--seconds", type=float, help="starts no workload after this time")
+    cli.add_argument("--no-peers", action="store_true", help="measures our backends alone")
+    cli.add_argument("--no-gate", action="store_true", help="no tests, and no speed-ups")
+    cli.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="of the tests")
+    cli.add_argument("--journal", type=Path, help="file by which a run that was cut goes on")
+    return cli
 
 
 def prepared(options: argparse.Namespace, backends: dict[str, list[str]]) -> measure.Run:
@@ -131,10 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
         bench_of(op)  # the error names the op
     backends = {op: measure.backends_for(op, device, options.backend) for op in names}
     run, status = prepared(options, backends), 0
-    wanted = wanted_workloads(names, device == "cpu", options.cases)
+    workloads = wanted_workloads(names, device == "cpu", options.cases)
     if options.device == "cpu":
-        wanted = [workload for op in names for workload in bench_of(op).on_cpu()]
-    for workload in (w for w in wanted if not run.journal.is_done(w)):
+        workloads = [workload for op in names for workload in bench_of(op).on_cpu()]
+    for workload in (w for w in workloads if not run.journal.is_done(w)):
         if options.seconds and time.monotonic() - began > options.seconds:
             print("time is up; the same command goes on")
             return 3

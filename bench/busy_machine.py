@@ -34,14 +34,14 @@ def step_seconds(steps: int) -> float:
 def measure(neighbours: int, setting: dict[str, str], steps: int) -> float:
     """``step_seconds`` in a fresh process, since libgomp reads its settings once."""
     settings = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-    given = {name: value for name, value in os.environ.items() if name not in settings}
+    environment = {name: value for name, value in os.environ.items() if name not in settings}
     command = [sys.executable, "-m", "bench.busy_machine", "--here", "--steps", str(steps)]
     with contextlib.ExitStack() as stack:
         for _ in range(neighbours):
             loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             stack.enter_context(loop)  # waits for its end,
             stack.callback(loop.kill)  # after this
-        return float(subprocess.check_output(command, env=given | setting))
+        return float(subprocess.check_output(command, env=environment | setting))
 
 
 def main() -> None:

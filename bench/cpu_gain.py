@@ -63,9 +63,9 @@ def measure(call: Call, pairs: int) -> dict[str, float]:
         for name in BACKENDS[:: 1 if n % 2 else -1]:
             with ops.backend(name):
                 ms[name].append(1e3 * Clock().wall(call))
-    kept = {name: values[1:] for name, values in ms.items()}  # the first pair warms up
-    ratios = [b / a for a, b in zip(*kept.values(), strict=True)]
-    return {n: statistics.median(v) for n, v in kept.items()} | {"gain": statistics.median(ratios)}
+    timed = {name: values[1:] for name, values in ms.items()}  # the first pair warms up
+    ratios = [b / a for a, b in zip(*timed.values(), strict=True)]
+    return {n: statistics.median(v) for n, v in timed.items()} | {"gain": statistics.median(ratios)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -118,6 +118,6 @@ BENCH = OpBench(
         "compile_tcformer": compiled(tcformer, checked=False),
     },
     flops=_flops,
-    options={"valid": lambda given: {"valid": torch.ones_like(given["tokens"][..., 0]) > 0}},
+    options={"valid": lambda inputs: {"valid": torch.ones_like(inputs["tokens"][..., 0]) > 0}},
     exact_shape=lambda s: {**s, "B": 1, "M": min(s["M"], 1024), "L": min(s["L"], 256)},
 )

@@ -138,14 +138,14 @@ def clips_of(
     A cache is made below ``caches`` if it is not there yet.
     """
     data = replace(DataConfig(), warp=warp, frame_cache_mb=0, **STORES[store])
-    given = sequences, root, SIZE, NUM_FRAMES
-    clips = ClipDataset(*given, data, train=True)
+    arguments = sequences, root, SIZE, NUM_FRAMES
+    clips = ClipDataset(*arguments, data, train=True)
     if "cache_format" not in STORES[store]:
         return clips
     folder = caches / store.replace(", ", "-").replace(" ", "-")
     if not folder.is_dir():
         build(clips, folder / "train", progress=False)
-    return ClipDataset(*given, replace(data, cache=str(folder)), train=True)
+    return ClipDataset(*arguments, replace(data, cache=str(folder)), train=True)
 
 
 HEAD = ("pictures", "pixels from", "crops on", "clips/s a core", f"{CORES} cores, estimate",

@@ -228,8 +228,8 @@ def measure(
     ap: dict[str, dict[int, float]] = {}
     for name, fields in variants(device, of).items():
         for seed in range(seeds):
-            given: dict[str, str | int] = {**fields, "train.seed": seed}
-            config = recipe(work / "data", device, steps, **given)
+            settings: dict[str, str | int] = {**fields, "train.seed": seed}
+            config = recipe(work / "data", device, steps, **settings)
             torch.compiler.reset()  # models of the last runs are nothing to this one
             folder = work / "runs" / f"{slug(name)}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)

@@ -244,11 +244,11 @@ def put(path: Path | None, step: dict[str, Any], variant: str, result: Any) -> N
     if path is None:
         return
     content = records.load_or_empty(path, provenance.machine())
-    for held in content["train_step"]:
+    for earlier in content["train_step"]:
         # What another commit's variants took is not compared with these.
-        same_commit = held["provenance"]["commit"] == step["provenance"]["commit"]
-        if same_commit and records.key(held) == records.key(step):
-            step["variants"] = held["variants"] | step["variants"]
+        same_commit = earlier["provenance"]["commit"] == step["provenance"]["commit"]
+        if same_commit and records.key(earlier) == records.key(step):
+            step["variants"] = earlier["variants"] | step["variants"]
     records.add(content, steps=[step])
     records.save(path, content)
 

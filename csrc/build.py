@@ -122,11 +122,11 @@ def front_ends(archs: Iterable[Arch]) -> dict[Arch, list[Arch]]:
     Up to 9.0 nvcc's front end, half of its time, makes the same PTX of the sources for each: no
     source asks for ``__CUDA_ARCH__``. From 10.0 on it optimizes differently.
     """
-    found: dict[Arch, list[Arch]] = {}
+    assembled_from: dict[Arch, list[Arch]] = {}
     for arch in sorted(archs):
-        first = next(iter(found), arch) if arch < (10, 0) else arch
-        found.setdefault(first, []).append(arch)
-    return found
+        first = next(iter(assembled_from), arch) if arch < (10, 0) else arch
+        assembled_from.setdefault(first, []).append(arch)
+    return assembled_from
 
 
 def _escaped(text: str | Path) -> str:
@@ -246,10 +246,10 @@ def _ninja() -> str:
 
 def _jobs() -> int:
     """How many commands run at a time."""
-    asked = os.environ.get("MAX_JOBS", "").strip()
-    if asked and not (asked.isdecimal() and int(asked)):
-        raise BuildError(f"MAX_JOBS={asked}: must be a number of commands from 1 on")
-    return int(asked) if asked else len(os.sched_getaffinity(0))
+    requested = os.environ.get("MAX_JOBS", "").strip()
+    if requested and not (requested.isdecimal() and int(requested)):
+        raise BuildError(f"MAX_JOBS={requested}: must be a number of commands from 1 on")
+    return int(requested) if requested else len(os.sched_getaffinity(0))
 
 
 def run(plan: BuildPlan, outputs: list[Path], threads: int | None = None) -> list[str]:

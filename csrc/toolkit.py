@@ -161,8 +161,8 @@ def read_nvcc(path: Path) -> Nvcc:
     archs = re.findall(r"compute_(\d+)(\d)\b", answer)
     if not archs:
         raise NoToolkit(f"{path} does not answer as nvcc does: {answer.strip()}")
-    known = frozenset((int(a), int(b)) for a, b in archs)
-    return Nvcc(path, version[1], version[2], known, _options(path))
+    capabilities = frozenset((int(a), int(b)) for a, b in archs)
+    return Nvcc(path, version[1], version[2], capabilities, _options(path))
 
 
 def _options(path: Path) -> tuple[str, ...]:
@@ -172,17 +172,17 @@ def _options(path: Path) -> tuple[str, ...]:
     except NoToolkit:  # without a C++ compiler, which the build will say
         return ()
     folders = _folders(path, profile)
-    found = []
+    options = []
     for flag, option, names in (("-I", "-isystem", _HEADERS), ("-L", "-L", _LIBRARIES)):
-        known = [Path(folder) for folder in re.findall(rf'"{flag}([^"]+)"', profile)]
+        present = [Path(folder) for folder in re.findall(rf'"{flag}([^"]+)"', profile)]
         for name in names:
-            if any((folder / name).is_file() for folder in known):
+            if any((folder / name).is_file() for folder in present):
                 continue
             folder = next((folder for folder in folders if (folder / name).is_file()), None)
             if folder is not None:
-                known.append(folder)
-                found += [option, str(folder)]
-    return tuple(found)
+                present.append(folder)
+                options += [option, str(folder)]
+    return tuple(options)
 
 
 def _folders(path: Path, profile: str) -> list[Path]:
@@ -221,11 +221,11 @@ def refusal(nvcc: Nvcc, text: str, environ: Mapping[str, str] = os.environ) -> s
         newest = re.search(r"(?:later than|less than) (\d+)", match[2])
         if match[1] == "clang" or newest is None:
             return f"nvcc {nvcc.version} refuses {cxx(environ)[0]} ({match[2]}); set CXX=g++"
-        wanted = int(newest[1])
-        there = (f"g++-{n}" for n in range(wanted, 7, -1))
-        found = next((name for name in there if shutil.which(name, path=environ.get("PATH"))), None)
-        remedy = f"set CXX={found}" if found else f"install g++-{wanted} and set CXX=g++-{wanted}"
-        return f"nvcc {nvcc.version} takes g++ up to {wanted}, {cxx(environ)[0]} is newer; {remedy}"
+        limit = int(newest[1])
+        there = (f"g++-{n}" for n in range(limit, 7, -1))
+        older = next((name for name in there if shutil.which(name, path=environ.get("PATH"))), None)
+        remedy = f"set CXX={older}" if older else f"install g++-{limit} and set CXX=g++-{limit}"
+        return f"nvcc {nvcc.version} takes g++ up to {limit}, {cxx(environ)[0]} is newer; {remedy}"
     for line in text.splitlines():
         missing = re.search(_PARTS, line)
         if missing and re.search(r"No such file|not found|cannot find|unable to find", line):
@@ -304,13 +304,13 @@ def parse_archs(source: str, value: str, nvcc: Nvcc | None = None) -> Target:
     for word in _words(value):
         name, plus = re.subn(r"\+ptx$", "", word.lower())
         if name in NAMES:
-            meant = parse_archs(source, NAMES[name])
+            target = parse_archs(source, NAMES[name])
         elif name == "all" and nvcc is not None:
             every = tuple(sorted(arch for arch in nvcc.archs if arch >= OLDEST))
-            meant = Target(every, every[-1:])
+            target = Target(every, every[-1:])
         elif name in ("native", "auto"):
             cards = tuple(sorted(set(native_archs())))
-            meant = Target(cards, cards[-1:]) if cards else parse_archs(source, DEFAULT_ARCHS)
+            target = Target(cards, cards[-1:]) if cards else parse_archs(source, DEFAULT_ARCHS)
             if not cards:
                 notes.append(f"{source}={value}: no card is seen here, so that {word} is Common")
         else:
@@ -321,15 +321,15 @@ def parse_archs(source: str, value: str, nvcc: Nvcc | None = None) -> Target:
                     "8.9 or 8.6;8.9;9.0+PTX, or names such as Ada;Hopper, All, Common, native"
                 )
             one = (int(match[1]), int(match[2]))
-            meant = Target((one,), (one,) if match[3] else ())
-        archs.update(meant.archs)
-        ptx.update(meant.archs[-1:] if plus else (), meant.ptx)
+            target = Target((one,), (one,) if match[3] else ())
+        archs.update(target.archs)
+        ptx.update(target.archs[-1:] if plus else (), target.ptx)
     return Target(tuple(sorted(archs)), tuple(sorted(ptx)), tuple(notes))
 
 
 def native_archs() -> list[Arch]:
     """The compute capabilities of the cards that the driver shows; none without a driver."""
-    found = []
+    capabilities = []
     count, card, part = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -341,10 +341,10 @@ def native_archs() -> list[Arch]:
             for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
                 driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, card)
                 pair.append(part.value)
-            found.append((pair[0], pair[1]))
+            capabilities.append((pair[0], pair[1]))
     except (OSError, AttributeError):
         return []
-    return found
+    return capabilities
 
 
 def choose_target(nvcc: Nvcc, environ: Mapping[str, str] = os.environ) -> Target:
@@ -360,37 +360,37 @@ def choose_target(nvcc: Nvcc, environ: Mapping[str, str] = os.environ) -> Target
     """
     source = next((name for name in ARCH_VARIABLES if environ.get(name, "").strip()), None)
     value = environ[source] if source else DEFAULT_ARCHS
-    given = f"{source}={value}" if source else "the default"
+    setting = f"{source}={value}" if source else "the default"
     fail = BuildError if source == ARCH_VARIABLES[0] else NoToolkit
     try:
-        asked = parse_archs(source or given, value, nvcc)
+        requested = parse_archs(source or setting, value, nvcc)
     except BuildError as error:
         raise fail(str(error)) from None
     exact = {word[:-4] if word.endswith("+ptx") else word for word in _words(value.lower())}
     strict = exact if source == ARCH_VARIABLES[0] else set()
 
-    old = [arch for arch in asked.archs if arch < OLDEST]
-    if old and (len(old) == len(asked.archs) or strict & {dotted([arch]) for arch in old}):
-        raise fail(f"{given}: the kernels need {dotted([OLDEST])} or more")
-    new = [arch for arch in asked.archs if arch not in old and arch not in nvcc.archs]
-    archs = {*asked.archs} - {*old, *new}
-    ptx = {*asked.ptx} & archs
+    old = [arch for arch in requested.archs if arch < OLDEST]
+    if old and (len(old) == len(requested.archs) or strict & {dotted([arch]) for arch in old}):
+        raise fail(f"{setting}: the kernels need {dotted([OLDEST])} or more")
+    new = [arch for arch in requested.archs if arch not in old and arch not in nvcc.archs]
+    archs = {*requested.archs} - {*old, *new}
+    ptx = {*requested.ptx} & archs
     for arch in new:
         before = max((a for a in nvcc.archs if OLDEST <= a < arch), default=None)
         if before is not None:
             archs.add(before)
-            ptx |= {before} if before[0] != arch[0] or arch in asked.ptx else set()
+            ptx |= {before} if before[0] != arch[0] or arch in requested.ptx else set()
     if not archs or strict & {dotted([arch]) for arch in new}:
         raise fail(
-            f"{given}: nvcc {nvcc.version} ({nvcc.path}) does not compile for "
+            f"{setting}: nvcc {nvcc.version} ({nvcc.path}) does not compile for "
             f"{dotted(new)}, but for {dotted(sorted(nvcc.archs))}; leave it out, or "
             "give another nvcc in CUDA_HOME"
         )
-    notes = list(asked.notes)
+    notes = list(requested.notes)
     if old:
         notes.append(
-            f"{given}: {dotted(old)} left out, the kernels need {dotted([OLDEST])} or more"
+            f"{setting}: {dotted(old)} left out, the kernels need {dotted([OLDEST])} or more"
         )
     if new:
-        notes.append(f"{given}: {dotted(new)} left out, nvcc {nvcc.version} does not know it")
+        notes.append(f"{setting}: {dotted(new)} left out, nvcc {nvcc.version} does not know it")
     return Target(tuple(sorted(archs)), tuple(sorted(ptx)), tuple(notes))

@@ -219,7 +219,7 @@ def config(kernel: str, variant: Variant, arch: int) -> Config:
         KeyError: the table has no such kernel or variant, which is a bug.
     """
     line = CONFIGS[kernel][variant]
-    entry = max((known for known in line if known <= arch), default=min(line))
+    entry = max((entry_arch for entry_arch in line if entry_arch <= arch), default=min(line))
     if _noted is None:
         return line[entry]
     lookup = Lookup(kernel, variant, entry, Config(*line[entry]))

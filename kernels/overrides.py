@@ -36,9 +36,9 @@ def allowed(kernel: str, config: Config) -> bool:
     return all(low <= fields[name] <= high for name, (low, high) in ranges.items())
 
 
-def _expect(right: bool, where: str, what: str, got: Any) -> None:
+def _expect(right: bool, where: str, expected: str, got: Any) -> None:
     if not right:
-        raise ValueError(f"{where} must be {what}, got {got!r}")
+        raise ValueError(f"{where} must be {expected}, got {got!r}")
 
 
 def _object(where: str, value: Any) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def _object(where: str, value: Any) -> dict[str, Any]:
 
 def _number(where: str, value: Any, most: int, power: bool = True) -> int:
     right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-    what = "a power of two" if power else "a whole number"
+    kind = "a power of two" if power else "a whole number"
     _expect(
-        right and (not power or value & (value - 1) == 0), where, f"{what} from 1 to {most}", value
+        right and (not power or value & (value - 1) == 0), where, f"{kind} from 1 to {most}", value
     )
     return value
 

@@ -146,8 +146,8 @@ def forward(
     """
     batch, frames, width, dim = pred.shape
     gradients = [
-        torch.empty(x.shape if wanted else 0, device=x.device, dtype=gradient_dtype(x.dtype))
-        for x, wanted in ((pred, want_pred), (target, want_target))
+        torch.empty(x.shape if want else 0, device=x.device, dtype=gradient_dtype(x.dtype))
+        for x, want in ((pred, want_pred), (target, want_target))
     ]
     if pred.numel() == 0:
         loss = torch.zeros((), device=pred.device, dtype=torch.float32)

@@ -440,15 +440,15 @@ def best(measured: list[Measured]) -> Measured:
 # -- the program ----------------------------------------------------------------------------------
 
 
-def show_ranked(target: Target, found: list[Measured]) -> None:
+def show_ranked(target: Target, ranked: list[Measured]) -> None:
     """Prints the configurations of a line by their estimates, those that cannot run last."""
     kernel, variant = target.line
     print(f"{kernel}, variant {variant!r}:")
     for name, _ in target.calls:
         print(f"  at {name}")
-    for one in sorted(found, key=lambda one: one.share):
+    for one in sorted(ranked, key=lambda one: one.share):
         times = ", ".join(f"{ms * 1e3:.1f} µs" for ms in one.milliseconds)
-        mark = " (pinned)" if one is found[0] else ""
+        mark = " (pinned)" if one is ranked[0] else ""
         print(f"  {one.failure or f'estimate {times}'}: {written(one.config)}{mark}", flush=True)
 
 
@@ -468,9 +468,9 @@ def rank(ops: list[str], shapes: Iterable[Shape], arch: int, quick: bool) -> int
         with launch.recording(arch):
             calls = list(calls_of(op, shapes, "cpu"))
         for target in targets(calls, arch):
-            found = tune(target, arch, quick, estimated)
-            show_ranked(target, found)
-            failed |= bool(found[0].failure)
+            ranked = tune(target, arch, quick, estimated)
+            show_ranked(target, ranked)
+            failed |= bool(ranked[0].failure)
     return int(failed)
 
 

@@ -39,12 +39,12 @@ _NAMESPACE = 'NAMESPACE = "cmpose"\n'
 
 def _sources() -> dict[str, str]:
     """Path in the variant's folder → text as it is in cmpose."""
-    found = {"native.py": (PROJECT / "tools" / "hub_native.py").read_text()}
+    sources = {"native.py": (PROJECT / "tools" / "hub_native.py").read_text()}
     for part, folder in (("ops", PROJECT / "cmpose" / "ops"), ("kernels", PROJECT / "kernels")):
         for path in sorted(folder.rglob("*.py")):
             if path.name not in UNNEEDED:
-                found[f"{part}/{path.relative_to(folder).as_posix()}"] = path.read_text()
-    return found
+                sources[f"{part}/{path.relative_to(folder).as_posix()}"] = path.read_text()
+    return sources
 
 
 def relative(name: str, text: str) -> str:
@@ -82,9 +82,9 @@ def _gate(names: list[str]) -> str:
     """The folder's own ``__init__.py``: what cmpose.ops exports."""
     listed = "".join(f"    {name},\n" for name in names)
     exported = "".join(f'    "{name}",\n' for name in names)
-    what = "PyTorch references, CPU paths and Triton kernels"
+    contents = "PyTorch references, CPU paths and Triton kernels"
     return (
-        f'"""The ops of cmpose {__version__}: {what}."""\n\n'
+        f'"""The ops of cmpose {__version__}: {contents}."""\n\n'
         f"from .ops import (\n{listed})\n\n__all__ = [\n{exported}]\n"
     )
 
@@ -99,17 +99,17 @@ def _exported(text: str) -> list[str]:
 
 def variant() -> dict[str, str]:
     """Path in the variant's folder → text."""
-    found = {name: relative(name, text) for name, text in _sources().items()}
-    found["__init__.py"] = _gate(_exported(found["ops/__init__.py"]))
-    digest = hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:10]
+    sources = {name: relative(name, text) for name, text in _sources().items()}
+    sources["__init__.py"] = _gate(_exported(sources["ops/__init__.py"]))
+    digest = hashlib.sha256(json.dumps(sorted(sources.items())).encode()).hexdigest()[:10]
     namespace = f"{NAME.replace('-', '_')}_{digest}"
-    library = found["ops/library.py"]
+    library = sources["ops/library.py"]
     if library.count(_NAMESPACE) != 1:
         raise ValueError(f"ops/library.py: expected one line {_NAMESPACE.strip()}")
-    found["ops/library.py"] = library.replace(_NAMESPACE, f'NAMESPACE = "{namespace}"\n')
+    sources["ops/library.py"] = library.replace(_NAMESPACE, f'NAMESPACE = "{namespace}"\n')
     hashes = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for name, text in sorted(found.items())
+        for name, text in sorted(sources.items())
     }
     metadata = {
         "id": f"_{namespace}",
@@ -120,7 +120,7 @@ def variant() -> dict[str, str]:
         "backend": {"type": "cuda"},
         "digest": {"algorithm": "sha256", "files": hashes},
     }
-    return found | {"metadata.json": json.dumps(metadata, indent=2) + "\n"}
+    return sources | {"metadata.json": json.dumps(metadata, indent=2) + "\n"}
 
 
 def write(output: Path) -> Path:

@@ -36,11 +36,11 @@ def joined(folder: Path, root: Path) -> Path:
         ToolkitError: a package is missing.
     """
     for part in PARTS:
-        found = folder / "nvidia" / part
-        if not (found / "include").is_dir():
+        source = folder / "nvidia" / part
+        if not (source / "include").is_dir():
             package = f"nvidia-{part.replace('_', '-')}-cu12 (or -cu11)"
             raise ToolkitError(f"{folder}: has no nvidia/{part}; pip install --target it {package}")
-        shutil.copytree(found / "include", root / "include", dirs_exist_ok=True, symlinks=True)
+        shutil.copytree(source / "include", root / "include", dirs_exist_ok=True, symlinks=True)
     nvcc = folder / "nvidia" / "cuda_nvcc"
     (root / "bin").symlink_to(nvcc / "bin")
     (root / "nvvm").symlink_to(nvcc / "nvvm")
@@ -72,7 +72,7 @@ def compiled(root: Path, clang: str, source: Path) -> list[Row]:
         ToolkitError: host code or device code does not compile.
     """
     ptxas = root / "bin" / "ptxas"
-    known = {int(arch) for arch in re.findall(r"'sm_(\d+)'", ran([ptxas, "--help"]))}
+    of_ptxas = {int(arch) for arch in re.findall(r"'sm_(\d+)'", ran([ptxas, "--help"]))}
     flags: list[str | Path] = [
         clang,
         "-xcuda",
@@ -89,15 +89,15 @@ def compiled(root: Path, clang: str, source: Path) -> list[Row]:
     ptx = root / f"{source.stem}.ptx"
     rows = []
     for arch in ARCHS:
-        if arch not in known:
+        if arch not in of_ptxas:
             continue
         # What is newer than clang gets machine code of the PTX before it, as from the driver.
         if arch in of_clang:
             ran(
                 [*flags, "--cuda-device-only", f"--offload-arch=sm_{arch}", "-S", source, "-o", ptx]
             )
-        said = ran([ptxas, "-v", f"-arch=sm_{arch}", ptx, "-o", root / "cubin"])
-        rows += parse(source.stem, said)
+        resources = ran([ptxas, "-v", f"-arch=sm_{arch}", ptx, "-o", root / "cubin"])
+        rows += parse(source.stem, resources)
     return rows
 
 

@@ -63,15 +63,15 @@ def wanted(text: str) -> Wanted:
     Raises:
         ValueError: it is not of that form.
     """
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(\d+\.\d+[\w.+]*)(?:@([^,]+))?((?:,[A-Za-z][\w-]*[=<>!~]=?[\w.*+]+)*)", text
     )
-    if found is None:
+    if match is None:
         raise ValueError(f"{text}: must be VERSION[@PYTHON][,PACKAGE==VERSION], as 2.11.0@3.12")
-    python = found[2] or "{}.{}".format(*sys.version_info[:2])
+    python = match[2] or "{}.{}".format(*sys.version_info[:2])
     if re.fullmatch(r"\d+\.\d+", python):
         python = f"python{python}"
-    return Wanted(found[1], python, tuple(filter(None, found[3].split(","))))
+    return Wanted(match[1], python, tuple(filter(None, match[3].split(","))))
 
 
 class Environment:
@@ -167,13 +167,13 @@ def imports(at: Environment) -> str:
 
 def doctor(at: Environment) -> str:
     """The known-bad pairs that doctor names."""
-    found = json.loads(at.run(at.python, "-m", "cmpose", "doctor", "--json"))
-    return "; ".join(found["known_bad"]) or "nothing amiss"
+    facts = json.loads(at.run(at.python, "-m", "cmpose", "doctor", "--json"))
+    return "; ".join(facts["known_bad"]) or "nothing amiss"
 
 
 def _tested(printed: str) -> str:
     counts = re.findall(r"(\d+) (passed|failed|error)", printed.strip().splitlines()[-1])
-    return ", ".join(f"{number} {what}" for number, what in counts)
+    return ", ".join(f"{number} {outcome}" for number, outcome in counts)
 
 
 def contract(at: Environment) -> str:
@@ -249,10 +249,10 @@ def versions(at: Environment) -> dict[str, str]:
         "'triton': v('triton'), 'numpy': v('numpy'), 'Python': platform.python_version()}))"
     )
     try:
-        found: dict[str, str] = json.loads(at.run(at.python, "-c", code))
+        installed: dict[str, str] = json.loads(at.run(at.python, "-c", code))
     except RuntimeError:
         return {}
-    return found
+    return installed
 
 
 # -- the table ------------------------------------------------------------------------------------
@@ -275,8 +275,8 @@ def merged(page: str, rows: list[dict[str, str]]) -> str:
         c for c in cells if len(c) == len(HEADINGS) and c[0] not in ("torch", "") and c[0][0] != "-"
     ]
     new = [[row[heading] for heading in HEADINGS] for row in rows]
-    kept = [c for c in old if c[:5] not in [n[:5] for n in new]]
-    lines = [[*HEADINGS], ["---"] * len(HEADINGS), *sorted(kept + new, key=_order)]
+    others = [c for c in old if c[:5] not in [n[:5] for n in new]]
+    lines = [[*HEADINGS], ["---"] * len(HEADINGS), *sorted(others + new, key=_order)]
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return before + BEGIN + text + END + after
 

@@ -160,8 +160,8 @@ def wheel(python: str, bin: Path, out: Path) -> Path:
         options = ("--plat", PLATFORM, "--only-plat", "--wheel-dir", f"{scratch}/named")
         ran(bin / "auditwheel", "repair", *options, plain, env=env)
         [named] = Path(scratch, "named").glob("*.whl")
-        said = " ".join(ran(bin / "auditwheel", "show", named, env=env).split())
-        check(named, said)
+        report = " ".join(ran(bin / "auditwheel", "show", named, env=env).split())
+        check(named, report)
         return Path(shutil.move(named, out / named.name))
 
 
@@ -170,7 +170,7 @@ def _zig(bin: Path) -> Path:
     return Path(ran(bin / "python", "-c", code).strip()) / "zig"
 
 
-def check(path: Path, said: str) -> None:
+def check(path: Path, report: str) -> None:
     """Holds a wheel to what its name says.
 
     Args:
@@ -180,9 +180,9 @@ def check(path: Path, said: str) -> None:
     Raises:
         WheelError: it is for newer systems, brings libraries with it, or its core is too large.
     """
-    newest = re.search(r'consistent with the following platform tag: "manylinux_2_(\d+)_', said)
+    newest = re.search(r'consistent with the following platform tag: "manylinux_2_(\d+)_', report)
     if newest is None or int(newest[1]) > 28:
-        raise WheelError(f"{path}: is not for {PLATFORM}: {said}")
+        raise WheelError(f"{path}: is not for {PLATFORM}: {report}")
     cores = {name: size for name, size in contents(path).items() if ".so" in name}
     if len(cores) != 1 or not next(iter(cores)).startswith("cmpose/_C."):
         raise WheelError(f"{path}: must have one library, the core, not {sorted(cores)}")
@@ -222,9 +222,9 @@ def trial(python: str, path: Path) -> str:
         inside = Path(folder, "bin", "python")
         ran(inside, "-m", "pip", "install", "--quiet", torch, path, cwd=Path(folder))
         env = {"PATH": os.defpath, "HOME": folder}
-        said = ran(inside, "-m", "cmpose", "doctor", env=env, cwd=Path(folder))
-        if "\n_C      for " not in said:
-            raise WheelError(f"{path}: cmpose doctor does not see the core:\n{said}")
+        report = ran(inside, "-m", "cmpose", "doctor", env=env, cwd=Path(folder))
+        if "\n_C      for " not in report:
+            raise WheelError(f"{path}: cmpose doctor does not see the core:\n{report}")
         return ran(inside, "-W", "ignore", "-c", TRIAL, env=env, cwd=Path(folder)).strip()
 
 

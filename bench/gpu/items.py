@@ -80,13 +80,13 @@ def bench(options: Namespace) -> list[Item]:
     processes = str(workers("tests", options.workers))
     command = (sys.executable, "-m", "bench", *effort, "--json", str(options.results),
                "--workers", processes, "--seconds", "{seconds}")  # fmt: skip
-    made = []
+    items = []
     for which in ("targets", "grid"):
         name = " ".join([which, *effort])
         journal = str(options.work / f"journal-bench-{records.slug(name)}.json")
         own = (*command, "--cases", which, "--journal", journal)
-        made.append(Item(name, own, open_ended=which == "grid", goes_on=True))
-    return made
+        items.append(Item(name, own, open_ended=which == "grid", goes_on=True))
+    return items
 
 
 def train(options: Namespace) -> list[Item]:
@@ -94,8 +94,8 @@ def train(options: Namespace) -> list[Item]:
     from bench.train_step import variants_on
 
     command = (sys.executable, "-m", "bench.train_step", "--json", str(options.results))
-    wanted = [(b, v) for b in ("base", "huge") for v in variants_on(provenance.device())]
-    return [Item(f"{b} {v}", (*command, "--backbone", b, "--variant", v)) for b, v in wanted]
+    variants = [(b, v) for b in ("base", "huge") for v in variants_on(provenance.device())]
+    return [Item(f"{b} {v}", (*command, "--backbone", b, "--variant", v)) for b, v in variants]
 
 
 def workers(stage: str, most: int) -> int:

@@ -70,9 +70,9 @@ class State:
         self.folder, self.path = folder, folder / "state.json"
         self.lock = threading.Lock()
         self.content: dict[str, Any] = {"fingerprint": mark, "stages": {}}
-        held = json.loads(self.path.read_text()) if self.path.is_file() else self.content
-        if held["fingerprint"] == mark:
-            self.content = held
+        content = json.loads(self.path.read_text()) if self.path.is_file() else self.content
+        if content["fingerprint"] == mark:
+            self.content = content
         else:
             for journal in folder.glob("journal-*.json"):
                 journal.unlink()
@@ -202,7 +202,7 @@ def run_stage(
         while item.goes_on and outcome["status"] == "cut" and (left := end - time.monotonic()) > 60:
             outcome = run_item(item, log, left)
         state.note(name, item.name, outcome)
-        counts = ", ".join(f"{n} {what}" for what, n in outcome["counts"].items() if n)
+        counts = ", ".join(f"{n} {result}" for result, n in outcome["counts"].items() if n)
         ended = f"{outcome['status']} in {outcome['seconds']:.0f} s {counts}"
         print(f"  {item.name}: {ended}".rstrip(), flush=True)
 

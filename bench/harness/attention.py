@@ -41,8 +41,8 @@ def attention(
     def moved(shape: Shape, element: int, direction: str) -> int:
         """q, k, v → out; backward q, k, v, d out → d q, d k, d v."""
         one = qkv_of(shape).numel() // 3
-        kept = one // shape["d"] * torch.float32.itemsize if lse else 0
-        return (7 if direction == BACKWARD else 4) * one * element + kept
+        lse_bytes = one // shape["d"] * torch.float32.itemsize if lse else 0
+        return (7 if direction == BACKWARD else 4) * one * element + lse_bytes
 
     def operations(shape: Shape, direction: str) -> int:
         """The reference's: two products forward; five backward, as scores are not kept."""
@@ -65,13 +65,13 @@ def attention_options(counted: int) -> dict[str, Callable[[Arguments], Arguments
         counted: of qkv, the dimension whose length is given for all dimensions before it.
     """
 
-    def lengths(given: Arguments) -> Arguments:
-        shape = given["qkv"].shape
+    def lengths(arguments: Arguments) -> Arguments:
+        shape = arguments["qkv"].shape
         return {"lengths": torch.full(shape[:counted], shape[counted])}
 
-    def separate(given: Arguments, own: bool = False) -> Arguments:
-        B, T, S, _, H, d = given["qkv"].shape
-        wide = (given["qkv"].new_zeros(B, T, S, H + own * i, d) for i in range(3))
+    def separate(arguments: Arguments, own: bool = False) -> Arguments:
+        B, T, S, _, H, d = arguments["qkv"].shape
+        wide = (arguments["qkv"].new_zeros(B, T, S, H + own * i, d) for i in range(3))
         return {"qkv": tuple(x[..., :H, :] for x in wide)}
 
     return {

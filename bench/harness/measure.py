@@ -138,13 +138,13 @@ def rotated_inputs(
     return [first, *(bench.arguments(workload, device, n) for n in range(1, count))], cold
 
 
-def backends_for(op: str, device: str, asked: str | None) -> list[str]:
+def backends_for(op: str, device: str, requested: str | None) -> list[str]:
     """The op's kernels that can run on a card; without any ``auto``, which is then a CPU's path.
 
     On a CPU kernels run in an interpreter or an emulation, if at all, whose time says nothing.
     """
-    if asked:
-        return [asked]
+    if requested:
+        return [requested]
     reasons = ops.available(op, device) if device == "cuda" else {}
     return [n for n, why in reasons.items() if n != "reference" and why is None] or ["auto"]
 
@@ -178,12 +178,12 @@ class Entrant:
 
 def entrants_of(bench: OpBench, backends: list[str], setting: Setting) -> list[Entrant]:
     """Ours, then the peers; those that are not to run have their failure already."""
-    made = [Entrant(f"ours:{b}", partial(partial, bench.call, backend=b)) for b in backends]
+    entrants = [Entrant(f"ours:{b}", partial(partial, bench.call, backend=b)) for b in backends]
     for name, peer in bench.peers.items() if setting.peers else ():
         left_out = peer.compiled and not setting.compiled
         failure = "error: left out: compiling takes long on a CPU" if left_out else None
-        made.append(Entrant(name, partial(peer.build, setting.full), peer, failure))
-    return made
+        entrants.append(Entrant(name, partial(peer.build, setting.full), peer, failure))
+    return entrants
 
 
 def in_turn(entrants: list[Entrant], turn: int) -> list[Entrant]:
@@ -207,9 +207,9 @@ class _Measurement:
 
     def race(self, entrants: list[Entrant]) -> None:
         """Inspects every entrant, then times those that did not fail, in turns."""
-        known = self.run.journal.failures(self.workload)
+        failures = self.run.journal.failures(self.workload)
         for entrant in entrants:
-            entrant.failure = known.get(entrant.name, entrant.failure)
+            entrant.failure = failures.get(entrant.name, entrant.failure)
             self.attempt(self.inspect, entrant)
         for turn in range(self.run.setting.turns):
             for entrant in in_turn(entrants, turn):

@@ -74,9 +74,9 @@ def verdict(tests: Iterable[Outcome], op: str, backend: str, shown: str) -> dict
 
 
 def run(
-    wanted: dict[str, list[str]], *, workers: int = 1, timeout: float = 500.0
+    backends: dict[str, list[str]], *, workers: int = 1, timeout: float = 500.0
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Runs the tests of the wanted backends, by op, as many ops at a time as there are workers.
+    """Runs the tests of backends, by op, as many ops at a time as there are workers.
 
     Tests of an op that take longer than ``timeout`` seconds are ``not run``.
 
@@ -95,13 +95,13 @@ def run(
             )  # fmt: skip
             tests = read_report(report.read_text()) if report.is_file() else []
         shown = " ".join(["python", *line[1:]])
-        return {name: verdict(tests, op, name, shown) for name in wanted[op]}
+        return {name: verdict(tests, op, name, shown) for name in backends[op]}
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        return dict(zip(wanted, pool.map(one, wanted), strict=True))
+        return dict(zip(backends, pool.map(one, backends), strict=True))
 
 
 def python_path() -> str:
     """The repository's root before what PYTHONPATH holds."""
-    given = os.environ.get("PYTHONPATH")
-    return f"{PROJECT}{os.pathsep}{given}" if given else str(PROJECT)
+    inherited = os.environ.get("PYTHONPATH")
+    return f"{PROJECT}{os.pathsep}{inherited}" if inherited else str(PROJECT)

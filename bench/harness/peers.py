@@ -103,8 +103,8 @@ def flex_peer(arrange: Arrange, restore: Restore) -> Peer:
 def kernel_names(call: Callable[[], Any], device: str) -> list[str]:
     """The kernels of a call on a card, the operators of one on a CPU, each name once."""
     profiled = timing.profile(call, device)
-    wanted = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
-    names = [e.name for e in profiled.events() if e.device_type == wanted]
+    device_type = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
+    names = [e.name for e in profiled.events() if e.device_type == device_type]
     return list(dict.fromkeys(names))
 
 

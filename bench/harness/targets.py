@@ -90,9 +90,9 @@ def workload_of(record: dict[str, Any]) -> Workload:
     return Workload(record["op"], record["direction"], record["shape"], record["dtype"])
 
 
-def best_record(held: Iterable[dict[str, Any]], workload: Workload) -> dict[str, Any] | None:
+def best_record(records: Iterable[dict[str, Any]], workload: Workload) -> dict[str, Any] | None:
     """The fastest backend's record of a workload, or None."""
-    own = [record for record in held if workload_of(record) == workload]
+    own = [record for record in records if workload_of(record) == workload]
     return min(own, key=lambda record: record["us"]["p50"], default=None)
 
 

@@ -95,13 +95,13 @@ class CudaClock(Clock):
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self.stream):
-                kept = [call() for call in calls]
+                outputs = [call() for call in calls]
         except Exception as error:
             torch.cuda.synchronize()  # raises if the card is lost
             return Pass(partial(one_after_another, calls), len(calls), "events", str(error))
         graph.replay()
         torch.cuda.synchronize()
-        return Pass(graph.replay, len(calls), "graph", (graph, kept))
+        return Pass(graph.replay, len(calls), "graph", (graph, outputs))
 
     def seconds(self, ready: Pass) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

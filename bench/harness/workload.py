@@ -102,10 +102,10 @@ class OpBench:
     def arguments(self, workload: Workload, device: str, seed: int = 0) -> Arguments:
         """Random arguments, with gradients wanted where there are any."""
         draw = Draw(getattr(torch, workload.dtype), device, seed)
-        made = self.make(workload.shape, draw)
+        arguments = self.make(workload.shape, draw)
         for name in self.gradients:
-            made[name].requires_grad_()
-        return made
+            arguments[name].requires_grad_()
+        return arguments
 
     def bytes_of(self, workload: Workload) -> int:
         """Bytes that a workload must move."""

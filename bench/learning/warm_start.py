@@ -59,8 +59,8 @@ STARTS = {
 
 def recipe(name: str, data: Path, **fields: Any) -> Config:
     """A recipe of ``configs/`` with ViTPose's patches, its data, and other dotted ``fields``."""
-    given = {"data.root": str(data), "model.stem": "patch", **fields}
-    return configuration.load(str(files("cmpose.configs") / f"{name}.yaml"), **given)
+    settings = {"data.root": str(data), "model.stem": "patch", **fields}
+    return configuration.load(str(files("cmpose.configs") / f"{name}.yaml"), **settings)
 
 
 def percent(model: CMPose, config: Config, folder: Path) -> float:
@@ -113,12 +113,12 @@ def learning(data: Path, work: Path) -> dict[str, Config]:
     for path in sorted((data / "annotations" / "train").glob("*.json"))[:VIDEOS]:
         write_text(few / path.name, path.read_text())
     drawn = {"data.train_annotations": str(few), "train.epochs": 1, "train.evaluate_every": 1}
-    found = {"rendered people, held out": recipe("demo", data, **drawn)}
+    recipes = {"rendered people, held out": recipe("demo", data, **drawn)}
     sample = Path(os.environ.get("CMPOSE_SHARED_DATA", SAMPLE)) / "posetrack18"
     if sample.is_dir():
         real = {"train.epochs": 15, "train.evaluate_every": 5}
-        found["the real sample, learnt"] = recipe("posetrack18_sample", sample, **real)
-    return found
+        recipes["the real sample, learnt"] = recipe("posetrack18_sample", sample, **real)
+    return recipes
 
 
 def result_table(vitpose: dict[str, float], aps: dict[str, dict[str, dict[int, float]]]) -> str:
@@ -159,13 +159,13 @@ def main(arguments: list[str] | None = None) -> None:
             begun = replace(config, model=model, train=replace(config.train, lr=rate))
             aps.setdefault(name, {})[start] = learn_on(begun, folder / str(number))
             print(name, start, aps[name][start], flush=True)
-    made = origin(
+    footnote = origin(
         source,
         f"the ViTPose took {VITPOSE_EPOCHS} epoch(s) of the demo's clips",
         f"the rendered people to learn on are those of {VIDEOS} of its videos",
         "one seed",
     )
-    part = f"{result_table(vitpose, aps)}\n\n{made}."
+    part = f"{result_table(vitpose, aps)}\n\n{footnote}."
     print(part)
     write_text(PAGE, rendered(PAGE.read_text(), {"warm-start": part}))
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.harness import targets as wanted
+from bench.harness import targets as goals
 from bench.harness.targets import TARGETS, bench_of, best_record
 from cmpose.ops.backends import OPS
 
@@ -27,10 +27,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def origin(source: dict[str, Any], *more: str) -> str:
     """Where a figure is from: command, commit, day; machine, versions, and what else is to say."""
     dirty = " with uncommitted changes" if source["dirty"] else ""
-    made = f"`{source['command']}`, commit `{source['commit'][:9]}`{dirty}, {source['utc'][:10]}"
+    run = f"`{source['command']}`, commit `{source['commit'][:9]}`{dirty}, {source['utc'][:10]}"
     names = ("torch", "triton", "CUDA", "driver", "Python")
     versions = [f"{name} {source[name.lower()]}" for name in names if source[name.lower()]]
-    return f"{made}; {', '.join([source['gpu'] or source['cpu'], *versions, *more])}"
+    return f"{run}; {', '.join([source['gpu'] or source['cpu'], *versions, *more])}"
 
 
 def status(cards: list[Card]) -> str:
@@ -57,7 +57,7 @@ def _reached(record: dict[str, Any] | None, ratios: dict[str, float]) -> tuple[s
         return time, f"not recorded: tests {record['op_tests']['status']}"
     parts = []
     for name, least in ratios.items():
-        ratio = wanted.reached_ratio(record, name)
+        ratio = goals.reached_ratio(record, name)
         beside = name or record["best_peer"]
         if ratio is None:
             parts.append(f"no {beside} to compare with")
@@ -84,7 +84,7 @@ def _step_reached(card: Card) -> tuple[str, str]:
     same = tests and tests["provenance"]["commit"] == steps[-1]["provenance"]["commit"]
     if not same or tests["status"] != "passed":
         return f"{speed:,.0f} clips/s ({best})", "not recorded: no passed tests of the same commit"
-    beside = [name for name in wanted.STEP_RATIOS if name in ran]
+    beside = [name for name in goals.STEP_RATIOS if name in ran]
     ratios = [f"{speed / ran[name]['clips_per_s']:.2f}× {name}" for name in beside]
     return f"{speed:,.0f} clips/s ({best})", "; ".join(ratios) or "no reference ran"
 
@@ -106,9 +106,9 @@ def targets(cards: list[Card]) -> str:
     step = [
         "full train step, ViT-B",
         "–",
-        f"≥ {' / ≥ '.join(map(str, wanted.CLIPS_PER_S.values()))} clips/s; in fp8 on an RTX 4090 "
-        f"≥ {wanted.FP8_CLIPS_PER_S}",
-        ", ".join(f"≥ {ratio:g}× {name}" for name, ratio in wanted.STEP_RATIOS.items()),
+        f"≥ {' / ≥ '.join(map(str, goals.CLIPS_PER_S.values()))} clips/s; in fp8 on an RTX 4090 "
+        f"≥ {goals.FP8_CLIPS_PER_S}",
+        ", ".join(f"≥ {ratio:g}× {name}" for name, ratio in goals.STEP_RATIOS.items()),
     ]
     for card in measured:
         step += _step_reached(card)
@@ -143,10 +143,10 @@ def _ratio(ours: float, peers: dict[str, float]) -> str:
     return f"{ratio:.2f} {best}{', a loss' if ratio > 1 else ''}"
 
 
-def cpu_ratios(held: list[dict[str, Any]]) -> str:
+def cpu_ratios(records: list[dict[str, Any]]) -> str:
     """Times of a CPU's path over those of the fastest peers in the same run, losses too."""
     rows = []
-    for record in sorted(held, key=lambda r: OPS.index(r["op"])):
+    for record in sorted(records, key=lambda r: OPS.index(r["op"])):
         ours, peers = record["us"]["p50"], bench_of(record["op"]).peers
         ran = {n: t for n, t in record["peers"].items() if not isinstance(t, str)}
         kinds = [{n: t for n, t in ran.items() if peers[n].compiled == kind} for kind in (0, 1)]
@@ -156,21 +156,21 @@ def cpu_ratios(held: list[dict[str, Any]]) -> str:
             ", ".join(f"{n} {ran[n] / 1e3:,.2f}" for n in sorted(ran, key=ran.__getitem__)),
             *(_ratio(ours, of_kind) for of_kind in kinds),
         ])  # fmt: skip
-    origins = dict.fromkeys(origin(record["provenance"]) for record in held)
+    origins = dict.fromkeys(origin(record["provenance"]) for record in records)
     head = ("op", "sizes", "direction", "threads", "ours, ms", "peers, ms",
             "ours / fastest plain peer", "ours / fastest compiled peer")  # fmt: skip
     return "\n".join([table(head, rows), "", *(f"{origin}." for origin in origins)])
 
 
-def cpu_gain(held: dict[str, Any]) -> str:
+def cpu_gain(gains: dict[str, Any]) -> str:
     """What whole steps and predictions take by the ops' path for a CPU and by their references."""
     rows = []
-    for row in held["rows"]:
+    for row in gains["rows"]:
         ms = (f"{row[name]:,.0f}" for name in ("reference", "auto"))
         rows.append([row["case"], str(row["threads"]), *ms, f"{row['gain']:.2f}×"])
     head = ("what", "threads", "by the references, ms", "by the CPU's path, ms", "gain")
-    made = origin(held["provenance"], f"medians of {held['pairs']} pairs and of their ratios")
-    return f"{table(head, rows)}\n\n{made}."
+    source = origin(gains["provenance"], f"medians of {gains['pairs']} pairs and of their ratios")
+    return f"{table(head, rows)}\n\n{source}."
 
 
 def _row(record: dict[str, Any]) -> list[str]:
@@ -256,8 +256,8 @@ def rendered(text: str, parts: dict[str, str]) -> str:
     for name, content in parts.items():
         start, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
         before, _, rest = text.partition(start)
-        _, found, after = rest.partition(end)
-        if not found or text.count(start) > 1 or text.count(end) > 1:
+        _, end_marker, after = rest.partition(end)
+        if not end_marker or text.count(start) > 1 or text.count(end) > 1:
             raise PageError(f"the page must have {start!r} and {end!r} once each, in this order")
         text = f"{before}{start}\n\n{content.strip()}\n\n{end}{after}"
     return text

@@ -52,7 +52,10 @@ def test_time(benchmark: Any, workload: Workload, entrant: Entrant) -> None:
     clock, total = timing.clock_for(device), [0.0]
     with clock.context():
         ready = clock.prepare(
-            lambda: [measure.call_of(function, given, bench, workload.direction) for given in sets]
+            lambda: [
+                measure.call_of(function, arguments, bench, workload.direction)
+                for arguments in sets
+            ]
         )
 
         def run() -> None:
