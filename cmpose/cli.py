@@ -63,8 +63,8 @@ def _doctor(subparser: ArgumentParser) -> None:
 def _run_doctor(args: Namespace) -> None:
     from cmpose.doctor import facts, report
 
-    found = facts()
-    print(json.dumps(found, indent=2) if args.json else report(found))
+    machine = facts()
+    print(json.dumps(machine, indent=2) if args.json else report(machine))
 
 
 DEMO = Command("demo", "render, train, evaluate and predict, small", _demo, _run_demo)
@@ -115,9 +115,10 @@ def _parse(parser: ArgumentParser, command: str, arguments: list[str]) -> Namesp
     assert parser._subcommands_action is not None
     commands = parser._subcommands_action.choices
     if command not in commands and not {"-h", "--help", "--version"} & set(arguments):
-        what = f"{command}: no such command{usage.nearest(command, commands)}" if command else ""
+        problem = f"{command}: no such command{usage.nearest(command, commands)}" if command else ""
         print(
-            f"cmpose: {what or 'give a command'}; there are {', '.join(commands)}", file=sys.stderr
+            f"cmpose: {problem or 'give a command'}; there are {', '.join(commands)}",
+            file=sys.stderr,
         )
         sys.exit(2)
     names = commands[command]._option_string_actions if command in commands else ()
@@ -129,9 +130,9 @@ def _parse(parser: ArgumentParser, command: str, arguments: list[str]) -> Namesp
     try:
         return parser.parse_args(arguments)
     except (ArgumentError, UnicodeDecodeError) as error:
-        said = _recipe_error(arguments) or usage.one_line(str(error), names)
-        said = help_text.hyphenated(said)
-        print(f"cmpose {command}: {said} (cmpose {command} --help)", file=sys.stderr)
+        message = _recipe_error(arguments) or usage.one_line(str(error), names)
+        message = help_text.hyphenated(message)
+        print(f"cmpose {command}: {message} (cmpose {command} --help)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -195,12 +196,12 @@ def _main(arguments: list[str] | None) -> None:
         explained = short or isinstance(error, _EXPLAINED)
         if not explained or os.environ.get("CMPOSE_TRACEBACK") == "1":
             raise
-        said = in_words(error) if isinstance(error, OSError) else str(error)
-        if said.startswith("bad configuration"):  # it names the field, and not yet the file
-            said = _recipe_error(arguments) or said
+        message = in_words(error) if isinstance(error, OSError) else str(error)
+        if message.startswith("bad configuration"):  # it names the field, and not yet the file
+            message = _recipe_error(arguments) or message
         if short:
-            said = f"{short}; {command.if_memory_runs_out}"
-        sys.exit(f"cmpose {command.name}: {help_text.hyphenated(said)}")
+            message = f"{short}; {command.if_memory_runs_out}"
+        sys.exit(f"cmpose {command.name}: {help_text.hyphenated(message)}")
     except KeyboardInterrupt:
         print(f"cmpose {command.name}: interrupted", file=sys.stderr)
         sys.exit(STOPPED)

@@ -367,9 +367,9 @@ def from_namespace(values: Namespace, recipe: Config | None = None) -> Config:
             name: section(**_plain(name, values[name])) for name, section in SECTIONS.items()
         }
         return Config(**sections)
-    given = {name: _plain(name, values[name]) for name in SECTIONS if name in values}
+    changes = {name: _plain(name, values[name]) for name in SECTIONS if name in values}
     return Config(
-        **{name: replace(getattr(recipe, name), **given.get(name, {})) for name in SECTIONS}
+        **{name: replace(getattr(recipe, name), **changes.get(name, {})) for name in SECTIONS}
     )
 
 
@@ -425,10 +425,11 @@ def from_dict(values: dict) -> Config:
         raise ValueError(
             f"bad configuration: no section {unknown[0]!r:.60}; there are {', '.join(SECTIONS)}"
         )
-    for section, given in values.items():
-        if not isinstance(given, dict):
+    for section, section_fields in values.items():
+        if not isinstance(section_fields, dict):
             raise ValueError(
-                f"bad configuration: {section}: expected a mapping of its fields, got {given!r:.60}"
+                f"bad configuration: {section}: expected a mapping of its fields, got "
+                f"{section_fields!r:.60}"
             )
     others = [key for key in _keys(values) if not isinstance(key, str)]
     if others:
@@ -442,8 +443,8 @@ def from_dict(values: dict) -> Config:
         return from_namespace(_fields_parser().parse_object(values))
     except ArgumentError as error:
         names = flatten(to_dict(Config()))
-        said = usage.one_line(str(error), names, prefix="")
-        raise ValueError(f"bad configuration: {said:.500}") from error
+        message = usage.one_line(str(error), names, prefix="")
+        raise ValueError(f"bad configuration: {message:.500}") from error
 
 
 def load(path: str | Path, **overrides: object) -> Config:
@@ -466,8 +467,8 @@ def load(path: str | Path, **overrides: object) -> Config:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
-        said = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ValueError(f"{path}{line} is not YAML: {said}") from error
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ValueError(f"{path}{line} is not YAML: {problem}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a YAML mapping with {', '.join(SECTIONS)}")
     for dotted, value in overrides.items():
@@ -488,11 +489,11 @@ def _line_of(path: str | Path, error: str, overrides: Collection[str]) -> str:
     """``, line 3``: of the field of a recipe that an error of ``from_dict`` names."""
     import yaml
 
-    found = re.match(r"bad configuration: (?:no section )?'?([\w.]+)", error)
-    if found is None or found[1] in overrides:
+    match = re.match(r"bad configuration: (?:no section )?'?([\w.]+)", error)
+    if match is None or match[1] in overrides:
         return ""
     node, line = yaml.compose(Path(path).read_text(encoding="utf-8-sig")), 0
-    for name in found[1].split("."):
+    for name in match[1].split("."):
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             if key.value == name:
                 line, node = key.start_mark.line + 1, value

@@ -42,7 +42,7 @@ def facts() -> dict[str, Any]:
     """
     driver = native.driver()
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    found: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "cmpose": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -68,7 +68,7 @@ def facts() -> dict[str, Any]:
         },
         "variables": {name: v for name, v in sorted(os.environ.items()) if _chooses(name)},
     }
-    return found | {"known_bad": known_bad(found), "next": next_steps(found)}
+    return machine | {"known_bad": known_bad(machine), "next": next_steps(machine)}
 
 
 def _nvcc() -> str | None:
@@ -87,25 +87,27 @@ def _nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=path)
 
 
-def known_bad(found: dict[str, Any]) -> list[str]:
+def known_bad(machine: dict[str, Any]) -> list[str]:
     """What is known not to work together, from :func:`facts`; a sentence each."""
     pairs = []
-    torch, triton, numpy = (found["packages"][name] or "" for name in ("torch", "triton", "numpy"))
+    torch, triton, numpy = (
+        machine["packages"][name] or "" for name in ("torch", "triton", "numpy")
+    )
     if triton and native.version_of(triton) < (3, 7) and native.version_of(numpy) >= (2, 4):
         pairs.append(
             f"The interpreter of triton {triton} fails with numpy {numpy}, and so do tests of "
             "Triton kernels on a CPU: pip install 'triton>=3.7' or 'numpy<2.4'."
         )
-    asked = found.get("torch_asks_for_triton")
-    if triton and asked and triton.partition("+")[0] != asked:
+    required = machine.get("torch_asks_for_triton")
+    if triton and required and triton.partition("+")[0] != required:
         pairs.append(
-            f"torch {torch} was made for triton {asked}, and torch.compile may fail with the "
-            f"{triton} that is installed: pip install triton=={asked}."
+            f"torch {torch} was made for triton {required}, and torch.compile may fail with the "
+            f"{triton} that is installed: pip install triton=={required}."
         )
     pairs += [
         f"triton 3.6.0 computes wrong products on {card['name']} (compute capability "
         f"{card['capability']}, triton-lang/triton#9871): pip install 'triton>=3.7'."
-        for card in found["cards"]
+        for card in machine["cards"]
         if triton.startswith("3.6.0") and card["capability"].split(".")[0] in ("10", "11")
     ]
     return list(dict.fromkeys(pairs))
@@ -114,25 +116,25 @@ def known_bad(found: dict[str, Any]) -> list[str]:
 def _torch_asks_for_triton() -> str | None:
     """The one version of triton that this torch asks for; a build for CPUs asks for none."""
     for requirement in importlib.metadata.requires("torch") or ():
-        if found := re.match(r"triton *== *([\w.]+)", requirement):
-            return found[1]
+        if match := re.match(r"triton *== *([\w.]+)", requirement):
+            return match[1]
     return None
 
 
-def next_steps(found: dict[str, Any]) -> list[str]:
+def next_steps(machine: dict[str, Any]) -> list[str]:
     """What would make more of this machine, from :func:`facts`; a sentence each."""
-    steps = [_for_a_card(found)] if not found["cards"] else _for_kernels(found)
-    return steps + known_bad(found)
+    steps = [_for_a_card(machine)] if not machine["cards"] else _for_kernels(machine)
+    return steps + known_bad(machine)
 
 
-def _for_a_card(found: dict[str, Any]) -> str:
+def _for_a_card(machine: dict[str, Any]) -> str:
     """Why torch sees no card, and what to do about it."""
-    driver, built = found["driver"], found["torch_cuda"]
+    driver, built = machine["driver"], machine["torch_cuda"]
     if driver is None:
         return "There is no NVIDIA driver, so that the ops run on the CPU. A card needs it first."
     remedy = f"install torch built for CUDA {driver} or older (https://pytorch.org/get-started)"
     if built is None:
-        torch_version = found["packages"]["torch"]
+        torch_version = machine["packages"]["torch"]
         return f"torch {torch_version} was built without CUDA, and there is a driver: {remedy}."
     if native.version_of(driver)[0] < native.version_of(built)[0]:
         return (
@@ -145,44 +147,44 @@ def _for_a_card(found: dict[str, Any]) -> str:
     )
 
 
-def _for_kernels(found: dict[str, Any]) -> list[str]:
+def _for_kernels(machine: dict[str, Any]) -> list[str]:
     """What keeps kernels from running on the cards that torch sees."""
     steps = []
-    triton = found["packages"]["triton"]
+    triton = machine["packages"]["triton"]
     if triton is None or native.version_of(triton) < (3, 5):
         steps.append(f"triton is {triton or 'not installed'}: pip install 'triton>=3.5'.")
-    for reason in dict.fromkeys(card["core_unavailable"] for card in found["cards"]):
+    for reason in dict.fromkeys(card["core_unavailable"] for card in machine["cards"]):
         if reason is None:
             continue
-        if found["nvcc"] is None:
+        if machine["nvcc"] is None:
             reason += (
-                f". There is no nvcc either: install NVIDIA's CUDA toolkit {found['torch_cuda']}"
+                f". There is no nvcc either: install NVIDIA's CUDA toolkit {machine['torch_cuda']}"
             )
         steps.append(f"Backend cuda does not run: {reason}.")
     return steps
 
 
-def report(found: dict[str, Any]) -> str:
+def report(machine: dict[str, Any]) -> str:
     """What ``cmpose doctor`` prints of its :func:`facts`."""
-    versions = {name: version or "not installed" for name, version in found["packages"].items()}
-    versions["torch"] += f" (CUDA {found['torch_cuda'] or 'not built in'})"
+    versions = {name: version or "not installed" for name, version in machine["packages"].items()}
+    versions["torch"] += f" (CUDA {machine['torch_cuda'] or 'not built in'})"
     rows = [
-        ("cmpose", found["cmpose"]),
-        ("python", f"{found['python']} on {found['platform']}"),
+        ("cmpose", machine["cmpose"]),
+        ("python", f"{machine['python']} on {machine['platform']}"),
         *versions.items(),
-        ("_C", found["core"]),
-        ("driver", f"serves CUDA {found['driver']}" if found["driver"] else "no NVIDIA driver"),
-        ("nvcc", found["nvcc"] or "not found"),
+        ("_C", machine["core"]),
+        ("driver", f"serves CUDA {machine['driver']}" if machine["driver"] else "no NVIDIA driver"),
+        ("nvcc", machine["nvcc"] or "not found"),
     ]
-    for i, card in enumerate(found["cards"]):
+    for i, card in enumerate(machine["cards"]):
         capability = card["capability"].replace(".", "")
         rows.append((f"GPU {i}", f"{card['name']}, sm_{capability}, {card['memory_gb']} GB"))
-    if not found["cards"]:
+    if not machine["cards"]:
         rows.append(("GPU", "none that torch sees; the ops run on the CPU"))
     lines = [f"{name:7} {value}" for name, value in rows]
-    lines += ["", *_ops(found["ops"])]
-    lines += [f"{name}={value} is set" for name, value in found["variables"].items()]
-    steps = found["next"] or ["Nothing: every backend that these cards can have is there."]
+    lines += ["", *_ops(machine["ops"])]
+    lines += [f"{name}={value} is set" for name, value in machine["variables"].items()]
+    steps = machine["next"] or ["Nothing: every backend that these cards can have is there."]
     return "\n".join([*lines, "", "What to do next:", *(f"- {step}" for step in steps)])
 
 

@@ -311,8 +311,8 @@ def _descriptor(path: str | os.PathLike[str]) -> int | None:
     """Which open file of this process a name like ``/dev/stdout`` or ``/dev/fd/3`` stands for."""
     name = os.fspath(path)
     streams = {"/dev/stdout": 1, "/dev/stderr": 2}
-    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d{1,9})", name)
-    return int(found[1]) if found else streams.get(name)
+    match = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d{1,9})", name)
+    return int(match[1]) if match else streams.get(name)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, remedy: str = "") -> None:
@@ -519,8 +519,8 @@ def claim(
 @contextmanager
 def claim_file(path: str | os.PathLike[str], command: str, option: str) -> Iterator[Path]:
     """As :func:`claim`, for one file, or for a folder that is replaced as a whole."""
-    given, path = path, _target(path)
-    if _is_device(path) or _descriptor(given) is not None:
+    original, path = path, _target(path)
+    if _is_device(path) or _descriptor(original) is not None:
         yield path
         return
     with writing(path):
@@ -562,20 +562,20 @@ def stop_requests() -> Iterator[threading.Event]:
     A second signal does what it did before. Outside the main thread, which alone gets signals,
     the flag stays unset.
     """
-    asked = threading.Event()
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requested
         return
     before: dict[int, Any] = {}
 
     def ask(number: int, _: Any) -> None:
-        asked.set()
+        requested.set()
         signal.signal(number, before[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         before[number] = signal.signal(number, ask)
     try:
-        yield asked
+        yield requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

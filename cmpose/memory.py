@@ -50,7 +50,7 @@ def shortage(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """What a library says of the memory that it did not get, in a line."""
     text = str(error)
-    if found := re.search(r"(DefaultCPUAllocator[^\n]*?bytes|Unable to allocate [^\n]*)", text):
-        return found[1]
+    if match := re.search(r"(DefaultCPUAllocator[^\n]*?bytes|Unable to allocate [^\n]*)", text):
+        return match[1]
     lines = text.partition(". ")[0].strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -72,10 +72,10 @@ def _load_on_cpu(path: str) -> ModuleType:
     return loaded
 
 
-def _check_version(loaded: ModuleType, what: str, remedy: str) -> None:
+def _check_version(loaded: ModuleType, name: str, remedy: str) -> None:
     built = loaded.build_info()["version"]
     if built != __version__:
-        raise ImportError(f"{what} was built for cmpose {built}, this is {__version__}: {remedy}")
+        raise ImportError(f"{name} was built for cmpose {built}, this is {__version__}: {remedy}")
 
 
 @functools.cache

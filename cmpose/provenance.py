@@ -59,8 +59,8 @@ def commit() -> tuple[str, bool]:
         # What a benchmark writes does not change the source that it measures.
         changes = _run("git", "status", "--porcelain", "--", ".", ":!bench/results")
         return sha, bool(changes)
-    given = os.environ.get("CMPOSE_COMMIT", "")
-    return (given.removesuffix("+dirty"), given.endswith("+dirty")) if given else ("unknown", True)
+    value = os.environ.get("CMPOSE_COMMIT", "")
+    return (value.removesuffix("+dirty"), value.endswith("+dirty")) if value else ("unknown", True)
 
 
 def driver() -> str | None:

@@ -30,12 +30,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def same_but_hyphens(words: Iterable[str], names: Collection[str]) -> list[str]:
     """Words of a command line, options as the parser spells them: ``--batch-size`` is taken too."""
     spelled = {name.replace("_", "-"): name for name in names}
-    taken = []
+    result = []
     for word in words:
         name, is_given, value = word.partition("=")
-        known = name.startswith("--") and spelled.get(name.replace("_", "-"))
-        taken.append(f"{known}{is_given}{value}" if known else word)
-    return taken
+        option = name.startswith("--") and spelled.get(name.replace("_", "-"))
+        result.append(f"{option}{is_given}{value}" if option else word)
+    return result
 
 
 def one_line(message: str, names: Collection[str], prefix: str = "--") -> str:
@@ -46,25 +46,25 @@ def one_line(message: str, names: Collection[str], prefix: str = "--") -> str:
         names: of all options, with ``prefix``.
         prefix: of an option; empty in a recipe, where options are fields.
     """
-    thing = "option" if prefix else "field"
-    if found := re.match(r"unrecognized arguments: (\S+)", message):
-        name = found[1].partition("=")[0]
+    kind = "option" if prefix else "field"
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        name = match[1].partition("=")[0]
         if not name.startswith("-"):
             return f"{name}: one argument too many"
-        return f"{name}: no such {thing}{nearest(name, names)}"
-    if found := re.match(r"(Subcommand|Group) '([\w.]+)' does not accept option '(.+)'", message):
-        name = prefix + (f"{found[2]}." if found[1] == "Group" else "") + found[3]
-        return f"{name}: no such {thing}{nearest(name, names)}"
-    if found := re.match(r"the following arguments are required: (.*)", message):
-        missing = [each.rpartition(".")[2] for each in found[1].split(", ")]
+        return f"{name}: no such {kind}{nearest(name, names)}"
+    if match := re.match(r"(Subcommand|Group) '([\w.]+)' does not accept option '(.+)'", message):
+        name = prefix + (f"{match[2]}." if match[1] == "Group" else "") + match[3]
+        return f"{name}: no such {kind}{nearest(name, names)}"
+    if match := re.match(r"the following arguments are required: (.*)", message):
+        missing = [each.rpartition(".")[2] for each in match[1].split(", ")]
         missing = [prefix + m if prefix + m in names else m.upper() for m in missing]
         return f"give {' and '.join(missing)}"
-    if found := re.match(r"argument (\S+): expected one argument", message):
-        return f"{found[1]}: needs a value"
-    if found := re.match(r"argument (\S+): ignored explicit argument '?(.*?)'?$", message):
-        return f"{found[1]} {found[2]}: takes no value"
-    if found := re.match(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
-        return _wrong_value(prefix + found[1], found[2])
+    if match := re.match(r"argument (\S+): expected one argument", message):
+        return f"{match[1]}: needs a value"
+    if match := re.match(r"argument (\S+): ignored explicit argument '?(.*?)'?$", message):
+        return f"{match[1]} {match[2]}: takes no value"
+    if match := re.match(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
+        return _wrong_value(prefix + match[1], match[2])
     return " ".join(message.split())[:500]
 
 

@@ -153,11 +153,11 @@ class OwnBoxes:
                 return box.box
         points = person.keypoints[person.keypoints[:, 2] > 0, :2]
 
-        def held(box: np.ndarray) -> int:
+        def keypoints_in(box: np.ndarray) -> int:
             return int(((points >= box[:2]) & (points <= box[:2] + box[2:])).all(axis=1).sum())
 
-        ranked = sorted(boxes, key=lambda b: (-held(b.box), b.box[2] * b.box[3]))
-        if ranked and len(points) and 2 * held(ranked[0].box) >= len(points):
+        ranked = sorted(boxes, key=lambda b: (-keypoints_in(b.box), b.box[2] * b.box[3]))
+        if ranked and len(points) and 2 * keypoints_in(ranked[0].box) >= len(points):
             return ranked[0].box
         return None
 
@@ -199,8 +199,8 @@ class OwnBoxes:
 def _picture(entry: PictureBox, where: str) -> dict[str, int | str]:
     """What an entry says of its picture, the surest first."""
     name = (entry.image_name or "").replace("\\", "/")
-    said = {"image_name": name or None, "frame": entry.frame, "image_id": entry.image_id}
-    picture = {key: value for key, value in said.items() if value is not None}
+    fields = {"image_name": name or None, "frame": entry.frame, "image_id": entry.image_id}
+    picture = {key: value for key, value in fields.items() if value is not None}
     if not picture:
         raise AnnotationError(
             f"{where}: has neither 'frame', 'image_name' nor 'image_id', which tell its picture"
@@ -211,10 +211,10 @@ def _picture(entry: PictureBox, where: str) -> dict[str, int | str]:
 def _check_agreement(box: Box, keys: list[tuple[str, Any]]) -> None:
     """Raises AnnotationError if a box names another picture than ``keys`` by one of its values."""
     for key, value in box.picture.items():
-        known = [each for name, each in keys if name == key and each not in ("", -1)]  # -1: none
-        if known and value not in known:
-            first, said = next(iter(box.picture.items()))
+        listed = [each for name, each in keys if name == key and each not in ("", -1)]  # -1: none
+        if listed and value not in listed:
+            first, own = next(iter(box.picture.items()))
             raise AnnotationError(
-                f"{box.where}: {first} is {short(said)}, but {key} is {short(value)}, and in the "
-                f"source that picture's is {short(known[0])}; leave out the one that is wrong"
+                f"{box.where}: {first} is {short(own)}, but {key} is {short(value)}, and in the "
+                f"source that picture's is {short(listed[0])}; leave out the one that is wrong"
             )

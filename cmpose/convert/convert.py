@@ -186,9 +186,9 @@ def _write_annotations(annotations: Path, sequences: list[Sequence], written: Wr
             write_posetrack18(partial / f"{sequence.file_stem}.json", sequence)
 
 
-def _format(source: Path, asked: Format) -> Format:
-    if asked != "auto":
-        return asked
+def _format(source: Path, requested: Format) -> Format:
+    if requested != "auto":
+        return requested
     if source.is_dir():
         return "posetrack17"
     if source.suffix.lower() == ".csv":
@@ -207,13 +207,13 @@ def _format(source: Path, asked: Format) -> Format:
 def _read(
     source: Path, format: Format, options: ConvertOptions, report: Report
 ) -> tuple[list[Draft], Skeleton]:
-    given = read_skeleton(Path(options.skeleton)) if options.skeleton else None
+    own_skeleton = read_skeleton(Path(options.skeleton)) if options.skeleton else None
     if format == "posetrack17":
         return _annolist_drafts(source, options, report), POSETRACK
     if format == "csv":
-        drafts, skeleton = read_csv_drafts(source, report, given)
+        drafts, skeleton = read_csv_drafts(source, report, own_skeleton)
     else:
-        drafts, skeleton = read_coco_drafts(source, report, options.category, given)
+        drafts, skeleton = read_coco_drafts(source, report, options.category, own_skeleton)
     if not drafts:
         raise AnnotationError(f"{source}: lists no picture")
     if options.to == "posetrack":

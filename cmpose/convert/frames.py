@@ -84,11 +84,11 @@ def extract_frames(
         with claim(folder, "frames", "folder"), stop_requests() as stop:
             if not (folder / INDEX).exists():
                 write_json(folder / INDEX, made_of)
-            written = kept = 0
+            written = present = 0
             for frame in opened.frames():
                 if stop.is_set():
                     raise Interrupted(
-                        f"{folder}: stopped; {kept} pictures are there: run the same command "
+                        f"{folder}: stopped; {present} pictures are there: run the same command "
                         "again, it goes on from them"
                     )
                 if frame.number % every:
@@ -98,7 +98,7 @@ def extract_frames(
                         f"{folder / INDEX}: is not there any more; run the same command again to "
                         "extract the frames anew"
                     )
-                kept += 1
+                present += 1
                 path = folder / f"{frame.number:06d}.jpg"
                 if not path.exists():
                     _write_jpeg(path, frame.picture, quality)
@@ -108,7 +108,7 @@ def extract_frames(
                 raise VideoError(f"{info.cut_off}; these are in {folder}")
             finished = {"fps": info.fps, "frames": info.frames, "finished": True}
             write_json(folder / INDEX, made_of | finished | {"notes": info.notes})
-    return FramesSummary(folder, kept, written, info.width, info.height, info.notes)
+    return FramesSummary(folder, present, written, info.width, info.height, info.notes)
 
 
 def _check_folder(folder: Path, made_of: dict[str, Any]) -> None:

@@ -71,13 +71,13 @@ class Grouping:
         with_videos: set[Path] = set()
         for (folder, video, _), members in groups.items():
             says_video = self._says_video(members)
-            found = self._video(video, members) if self._is_video(members, says_video) else []
+            of_video = self._video(video, members) if self._is_video(members, says_video) else []
             if says_video and not video:
-                if any(len(sequence.pictures) > 1 for sequence in found):
+                if any(len(sequence.pictures) > 1 for sequence in of_video):
                     with_videos.add(folder)
                 alone.setdefault(folder, []).extend(picture for _, picture in members)
-            sequences += found
-            if not found:
+            sequences += of_video
+            if not of_video:
                 self.report.facts["stills"] = self.report.facts.get("stills", 0) + len(members)
                 for draft, picture in members:
                     name_of_still = self._name(picture.stem, picture)
@@ -135,10 +135,10 @@ class Grouping:
             runs[-1].append(numbered[number])
         return runs
 
-    def _name(self, wanted: str, picture: Path) -> str:
+    def _name(self, preferred: str, picture: Path) -> str:
         """A name for a sequence that no other has, of letters, digits, _ and -."""
-        candidates = [wanted, f"{picture.parent.name}_{wanted}"]
-        candidates += [f"{wanted}_{n}" for n in range(2, 2 + len(self._names))]
+        candidates = [preferred, f"{picture.parent.name}_{preferred}"]
+        candidates += [f"{preferred}_{n}" for n in range(2, 2 + len(self._names))]
         for candidate in candidates:
             name = re.sub(r"[^\w-]+", "_", candidate).strip("_") or "sequence"
             if name not in self._names:

@@ -67,9 +67,9 @@ class People:
         assert frame.width is not None
         assert frame.height is not None
         pose = person.keypoints
-        points, seen = pose[:, :2], pose[:, 2] > 0
+        points, visible = pose[:, :2], pose[:, 2] > 0
         limits = np.array([frame.width - 0.5, frame.height - 0.5])
-        outside = seen & ((points < -0.5) | (points > limits)).any(axis=1)
+        outside = visible & ((points < -0.5) | (points > limits)).any(axis=1)
         for j in np.flatnonzero(outside):
             x, y = points[j]
             self.report.warn(
@@ -81,7 +81,7 @@ class People:
         if box is None or box[2] <= 0 or box[3] <= 0:
             self.report.leave_out("person without a box, or keypoints to make one from", where)
             return None
-        if not seen.any():
+        if not visible.any():
             self.report.warn("person without keypoints", where)
         if box[0] >= frame.width or box[1] >= frame.height or (box[:2] + box[2:] <= 0).any():
             self.report.error(
@@ -100,13 +100,13 @@ class People:
         Labelling tools write a box of zeros where nobody drew one, or the extent of the keypoints,
         which is a point or a line where there are few of them: that says nothing of the person.
         """
-        given = not is_made and person.box is not NO_BOX
-        if given and min(person.box[2:]) > _LEAST:
+        is_labelled = not is_made and person.box is not NO_BOX
+        if is_labelled and min(person.box[2:]) > _LEAST:
             return person.box
         box = OwnBoxes.choose(boxes, person)
         if box is None and boxes:
             self.report.warn("no box of --boxes fits: made from the keypoints", where)
-        if given:
+        if is_labelled:
             instead = "made from the keypoints" if box is None else "one of --boxes is taken"
             self.report.warn(f"box of size zero: {instead}", f"{where}: {person.box.tolist()}")
         if box is not None or not person.num_visible:

@@ -100,8 +100,8 @@ class SourcePictures:
             self._report_outside(draft)
             return None
         # A link to a file is a picture of its own, as where equal frames are stored once.
-        place = Path(os.path.realpath(path.parent), path.name)
-        other = self._found.setdefault(place, draft)
+        location = Path(os.path.realpath(path.parent), path.name)
+        other = self._found.setdefault(location, draft)
         if other is not draft:
             raise AnnotationError(
                 f"{draft.where}: {path} is also at {other.where}; list each picture once"
@@ -141,7 +141,7 @@ class SourcePictures:
 
     def _find_number(self, draft: Draft) -> Path | None:
         folder = self.folder(self.images / draft.file_name)
-        matches = [n for n, found in folder.frame_names.items() if found.number == draft.number]
+        matches = [n for n, frame in folder.frame_names.items() if frame.number == draft.number]
         if len(matches) == 1:
             return folder.path / matches[0]
         hint = nearly_there(self.images, draft.file_name) or "one is expected (--images)"

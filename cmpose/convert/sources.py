@@ -67,8 +67,8 @@ class Draft:
 def check_pixels(drafts: Items[Draft], source: Path) -> None:
     """Raises AnnotationError if the keypoints are certainly not in pixels: all within 0 and 1."""
     people = [person for draft in drafts for person in draft.people]
-    seen = [p.keypoints[p.keypoints[:, 2] > 0, :2] for p in people]
-    points = np.concatenate([np.zeros((0, 2)), *seen])
+    visible = [p.keypoints[p.keypoints[:, 2] > 0, :2] for p in people]
+    points = np.concatenate([np.zeros((0, 2)), *visible])
     if len(points) > 1 and (np.abs(points) <= 1.5).all() and points.any():
         raise AnnotationError(
             f"{source}: keypoints are shares of the picture, e.g. {points[0].tolist()}, {IN_SHARES}"
@@ -114,9 +114,9 @@ def read_coco_drafts(
                 f"{drafts[draft.image_id].file_name}; give every image an id of its own"
             )
         drafts[draft.image_id] = draft
-    seen: dict[int | str, int] = {}
+    number_of: dict[int | str, int] = {}
     for number, entry in enumerate(document.annotations):
-        _add_coco_person(entry, number, drafts, seen, own, category_id, report, path)
+        _add_coco_person(entry, number, drafts, number_of, own, category_id, report, path)
     return list(drafts.values()), own
 
 
@@ -124,7 +124,7 @@ def _add_coco_person(
     entry: Any,
     number: int,
     drafts: Mapping[int | str, Draft],
-    seen: dict[int | str, int],
+    number_of: dict[int | str, int],
     skeleton: Skeleton,
     category_id: int | str,
     report: Report,
@@ -143,12 +143,12 @@ def _add_coco_person(
     draft = drafts[target.image_id]
     own_id = entry.get("id")
     if isinstance(own_id, (int, str)):
-        if own_id in seen:
+        if own_id in number_of:
             raise AnnotationError(
-                f"{where}.id: {short(own_id)} is also the id of annotations[{seen[own_id]}]; give "
-                "every annotation an id of its own"
+                f"{where}.id: {short(own_id)} is also the id of annotations[{number_of[own_id]}]; "
+                "give every annotation an id of its own"
             )
-        seen[own_id] = number
+        number_of[own_id] = number
     if target.category_id != category_id and "category_id" in entry:
         report.leave_out("annotation of another category", where)
         return

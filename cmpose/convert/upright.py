@@ -74,8 +74,8 @@ def upright_draft(
 
 def _turned(person: Person, turn: tuple[int, tuple[int, int]], skeleton: Skeleton) -> Person:
     pose = person.keypoints.copy()
-    seen = pose[:, 2] > 0
-    pose[seen, :2] = turn_points(pose[seen, :2], *turn)
+    visible = pose[:, 2] > 0
+    pose[visible, :2] = turn_points(pose[visible, :2], *turn)
     if is_mirrored(turn[0]):  # who labelled a mirrored left hand called it the right one
         pose = pose[list(skeleton.flip_permutation)]
 

@@ -175,5 +175,5 @@ def _is_copy(path: Path, picture: Path | None) -> bool:
     """Whether ``path`` is a picture that is to be placed there, or a copy of it."""
     if picture is None or not path.is_file():
         return False
-    there, wanted = path.stat(), picture.stat()
-    return (there.st_size, there.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns)
+    present, original = path.stat(), picture.stat()
+    return (present.st_size, present.st_mtime_ns) == (original.st_size, original.st_mtime_ns)

@@ -66,14 +66,14 @@ class Window(NamedTuple):
         Args:
             tile: holds all pixels of the window that lie in the picture.
         """
-        taken = np.zeros((*self.shape, 3), np.uint8)
+        cutout = np.zeros((*self.shape, 3), np.uint8)
         left, right = max(self.left, tile.left), min(self.right, tile.left + tile.pixels.shape[1])
         if left < right:
             rows = slice(self.top - tile.top, self.bottom - tile.top)
             part = tile.pixels[rows, left - tile.left : right - tile.left]
             part = part if tile.rgb else cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
-            taken[:, left - self.left : right - self.left] = part
-        return taken
+            cutout[:, left - self.left : right - self.left] = part
+        return cutout
 
     def matrix(self, matrix: np.ndarray) -> np.ndarray:
         """The map cut-out → crop, float64 [2, 3], from ``matrix``, picture → crop."""
@@ -134,10 +134,10 @@ def sampled_window(
     """
     height, width = image_size
     corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])
-    seen = apply_matrix(cv2.invertAffineTransform(matrix), corners)
+    picture_corners = apply_matrix(cv2.invertAffineTransform(matrix), corners)
     # Sampling rounds positions to 1/32 pixel and takes the pixels before and after them.
-    left, top = (int(v) - 1 for v in np.floor(seen.min(axis=0)))
-    right, bottom = (int(v) + 3 for v in np.floor(seen.max(axis=0)))
+    left, top = (int(v) - 1 for v in np.floor(picture_corners.min(axis=0)))
+    right, bottom = (int(v) + 3 for v in np.floor(picture_corners.max(axis=0)))
     top = min(max(top, 0), picture_size[1] - 1)
     return Window(left, top, right, max(min(bottom, picture_size[1]), top + 1))
 

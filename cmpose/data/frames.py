@@ -103,15 +103,15 @@ def nearly_there(root: Path, name: str) -> str:
         name: of the file or folder, with ``/``.
     """
     path = root
-    asked = PurePosixPath(name)
-    for part in asked.parts:
+    missing = PurePosixPath(name)
+    for part in missing.parts:
         names = os.listdir(path) if path.is_dir() else []
-        found = part if part in names else nearly(part, names)
-        if found is None:
+        entry = part if part in names else nearly(part, names)
+        if entry is None:
             return ""
-        path /= found
+        path /= entry
     there = path.relative_to(root).as_posix()
-    return "" if there == asked.as_posix() else f"{short(there)} {ONLY_NEARLY}"
+    return "" if there == missing.as_posix() else f"{short(there)} {ONLY_NEARLY}"
 
 
 def neighbor_name(file_name: str, number: int) -> str:

@@ -70,9 +70,9 @@ def _without_hashes(names: Collection[str]) -> dict[str, str]:
     bare = {name: name[: name.rindex(".")] for name in sorted(names) if is_picture(name)}
     for pattern in _HASHES:
         matches = {name: pattern.fullmatch(stem) for name, stem in bare.items()}
-        found = {n: m for n, m in matches.items() if m and re.search(r"\d", m["bare"])}
-        if any(re.search(r"[a-z]", match["hash"], re.I) for match in found.values()):
-            bare |= {name: match["bare"] for name, match in found.items()}
+        hashed = {n: m for n, m in matches.items() if m and re.search(r"\d", m["bare"])}
+        if any(re.search(r"[a-z]", match["hash"], re.I) for match in hashed.values()):
+            bare |= {name: match["bare"] for name, match in hashed.items()}
     return bare
 
 

@@ -97,7 +97,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _jpeg(file: BinaryIO) -> PictureHeader | None:
-    orientation, seen = 1, False
+    orientation, has_exif = 1, False
     for _ in range(_MOST):
         marker = file.read(1)
         if not marker:
@@ -121,10 +121,10 @@ def _jpeg(file: BinaryIO) -> PictureHeader | None:
             parts = file.read(3 * _int(file, 1))
             least = _least_bytes(width, height, parts[1::3]) if code in (0xC0, 0xC1, 0xC2) else 0
             return PictureHeader("JPEG", width, height, orientation, least_bytes=least)
-        if code == 0xE1 and not seen:
+        if code == 0xE1 and not has_exif:
             block = file.read(length)
-            seen = block[:5] == b"Exif\0"
-            if seen:
+            has_exif = block[:5] == b"Exif\0"
+            if has_exif:
                 orientation = _orientation(block[6:])
         else:
             file.seek(length, io.SEEK_CUR)

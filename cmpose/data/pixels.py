@@ -101,5 +101,5 @@ class ClipPixels:
             width, _ = shrunk_size(record.picture_size, factor)
             return self.tiles.tile(file, factor, window, width)
         # The size is a part of the key: one that was kept may be of another record.
-        wanted = file, record.picture_size, record.sequence.source, factor
-        return Tile(self.pictures.read(wanted, lambda wanted: read_frame(*wanted)))
+        key = file, record.picture_size, record.sequence.source, factor
+        return Tile(self.pictures.read(key, lambda key: read_frame(*key)))

@@ -160,12 +160,12 @@ class Video(ABC):
     def close(self) -> None:  # noqa: B027 - pictures hold nothing open
         """Closes the file or device."""
 
-    def _check(self, picture: np.ndarray, what: str) -> None:
+    def _check(self, picture: np.ndarray, where: str) -> None:
         size, first = picture.shape[1::-1], (self.info.width, self.info.height)
         if size != first:
             raise VideoError(
-                f"{what}: is {size[0]}×{size[1]} pixels, the first frame was {first[0]}×{first[1]};"
-                " frames of one size are needed"
+                f"{where}: is {size[0]}×{size[1]} pixels, the first frame was "
+                f"{first[0]}×{first[1]}; frames of one size are needed"
             )
 
 
@@ -253,15 +253,15 @@ class _File(Video):
     def _learn(self, timeline: Timeline) -> None:
         """Puts what the whole of the file told in place of what its header says."""
         source, container = self.info.source, read_container(self.path)
-        found = findings(source, timeline, container, self.decoder.frames, self.rate)
+        facts = findings(source, timeline, container, self.decoder.frames, self.rate)
         self.info = replace(
             self.info,
             frames=timeline.frames,
             fps=self.fps or _rate_or_default(timeline.rate(self.rate)),
             counted=True,
-            missing=found.missing,
-            cut_off=found.cut_off,
-            notes=self._header_notes() + found.notes,
+            missing=facts.missing,
+            cut_off=facts.cut_off,
+            notes=self._header_notes() + facts.notes,
         )
 
     def files(self) -> list[Path]:
@@ -281,9 +281,9 @@ class _Capture(Video):
     """A camera or a stream, read by ``cv2.VideoCapture``."""
 
     def __init__(
-        self, what: str | int, source: str, name: str, fps: float | None, unreadable: str
+        self, address: str | int, source: str, name: str, fps: float | None, unreadable: str
     ) -> None:
-        self.capture = cv2.VideoCapture(what)
+        self.capture = cv2.VideoCapture(address)
         decoded, self.first = self.capture.read()
         if not decoded:
             self.capture.release()
@@ -297,8 +297,8 @@ class _Capture(Video):
             width=self.first.shape[1],
             height=self.first.shape[0],
             fps=fps or _rate_or_default(rate),
-            frames=0 if isinstance(what, int) else count,
-            live=isinstance(what, int) or not count,
+            frames=0 if isinstance(address, int) else count,
+            live=isinstance(address, int) or not count,
         )
 
     def frames(self, skip: int = 0) -> Iterator[VideoFrame]:
@@ -550,8 +550,8 @@ def _numbered(pattern: Path) -> list[Path]:
         return []
     digits = int(width[1] or 1)
     name = re.compile(re.escape(before) + r"(\d+)" + re.escape(rest[width.end() :]))
-    found = ((file, name.fullmatch(file.name)) for file in pattern.parent.iterdir())
-    return [file for file, match in found if match and match[1] == f"{int(match[1]):0{digits}d}"]
+    matches = ((file, name.fullmatch(file.name)) for file in pattern.parent.iterdir())
+    return [file for file, match in matches if match and match[1] == f"{int(match[1]):0{digits}d}"]
 
 
 @contextmanager

@@ -41,9 +41,9 @@ def _run_evaluate(args: Namespace) -> None:
     from cmpose.evaluation.evaluate import evaluate_checkpoint
     from cmpose.models.weights import checkpoint
 
-    given = config.from_namespace(args, _recipe_of_evaluate(args))
+    settings = config.from_namespace(args, _recipe_of_evaluate(args))
     try:
-        evaluate_checkpoint(args.checkpoint, given.data, given.train, args.output)
+        evaluate_checkpoint(args.checkpoint, settings.data, settings.train, args.output)
     except OSError as error:
         if not isinstance(error, FileNotFoundError) and error.errno != errno.ENAMETOOLONG:
             raise

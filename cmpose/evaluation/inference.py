@@ -110,11 +110,11 @@ def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseO
     return output
 
 
-def _not_finite(model: CMPose, what: str) -> CheckpointError:
+def _not_finite(model: CMPose, problem: str) -> CheckpointError:
     return CheckpointError(
         f"{model.source}: its weights are numbers, but too large for what the model computes with "
-        f"them ({what}): the training it is of diverged, or it is damaged; use another checkpoint, "
-        "or train.precision=fp32"
+        f"them ({problem}): the training it is of diverged, or it is damaged; use another "
+        "checkpoint, or train.precision=fp32"
     )
 
 

@@ -69,13 +69,13 @@ def match_frames(
             )
         pairs = zip(truth, predicted, strict=True)
         return Matched("order", [(i, real, guess) for i, (real, guess) in enumerate(pairs)])
-    by, found = _Matcher(truth, predicted, truth_source, predicted_source).match()
-    used = set(found.values())
+    by, matched = _Matcher(truth, predicted, truth_source, predicted_source).match()
+    used = set(matched.values())
     return Matched(
         by,
-        [(i, truth[i], predicted[k]) for i, k in sorted(found.items())],
+        [(i, truth[i], predicted[k]) for i, k in sorted(matched.items())],
         [_shown(frame) for k, frame in enumerate(predicted) if k not in used],
-        len(truth) - len(found),
+        len(truth) - len(matched),
     )
 
 
@@ -122,14 +122,14 @@ class _Matcher:
         if self.named:
             [reals] = readings
             for by, key in _RULES:
-                found = self._by_keys(reals, key)
-                if self._is_whole(found):
+                matched = self._by_keys(reals, key)
+                if self._is_whole(matched):
                     kind = "file name" if reals == self.reals else "file name in the source"
-                    return kind + by, found
+                    return kind + by, matched
         raise ValueError(clash or self._unmatched(readings[0]))
 
-    def _is_whole(self, found: Mapping[int, int]) -> bool:
-        return all(i in found for i in self.needed)
+    def _is_whole(self, matched: Mapping[int, int]) -> bool:
+        return all(i in matched for i in self.needed)
 
     def _by_id(self) -> dict[int, int]:
         ids = {str(frame.image_id): k for k, frame in enumerate(self.predicted)}
@@ -200,11 +200,11 @@ class _Matcher:
 
     def _unmatched(self, reals: Sequence[str]) -> str:
         """Why frames cannot be matched: two have one name, some are missing, or all are."""
-        found = max(
+        matched = max(
             (self._by_keys(reals, key) if self.named else self._by_id() for _, key in _RULES),
             key=len,
         )
-        missing = next(i for i in self.needed if i not in found)
+        missing = next(i for i in self.needed if i not in matched)
         name = _shown(self.truth[missing])
         if self.named:
             for _, key in reversed(_RULES):
@@ -215,8 +215,8 @@ class _Matcher:
                         f"may be {_cut(same[0])} or {_cut(same[1])}; write the ground truth's "
                         "file names or ids, or match frames by order"
                     )
-        if found:
-            count = sum(i not in found for i in self.needed)
+        if matched:
+            count = sum(i not in matched for i in self.needed)
             return (
                 f"{self.predicted_source} has {len(self.predicted)} frames, and none for {count} "
                 f"of {len(self.needed)} frames with people in the ground truth "

@@ -84,8 +84,8 @@ def pose_document(data: Any, source: str) -> PoseFile:
     if isinstance(data, PoseDocument):
         return data
     if not isinstance(data, Mapping):
-        got = "a list" if isinstance(data, list) else short(data)
-        raise AnnotationError(_NOT_A_FILE_OF_POSES.format(source=source, got=got))
+        contents = "a list" if isinstance(data, list) else short(data)
+        raise AnnotationError(_NOT_A_FILE_OF_POSES.format(source=source, got=contents))
     if "annolist" not in data and not {"images", "annotations"} <= data.keys():
         keys = comma_list(map(short, data)) or "none"
         raise AnnotationError(_NOT_A_FILE_OF_POSES.format(source=source, got=f"the keys {keys}"))
@@ -152,16 +152,16 @@ def _are_tracks(track_ids: Iterable[int | None]) -> bool:
 
 
 def _check_track_ids(track_ids: Iterable[int | None], where: str) -> None:
-    seen: set[int] = set()
+    earlier: set[int] = set()
     for track_id in track_ids:
         if track_id is None or track_id < 0:
             continue
-        if track_id in seen:
+        if track_id in earlier:
             raise AnnotationError(
                 f"{where}: track_id {track_id!r} occurs twice; give every person of a frame "
                 "a track_id of its own"
             )
-        seen.add(track_id)
+        earlier.add(track_id)
 
 
 def _polygons(regions: Iterable[np.ndarray], where: str) -> list[np.ndarray]:
@@ -227,7 +227,7 @@ def _parse_coco(
     if document.images is UNSET or document.annotations is UNSET:
         raise AnnotationError(f"{source}: lacks 'images' or 'annotations'")
     columns, slots = _joint_columns(document, source, skeleton)
-    things = {category.id for category in document.categories or []} - {_category(document).id}
+    others = {category.id for category in document.categories or []} - {_category(document).id}
     by_image: dict[int | str, list[tuple[int, Annotation]]] = {}  # with their index in the file
     not_people: Counter[int | str] = Counter()
     for i, image in enumerate(document.images):
@@ -240,7 +240,7 @@ def _parse_coco(
                 f"{source}: annotations[{i}].image_id {short(annotation.image_id)} is not the id "
                 "of any entry of 'images'; write the ids of the images the poses belong to"
             )
-        if annotation.category_id is not None and annotation.category_id in things:
+        if annotation.category_id is not None and annotation.category_id in others:
             not_people[annotation.image_id] += 1
         else:
             by_image[annotation.image_id].append((i, annotation))

@@ -286,8 +286,8 @@ def _none_if_nan(value: float) -> float | None:
 
 
 def _mean_ignoring_nan(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else math.nan
 
 
 # The evaluation --------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def _score(
     reference: Reference | None,
 ) -> APResult:
     tally: Tally | None = None
-    skeleton, total, things = POSETRACK, 0, 0
+    skeleton, total, not_people = POSETRACK, 0, 0
     matched: dict[str, Matched] = {}
     for name in sorted(truth):
         truth_source, read_truth = truth[name]
@@ -322,7 +322,7 @@ def _score(
         )
         _check_pixels(truth_frames, predicted_frames, predicted_source)
         total += len(truth_frames)
-        things += sum(frame.not_people for frame in truth_frames + predicted_frames)
+        not_people += sum(frame.not_people for frame in truth_frames + predicted_frames)
         matched[name] = match_frames(
             truth_frames, predicted_frames, match, truth_source, predicted_source
         )
@@ -336,8 +336,8 @@ def _score(
         )
     counts = len(truth), tally.frames, total, tally.people, tally.predictions
     notes = [*notes, *_notes_of_frames(matched), *_notes(tally)]
-    if things:
-        notes.append(f"left out: {counted({NOT_A_PERSON: things})}")
+    if not_people:
+        notes.append(f"left out: {counted({NOT_A_PERSON: not_people})}")
     by = Counter(each.by for each in matched.values())
     return APResult(*tally.average_precision(), *counts, notes, skeleton, tally.reference, by)
 
@@ -387,12 +387,12 @@ def _notes(tally: Tally) -> list[str]:
     return notes
 
 
-def _reference(skeleton: Skeleton, asked: Reference | None, source: str) -> Reference:
-    if asked not in (None, "head", "box"):
-        raise ValueError(f"reference must be 'head' or 'box', got {asked!r}")
+def _reference(skeleton: Skeleton, requested: Reference | None, source: str) -> Reference:
+    if requested not in (None, "head", "box"):
+        raise ValueError(f"reference must be 'head' or 'box', got {requested!r}")
     if skeleton == POSETRACK:
-        return asked or "head"
-    if asked == "head":
+        return requested or "head"
+    if requested == "head":
         raise ValueError(
             f"reference='head': PoseTrack's AP is of its own 15 joints, {source} has "
             f"{len(skeleton)} others; use box"

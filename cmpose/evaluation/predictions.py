@@ -163,16 +163,16 @@ def _person(
 
 
 def _make_track_ids_unique(people: list[Person]) -> None:
-    taken: set[int] = set()
+    used: set[int] = set()
     without_id = []
     for person in people:
-        if person.track_id < 0 or person.track_id in taken:
+        if person.track_id < 0 or person.track_id in used:
             without_id.append(person)
         else:
-            taken.add(person.track_id)
+            used.add(person.track_id)
     free = 0
     for person in without_id:
-        while free in taken:
+        while free in used:
             free += 1
         person.track_id = free
-        taken.add(free)
+        used.add(free)

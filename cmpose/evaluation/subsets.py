@@ -118,8 +118,8 @@ def joint_errors(records: Items[PoseRecord], keypoints: np.ndarray) -> list[np.n
         if person is None or person.head_box is None:
             errors.append(np.empty(0))
             continue
-        seen = person.keypoints[:, 2] > 0
-        pixels = np.linalg.norm(pose[seen] - person.keypoints[seen, :2], axis=-1)
+        visible = person.keypoints[:, 2] > 0
+        pixels = np.linalg.norm(pose[visible] - person.keypoints[visible, :2], axis=-1)
         size = head_size_of(person.head_box[2], person.head_box[3])
         errors.append(pixels / size if size > 0 else np.full(len(pixels), np.inf))
     return errors
@@ -159,15 +159,15 @@ def subset_results(
     keys = [(record.sequence.file_stem, record.frame.image_id) for record in records]
     peopled = {(s.file_stem, f.image_id) for s in sequences for f in s.frames if f.people}
     results: dict[str, dict[str, Any]] = {}
-    for name, kept in frames.items():
-        own = [e for e, key in zip(errors, keys, strict=True) if key in kept]
+    for name, subset in frames.items():
+        own = [e for e, key in zip(errors, keys, strict=True) if key in subset]
         distances = np.concatenate([np.empty(0), *own])
-        known = distances.size > 0
+        measured = distances.size > 0
         results[name] = {
-            "ap": ap if name == ALL else subset_ap(real, guessed, kept),
-            "pckh": float(100 * (distances <= THRESHOLD).mean()) if known else None,
-            "error": float(np.median(distances)) if known else None,
-            "frames": len(kept & peopled),
+            "ap": ap if name == ALL else subset_ap(real, guessed, subset),
+            "pckh": float(100 * (distances <= THRESHOLD).mean()) if measured else None,
+            "error": float(np.median(distances)) if measured else None,
+            "frames": len(subset & peopled),
             "joints": int(distances.size),
         }
     return results

@@ -151,14 +151,14 @@ def _outside(frame: FramePoses, regions: list[np.ndarray]) -> FramePoses:
             inside |= shapely.contains(shapely.Polygon(region), points)
         xy = xy.copy()
         xy[present] = np.where(inside[:, None], np.nan, xy[present])
-    kept = ~np.isnan(xy[..., 0]).all(axis=1)
+    has_joints = ~np.isnan(xy[..., 0]).all(axis=1)
     return FramePoses(
         frame.name,
         frame.image_id,
-        xy[kept],
-        frame.scores[kept],
-        frame.head_size[kept],
-        frame.box_size[kept],
+        xy[has_joints],
+        frame.scores[has_joints],
+        frame.head_size[has_joints],
+        frame.box_size[has_joints],
         frame.annotated,
         frame.ignore_regions,
     )

@@ -297,12 +297,12 @@ def evaluations_of(folder: Path) -> list[dict[str, Any]]:
     files.append(folder / "evaluation" / "metrics.json")
     if folder.name == "model":
         files.insert(0, folder.parent / "metrics.json")
-    known = []
+    evaluations = []
     for file in filter(Path.is_file, files):
         metrics = parse_file(file, checkpoint.CheckpointError, _METRICS_REMEDY)
         convert(metrics, Metrics, str(file), checkpoint.CheckpointError, remedy=_METRICS_REMEDY)
-        known.append(metrics)
-    return known
+        evaluations.append(metrics)
+    return evaluations
 
 
 def export(

@@ -219,21 +219,21 @@ def distinct_tokens(
     """
     clean, *branches = x.unbind()
     B, T, S, _ = clean.shape
-    place = torch.arange(B * T * S, device=x.device).view(B, T, S)
-    parts, index, flags = [clean.flatten(0, 2)], [place], []
+    positions = torch.arange(B * T * S, device=x.device).view(B, T, S)
+    parts, index, flags = [clean.flatten(0, 2)], [positions], []
     own: list[Tensor | None] = []
     count = B * T * S
     for branch, bad, chosen, shared in zip(branches, corrupted, tokens, replacements, strict=True):
         flags.append(torch.nn.functional.pad(bad, (0, S - bad.shape[2])))
         if shared is None:
-            at = place[..., : bad.shape[2]].flatten(1).gather(1, chosen).flatten()
+            at = positions[..., : bad.shape[2]].flatten(1).gather(1, chosen).flatten()
             fresh = torch.arange(count, count + len(at), device=x.device)
-            index.append(place.flatten().index_copy(0, at, fresh).view_as(place))
+            index.append(positions.flatten().index_copy(0, at, fresh).view_as(positions))
             parts.append(take(branch, at))
             own.append(at)
         else:
             fresh = torch.arange(count, count + T * S, device=x.device).view(T, S)
-            index.append(torch.where(flags[-1], fresh, place))
+            index.append(torch.where(flags[-1], fresh, positions))
             parts.append(shared.flatten(0, 1))
             own.append(None)
         count += len(parts[-1])

@@ -181,8 +181,8 @@ class BlockStack(nn.ModuleList):
         """
         for index, block in enumerate(self):
             if index >= start:
-                wanted = read if index == len(self) - 1 else rows.everything
-                run = partial(block, read=wanted)
+                block_read = read if index == len(self) - 1 else rows.everything
+                run = partial(block, read=block_read)
                 x = call_recomputing(run, self.recompute, x, None if kept is None else kept[index])
         return x
 

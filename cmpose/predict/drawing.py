@@ -51,15 +51,15 @@ class Explainer:
                 one with people, else only the frames that were named are explained.
         """
         self.predictor, self.info, self.out = predictor, info, out
-        self.wanted = list(options.explain_frames)
+        self.pending = list(options.explain_frames)
         self._only_named = not options.explain
 
     def due(self, frame: PredictedFrame) -> bool:
-        """Whether a frame is to be explained; what it stands for is wanted no longer then."""
+        """Whether a frame is to be explained; the frames that it stands for are done then."""
         number = frame.number
-        due = [n for n in self.wanted if n == number or (n < number and not self._only_named)]
+        due = [n for n in self.pending if n == number or (n < number and not self._only_named)]
         if due and frame.people:
-            self.wanted = [n for n in self.wanted if n not in due]
+            self.pending = [n for n in self.pending if n not in due]
             return True
         return False
 

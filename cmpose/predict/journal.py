@@ -95,7 +95,7 @@ class Journal:
 
     def _read(self) -> int:
         """Sets what is there, and returns how many bytes of it are to be kept."""
-        kept = size = number = 0
+        whole_bytes = size = number = 0
         with writing(self.path), open(self.path, "a+b") as file:
             file.seek(0)
             for line in file:
@@ -117,8 +117,8 @@ class Journal:
                 # Frames that were predicted together are kept or dropped together: in other
                 # batches the network's results differ in their last digits.
                 if not line.startswith(_start(number - 1, more=True)):
-                    self.done, kept = number, size
-        return kept
+                    self.done, whole_bytes = number, size
+        return whole_bytes
 
     def frames(self) -> Iterator[PredictedFrame]:
         """The frames from the first on, without their pictures, read as they are asked for.

@@ -155,7 +155,7 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
     """
     frames = info.frames if info.counted else 0
     last = min(frames or o.max_frames or 0, o.max_frames or frames) - 1
-    wanted = _positions(o.explain_frames, last, info)
+    explain_frames = _positions(o.explain_frames, last, info)
     detections = None
     if o.detections is not None:
         if info.live:
@@ -179,10 +179,10 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
     smooth = _SMOOTH if o.smooth is None else o.smooth
     if tracked:
         bridge, smooth = o.bridge or 0, o.smooth or 0
-    if o.explain and not wanted:
-        wanted = tuple(default_explain_frames(last + 1))
-        return detections, replace(o, bridge=bridge, smooth=smooth, explain_frames=wanted)
-    settled = replace(o, bridge=bridge, smooth=smooth, explain=False, explain_frames=wanted)
+    if o.explain and not explain_frames:
+        explain_frames = tuple(default_explain_frames(last + 1))
+        return detections, replace(o, bridge=bridge, smooth=smooth, explain_frames=explain_frames)
+    settled = replace(o, bridge=bridge, smooth=smooth, explain=False, explain_frames=explain_frames)
     return detections, settled
 
 

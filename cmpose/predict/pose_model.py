@@ -233,14 +233,14 @@ class Prediction:
         skeleton, clock = self.predictor.model.skeleton, Clock()
         with open_video(self.source, fps=self.options.fps, on_error=self.options.on_error) as video:
             boxes, options = settle(self.options, video.info)
-            said = _warn(video.info.notes, ())
+            warned = _warn(video.info.notes, ())
             frames = islice(video.frames(), options.max_frames)
             people = find_people(frames, iter(()), boxes, options, clock)
             smoothed = KeypointSmoother(options.smooth_keypoints, video.info.fps)
             for group in PoseStream(self.predictor, video.info, options, clock).groups(people):
                 for frame in map(smoothed, group):
                     yield PoseFrame.of(frame, video.info, skeleton, options.keypoint_score)
-            _warn((video.info.cut_off, *video.info.notes), said)
+            _warn((video.info.cut_off, *video.info.notes), warned)
 
     def save(
         self,
@@ -324,9 +324,9 @@ class Prediction:
                 window.wait()
 
 
-def _warn(notes: Sequence[str], said: Sequence[str]) -> tuple[str, ...]:
+def _warn(notes: Sequence[str], warned: Sequence[str]) -> tuple[str, ...]:
     """Warns of each note that was not said yet; returns those that were."""
     for note in notes:
-        if note and note not in said:
+        if note and note not in warned:
             warnings.warn(note, stacklevel=3)
     return tuple(notes)

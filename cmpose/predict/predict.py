@@ -223,7 +223,7 @@ def _predict(
     write_last_metrics(out, metrics)
     journal.finish(metrics)
     if progress:
-        print(summary(metrics, out, [info.number(frame) for frame in writer.explainer.wanted]))
+        print(summary(metrics, out, [info.number(frame) for frame in writer.explainer.pending]))
     if window is not None and info.picture:
         window.wait()
     return metrics

@@ -213,8 +213,8 @@ def summary(m: dict[str, Any], out: Path, unexplained: list[int]) -> str:
     ]
     for key in ("boxes_left_out", "boxes_kept"):
         if m.get(key):
-            what = key.removeprefix("boxes_").replace("_", " ")
-            lines.append(f"note: {m['box_source']}: {what}: {counted(m[key])}")
+            outcome = key.removeprefix("boxes_").replace("_", " ")
+            lines.append(f"note: {m['box_source']}: {outcome}: {counted(m[key])}")
     if m["frames_unreadable"]:
         lines.append(f"note: {m['frames_unreadable']} pictures were unreadable, and skipped")
     if m.get("keypoints_not_drawn"):

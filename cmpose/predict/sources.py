@@ -25,7 +25,7 @@ RESULTS = Path("runs/predict")
 """Where results go if no folder is named: to ``runs/predict/NAME``."""
 
 
-def find_sources(given: Sequence[str]) -> list[str]:
+def find_sources(sources: Sequence[str]) -> list[str]:
     """Patterns of video files become these files; all else stays as it is.
 
     A pattern of pictures is one source: the frames of a video.
@@ -34,13 +34,13 @@ def find_sources(given: Sequence[str]) -> list[str]:
         VideoError: a pattern of pictures and videos.
         ValueError: a source that is given twice.
     """
-    found: list[str] = []
-    for source in given:
-        found += _matches(source)
-    for source, times in Counter(found).items():
+    expanded: list[str] = []
+    for source in sources:
+        expanded += _matches(source)
+    for source, times in Counter(expanded).items():
         if times > 1:
             raise ValueError(f"{source}: is given {times} times; once is enough")
-    return found
+    return expanded
 
 
 def _matches(source: str) -> list[str]:
@@ -69,9 +69,9 @@ def name_sources(sources: Sequence[str]) -> list[str]:
     depth = max(len(Path(source).parts) for source in sources)
     names = {source: _name(source, 0) for source in sources}
     for level in range(1, depth + 2):
-        taken = Counter(names.values())
+        uses = Counter(names.values())
         names = {
-            source: _name(source, level) if taken[name] > 1 else name
+            source: _name(source, level) if uses[name] > 1 else name
             for source, name in names.items()
         }
     name, times = Counter(names.values()).most_common(1)[0]

@@ -31,21 +31,21 @@ def angle_joints(skeleton: Skeleton) -> dict[str, tuple[int, int, int]]:
     They are elbows, shoulders, hips and knees, by the keypoints' names. Of a skeleton without these
     names it is every keypoint at which two limbs meet.
     """
-    place = {name: j for j, name in enumerate(skeleton.keypoints)}
-    found = {}
+    index = {name: j for j, name in enumerate(skeleton.keypoints)}
+    angles = {}
     for side in ("left", "right"):
         for joint, ends in _TRIPLES.items():
-            first, middle, last = (place.get(f"{side}_{n}", -1) for n in (ends[0], joint, ends[1]))
+            first, middle, last = (index.get(f"{side}_{n}", -1) for n in (ends[0], joint, ends[1]))
             if min(first, middle, last) >= 0:
-                found[f"{side}_{joint}"] = (first, middle, last)
-    if found:
-        return found
+                angles[f"{side}_{joint}"] = (first, middle, last)
+    if angles:
+        return angles
     degree = Counter(j for limb in skeleton.limbs for j in limb)
     for j, name in enumerate(skeleton.keypoints):
         if degree[j] == 2:
             first, last = (a + b - j for a, b in skeleton.limbs if j in (a, b))
-            found[name] = (first, j, last)
-    return found
+            angles[name] = (first, j, last)
+    return angles
 
 
 def joint_angles(
@@ -74,7 +74,7 @@ def joint_angles(
 
 def columns(skeleton: Skeleton) -> list[str]:
     """The table's: who and where, each keypoint's x, y and score, and the angles in degrees."""
-    keypoints = [f"{name}_{what}" for name in skeleton.keypoints for what in ("x", "y", "score")]
+    keypoints = [f"{name}_{value}" for name in skeleton.keypoints for value in ("x", "y", "score")]
     return [*_COLUMNS, *keypoints, *(f"{name}_angle" for name in angle_joints(skeleton))]
 
 

@@ -51,11 +51,11 @@ def annotate(
                 hidden[j] = True
                 by_thing += top >= FIRST_OCCLUDER
                 by_person += top < FIRST_OCCLUDER
-        seen = inside & ~hidden
+        visible = inside & ~hidden
         # A hidden joint can be told from a neighbour that shows; if none does, it cannot.
-        told = np.array([seen[_NEIGHBOURS[j]].any() for j in range(NUM_JOINTS)])
-        annotated = seen | (inside & hidden & told)
-        if seen.sum() < MIN_JOINTS:
+        inferable = np.array([visible[_NEIGHBOURS[j]].any() for j in range(NUM_JOINTS)])
+        annotated = visible | (inside & hidden & inferable)
+        if visible.sum() < MIN_JOINTS:
             _ignore(frame, points, (height, width))
             continue
         keypoints = np.concatenate([points, annotated[:, None]], 1) * annotated[:, None]

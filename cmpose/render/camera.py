@@ -31,8 +31,8 @@ def camera(
     """
     height, width = size
     follow = rng.choice([0.0, 0.6, 1.0])
-    held = subject.mean(0)
-    centre = held + follow * (subject - held)
+    middle = subject.mean(0)
+    centre = middle + follow * (subject - middle)
     kernel = np.ones(9) / 9  # a camera lags behind a quick subject
     padded = np.pad(centre, ((4, 4), (0, 0)), mode="edge")
     centre = np.stack([np.convolve(padded[:, i], kernel, "valid") for i in (0, 1)], 1)

@@ -64,19 +64,19 @@ class SplitFolder:
         ours = {_manifest(root, split).name for split in SPLITS}
         # A hidden file may be the lock of another split's run, or what a killed run has left.
         there = {path.name for path in root.iterdir() if path.name[0] != "."}
-        taken = self.images.exists() or self.annotations.exists()
-        if there and (taken or not there & ours):
+        has_split = self.images.exists() or self.annotations.exists()
+        if there and (has_split or not there & ours):
             raise ValueError(
                 f"out: {root} is not empty and was not rendered here; name a new folder"
             )
 
     def _check_settings(self) -> None:
-        wanted = self.settings.to_json()
+        settings = self.settings.to_json()
         there = read(self.manifest, dict[str, Any], ValueError, "name a new folder")
         differing = [
-            f"{name} {there.get(name)!r} there, {wanted.get(name)!r} asked"
-            for name in sorted({*there, *wanted})
-            if there.get(name) != wanted.get(name)
+            f"{name} {there.get(name)!r} there, {settings.get(name)!r} asked"
+            for name in sorted({*there, *settings})
+            if there.get(name) != settings.get(name)
         ]
         if differing:
             raise ValueError(

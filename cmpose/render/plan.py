@@ -177,20 +177,21 @@ def _occluders(
     rng: np.random.Generator, stage: Stage, actors: list[Actor], metre: float, chance: float
 ) -> list[tuple[float, Occluder]]:
     """Occluders before the people, and clutter behind them; each with its pixels a metre."""
-    things = []
+    occluders = []
     if rng.random() < chance:
         for _ in range(int(rng.integers(1, 3))):
             actor = actors[int(rng.integers(len(actors)))]
             near = actor.near * rng.uniform(1.06, 1.35)
             at = actor.ground[int(rng.integers(len(actor.ground))), 0] + rng.normal(0, 0.35) * metre
             blur = rng.uniform(1.5, 4) if rng.random() < 0.3 else 0.0
-            thing = occluder(rng, at, stage.horizon + near * stage.eye, near, blur)
-            things.append((near, thing))
+            occluders.append(
+                (near, occluder(rng, at, stage.horizon + near * stage.eye, near, blur))
+            )
     for _ in range(int(rng.integers(0, 3))):
         near = metre * rng.uniform(0.5, 0.8)
         at = stage.middle + rng.uniform(-0.6, 0.6) * stage.width
-        things.append((near, occluder(rng, at, stage.horizon + near * stage.eye, near, 0.0)))
-    return sorted(things, key=lambda thing: thing[0])
+        occluders.append((near, occluder(rng, at, stage.horizon + near * stage.eye, near, 0.0)))
+    return sorted(occluders, key=lambda entry: entry[0])
 
 
 # Many parameters: each is drawn or decided by the video's plan, and no two belong together.
@@ -257,9 +258,9 @@ def plan_actor(
     )
     flat, depth = {}, {}
     for name, at in posed.points.items():
-        seen = to_camera(at) @ tilt.T
-        flat[name] = ground + scale[:, None] * seen[:, :2] * [1, -1]
-        depth[name] = seen[:, 2]
+        in_camera = to_camera(at) @ tilt.T
+        flat[name] = ground + scale[:, None] * in_camera[:, :2] * [1, -1]
+        depth[name] = in_camera[:, 2]
     axes = {}
     for name, part in (("chest", posed.chest), ("head", posed.head)):
         axes[name] = np.stack([to_camera(part[:, :, i]) @ tilt.T for i in range(3)], -1)

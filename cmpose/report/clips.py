@@ -165,13 +165,13 @@ class _CroppedPerson:
             draw(apply_matrix(matrix, sample.pose.keypoints[:, :2]))
         who = _who(sample)
         if sample.error is None:
-            heading, said = "not measured", "not measured"
+            heading, error = "not measured", "not measured"
         else:
             heading = f"{sample.error:.2f} {self.unit}"
-            said = f"{heading} off"
+            error = f"{heading} off"
         detail = f"{who}, {sample.person.num_visible} joints"
         return Tile(
-            jpeg_uri(picture), f"{who}: predicted and true pose, {said}", heading, detail, clip
+            jpeg_uri(picture), f"{who}: predicted and true pose, {error}", heading, detail, clip
         )
 
     @torch.no_grad()

@@ -31,8 +31,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         head = convert(line, LogLine, source, ReportError, remedy=remedy)
         rest = {name: line[name] for name in line if name not in LogLine.__struct_fields__}
         values = convert(rest, dict[str, Number | None], source, ReportError, remedy=remedy)
-        said = {"box_source": head.box_source, "metric": head.metric}
-        lines[head.kind, head.step] = {"kind": head.kind, "step": head.step, **said, **values}
+        labels = {"box_source": head.box_source, "metric": head.metric}
+        lines[head.kind, head.step] = {"kind": head.kind, "step": head.step, **labels, **values}
     return sorted(lines.values(), key=lambda line: line["step"])
 
 

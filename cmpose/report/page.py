@@ -289,8 +289,8 @@ def _fill(template: str, **slots: str) -> str:
 
 
 def _absent(report: Report, part: str) -> str:
-    said = report.absent.get(part, "")
-    return f'<p class="absent">{escape(said)}</p>' if said else ""
+    reason = report.absent.get(part, "")
+    return f'<p class="absent">{escape(reason)}</p>' if reason else ""
 
 
 def _charts(report: Report) -> str:
@@ -386,10 +386,10 @@ def _tile(tile: Tile, first: int) -> str:
 def _explorer(report: Report) -> str:
     if not any(part.clips for part in report.parts()):
         return _of_parts(report, "tokens", lambda part: "")
-    said = _of_parts(
+    intros = _of_parts(
         report, "tokens", lambda part: f"<p>{escape(part.clips_intro)}</p>" if part.clips else ""
     )
-    return said + _asset("explorer.html")
+    return intros + _asset("explorer.html")
 
 
 def _facts(report: Report) -> str:

@@ -82,22 +82,22 @@ def _folders(run: Path) -> list[Path]:
 
 def prediction_report(run: Path, count: int) -> Report:
     """What the page of a prediction says; see ``cmpose.report.report.gather``."""
-    found: list[tuple[Path, str]] = []
+    sources: list[tuple[Path, str]] = []
     for folder in [run] if _is_output(run) else _folders(run):
         videos = _videos(folder)
-        found += [(folder, name) for name in videos] or [(folder, "")]
-    if len(found) == 1:
-        return _of_video(*found[0], count)
+        sources += [(folder, name) for name in videos] or [(folder, "")]
+    if len(sources) == 1:
+        return _of_video(*sources[0], count)
     report = Report("Predictions", run.resolve().name, "", sources_are="Video")
-    for folder, name in found[:SOURCES]:
+    for folder, name in sources[:SOURCES]:
         part = _of_video(folder, name, count)
         if folder != run:
             part.title = f"{folder.name}: {part.title}"
         report.sources.append(part)
-    report.lead = f"{len(found)} videos. Choose one; everything below is of it."
-    if len(found) > SOURCES:
+    report.lead = f"{len(sources)} videos. Choose one; everything below is of it."
+    if len(sources) > SOURCES:
         report.lead = (
-            f"The first {SOURCES} of {len(found)} videos. Choose one; everything below is of it. "
+            f"The first {SOURCES} of {len(sources)} videos. Choose one; everything below is of it. "
             "The others can be predicted into folders of their own."
         )
     return report
@@ -114,8 +114,8 @@ def _metrics(folder: Path, name: str) -> Metrics:
     last = read_metrics(folder / METRICS)
     if last is not None and (not last.video or Path(last.video).stem == name or not name):
         return last
-    kept = read_metrics(folder / "journal" / name / FINISHED)
-    return kept or (last if last is not None and len(_videos(folder)) < 2 else None) or Metrics()
+    own = read_metrics(folder / "journal" / name / FINISHED)
+    return own or (last if last is not None and len(_videos(folder)) < 2 else None) or Metrics()
 
 
 def _of_video(folder: Path, name: str, count: int) -> Report:
@@ -253,13 +253,13 @@ def _start_at(clip: Clip, frame: int) -> bool:
 
 def _pictures(folder: Path, name: str, poses: list[_Pose]) -> dict[_Pose, tuple[str, str]]:
     """Of each pose the person and the whole frame, as data URIs, where they can be read."""
-    wanted: defaultdict[int, list[_Pose]] = defaultdict(list)
+    poses_of_frame: defaultdict[int, list[_Pose]] = defaultdict(list)
     for pose in poses:
         # A video is decoded from its start: the order of frames counts, not a time stamp.
-        wanted[pose.sequence.frames.index(pose.frame)].append(pose)
+        poses_of_frame[pose.sequence.frames.index(pose.frame)].append(pose)
     pictures: dict[_Pose, tuple[str, str]] = {}
-    for number, picture in _drawn(folder, name, max(wanted) + 1):
-        for pose in wanted[number]:
+    for number, picture in _drawn(folder, name, max(poses_of_frame) + 1):
+        for pose in poses_of_frame[number]:
             matrix = crop_matrix(crop_region(pose.person.box, TILE), TILE)
             cut = np.ascontiguousarray(warp(picture, matrix, TILE)[..., ::-1])
             shrink = min(1.0, LARGE / max(picture.shape[:2]))

@@ -107,12 +107,12 @@ class Samples:
             (self.unpredicted, "without a predicted pose"),
             (self.unmeasured, self.unit.lacking),
         ]
-        said = [
-            f"{count} {'person' if count == 1 else 'people'} {what}"
-            for count, what in parts
+        phrases = [
+            f"{count} {'person' if count == 1 else 'people'} {reason}"
+            for count, reason in parts
             if count
         ]
-        return f" Not measured: {', '.join(said)}." if said else ""
+        return f" Not measured: {', '.join(phrases)}." if phrases else ""
 
 
 def unit_size(person: Person, reference: Reference) -> float | None:
@@ -128,8 +128,8 @@ def unit_size(person: Person, reference: Reference) -> float | None:
 
 def _distances(person: Person, pose: Person) -> np.ndarray:
     """How far a pose's joints are from the annotated ones, in pixels."""
-    known = person.keypoints[:, 2] > 0
-    return np.linalg.norm(person.keypoints[known, :2] - pose.keypoints[known, :2], axis=1)
+    visible = person.keypoints[:, 2] > 0
+    return np.linalg.norm(person.keypoints[visible, :2] - pose.keypoints[visible, :2], axis=1)
 
 
 def rank(truth: list[Sequence], predicted: list[Sequence], *, own_boxes: bool) -> Samples:
@@ -187,11 +187,11 @@ def pick(samples: Samples, count: int) -> tuple[list[Sample], list[Sample]]:
     """
     if not samples.ranked:
         return [track[len(track) // 2] for track in samples.tracks[:count]], []
-    known = [
+    measured = [
         [(sample.error, sample) for sample in track if sample.error is not None]
         for track in samples.tracks
     ]
-    tracks = [track for track in known if track]
+    tracks = [track for track in measured if track]
     by_worst = sorted(tracks, key=lambda t: -max(error for error, _ in t))
     worst = by_worst[: min(count, -(-len(tracks) // 2))]
     rest = by_worst[len(worst) :]

@@ -152,15 +152,15 @@ def check_settings(folder: Path, recipe: Config, data: RenderedData | None) -> N
     Raises:
         ValueError: its runs were made with others.
     """
-    wanted: dict[str, Any] = learnt_fields(recipe)
+    settings: dict[str, Any] = learnt_fields(recipe)
     for name, value in configuration.flatten(asdict(data) if data else {}).items():
-        wanted[f"rendered.{name}"] = value
+        settings[f"rendered.{name}"] = value
     path = folder / "settings.json"
     if not path.exists():
-        write_json(path, wanted)
+        write_json(path, settings)
         return
     changed = configuration.differences(
-        read(path, dict[str, Any], ValueError, "give another folder"), wanted
+        read(path, dict[str, Any], ValueError, "give another folder"), settings
     )
     if changed:
         raise ValueError(

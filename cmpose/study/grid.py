@@ -96,13 +96,13 @@ class Study:
 
     def settings(self) -> dict[str, Setting]:
         """Every different setting by its name; the full model first."""
-        wanted: list[Setting] = [self.full]
+        settings: list[Setting] = [self.full]
         for part in self.parts:
             if part == "figure3":
-                wanted += [setting for field in RATIO_FIELDS for _, setting in self.points(field)]
+                settings += [setting for field in RATIO_FIELDS for _, setting in self.points(field)]
             else:
-                wanted += [row.setting for row in self.rows(part)]
-        return {self.name(setting): setting for setting in wanted}
+                settings += [row.setting for row in self.rows(part)]
+        return {self.name(setting): setting for setting in settings}
 
     def name(self, setting: Setting) -> str:
         """``full``, or what differs from it: ``mask_task=false``, ``mask_ratio=0.3``."""
@@ -125,5 +125,5 @@ def run_name(name: str, seed: int) -> str:
 
 def chosen_parts(parts: Iterable[Part] | None) -> tuple[Part, ...]:
     """The parts asked for, in the paper's order; all of them if none was asked for."""
-    asked = list(parts or PARTS)
-    return tuple(part for part in PARTS if part in asked)
+    chosen = list(parts or PARTS)
+    return tuple(part for part in PARTS if part in chosen)

@@ -77,8 +77,8 @@ def _cell(value: Interval | None, *, sign: bool = False, digits: int = 1) -> str
 
 def present_subsets(results: Results) -> list[str]:
     """Subsets that some run has."""
-    held = {name for runs in results.values() for run in runs.values() for name in run["subsets"]}
-    return [name for name in SUBSETS if name in held]
+    names = {name for runs in results.values() for run in runs.values() for name in run["subsets"]}
+    return [name for name in SUBSETS if name in names]
 
 
 def table(study: Study, results: Results, name: str) -> list[str]:

@@ -99,12 +99,12 @@ def cards_for(option: str) -> tuple[Card, ...]:
     Raises:
         ValueError: for a card whose datasheet is not here.
     """
-    known = {card.option: card for card in CARDS}
+    cards = {card.option: card for card in CARDS}
     if not option:
         here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        found = card_of(here)
-        return (found,) if found else (known["rtx-4090"], known["h200-sxm"])
+        own = card_of(here)
+        return (own,) if own else (cards["rtx-4090"], cards["h200-sxm"])
     for name in option.split(","):
-        if name not in known:
-            raise ValueError(f"--card={option}: {name!r} is none of {', '.join(known)}")
-    return tuple(known[name] for name in option.split(","))
+        if name not in cards:
+            raise ValueError(f"--card={option}: {name!r} is none of {', '.join(cards)}")
+    return tuple(cards[name] for name in option.split(","))

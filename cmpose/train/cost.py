@@ -101,9 +101,9 @@ def _without_wider_copies(calls: Sequence[Call]) -> list[Call]:
     kept_for: set[int] = set()  # copies that something else than such kernels reads
     for call in calls:
         if call.name == "_to_copy" and len(call.reads) == len(call.writes) == 1:
-            (given, size), (copy, wider) = *call.reads.items(), *call.writes.items()
+            (original, size), (copy, wider) = *call.reads.items(), *call.writes.items()
             if wider > size:
-                source[copy] = source.get(given, (given, size))
+                source[copy] = source.get(original, (original, size))
         elif not _fuses(call):
             kept_for.update(call.reads)
     read = {value for call in calls for value in call.reads}
@@ -132,15 +132,19 @@ def fused(calls: Sequence[Call]) -> list[Call]:
     for index, call in enumerate(calls):
         for value in call.reads:
             readers.setdefault(value, set()).add(groups.of(index))
-    made: dict[int, int] = {}  # value → group that writes it
+    writer_of: dict[int, int] = {}  # value → group that writes it
     have: dict[int, set[int]] = {}  # group → what it has read
     result = []
     for index, call in enumerate(calls):
         group = groups.of(index)
         if _fuses(call):
-            known = have.setdefault(group, set())
-            reads = {v: n for v, n in call.reads.items() if made.get(v) != group and v not in known}
-            known.update(call.reads)
+            already_read = have.setdefault(group, set())
+            reads = {
+                v: n
+                for v, n in call.reads.items()
+                if writer_of.get(v) != group and v not in already_read
+            }
+            already_read.update(call.reads)
             writes = {
                 v: n
                 for v, n in call.writes.items()
@@ -148,7 +152,7 @@ def fused(calls: Sequence[Call]) -> list[Call]:
             }
         else:
             reads, writes = call.reads, call.writes
-        made.update(dict.fromkeys(call.writes, group))
+        writer_of.update(dict.fromkeys(call.writes, group))
         if reads or writes:
             result.append(replace(call, reads=reads, writes=writes))
     return result
@@ -168,8 +172,8 @@ def rate_of(call: Call, card: Card, *, float16_sums: bool = False) -> float:
 def kernel_seconds(call: Call, card: Card, *, float16_sums: bool = False) -> float:
     """One operator's time on a card, without its launch; ``float16_sums`` as in :func:`rate_of`."""
     copied = call.moved / card.bandwidth
-    known = OVER_MEMORY.get(call.name) if call.ours else None
-    memory = copied * (known[COUNTED.index(card.kernels)] if known else 1 / COPY_SHARE)
+    over_memory = OVER_MEMORY.get(call.name) if call.ours else None
+    memory = copied * (over_memory[COUNTED.index(card.kernels)] if over_memory else 1 / COPY_SHARE)
     rate = rate_of(call, card, float16_sums=float16_sums)
     return max(memory, call.flops / (rate * card.sustained))
 
@@ -187,6 +191,6 @@ def seconds_by(
     """What ``key`` says of operators → seconds of these on a card, in order, launches included."""
     seconds: dict[str, float] = {}
     for call in calls:
-        taken = kernel_seconds(call, card, float16_sums=float16_sums) + LAUNCH
-        seconds[key(call)] = seconds.get(key(call), 0.0) + taken
+        duration = kernel_seconds(call, card, float16_sums=float16_sums) + LAUNCH
+        seconds[key(call)] = seconds.get(key(call), 0.0) + duration
     return seconds

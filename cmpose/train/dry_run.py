@@ -48,9 +48,9 @@ def savings(config: Config) -> list[tuple[str, Config]]:
 
 def _advice(config: Config) -> str:
     fields = [name for name, _ in savings(config)]
-    kept = [name for name in fields if not name.startswith("train.accumulate")]
-    kept += [name for name in fields if name.startswith("train.accumulate")][:1]
-    return ", then ".join([*kept, "a smaller train.batch_size"])
+    ordered = [name for name in fields if not name.startswith("train.accumulate")]
+    ordered += [name for name in fields if name.startswith("train.accumulate")][:1]
+    return ", then ".join([*ordered, "a smaller train.batch_size"])
 
 
 def out_of_memory(config: Config, error: BaseException) -> str:
@@ -90,8 +90,8 @@ def fitting(config: Config, memory: int, processes: int = 1) -> tuple[list[str],
 
 def _remedy(config: Config, memory: int, processes: int) -> str:
     """Says which fields make a step fit."""
-    if found := fitting(config, memory, processes):
-        return f"set {' and '.join(found[0])}"
+    if fit := fitting(config, memory, processes):
+        return f"set {' and '.join(fit[0])}"
     if processes > 1 and config.train.distributed != "fsdp":
         return "no other field makes it fit: set train.distributed=fsdp"
     return "no field makes it fit: use a smaller model.backbone"
@@ -114,13 +114,13 @@ def _with_train(config: Config, **fields: object) -> Config:
 def candidates(config: Config, card: Card, processes: int) -> dict[str, Config]:
     """Fields that may make a step faster on a card, each by itself → the recipe with them."""
     train, model = config.train, config.model
-    found = {}
+    recipes = {}
     for name in ("corruption", "drop_path_selection"):
         if getattr(model, name) != "exact":
             exact = replace(model, **{name: "exact"})  # type: ignore[arg-type]
-            found[f"model.{name}=exact"] = replace(config, model=exact)
+            recipes[f"model.{name}=exact"] = replace(config, model=exact)
     if train.precision == "fp32":
-        found["train.precision=bf16"] = _with_train(config, precision="bf16")
+        recipes["train.precision=bf16"] = _with_train(config, precision="bf16")
     names: tuple[Literal["plain", "fp8", "fp16_accumulate"], ...]
     names = ("plain", "fp8", "fp16_accumulate")
     for name in names:
@@ -129,11 +129,11 @@ def candidates(config: Config, card: Card, processes: int) -> dict[str, Config]:
         if name != train.products and _has(card, name):
             needs = f" with train.precision={precision}" if precision != train.precision else ""
             cheaper = _with_train(config, products=name, precision=precision)
-            found[f"train.products={name}{needs}"] = cheaper
+            recipes[f"train.products={name}{needs}"] = cheaper
     speed = settled_speed(replace(train, speed="auto"), _cards(processes))
     if settled_speed(train, _cards(processes)) == "eager" != speed:
-        found[f"train.speed={speed}"] = _with_train(config, speed=speed)
-    return found
+        recipes[f"train.speed={speed}"] = _with_train(config, speed=speed)
+    return recipes
 
 
 def _cards(processes: int) -> World:
@@ -171,9 +171,9 @@ def to_switch_on(
             others[name] = replace(predicted, config=recipe, batch=batch)
         gains[name] = _estimate(predicted, card) / _estimate(others[name], card) - 1
     order = sorted(gains, key=gains.__getitem__, reverse=True)
-    told = [f"{name} ({gains[name]:+.0%})" for name in order]
-    faster = [text for name, text in zip(order, told, strict=True) if gains[name] >= LEAST_GAIN]
-    slower = [text for text in told if text not in faster]
+    texts = [f"{name} ({gains[name]:+.0%})" for name in order]
+    faster = [text for name, text in zip(order, texts, strict=True) if gains[name] >= LEAST_GAIN]
+    slower = [text for text in texts if text not in faster]
     no = f"; no gain from {', '.join(slower)}" if slower else ""
     return f"to switch on for {card.name}, by this estimate: {', '.join(faster) or 'nothing'}{no}"
 
@@ -236,10 +236,10 @@ def clips_at_once(predicted: StepPrediction, memory: int) -> int:
     while over - fits > 1:
         between = fits + (memory - low) * (over - fits) // (high - low)
         clips = min(max(between, fits + 1), over - 1)
-        if (found := peak(clips)) <= memory:
-            fits, low = clips, found
+        if (needed := peak(clips)) <= memory:
+            fits, low = clips, needed
         else:
-            over, high = clips, found
+            over, high = clips, needed
     return fits
 
 
@@ -282,11 +282,13 @@ def report(config: Config, processes: int = 1, card_names: str = "") -> str:
     ]
     lines += [f"  {name:34}{value / GB:8.2f}" for name, value in rows]
     if predicted.peak <= SMALL_CARD:
-        told = f"fits, {(SMALL_CARD - predicted.peak) / GB:.1f} are left"
+        verdict = f"fits, {(SMALL_CARD - predicted.peak) / GB:.1f} are left"
     else:
-        told = f"does not fit; {_remedy(config, SMALL_CARD, processes)}"
+        verdict = f"does not fit; {_remedy(config, SMALL_CARD, processes)}"
     most = clips_at_once(predicted, SMALL_CARD)
-    lines.append(f"  a 24 GB card ({SMALL_CARD / GB:.1f}): {told}; it holds {most} clips at once")
+    lines.append(
+        f"  a 24 GB card ({SMALL_CARD / GB:.1f}): {verdict}; it holds {most} clips at once"
+    )
     lines += [
         "",
         f"speed, predicted from datasheets ({predicted.flops / 1e9:.0f} GFLOP a clip, recomputed "
@@ -298,6 +300,6 @@ def report(config: Config, processes: int = 1, card_names: str = "") -> str:
             f"  {card.name:10} at most {bound:6.0f} clips/s; operators one by one, each at the "
             f"memory's full speed, {eager:6.0f}"
         )
-    told = f"time of a step by part, estimated from its operators (not measured), ms{together}"
-    lines += ["", told]
+    heading = f"time of a step by part, estimated from its operators (not measured), ms{together}"
+    lines += ["", heading]
     return "\n".join(lines + _times(predicted, cards))

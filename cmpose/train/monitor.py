@@ -80,10 +80,10 @@ class Monitor:
     def evaluated(self, metrics: dict[str, Any]) -> None:
         """Logs an evaluation."""
         if self._log:
-            said = {"box_source": metrics["box_source"]}
+            labels = {"box_source": metrics["box_source"]}
             if "metric" in metrics["ap"]:  # where it is not PoseTrack's AP
-                said["metric"] = metrics["ap"]["metric"]
-            self._log.write("evaluate", self.state.step, said | metrics["ap"]["columns"])
+                labels["metric"] = metrics["ap"]["metric"]
+            self._log.write("evaluate", self.state.step, labels | metrics["ap"]["columns"])
 
     def _write_line(self, norm: Tensor) -> None:
         state, per_epoch = self.state, self.trainer.steps_per_epoch

@@ -68,10 +68,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        old = {t.untyped_storage()._cdata for t in given}
-        fresh = [t for t in made if t.untyped_storage()._cdata not in old]
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        old = {t.untyped_storage()._cdata for t in inputs}
+        fresh = [t for t in outputs if t.untyped_storage()._cdata not in old]
         for tensor in fresh:
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
@@ -85,7 +85,7 @@ class LiveBytes(TorchDispatchMode):
         name = func._schema.name.partition("::")[2]
         writes = bool(fresh) or func._schema.is_mutable
         if writes and name not in _PRODUCTS:
-            self.traffic += sum(t.numel() * t.element_size() for t in (*given, *made))
+            self.traffic += sum(t.numel() * t.element_size() for t in (*inputs, *outputs))
         return result
 
 
@@ -129,8 +129,8 @@ class StepPrediction:
         Working memory counts up, and gradients that come when activations have gone count down, so
         that it is mostly below 0.
         """
-        known = self.weights + self.gradients + self.optimizer + self.batch + self.gathered
-        return self.peak - known - sum(self.activations.values()) - int(LIBRARIES)
+        listed = self.weights + self.gradients + self.optimizer + self.batch + self.gathered
+        return self.peak - listed - sum(self.activations.values()) - int(LIBRARIES)
 
     @cached_property
     def flops(self) -> float:
@@ -163,8 +163,8 @@ class StepPrediction:
     ) -> dict[str, float]:
         train = self.config.train
         calls = self.fused_calls if compiled else self.calls
-        found = seconds_by(key, calls, card, float16_sums=train.products == "fp16_accumulate")
-        return {name: train.accumulate * value for name, value in found.items()}
+        seconds = seconds_by(key, calls, card, float16_sums=train.products == "fp16_accumulate")
+        return {name: train.accumulate * value for name, value in seconds.items()}
 
     def parts(self, card: Card, *, compiled: bool) -> dict[str, float]:
         """Part of a step → seconds on a card, by the estimate of :mod:`cmpose.train.cost`.
@@ -175,10 +175,10 @@ class StepPrediction:
             card: whose datasheet is taken.
             compiled: whether neighbours are one kernel.
         """
-        found = self._seconds_by(lambda call: call.part, card, compiled)
+        by_part = self._seconds_by(lambda call: call.part, card, compiled)
         seconds = {"input": 2 * self.batch / card.bandwidth / COPY_SHARE}
-        for part in dict.fromkeys([*PARTS.values(), *found]):
-            seconds[part] = found.get(part, 0.0)
+        for part in dict.fromkeys([*PARTS.values(), *by_part]):
+            seconds[part] = by_part.get(part, 0.0)
         mine = self.parameters / (self.processes if self.gathered else 1)
         moved = (OPTIMIZER_TRAFFIC + CLIPPING_TRAFFIC) * mine
         seconds["optimiser"] = moved / card.bandwidth / COPY_SHARE
@@ -227,8 +227,11 @@ def _on_meta(config: Config, clips: int) -> tuple[LossModule, tuple[Any, ...]]:
     return LossModule(core), (images, seed, 0, centers, weight, joints)
 
 
-def _parts_of(core: CMPose, live: LiveBytes, held: dict[str, int]) -> list[Any]:
-    """Makes each part's forward pass note in ``held`` the bytes that it leaves; gives the hooks."""
+def _parts_of(core: CMPose, live: LiveBytes, activations: dict[str, int]) -> list[Any]:
+    """Lets each part's forward pass write the bytes that it leaves into ``activations``.
+
+    Returns the hooks.
+    """
     before: list[int] = []
 
     def enter(*_: Any) -> None:
@@ -236,7 +239,7 @@ def _parts_of(core: CMPose, live: LiveBytes, held: dict[str, int]) -> list[Any]:
 
     def leave(name: str) -> Any:
         def note(*_: Any) -> None:
-            held[name] = live.live - before.pop()
+            activations[name] = live.live - before.pop()
 
         return note
 
@@ -252,15 +255,15 @@ def _in_shards(config: Config, processes: int) -> bool:
 
 def _drop_gradients(parameters: list[torch.nn.Parameter], processes: int) -> list[Tensor]:
     """Lets only this card's part of each gradient stay, as with shards; gives these parts."""
-    kept: list[Tensor] = []
+    own_parts: list[Tensor] = []
 
     def reduce(parameter: Tensor) -> None:
-        kept.append(torch.empty(-(-parameter.numel() // processes), device="meta"))
+        own_parts.append(torch.empty(-(-parameter.numel() // processes), device="meta"))
         parameter.grad = None
 
     for parameter in parameters:
         parameter.register_post_accumulate_grad_hook(reduce)
-    return kept
+    return own_parts
 
 
 def _gathered(core: CMPose) -> int:
@@ -295,12 +298,12 @@ def predict_step(config: Config, processes: int = 1) -> StepPrediction:
             parameter.grad = torch.empty_like(parameter)
     parts = processes if shards else 1
     gathered = _gathered(core) if shards else 0
-    kept = _drop_gradients(parameters, processes) if shards else []
-    held: dict[str, int] = {}
+    own_gradients = _drop_gradients(parameters, processes) if shards else []
+    activations: dict[str, int] = {}
     with LiveBytes() as live:
-        handles = _parts_of(core, live, held)
+        handles = _parts_of(core, live, activations)
         result, heatmaps = losses(*arguments)
-        held["losses"] = live.live - sum(held.values())
+        activations["losses"] = live.live - sum(activations.values())
         for handle in handles:
             handle.remove()
         (result.total / train.accumulate).backward()
@@ -309,7 +312,7 @@ def predict_step(config: Config, processes: int = 1) -> StepPrediction:
     moments = 2 * size
     batch = images.numel() * images.element_size() * train.accumulate
     grown = live.peak + (size if train.accumulate > 1 else 0)
-    del heatmaps, kept
+    del heatmaps, own_gradients
     return StepPrediction(
         config=config,
         micro_batch=micro_batch,
@@ -318,7 +321,7 @@ def predict_step(config: Config, processes: int = 1) -> StepPrediction:
         gradients=size,
         optimizer=moments,
         batch=batch,
-        activations=held,
+        activations=activations,
         peak=size + buffers + moments + batch + max(grown, size) + gathered + int(LIBRARIES),
         traffic=live.traffic,
         processes=processes,

@@ -77,14 +77,16 @@ def check_products(train: TrainConfig, world: World) -> None:
 
 
 def _check_fp8(train: TrainConfig, device: torch.device) -> None:
-    wanted = "train.products='fp8' needs a card of compute capability 8.9 or higher (RTX 40, Hopper"
+    requirement = (
+        "train.products='fp8' needs a card of compute capability 8.9 or higher (RTX 40, Hopper"
+    )
     remedy = "use train.products=plain, or fp8_emulated to see what fp8 does to the loss"
     if device.type != "cuda":
-        raise ValueError(f"{wanted}, or later), but train.device is {device.type}: {remedy}")
+        raise ValueError(f"{requirement}, or later), but train.device is {device.type}: {remedy}")
     has = torch.cuda.get_device_capability(device)
     if has < FIRST_WITH_FP8:
         name = torch.cuda.get_device_name(device)
-        raise ValueError(f"{wanted}, or later), {name} has {has[0]}.{has[1]}: {remedy}")
+        raise ValueError(f"{requirement}, or later), {name} has {has[0]}.{has[1]}: {remedy}")
     if train.precision == "fp32":
         raise ValueError(
             "train.products='fp8' gives 16-bit numbers, train.precision is 'fp32': use "

@@ -38,12 +38,12 @@ class RunLog:
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "log.jsonl"
         if self._path.is_file():
-            kept = [
+            lines = [
                 line
                 for line in self._path.read_text(errors="replace").splitlines()
                 if _step_of(line) <= step
             ]
-            write_text(self._path, "".join(f"{line}\n" for line in kept), RESUME)
+            write_text(self._path, "".join(f"{line}\n" for line in lines), RESUME)
         self._excepthook = threading.excepthook
         threading.excepthook = self._without_tensorboards_failures
         with writing(self._path, RESUME):

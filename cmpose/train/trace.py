@@ -111,12 +111,12 @@ class Trace(TorchDispatchMode):
             self._next += 1
         return self._values[key]
 
-    def _held(self, given: Iterable[Tensor], *, new: bool) -> dict[int, int]:
-        held: dict[int, int] = {}
-        for tensor in given:
+    def _sizes(self, tensors: Iterable[Tensor], *, new: bool) -> dict[int, int]:
+        sizes: dict[int, int] = {}
+        for tensor in tensors:
             value, size = self._value(tensor, new=new), size_in_memory(tensor)
-            held[value] = size + held.get(value, 0)
-        return held
+            sizes[value] = size + sizes.get(value, 0)
+        return sizes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -126,15 +126,15 @@ class Trace(TorchDispatchMode):
         space, name = func._schema.name.split("::")
         if is_view or name == "detach":
             return result
-        given = list({id(t): t for t in _tensors((args, kwargs))}.values())
-        reads = self._held(given, new=False)
-        made = _tensors(result)
-        writes = self._held(made, new=True)
+        inputs = list({id(t): t for t in _tensors((args, kwargs))}.values())
+        reads = self._sizes(inputs, new=False)
+        outputs = _tensors(result)
+        writes = self._sizes(outputs, new=True)
         if "empty" in name or not (reads or writes):
             return result
         formula = self._formulas.get(func._overloadpacket)
         flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
-        bits = min((8 * t.element_size() for t in given if t.is_floating_point()), default=32)
+        bits = min((8 * t.element_size() for t in inputs if t.is_floating_point()), default=32)
         part, backward = self.parts.now()
         ours = space == "cmpose"
         self.calls.append(Call(name, ours, part, backward, reads, writes, flops, bits))

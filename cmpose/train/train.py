@@ -147,8 +147,8 @@ def take_steps(trainer: Trainer, output: Path, monitor: Monitor, stop: threading
         save_due = state.step % save_every == 0 or state.step == last
         look_due = save_due or state.step % trainer.look_every == 0
         # Several processes agree on a stop where they wait for the device in any case.
-        asked = stop.is_set() if world.size == 1 else look_due and world.any(stop.is_set())
-        stopped = asked and state.step < last
+        stop_requested = stop.is_set() if world.size == 1 else look_due and world.any(stop.is_set())
+        stopped = stop_requested and state.step < last
         save_due = save_due or stopped
         if save_due or look_due:
             _check_there(output, world)

@@ -94,9 +94,9 @@ class Trainer:
     def _fall_back(self, error: RuntimeError) -> None:
         """Goes on without what failed: compiling, or capturing."""
         state = self.state
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         print(
-            f"train.speed={state.config.train.speed} failed ({said:.300}); training goes on with "
+            f"train.speed={state.config.train.speed} failed ({reason:.300}); training goes on with "
             "train.speed=eager",
             file=sys.stderr,
         )

@@ -99,8 +99,8 @@ def line_width(keypoints: np.ndarray, image: np.ndarray) -> int:
 
     It is at least 1, and at most a hundredth of the image's longer side.
     """
-    known = keypoints[np.isfinite(keypoints).all(axis=1)]
-    extent = float(np.ptp(known, axis=0).max()) if len(known) else 0.0
+    finite = keypoints[np.isfinite(keypoints).all(axis=1)]
+    extent = float(np.ptp(finite, axis=0).max()) if len(finite) else 0.0
     return int(np.clip(round(extent / 70), 1, max(1, max(image.shape[:2]) // 100)))
 
 

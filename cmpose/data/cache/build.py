@@ -65,9 +65,9 @@ class BuildSummary(NamedTuple):
         text = f"{self.tiles} tiles of {self.frames} frames, {self.bytes / 1e6:,.1f} MB"
         if self.unreadable:
             text += f", {self.unreadable} frames unreadable"
-        kept = self.tiles - self.written
-        if kept:
-            text += f", {kept} tiles were there"
+        present = self.tiles - self.written
+        if present:
+            text += f", {present} tiles were there"
         return text + f"; {self.written} written in {self.seconds:.1f} s"
 
 

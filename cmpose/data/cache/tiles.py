@@ -191,8 +191,8 @@ def plan_tiles(
             sizes[file],
             tuple(
                 (factor, tile)
-                for factor, kept in sorted(windows[file].items())
-                for tile in merge(kept, shrunk_size(sizes[file], factor), format)
+                for factor, shrunk_windows in sorted(windows[file].items())
+                for tile in merge(shrunk_windows, shrunk_size(sizes[file], factor), format)
             ),
         )
         for file in sorted(windows)

@@ -68,10 +68,10 @@ class Classified(Struct, gc=False, kw_only=True):
             ("class", self.class_),
             ("label", self.label),
         )
-        given = [(key, value) for key, value in values if type(value) is int or _is_text(value)]
-        names = [(key, name) for key, name in given if _is_text(name) and not _is_id(name)]
+        usable = [(key, value) for key, value in values if type(value) is int or _is_text(value)]
+        names = [(key, name) for key, name in usable if _is_text(name) and not _is_id(name)]
         people = [(key, name) for key, name in names if _plain(name) == "person"]
-        return (people or names or given or [("category_id", None)])[0]
+        return (people or names or usable or [("category_id", None)])[0]
 
 
 class Scored(Classified, gc=False, kw_only=True):
@@ -83,8 +83,8 @@ class Scored(Classified, gc=False, kw_only=True):
 
     def score_said(self) -> float | None:
         """The first of these three that is given."""
-        given = (self.score, self.confidence, self.conf)
-        return next((value for value in given if value is not UNSET), None)
+        scores = (self.score, self.confidence, self.conf)
+        return next((value for value in scores if value is not UNSET), None)
 
 
 def _is_text(value: object) -> TypeGuard[str]:
@@ -155,7 +155,7 @@ class BoxCounts:
     def summary(self) -> str:
         """``left out: 2 × ...; kept: 3 × ...``, empty where there is nothing to say."""
         parts = (("left out", +self.left_out), ("kept", +self.kept))
-        return "; ".join(f"{what}: {counted(counts)}" for what, counts in parts if counts)
+        return "; ".join(f"{outcome}: {counted(counts)}" for outcome, counts in parts if counts)
 
     def check_somebody(self, used: int, entries: int) -> None:
         """Raises AnnotationError with the reasons and what to do if no entry is used."""
@@ -200,8 +200,8 @@ def check_units(path: Path, boxes: np.ndarray, sizes: np.ndarray | None = None) 
     if sizes is None:
         return
     sizes = np.broadcast_to(sizes, (len(boxes), 2))
-    known = ~np.isnan(sizes).any(axis=1)
-    boxes, sizes = boxes[known], sizes[known]
+    has_size = ~np.isnan(sizes).any(axis=1)
+    boxes, sizes = boxes[has_size], sizes[has_size]
     first, second = boxes[:, :2], boxes[:, 2:]
     reaching = (first + second - sizes > _REACH * second).any(axis=1)
     are_corners = (first >= -1).all() and (second > first).all() and (second <= sizes + 1).all()

@@ -86,7 +86,7 @@ def load_detections(
     index = _FrameIndex(sequences)
     counts = BoxCounts(path, "data.box_score_threshold")
     boxes: dict[tuple[str, int], list[ScoredBox]] = {}
-    found: list[tuple[np.ndarray, tuple[float, float]]] = []  # boxes, and their pictures' sizes
+    sized: list[tuple[np.ndarray, tuple[float, float]]] = []  # boxes, and their pictures' sizes
     matched = used = 0
     stranger: int | str | None = None
     for number, unchecked in enumerate(entries):
@@ -109,7 +109,7 @@ def load_detections(
         matched += 1
         if counts.reason_against(entry, f"[{number}]"):
             continue
-        found.append((box, index.sizes[key]))
+        sized.append((box, index.sizes[key]))
         if score < threshold:
             counts.left_out[low_score(threshold)] += 1
         else:
@@ -120,8 +120,8 @@ def load_detections(
             f"{path}: none of the {len(entries)} detections belongs to a frame of the "
             f"annotations: the file has e.g. {short(stranger)}, the annotations {index.example()}"
         )
-    if found:
-        check_units(path, *map(np.array, zip(*found, strict=True)))
+    if sized:
+        check_units(path, *map(np.array, zip(*sized, strict=True)))
     counts.check_somebody(used, len(entries))
     return Detections(path.name, boxes, +counts.left_out, +counts.kept)
 

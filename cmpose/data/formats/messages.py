@@ -59,46 +59,45 @@ _KINDS = {
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "array": list, "object": dict}
 
 
-def message(source: str, path: str, what: str, remedy: str) -> str:
+def message(source: str, path: str, problem: str, remedy: str) -> str:
     """``file: path: what is wrong; what to do``; the last three may be empty."""
     path = path.removeprefix(".")
     path = path if len(path) <= 200 else path[:197] + "..."
-    return f"{source}: {path}{': ' if path else ''}{what}{'; ' if remedy else ''}{remedy}"
+    return f"{source}: {path}{': ' if path else ''}{problem}{'; ' if remedy else ''}{remedy}"
 
 
 def explain(fault: Exception, document: Any) -> tuple[str, str]:
     """The path to what msgspec did not take; what was expected there and what was found."""
     if isinstance(fault, RecursionError):
         return "", "nested too deeply; no such file has more than a few levels"
-    said, _, path = str(fault).partition(" - at `$")
-    got = re.search(r", got `(\w+)`$", said)
+    text, _, path = str(fault).partition(" - at `$")
+    kind = re.search(r", got `(\w+)`$", text)
     steps = re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path.rstrip("`"))
-    where, value = next(
-        _values_at(document, [a or b for a, b in steps], got and got[1]), ("", None)
-    )
-    if missing := re.fullmatch(r"Object missing required field `(.+)`", said):
+    values = _values_at(document, [a or b for a, b in steps], kind and kind[1])
+    where, value = next(values, ("", None))
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", text):
         return where, f"missing key {missing[1]!r}; it has {short(sorted(value or ()))}"
-    return where, _misfit(said, value)
+    return where, _misfit(text, value)
 
 
-def _misfit(said: str, value: Any) -> str:
+def _misfit(text: str, value: Any) -> str:
     """What msgspec says was expected, in the words of this package, and the value."""
     got = f", got {short(value)}"
-    if isinstance(value, float) and not math.isfinite(value) and "float" in said.split(",")[0]:
+    if isinstance(value, float) and not math.isfinite(value) and "float" in text.split(",")[0]:
         return f"expected a finite number{got}; leave out what is not known (a keypoint: 0, 0, 0)"
-    if said == "Number out of range":
+    if text == "Number out of range":
         return f"expected a number that float64 holds{got}"
-    if re.match(r"Expected `float` [<>]= -?1000000000\.0", said):
+    if re.match(r"Expected `float` [<>]= -?1000000000\.0", text):
         return f"expected a number of pixels, from -1e9 to 1e9{got}"
-    named = re.match(r"Expected `([^`]+)`(?: of length)?(?: (>=|<=))?(?: (\d+))?", said)
+    named = re.match(r"Expected `([^`]+)`(?: of length)?(?: (>=|<=))?(?: (\d+))?", text)
     if named is None:
-        return said[0].lower() + said[1:].replace("`", "") + got
+        return text[0].lower() + text[1:].replace("`", "") + got
     kinds = named[1].split(" | ")
     if len(kinds) > 1 and "null" in kinds:
         kinds.remove("null")
     expected = " or ".join(_KINDS.get(kind, kind) for kind in kinds)
     bound = {">=": "at least ", "<=": "at most "}.get(named[2], "")
-    if "of length" in said:
+    if "of length" in text:
         unit = "values" if kinds == ["array"] else "letters"
         return f"expected {bound}{named[3]} {unit}, got {len(value)}: {short(value)}"
     if isinstance(value, int) and abs(value) >= 2**63:

@@ -137,14 +137,14 @@ def _read(file: Path, format: Format, position: int, *, skip: bool) -> list[Sequ
 
 def _check_frames(sequence: Sequence) -> None:
     """A frame number once a sequence, and no more frames than the file says there are."""
-    seen: dict[int, str] = {}
+    name_of: dict[int, str] = {}
     for frame in sequence.frames:
-        if frame.index in seen:
+        if frame.index in name_of:
             raise AnnotationError(
                 f"{sequence.source}: file_name: frame {frame.index} of sequence {sequence.name} "
-                f"occurs twice: {seen[frame.index]} and {frame.file_name}"
+                f"occurs twice: {name_of[frame.index]} and {frame.file_name}"
             )
-        seen[frame.index] = frame.file_name
+        name_of[frame.index] = frame.file_name
     if sequence.nframes is not None and len(sequence.frames) > sequence.nframes:
         raise AnnotationError(
             f"{sequence.source}: nframes: sequence {sequence.name} lists {len(sequence.frames)} "

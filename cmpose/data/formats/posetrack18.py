@@ -60,11 +60,11 @@ def write_posetrack18(path: str | os.PathLike[str], sequence: Sequence) -> None:
         ValueError: if an image id occurs twice, ``extra`` holds a field that the writer sets, or
             a number is not finite.
     """
-    seen: set[int] = set()
+    image_ids: set[int] = set()
     for frame in sequence.frames:
-        if frame.image_id in seen:
+        if frame.image_id in image_ids:
             raise ValueError(f"image_id: {frame.image_id} ({frame.file_name}) occurs twice")
-        seen.add(frame.image_id)
+        image_ids.add(frame.image_id)
     nframes = sequence.nframes or len(sequence.frames)
     write_posetrack18_frames(
         path, sequence.name, lambda: sequence.frames, nframes, sequence.skeleton

@@ -130,8 +130,8 @@ def convert(
                 return msgspec.convert(document, type)
             except (msgspec.ValidationError, RecursionError) as error:
                 fault = error
-    path, what = explain(fault, document)
-    raise refuse(message(source, at + path, what, remedy)) from fault
+    path, problem = explain(fault, document)
+    raise refuse(message(source, at + path, problem, remedy)) from fault
 
 
 def read_lines(
@@ -196,8 +196,8 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 class _Fault(ValueError):
     """What is wrong with a document, and where in it."""
 
-    def __init__(self, what: str, path: str = "") -> None:
-        super().__init__(what)
+    def __init__(self, problem: str, path: str = "") -> None:
+        super().__init__(problem)
         self.path = path
 
 
@@ -220,15 +220,17 @@ def _named_faults(source: str, refuse: Refuse, remedy: str, behind: str = "") ->
         yield
     except json.JSONDecodeError as error:
         where = f" at line {error.lineno}, column {error.colno}" if not behind else ""
-        what = "not valid JSON" + where + f": {error.msg}{behind}"
-        raise refuse(message(source, "", what, remedy)) from error
+        problem = "not valid JSON" + where + f": {error.msg}{behind}"
+        raise refuse(message(source, "", problem, remedy)) from error
     except UnicodeDecodeError as error:
         byte = error.object[error.start : error.start + 1].hex()
-        what = f"not valid {error.encoding} text at byte {error.start} (0x{byte}): save it as UTF-8"
-        raise refuse(message(source, "", what, remedy)) from error
+        problem = (
+            f"not valid {error.encoding} text at byte {error.start} (0x{byte}): save it as UTF-8"
+        )
+        raise refuse(message(source, "", problem, remedy)) from error
     except RecursionError as error:
-        what = "nested too deeply; no such file has more than a few levels"
-        raise refuse(message(source, "", what, remedy)) from error
+        problem = "nested too deeply; no such file has more than a few levels"
+        raise refuse(message(source, "", problem, remedy)) from error
     except _Fault as error:
         raise refuse(message(source, error.path, str(error), remedy)) from error
 
@@ -384,8 +386,8 @@ class _Pieces:
         self.at = end
         return value
 
-    def fault(self, what: str) -> json.JSONDecodeError:
-        return json.JSONDecodeError(what, self.text, self.at)
+    def fault(self, problem: str) -> json.JSONDecodeError:
+        return json.JSONDecodeError(problem, self.text, self.at)
 
 
 def _items(path: Path, refuse: Refuse, remedy: str) -> Iterator[Any]:
@@ -403,8 +405,8 @@ def _items(path: Path, refuse: Refuse, remedy: str) -> Iterator[Any]:
             with _named_faults(str(path), refuse, remedy, behind=f", after {count} whole items"):
                 sign = pieces.sign()
                 if not count and sign != "[":
-                    what = f"expected a list, got {short(pieces.value(decoder))}"
-                    raise refuse(message(str(path), "", what, remedy))
+                    problem = f"expected a list, got {short(pieces.value(decoder))}"
+                    raise refuse(message(str(path), "", problem, remedy))
                 if count and sign not in (",", "]"):
                     raise pieces.fault("Expecting ',' delimiter")
                 pieces.at += 1

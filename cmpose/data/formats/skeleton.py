@@ -70,8 +70,8 @@ def skeleton_of_category(category: Any, source: str, at: str = "") -> Skeleton:
     lower = [j for j, name in enumerate(names) if is_lower(name)]
     upper = [j for j in range(len(names)) if j not in lower] if lower else []
     halves = [
-        default if given is None else [_index(n, names, f"{where}{key}") for n in given]
-        for key, given, default in (
+        default if joints is None else [_index(n, names, f"{where}{key}") for n in joints]
+        for key, joints, default in (
             ("upper_body", category.upper_body, upper),
             ("lower_body", category.lower_body, lower),
         )
@@ -104,13 +104,13 @@ def _pairs(
 
 
 def _check_flips(pairs: Iterable[tuple[int, int]], names: Sequence[str], where: str) -> None:
-    seen: set[int] = set()
+    paired: set[int] = set()
     for j in (j for pair in pairs for j in pair):
-        if j in seen:
+        if j in paired:
             raise AnnotationError(
                 f"{where}: {short(names[j])} is in two pairs; a keypoint has one mirror image"
             )
-        seen.add(j)
+        paired.add(j)
 
 
 def _index(keypoint: int | str, names: Sequence[str], where: str) -> int:

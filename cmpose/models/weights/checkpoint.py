@@ -27,11 +27,11 @@ from cmpose.models.weights.folder import (
     STATE,
     WEIGHTS,
     CheckpointError,
+    error_line,
     load_config,
     load_into,
     load_skeleton,
     load_weights,
-    said,
 )
 
 __all__ = [
@@ -183,7 +183,8 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {STATE}: it cannot be resumed from") from error
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise CheckpointError(
-            f"{file} cannot be read ({said(error)}): delete {folder} to resume from the one before"
+            f"{file} cannot be read ({error_line(error)}): delete {folder} to resume from the one "
+            "before"
         ) from error
 
 
@@ -215,8 +216,8 @@ def average(paths: Sequence[str | Path], backend: Backend | None = None) -> tupl
     for folder in folders[1:]:
         other, recipe = load_model(folder, backend)
         network = replace(recipe.model, pretrained=config.model.pretrained)
-        what = network, other.skeleton, recipe.data.udp
-        if what != (config.model, model.skeleton, config.data.udp):
+        settings = network, other.skeleton, recipe.data.udp
+        if settings != (config.model, model.skeleton, config.data.udp):
             raise CheckpointError(
                 f"{folder} has other settings of model, another skeleton or another data.udp than "
                 f"{folders[0]}: average models of one recipe"

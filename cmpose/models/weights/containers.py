@@ -111,15 +111,15 @@ def choose(sets: list[WeightSet], count: Callable[[WeightSet], int]) -> tuple[We
     Raises:
         ValueError: two sets are alike in all of this, or two keys of the set are one.
     """
-    known = {each.label: count(each) for each in sets}
-    if not any(known.values()):
+    usable = {each.label: count(each) for each in sets}
+    if not any(usable.values()):
         return max(sets, key=lambda each: len(each.tensors)), ""
 
     def rank(each: WeightSet) -> tuple[int, bool, bool]:
-        return known[each.label], each.averaged, each.usual
+        return usable[each.label], each.averaged, each.usual
 
     best = max(sets, key=rank)
-    others = [each for each in sets if each is not best and known[each.label]]
+    others = [each for each in sets if each is not best and usable[each.label]]
     alike = [each.label or "the top" for each in (best, *others) if rank(each) == rank(best)]
     if len(alike) > 1:
         raise ValueError(

@@ -137,7 +137,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{file} cannot be read ({said(error)}): use another checkpoint of the run"
+            f"{file} cannot be read ({error_line(error)}): use another checkpoint of the run"
         ) from error
 
 
@@ -151,8 +151,8 @@ def fault_of(tensor: Tensor, *, floating: bool) -> str:
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         layout = str(tensor.layout).removeprefix("torch.")
-        what = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else layout
-        return f"is {what}: weights are dense; convert it (to_dense, dequantize) and save it again"
+        form = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else layout
+        return f"is {form}: weights are dense; convert it (to_dense, dequantize) and save it again"
     numbers = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     if floating and tensor.dtype not in numbers:
         return f"is {kind}: weights are float16, bfloat16, float32 or float64; save it as one"
@@ -169,7 +169,7 @@ def fault_of(tensor: Tensor, *, floating: bool) -> str:
     return ""
 
 
-def said(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """What a library says of a file that it cannot read, in a line of at most 200 characters.
 
     torch puts its advice to whoever wrote the loading first, and may repeat the file's own bytes.

@@ -144,11 +144,11 @@ def nearest(keys: Iterable[str], own: Iterable[str]) -> tuple[Layout, int]:
         keys: a file's.
         own: the model's.
     """
-    wanted = set(own)
+    own_names = set(own)
     names = list(keys)
 
     def count(layout: Layout) -> int:
-        return sum((layout.rename(key) or "").partition(PART)[0] in wanted for key in names)
+        return sum((layout.rename(key) or "").partition(PART)[0] in own_names for key in names)
 
     best = max(LAYOUTS, key=count)
     return best, count(best)
@@ -359,8 +359,8 @@ def _match_joints(translation: Translation, own: dict[str, Tensor]) -> None:
     weight, bias = (f"head.final_layer.{kind}" for kind in ("weight", "bias"))
     if weight not in own or weight not in translation.tensors or bias not in translation.tensors:
         return
-    rows, wanted = translation.tensors[weight], own[weight].shape
-    if rows.shape != (len(SLOTS17), *wanted[1:]) or wanted[0] != len(JOINTS):
+    rows, own_shape = translation.tensors[weight], own[weight].shape
+    if rows.shape != (len(SLOTS17), *own_shape[1:]) or own_shape[0] != len(JOINTS):
         return
     if translation.tensors[bias].shape != (len(SLOTS17),):
         return

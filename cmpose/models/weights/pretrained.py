@@ -19,7 +19,7 @@ from cmpose.models.cmpose import CMPose
 from cmpose.models.vit import VIT_SIZES
 from cmpose.models.weights import layouts, packaged
 from cmpose.models.weights.containers import WeightSet, choose, find_sets
-from cmpose.models.weights.folder import WEIGHTS, fault_of, said
+from cmpose.models.weights.folder import WEIGHTS, error_line, fault_of
 from cmpose.models.weights.layouts import PART, Layout, Translation
 
 _TIMM_SMALL = (
@@ -33,13 +33,17 @@ def _file_of(path: str | Path) -> Path:
 
     The name of a packaged model stands for its folder.
     """
-    given = packaged.named(path) or Path(path).expanduser()
-    if given.is_dir():
-        candidates = [given / WEIGHTS, given / "model" / WEIGHTS, *sorted(given.glob("*.pth"))]
+    location = packaged.named(path) or Path(path).expanduser()
+    if location.is_dir():
+        candidates = [
+            location / WEIGHTS,
+            location / "model" / WEIGHTS,
+            *sorted(location.glob("*.pth")),
+        ]
         if candidates[0].is_file() or candidates[1].is_file() or len(candidates) == 3:
             return next(file for file in candidates if file.is_file())
-    elif given.is_file():
-        return given
+    elif location.is_file():
+        return location
     raise FileNotFoundError(
         f"model.pretrained={str(path)!r}: no {WEIGHTS} and no file of weights there; give a file "
         f"(.safetensors or .pth) or a model's folder{packaged.in_words()}"
@@ -54,7 +58,7 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
         except SafetensorError as error:
             raise ValueError(
                 f"model.pretrained={str(path)!r}: {file.name} is no safetensors file "
-                f"({said(error)}): is it whole?"
+                f"({error_line(error)}): is it whole?"
             ) from error
     try:
         # MAE's files keep their options in a Namespace; building one runs no code.
@@ -64,16 +68,16 @@ def _load(path: str | Path, file: Path) -> dict[str, Any]:
             )
     except UnpicklingError as error:
         match = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({match[1]})" if match else ""
+        which = f" ({match[1]})" if match else ""
         raise ValueError(
             f"model.pretrained={str(path)!r}: {file.name} holds more than weights, or is "
-            f"damaged: it asks for Python objects{what}, which may run any code, so it is not "
+            f"damaged: it asks for Python objects{which}, which may run any code, so it is not "
             "read. If you trust it, save its tensors: torch.save(torch.load(FILE, "
             "weights_only=False)['state_dict'], NEW), or .state_dict() of a whole model"
         ) from error
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise ValueError(
-            f"model.pretrained={str(path)!r}: {file.name} cannot be read ({said(error)}): "
+            f"model.pretrained={str(path)!r}: {file.name} cannot be read ({error_line(error)}): "
             "is it whole?"
         ) from error
 
@@ -148,7 +152,7 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
     own = model.state_dict()
     file, chosen, choice = read_weights(path, own)
     weights = chosen.tensors
-    layout, known = layouts.nearest(weights, own)
+    layout, known_keys = layouts.nearest(weights, own)
     try:
         _check_numbers(chosen, layout, own)
     except ValueError as error:
@@ -170,7 +174,7 @@ def load_pretrained(model: CMPose, path: str | Path) -> str:
     if not taken:
         raise ValueError(
             f"model.pretrained={str(path)!r}: none of its {len(weights)} tensors fits this model; "
-            f"the nearest layout is {layout.name}'s ({known} keys of it), in which there is "
+            f"the nearest layout is {layout.name}'s ({known_keys} keys of it), in which there is "
             f"{layout.example!r}; the file has "
             f"{', '.join(map(repr, list(chosen.keys.values())[:3]))}. "
             "Is it another architecture?"

@@ -29,9 +29,11 @@ def person_rows(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) ->
     sides = boxes[:, 2:] - boxes[:, :2]
     there = np.isfinite(boxes).all(axis=1) & (sides > 0).all(axis=1) & (scores >= _LEAST_SCORE)
     best = [i for i in np.argsort(-scores, kind="stable") if there[i]][:_MOST]
-    found = [Detection(np.concatenate([boxes[i, :2], sides[i]]), float(scores[i])) for i in best]
-    kept = suppress(found, _MAX_OVERLAP, 1.0)
-    rows = [[*d.box[:2], *(d.box[:2] + d.box[2:]), min(1.0, d.score)] for d in kept]
+    candidates = [
+        Detection(np.concatenate([boxes[i, :2], sides[i]]), float(scores[i])) for i in best
+    ]
+    people = suppress(candidates, _MAX_OVERLAP, 1.0)
+    rows = [[*d.box[:2], *(d.box[:2] + d.box[2:]), min(1.0, d.score)] for d in people]
     return np.array(rows, np.float64).reshape(-1, 5)
 
 

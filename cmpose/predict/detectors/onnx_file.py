@@ -73,14 +73,14 @@ class OnnxDetector:
                 str(path), providers=[each for each in providers if each in there]
             )
         except Exception as error:  # onnxruntime's exceptions have no class in common
-            said = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self._where}: onnxruntime cannot read it ({said})") from error
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self._where}: onnxruntime cannot read it ({reason})") from error
         inputs = self.session.get_inputs()
         shape = inputs[0].shape
         if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or inputs[0].type not in _TYPES:
-            said = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
+            shapes = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
             raise ValueError(
-                f"{self._where}: its inputs are {said}; one of [1, 3, height, width], float, is "
+                f"{self._where}: its inputs are {shapes}; one of [1, 3, height, width], float, is "
                 "expected: export it without other inputs"
             )
         self._dtype = _TYPES[inputs[0].type]
@@ -105,10 +105,11 @@ class OnnxDetector:
         if self.kind in kinds:
             kinds = [self.kind]
         if not kinds or (self.kind and self.kind not in kinds):
-            said = ", ".join(f"{n} {list(o.shape)}" for n, o in outputs.items())
-            what = self.kind or "YOLOX, RTMDet, RF-DETR or RT-DETR"
+            shapes = ", ".join(f"{n} {list(o.shape)}" for n, o in outputs.items())
+            expected = self.kind or "YOLOX, RTMDet, RF-DETR or RT-DETR"
             raise ValueError(
-                f"{self._where}: its outputs are {said}, not those of {what}; see docs/predict.md"
+                f"{self._where}: its outputs are {shapes}, not those of {expected}; see "
+                "docs/predict.md"
             )
         if len(kinds) > 1:
             choices = " or ".join(f"--detector {kind}:FILE.onnx" for kind in kinds)

@@ -66,14 +66,14 @@ class RTDetr:
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            said, _ = ImageProcessingMixin.get_image_processor_dict(weights)
+            settings, _ = ImageProcessingMixin.get_image_processor_dict(weights)
         except OSError:  # none is there: RT-DETR's own
-            said = {}
-        size = said.get("size", {})
+            settings = {}
+        size = settings.get("size", {})
         self.size = int(size.get("height", 640)), int(size.get("width", 640))
         zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        normalized = said.get("do_normalize", False)
-        mean, std = said.get("image_mean", zeros), said.get("image_std", ones)
+        normalized = settings.get("do_normalize", False)
+        mean, std = settings.get("image_mean", zeros), settings.get("image_std", ones)
         self._mean = self._channels(mean if normalized else zeros)
         self._std = self._channels(std if normalized else ones)
 
