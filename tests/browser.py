@@ -44,16 +44,16 @@ class Watch:
     """What a page writes to the console, and what it wants to load; both should stay empty."""
 
     def __init__(self, page: Any) -> None:
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.messages.append(message.text))
+        page.on("pageerror", lambda error: self.messages.append(str(error)))
         page.on("request", self._request)
 
     def _request(self, request: Any) -> None:
         # data: URIs are part of the page, and the page itself is the only file that is read.
         if not request.url.startswith("data:") and not request.is_navigation_request():
-            self.asked.append(request.url)
+            self.requests.append(request.url)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ _LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts with the files that take longest."""
-    rank = {f"tests/{file}": place for place, file in enumerate(_LONGEST)}
+    rank = {f"tests/{file}": position for position, file in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 

@@ -128,16 +128,16 @@ def test_the_help_of_evaluate_offers_what_acts_alone(capsys):
 
 
 def test_a_recipe_of_evaluate_may_hold_all_fields_and_options_change_it(tmp_path, monkeypatch):
-    asked = {}
+    passed = {}
     monkeypatch.setattr(
         "cmpose.evaluation.evaluate.evaluate_checkpoint",
-        lambda path, data, train, output: asked.update(data=data, train=train),
+        lambda path, data, train, output: passed.update(data=data, train=train),
     )
     config = recipe(tmp_path, **{"data.box_enlarge": 1.5, "train.batch_size": 3, "model.depth": 1})
     file = str(write_recipe(tmp_path / "r.yaml", config))
     main(["evaluate", "--data.box_enlarge", "1.75", "--checkpoint", "x", "--config", file])
-    assert asked["data"].box_enlarge == 1.75
-    assert asked["train"] == config.train
+    assert passed["data"].box_enlarge == 1.75
+    assert passed["train"] == config.train
     with pytest.raises(SystemExit, match=r"cmpose evaluate: none\.yaml: no such recipe"):
         main(["evaluate", "--checkpoint", "x", "--config", "none.yaml"])
 
@@ -156,9 +156,9 @@ def test_a_name_that_is_too_long_is_named(tmp_path, monkeypatch, arguments, sinc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(arguments.format(*["x" * 300] * 2).split())
-    said = ": a name in it is longer than the file system takes; give a .*"
-    said = said if sys.version_info < (3, 14) else since_3_14
-    assert re.fullmatch(rf"cmpose \w+: (ground truth: )?x{{300}}\S*{said}", str(end.value.code))
+    message = ": a name in it is longer than the file system takes; give a .*"
+    message = message if sys.version_info < (3, 14) else since_3_14
+    assert re.fullmatch(rf"cmpose \w+: (ground truth: )?x{{300}}\S*{message}", str(end.value.code))
 
 
 def test_a_recipe_that_cannot_be_is_named(tmp_path, capsys):
@@ -227,14 +227,14 @@ def test_a_failure_of_the_output_is_not_taken_for_one_of_a_file(tmp_path):
 
 def test_outputs_that_are_full_or_closed():
     """The process: one line at most is said, also when Python ends."""
-    for output, status, said in (
+    for output, status, message in (
         (">/dev/full", 1, "cmpose: standard output: cannot be written: the disk is full; "),
         (">&-", 0, "cmpose 0."),  # argparse turns to the other output
     ):
         command = f"{sys.executable} -m cmpose --version {output}"
         done = subprocess.run(command, shell=True, capture_output=True, text=True)
         assert done.returncode == status
-        assert done.stderr.startswith(said)
+        assert done.stderr.startswith(message)
         assert done.stderr.count("\n") == 1
 
 
@@ -282,13 +282,13 @@ def test_doctor_describes_the_core(monkeypatch, facts, line):
 
 def test_doctor_as_json(capsys):
     main(["doctor", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["packages"]["torch"] == metadata.version("torch")  # as pip lists it
-    assert found["torch_cuda"] == torch.version.cuda
-    assert set(found["ops"]) == set(OPS)
-    assert set(found["ops"]["dpc_knn"]["backends"]) == {"reference", "cpu", "triton", "cuda"}
-    assert found["next"]
-    assert set(found["known_bad"]) <= set(found["next"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["packages"]["torch"] == metadata.version("torch")  # as pip lists it
+    assert facts["torch_cuda"] == torch.version.cuda
+    assert set(facts["ops"]) == set(OPS)
+    assert set(facts["ops"]["dpc_knn"]["backends"]) == {"reference", "cpu", "triton", "cuda"}
+    assert facts["next"]
+    assert set(facts["known_bad"]) <= set(facts["next"])
 
 
 CARD = {"name": "RTX", "capability": "8.9", "memory_gb": 24.0, "core_unavailable": None}
@@ -302,7 +302,7 @@ MACHINE = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "step"),
     [
         ({}, None),
         (
@@ -340,10 +340,10 @@ MACHINE = {
         ),
     ],
 )
-def test_doctor_says_what_to_do_next(changes, said):
+def test_doctor_says_what_to_do_next(changes, step):
     steps = doctor.next_steps(MACHINE | changes)
-    assert len(steps) == (said is not None)
-    assert said is None or said in steps[0]
+    assert len(steps) == (step is not None)
+    assert step is None or step in steps[0]
 
 
 @pytest.mark.shared_data
@@ -353,9 +353,11 @@ def test_doctor_says_what_to_do_next(changes, said):
 def test_score_writes_what_the_official_evaluator_found(case, tmp_path):
     folder = shared_data("posetrack_ap", case)
     main(["score", str(folder / "gt"), str(folder / "pred"), "--json", str(tmp_path / "s.json")])
-    got = json.loads((tmp_path / "s.json").read_text())
+    actual = json.loads((tmp_path / "s.json").read_text())
     expected = json.loads((folder / "expected.json").read_text())
-    assert list(got) == ["columns", "joints", "ap"]
-    assert got["joints"] == expected["joints"][:15]
-    assert got["ap"] == [pytest.approx(v, abs=1e-9) for v in expected["ap"][:15]]
-    assert got["columns"] == {k: pytest.approx(v, abs=1e-9) for k, v in expected["columns"].items()}
+    assert list(actual) == ["columns", "joints", "ap"]
+    assert actual["joints"] == expected["joints"][:15]
+    assert actual["ap"] == [pytest.approx(v, abs=1e-9) for v in expected["ap"][:15]]
+    assert actual["columns"] == {
+        k: pytest.approx(v, abs=1e-9) for k, v in expected["columns"].items()
+    }

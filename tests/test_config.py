@@ -93,8 +93,8 @@ def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path):
 def test_differences_names_fields():
     old, new = config.Config(), config.Config()
     new.data.augment.flip, new.train.lr = 0.1, 1.0
-    found = config.differences(config.to_dict(old), config.to_dict(new))
-    assert found == {"data.augment.flip": (0.5, 0.1), "train.lr": (2e-4, 1.0)}
+    differences = config.differences(config.to_dict(old), config.to_dict(new))
+    assert differences == {"data.augment.flip": (0.5, 0.1), "train.lr": (2e-4, 1.0)}
 
 
 def test_every_field_is_documented():

@@ -56,12 +56,12 @@ def test_the_demo_reaches_what_the_readme_says(tmp_path):
     done = run_cli("demo", "--output", str(out), timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = assert_complete(out, done.stdout, least=15, times=2)
-    said = re.search(
+    figures = re.search(
         r"held-out PoseTrack AP of ([\d.]+) .*?mean\s+pose reaches ([\d.]+)",
         (PROJECT / "README.md").read_text(),
         re.DOTALL,
     )
-    for key, value in zip(("ap", "mean_pose_ap"), said.groups(), strict=True):
+    for key, value in zip(("ap", "mean_pose_ap"), figures.groups(), strict=True):
         assert metrics[key]["columns"]["Mean"] == pytest.approx(float(value), abs=1.0)
 
 

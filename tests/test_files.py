@@ -39,9 +39,9 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
 
 def test_what_is_written_has_the_umasks_mode_whichever_library_wrote_it(tmp_path):
     """safetensors makes files that only their owner may read."""
-    tensors, kept, link = {"a": torch.zeros(1)}, tmp_path / "folder" / "kept", tmp_path / "link"
-    kept.parent.mkdir()
-    kept.touch(0o600)
+    tensors, target, link = {"a": torch.zeros(1)}, tmp_path / "folder" / "kept", tmp_path / "link"
+    target.parent.mkdir()
+    target.touch(0o600)
     before = os.umask(0o027)
     try:
         with files.whole_file(tmp_path / "one") as partial:
@@ -52,7 +52,7 @@ def test_what_is_written_has_the_umasks_mode_whichever_library_wrote_it(tmp_path
         with files.whole_file(tmp_path / "copy", keep_mode=True) as partial:
             partial.touch(0o600)
         with files.whole_file(link) as partial:
-            partial.symlink_to(kept)
+            partial.symlink_to(target)
     finally:
         os.umask(before)
     modes = {
@@ -62,7 +62,7 @@ def test_what_is_written_has_the_umasks_mode_whichever_library_wrote_it(tmp_path
     assert modes == {
         "one": usual, "two": usual, "text": usual, "kept": own, "copy": own, "link": own,
     }  # fmt: skip
-    assert sorted(path.name for path in kept.parent.iterdir()) == ["kept", "two"]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["kept", "two"]
 
 
 _REPLACE = """
@@ -414,14 +414,14 @@ def test_a_request_sets_a_flag_and_a_second_one_acts():
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("variables", "expected"),
     [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
 )
-def test_threads_spin_less_unless_the_user_has_said(given, expected, monkeypatch):
+def test_threads_spin_less_unless_the_user_has_said(variables, expected, monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     code = (
         "import os, cmpose.__main__ as start, cmpose.cli as cli;"
         "cli.main = lambda: print(os.environ.get('GOMP_SPINCOUNT')); start.main()"
     )
-    assert python(code, **given).stdout == f"{expected}\n"
+    assert python(code, **variables).stdout == f"{expected}\n"

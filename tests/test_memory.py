@@ -51,7 +51,7 @@ class Killed(Large):
 
 
 @pytest.mark.parametrize(
-    ("allocate", "told"),
+    ("allocate", "message"),
     [
         (by_torch, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 28823037615"),
         (by_numpy, "Unable to allocate"),
@@ -60,13 +60,13 @@ class Killed(Large):
         (in_a_loader, "Unable to allocate"),
     ],
 )
-def test_it_is_recognised_whoever_tells_of_it(allocate, told):
+def test_it_is_recognised_whoever_tells_of_it(allocate, message):
     with pytest.raises(Exception) as raised:
         allocate()
     assert is_out_of_memory(raised.value)
     text = shortage(raised.value)
     assert text.startswith("memory ran out (")
-    assert told in text
+    assert message in text
     assert "\n" not in text
 
 

@@ -145,7 +145,7 @@ def test_a_card_that_is_not_served(
 
 
 @pytest.mark.parametrize(
-    ("driver", "card", "said"),
+    ("driver", "card", "reason"),
     [
         ((13, 1), (8, 9), None),
         ((13, 0), (10, 0), None),
@@ -159,12 +159,12 @@ def test_a_card_that_is_not_served(
         ),
     ],
 )
-def test_a_driver_that_is_too_old(tmp_path, monkeypatch, driver, card, said) -> None:
+def test_a_driver_that_is_too_old(tmp_path, monkeypatch, driver, card, reason) -> None:
     """Its own major version it serves, but compiles no PTX of a newer minor one."""
     core(tmp_path, monkeypatch, module_text(nvcc="13.0"))
     monkeypatch.setattr(native, "driver", lambda: driver)
     begin = "NVIDIA's driver serves CUDA 12.8, cmpose._C was built with nvcc 13.0"
-    assert native.card_unavailable(*card, "RTX") == (said and begin + said)
+    assert native.card_unavailable(*card, "RTX") == (reason and begin + reason)
 
 
 def test_a_driver_of_the_same_major_version(tmp_path, monkeypatch) -> None:
@@ -239,24 +239,24 @@ def test_on_the_cpu(compiled, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_the_cpu_wrong_modules(
     compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(path: Path) -> str:
+    def failure_of(path: Path) -> str:
         monkeypatch.setenv(native.ON_CPU, str(path))
         native.forget()
         reason = refused()
         assert reason.startswith(f"CMPOSE_CUDA_ON_CPU={path}")
         return reason.removeprefix(f"CMPOSE_CUDA_ON_CPU={path}")
 
-    assert found(tmp_path / "none.so") == ": there is no such file"
+    assert failure_of(tmp_path / "none.so") == ": there is no such file"
     (tmp_path / "text.so").write_text("no library")
-    assert found(tmp_path / "text.so").startswith(" is no extension module: ")
+    assert failure_of(tmp_path / "text.so").startswith(" is no extension module: ")
     (tmp_path / "core.txt").write_text("no library")
-    assert found(tmp_path / "core.txt").startswith(" is no extension module: its name")
+    assert failure_of(tmp_path / "core.txt").startswith(" is no extension module: its name")
     expected = " is not the CUDA sources compiled for the CPU"
-    assert found(compiled(False, __version__)) == expected
+    assert failure_of(compiled(False, __version__)) == expected
     (tmp_path / "other.py").write_text("value = 3")
-    assert found(tmp_path / "other.py") == expected
+    assert failure_of(tmp_path / "other.py") == expected
     built = " was built for cmpose 0.0.9, this is "
-    assert found(compiled(True, "0.0.9")) == f"{built}{__version__}: compile it again"
+    assert failure_of(compiled(True, "0.0.9")) == f"{built}{__version__}: compile it again"
 
 
 def test_it_imports_no_torch() -> None:

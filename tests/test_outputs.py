@@ -138,9 +138,9 @@ def assert_whole(folder: Path, expected: dict[str, bytes]) -> None:
 
 def assert_done(folder: Path, expected: dict[str, bytes]) -> None:
     """Everything is there, and nothing that was left by the way."""
-    got = contents(folder)
-    assert sorted(got) == sorted(expected)
-    assert [name for name in got if got[name] != expected[name]] == []
+    actual = contents(folder)
+    assert sorted(actual) == sorted(expected)
+    assert [name for name in actual if actual[name] != expected[name]] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)

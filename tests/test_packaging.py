@@ -309,8 +309,8 @@ def test_the_architectures_inside(unpacked: Path) -> None:
         ("--list-ptx", ".ptx", {"sm_120"}),
     ):
         lines = run(tool, option, core_in(unpacked), cwd=unpacked).stdout.splitlines()
-        found = {line.rsplit(".", 2)[1] for line in lines if line.endswith(ending)}
-        assert found == inside, lines
+        archs = {line.rsplit(".", 2)[1] for line in lines if line.endswith(ending)}
+        assert archs == inside, lines
 
 
 def test_doctor_describes_the_core(unpacked: Path) -> None:

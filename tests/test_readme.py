@@ -51,7 +51,7 @@ COMMANDS = [line for language, text in BLOCKS if not language for line in lines(
 
 
 @pytest.fixture(scope="module")
-def place(rendered, tmp_path_factory) -> Path:
+def workspace(rendered, tmp_path_factory) -> Path:
     """A folder with a data set, a recipe, a run, weights, a video with boxes, and labels."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(rendered, folder / "data")
@@ -77,17 +77,17 @@ def place(rendered, tmp_path_factory) -> Path:
     people = truth["annotations"]
     boxes = [{"frame": index[p["image_id"]], "bbox": p["bbox"]} for p in people]
     (folder / "boxes.json").write_text(json.dumps(boxes))
-    found = [{"image_id": p["image_id"], "bbox": p["bbox"], "score": 0.9} for p in people]
-    found = [box | {"category_id": 1} for box in found]
-    (folder / "data" / "val_boxes.json").write_text(json.dumps(found))
+    detections = [{"image_id": p["image_id"], "bbox": p["bbox"], "score": 0.9} for p in people]
+    detections = [box | {"category_id": 1} for box in detections]
+    (folder / "data" / "val_boxes.json").write_text(json.dumps(detections))
     names = [f"walk/{n:04d}.jpg" for n in range(3)]
     pictures(folder / "frames", names)
     (folder / "labels.json").write_text(json.dumps(coco(names)))
     return folder
 
 
-def test_every_command_runs(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
+def test_every_command_runs(workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
     assert len(COMMANDS) > 10
     for line in COMMANDS:
         if line in HELD_ELSEWHERE:
@@ -99,23 +99,23 @@ def test_every_command_runs(place, monkeypatch, capsys):
         program, *arguments = shlex.split(line)
         assert program == "cmpose", f"no test runs: {line}"
         main(arguments)
-    said = capsys.readouterr().out
-    assert "boxes: val_boxes.json" in said
-    assert version("cmpose") in said
+    printed = capsys.readouterr().out
+    assert "boxes: val_boxes.json" in printed
+    assert version("cmpose") in printed
     for written in ("runs/b18/report.html", "poses/video_poses.mp4", "my_data/annotations"):
         assert Path(written).exists(), written
 
 
 @pytest.mark.parametrize("text", [text for language, text in BLOCKS if language == "python"])
-def test_every_python_block_runs(text, place, monkeypatch, tmp_path):
-    monkeypatch.chdir(place)
+def test_every_python_block_runs(text, workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
     names: dict[str, object] = {}
     exec(compile(text, "README.md", "exec"), names)
     if "merged" in names:
         assert tuple(names["merged"].shape) == (8, 32, 768)  # type: ignore[attr-defined]
     if "frame" in names:
         assert names["picture"].shape == (144, 256, 3)  # type: ignore[attr-defined]
-        assert (place / "out" / "metrics.json").is_file()
+        assert (workspace / "out" / "metrics.json").is_file()
 
 
 def test_there_are_no_other_blocks():

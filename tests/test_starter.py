@@ -14,9 +14,9 @@ from cmpose.starter import RECIPE, write_recipe
 def test_the_recipe_trains_as_it_is(rendered, tmp_path, capsys):
     folder = tmp_path / "my own"
     main(["init", str(folder), "--data", str(rendered)])
-    said = capsys.readouterr().out
-    assert "cmpose render" not in said  # the data are there
-    assert f"cmpose train --config '{folder / RECIPE}' --output '{folder / 'run'}'" in said
+    printed = capsys.readouterr().out
+    assert "cmpose render" not in printed  # the data are there
+    assert f"cmpose train --config '{folder / RECIPE}' --output '{folder / 'run'}'" in printed
     quick = ["--train.epochs", "1", "--data.num_workers", "0"]
     main(["train", "--config", str(folder / RECIPE), "--output", str(folder / "run"), *quick])
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
@@ -28,8 +28,8 @@ def test_the_recipe_trains_as_it_is(rendered, tmp_path, capsys):
 def test_the_recipe_is_commented_and_a_recipe(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["init", "new/one"])
-    said = capsys.readouterr().out
-    assert "cmpose render new/one/data --videos" in said
+    printed = capsys.readouterr().out
+    assert "cmpose render new/one/data --videos" in printed
     text = (tmp_path / "new" / "one" / RECIPE).read_text()
     recipe = config.load(tmp_path / "new" / "one" / RECIPE)
     assert recipe.data.root == "new/one/data"

@@ -13,7 +13,7 @@ PREDICT = "predict v.mp4 --checkpoint a --out o "
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("train --model.backbon tiny", "--model.backbon: no such option; did you mean --model.ba"),
         ("train --train.lr abc", "--train.lr abc: expected a number"),
@@ -32,13 +32,13 @@ PREDICT = "predict v.mp4 --checkpoint a --out o "
         (PREDICT + "w", "w: one argument too many"),
     ],
 )
-def test_a_usage_error_is_one_line(arguments, said, capsys):
+def test_a_usage_error_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())
     assert ended.value.code == 2
     error = capsys.readouterr().err
     command = arguments.split()[0]
-    assert error.startswith(f"cmpose {command}: {said}")
+    assert error.startswith(f"cmpose {command}: {message}")
     assert error.endswith(f"(cmpose {command} --help)\n")
     assert error.count("\n") == 1
 
@@ -52,7 +52,7 @@ def test_help_names_what_must_be_given(capsys):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "message"),
     [
         ("train:\n  epochs: [1\n", ", line 3, is not YAML: expected ',' or ']', but got"),
         ("data:\n  augment: 3\n", ", line 2: bad configuration: data.augment: expected a mapping"),
@@ -63,38 +63,38 @@ def test_help_names_what_must_be_given(capsys):
         (None, ": no such recipe; configs/ has some"),
     ],
 )
-def test_an_error_in_a_recipe_is_one_line_with_its_file(recipe, said, tmp_path, capsys):
+def test_an_error_in_a_recipe_is_one_line_with_its_file(recipe, message, tmp_path, capsys):
     file = tmp_path / "r.yaml"
     if recipe is not None:
         file.write_text(recipe)
     with pytest.raises(SystemExit) as ended:
         main(["train", "--config", str(file), "--output", str(tmp_path / "run")])
     error = capsys.readouterr().err or f"{ended.value.code}\n"
-    assert error.startswith(f"cmpose train: {file}{said}")
+    assert error.startswith(f"cmpose train: {file}{message}")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "cmpose: give a command; there are init, train, "),
         (["prdict", "v.mp4"], "cmpose: prdict: no such command; did you mean predict?"),
     ],
 )
-def test_a_wrong_command_is_one_line(arguments, said, capsys):
+def test_a_wrong_command_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(said)
+    assert error.startswith(message)
     assert error.count("\n") == 1
 
 
 def test_hyphens_are_taken_in_options_alone():
     names = {"--batch_size", "--dry-run", "--train.batch_size"}
     words = ["--batch-size", "3", "--train.batch-size=a-b_c", "--dry_run", "--x-y", "a-b"]
-    taken = ["--batch_size", "3", "--train.batch_size=a-b_c", "--dry-run", "--x-y", "a-b"]
-    assert usage.same_but_hyphens(words, names) == taken
+    expected = ["--batch_size", "3", "--train.batch_size=a-b_c", "--dry-run", "--x-y", "a-b"]
+    assert usage.same_but_hyphens(words, names) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def help_of(capsys, *arguments: str) -> str:
 
 
 def test_messages_have_hyphens_in_options_alone():
-    kept = "--model.image_size x, runs/a--b_c, a_b"
-    assert help_text.hyphenated(f"--on_error: {kept}") == f"--on-error: {kept}"
+    unchanged = "--model.image_size x, runs/a--b_c, a_b"
+    assert help_text.hyphenated(f"--on_error: {unchanged}") == f"--on-error: {unchanged}"
 
 
 def test_help_shows_options_with_hyphens_and_fields_as_files_have_them(capsys):

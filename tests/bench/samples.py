@@ -25,7 +25,7 @@ PASSED = {"status": "passed", "tests": 12, "failed": 0, "command": "python -m py
 
 def record(**changes: Any) -> dict[str, Any]:
     """A whole record of temporal attention, three times as fast as the best of its peers."""
-    made = vars(TARGETS[2].workload) | {
+    sample = vars(TARGETS[2].workload) | {
         "backend": "triton", "us": {"p20": 99.0, "p50": 100.0, "p80": 101.0}, "wall_us": 130.0,
         "timer": "graph", "input_sets": 2, "cold": True, "peak_bytes": 1000,
         "bytes": 340_000_000, "flops": 1000, "bound_us": 85.0,
@@ -38,7 +38,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "kernels": {"ours": ["temporal_attention_rows_forward"]}, "op_tests": PASSED,
         "setting": "full", "rates": RATES, "note": None, "provenance": ORIGIN,
     }  # fmt: skip
-    return copy.deepcopy(made | changes)
+    return copy.deepcopy(sample | changes)
 
 
 def _variant(clips_per_s: float, ms: float, gigabytes: int, **others: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _variant(clips_per_s: float, ms: float, gigabytes: int, **others: Any) -> di
 def step(**changes: Any) -> dict[str, Any]:
     """A train step of ViT-B in three variants, one of which failed."""
     plain, ours = {"input": 1.0, "backbone": 159.0}, {"input": 0.5, "backbone": 45.0}
-    made = {
+    sample = {
         "backbone": "base", "batch": 32, "precision": "bf16",
         "shape": {"T": 3, "K": 15, "height": 256, "width": 192},
         "variants": {
@@ -60,19 +60,19 @@ def step(**changes: Any) -> dict[str, Any]:
         },
         "rates": RATES, "note": None, "provenance": ORIGIN,
     }  # fmt: skip
-    return copy.deepcopy(made | changes)
+    return copy.deepcopy(sample | changes)
 
 
 def content(*result: dict[str, Any], steps: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
     """A results file's content."""
-    made = records.load_or_empty(Path("none"), CARD)
-    records.add(made, result, steps)
-    return made
+    results = records.load_or_empty(Path("none"), CARD)
+    records.add(results, result, steps)
+    return results
 
 
 def tiny(**fields: Any) -> ModelConfig:
     """The smallest model that has every part."""
-    made = {"backbone": "tiny", "depth": 1, "image_size": (64, 48), "num_keypoints": 2,
+    fields_of_tiny = {"backbone": "tiny", "depth": 1, "image_size": (64, 48), "num_keypoints": 2,
             "tokens_per_keypoint": 2, "num_clusters": 3, "neighbors": 2, "head_channels": 8,
             "backend": "reference"}  # fmt: skip
-    return ModelConfig(**(made | fields))
+    return ModelConfig(**(fields_of_tiny | fields))

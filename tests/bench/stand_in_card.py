@@ -131,10 +131,10 @@ def make_it_small() -> None:
     op_tests.command = lambda op: [*of_op(op)[:-1], f"{op} and test_empty"]
     items.SANITIZED = "test_empty"
     for stage in ("tests", "sanitize", "train"):
-        setattr(items, stage, partial(kept, getattr(items, stage)))
+        setattr(items, stage, partial(small_items, getattr(items, stage)))
 
 
-def kept(stage: Callable[[Any], list[Item]], options: Any) -> list[Item]:
+def small_items(stage: Callable[[Any], list[Item]], options: Any) -> list[Item]:
     return [item for item in stage(options) if item.name in KEPT]
 
 
@@ -176,8 +176,8 @@ def rehearse(work: Path, *options: str) -> None:
     items.shutil = SimpleNamespace(which=lambda name: f"/bin/{name}")
     gc.freeze()  # of what is imported nothing has to be collected
     # Items share this process, so they run one at a time.
-    given = ["--work", str(work), "--results", str(work / "results.json"), "--workers", "1"]
-    sys.exit(gpu.main([*given, *options]))
+    arguments = ["--work", str(work), "--results", str(work / "results.json"), "--workers", "1"]
+    sys.exit(gpu.main([*arguments, *options]))
 
 
 if __name__ == "__main__":

@@ -18,15 +18,15 @@ from tests.shared_data import PROJECT
 
 
 def test_pairs_run_both_backends_in_turns():
-    asked = []
+    backends = []
 
     def call():
-        asked.append(ops.explain("temporal_attention", torch.ones(1, 2, 1, 3, 1, 2)).backend)
+        backends.append(ops.explain("temporal_attention", torch.ones(1, 2, 1, 3, 1, 2)).backend)
 
-    made = cpu_gain.measure(call, 2)
-    assert asked == ["reference", "cpu", "cpu", "reference", "reference", "cpu"]
-    assert made["gain"] > 0
-    assert set(made) == {"auto", "reference", "gain"}
+    gain = cpu_gain.measure(call, 2)
+    assert backends == ["reference", "cpu", "cpu", "reference", "reference", "cpu"]
+    assert gain["gain"] > 0
+    assert set(gain) == {"auto", "reference", "gain"}
 
 
 def test_the_gain_is_printed_as_it_is_saved(monkeypatch, tmp_path, capsys):

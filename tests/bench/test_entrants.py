@@ -15,9 +15,9 @@ BENCH = bench_of("temporal_attention")
 
 def names_of(entrant):
     """The operators that a peer runs on a CPU."""
-    made = BENCH.arguments(next(BENCH.workloads(small=True)), "cpu")
+    arguments = BENCH.arguments(next(BENCH.workloads(small=True)), "cpu")
     function = BENCH.peers[entrant].build(False)
-    return peers.kernel_names(lambda: function(**made), "cpu")
+    return peers.kernel_names(lambda: function(**arguments), "cpu")
 
 
 def test_a_forced_backend_of_sdpa_is_seen():
@@ -89,7 +89,7 @@ SKIPPED = {name: "skipped" for name in TESTS if "cuda" in name}
     ],
 )
 def test_what_passed_and_only_that_counts(backend, changed, status, passed):
-    tests = [op_tests.Outcome(name, found, "") for name, found in (TESTS | changed).items()]
+    tests = [op_tests.Outcome(name, outcome, "") for name, outcome in (TESTS | changed).items()]
     verdict = op_tests.verdict(tests, "dpc_knn", backend, "python -m pytest")
     counts = {"tests": passed, "failed": int(status == "failed"), "command": "python -m pytest"}
     assert verdict == {"status": status} | counts

@@ -188,8 +188,8 @@ def test_a_card_of_24_gb_gets_as_many_processes_as_it_holds(monkeypatch):
     monkeypatch.setattr(provenance, "device", lambda: "cuda")
     for gigabytes, tests, sanitize in ((24, 12, 4), (1, 1, 1), (141, 32, 4)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda g=gigabytes: (g * 10**9, 0))
-        found = [of_stage.workers(stage, 32) for stage in ("tests", "sanitize", "train")]
-        assert found == [tests, sanitize, 1]
+        workers = [of_stage.workers(stage, 32) for stage in ("tests", "sanitize", "train")]
+        assert workers == [tests, sanitize, 1]
         options = Namespace(work=Path(), results=Path(), full=gigabytes == 24, workers=32)
         targets, grid = of_stage.bench(options)
         assert (targets.open_ended, grid.open_ended, "grid" in grid.command) == (False, True, True)

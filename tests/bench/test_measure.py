@@ -86,8 +86,8 @@ def test_a_speed_up_needs_passed_tests_and_a_card():
         ({"auto": failed}, "Card", None),
         ({"cuda": PASSED}, "Card", None),  # another backend's
     ):
-        given = {"op_tests": {"reconstruction_loss": op_tests}, "origin": ORIGIN | {"gpu": gpu}}
-        assert measured(bench_with(), **given)["speedup_vs_best_peer"] == speedup
+        options = {"op_tests": {"reconstruction_loss": op_tests}, "origin": ORIGIN | {"gpu": gpu}}
+        assert measured(bench_with(), **options)["speedup_vs_best_peer"] == speedup
 
 
 def broken(*_, **arguments):
@@ -152,15 +152,15 @@ def test_a_card_that_is_lost_is_told_at_once(monkeypatch):
 
 def test_backward_is_timed_on_a_graph_that_is_kept():
     bench = bench_of("unmerge_tokens")
-    made = bench.arguments(Workload("unmerge_tokens", FORWARD, bench.small, FP32), "cpu")
+    arguments = bench.arguments(Workload("unmerge_tokens", FORWARD, bench.small, FP32), "cpu")
     function = Mock(side_effect=partial(bench.call, backend="auto"))
-    backward = measure.call_of(function, made, bench, BACKWARD)
+    backward = measure.call_of(function, arguments, bench, BACKWARD)
     forwards = function.call_count
     first, second = backward(), backward()
     assert function.call_count == forwards
-    assert [g.shape for g in first] == [made[n].shape for n in bench.gradients]
+    assert [g.shape for g in first] == [arguments[n].shape for n in bench.gradients]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    measure.call_of(function, made, bench, BOTH)()
+    measure.call_of(function, arguments, bench, BOTH)()
     assert function.call_count == forwards + 2
 
 
@@ -182,8 +182,8 @@ def test_the_command_writes_records_and_goes_on(tmp_path, capsys):
     assert "time is up" in capsys.readouterr().out
     assert program.main(command) == 0
     assert records.NOT_A_RESULT in capsys.readouterr().out
-    held = records.load(results)["records"]
-    assert [r["note"] for r in held] == [records.NOT_A_RESULT] * 4
+    written = records.load(results)["records"]
+    assert [r["note"] for r in written] == [records.NOT_A_RESULT] * 4
     assert program.main(command) == 0
     assert "µs" not in capsys.readouterr().out  # nothing is measured twice
     state = json.loads(journal.read_text())

@@ -56,32 +56,32 @@ def test_one_seed_shows_no_noise(capsys):
 @pytest.mark.parametrize(("shift", "status", "verdict"), [(0.0, 0, "yes"), (0.1, 1, "no")])
 def test_what_is_written(tmp_path, monkeypatch, shift, status, verdict):
     config = parity.configuration.load(provenance.PROJECT / "configs" / "ablate_cpu.yaml")
-    made = curves(shift, wiggle=0.01)
-    ap = {name: {seed: 40.0 + seed for seed in runs} for name, runs in made.items()}
-    monkeypatch.setattr(parity, "measure", lambda *arguments: (made, ap, config))
+    losses = curves(shift, wiggle=0.01)
+    ap = {name: {seed: 40.0 + seed for seed in runs} for name, runs in losses.items()}
+    monkeypatch.setattr(parity, "measure", lambda *arguments: (losses, ap, config))
     folder = tmp_path / "parity"
     shutil.copy(provenance.PROJECT / "docs" / "parity.md", tmp_path)
     assert parity.main(["--seeds", "3", "--output", str(folder)]) == status
-    [held] = folder.glob("*.json")
-    assert json.loads(held.read_text())["curves"]["compile"]["0"]
+    [record] = folder.glob("*.json")
+    assert json.loads(record.read_text())["curves"]["compile"]["0"]
     page = (tmp_path / "parity.md").read_text()
     assert f"| {verdict} |" in page
-    assert f"](parity/{held.stem}.svg)" in page
-    assert held.with_suffix(".svg").is_file()
+    assert f"](parity/{record.stem}.svg)" in page
+    assert record.with_suffix(".svg").is_file()
     assert "3 seeds, 40 steps of 4 clips each" in page
 
 
 def test_products_are_a_cards_own_where_it_takes_them(monkeypatch):
-    def made(device):
+    def products_of(device):
         fields = parity.variants(device, of="products").values()
         return [(own.get("train.products"), own.get("train.precision")) for own in fields]
 
     always, sums = [(None, None), (None, "fp16")], ("fp16_accumulate_emulated", "fp16")
-    assert made("cpu") == [*always, ("fp8_emulated", None), sums]
+    assert products_of("cpu") == [*always, ("fp8_emulated", None), sums]
     on_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9))
-    assert made("cuda") == [*always, ("fp8", "bf16"), ("fp16_accumulate", "fp16")]
+    assert products_of("cuda") == [*always, ("fp8", "bf16"), ("fp16_accumulate", "fp16")]
     on_card(monkeypatch, "NVIDIA H200", (9, 0))
-    assert made("cuda") == [*always, ("fp8", "bf16"), sums]
+    assert products_of("cuda") == [*always, ("fp8", "bf16"), sums]
 
 
 def test_a_cpu_takes_a_cards_float16_products(tmp_path):

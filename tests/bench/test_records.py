@@ -56,9 +56,9 @@ def test_a_peer_that_was_timed_otherwise_is_not_compared():
 
 
 def test_newer_records_replace_older_ones(tmp_path):
-    path, held = tmp_path / "card.json", content(record())
-    records.add(held, [record(wall_us=1.0), record(backend="cuda")], [step()])
-    records.save(path, held)
+    path, results = tmp_path / "card.json", content(record())
+    records.add(results, [record(wall_us=1.0), record(backend="cuda")], [step()])
+    records.save(path, results)
     result = records.load(path)
     backends = {r["backend"]: r["wall_us"] for r in result["records"]}
     assert backends == {"triton": 1.0, "cuda": 130.0}
@@ -68,13 +68,13 @@ def test_newer_records_replace_older_ones(tmp_path):
 
 def test_a_slow_down_is_told():
     """Of the same workload on the same backend of a card; 10 % are allowed."""
-    held = content(record())
+    results = content(record())
     times = [record(us={"p20": t, "p50": t, "p80": t}) for t in (110.0, 112.0)]
     others = [t | {"backend": "cuda"} for t in times]
-    said = records.slow_downs(held, [*times, *others])
-    assert said == ["triton: 112.0 µs, over 10 % more than the 100.0 µs of commit 012345678"]
-    held["records"][0]["provenance"]["gpu"] = None
-    assert records.slow_downs(held, times) == []
+    lines = records.slow_downs(results, [*times, *others])
+    assert lines == ["triton: 112.0 µs, over 10 % more than the 100.0 µs of commit 012345678"]
+    results["records"][0]["provenance"]["gpu"] = None
+    assert records.slow_downs(results, times) == []
 
 
 def test_a_broken_file_is_named_and_nothing_is_written(tmp_path):

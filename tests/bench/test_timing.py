@@ -31,8 +31,8 @@ class FakeClock(timing.Clock):
 def test_samples_are_of_a_call_and_fill_the_time():
     """20 seconds; but at least five samples, and no more than two hundred."""
     for cost, samples in ((2.0, 10), (8.0, 5), (0.01, 200)):
-        found = timing.passes(FakeClock(), lambda cost=cost: cost, 20.0)
-        assert found == ([cost / 4] * samples, "graph")
+        actual = timing.passes(FakeClock(), lambda cost=cost: cost, 20.0)
+        assert actual == ([cost / 4] * samples, "graph")
 
 
 def test_input_sets_do_not_fit_the_cache():

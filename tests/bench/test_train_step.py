@@ -65,10 +65,10 @@ def test_variants_are_those_that_the_card_can_run(monkeypatch):
 
 def event(name, start, end, parent=None, **changes):
     """As the profiler tells of one; its kernels take a tenth of its time."""
-    made = {"name": name, "time_range": SimpleNamespace(start=start, end=end), "sequence_nr": -1,
+    fields = {"name": name, "time_range": SimpleNamespace(start=start, end=end), "sequence_nr": -1,
             "cpu_parent": parent, "device_type": DeviceType.CPU, "self_cpu_time_total": 1e6,
             "self_device_time_total": 1e5}  # fmt: skip
-    return SimpleNamespace(**made | changes)
+    return SimpleNamespace(**fields | changes)
 
 
 @pytest.mark.parametrize(("device", "second", "label"), [("cpu", 1.0, 1.0), ("cuda", 0.1, 0.0)])

@@ -24,13 +24,13 @@ def test_cm_pose_starts_as_the_vitpose_that_was_trained(rendered, tmp_path):
         expected = state.model.eval()(clips[:, whole.num_frames // 2, None]).heatmaps
         torch.testing.assert_close(model(clips).heatmaps, expected, atol=1e-5, rtol=0)
         again = warm_start.train_vitpose(config, tmp_path)[1].model.eval()
-        kept = again(clips[:, whole.num_frames // 2, None]).heatmaps
-        torch.testing.assert_close(kept, expected, atol=1e-6, rtol=0)
+        actual = again(clips[:, whole.num_frames // 2, None]).heatmaps
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
     assert (fresh - expected).abs().max() > 1e-3
 
 
 def test_the_table_has_every_start_by_steps():
-    found = {"people": {"warm": {0: 40.0, 8: 51.26}, "scratch": {0: 0.0, 8: 9.0}}}
-    text = warm_start.result_table({"people": 40.04}, found)
+    aps = {"people": {"warm": {0: 40.0, 8: 51.26}, "scratch": {0: 0.0, 8: 9.0}}}
+    text = warm_start.result_table({"people": 40.04}, aps)
     assert text.startswith("| AP on people | before training | after 8 steps |\n")
     assert "| warm | 40.0 | 51.3 |\n| scratch | 0.0 | 9.0 |\n| ViTPose itself | 40.0 |" in text

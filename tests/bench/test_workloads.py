@@ -53,28 +53,28 @@ def test_an_unknown_op_is_named():
 
 def counted(op, direction, dtype):
     """Bytes of what the op is given and gives, of a real call at the small shape."""
-    bench, _, made = small(op, dtype, direction)
-    result = bench.call(**made, backend="auto")
-    given = total_bytes({name: value for name, value in made.items() if name != "seed"})
-    written, gradients = total_bytes(result), total_bytes([made[n] for n in bench.gradients])
-    forward, backward = given + written, given + written + gradients
+    bench, _, arguments = small(op, dtype, direction)
+    result = bench.call(**arguments, backend="auto")
+    input_bytes = total_bytes({name: value for name, value in arguments.items() if name != "seed"})
+    written, gradients = total_bytes(result), total_bytes([arguments[n] for n in bench.gradients])
+    forward, backward = input_bytes + written, input_bytes + written + gradients
     if op == "spatial_attention":
         log_sum_exps = 4 * result[..., 0].numel()
         forward, backward = forward + log_sum_exps, backward + log_sum_exps
     elif op == "corrupt_tokens":
         backward = total_bytes(result.x) + result.masked.numel() + gradients
     elif op == "reconstruction_loss":  # forward writes the gradient, of pred without keypoints
-        target, corrupted = made["target"], made["corrupted"]
+        target, corrupted = arguments["target"], arguments["corrupted"]
         read = 2 * int(corrupted.sum()) * target.shape[-1] * target.itemsize + corrupted.numel()
         forward, backward = read + total_bytes(target), 0
     elif op == "heatmap_loss":
-        forward, backward = 2 * total_bytes(made["pred"]), 0
+        forward, backward = 2 * total_bytes(arguments["pred"]), 0
     elif op == "warp_clips":
         forward = result.numel() + written
     elif op == "select_tokens":
         backward = total_bytes([result[0], *result[:2]]) + gradients
     elif op == "unmerge_tokens":  # backward reads no tokens
-        backward = given + written
+        backward = input_bytes + written
     return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[direction]
 
 
@@ -113,9 +113,9 @@ CHECKED = [
 @pytest.mark.parametrize(("op", "name"), CHECKED, ids=[f"{o}-{n}" for o, n in CHECKED])
 def test_peers_compute_what_the_op_does(op, name):
     """In float32: the same values and gradients, up to rounding."""
-    bench, workload, made = small(op, FP32, bench_of(op).directions[0])
-    found = outcome(bench.peers[name].build(False), made, bench, workload.direction)
-    assert relative_error(found, exact_outcome(made, bench, workload.direction)) < 1e-5
+    bench, workload, arguments = small(op, FP32, bench_of(op).directions[0])
+    actual = outcome(bench.peers[name].build(False), arguments, bench, workload.direction)
+    assert relative_error(actual, exact_outcome(arguments, bench, workload.direction)) < 1e-5
 
 
 def test_tcformer_clusters_as_published():

@@ -220,8 +220,8 @@ def test_a_box_that_is_none_does_not_hide_the_one_of_boxes(tmp_path, bbox, keypo
     detections = synthetic.write_json(tmp_path / "boxes.json", boxes)
     report, [sequence] = run(tmp_path, document, boxes=str(detections))
     assert sequence.frames[0].people[0].box.tolist() == [5, 5, 20, 30]
-    taken = report.warnings.get("box of size zero: one of --boxes is taken", [])
-    assert len(taken) == (bbox is not None)
+    warnings = report.warnings.get("box of size zero: one of --boxes is taken", [])
+    assert len(warnings) == (bbox is not None)
 
 
 def test_an_annolists_boxes_are_those_of_boxes(tmp_path):
@@ -230,14 +230,14 @@ def test_an_annolists_boxes_are_those_of_boxes(tmp_path):
     points = [{"id": [j], "x": [20 + j], "y": [20 + 2 * j]} for j in range(3)]
     entry = {"image": [{"name": "v/1.jpg"}], "annorect": [{"annopoints": [{"point": points}]}]}
     source = synthetic.write_json(tmp_path / "s.json", {"annolist": [entry]})
-    found = []
+    actual = []
     for split, boxes in (("with", [5, 5, 30, 35]), ("without", [0, 0, 9, 9])):
         detections = synthetic.write_json(tmp_path / "boxes.json", [{"frame": 1, "bbox": boxes}])
         options = ConvertOptions(split=split, boxes=str(detections))
         convert(source, tmp_path / "out", tmp_path / "pics", options)
         [sequence] = load_annotations(tmp_path / "out/annotations" / split)
-        found.append(sequence.frames[0].people[0].box.tolist())
-    assert found == [[5, 5, 30, 35], pytest.approx([19.7, 19.5, 3.6, 6.0])]
+        actual.append(sequence.frames[0].people[0].box.tolist())
+    assert actual == [[5, 5, 30, 35], pytest.approx([19.7, 19.5, 3.6, 6.0])]
 
 
 def test_nobody_to_convert_is_an_error_with_the_reasons(tmp_path):

@@ -130,19 +130,21 @@ def test_boxes_by_frame_number_fit_such_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "entry", "said"),
+    ("names", "entry", "message"),
     [
         (["v/0.jpg", "w/0.jpg"], {"image_name": "0.jpg"}, r"image_name '0\.jpg' .*v/0.* or .*w/0"),
         (["v/0.jpg", "w/1.jpg"], {"frame": 0}, "frame 1 could be of .*0.jpg or .*1.jpg"),
         (["v/cam1_0.jpg", "v/cam2_0.jpg"], {"frame": 0}, "frame 0 could be of .*cam1.* or .*cam2"),
     ],
 )
-def test_boxes_that_could_be_of_two_pictures_are_refused(tmp_path, names, entry, said):
+def test_boxes_that_could_be_of_two_pictures_are_refused(tmp_path, names, entry, message):
     pictures(tmp_path / "pics", [*names, "v/cam1_1.jpg", "v/cam2_1.jpg"])
     boxes = [entry | {"bbox": [1, 2, 33, 44]}, {"frame": 1, "bbox": [1, 2, 33, 44]}]
     file = synthetic.write_json(tmp_path / "b.json", boxes)
     document = coco(names, [(0, None), (1, None)])
-    with pytest.raises(AnnotationError, match=said + r".*; give image_name as the source has it"):
+    with pytest.raises(
+        AnnotationError, match=message + r".*; give image_name as the source has it"
+    ):
         run(tmp_path, document, boxes=str(file))
 
 

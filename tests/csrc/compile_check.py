@@ -130,7 +130,7 @@ def parse(file: str, report: str) -> list[Row]:
         file: the source's name without its ending.
         report: what nvcc printed under ``-Xptxas=-v``.
     """
-    found: dict[tuple[str, int], dict[str, int]] = {}
+    values_of: dict[tuple[str, int], dict[str, int]] = {}
     symbol, arch, entries = "", 0, 0
     for line in report.splitlines():
         if match := _ENTRY.match(line):
@@ -141,20 +141,20 @@ def parse(file: str, report: str) -> list[Row]:
         elif match := _SPILLS.match(line):
             stack, stores, loads = map(int, match.groups())
             values = {"stack": stack, "spill_stores": stores, "spill_loads": loads}
-            found[symbol, arch] = {"registers": 0, "shared": 0} | values
+            values_of[symbol, arch] = {"registers": 0, "shared": 0} | values
         elif match := _USED.match(line):
-            row = found[symbol, arch]
+            row = values_of[symbol, arch]
             row["registers"] = int(match[1])
             if match := _STACK.search(line):
                 row["stack"] = max(row["stack"], int(match[1]))
             if match := _SHARED.search(line):
                 row["shared"] = int(match[1])
-    read = sum(row["registers"] > 0 for row in found.values())
+    read = sum(row["registers"] > 0 for row in values_of.values())
     assert read == entries > 0, f"{file}: of {entries} kernels {read} could be read:\n{report}"
-    names = demangled([symbol for symbol, _ in found])
+    names = demangled([symbol for symbol, _ in values_of])
     rows = [
         Row(f"{file}.{name}", arch, **values)
-        for name, ((_, arch), values) in zip(names, found.items(), strict=True)
+        for name, ((_, arch), values) in zip(names, values_of.items(), strict=True)
     ]
     return sorted(rows, key=lambda row: (row.kernel, row.arch))
 
@@ -175,8 +175,8 @@ def _digest(source: Path) -> str:
 
 def compile_all(plan: build.BuildPlan) -> Report:
     """Compiles what has changed of a plan's kernels, and reads the reports on all of them."""
-    kept = plan.folder / "ptx"
-    kept.mkdir(parents=True, exist_ok=True)
+    ptx_folder = plan.folder / "ptx"
+    ptx_folder.mkdir(parents=True, exist_ok=True)
     before = {path: _digest(path) for path in plan.kernels}
     with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
         flags = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} --keep --keep-dir {shlex.quote(folder)}"
@@ -185,13 +185,13 @@ def compile_all(plan: build.BuildPlan) -> Report:
         for path in plan.kernels:
             if f"nvcc {path.name}" in ran and _digest(path) == before[path]:
                 for (major, minor), archs in build.front_ends(plan.target.archs).items():
-                    made = Path(folder) / f"{path.stem}.compute_{major}{minor}.ptx"
-                    if not made.is_file():  # of one architecture alone nvcc names it otherwise
+                    ptx_file = Path(folder) / f"{path.stem}.compute_{major}{minor}.ptx"
+                    if not ptx_file.is_file():  # of one architecture alone nvcc names it otherwise
                         continue
-                    first, rest = re.split(r"^\.target .*\n", made.read_text(), flags=re.M)
+                    first, rest = re.split(r"^\.target .*\n", ptx_file.read_text(), flags=re.M)
                     for a, b in archs:  # what nvcc would make for that card alone
                         name = f"{before[path]}.{path.stem}.compute_{a}{b}.ptx"
-                        (kept / name).write_text(f"{first}.target sm_{a}{b}\n{rest}")
+                        (ptx_folder / name).write_text(f"{first}.target sm_{a}{b}\n{rest}")
     report = Report([], [])
     for path, out in zip(plan.kernels, plan.objects, strict=True):
         text = out.with_name(f"{out.name}.log").read_text()
@@ -235,8 +235,8 @@ def table(rows: list[Row], dynamic: dict[str, int]) -> list[str]:
     titles = ("registers", "spill stores", "spill loads", "stack", "shared", "dynamic shared")
     lines = [f"{'kernel':{width}} card    {'  '.join(titles)}"]
     for row in rows:
-        asked = dynamic_of(row, dynamic)
-        values = (row.registers, row.spill_stores, row.spill_loads, row.stack, row.shared, asked)
+        extra = dynamic_of(row, dynamic)
+        values = (row.registers, row.spill_stores, row.spill_loads, row.stack, row.shared, extra)
         cells = [f"{value:{len(title)}}" for title, value in zip(titles, values, strict=True)]
         lines.append(f"{row.kernel:{width}} sm_{row.arch:<3}  {'  '.join(cells)}")
     return lines

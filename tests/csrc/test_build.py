@@ -27,10 +27,10 @@ def nvcc_in(folder: Path, script: str = "") -> Path:
 
 def answers(version: str, root: Path = Path("/cuda")) -> str:
     """The script of an nvcc whose nvcc.profile names NVIDIA's own folders."""
-    said = f"Cuda compilation tools, release {version}, V{version}.93"
+    release = f"Cuda compilation tools, release {version}, V{version}.93"
     libraries = f'"-L{root}/bin/..//lib64/stubs" "-L{root}/bin/..//lib64"'
     return f"""case "$1" in
-        --version) echo "{said}";;
+        --version) echo "{release}";;
         --list-gpu-arch) echo compute_75; echo compute_90; echo compute_120;;
         --dryrun) echo '#$ TOP={root}/bin/..' >&2
             echo '#$ INCLUDES="-I{root}/bin/..//include"  ' >&2
@@ -82,8 +82,8 @@ def test_no_nvcc_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_nvcc_is(tmp_path: Path) -> None:
-    found = toolkit.read_nvcc(nvcc_in(tmp_path / "a", answers("12.8")))
-    assert found[1:] == ("12.8", "12.8.93", frozenset({(7, 5), (9, 0), (12, 0)}), ())
+    nvcc = toolkit.read_nvcc(nvcc_in(tmp_path / "a", answers("12.8")))
+    assert nvcc[1:] == ("12.8", "12.8.93", frozenset({(7, 5), (9, 0), (12, 0)}), ())
     message = r"nvcc 11\.7 \(.*\) is too old: the kernels need CUDA 11\.8 or newer; install one"
     with pytest.raises(NoToolkit, match=message):
         toolkit.read_nvcc(nvcc_in(tmp_path / "old", answers("11.7")))
@@ -133,34 +133,34 @@ def test_where_the_toolkits_parts_are(
         for name in names:
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).touch()
-    found = toolkit.read_nvcc(nvcc_in(tmp_path / root, answers("13.0", tmp_path / root)))
+    nvcc = toolkit.read_nvcc(nvcc_in(tmp_path / root, answers("13.0", tmp_path / root)))
     own = {f"{root}/include", f"{root}/lib64"}
     expected: list[str] = []
     for folder in parts:
         if folder not in own:
             expected += ["-L" if "/lib" in folder else "-isystem", str(tmp_path / folder)]
-    assert list(found.options) == expected
+    assert list(nvcc.options) == expected
 
 
 def test_a_host_compiler_that_nvcc_refuses(tmp_path: Path) -> None:
-    said = (
+    output = (
         "/cuda/include/crt/host_config.h:151:2: error: #error -- unsupported GNU version! gcc "
         "versions later than 13 are not supported! The nvcc flag '-allow-unsupported-compiler' ..."
     )
     sentence = "nvcc 13.0 takes g++ up to 13, g++ is newer; "
-    none = toolkit.refusal(NVCC, said, {"PATH": str(tmp_path)})
+    none = toolkit.refusal(NVCC, output, {"PATH": str(tmp_path)})
     assert none == f"{sentence}install g++-13 and set CXX=g++-13"
     (tmp_path / "g++-12").touch(0o755)
-    assert toolkit.refusal(NVCC, said, {"PATH": str(tmp_path)}) == f"{sentence}set CXX=g++-12"
-    said = "#error -- unsupported clang version! clang version must be less than 21 and ..."
-    assert toolkit.refusal(NVCC, said, {"CXX": "clang++"}) == (
+    assert toolkit.refusal(NVCC, output, {"PATH": str(tmp_path)}) == f"{sentence}set CXX=g++-12"
+    output = "#error -- unsupported clang version! clang version must be less than 21 and ..."
+    assert toolkit.refusal(NVCC, output, {"CXX": "clang++"}) == (
         "nvcc 13.0 refuses clang++ (clang version must be less than 21 and ...); set CXX=g++"
     )
     assert toolkit.refusal(NVCC, "error: expected a ';'", {}) is None
 
 
 @pytest.mark.parametrize(
-    ("said", "part"),
+    ("output", "part"),
     [
         ("a.cu:1:10: fatal error: cuda_fp16.h: No such file or directory", "cuda_fp16.h"),
         ("crt/host_config.h: No such file or directory", "crt/host_config.h"),
@@ -168,8 +168,8 @@ def test_a_host_compiler_that_nvcc_refuses(tmp_path: Path) -> None:
         ("sh: 1: cicc: not found", "cicc"),
     ],
 )
-def test_a_toolkit_without_a_part(said: str, part: str) -> None:
-    advice = toolkit.refusal(NVCC, f"nvcc first.cu\n{said}\n", {})
+def test_a_toolkit_without_a_part(output: str, part: str) -> None:
+    advice = toolkit.refusal(NVCC, f"nvcc first.cu\n{output}\n", {})
     assert advice is not None
     assert advice.startswith(f"nvcc 13.0 (/cuda/bin/nvcc) is there without {part}; pip install ")
 
@@ -308,13 +308,13 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> build.BuildPlan:
         (source / f"{name}.cu").write_text(KERNEL.format(name=name))
     nvcc = toolkit.read_nvcc(toolkit.find_nvcc())
     target = parse_archs("test", "8.9+PTX")
-    made = build.BuildPlan(source, source / "kept objects", nvcc, target, "1.2.3")
-    assert sorted(build.run(made, [made.module]))[:3] == [
+    build_plan = build.BuildPlan(source, source / "kept objects", nvcc, target, "1.2.3")
+    assert sorted(build.run(build_plan, [build_plan.module]))[:3] == [
         "c++ bindings.cpp",
-        f"link {made.module.name}",
+        f"link {build_plan.module.name}",
         "nvcc first.cu",
     ]
-    return made
+    return build_plan
 
 
 def touch(path: Path) -> None:

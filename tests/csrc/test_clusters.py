@@ -24,7 +24,7 @@ pytestmark = [
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def made(
+def clustering_inputs(
     batch: int, size: int, width: int, clusters: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -64,13 +64,13 @@ def merge(
 def test_merge_of_every_way(
     size: int, width: int, clusters: int, dtype: torch.dtype, normalize: bool
 ) -> None:
-    tokens, weights, assignment = made(2, size, width, clusters, dtype)
+    tokens, weights, assignment = clustering_inputs(2, size, width, clusters, dtype)
     weights = weights.to(dtype)
     arguments = tokens, weights, assignment, clusters
-    found = merge(*arguments, "cuda", dtype, normalize)
+    actual = merge(*arguments, "cuda", dtype, normalize)
     eager = merge(*arguments, "reference", dtype, normalize)
     exact = merge(*arguments, "reference", torch.float64, normalize)
-    for a, b, c in zip(found, eager, exact, strict=True):
+    for a, b, c in zip(actual, eager, exact, strict=True):
         assert_as_close_as_eager(a, b, c, reduction=max(size, width))
 
 
@@ -78,7 +78,7 @@ def test_merge_of_every_way(
 @pytest.mark.parametrize("size", [190, 389])
 def test_sums_are_in_index_order(size: int, width: int) -> None:
     """Bit for bit, also in a cluster with most of the tokens, which spans several tiles."""
-    tokens, _, assignment = made(2, size, width, 9)
+    tokens, _, assignment = clustering_inputs(2, size, width, 9)
     assignment[1, torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.8] = 5
     weights = torch.ones(2, size, device=DEVICE)
     merged = ops.merge_clusters(tokens, weights, assignment, 11, normalize=False, backend="cuda")
@@ -92,7 +92,7 @@ def test_sums_are_in_index_order(size: int, width: int) -> None:
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weights_of_another_dtype(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
-    tokens, weights, assignment = made(2, 50, 24, 5, dtype)
+    tokens, weights, assignment = clustering_inputs(2, 50, 24, 5, dtype)
     weights = weights.to(weight_dtype)
     results = []
     for backend in ("cuda", "reference"):
@@ -107,12 +107,12 @@ def test_weights_of_another_dtype(dtype: torch.dtype, weight_dtype: torch.dtype)
 
 @pytest.mark.parametrize("inputs", ["tokens", "weights"])
 def test_one_gradient_alone(inputs: str) -> None:
-    tokens, weights, assignment = made(2, 50, 24, 5)
-    wanted = (tokens if inputs == "tokens" else weights).requires_grad_()
+    tokens, weights, assignment = clustering_inputs(2, 50, 24, 5)
+    leaf = (tokens if inputs == "tokens" else weights).requires_grad_()
     merged = ops.merge_clusters(tokens, weights, assignment, 5, backend="cuda")
     expected = ops.merge_clusters(tokens, weights, assignment, 5, backend="reference")
-    (a,) = torch.autograd.grad(merged.square().sum(), wanted)
-    (b,) = torch.autograd.grad(expected.square().sum(), wanted)
+    (a,) = torch.autograd.grad(merged.square().sum(), leaf)
+    (b,) = torch.autograd.grad(expected.square().sum(), leaf)
     torch.testing.assert_close(a, b)
 
 
@@ -145,16 +145,16 @@ def test_weights_whose_sum_has_no_reciprocal_in_float32() -> None:
 @pytest.mark.parametrize("size", [30, 270])
 def test_labels_out_of_range_belong_to_no_cluster(size: int) -> None:
     """Undefined, but nothing is read or written out of bounds, and other clusters are right."""
-    tokens, weights, assignment = made(1, size, 16, 6)
+    tokens, weights, assignment = clustering_inputs(1, size, 16, 6)
     bad = assignment.clone()
     bad[0, 3], bad[0, 7] = -1, 2**40
-    kept = [i for i in range(size) if i not in (3, 7)]
+    valid = [i for i in range(size) if i not in (3, 7)]
     with ops.without_value_checks():
-        found = ops.merge_clusters(tokens, weights, bad, 6, backend="cuda")
+        actual = ops.merge_clusters(tokens, weights, bad, 6, backend="cuda")
     expected = ops.merge_clusters(
-        tokens[:, kept], weights[:, kept], assignment[:, kept], 6, backend="cuda"
+        tokens[:, valid], weights[:, valid], assignment[:, valid], 6, backend="cuda"
     )
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
     tokens.requires_grad_()
     with ops.without_value_checks():
         merged = ops.merge_clusters(tokens, weights, bad, 6, backend="cuda")
@@ -163,7 +163,7 @@ def test_labels_out_of_range_belong_to_no_cluster(size: int) -> None:
 
 
 def test_nan_stays_in_its_cluster() -> None:
-    tokens, weights, assignment = made(1, 40, 16, 4)
+    tokens, weights, assignment = clustering_inputs(1, 40, 16, 4)
     tokens[0, 11] = float("nan")
     merged = ops.merge_clusters(tokens, weights, assignment, 4, backend="cuda")
     mine = int(assignment[0, 11])
@@ -179,7 +179,7 @@ def unaligned(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unaligned_tensors(dtype: torch.dtype) -> None:
-    tokens, weights, assignment = made(2, 50, 32, 5, dtype)
+    tokens, weights, assignment = clustering_inputs(2, 50, 32, 5, dtype)
     shifted = unaligned(tokens)
     assert shifted.is_contiguous()
     assert shifted.data_ptr() % 16 != 0
@@ -204,9 +204,9 @@ def split(batch: int, causal: int, noncausal: int) -> Split:
 def test_unmerge_of_every_way(causal: int, noncausal: int, width: int, dtype: torch.dtype) -> None:
     selection = split(2, causal, noncausal)
     own, merged, assignment = (
-        made(2, causal, width, 1, dtype)[0],
-        made(2, 7, width, 1, dtype)[0],
-        made(2, noncausal, 1, 7)[2],
+        clustering_inputs(2, causal, width, 1, dtype)[0],
+        clustering_inputs(2, 7, width, 1, dtype)[0],
+        clustering_inputs(2, noncausal, 1, 7)[2],
     )
     results = []
     for backend, kind in (("cuda", dtype), ("reference", dtype), ("reference", torch.float64)):
@@ -248,10 +248,12 @@ def test_select_tokens_with_ties(size: int, importance: str, dtype: torch.dtype)
     logits = logits.to(DEVICE)
     results = []
     for backend in ("cuda", "reference"):
-        given = logits.clone().requires_grad_()
-        found = ops.select_tokens(given, 4, importance=importance, backend=backend)
-        total = found.scores.float().square().sum() + found.importance.float().square().sum()
-        results.append([*(t.detach() for t in found), *torch.autograd.grad(total, given)])
+        leaf = logits.clone().requires_grad_()
+        selection = ops.select_tokens(leaf, 4, importance=importance, backend=backend)
+        total = (
+            selection.scores.float().square().sum() + selection.importance.float().square().sum()
+        )
+        results.append([*(t.detach() for t in selection), *torch.autograd.grad(total, leaf)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -259,17 +261,17 @@ def test_select_tokens_with_ties(size: int, importance: str, dtype: torch.dtype)
 @pytest.mark.parametrize("which", ["scores", "importance"])
 def test_select_tokens_with_one_gradient(which: str) -> None:
     logits = torch.randn(2, 5, 30, generator=torch.Generator().manual_seed(6)).to(DEVICE)
-    found = []
+    gradients = []
     for backend in ("cuda", "auto", "reference"):
-        given = logits.clone().requires_grad_()
-        out = getattr(ops.select_tokens(given, 2, backend=backend), which)
-        found.append(torch.autograd.grad(out.square().sum(), given)[0])
-    torch.testing.assert_close(found[0], found[2])
-    torch.testing.assert_close(found[1], found[2])
+        leaf = logits.clone().requires_grad_()
+        out = getattr(ops.select_tokens(leaf, 2, backend=backend), which)
+        gradients.append(torch.autograd.grad(out.square().sum(), leaf)[0])
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[2])
 
 
 def test_no_channels_are_refused() -> None:
-    tokens, weights, assignment = made(2, 20, 0, 3)
+    tokens, weights, assignment = clustering_inputs(2, 20, 0, 3)
     with pytest.raises(ValueError, match=r"^tokens"):
         ops.merge_clusters(tokens, weights, assignment, 3, backend="cuda")
 
@@ -280,8 +282,8 @@ def test_select_tokens_with_nan() -> None:
     logits[0, 2, 7] = float("nan")
     logits[1] = float("nan")
     with ops.without_value_checks():
-        found = ops.select_tokens(logits, 2, backend="cuda")
-    for causal, noncausal in zip(found.causal, found.noncausal, strict=True):
+        selection = ops.select_tokens(logits, 2, backend="cuda")
+    for causal, noncausal in zip(selection.causal, selection.noncausal, strict=True):
         assert (causal.diff() > 0).all()
         assert (noncausal.diff() > 0).all()
         together = torch.cat([causal, noncausal]).sort().values
@@ -290,9 +292,9 @@ def test_select_tokens_with_nan() -> None:
 
 def test_the_most_logits_that_fit() -> None:
     logits = torch.randn(1, 10, 1024, generator=torch.Generator().manual_seed(7)).to(DEVICE)
-    found = ops.select_tokens(logits, 3, backend="cuda")
+    actual = ops.select_tokens(logits, 3, backend="cuda")
     expected = ops.select_tokens(logits, 3, backend="reference")
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -300,12 +302,12 @@ def test_the_most_logits_that_fit() -> None:
 @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU orders its threads by itself")
 def test_the_order_of_threads_does_not_matter(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def everything() -> list[Tensor]:
-        tokens, weights, assignment = made(2, 60, 24, 6)
+        tokens, weights, assignment = clustering_inputs(2, 60, 24, 6)
         tokens.requires_grad_()
         logits = torch.randn(2, 5, 67, generator=torch.Generator().manual_seed(8)).requires_grad_()
         selection = ops.select_tokens(logits, 1, backend="cuda")
         merged = ops.merge_clusters(tokens, weights, assignment, 6, backend="cuda")
-        long = made(1, 270, 8, 6)
+        long = clustering_inputs(1, 270, 8, 6)
         grid = ops.unmerge_tokens(
             tokens[:, :5], merged, split(2, 5, 60), assignment, backend="cuda"
         )

@@ -67,7 +67,7 @@ def findings(
         stack: as :data:`STACK`.
         dynamic: kernel → bytes of dynamic shared memory.
     """
-    found = []
+    problems = []
     for row in rows:
         line = compile_check.line_for(row.kernel, limits)
         limit = 255 if line is None else limits[line]
@@ -83,7 +83,7 @@ def findings(
             f"{row.stack} bytes of stack > {stack_limit}": row.stack > stack_limit,
             f"shared memory {shared} > {SHARED[row.arch]} of the card": shared > SHARED[row.arch],
         }
-        found += [f"sm_{row.arch} {row.kernel}: {what}" for what, bad in checks.items() if bad]
+        problems += [f"sm_{row.arch} {row.kernel}: {what}" for what, bad in checks.items() if bad]
     kernels = {row.kernel for row in rows}
     names = {row.name for row in rows}
     for table, lines, known in (
@@ -92,8 +92,8 @@ def findings(
         ("shared_memory()", dynamic, names),
     ):
         strangers = [n for n in lines if not any(compile_check.matches(n, k) for k in known)]
-        found += [f"{table} has {name}, which is no kernel" for name in sorted(strangers)]
-    return found
+        problems += [f"{table} has {name}, which is no kernel" for name in sorted(strangers)]
+    return problems
 
 
 def loose(rows: list[Row], limits: dict[str, int]) -> list[str]:
@@ -163,10 +163,10 @@ def test_blocks_an_sm(report: Report, plan, monkeypatch: pytest.MonkeyPatch) -> 
         gate.check(op, lines, budgets)
     one = replace(gate.CUDA, directions={"select_tokens": ("forward",)})
     monkeypatch.setattr(gate, "CUDA", one)
-    found = gate.worse(
+    problems = gate.worse(
         gate.cuda_lines(replace(row, shared=150_000) for row in report.rows), budgets
     )
-    assert any("sm_89" in line and " blocks an SM, budget 1, -100.0 %" in line for line in found)
+    assert any("sm_89" in line and " blocks an SM, budget 1, -100.0 %" in line for line in problems)
 
 
 def test_the_core_stays_small(report: Report, plan) -> None:
@@ -198,9 +198,9 @@ def test_ptx_is_kept_with_the_sources_that_it_was_made_of(tmp_path: Path) -> Non
     plan = compile_check.plan_for((80, 89, 120), source=tmp_path, folder=tmp_path / "build")
     compile_check.compile_all(plan)
     for arch in (80, 89, 120):
-        kept = compile_check.kept_ptx(plan, source, arch)
-        assert kept is not None
-        assert f".target sm_{arch}\n" in kept.read_text()
+        ptx = compile_check.kept_ptx(plan, source, arch)
+        assert ptx is not None
+        assert f".target sm_{arch}\n" in ptx.read_text()
     assert compile_check.kept_ptx(plan, source, 90) is None
     header.write_text("constexpr float kValue = 2.f;\n")
     assert compile_check.kept_ptx(plan, source, 89) is None
@@ -219,13 +219,13 @@ PLANTED_LIMITS = {
 
 
 def test_planted_kernels_are_refused(planted: Report) -> None:
-    found = findings(planted.rows, PLANTED_LIMITS, {}, {})
+    problems = findings(planted.rows, PLANTED_LIMITS, {}, {})
     rows = {row.name.partition("<")[0]: row for row in planted.rows}
     spilling, hungry, stack = rows["spilling_kernel"], rows["hungry_kernel"], rows["stack_kernel"]
     assert stack.kernel == "planted.stack_kernel<64>"
     assert spilling.registers <= 64
     assert hungry.spill_stores == 0
-    assert sorted(found) == sorted(
+    assert sorted(problems) == sorted(
         [
             f"sm_89 planted.spilling_kernel: spills: {spilling.spill_stores} bytes stored, "
             f"{spilling.spill_loads} loaded",

@@ -51,7 +51,7 @@ def clustered_tokens(
     return (around + 0.3 * torch.randn(batch, size, width, generator=generator)).to(dtype)
 
 
-def found(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> ops.ClusterResult:
+def clusters_of(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> ops.ClusterResult:
     """What the kernels give, on the CPU."""
     valid = options.pop("valid", None)
     result = ops.dpc_knn(
@@ -66,12 +66,12 @@ def found(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> ops.Clus
 
 
 def check_on_lattice(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> None:
-    result = found(tokens, k, num_clusters, **options)
+    result = clusters_of(tokens, k, num_clusters, **options)
     assert_equals_reference(result, tokens, k, num_clusters, **options)
 
 
 def check(tokens: Tensor, k: int, num_clusters: int) -> None:
-    assert_within_rounding(found(tokens, k, num_clusters), tokens, k, num_clusters)
+    assert_within_rounding(clusters_of(tokens, k, num_clusters), tokens, k, num_clusters)
 
 
 SIZES = [
@@ -121,7 +121,7 @@ def test_tokens_off_the_lattice(
 def test_where_nothing_is_close_the_clusters_are_the_references() -> None:
     tokens = clustered_tokens(6, 24, 96, BF16)
     truth = ops.dpc_knn(tokens.double(), 4, 5, backend="reference")
-    result = found(tokens, 4, 5)
+    result = clusters_of(tokens, 4, 5)
     assert torch.equal(result.centers, truth.centers)
     assert torch.equal(result.assignment, truth.assignment)
 
@@ -169,7 +169,7 @@ def test_equal_tokens(size: int, dtype: torch.dtype) -> None:
     """Equal tokens are at d² = 0 exactly, so ties go by index, as in the reference."""
     clips = 2 if size < 100 else 1
     tokens = random_tokens(1, 1, 50, dtype=dtype).expand(clips, size, 50) * 37
-    result = found(tokens, 3, 6)
+    result = clusters_of(tokens, 3, 6)
     assert (result.log_density == 0).all()
     assert (result.delta == 0).all()
     assert result.centers.tolist() == [list(range(6))] * clips
@@ -192,8 +192,8 @@ def test_duplicates(size: int, dtype: torch.dtype, offset: int) -> None:
 def test_tokens_that_come_nearer_and_nearer(dtype: torch.dtype) -> None:
     """Each tile has nearer tokens than all before it, and many are equally near."""
     size = 600
-    place = torch.where(torch.arange(size) % 2 == 0, 1, -1) * (size - torch.arange(size))
-    check_on_lattice(place[None, :, None].to(dtype), 5, 40)
+    positions = torch.where(torch.arange(size) % 2 == 0, 1, -1) * (size - torch.arange(size))
+    check_on_lattice(positions[None, :, None].to(dtype), 5, 40)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
@@ -235,7 +235,7 @@ def test_tokens_that_are_no_numbers(size: int, bad: float) -> None:
     tokens[1, 20] = bad
     tokens[2] = bad
     with ops.without_value_checks():
-        result = found(tokens, 5, 17)
+        result = clusters_of(tokens, 5, 17)
     assert_equals_reference(result, tokens, 5, 17)
     assert (result.log_density[0, [0, 50]] == -float("inf")).all()
     assert result.assignment[1, 20] == 0
@@ -250,7 +250,7 @@ def test_squares_beyond_float32(size: int, huge: float) -> None:
     tokens = clustered_tokens(1, size, 40, FP32)
     tokens[0, 9], tokens[0, 30] = huge, -huge
     with ops.without_value_checks():
-        result = found(tokens, 5, 17)
+        result = clusters_of(tokens, 5, 17)
     assert (result.log_density[0, [9, 30]] == -float("inf")).all()
     assert (result.assignment[0, [9, 30]] == 0).all()
     assert result.assignment.min() >= 0
@@ -298,10 +298,10 @@ def matmul_precision(way: str) -> Iterator[None]:
 )
 def test_two_pieces_when_torch_allows_tf32(size: int, way: str) -> None:
     tokens = clustered_tokens(1, size, 64, FP32)
-    exact = found(tokens, 5, 17)
+    exact = clusters_of(tokens, 5, 17)
     with matmul_precision(way):
-        result = found(tokens, 5, 17)
-    again = found(tokens, 5, 17)
+        result = clusters_of(tokens, 5, 17)
+    again = clusters_of(tokens, 5, 17)
     assert torch.equal(again.log_density, exact.log_density)
     assert_within_rounding(result, tokens, 5, 17, pieces=2)
     truth = ops.dpc_knn(tokens.double(), 5, 17, backend="reference").log_density

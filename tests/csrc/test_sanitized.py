@@ -39,14 +39,14 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     )
     for name in [name for name in environment if name.startswith("PYTEST_")]:
         del environment[name]  # of a parallel run that this test is part of
-    found = tmp_path / "found.xml"
+    report = tmp_path / "found.xml"
     marked = "sanitized and not test_sanitized"  # a mark, not this file
     contract = "test_contract and cuda and not one_graph and not opcheck"
     chosen = f"({marked}) or ({contract})"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("tests/ops/test_contract.py", "tests/csrc", "-k", chosen, f"--junitxml={found}"),
+            *("tests/ops/test_contract.py", "tests/csrc", "-k", chosen, f"--junitxml={report}"),
         ],
         cwd=PROJECT,
         env=environment,
@@ -56,7 +56,7 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    cases = list(ElementTree.parse(found).iter("testcase"))
+    cases = list(ElementTree.parse(report).iter("testcase"))
     assert not [case for case in cases if len(case)], "none may be skipped"
     files = Counter(case.get("classname", "").partition(".test_")[0] for case in cases)
     assert files["tests.ops"] >= 10 * sum(bool(CASES[op].gradients) for op in CUDA_OPS)

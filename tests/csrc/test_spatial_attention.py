@@ -37,10 +37,10 @@ def check(qkv: Tensor | tuple[Tensor, ...], **options: Any) -> tuple[Tensor, Ten
     """The result and its log-sum-exp, held against the reference."""
 
     def attend(backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        given: Any = qkv
+        operands: Any = qkv
         if dtype is not None:
-            given = qkv.to(dtype) if isinstance(qkv, Tensor) else [x.to(dtype) for x in qkv]
-        return ops.spatial_attention(given, return_lse=True, backend=backend, **options)
+            operands = qkv.to(dtype) if isinstance(qkv, Tensor) else [x.to(dtype) for x in qkv]
+        return ops.spatial_attention(operands, return_lse=True, backend=backend, **options)
 
     out, lse = attend("cuda")
     eager, exact = attend("reference"), attend("reference", torch.float64)
@@ -101,8 +101,8 @@ def test_layouts() -> None:
     """Views in which rows are not aligned, or lie far apart, and separate q, k and v."""
     qkv = projection(2, 2, 19, 2, 64)
 
-    def attend(given: Any) -> list[Tensor]:
-        return [ops.spatial_attention(given, backend="cuda")]
+    def attend(operands: Any) -> list[Tensor]:
+        return [ops.spatial_attention(operands, backend="cuda")]
 
     expected = attend(qkv)
     shifted = torch.zeros(*qkv.shape[:-1], 65, dtype=qkv.dtype, device=DEVICE)[..., 1:]
@@ -125,12 +125,12 @@ def test_hostile_values(value: float) -> None:
     clean = ops.spatial_attention(qkv, backend="cuda")
     qkv[0, 0, 5, 1, 0, 3] = value
     qkv[0, 0, 6, 0, 0, :8] = 300.0
-    found = ops.spatial_attention(qkv, backend="cuda")
+    actual = ops.spatial_attention(qkv, backend="cuda")
     exact = ops.spatial_attention(qkv.double(), backend="reference")
-    assert torch.equal(found.isnan(), exact.isnan())
-    torch.testing.assert_close(found.double(), exact, rtol=0.02, atol=0.02, equal_nan=True)
-    assert torch.equal(found[0, 0, :, 1], clean[0, 0, :, 1])
-    assert torch.equal(found[0, 1], clean[0, 1])
+    assert torch.equal(actual.isnan(), exact.isnan())
+    torch.testing.assert_close(actual.double(), exact, rtol=0.02, atol=0.02, equal_nan=True)
+    assert torch.equal(actual[0, 0, :, 1], clean[0, 0, :, 1])
+    assert torch.equal(actual[0, 1], clean[0, 1])
 
 
 def test_the_log_sum_exp_is_written_where_it_is_asked_for() -> None:
@@ -138,9 +138,9 @@ def test_the_log_sum_exp_is_written_where_it_is_asked_for() -> None:
     qkv = projection(1, 1, 20, 1, 64)
     for name, backend in forward.items():
         if name != "triton":
-            for asked in (False, True):
-                _, lse = backend(qkv, None, None, None, 0.1, asked)
-                assert lse.shape == ((1, 1, 1, 20) if asked else (0,)), name
+            for with_lse in (False, True):
+                _, lse = backend(qkv, None, None, None, 0.1, with_lse)
+                assert lse.shape == ((1, 1, 1, 20) if with_lse else (0,)), name
 
 
 # -- the op contract ------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ HALVES = (torch.bfloat16, torch.float16)
 Arguments = tuple[Tensor | float | None, ...]
 
 
-def made(
+def arguments_of(
     sizes: tuple[int, int, int, int, int],
     dtype: torch.dtype = torch.bfloat16,
     *,
@@ -46,8 +46,18 @@ def made(
     lengths = torch.randint(0, S + 1, (B, T), generator=generator) if options else None
     grad_lse = torch.randn(B, T, H, S, generator=generator) if options else None
     unread = qkv.new_full((0,), torch.nan)
-    given = (grad, grad_lse, qkv, None, None, lengths, unread, unread, -0.2 if options else d**-0.5)
-    return tuple(x.to(DEVICE) if isinstance(x, Tensor) else x for x in given)
+    arguments = (
+        grad,
+        grad_lse,
+        qkv,
+        None,
+        None,
+        lengths,
+        unread,
+        unread,
+        -0.2 if options else d**-0.5,
+    )
+    return tuple(x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments)
 
 
 def run(backend: str, arguments: Arguments, wide: torch.dtype | None = None) -> list[Tensor]:
@@ -85,20 +95,20 @@ def apart(arguments: Arguments) -> Arguments:
 
 
 def check(arguments: Arguments) -> list[Tensor]:
-    found = run("cuda", arguments)
-    given = without_padding(arguments)
-    eager, exact = run("reference", given), run("reference", given, torch.float64)
-    for a, b, c in zip(found, eager, exact, strict=True):
+    actual = run("cuda", arguments)
+    cleaned = without_padding(arguments)
+    eager, exact = run("reference", cleaned), run("reference", cleaned, torch.float64)
+    for a, b, c in zip(actual, eager, exact, strict=True):
         # P and dS are rounded before the products that follow.
         assert_as_close_as_eager(a, b, c, reduction=208, roundings=2)
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("d", [64, 80])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_the_model_s_frame(dtype: torch.dtype, d: int) -> None:
     """192 patches and 15 keypoints: 13 tiles of 16, the last of 15."""
-    check(made((1, 1, 207, 2, d), dtype))
+    check(arguments_of((1, 1, 207, 2, d), dtype))
 
 
 @pytest.mark.parametrize("d", [64, 80])
@@ -106,14 +116,14 @@ def test_the_model_s_frame(dtype: torch.dtype, d: int) -> None:
 def test_sizes_and_options(S: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer tiles than warps, one a warp, two; several items a block, shared unequally."""
     monkeypatch.setattr(cuda, "MULTIPROCESSORS_ON_CPU", 1 if S == 208 else 2)
-    check(made((1, 1, S, 2, d) if S > 100 else (2, 3, S, 3, d), options=True, seed=S))
+    check(arguments_of((1, 1, S, 2, d) if S > 100 else (2, 3, S, 3, d), options=True, seed=S))
 
 
 @pytest.mark.parametrize("d", [64, 80])
 def test_no_order_of_threads_or_copies_changes_a_bit(
     d: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = made((1, 1, 135, 3, d), options=True)
+    arguments = arguments_of((1, 1, 135, 3, d), options=True)
     expected = run("cuda", arguments)
     for order, copies in (("backward", "late"), ("7", "early")):
         monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
@@ -126,7 +136,7 @@ def test_no_order_of_threads_or_copies_changes_a_bit(
 def test_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Views in which rows are not aligned, or lie far apart, and separate q, k and v, of which
     none is copied."""
-    grad, _, qkv, _, _, _, unread, _, scale = made((2, 2, 19, 2, 64))
+    grad, _, qkv, _, _, _, unread, _, scale = arguments_of((2, 2, 19, 2, 64))
     assert isinstance(grad, Tensor)
     assert isinstance(qkv, Tensor)
     rest = None, unread, unread, scale
@@ -142,31 +152,34 @@ def test_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
     separate = [x.contiguous() for x in expected[0].unbind(3)]
     with monkeypatch.context() as patch:
         patch.delattr(sys.modules[cuda_refusal.__module__], "_copied")
-        for given in ((grad, None, q, k, v, *rest), apart((grad, None, qkv, None, None, *rest))):
-            assert_same_bits(run("cuda", given), separate)
+        for arguments in (
+            (grad, None, q, k, v, *rest),
+            apart((grad, None, qkv, None, None, *rest)),
+        ):
+            assert_same_bits(run("cuda", arguments), separate)
     for name, hostile in hostile_gradients(grad.shape, grad):
-        found = run("cuda", (hostile, None, qkv, None, None, *rest))
+        actual = run("cuda", (hostile, None, qkv, None, None, *rest))
         plain = run("cuda", (hostile.contiguous(), None, qkv, None, None, *rest))
-        assert torch.equal(found[0], plain[0]), name
+        assert torch.equal(actual[0], plain[0]), name
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 300.0])
 def test_hostile_values(value: float) -> None:
     """What is not finite stays in its frame and head, and is where it is in the reference; weights
     of 0 and 1, of logits of tens of thousands, are as in the reference."""
-    arguments = made((1, 1, 37, 2, 64))
+    arguments = arguments_of((1, 1, 37, 2, 64))
     qkv = arguments[2]
     assert isinstance(qkv, Tensor)
     clean = run("cuda", arguments)[0]
     qkv[0, 0, 5, 1, 0, 3] = value
     qkv[0, 0, 6, 0, 0, :8] = 300.0
-    found = check(arguments)[0]
-    assert torch.equal(found[:, :, :, :, 1], clean[:, :, :, :, 1])
+    actual = check(arguments)[0]
+    assert torch.equal(actual[:, :, :, :, 1], clean[:, :, :, :, 1])
 
 
 def test_padding_adds_nothing_whatever_it_holds() -> None:
     """NaN beyond a frame's length, in operands and gradients, packed and separate."""
-    grad, grad_lse, qkv, *_, scale = made((1, 2, 30, 1, 64), options=True)
+    grad, grad_lse, qkv, *_, scale = arguments_of((1, 2, 30, 1, 64), options=True)
     assert isinstance(grad, Tensor)
     assert isinstance(grad_lse, Tensor)
     assert isinstance(qkv, Tensor)
@@ -186,7 +199,7 @@ def test_padding_adds_nothing_whatever_it_holds() -> None:
 
 
 def test_nothing_is_launched_for_an_empty_batch() -> None:
-    arguments = made((0, 2, 30, 1, 64))
+    arguments = arguments_of((0, 2, 30, 1, 64))
     assert run("cuda", arguments) == []
 
 
@@ -200,5 +213,5 @@ def test_nothing_is_launched_for_an_empty_batch() -> None:
     ],
 )
 def test_what_is_refused(shape: tuple[int, ...], dtype: torch.dtype, reason: str | None) -> None:
-    found = cuda_refusal(torch.empty(shape, dtype=dtype))
-    assert found is None if reason is None else re.fullmatch(rf".*{reason}", found or "")
+    actual = cuda_refusal(torch.empty(shape, dtype=dtype))
+    assert actual is None if reason is None else re.fullmatch(rf".*{reason}", actual or "")

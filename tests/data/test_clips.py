@@ -72,9 +72,9 @@ def test_item(data):
     )
     np.testing.assert_array_equal(record.box, [50, 30, 209, 199])
     expected = apply_matrix(sample["matrix"].numpy(), record.person.keypoints[:, :2])
-    seen = record.person.keypoints[:, 2] > 0
-    np.testing.assert_allclose(sample["keypoints"][seen], expected[seen], rtol=1e-6)
-    np.testing.assert_array_equal(sample["visible"], seen)
+    visible = record.person.keypoints[:, 2] > 0
+    np.testing.assert_allclose(sample["keypoints"][visible], expected[visible], rtol=1e-6)
+    np.testing.assert_array_equal(sample["visible"], visible)
     # The box, widened to 209 × 278.67 and enlarged 1.25 times, fills the crop.
     assert sample["matrix"][0, 0].item() == pytest.approx(48 / (209 * 1.25))
     assert sample["index"] == 3
@@ -512,10 +512,10 @@ def test_frame_of_another_size(data):
 
 def test_size_from_the_header_when_the_file_does_not_say(data):
     root, item = data
-    known = make(root, [item])
+    expected = make(root, [item])
     for frame in item.frames:
         frame.width = frame.height = None
-    assert equal(make(root, [item])[2], known[2])
+    assert equal(make(root, [item])[2], expected[2])
     (root / item.frames[0].file_name).write_bytes(b"no picture")
     with pytest.raises(FrameError, match="not a readable picture"):
         make(root, [item])

@@ -48,8 +48,8 @@ def test_the_number_is_what_names_differ_in(names, numbers):
 
 def test_two_numbers_that_could_both_be_the_frames_are_in_doubt():
     names = [f"frame{i:04d}_cam{c}.jpg" for i in range(9) for c in (1, 2)]
-    said = number_pictures(names)
-    assert len(said) == 18
-    for name in said.values():
+    numbered = number_pictures(names)
+    assert len(numbered) == 18
+    for name in numbered.values():
         assert "could be the frame number" in name.doubt
         assert "a folder of its own" in name.doubt

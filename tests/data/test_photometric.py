@@ -61,8 +61,8 @@ def test_an_item_depends_on_seed_epoch_and_index_only(scene) -> None:
 
 def test_evaluation_and_unaugmented_training_keep_their_pixels(scene) -> None:
     for augment, train in ((LIKELY, False), (replace(LIKELY, enabled=False), True)):
-        kept = clips(scene, augment, train)[0]["clip"]
-        assert torch.equal(kept, clips(scene, AugmentConfig(enabled=False), train)[0]["clip"])
+        actual = clips(scene, augment, train)[0]["clip"]
+        assert torch.equal(actual, clips(scene, AugmentConfig(enabled=False), train)[0]["clip"])
 
 
 def test_each_change_happens_as_often_as_asked() -> None:
@@ -73,8 +73,8 @@ def test_each_change_happens_as_often_as_asked() -> None:
     changed = [(change_look(clip, 1.0, rng) != clip).any() for _ in range(50)]
     assert all(changed)
     # Saturation, texture and blur leave an even grey; light, tone and noise do not.
-    kept = [(change_look(clip, 0.5, rng) == clip).all() for _ in range(1200)]
-    assert sum(kept) == pytest.approx(1200 * 0.5**3, abs=4 * (1200 / 8 * 7 / 8) ** 0.5)
+    unchanged = [(change_look(clip, 0.5, rng) == clip).all() for _ in range(1200)]
+    assert sum(unchanged) == pytest.approx(1200 * 0.5**3, abs=4 * (1200 / 8 * 7 / 8) ** 0.5)
 
 
 def test_shapes_stay_where_they_are() -> None:

@@ -315,20 +315,20 @@ def test_cut_and_changed_files_are_pictures_or_one_error(format):
 
 
 @pytest.mark.parametrize(
-    ("format", "said"),
+    ("format", "message"),
     [
         ("PNG", "is an animated PNG, a video: cmpose frames makes"),
         ("WEBP", "is an animated WebP, of which FFmpeg decodes no frame: take it apart"),
         ("TIFF", "holds several pages, and one picture is expected: take them apart"),
     ],
 )
-def test_a_file_of_several_pictures_is_refused(tmp_path, format, said):
+def test_a_file_of_several_pictures_is_refused(tmp_path, format, message):
     """OpenCV decodes the first one, and says nothing of the others."""
     first, *others = (Image.new("RGB", (16, 8), (80 * n, 0, 0)) for n in range(3))
     path = tmp_path / f"a.{format.lower()}"
     for read in (read_picture, picture_size):
         path.write_bytes(encode(first, format, save_all=True, append_images=others))
-        with pytest.raises(FrameError, match=rf"a\.{format.lower()}: {said}") as raised:
+        with pytest.raises(FrameError, match=rf"a\.{format.lower()}: {message}") as raised:
             read(path)
         assert raised.value.reason == "several pictures in a file"
         path.write_bytes(encode(first, format, save_all=True))

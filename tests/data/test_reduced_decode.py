@@ -52,11 +52,11 @@ def clips_of(root, sequence, data):
 def centers(crop, expected):
     """Centres of the light around each expected place, in pixels of the crop."""
     ys, xs = np.mgrid[: SIZE[0], : SIZE[1]]
-    found = []
+    results = []
     for x, y in expected:
         near = crop * (np.hypot(xs - x, ys - y) < 6)
-        found.append(np.array([(xs * near).sum(), (ys * near).sum()]) / near.sum())
-    return np.array(found)
+        results.append(np.array([(xs * near).sum(), (ys * near).sum()]) / near.sum())
+    return np.array(results)
 
 
 @pytest.mark.parametrize(("factor", "ending"), [(2, "jpg"), (4, "jpg"), (8, "jpg"), (4, "png")])

@@ -60,9 +60,9 @@ def test_flips_by_name(names, pairs):
 
 def test_a_side_without_partner_is_known():
     assert read(keypoints=["left_hand", "head"]).unpaired == ("left_hand",)
-    given = read(keypoints=["left_hand", "other"], flip_pairs=[["left_hand", "other"]])
-    assert given.unpaired == ()
-    assert given.flip_permutation == (1, 0)
+    skeleton = read(keypoints=["left_hand", "other"], flip_pairs=[["left_hand", "other"]])
+    assert skeleton.unpaired == ()
+    assert skeleton.flip_permutation == (1, 0)
 
 
 @pytest.mark.parametrize(

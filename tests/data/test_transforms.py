@@ -147,11 +147,11 @@ def test_flipping_twice_gives_picture_and_joints_back():
     np.testing.assert_array_equal(T.flip_matrix(mirror, size[1]), identity)
 
     points, visible = T.transform_joints(keypoints, mirror, size, flip=True)
-    again, seen = T.transform_joints(
+    again, visible_again = T.transform_joints(
         np.concatenate([points, visible[:, None]], axis=1), mirror, size, flip=True
     )
     np.testing.assert_array_equal(again, keypoints[:, :2])
-    np.testing.assert_array_equal(seen, keypoints[:, 2])
+    np.testing.assert_array_equal(visible_again, keypoints[:, 2])
 
 
 @pytest.mark.parametrize("udp", [False, True])

@@ -116,9 +116,9 @@ def test_frame_numbers_come_from_names(tmp_path, names, numbers, shown):
             assert [frame.number for frame in frames] == list(range(len(names)))
             if len(names) == 2:
                 assert greys(frames) == [0, 1]
-            given = [video.frame_name(position) for position in range(len(names))]
+            names_of_frames = [video.frame_name(position) for position in range(len(names))]
             files = [f"seq/{name}" for name in names]
-            assert given == (shown or files)
+            assert names_of_frames == (shown or files)
             sources = [video.frame_source(position) for position in range(len(names))]
             assert sorted(sources) == (sorted(files) if shown else [""] * len(names))
     with open_video(folder / names[-1]) as video:
@@ -208,9 +208,9 @@ def test_a_camera_by_number_and_a_stream_by_address(monkeypatch):
     opened = []
 
     class Camera:
-        def __init__(self, what):
-            opened.append(what)
-            self.left = 0 if what == 3 else 4
+        def __init__(self, address):
+            opened.append(address)
+            self.left = 0 if address == 3 else 4
 
         def read(self):
             self.left -= 1
@@ -304,7 +304,7 @@ def test_a_browser_plays_it_from_its_beginning(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(f'<video muted src="data:video/mp4;base64,{source}"></video>')
     with browser.open_browser() as opened, browser.open_page(opened, page) as (tab, watch):
-        seen = tab.evaluate(
+        state = tab.evaluate(
             """async () => {
                 const video = document.querySelector("video");
                 video.currentTime = 3.5 / 12.5;
@@ -319,10 +319,10 @@ def test_a_browser_plays_it_from_its_beginning(tmp_path):
                 return [video.videoWidth, video.videoHeight, video.duration, grey];
             }"""
         )
-    assert watch.said == []
-    assert seen[:2] == [162, 92]
-    assert seen[2] == pytest.approx(5 / 12.5)
-    np.testing.assert_allclose(seen[3], [150, 150, 150, 255], atol=4)
+    assert watch.messages == []
+    assert state[:2] == [162, 92]
+    assert state[2] == pytest.approx(5 / 12.5)
+    np.testing.assert_allclose(state[3], [150, 150, 150, 255], atol=4)
 
 
 def test_without_an_encoder_of_h264_it_is_said(tmp_path, monkeypatch):

@@ -138,8 +138,12 @@ def test_a_file_that_is_cut_off_is_told_from_a_wrong_header(tmp_path, name):
     assert numbers_of(pictures[:-1]) == list(range(len(pictures) - 1))
     assert info.missing == 20 - len(pictures)
     size = len(data) if name != "cut.avi" else r"\d+"
-    said = rf"{name} is cut off: {int(0.6 * len(data))} bytes are there, its header promises {size}"
-    with pytest.raises(VideoError, match=said + rf"; {len(pictures)} frames .* of about 20; these"):
+    message = (
+        rf"{name} is cut off: {int(0.6 * len(data))} bytes are there, its header promises {size}"
+    )
+    with pytest.raises(
+        VideoError, match=message + rf"; {len(pictures)} frames .* of about 20; these"
+    ):
         extract_frames(path, tmp_path / "frames")
     assert len(list((tmp_path / "frames").glob("*.jpg"))) == len(pictures)
 
@@ -296,7 +300,7 @@ def test_turned_and_mirrored_videos_are_shown_upright(tmp_path, matrix, turn):
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
-    ("name", "frames", "fps", "said"),
+    ("name", "frames", "fps", "note"),
     [
         ("trim.mp4", 120, 29.97, "names 300 frames, 10.01 s; 120 can be decoded, 4.00 s"),
         ("vfr.mkv", 94, 9.48, "its frames are 33 to 234 ms apart"),
@@ -304,10 +308,10 @@ def test_turned_and_mirrored_videos_are_shown_upright(tmp_path, matrix, turn):
         ("rec.webm", 40, 30.3, "its frames are 23 to 38 ms apart"),
     ],
 )
-def test_the_videos_that_people_reported(name, frames, fps, said):
+def test_the_videos_that_people_reported(name, frames, fps, note):
     with open_video(shared_data("reports", "container_counts", name)) as video:
         video.scan()
         assert video.info.frames == frames
         assert video.info.fps == pytest.approx(fps, abs=0.01)
-        assert said in video.info.notes[0]
+        assert note in video.info.notes[0]
         assert not video.info.cut_off

@@ -190,16 +190,16 @@ def test_crops_made_on_the_device_are_the_hosts_within_half_a_grey_level(tmp_pat
     worst = torch.zeros(3)
     flips = outside = 0
     places = {}
-    for place in ("host", "device"):
-        data = replace(config.data, warp=place)
-        places[place] = ClipDataset([item], tmp_path, (64, 48), 3, data, train=True, seed=2)
+    for warp in ("host", "device"):
+        data = replace(config.data, warp=warp)
+        places[warp] = ClipDataset([item], tmp_path, (64, 48), 3, data, train=True, seed=2)
     assert len(places["host"]) == 27
     for epoch in range(4):
         images = {}
-        for place, dataset in places.items():
+        for warp, dataset in places.items():
             dataset.set_epoch(epoch)
             batch = collate([dataset[i] for i in range(27)])
-            images[place] = clip_images(move_pixels(batch, torch.device("cpu")), config)
+            images[warp] = clip_images(move_pixels(batch, torch.device("cpu")), config)
         assert images["host"].shape == images["device"].shape == (27, 3, 3, 64, 48)
         difference = (images["host"] - images["device"]).abs()
         worst = torch.maximum(worst, difference.amax((0, 1, 3, 4)))
@@ -221,24 +221,24 @@ def test_crops_made_on_the_device_are_the_hosts_within_half_a_grey_level(tmp_pat
 
 def test_predictions_from_crops_made_on_the_device(trained, tmp_path):
     run, config = trained
-    found = []
-    for place in ("host", "device"):
-        data = replace(config.data, warp=place, flip_test=True)
-        metrics = evaluate_checkpoint(run, data, config.train, tmp_path / place)
+    annotations = []
+    for warp in ("host", "device"):
+        data = replace(config.data, warp=warp, flip_test=True)
+        metrics = evaluate_checkpoint(run, data, config.train, tmp_path / warp)
         assert metrics["causal_hit_rate"] is not None
-        [poses] = (tmp_path / place / "predictions").glob("*.json")
-        found.append(json.loads(poses.read_text())["annotations"])
-    assert len(found[0]) == len(found[1]) > 0
-    scores = np.array([[a["scores"] for a in part] for part in found])
+        [poses] = (tmp_path / warp / "predictions").glob("*.json")
+        annotations.append(json.loads(poses.read_text())["annotations"])
+    assert len(annotations[0]) == len(annotations[1]) > 0
+    scores = np.array([[a["scores"] for a in part] for part in annotations])
     np.testing.assert_allclose(scores[1], scores[0], rtol=0.02, atol=1e-3)
     assert not np.array_equal(scores[1], scores[0])
-    joints = np.array([[a["keypoints"] for a in part] for part in found])
+    joints = np.array([[a["keypoints"] for a in part] for part in annotations])
     # Where a heatmap is flat its maximum may lie elsewhere.
     assert np.median(np.abs(joints[1] - joints[0])) < 0.1
 
 
 @pytest.mark.parametrize(
-    ("warp", "device", "place"),
+    ("warp", "device", "expected"),
     [
         ("auto", "cpu", "host"),
         ("auto", "cuda:1", "device"),
@@ -246,13 +246,13 @@ def test_predictions_from_crops_made_on_the_device(trained, tmp_path):
         ("device", "cpu", "device"),
     ],
 )
-def test_where_crops_are_made(rendered, warp, device, place):
+def test_where_crops_are_made(rendered, warp, device, expected):
     config = recipe(rendered, **{"data.warp": warp})
-    assert resolve_warp(config.data, torch.device(device)) == place
+    assert resolve_warp(config.data, torch.device(device)) == expected
     dataset = open_clips(config, train=True, device=torch.device(device), quiet=True)
-    assert dataset.data.warp == place
+    assert dataset.data.warp == expected
     assert config.data.warp == warp
-    assert ("frames" in dataset[0]) == (place == "device")
+    assert ("frames" in dataset[0]) == (expected == "device")
 
 
 def test_data_that_are_missing_are_told_with_the_recipe_that_names_them(tmp_path):

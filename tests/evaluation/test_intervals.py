@@ -26,24 +26,24 @@ def test_other_confidences():
 
 def test_an_interval_by_hand():
     # 1, 2, 6: mean 3, s² = (4 + 1 + 9) / 2 = 7, half = 4.3027 · √(7 / 3)
-    found = interval([1.0, 2.0, 6.0])
-    assert found == Interval(3.0, pytest.approx(4.3027 * (7 / 3) ** 0.5, rel=1e-4), 3)
-    assert found.covers_zero
-    assert found.text() == "3.0 ± 6.6"
+    mean = interval([1.0, 2.0, 6.0])
+    assert mean == Interval(3.0, pytest.approx(4.3027 * (7 / 3) ** 0.5, rel=1e-4), 3)
+    assert mean.covers_zero
+    assert mean.text() == "3.0 ± 6.6"
     assert interval([5.0, 5.2]).covers_zero is False
     assert interval([]) is None
 
 
 def test_one_value_has_no_interval():
-    found = interval([5.0])
-    assert found == Interval(5.0, None, 1)
-    assert found.covers_zero is None
-    assert found.text(sign=True) == "+5.0"
+    mean = interval([5.0])
+    assert mean == Interval(5.0, None, 1)
+    assert mean.covers_zero is None
+    assert mean.text(sign=True) == "+5.0"
 
 
 def test_paired_differences_use_the_seeds_that_both_have():
-    found = paired({0: 10.0, 1: 20.0, 3: 7.0}, {0: 9.0, 1: 18.0, 2: 99.0})
+    difference = paired({0: 10.0, 1: 20.0, 3: 7.0}, {0: 9.0, 1: 18.0, 2: 99.0})
     # 1 and 2: mean 1.5, s = 0.7071, half = 12.7062 · 0.5
-    assert found == Interval(1.5, pytest.approx(6.3531, rel=1e-4), 2)
-    assert found.covers_zero
+    assert difference == Interval(1.5, pytest.approx(6.3531, rel=1e-4), 2)
+    assert difference.covers_zero
     assert paired({0: 1.0}, {1: 1.0}) is None

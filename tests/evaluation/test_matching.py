@@ -192,8 +192,8 @@ def test_the_report_of_a_video_with_some_labels(tmp_path):
     [truth] = load_annotations(folder / "gt")
     [path] = (folder / "pred").glob("*.json")
     guess = json.loads(path.read_text())
-    kept = {frame.file_name[-10:] for frame in truth.frames}
-    guess["images"] = [i for i in guess["images"] if i["file_name"][-10:] in kept]
+    labelled = {frame.file_name[-10:] for frame in truth.frames}
+    guess["images"] = [i for i in guess["images"] if i["file_name"][-10:] in labelled]
     ids = {image["id"] for image in guess["images"]}
     guess["annotations"] = [a for a in guess["annotations"] if a["image_id"] in ids]
     (tmp_path / path.name).write_text(json.dumps(guess))

@@ -394,11 +394,11 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_bad_sequences(what):
+@pytest.mark.parametrize("case", BAD)
+def test_bad_sequences(case):
     truth, guess = copy.deepcopy(pair())
-    BAD[what][0](truth, guess)
-    with pytest.raises(ValueError, match=BAD[what][1]):
+    BAD[case][0](truth, guess)
+    with pytest.raises(ValueError, match=BAD[case][1]):
         score(truth, guess)
 
 
@@ -415,12 +415,12 @@ BAD_17 = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD_17)
-def test_bad_annolists(what):
+@pytest.mark.parametrize("case", BAD_17)
+def test_bad_annolists(case):
     truth, guess = pair()
     guess = annolist(guess)
-    BAD_17[what][0](guess["annolist"])
-    with pytest.raises(ValueError, match=BAD_17[what][1]):
+    BAD_17[case][0](guess["annolist"])
+    with pytest.raises(ValueError, match=BAD_17[case][1]):
         score(truth, guess)
 
 

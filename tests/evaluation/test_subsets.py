@@ -63,8 +63,8 @@ def written(tmp_path, records, offsets):
 
 
 def test_what_a_frame_belongs_to():
-    found = [sorted(subsets_of(frame_of(0, record))) for record in RECORDS]
-    assert found == [
+    subsets = [sorted(subsets_of(frame_of(0, record))) for record in RECORDS]
+    assert subsets == [
         ["all", "clean"],
         ["all", "occluded"],
         ["all", "defocused"],
@@ -75,28 +75,28 @@ def test_what_a_frame_belongs_to():
 
 def test_ap_pckh_and_error_of_each_subset(tmp_path):
     """The clean and the doubly bad frame are right, the occluded and the defocused one wrong."""
-    found = written(tmp_path, RECORDS, offsets=[3.0, 60.0, 90.0, 6.0])
-    assert list(found) == list(SUBSETS)
+    results = written(tmp_path, RECORDS, offsets=[3.0, 60.0, 90.0, 6.0])
+    assert list(results) == list(SUBSETS)
     # One joint a frame and equal scores, ranked by frame. All: right, wrong, wrong, right of 4:
     # recall 1/4 at precision 1, then 2/4 at precision 2/4 = 25 + 12.5.
     # Occluded (frames 1, 3): wrong, right: recall 1/2 at precision 1/2. Defocused the same.
-    assert {name: values["ap"] for name, values in found.items()} == pytest.approx(
+    assert {name: values["ap"] for name, values in results.items()} == pytest.approx(
         {"all": 37.5, "clean": 100.0, "occluded": 25.0, "defocused": 25.0}
     )
-    assert {name: values["pckh"] for name, values in found.items()} == pytest.approx(
+    assert {name: values["pckh"] for name, values in results.items()} == pytest.approx(
         {"all": 50.0, "clean": 100.0, "occluded": 50.0, "defocused": 50.0}
     )
-    assert {name: values["error"] for name, values in found.items()} == pytest.approx(
+    assert {name: values["error"] for name, values in results.items()} == pytest.approx(
         {"all": 33 / 30, "clean": 3 / 30, "occluded": 33 / 30, "defocused": 48 / 30}
     )
-    assert [values["frames"] for values in found.values()] == [4, 1, 2, 2]
-    assert [values["joints"] for values in found.values()] == [60, 15, 30, 30]
+    assert [values["frames"] for values in results.values()] == [4, 1, 2, 2]
+    assert [values["joints"] for values in results.values()] == [60, 15, 30, 30]
 
 
 def test_data_without_records_has_one_subset(tmp_path):
-    found = written(tmp_path, [None, None], offsets=[3.0, 60.0])
-    assert list(found) == ["all"]
-    assert found["all"]["ap"] == pytest.approx(50.0)
+    results = written(tmp_path, [None, None], offsets=[3.0, 60.0])
+    assert list(results) == ["all"]
+    assert results["all"]["ap"] == pytest.approx(50.0)
 
 
 def test_a_subset_without_people_has_no_ap(tmp_path):
@@ -108,9 +108,9 @@ def test_a_subset_without_people_has_no_ap(tmp_path):
     person = sequence.frames[0].people[0]
     people = [Record(sequence, sequence.frames[0], person, person.box)]
     pose = person.keypoints[None, :, :2]
-    found = subset_results([sequence], people, pose, tmp_path, tmp_path / "p", 100.0)
-    assert found["occluded"] == {"ap": None, "pckh": None, "error": None, "frames": 0, "joints": 0}
-    assert found["clean"]["ap"] == pytest.approx(100.0)
+    result = subset_results([sequence], people, pose, tmp_path, tmp_path / "p", 100.0)
+    assert result["occluded"] == {"ap": None, "pckh": None, "error": None, "frames": 0, "joints": 0}
+    assert result["clean"]["ap"] == pytest.approx(100.0)
 
 
 def test_errors_leave_out_unannotated_joints_and_detections():

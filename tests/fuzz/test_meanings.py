@@ -121,16 +121,16 @@ def test_converted_labels_are_those_that_were_given(hunt, tmp_path):
             expected[content] = sorted(
                 (a["track_id"], np.reshape(a["keypoints"], (3, 3)).tolist()) for a in people
             )
-        got = {}
+        actual = {}
         for sequence in load_annotations(out / "annotations/train"):
             for frame in sequence.frames:
                 people = [(p.track_id, p.keypoints.tolist()) for p in frame.people]
-                got[(out / frame.file_name).read_bytes()] = sorted(people)
+                actual[(out / frame.file_name).read_bytes()] = sorted(people)
         for people in expected.values():
             for _, keypoints in people:
                 for triple in keypoints:
                     triple[2] = min(triple[2], 1)
-        assert got == expected
+        assert actual == expected
 
     numbers = itertools.count()
     hunt(check, own_labels(), 5)
@@ -164,11 +164,11 @@ def test_boxes_of_a_video_are_used_or_counted(hunt, tmp_path):
                 load_video_detections(path, 5, min_score=0.3)
             return
         detections = load_video_detections(path, 5, min_score=0.3)
-        for frame, found in detections.items():
+        for frame, actual in detections.items():
             expected = [box for box in used if box["frame"] == frame]
             expected.sort(key=lambda box: -box.get("score", 1))
-            assert [d.score for d in found] == [box.get("score", 1) for box in expected]
-            assert [d.box.tolist() for d in found] == [[*map(float, b["bbox"])] for b in expected]
+            assert [d.score for d in actual] == [box.get("score", 1) for box in expected]
+            assert [d.box.tolist() for d in actual] == [[*map(float, b["bbox"])] for b in expected]
         assert sum(map(len, detections.values())) == len(used)
         assert sum(detections.counts.left_out.values()) == len(boxes) - len(used)
 

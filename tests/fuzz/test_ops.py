@@ -177,8 +177,8 @@ def assert_in_range(outputs: list[Any], call: Drawn) -> None:
         "dpc_knn": lambda: [call.made["tokens"].shape[1], 4],  # centres; clusters
         "knn": lambda: [call.made["tokens"].shape[1], call.made["tokens"].shape[1] + 1],
     }
-    found = [t for t in outputs if isinstance(t, Tensor) and not t.is_meta]
-    indices = [t for t in found if t.dtype == torch.int64]
+    tensors = [t for t in outputs if isinstance(t, Tensor) and not t.is_meta]
+    indices = [t for t in tensors if t.dtype == torch.int64]
     for out, size in zip(indices, sizes[call.case.name]() if indices else (), strict=False):
         if out.numel():
             assert int(out.min()) >= 0, f"{call}: an index is {int(out.min())}"
@@ -199,18 +199,20 @@ def assert_close(
 ) -> None:
     """The same up to the rounding of the call's dtype, of sums whose terms are about ``terms``."""
     eps = torch.finfo(call.dtype).eps
-    for index, (found, right) in enumerate(zip(outputs, truth, strict=True)):
-        if not isinstance(found, Tensor):
+    for index, (actual, expected) in enumerate(zip(outputs, truth, strict=True)):
+        if not isinstance(actual, Tensor):
             continue
-        assert found.shape == right.shape, f"{call}: {what} {index} has shape {list(found.shape)}"
-        if not found.is_floating_point() or not found.numel():
+        assert actual.shape == expected.shape, (
+            f"{call}: {what} {index} has shape {list(actual.shape)}"
+        )
+        if not actual.is_floating_point() or not actual.numel():
             continue
         if call.case.name == "dpc_knn" and index:
             continue  # δ, centres and clusters hang on near-ties; tests/ops has the bound
-        finite = right.isfinite()
-        assert torch.equal(found.isfinite(), finite), f"{call}: {what} {index} is not finite"
-        scale = float(right[finite].abs().max()) if finite.any() else 0.0
-        error = float((found.double() - right)[finite].abs().max()) if finite.any() else 0.0
+        finite = expected.isfinite()
+        assert torch.equal(actual.isfinite(), finite), f"{call}: {what} {index} is not finite"
+        scale = float(expected[finite].abs().max()) if finite.any() else 0.0
+        error = float((actual.double() - expected)[finite].abs().max()) if finite.any() else 0.0
         # A logit of |q| |k| moves a weight by that share of an ulp; here they are below 64.
         assert error <= 64 * eps * max(scale, terms) + 1e-4 * scale, (
             f"{call}: {what} {index} is off by {error:.3g} of {scale:.3g}"
@@ -219,14 +221,14 @@ def assert_close(
 
 def assert_gradients_right(call: Drawn) -> None:
     """As the reference's in float64, up to the rounding of the dtype."""
-    found = []
+    both = []
     for dtype, backend in ((call.dtype, call.backend), (torch.float64, "reference")):
         made = {n: v.to(dtype) if n in call.case.floating else v for n, v in call.made.items()}
         inputs = [made[n].detach().requires_grad_() for n in call.case.gradients]
         made |= zip(call.case.gradients, inputs, strict=True)
         outputs = differentiable(call.case.call(**made, backend=backend))
-        found.append(gradients(outputs, inputs, call.dtype))
-    assert_close(*found, call, "gradient", terms=1.0)  # which may cancel
+        both.append(gradients(outputs, inputs, call.dtype))
+    assert_close(*both, call, "gradient", terms=1.0)  # which may cancel
 
 
 @pytest.mark.filterwarnings("ignore")

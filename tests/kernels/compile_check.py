@@ -146,9 +146,9 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         text = subprocess.run(
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found, text
-    return int(found[1]), int(found[2])
+    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert match, text
+    return int(match[1]), int(match[2])
 
 
 def _options(launched: launch.Launch) -> dict[str, Any]:
@@ -169,12 +169,12 @@ def build(launched: launch.Launch, arch: int) -> Any:
 def _parameters(launched: launch.Launch, signature: dict[str, str]) -> list[int]:
     """A launch's run-time arguments, 0 for what is no integer."""
     names = [p.name for p in launched.kernel.params if p.name not in launched.constants]
-    kept = [
+    values = [
         value
         for name, value in zip(names, launched.arguments, strict=True)
         if signature[name] != "constexpr"
     ]
-    return [value if isinstance(value, int) else 0 for value in kept]
+    return [value if isinstance(value, int) else 0 for value in values]
 
 
 _LOOP_CASES = {case for cases in LOOPS.values() for case in cases}
@@ -306,14 +306,14 @@ def main() -> int:
         print(summary, flush=True)
         failed |= any(row.error for row in rows)
         if options.json:
-            found = {
+            report = {
                 "compiled": [asdict(row) for row in rows],
                 "reached": sorted(reached),
                 "unpinned": sorted(unpinned),
                 "summary": summary,
             }
             part = options.json / f"{op}.part"
-            part.write_text(json.dumps(found))
+            part.write_text(json.dumps(report))
             part.replace(options.json / f"{op}.json")  # who waits for it reads it whole
     return int(failed)
 

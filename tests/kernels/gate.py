@@ -142,28 +142,28 @@ def measured(kernels: Gated, op: str, direction: str, arch: int) -> dict[str, Fi
 def lines(where: str, launches: Sequence[Counts], must: int) -> dict[str, Figures]:
     """Name of a line → figures: of each launch, and of all: sectors over bytes that must move."""
     traffic = sum(one.distinct_read + one.distinct_written for one in launches) * 32 / must
-    asked = sum(one.sectors_read + one.sectors_written for one in launches) * 32 / must
+    requested = sum(one.sectors_read + one.sectors_written for one in launches) * 32 / must
     return {
-        where: {"traffic": round(traffic, 3), "asked": round(asked, 3)},
+        where: {"traffic": round(traffic, 3), "asked": round(requested, 3)},
         **{f"{where} {one.kernel}": figures(one) for one in launches},
     }
 
 
 def worse(now: dict[str, Figures], budgets: dict[str, Figures]) -> list[str]:
     """What is worse than its budget and by how much, or has none: a line each."""
-    found = []
+    problems = []
     for line, row in now.items():
         if line not in budgets:
-            found.append(f"{line}: has no budget")
+            problems.append(f"{line}: has no budget")
             continue
-        found += [f"{line}: {name} was not counted" for name in budgets[line] if name not in row]
+        problems += [f"{line}: {name} was not counted" for name in budgets[line] if name not in row]
         for name, value in row.items():
             budget = budgets[line].get(name, 0)
             least = name in LESS_IS_WORSE
             if value * SLACK < budget if least else value > budget * SLACK:
                 by = f", {100 * (value / budget - 1):+.1f} %" if budget else ""
-                found.append(f"{line}: {value:g} {name}, budget {budget:g}{by}")
-    return found
+                problems.append(f"{line}: {value:g} {name}, budget {budget:g}{by}")
+    return problems
 
 
 def check(op: str, now: dict[str, Figures], budgets: dict[str, Figures]) -> None:
@@ -191,15 +191,15 @@ def static_lines(op: str, rows: Iterable[Compiled]) -> dict[str, Figures]:
     from bench.profile.model import fitting
     from tests.kernels.compile_check import LOOPS as CASES
 
-    found = {}
+    lines = {}
     for row in rows:
         if row.case in CASES[op]:
-            held = fitting(BY_ARCH[row.arch], row.warps, row.registers, row.shared)
-            found[f"{op} {row.case} sm_{row.arch} {row.kernel}"] = {
-                "blocks an SM": min(held.values()),
+            blocks = fitting(BY_ARCH[row.arch], row.warps, row.registers, row.shared)
+            lines[f"{op} {row.case} sm_{row.arch} {row.kernel}"] = {
+                "blocks an SM": min(blocks.values()),
                 **{f"{pipe} in the loop": round(n, 2) for pipe, n in row.loop.items()},
             }
-    return found
+    return lines
 
 
 def compiled_lines(op: str) -> dict[str, Figures]:
@@ -235,7 +235,7 @@ def cuda_lines(rows: Iterable[Row]) -> dict[str, Figures]:
 
     # Demangled, an enumerator has its type before it: (Stage)1.
     compiled = [(re.sub(r"\([\w:]+\)(?=\d)", "", row.name), row) for row in rows]
-    found = {}
+    lines = {}
     for op, direction, _ in CUDA.cases:
         for one in counts.launches_of_op(op, 89, None, direction, "cuda"):
             name, dynamic = one.name, one.code(89).shared
@@ -243,17 +243,20 @@ def cuda_lines(rows: Iterable[Row]) -> dict[str, Figures]:
             for other, row in compiled:
                 if other == name:
                     shared = row.shared + dynamic
-                    held = fitting(BY_ARCH[row.arch], one.warps, row.registers, shared)
+                    blocks = fitting(BY_ARCH[row.arch], one.warps, row.registers, shared)
                     line = f"{op} {direction} sm_{row.arch} {name}"
-                    found[line] = {"blocks an SM": min(held.values()), "registers": row.registers}
-    return found
+                    lines[line] = {
+                        "blocks an SM": min(blocks.values()),
+                        "registers": row.registers,
+                    }
+    return lines
 
 
 # -- renewal --------------------------------------------------------------------------------------
 
 
-def write(path: Path, kept: dict[str, Figures]) -> None:
-    text = [f"  {json.dumps(line)}: {json.dumps(kept[line])}" for line in sorted(kept)]
+def write(path: Path, budgets: dict[str, Figures]) -> None:
+    text = [f"  {json.dumps(line)}: {json.dumps(budgets[line])}" for line in sorted(budgets)]
     path.write_text("{\n" + ",\n".join(text) + "\n}\n")
 
 
@@ -263,18 +266,18 @@ def read(path: Path) -> dict[str, Figures]:
 
 def renewed(kernels: Gated, ops: list[str]) -> dict[str, Figures]:
     """Measures ops anew; the lines of the others stay."""
-    kept = {
+    budgets = {
         line: row for line, row in kernels.read().items() if line.split()[0] in kernels.directions
     }
     for op, direction, arch in kernels.cases:
         if op in ops:
             where = f"{op} {direction} sm_{arch}"
-            kept = {
-                line: row for line, row in kept.items() if not f"{line} ".startswith(f"{where} ")
+            budgets = {
+                line: row for line, row in budgets.items() if not f"{line} ".startswith(f"{where} ")
             }
-            kept |= measured(kernels, op, direction, arch)
+            budgets |= measured(kernels, op, direction, arch)
             print(where, flush=True)
-    return kept
+    return budgets
 
 
 def main() -> int:
@@ -288,8 +291,8 @@ def main() -> int:
     for kernels in (TRITON, CUDA):
         write(kernels.budgets, renewed(kernels, options.op or ops))
     for op in set(options.op or ops) & set(TRITON.directions):
-        kept = {line: row for line, row in read(LOOPS).items() if line.split()[0] != op}
-        write(LOOPS, kept | compiled_lines(op))
+        budgets = {line: row for line, row in read(LOOPS).items() if line.split()[0] != op}
+        write(LOOPS, budgets | compiled_lines(op))
     if set(options.op or ops) & set(CUDA.directions):
         from tests.csrc import compile_check
 

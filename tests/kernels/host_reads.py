@@ -74,7 +74,7 @@ class _Function(ast.NodeVisitor):
         makers: frozenset[str],
         around: _Function | None = None,
     ) -> None:
-        self.name, self.makers, self.found = name, makers, list[Read]()
+        self.name, self.makers, self.reads = name, makers, list[Read]()
         self.tensors = set(around.tensors) if around else set[str]()
         self.masks = set(around.masks) if around else set[str]()
         for argument in ast.walk(function.args):
@@ -86,7 +86,7 @@ class _Function(ast.NodeVisitor):
         self.body(function.body)
 
     def note(self, node: ast.AST, what: str) -> None:
-        self.found.append(Read(self.name, node.lineno, what))  # type: ignore[attr-defined]
+        self.reads.append(Read(self.name, node.lineno, what))  # type: ignore[attr-defined]
 
     # -- what is a tensor -------------------------------------------------------------------------
 
@@ -132,8 +132,8 @@ class _Function(ast.NodeVisitor):
             return any(map(self.is_mask, node.elts))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = node.func.attr
-            made = name.startswith(("is", "logical_")) or name in ("bool", "gt", "lt", "ge", "le")
-            return made and self.is_tensor(node)
+            makes = name.startswith(("is", "logical_")) or name in ("bool", "gt", "lt", "ge", "le")
+            return makes and self.is_tensor(node)
         return isinstance(node, ast.Subscript) and self.is_mask(node.value)
 
     # -- statements -------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class _Function(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         inner = _Function(node, f"{self.name}.{node.name}", self.makers, self)
-        self.found += inner.found
+        self.reads += inner.reads
 
     def visit_ListComp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> None:
         self.generators(node.generators)
@@ -310,8 +310,8 @@ def host_reads(source: str, others: frozenset[str] = frozenset()) -> list[Read]:
         source: of the module.
         others: functions of other modules that return tensors.
     """
-    found: list[Read] = []
-    known = others | makers(source)
+    reads: list[Read] = []
+    known_makers = others | makers(source)
 
     def functions(body: list[ast.stmt], prefix: str) -> None:
         for node in body:
@@ -320,7 +320,7 @@ def host_reads(source: str, others: frozenset[str] = frozenset()) -> list[Read]:
             elif isinstance(node, ast.FunctionDef) and not any(
                 "jit" in ast.unparse(decorator) for decorator in node.decorator_list
             ):
-                found.extend(_Function(node, prefix + node.name, known).found)
+                reads.extend(_Function(node, prefix + node.name, known_makers).reads)
 
     functions(ast.parse(source).body, "")
-    return sorted(set(found), key=lambda read: read.line)
+    return sorted(set(reads), key=lambda read: read.line)

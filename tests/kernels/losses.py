@@ -67,7 +67,7 @@ def only_the_first_program(module: ModuleType) -> Iterator[None]:
 
 def layouts(values: Tensor) -> dict[str, Tensor]:
     """``values`` in other layouts: each order of dimensions reversed or rotated, and slices."""
-    found = {}
+    results = {}
     dims = values.dim()
     for name, order in {
         "reversed": [*reversed(range(dims))],
@@ -75,18 +75,18 @@ def layouts(values: Tensor) -> dict[str, Tensor]:
         "first two swapped": [1, 0, *range(2, dims)],
     }.items():
         back = [order.index(d) for d in range(dims)]
-        found[name] = values.permute(order).contiguous().permute(back)
+        results[name] = values.permute(order).contiguous().permute(back)
     for dim in range(dims):
         wide = torch.cat([values, torch.full_like(values, torch.nan)], dim)
-        found[f"slice of {dim}"] = wide.narrow(dim, 0, values.shape[dim])
-    found["every second element"] = values.repeat_interleave(2, -1)[..., ::2]
-    return found
+        results[f"slice of {dim}"] = wide.narrow(dim, 0, values.shape[dim])
+    results["every second element"] = values.repeat_interleave(2, -1)[..., ::2]
+    return results
 
 
-def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str = "") -> None:
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str = "") -> None:
     """The same gradients bit for bit; the loss may be summed in another order on a GPU."""
-    assert_same_bits(found[1:], expected[1:], what)
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0, msg=what or None)
+    assert_same_bits(actual[1:], expected[1:], what)
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=0, msg=what or None)
 
 
 def assert_scales_in_place(

@@ -25,12 +25,12 @@ class Row(NamedTuple):
 
 def rows(ptx: str) -> list[Row]:
     """The instructions of one kernel's PTX, and its labels."""
-    found = []
+    instructions = []
     for match in _LINE.finditer(ptx):
         operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", match[4] or "")
         guard = (match[1], match[2]) if match[2] else None
-        found.append(Row(match[3] or "", operands, guard, match[5] or ""))
-    return found
+        instructions.append(Row(match[3] or "", operands, guard, match[5] or ""))
+    return instructions
 
 
 def ahead(ptx: str) -> float | None:
@@ -205,7 +205,7 @@ def overwritten(ptx: str, warps: int, parameters: Sequence[int]) -> list[str]:
     labels = {row.label: at for at, row in enumerate(code) if row.label}
     block = _Block(32 * warps, [*parameters, 0, 0])
     reads: list[tuple[_Read, list[bool]]] = []  # and whether it was waited for
-    found: dict[str, None] = {}
+    problems: dict[str, None] = {}
     at = 0
     while at < len(code):
         row, at = code[at], at + 1
@@ -240,7 +240,7 @@ def overwritten(ptx: str, warps: int, parameters: Sequence[int]) -> list[str]:
                 own = block.tid // 128 == read.group
                 hit = (to < read.end) & (to + size > read.begin) & ~(own & waited[0])
                 if hit.any():
-                    found[f"{row.op} over what group {read.group} reads"] = None
+                    problems[f"{row.op} over what group {read.group} reads"] = None
         else:
             block.run(row.op, row.operands)
-    return list(found)
+    return list(problems)

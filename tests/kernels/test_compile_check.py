@@ -138,11 +138,11 @@ def check(
         )
 
     def report(op: str) -> Report:
-        found = folder / f"{op}.json"
-        while process.poll() is None and not found.exists():
+        path = folder / f"{op}.json"
+        while process.poll() is None and not path.exists():
             time.sleep(0.05)
-        assert found.exists(), (folder / "printed").read_text()[-6000:]
-        read = json.loads(found.read_text())
+        assert path.exists(), (folder / "printed").read_text()[-6000:]
+        read = json.loads(path.read_text())
         return Report(
             [Compiled(**row | {"wrong": tuple(row["wrong"])}) for row in read["compiled"]],
             {tuple(line) for line in read["reached"]},  # type: ignore[misc]
@@ -164,9 +164,9 @@ def reports(
 ) -> Iterator[Callable[[str], Report]]:
     """Op → its report. Two processes compile what tests ask for."""
     items = [i for i in request.session.items if "reports" in getattr(i, "fixturenames", ())]
-    asked = [getattr(i, "callspec", None) for i in items]
-    wanted = {op for spec in asked for op in ([spec.params["op"]] if spec else OPS)}
-    ops = [op for op in OPS if op in wanted]  # as the tests ask for them
+    specs = [getattr(i, "callspec", None) for i in items]
+    requested = {op for spec in specs for op in ([spec.params["op"]] if spec else OPS)}
+    ops = [op for op in OPS if op in requested]  # as the tests ask for them
 
     with ExitStack() as stack:
         halves = [
@@ -200,7 +200,7 @@ def least_ahead(row: Compiled) -> float:
 
 def findings(rows: Iterable[Compiled], limits: dict[str, Limit]) -> list[str]:
     """What is wrong with compiled kernels, a line each."""
-    found = []
+    problems = []
     for row in rows:
         limit = limits.get(row.kernel)
         checks = {
@@ -225,10 +225,10 @@ def findings(rows: Iterable[Compiled], limits: dict[str, Limit]) -> list[str]:
                 "uses tensor cores": row.mma and not (limit.mma and row.half),
             }
         checks |= dict.fromkeys(row.wrong, True)
-        found += [
+        problems += [
             f"sm_{row.arch} {row.kernel} ({row.case}): {w}" for w, bad in checks.items() if bad
         ]
-    return found
+    return problems
 
 
 def unreached(table: dict[str, Lines], reached: set[tuple[str, str, int]]) -> list[str]:
@@ -249,16 +249,16 @@ def unreached(table: dict[str, Lines], reached: set[tuple[str, str, int]]) -> li
 def loose(rows: Iterable[Compiled], limits: dict[str, Limit]) -> list[str]:
     """Limits that stand more than SLACK above what is needed, or that nothing has."""
     rows = list(rows)
-    found = []
+    problems = []
     for kernel, limit in limits.items():
         own = [row for row in rows if row.kernel == kernel]
         if not own:
-            found.append(f"{kernel}: no case launches it")
+            problems.append(f"{kernel}: no case launches it")
             continue
         registers, shared = max(r.registers for r in own), max(r.shared for r in own)
         if registers + SLACK.registers < limit.registers or shared + SLACK.shared < limit.shared:
-            found.append(f'"{kernel}": needs Limit({registers}, {shared}), has {limit}')
-    return found
+            problems.append(f'"{kernel}": needs Limit({registers}, {shared}), has {limit}')
+    return problems
 
 
 def test_every_op_with_kernels_has_cases() -> None:
@@ -394,8 +394,8 @@ def test_the_budgets_of_loops() -> None:
         loop = {pipe.partition(" ")[0]: n for pipe, n in budgets[line].items() if "loop" in pipe}
         worse = {**loop, "mufu": 2 * loop["mufu"]}
         row = Compiled(name, case, arch, warps=8, registers=255, shared=60_000, loop=worse)
-        found = gate.worse(gate.static_lines("spatial_attention", [row]), budgets)
-        assert any(" mufu in the loop, budget " in one for one in found), found
+        problems = gate.worse(gate.static_lines("spatial_attention", [row]), budgets)
+        assert any(" mufu in the loop, budget " in one for one in problems), problems
 
 
 def test_blocks_an_sm_are_held() -> None:

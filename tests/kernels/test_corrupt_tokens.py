@@ -46,12 +46,12 @@ def words_kernel(seed_ptr, out_ptr, c1, c2, c3, N: tl.constexpr):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_words(seed: int, device: str) -> None:
     key = torch.tensor(seed, device=device)
-    found = torch.empty(4, 256, dtype=torch.int64, device=device)
-    launch(words_kernel, (1,), key, found, 7, 2**32 - 2, 2, config=ONE_WARP, N=256)
+    actual = torch.empty(4, 256, dtype=torch.int64, device=device)
+    launch(words_kernel, (1,), key, actual, 7, 2**32 - 2, 2, config=ONE_WARP, N=256)
     i = torch.arange(256, device=device)
     two = torch.tensor(2, device=device)
     expected = philox.philox4x32((i * 16777259 % 2**32, i + 7, two * 0 + 2**32 - 2, two), key)
-    assert torch.equal(found, torch.stack([word.expand(256) for word in expected]))
+    assert torch.equal(actual, torch.stack([word.expand(256) for word in expected]))
 
 
 @triton.jit
@@ -89,33 +89,33 @@ def subsets_kernel(seed_ptr, out_ptr, clip, n, limit, EXACT: tl.constexpr, N: tl
     key = tl.load(seed_ptr)
     tag, index = tl.program_id(0), tl.arange(0, N)
     if EXACT:
-        found = kernel_philox.permuted(key, clip, tag, index, n)
+        chosen = kernel_philox.permuted(key, clip, tag, index, n)
     else:
-        found = kernel_philox.bernoulli(key, clip, tag, index, limit).to(tl.int32)
-    tl.store(out_ptr + tag * n + index, found, mask=index < n)
+        chosen = kernel_philox.bernoulli(key, clip, tag, index, limit).to(tl.int32)
+    tl.store(out_ptr + tag * n + index, chosen, mask=index < n)
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 128, 129, 700])
 def test_permutation(n: int, device: str) -> None:
     key = torch.tensor(SEEDS[n % 4], device=device)
-    found = torch.empty(2, n, dtype=torch.int32, device=device)
-    launch(subsets_kernel, (2,), key, found, 2**32 - 9, n, 0, config=ONE_WARP, EXACT=True, N=1024)
+    actual = torch.empty(2, n, dtype=torch.int32, device=device)
+    launch(subsets_kernel, (2,), key, actual, 2**32 - 9, n, 0, config=ONE_WARP, EXACT=True, N=1024)
     clips, tags = (torch.tensor(v, device=device) for v in ([2**32 - 9], [0, 1]))
-    assert torch.equal(found.long(), philox.exact_subsets(key, clips, tags, n)[:, 0])
+    assert torch.equal(actual.long(), philox.exact_subsets(key, clips, tags, n)[:, 0])
 
 
 @pytest.mark.parametrize("probability", [0.0, 2.0**-32, 0.3, 0.5, 1.0])
 def test_bernoulli(probability: float, device: str) -> None:
     """The limit of probability 1 is 2³², which 32 bits do not hold."""
     n, key = 500, torch.tensor(SEEDS[0], device=device)
-    found = torch.empty(2, n, dtype=torch.int32, device=device)
+    actual = torch.empty(2, n, dtype=torch.int32, device=device)
     limit = round(probability * 2.0**32)
-    launch(subsets_kernel, (2,), key, found, 3, n, limit, config=ONE_WARP, EXACT=False, N=512)
+    launch(subsets_kernel, (2,), key, actual, 3, n, limit, config=ONE_WARP, EXACT=False, N=512)
     for tag in range(2):
         clip = torch.tensor([3], device=device)
         expected = philox.bernoulli_subsets(key, clip, tag, n, probability)[0]
-        assert torch.equal(found[tag] != 0, expected)
-    assert (found.float().mean() - probability).abs() < 0.1
+        assert torch.equal(actual[tag] != 0, expected)
+    assert (actual.float().mean() - probability).abs() < 0.1
 
 
 # -- forward --------------------------------------------------------------------------------------
@@ -130,8 +130,8 @@ def inputs(
     """Tokens, keypoint tokens and position, of one dtype or of three."""
     _, frames, patches, dim = shape
     shapes = shape, (keypoints, dim), (frames, patches + keypoints, dim)
-    made = (random(*s, seed=i, dtype=dtypes[i % len(dtypes)]) for i, s in enumerate(shapes))
-    tokens, keypoint_tokens, position = (values.to(device) for values in made)
+    tensors = (random(*s, seed=i, dtype=dtypes[i % len(dtypes)]) for i, s in enumerate(shapes))
+    tokens, keypoint_tokens, position = (values.to(device) for values in tensors)
     return tokens, keypoint_tokens, position
 
 
@@ -166,14 +166,16 @@ def exact(
     batch, frames, patches, dim = tokens.shape
     clips = torch.arange(first_clip, first_clip + batch, device=tokens.device)
     noise = exact_noise(seed, clips, frames * patches, dim).reshape(tokens.shape) * noise_std
-    place = torch.zeros(frames, patches + len(keypoint_tokens), dim, device=tokens.device).double()
+    embedding = torch.zeros(
+        frames, patches + len(keypoint_tokens), dim, device=tokens.device
+    ).double()
     if position is not None:
-        place += position
+        embedding += position
     clean = torch.cat(
         (tokens.double(), keypoint_tokens.double().expand(batch, frames, -1, -1)), dim=2
     )
-    x = (clean + place).repeat(3, 1, 1, 1, 1)
-    wiped = place[:, :patches].expand_as(tokens) if position_after else torch.zeros_like(noise)
+    x = (clean + embedding).repeat(3, 1, 1, 1, 1)
+    wiped = embedding[:, :patches].expand_as(tokens) if position_after else torch.zeros_like(noise)
     x[1, :, :, :patches][masked] = wiped[masked]
     x[2, :, :, :patches][noised] += noise[noised]
     return x
@@ -194,18 +196,18 @@ def check_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     key = torch.tensor([seed], device=tokens.device)
     options = (key, *ratios, noise_std, selection, position_after, first_clip)
-    found = corrupt_tokens.forward(tokens, keypoint_tokens, position, *options)
+    actual = corrupt_tokens.forward(tokens, keypoint_tokens, position, *options)
     eager = corrupt_tokens_reference(tokens, keypoint_tokens, position, *options)
-    assert_same_bits(found[1:], eager[1:])
+    assert_same_bits(actual[1:], eager[1:])
     truth = exact(
-        tokens, keypoint_tokens, position, key, *found[1:], noise_std, position_after, first_clip
+        tokens, keypoint_tokens, position, key, *actual[1:], noise_std, position_after, first_clip
     )
     for branch, a, b, c in zip(
-        ("clean", "masked", "noised"), found[0], eager[0], truth, strict=True
+        ("clean", "masked", "noised"), actual[0], eager[0], truth, strict=True
     ):
         assert a.is_contiguous(), branch
         assert_as_close_as_eager(a, b, c, reduction=3)
-    return found
+    return actual
 
 
 SHAPES: list[tuple[tuple[int, int, int, int], int]] = [
@@ -267,8 +269,8 @@ def test_as_the_reference_draws(device: str) -> None:
         options = (None, torch.tensor(seed), 0.5, 1.0, 1.0, "exact", True, 2**32 - 3)
         expected = corrupt_tokens_reference(tokens, keypoint_tokens, *options)
         on_device = (o.to(device) if isinstance(o, Tensor) else o for o in options)
-        found = corrupt_tokens.forward(tokens.to(device), keypoint_tokens.to(device), *on_device)
-        x, *flags = (t.cpu() for t in found)
+        actual = corrupt_tokens.forward(tokens.to(device), keypoint_tokens.to(device), *on_device)
+        x, *flags = (t.cpu() for t in actual)
         assert_same_bits(flags, list(expected[1:]))
         assert (x - expected[0]).abs().max() < NOISE
         assert x[2].std() > 0.8
@@ -293,12 +295,12 @@ def test_forward_of_any_strides(device: str) -> None:
     views = [list(layouts(values).items()) for values in (tokens, keypoint_tokens, position)]
     for i in range(max(map(len, views))):
         names, values = zip(*(v[i % len(v)] for v in views), strict=True)
-        found = corrupt_tokens.forward(*values, *options)
-        assert_same_bits(found, expected, f"{names}: ")
+        actual = corrupt_tokens.forward(*values, *options)
+        assert_same_bits(actual, expected, f"{names}: ")
     one = tokens[:1, :1, :1, :1]
-    found = corrupt_tokens.forward(one.expand_as(tokens), keypoint_tokens, None, *options)
+    actual = corrupt_tokens.forward(one.expand_as(tokens), keypoint_tokens, None, *options)
     compact = one.expand_as(tokens).contiguous()
-    assert_same_bits(found, corrupt_tokens.forward(compact, keypoint_tokens, None, *options))
+    assert_same_bits(actual, corrupt_tokens.forward(compact, keypoint_tokens, None, *options))
 
 
 @pytest.mark.parametrize("dim", range(4))
@@ -313,8 +315,8 @@ def test_forward_offsets_beyond_32_bits(dim: int, device: str) -> None:
         position = spread(position, dim - 1, far)
     if dim > 1:
         keypoint_tokens = spread(keypoint_tokens, dim - 2, far)
-    found = corrupt_tokens.forward(spread(tokens, dim, far), keypoint_tokens, position, *options)
-    assert_same_bits(found, expected)
+    actual = corrupt_tokens.forward(spread(tokens, dim, far), keypoint_tokens, position, *options)
+    assert_same_bits(actual, expected)
 
 
 @pytest.mark.parametrize("stride", [2**30 + 8, 2**31 + 8])
@@ -331,10 +333,10 @@ def test_branches_beyond_32_bits(stride: int, device: str, monkeypatch: pytest.M
         return empty(2 * stride + 20, **kwargs).as_strided(size, (stride, 20, 20, 5, 1))
 
     monkeypatch.setattr(torch, "empty", spread_out)
-    found = corrupt_tokens.forward(*arguments, *options)
+    actual = corrupt_tokens.forward(*arguments, *options)
     monkeypatch.undo()
-    assert found[0].stride(0) == stride
-    assert torch.equal(found[0], expected[0])
+    assert actual[0].stride(0) == stride
+    assert torch.equal(actual[0], expected[0])
 
 
 # -- backward -------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ def check_backward(
 ) -> None:
     """Against autograd in float64."""
     options = (keypoint_dtype, position_dtype, position_after)
-    found = corrupt_tokens.backward(grad, masked, *options)
+    actual = corrupt_tokens.backward(grad, masked, *options)
     eager = corrupt_tokens_backward_reference(grad, masked, *options)
     batch, frames, patches = masked.shape
     slots, dim = grad.shape[3:]
@@ -357,15 +359,15 @@ def check_backward(
     tokens = torch.zeros(batch, frames, patches, dim, **zeros)
     keypoint_tokens = torch.zeros(slots - patches, dim, **zeros)
     position = torch.zeros(frames, slots, dim, **zeros)
-    kept = tokens + position[:, :patches] * (not position_after)
-    patch = torch.stack((kept, kept.masked_fill(masked[..., None], 0.0), kept))
+    embedded = tokens + position[:, :patches] * (not position_after)
+    patch = torch.stack((embedded, embedded.masked_fill(masked[..., None], 0.0), embedded))
     x = torch.cat((patch, keypoint_tokens.expand(3, batch, frames, -1, -1)), dim=3)
     whole = torch.ones(slots, 1, device=grad.device, dtype=torch.float64)
     whole[:patches] = position_after
     x = x + position * whole
     truth = torch.autograd.grad(x, (tokens, keypoint_tokens, position), grad.double())
     reductions = (3, 3 * batch * frames, 3 * batch)
-    for a, b, c, reduction in zip(found, eager, truth, reductions, strict=True):
+    for a, b, c, reduction in zip(actual, eager, truth, reductions, strict=True):
         assert a.is_contiguous()
         if position_dtype is None and reduction == reductions[2]:
             assert a.shape == (0,)
@@ -429,8 +431,8 @@ def test_hostile_gradients(device: str) -> None:
         expected = corrupt_tokens.backward(grad.contiguous(), masked, *options)
         assert_same_bits(corrupt_tokens.backward(grad, masked, *options), expected, f"{name}, ")
     for name, flags in layouts(masked).items():
-        found = corrupt_tokens.backward(grad, flags, *options)
-        assert_same_bits(found, expected, f"flags {name}, ")
+        actual = corrupt_tokens.backward(grad, flags, *options)
+        assert_same_bits(actual, expected, f"flags {name}, ")
 
 
 @pytest.mark.parametrize("dim", range(5))
@@ -442,8 +444,8 @@ def test_backward_offsets_beyond_32_bits(dim: int, device: str) -> None:
     grad, masked = gradient(shape, slots // 2, device, torch.float16)
     options = (torch.float16, torch.float16, False)
     expected = corrupt_tokens.backward(grad, masked, *options)
-    found = corrupt_tokens.backward(spread(grad, dim, 2**30 + 8), masked, *options)
-    assert_same_bits(found, expected)
+    actual = corrupt_tokens.backward(spread(grad, dim, 2**30 + 8), masked, *options)
+    assert_same_bits(actual, expected)
 
 
 # -- both -----------------------------------------------------------------------------------------

@@ -129,9 +129,9 @@ def test_joints_without_weight_are_not_looked_at(weight: float, value: float, de
     check(pred, keypoints, visible)
     expected = heatmap_loss.forward(pred, keypoints, visible, 2.0, None, True)
     pred[out], keypoints[out] = value, value
-    found = heatmap_loss.forward(pred, keypoints, visible, 2.0, None, True)
-    assert_same_bits(found, expected)
-    assert (found[1][out] == 0).all()
+    actual = heatmap_loss.forward(pred, keypoints, visible, 2.0, None, True)
+    assert_same_bits(actual, expected)
+    assert (actual[1][out] == 0).all()
 
 
 def test_a_weight_that_is_nan(device: str) -> None:
@@ -163,10 +163,10 @@ def test_nan_in_a_visible_heatmap_is_seen(device: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_gradient(dtype: torch.dtype, device: str) -> None:
     arguments = (*inputs((2, 3, 9, 7), device, dtype), 2.0, None)
-    found = heatmap_loss.forward(*arguments, False)
+    actual = heatmap_loss.forward(*arguments, False)
     loss, gradient = heatmap_loss.forward(*arguments, True)
     assert gradient.dtype == (torch.float32 if dtype == torch.float16 else dtype)
-    assert_same(found, (loss, gradient.new_empty(0)))
+    assert_same(actual, (loss, gradient.new_empty(0)))
 
 
 @pytest.mark.parametrize("size", [(9, 7), (16, 24)])
@@ -176,10 +176,10 @@ def test_any_strides(size: tuple[int, int], device: str) -> None:
     centres = [*layouts(keypoints).values()]
     for index, (name, strided) in enumerate(layouts(pred).items()):
         weights = visible.t().contiguous().t()
-        found = heatmap_loss.forward(
+        actual = heatmap_loss.forward(
             strided, centres[index % len(centres)], weights, 2.0, None, True
         )
-        assert_same(found, expected, f"{name}, ")
+        assert_same(actual, expected, f"{name}, ")
 
 
 def test_expanded(device: str) -> None:

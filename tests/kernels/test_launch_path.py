@@ -47,19 +47,19 @@ needs no entry, because that is false on a card and in torch.compile."""
 def reads_of(sources: dict[str, str]) -> dict[tuple[str, str], list[str]]:
     """(file, function) → what it reads."""
     others = frozenset().union(*map(makers, sources.values()))
-    found: dict[tuple[str, str], list[str]] = {}
+    reads: dict[tuple[str, str], list[str]] = {}
     for name, source in sources.items():
         for read in host_reads(source, others):
-            found.setdefault((name, read.function), []).append(f"{name}:{read.line}: {read.what}")
-    return found
+            reads.setdefault((name, read.function), []).append(f"{name}:{read.line}: {read.what}")
+    return reads
 
 
 def test_no_source_reads_on_the_host() -> None:
     assert {"kernels/launch.py", "cmpose/ops/library.py"} <= set(SOURCES)
-    found = reads_of(SOURCES)
-    lines = [line for key, lines in found.items() if key not in ALLOWED for line in lines]
+    reads = reads_of(SOURCES)
+    lines = [line for key, lines in reads.items() if key not in ALLOWED for line in lines]
     assert not lines, "\n".join(lines)
-    assert set(ALLOWED) <= set(found), "ALLOWED has a line that nothing needs"
+    assert set(ALLOWED) <= set(reads), "ALLOWED has a line that nothing needs"
 
 
 PLANTED = [
@@ -154,14 +154,14 @@ class NoReads(TorchDispatchMode):
         if func.namespace == "cmpose":  # calls the implementation, whose operators are then seen
             with self:
                 return library.IMPLEMENTATIONS[name][args[-1]](*args[:-1])
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         assert name not in _READING, f"{func} reads on the host"
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
             assert not masks, f"{func} with a mask reads on the host"
         assert name != "repeat_interleave" or "output_size" in kwargs, f"{func} reads"
         result = func(*args, **kwargs)
-        devices = {leaf.device.type for leaf in given if leaf.ndim}
+        devices = {leaf.device.type for leaf in tensors if leaf.ndim}
         devices |= {
             leaf.device.type for leaf in pytree.tree_leaves(result) if torch.is_tensor(leaf)
         }
@@ -214,10 +214,10 @@ def test_planted_reads_raise(device: str, read: str) -> None:
 
 
 def arguments(case: OpCase, device: str) -> dict[str, Any]:
-    made = {n: v.to(device) for n, v in case.make(2, torch.float32, **case.kernel_sizes).items()}
+    kwargs = {n: v.to(device) for n, v in case.make(2, torch.float32, **case.kernel_sizes).items()}
     for name in case.gradients:
-        made[name].requires_grad_()
-    return made
+        kwargs[name].requires_grad_()
+    return kwargs
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -225,17 +225,17 @@ def test_public_ops_read_nothing(op: str) -> None:
     """Forward and backward, from the public function to the launches, with the checks that run on a
     card: these look at no value."""
     case = CASES[op]
-    made = arguments(case, "cpu")
+    kwargs = arguments(case, "cpu")
     with ops.without_value_checks(), launch.recording(89) as launches:
-        result = case.call(**made, backend="triton")
+        result = case.call(**kwargs, backend="triton")
         grads = [torch.ones_like(out) for out in differentiable(result)]
         launches.clear()
         with NoReads():
-            result = case.call(**made, backend="triton")
+            result = case.call(**kwargs, backend="triton")
             forward = len(launches)
             if case.gradients:
-                wanted = [made[name] for name in case.gradients]
-                torch.autograd.grad(differentiable(result), wanted, grads)
+                inputs = [kwargs[name] for name in case.gradients]
+                torch.autograd.grad(differentiable(result), inputs, grads)
     assert forward
     assert len(launches) > forward or not case.gradients
 
@@ -283,11 +283,11 @@ class Captured:
     def run(self) -> list[Tensor]:
         """Outputs and gradients."""
         result = self.call()
-        found = [leaf.detach() for leaf in leaves(result)]
+        results = [leaf.detach() for leaf in leaves(result)]
         if self.case.gradients:
-            wanted = [self.made[name] for name in self.case.gradients]
-            found += torch.autograd.grad(differentiable(result), wanted, self.grads)
-        return found
+            inputs = [self.made[name] for name in self.case.gradients]
+            results += torch.autograd.grad(differentiable(result), inputs, self.grads)
+        return results
 
     def replay(self) -> list[Tensor]:
         self.graph.replay()
@@ -328,14 +328,14 @@ def test_a_replay_draws_by_the_seed_tensor() -> None:
 def test_nothing_synchronises(op: str) -> None:
     """torch's own check raises at every synchronisation, in graphs or not."""
     case = CASES[op]
-    made = arguments(case, "cuda")
-    result = case.call(**made, backend="triton")
+    kwargs = arguments(case, "cuda")
+    result = case.call(**kwargs, backend="triton")
     grads = upstream(differentiable(result), torch.float32)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        result = case.call(**made, backend="triton")
+        result = case.call(**kwargs, backend="triton")
         if case.gradients:
-            wanted = [made[name] for name in case.gradients]
-            torch.autograd.grad(differentiable(result), wanted, grads)
+            inputs = [kwargs[name] for name in case.gradients]
+            torch.autograd.grad(differentiable(result), inputs, grads)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -70,10 +70,10 @@ def check(
     per_channel: bool = True,
 ) -> None:
     arguments = (pred, target, corrupted, normalizer, per_channel)
-    found = reconstruction_loss.forward(*arguments, True, True)
+    actual = reconstruction_loss.forward(*arguments, True, True)
     eager = reconstruction_loss_with_gradients_reference(*arguments, True, True)
     names = ("loss", "pred", "target")
-    for name, a, b, c in zip(names, found, eager, exact(*arguments), strict=True):
+    for name, a, b, c in zip(names, actual, eager, exact(*arguments), strict=True):
         assert a.is_contiguous(), name
         assert_as_close_as_eager(a, b, c, reduction=pred.numel() if name == "loss" else 1)
 
@@ -121,9 +121,9 @@ def test_tokens_outside_are_not_looked_at(value: float, device: str) -> None:
     expected = reconstruction_loss.forward(pred, target, corrupted, None, True, True, True)
     for tensor in (pred, target):
         tensor[~corrupted] = value
-    found = reconstruction_loss.forward(pred, target, corrupted, None, True, True, True)
-    assert_same_bits(found, expected)
-    for gradient in found[1:]:
+    actual = reconstruction_loss.forward(pred, target, corrupted, None, True, True, True)
+    assert_same_bits(actual, expected)
+    for gradient in actual[1:]:
         assert (gradient[~corrupted] == 0).all()
 
 
@@ -145,13 +145,13 @@ def test_only_what_is_wanted(
 ) -> None:
     arguments = (*inputs((2, 3, 5, 7), device, dtype), None, True)
     both = reconstruction_loss.forward(*arguments, True, True)
-    found = reconstruction_loss.forward(*arguments, want_pred, want_target)
-    kept = torch.float32 if dtype == torch.float16 else dtype
-    wanted = [
+    actual = reconstruction_loss.forward(*arguments, want_pred, want_target)
+    gradient_dtype = torch.float32 if dtype == torch.float16 else dtype
+    expected = [
         g if w else g.new_empty(0) for g, w in zip(both[1:], (want_pred, want_target), strict=True)
     ]
-    assert_same(found, (both[0], *wanted))
-    assert all(gradient.dtype == kept for gradient in found[1:])
+    assert_same(actual, (both[0], *expected))
+    assert all(gradient.dtype == gradient_dtype for gradient in actual[1:])
 
 
 def test_any_strides(device: str) -> None:
@@ -160,10 +160,10 @@ def test_any_strides(device: str) -> None:
     views = zip(layouts(pred).items(), reversed(layouts(target).values()), strict=True)
     for (name, strided_pred), strided_target in views:
         flags = corrupted.transpose(0, 2).contiguous().transpose(0, 2)
-        found = reconstruction_loss.forward(
+        actual = reconstruction_loss.forward(
             strided_pred, strided_target, flags, None, True, True, True
         )
-        assert_same(found, expected, f"{name}, ")
+        assert_same(actual, expected, f"{name}, ")
 
 
 def test_as_the_model_calls_it(device: str) -> None:
@@ -184,10 +184,10 @@ def test_offsets_beyond_32_bits(dim: int, device: str) -> None:
     corrupted[2, 2, 2] = True
     expected = reconstruction_loss.forward(pred, target, corrupted, None, True, True, True)
     far = spread(pred, dim, 2**30 + 8)
-    found = reconstruction_loss.forward(far, target, corrupted, None, True, True, True)
-    assert_same(found, expected)
-    found = reconstruction_loss.forward(target, far, corrupted, None, True, True, True)
-    assert_same_bits(found[2], expected[1])
+    actual = reconstruction_loss.forward(far, target, corrupted, None, True, True, True)
+    assert_same(actual, expected)
+    actual = reconstruction_loss.forward(target, far, corrupted, None, True, True, True)
+    assert_same_bits(actual[2], expected[1])
 
 
 def test_offsets_of_gradients_beyond_32_bits(device: str) -> None:
@@ -244,8 +244,8 @@ def test_counts_of_several_programs(monkeypatch: pytest.MonkeyPatch, device: str
     pred, target, corrupted = inputs((2, 3, 18, 80), device, torch.float32)
     expected = reconstruction_loss.forward(pred, target, corrupted, None, True, True, True)
     monkeypatch.setitem(configs.CONFIGS, "block_sums", {None: {80: configs.c(1, BLOCK=16)}})
-    found = reconstruction_loss.forward(pred, target, corrupted, None, True, True, True)
-    assert_same(found, expected)
+    actual = reconstruction_loss.forward(pred, target, corrupted, None, True, True, True)
+    assert_same(actual, expected)
     assert reduce.block_sums(reduce.numbers(corrupted), torch.int32).shape == (7,)
 
 

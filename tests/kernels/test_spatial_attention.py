@@ -135,8 +135,8 @@ def test_any_strides(device: str, S: int, d: int, dtype: torch.dtype) -> None:
         random(H, d, S, B, T, dtype=dtype, device=device).permute(3, 4, 2, 0, 1),
     ]
     for qkv, grad in zip((turned, part), grads, strict=True):
-        found = both(qkv, grad)
-        assert_same_bits(found, both(qkv.contiguous(), grad.contiguous()))
+        actual = both(qkv, grad)
+        assert_same_bits(actual, both(qkv.contiguous(), grad.contiguous()))
 
 
 @pytest.mark.parametrize(("S", "d", "dtype"), KERNELS, ids=str)
@@ -235,7 +235,7 @@ those of one projection."""
 @pytest.mark.parametrize("case", OPTIONS)
 def test_options(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths from 0 to S; whatever the padding holds, it reaches nothing, and gets 0."""
-    arch, (T, S, H, d), dtype, given = OPTIONS[case]
+    arch, (T, S, H, d), dtype, chosen = OPTIONS[case]
     if not torch.cuda.is_available():
         monkeypatch.setattr(launch, "INTERPRETER_ARCH", arch)
     qkv = random(1, T, S, 3, H, d, dtype=dtype, device=device)
@@ -243,35 +243,35 @@ def test_options(case: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Non
     grads.append(random(1, T, H, S, dtype=torch.float32, device=device, seed=2))
     lengths = torch.tensor([[S, S - 17, S // 3, 0]], device=device)[:, :T]
     padding = torch.arange(S, device=device) >= lengths[..., None]  # [1, T, S]
-    if "lengths" not in given:
+    if "lengths" not in chosen:
         padding = torch.zeros_like(padding)
     marks = [padding[..., None, None], padding[:, :, None]]
 
     def run(backend: str, qkv: Tensor, grads: list[Tensor]) -> list[Tensor]:
         parts = qkv.unbind(3)
-        if "strides" in given:
+        if "strides" in chosen:
             parts = parts[0], parts[1].contiguous(), parts[2].transpose(2, 4).contiguous()
             parts = *parts[:2], parts[2].transpose(2, 4)
-        packed = given.isdisjoint(("separate", "strides"))
+        packed = chosen.isdisjoint(("separate", "strides"))
         leaves = [x.detach().requires_grad_() for x in ([qkv] if packed else parts)]
         out, lse = ops.spatial_attention(
             leaves[0] if packed else leaves,
-            lengths=lengths if "lengths" in given else None,
-            scale=-0.3 if "scale" in given else None,
+            lengths=lengths if "lengths" in chosen else None,
+            scale=-0.3 if "scale" in chosen else None,
             return_lse=True,
             backend=backend,
         )
         assert torch.equal(lse.isneginf(), marks[1].expand_as(lse))
-        found = torch.autograd.grad([out, lse], leaves, grads)
-        for x, mark in zip((out, *found), (marks[0], *[padding] * 3), strict=False):
+        gradients = torch.autograd.grad([out, lse], leaves, grads)
+        for x, mark in zip((out, *gradients), (marks[0], *[padding] * 3), strict=False):
             assert not x[mark.expand_as(x) if mark.ndim == x.ndim else mark].any()
-        return [out.detach(), lse.detach().masked_fill(marks[1], 0.0), *found]
+        return [out.detach(), lse.detach().masked_fill(marks[1], 0.0), *gradients]
 
     poisoned = [x.masked_fill(m, math.nan) for x, m in zip(grads, marks, strict=True)]
-    found = run("triton", qkv.masked_fill(marks[0][..., None], math.nan), poisoned)
+    actual = run("triton", qkv.masked_fill(marks[0][..., None], math.nan), poisoned)
     exact = run("reference", qkv.double(), [g.double() for g in grads])
     eager = run("reference", qkv, grads)
-    for a, b, c in zip(found, eager, exact, strict=True):
+    for a, b, c in zip(actual, eager, exact, strict=True):
         assert_as_close_as_eager(a, b, c, reduction=max(S, d), roundings=2)
 
 
@@ -295,8 +295,8 @@ def test_lengths_outside_the_frame_count_as_the_nearer(device: str) -> None:
     qkv = random(1, 4, 19, 3, 1, 16, dtype=torch.float32, device=device)
     far = torch.tensor([[-1, 20, 2**32 + 1, -(2**32) + 1]], device=device)
     near = torch.tensor([[0, 19, 19, 0]], device=device)
-    found = spatial_attention.forward(qkv, lengths=far)
-    assert_same_bits(found, spatial_attention.forward(qkv, lengths=near))
+    actual = spatial_attention.forward(qkv, lengths=far)
+    assert_same_bits(actual, spatial_attention.forward(qkv, lengths=near))
 
 
 def test_separate_operands_are_not_copied() -> None:

@@ -157,9 +157,9 @@ def test_hostile_gradients(shape: tuple[int, ...], device: str) -> None:
     for name, grad in gradients:
         exact = gradient(qkv.double(), grad.double())
         # A sum's gradient cancels in q and k.
-        found, eager = temporal_attention.backward(grad, qkv)[0], gradient(qkv, grad)
+        actual, eager = temporal_attention.backward(grad, qkv)[0], gradient(qkv, grad)
         try:
-            assert_as_close_as_eager(found, eager, exact, reduction=32, terms=1.0)
+            assert_as_close_as_eager(actual, eager, exact, reduction=32, terms=1.0)
         except AssertionError as error:
             raise AssertionError(f"gradient {name}: {error}") from None
 
@@ -262,8 +262,8 @@ def test_results_beyond_31_bits(clips: int, frames: int, device: str) -> None:
             config=launched.config._replace(blocks={}),
             **launched.constants,
         )
-        found = passed[at].as_strided(expected.shape, (frames * far, far, *expected.stride()[2:]))
-        assert torch.equal(found, expected)
+        actual = passed[at].as_strided(expected.shape, (frames * far, far, *expected.stride()[2:]))
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(("frames", "kind"), [(2, "rows"), (5, "rows"), (6, "tile"), (16, "tile")])
@@ -296,14 +296,14 @@ OPTIONS = {
 @pytest.mark.parametrize("case", OPTIONS)
 def test_options(case: str, device: str) -> None:
     """Lengths from 0 to T in one program; whatever the padding holds, it reaches nothing."""
-    frames, d, given = OPTIONS[case]
+    frames, d, chosen = OPTIONS[case]
     qkv, grad = inputs((3, frames, 2, 1, d), device, torch.float32)
     lengths = torch.tensor([frames, frames // 2, 0], device=device)
-    options: dict[str, Any] = {"causal": "causal" in given}
-    options["lengths"] = lengths if "lengths" in given else None
-    options["scale"] = -0.3 if "scale" in given else None
+    options: dict[str, Any] = {"causal": "causal" in chosen}
+    options["lengths"] = lengths if "lengths" in chosen else None
+    options["scale"] = -0.3 if "scale" in chosen else None
     poisoned, padding = (qkv.clone(), grad.clone()), []
-    if "lengths" in given:
+    if "lengths" in chosen:
         for b, n in enumerate(lengths.tolist()):
             for tensor in poisoned:
                 tensor[b, n:] = math.nan
@@ -311,15 +311,15 @@ def test_options(case: str, device: str) -> None:
 
     def run(backend: str, qkv: Tensor, grad: Tensor) -> list[Tensor]:
         parts = [turned(x) if i else x for i, x in enumerate(qkv.unbind(3))]
-        leaves = [x.detach().requires_grad_() for x in (parts if "separate" in given else [qkv])]
-        operands = leaves if "separate" in given else leaves[0]
+        leaves = [x.detach().requires_grad_() for x in (parts if "separate" in chosen else [qkv])]
+        operands = leaves if "separate" in chosen else leaves[0]
         out = ops.temporal_attention(operands, **options, backend=backend)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
-    found = run("triton", *poisoned)
+    actual = run("triton", *poisoned)
     exact = run("reference", qkv.double(), grad.double())
     eager = run("reference", qkv, grad)
-    for a, b, c in zip(found, eager, exact, strict=True):
+    for a, b, c in zip(actual, eager, exact, strict=True):
         assert_as_close_as_eager(a, b, c, reduction=max(frames, d), roundings=2)
         assert all((a[b, n:] == 0).all() for b, n in padding)
 
@@ -330,8 +330,8 @@ def test_lengths_outside_the_clip_count_as_the_nearer(device: str) -> None:
         qkv, _ = inputs((4, frames, 2, 1, 16), device, torch.float32)
         far = torch.tensor([-1, frames + 1, 2**32 + 1, -(2**32) + 1], device=device)
         near = torch.tensor([0, frames, frames, 0], device=device)
-        found = temporal_attention.forward(qkv, lengths=far)
-        assert torch.equal(found, temporal_attention.forward(qkv, lengths=near))
+        actual = temporal_attention.forward(qkv, lengths=far)
+        assert torch.equal(actual, temporal_attention.forward(qkv, lengths=near))
 
 
 def test_float32_is_exact_unless_tf32_is_allowed() -> None:
@@ -340,8 +340,8 @@ def test_float32_is_exact_unless_tf32_is_allowed() -> None:
         with launch.recording(90) as launches:
             temporal_attention.forward(qkv)
             temporal_attention.backward(qkv[:, :, :, 0], qkv)
-        [found] = {launched.constants["PRECISION"] for launched in launches}
-        return found
+        [constant] = {launched.constants["PRECISION"] for launched in launches}
+        return constant
 
     assert precision(torch.float32) == "ieee"
     before = torch.get_float32_matmul_precision()
@@ -370,8 +370,8 @@ for frames, width in ((3, 64), (3, 80), (16, 64)):
         with launch.recording(89) as launches:
             getattr(temporal_attention, name)(*arguments)
         ptx = compile_check.build(launches[0], 89).asm["ptx"]
-        found = collections.Counter(re.findall(r"(?:ld|st)[.]global[^ ]*", ptx))
-        counts[f"{name} {frames} {width}"] = found
+        accesses = collections.Counter(re.findall(r"(?:ld|st)[.]global[^ ]*", ptx))
+        counts[f"{name} {frames} {width}"] = accesses
 print(json.dumps(counts))
 """
 

@@ -28,28 +28,28 @@ from tests.kernels.compile_check import OPS
 
 def test_candidates_are_the_neighbours() -> None:
     pinned = c(4, 2, ROWS=16, BLOCK_D=64)
-    found = tune.candidates("any", pinned)
-    assert pinned not in found
-    assert len({repr(one) for one in found}) == len(found)
-    for one in found:
+    candidates = tune.candidates("any", pinned)
+    assert pinned not in candidates
+    assert len({repr(one) for one in candidates}) == len(candidates)
+    for one in candidates:
         assert list(one.blocks) == ["ROWS", "BLOCK_D"]
         assert one.blocks["ROWS"] in (8, 16, 32)
         assert one.blocks["BLOCK_D"] in (32, 64, 128)
         assert one.num_warps in (2, 4, 8)
         assert one.num_stages in (1, 2, 3)
-    assert c(8, 3, ROWS=32, BLOCK_D=64) in found
-    assert c(2, 2, ROWS=32, BLOCK_D=128) not in found  # eight times as much a warp
+    assert c(8, 3, ROWS=32, BLOCK_D=64) in candidates
+    assert c(2, 2, ROWS=32, BLOCK_D=128) not in candidates  # eight times as much a warp
     quick = tune.candidates("any", pinned, quick=True)
     assert len(quick) == 8
-    assert all(one in found for one in quick)
+    assert all(one in candidates for one in quick)
     straight = tune.candidates("any", pinned, loops=False)
     assert {one.num_stages for one in straight} == {2}
     assert c(8, 2, ROWS=32, BLOCK_D=64) in straight
 
 
 def test_candidates_at_the_ends() -> None:
-    found = tune.candidates("any", c(1, BLOCK=1), quick=True)
-    assert sorted(found, key=repr) == sorted(
+    candidates = tune.candidates("any", c(1, BLOCK=1), quick=True)
+    assert sorted(candidates, key=repr) == sorted(
         [c(1, BLOCK=2), c(2, BLOCK=1), c(1, 2, BLOCK=1)], key=repr
     )
     assert all(one.num_warps <= 16 for one in tune.candidates("any", c(16, BLOCK=4096)))
@@ -61,9 +61,9 @@ def test_candidates_stay_where_the_kernel_works(kernel: str) -> None:
     for line in configs.CONFIGS[kernel].values():
         for pinned in line.values():
             assert overrides.allowed(kernel, pinned)
-            found = tune.candidates(kernel, pinned)
-            assert found
-            assert all(overrides.allowed(kernel, one) for one in found)
+            candidates = tune.candidates(kernel, pinned)
+            assert candidates
+            assert all(overrides.allowed(kernel, one) for one in candidates)
             beyond = pinned._replace(num_warps=overrides.RANGES[kernel]["num_warps"][1] * 2)
             assert not overrides.allowed(kernel, beyond)
 
@@ -350,10 +350,10 @@ def test_the_whole_program(
     text = capsys.readouterr().out
     assert "copy_op forward, B=32 T=3 N=192 K=15 D=768 H=12, bfloat16: pinned 4000.0 µs" in text
     assert "no shape reaches" not in text
-    found = json.loads(file.read_text())
-    assert found["card"] == "a card"
-    assert found["triton"] == triton.__version__
-    new = overrides.merged(TABLE, found, "found")
+    document = json.loads(file.read_text())
+    assert document["card"] == "a card"
+    assert document["triton"] == triton.__version__
+    new = overrides.merged(TABLE, document, "found")
     assert new["copy"][None][89] == c(4, BLOCK=64, CHUNK=16)
     assert new["other"] == TABLE["other"]
 
@@ -363,9 +363,9 @@ def test_on_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "found.json"
     assert tune.main(["heatmap_loss", "--quick", "--json", str(file)]) == 0
     assert "heatmap_loss_forward, variant " in capsys.readouterr().out
-    found = json.loads(file.read_text())
-    assert found["card"] == torch.cuda.get_device_name()
-    overrides.merged(configs.CONFIGS, found, "found")
+    document = json.loads(file.read_text())
+    assert document["card"] == torch.cuda.get_device_name()
+    overrides.merged(configs.CONFIGS, document, "found")
 
 
 # -- overrides ------------------------------------------------------------------------------------

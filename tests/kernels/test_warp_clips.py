@@ -56,11 +56,11 @@ def assert_is_the_reference(
     std=IMAGENET_STD,
 ) -> Tensor:
     """Bit for bit: weights and sums are exact, and the last steps are rounded alike."""
-    found = warp_clips.forward(frames, matrices, size, mean, std, dtype)
+    actual = warp_clips.forward(frames, matrices, size, mean, std, dtype)
     expected = warp_clips_reference(frames, matrices, size, mean, std, dtype)
-    assert_layout(found, expected.shape, dtype)
-    assert_same_bits(found, expected)
-    return found
+    assert_layout(actual, expected.shape, dtype)
+    assert_same_bits(actual, expected)
+    return actual
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -78,15 +78,15 @@ def test_white_noise(
     """Tiles cut off in both directions, and more than one band of rows."""
     frames = noise_frames(device, clips, num_frames, 31, width)
     assert _layout(frames, size[1]) == ("packed" if width % 8 else "words")
-    found = assert_is_the_reference(frames, MATRICES[-clips:].to(device), size, dtype)
-    assert len(found.unique()) > 100
+    warped = assert_is_the_reference(frames, MATRICES[-clips:].to(device), size, dtype)
+    assert len(warped.unique()) > 100
 
 
 def test_cv2_within_half_a_grey_level(device: str) -> None:
     frames = noise_frames(device, len(MATRICES), 1, 31, 43)
     plain = (0.0,) * 3, (1.0,) * 3
-    found = warp_clips.forward(frames, MATRICES.to(device), (7, 33), *plain, torch.float32)
-    levels = (found[:, 0] * 255).permute(0, 2, 3, 1).cpu().numpy()
+    warped = warp_clips.forward(frames, MATRICES.to(device), (7, 33), *plain, torch.float32)
+    levels = (warped[:, 0] * 255).permute(0, 2, 3, 1).cpu().numpy()
     for crop, frame, matrix in zip(levels, frames[:, 0].cpu().numpy(), MATRICES, strict=True):
         truth = cv2.warpAffine(frame, matrix.numpy(), (33, 7), flags=cv2.INTER_LINEAR)
         assert np.abs(crop - truth.astype(np.float32)).max() <= 0.5 + 1e-3
@@ -157,9 +157,9 @@ def test_strides(device: str, name: str) -> None:
     assert (_layout(frames, 5) == "words") == (
         name in ("words, cut out of a clip", "words of one clip")
     )
-    found = assert_is_the_reference(frames, matrices, (6, 5))
+    warped = assert_is_the_reference(frames, matrices, (6, 5))
     compact = assert_is_the_reference(frames.contiguous(), matrices.contiguous(), (6, 5))
-    assert_same_bits(found, compact)
+    assert_same_bits(warped, compact)
 
 
 BEYOND = 2**31 + 8
@@ -184,7 +184,7 @@ def test_offsets_beyond_2_31(device: str, shape: tuple[int, ...], strides: tuple
     frames = torch.empty(span, dtype=torch.uint8, device=device).as_strided(shape, strides)
     frames.copy_(noise_frames(device, *shape[:-1]))
     matrices = torch.tensor([[[1.2, 0.1, 0.3], [0.0, 1.3, 0.2]]], device=device)
-    found = assert_is_the_reference(frames, matrices.expand(shape[0], -1, -1), (4, 5))
+    warped = assert_is_the_reference(frames, matrices.expand(shape[0], -1, -1), (4, 5))
     # Compared with the same pixels close together: the reference could read the same wrong ones.
     near = warp_clips.forward(
         frames.contiguous(),
@@ -194,7 +194,7 @@ def test_offsets_beyond_2_31(device: str, shape: tuple[int, ...], strides: tuple
         IMAGENET_STD,
         torch.float32,
     )
-    assert_same_bits(found, near)
+    assert_same_bits(warped, near)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter would take days")
@@ -206,8 +206,8 @@ def test_more_than_2_31_elements(device: str) -> None:
     moved = matrix.clone()
     moved[0, 1, 2] -= height - rows  # whole destination pixels
     options = IMAGENET_MEAN, IMAGENET_STD, torch.float16
-    found = warp_clips.forward(frames, matrix, (height, width), *options)[..., -rows:, :]
-    assert_same_bits(found, warp_clips.forward(frames, moved, (rows, width), *options))
+    warped = warp_clips.forward(frames, matrix, (height, width), *options)[..., -rows:, :]
+    assert_same_bits(warped, warp_clips.forward(frames, moved, (rows, width), *options))
 
 
 def test_every_element_is_written_and_repeats(device: str, poisoned_memory: None) -> None:
@@ -276,5 +276,5 @@ def test_matrices_that_are_no_use(device: str, width: int) -> None:
     )
     frames = noise_frames(device, len(matrices), 1, 5, width)
     with np.errstate(all="ignore"):  # Triton's interpreter computes with numpy
-        found = assert_is_the_reference(frames, matrices, (4, 6))
-    assert found.isfinite().all()
+        warped = assert_is_the_reference(frames, matrices, (4, 6))
+    assert warped.isfinite().all()

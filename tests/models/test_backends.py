@@ -168,6 +168,6 @@ def test_inference_compiles_whole() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     images = batch_of(model, 2)[0]
     with torch.no_grad():
-        expected, got = model(images), compiled(images)
-    torch.testing.assert_close(got.heatmaps, expected.heatmaps)
-    assert torch.equal(got.fine.clusters.assignment, expected.fine.clusters.assignment)
+        expected, actual = model(images), compiled(images)
+    torch.testing.assert_close(actual.heatmaps, expected.heatmaps)
+    assert torch.equal(actual.fine.clusters.assignment, expected.fine.clusters.assignment)

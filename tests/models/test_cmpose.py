@@ -188,10 +188,10 @@ def test_bernoulli_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert not torch.equal(drawn, backbone.draw_kept(seed_tensor(8), 0, 1000, 3))
     second_half = backbone.draw_kept(seed_tensor(), 500, 500, 3)
     assert torch.equal(second_half, drawn[:, :, 1500:])
-    drop, kept = DropPath(0.25), drawn[1, 0]
-    dropped = drop(torch.zeros(3000, 3), torch.ones_like, kept)
+    drop, mask = DropPath(0.25), drawn[1, 0]
+    dropped = drop(torch.zeros(3000, 3), torch.ones_like, mask)
     assert torch.equal(dropped.unique(), torch.tensor([0.0, 1 / 0.75]))
-    assert torch.equal(dropped > 0, kept[:, None].expand(-1, 3))
+    assert torch.equal(dropped > 0, mask[:, None].expand(-1, 3))
 
 
 @pytest.mark.parametrize("selection", ["exact", "bernoulli"])

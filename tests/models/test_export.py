@@ -73,17 +73,17 @@ def test_any_batch(dynamic, batch):
     clips = example(model, batch, seed=100 + batch)
     with torch.no_grad():
         output = model(clips)
-    wanted = output.heatmaps, output.fine.selection.causal, output.fine.clusters.assignment
+    expected = output.heatmaps, output.fine.selection.causal, output.fine.clusters.assignment
     program = torch.export.load(folder / "m.pt2").module()(clips)
     session = onnxruntime.InferenceSession(folder / "m.onnx")
     names = [o.name for o in session.get_outputs()]
     assert names == ["heatmaps", "causal", "clusters"]
     answered = [torch.from_numpy(o) for o in session.run(None, {"clips": clips.numpy()})]
     for outputs in (program, answered):
-        assert torch.equal(outputs[1], wanted[1])
-        assert torch.equal(outputs[2], wanted[2])
-        atol = BOUND * float(wanted[0].abs().max())
-        torch.testing.assert_close(outputs[0], wanted[0], rtol=0, atol=atol)
+        assert torch.equal(outputs[1], expected[1])
+        assert torch.equal(outputs[2], expected[2])
+        atol = BOUND * float(expected[0].abs().max())
+        torch.testing.assert_close(outputs[0], expected[0], rtol=0, atol=atol)
 
 
 def test_standard_operators_only(dynamic):
@@ -238,17 +238,17 @@ def test_a_folder_tells_the_ap_of_its_run(tmp_path, capsys):
     (run / "metrics.json").write_text(
         json.dumps({"ap": ap, "box_source": "ground truth", "data": "d/val", "steps": 5})
     )
-    for place in ("evaluations/model", "model/evaluation"):  # here `evaluate` writes, and wrote
-        metrics = {"ap": ap, "box_source": f"{place}.json", "clips": 3}
-        (run / place).mkdir(parents=True)
-        (run / place / "metrics.json").write_text(json.dumps(metrics))
+    for part in ("evaluations/model", "model/evaluation"):  # here `evaluate` writes, and wrote
+        metrics = {"ap": ap, "box_source": f"{part}.json", "clips": 3}
+        (run / part).mkdir(parents=True)
+        (run / part / "metrics.json").write_text(json.dumps(metrics))
     main(["export", str(run), "--out", str(tmp_path / "published")])
     assert "README.md, config.json, model.safetensors, skeleton.json" in capsys.readouterr().out
     card = (tmp_path / "published" / "README.md").read_text()
     assert "Official PoseTrack AP in per cent" in card
     for line in (
         "`d/val` | ground truth | –",
-        *(f"unknown | {place}.json | 3" for place in ("evaluations/model", "model/evaluation")),
+        *(f"unknown | {part}.json | 3" for part in ("evaluations/model", "model/evaluation")),
     ):
         assert f"| {line} | 44.0 |" in card
     assert {p.name for p in (tmp_path / "published").iterdir()} == {
@@ -323,7 +323,7 @@ def test_the_example_serves_the_poses_that_cmpose_predicts(served, tmp_path, udp
     clips = normalize_clips(torch.from_numpy(crops)[:, None].expand(-1, 3, -1, -1, -1))
     with torch.no_grad():
         xy, scores = decode_heatmaps(model(clips).heatmaps)
-    wanted = to_image(
+    expected = to_image(
         xy,
         torch.from_numpy(np.stack(matrices)),
         heatmap_size=model.heatmap_size,
@@ -333,6 +333,6 @@ def test_the_example_serves_the_poses_that_cmpose_predicts(served, tmp_path, udp
     assert (scores > 0).all()  # where no heatmap rises, cmpose answers (0, 0)
     assert [[p["joint"] for p in pose] for pose in poses] == [list(JOINTS)] * 2
     served_xy = torch.tensor([[p["xy"] for p in pose] for pose in poses], dtype=torch.float64)
-    torch.testing.assert_close(served_xy, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(served_xy, expected, rtol=0, atol=1e-6)
     theirs = torch.tensor([[p["score"] for p in pose] for pose in poses])
     torch.testing.assert_close(theirs, scores, rtol=0, atol=BOUND * float(scores.max()))

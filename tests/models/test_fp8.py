@@ -27,15 +27,15 @@ def rounding(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.maximum(U[dtype] * x, scale * STEP[dtype] / 2)
 
 
-def assert_product(got: Tensor, a: Tensor, b: Tensor, kinds: tuple[torch.dtype, ...]) -> None:
+def assert_product(actual: Tensor, a: Tensor, b: Tensor, kinds: tuple[torch.dtype, ...]) -> None:
     """got = a b to the rounding of both, of float32 sums and of the result; not much better."""
     a, b = a.double(), b.double()
     da, db = rounding(a, kinds[0]), rounding(b, kinds[1])
     bound = da @ b.abs() + a.abs() @ db + da @ db
     bound += (a.abs() @ b.abs()) * a.shape[1] * 2.0**-23
     exact = a @ b
-    bound += (exact.abs() + bound) * torch.finfo(got.dtype).eps / 2
-    error = (got.double() - exact).abs()
+    bound += (exact.abs() + bound) * torch.finfo(actual.dtype).eps / 2
+    error = (actual.double() - exact).abs()
     assert (error <= bound).all()
     assert error.mean() > 0.01 * bound.mean(), "products are in fp8"
 
@@ -117,14 +117,14 @@ def test_several_maps_of_one_input_are_each_its_own() -> None:
     other = (weight.detach() * 3 + 0.01).requires_grad_()
     g = gradient.bfloat16()
     both = fp8.linears(x, (weight, bias), (other, None), emulate=True)
-    got = torch.autograd.grad(both, [x, weight, other, bias], [g, 2 * g])
+    actual = torch.autograd.grad(both, [x, weight, other, bias], [g, 2 * g])
     (first,) = fp8.linears(x, (weight, bias), emulate=True)
     (second,) = fp8.linears(x, (other, None), emulate=True)
     one = torch.autograd.grad(first, [x, weight, bias], g)
     two = torch.autograd.grad(second, [x, other], 2 * g)
     assert torch.equal(both[0], first)
     assert torch.equal(both[1], second)
-    for a, b in zip(got, (one[0] + two[0], one[1], two[1], one[2]), strict=True):
+    for a, b in zip(actual, (one[0] + two[0], one[1], two[1], one[2]), strict=True):
         assert torch.equal(a, b)
 
 
@@ -144,22 +144,22 @@ def test_a_compiled_one_is_the_same() -> None:
 def test_the_criss_cross_network_takes_its_products_in_fp8(depth: int) -> None:
     """All of them, in training mode alone, as one graph; as near to the plain one as fp8 is."""
     torch.manual_seed(0)
-    made = CrissCross(32, 2, small_config(criss_cross_depth=depth, mlp_ratio=1.5)).train()
-    made.reset_fusion()
+    network = CrissCross(32, 2, small_config(criss_cross_depth=depth, mlp_ratio=1.5)).train()
+    network.reset_fusion()
     x = torch.randn(2, 3, 5, 32)
-    plain = made(x)
-    linears = [part for part in made.modules() if isinstance(part, Linear)]
+    plain = network(x)
+    linears = [part for part in network.modules() if isinstance(part, Linear)]
     for part in linears:
         part.fp8 = "emulated"
     with counter() as products:
-        eager = made(x)
+        eager = network(x)
     assert not torch.equal(eager, plain)
     assert (eager - plain).norm() < 0.1 * plain.norm()
     plain_flops = products.get_total_flops()
     for part in linears:
         part.fp8 = "card"
     with counter() as products:
-        made(x.bfloat16())
+        network(x.bfloat16())
     in_fp8 = products.get_flop_counts()["Global"].get(torch.ops.aten._scaled_mm, 0)
     attention = products.get_total_flops() - in_fp8
     assert in_fp8 > 0.9 * plain_flops - attention
@@ -168,6 +168,6 @@ def test_the_criss_cross_network_takes_its_products_in_fp8(depth: int) -> None:
     if depth == 2:
         for part in linears:
             part.fp8 = "emulated"
-        compiled = torch.compile(made, fullgraph=True, backend="eager")
+        compiled = torch.compile(network, fullgraph=True, backend="eager")
         assert torch.equal(compiled(x), eager)
-    assert torch.equal(made.eval()(x), plain)
+    assert torch.equal(network.eval()(x), plain)

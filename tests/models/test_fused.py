@@ -19,10 +19,10 @@ Function = Callable[[Tensor], Iterable[Tensor]]
 def network(**fields) -> CrissCross:
     """A criss-cross network of width 8 in float64; every parameter counts in its results."""
     torch.manual_seed(0)
-    made = CrissCross(8, 2, small_config(**fields)).double()
-    for parameter in made.parameters():
+    criss_cross = CrissCross(8, 2, small_config(**fields)).double()
+    for parameter in criss_cross.parameters():
         nn.init.normal_(parameter, std=0.5)
-    return made
+    return criss_cross
 
 
 def assert_equal(parameters: Iterable[nn.Parameter], fast: Function, plain: Function) -> None:
@@ -43,10 +43,10 @@ def assert_equal(parameters: Iterable[nn.Parameter], fast: Function, plain: Func
 
 
 def test_shared_projections() -> None:
-    made = network()
-    blocks = made.first.spatial[0], made.first.temporal[0]
+    criss_cross = network()
+    blocks = criss_cross.first.spatial[0], criss_cross.first.temporal[0]
     assert_equal(
-        made.parameters(),
+        criss_cross.parameters(),
         lambda x: fused.shared_projections(x, *blocks),
         lambda x: [block.attn.qkv(block.norm1(x)) for block in blocks],
     )
@@ -87,10 +87,10 @@ def test_block_from_qkv() -> None:
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_both_stacks(recompute: bool) -> None:
-    made = network(criss_cross_depth=2, checkpoint_activations=recompute)
-    stacks = made.first.spatial, made.first.temporal
+    criss_cross = network(criss_cross_depth=2, checkpoint_activations=recompute)
+    stacks = criss_cross.first.spatial, criss_cross.first.temporal
     assert_equal(
-        made.parameters(),
+        criss_cross.parameters(),
         lambda x: fused.both_stacks(*stacks, x),
         lambda x: [stack(x) for stack in stacks],
     )
@@ -114,8 +114,10 @@ def test_linear_of_concat() -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_criss_cross_network_is_equation_5(shared: bool, recompute: bool, depth: int) -> None:
     """Linear(D_T(D_S(X)) ⊕ D_S(D_T(X))), block by block."""
-    made = network(share_pathways=shared, checkpoint_activations=recompute, criss_cross_depth=depth)
-    first, second = made.first, made.second or made.first
+    criss_cross = network(
+        share_pathways=shared, checkpoint_activations=recompute, criss_cross_depth=depth
+    )
+    first, second = criss_cross.first, criss_cross.second or criss_cross.first
 
     def plain(x: Tensor) -> list[Tensor]:
         one, other = x, x
@@ -124,7 +126,7 @@ def test_the_criss_cross_network_is_equation_5(shared: bool, recompute: bool, de
         for block in (*second.temporal, *second.spatial):
             other = block(other)
         both = torch.cat([one, other], dim=-1)
-        weight = torch.cat([made.fuse_first.weight, made.fuse_second.weight], dim=1)
-        return [nn.functional.linear(both, weight, made.fuse_first.bias)]
+        weight = torch.cat([criss_cross.fuse_first.weight, criss_cross.fuse_second.weight], dim=1)
+        return [nn.functional.linear(both, weight, criss_cross.fuse_first.bias)]
 
-    assert_equal(made.parameters(), lambda x: [made(x)], plain)
+    assert_equal(criss_cross.parameters(), lambda x: [criss_cross(x)], plain)

@@ -53,7 +53,7 @@ def every_sample(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor) ->
 def test_losses_and_gradients_are_those_of_the_whole(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    results = []
     for plain in (False, True):
         if plain:
             monkeypatch.setattr(CoarseLearning, "_restore", every_branch)
@@ -69,10 +69,10 @@ def test_losses_and_gradients_are_those_of_the_whole(
         with torch.no_grad():
             inferred = model.eval()(images).heatmaps
         gradients = [p.grad for p in model.parameters()]
-        found.append([*(term.detach() for term in losses), inferred, *gradients])
-    assert found[0][0] > 0
-    largest = max(float(whole.abs().max()) for whole in found[1])
-    for fast, whole in zip(*found, strict=True):
+        results.append([*(term.detach() for term in losses), inferred, *gradients])
+    assert results[0][0] > 0
+    largest = max(float(whole.abs().max()) for whole in results[1])
+    for fast, whole in zip(*results, strict=True):
         # The exact gradient of the keys' bias is 0.
         atol = max(1e-12 * float(whole.abs().max()), 1e-15 * largest)
         torch.testing.assert_close(fast, whole, rtol=1e-11, atol=atol)
@@ -80,17 +80,17 @@ def test_losses_and_gradients_are_those_of_the_whole(
 
 def test_what_is_not_read_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the last blocks' MLPs and of the first projections, for 2 clips of 3 × 14 slots."""
-    seen: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = {}
 
     def count(of: nn.Module, name: str) -> None:
         of.register_forward_hook(
-            lambda _, x, __: seen.setdefault(name, []).append(x[0][..., 0].numel())
+            lambda _, x, __: counts.setdefault(name, []).append(x[0][..., 0].numel())
         )
 
     projected = rows.spread
     monkeypatch.setattr(
         "cmpose.models.fused.spread",
-        lambda x, distinct: seen.setdefault("qkv", []).append(len(x)) or projected(x, distinct),
+        lambda x, distinct: counts.setdefault("qkv", []).append(len(x)) or projected(x, distinct),
     )
     model = build()
     network = model.coarse.criss_cross
@@ -99,26 +99,26 @@ def test_what_is_not_read_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> No
     count(network.fuse_first, "fused")
     model(clips(2, model.config), seed_tensor())
     every, clean, corrupted = 3 * 2 * 42, 2 * 42, 2 * 16  # round(0.45 · 36) = 16 of a clip
-    assert sorted(seen["spatial"]) == sorted(seen["temporal"]) == [clean + 2 * corrupted, every]
-    assert seen["fused"] == [clean + 2 * corrupted]
-    assert seen["qkv"] == [clean + corrupted + 42] * 2  # masked tokens are alike in all clips
-    seen.clear()
+    assert sorted(counts["spatial"]) == sorted(counts["temporal"]) == [clean + 2 * corrupted, every]
+    assert counts["fused"] == [clean + 2 * corrupted]
+    assert counts["qkv"] == [clean + corrupted + 42] * 2  # masked tokens are alike in all clips
+    counts.clear()
     model = build(fine="off").eval()
     network = model.coarse.criss_cross
     count(network.first.temporal[0].mlp, "temporal")
     count(network.fuse_first, "fused")
     assert model(clips(2, model.config)).coarse.keypoint_tokens.shape == (2, 0, 192)
-    assert sorted(seen["temporal"]) == [2 * 36, 2 * 42]
-    assert seen["fused"] == [2 * 36]
+    assert sorted(counts["temporal"]) == [2 * 36, 2 * 42]
+    assert counts["fused"] == [2 * 36]
 
 
 def test_stochastic_depth_keeps_a_count_and_the_expectation() -> None:
     backbone = build(depth=3, drop_path=0.5).backbone  # rates 0, 0.25, 0.5
     x = torch.ones(6, 1, 1, 1)
 
-    def branch(kept: Tensor) -> Tensor:
-        computed.append(len(kept))
-        return 2.0 * kept
+    def branch(samples: Tensor) -> Tensor:
+        computed.append(len(samples))
+        return 2.0 * samples
 
     for block, count in ((0, 6), (1, 4), (2, 3)):
         computed: list[int] = []

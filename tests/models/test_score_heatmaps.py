@@ -23,11 +23,13 @@ def test_it_is_the_bilinear_interpolation(grid: tuple[int, int], size: tuple[int
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, 3, grid[0] * grid[1], dtype=torch.float64, generator=generator)
     scores.requires_grad_()
-    found = score_heatmaps(scores, grid, size)
-    truth = torch.nn.functional.interpolate(scores.unflatten(-1, grid), size=size, mode="bilinear")
-    torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-6)
-    upstream = torch.randn(found.shape, dtype=torch.float64, generator=generator)
-    grads = [torch.autograd.grad(out, scores, upstream)[0] for out in (found, truth)]
+    actual = score_heatmaps(scores, grid, size)
+    expected = torch.nn.functional.interpolate(
+        scores.unflatten(-1, grid), size=size, mode="bilinear"
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    upstream = torch.randn(actual.shape, dtype=torch.float64, generator=generator)
+    grads = [torch.autograd.grad(out, scores, upstream)[0] for out in (actual, expected)]
     torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-6)
 
 

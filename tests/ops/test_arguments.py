@@ -34,26 +34,26 @@ def _shown(name: str) -> str:
 
 @every_argument
 def test_not_a_tensor(case: OpCase, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = "x"
+    kwargs = case.make(2, torch.float32)
+    kwargs[name] = "x"
     with pytest.raises(TypeError, match=rf"^{_shown(name)} must be .*[Tt]ensor.* got (str|'x')"):
-        case.call(**made)
+        case.call(**kwargs)
 
 
 @every_argument
 def test_wrong_dtype(case: OpCase, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = made[name].to(torch.int32)
+    kwargs = case.make(2, torch.float32)
+    kwargs[name] = kwargs[name].to(torch.int32)
     with pytest.raises(TypeError, match=rf"^{_shown(name)} must be of dtype .*got int32"):
-        case.call(**made)
+        case.call(**kwargs)
 
 
 @every_argument
 def test_wrong_shape(case: OpCase, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = torch.stack([made[name]] * 2)
+    kwargs = case.make(2, torch.float32)
+    kwargs[name] = torch.stack([kwargs[name]] * 2)
     with pytest.raises(ValueError, match=rf"^{_shown(name)} must "):
-        case.call(**made)
+        case.call(**kwargs)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_wrong_shape(case: OpCase, name: str) -> None:
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_sizes_that_disagree(case: OpCase, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = torch.cat([made[name], made[name][-1:]])
+    kwargs = case.make(2, torch.float32)
+    kwargs[name] = torch.cat([kwargs[name], kwargs[name][-1:]])
     with pytest.raises(ValueError, match=r"^[\w.]+ must have shape .* got \["):
-        case.call(**made)
+        case.call(**kwargs)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_sizes_that_disagree(case: OpCase, name: str) -> None:
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_wrong_device(case: OpCase, name: str) -> None:
-    made = case.make(2, torch.float32)
-    made[name] = made[name].to("meta")
+    kwargs = case.make(2, torch.float32)
+    kwargs[name] = kwargs[name].to("meta")
     first = _tensors(case)[0]
     with pytest.raises(
         ValueError, match=rf"^{_shown(name)} must be on {first}'s device cpu, got meta"
     ):
-        case.call(**made)
+        case.call(**kwargs)
 
 
 PACKED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -97,10 +97,10 @@ PACKED: dict[str, Callable[[Tensor], Tensor]] = {
 @every_argument
 def test_tensors_that_are_not_dense(case: OpCase, name: str) -> None:
     for pack in PACKED.values():
-        made = case.make(2, torch.float32)
-        made[name] = pack(made[name])
+        kwargs = case.make(2, torch.float32)
+        kwargs[name] = pack(kwargs[name])
         with pytest.raises(TypeError, match=rf"^{_shown(name)} must be "):
-            case.call(**made)
+            case.call(**kwargs)
 
 
 NUMBERS = ("x", [1.0], True, math.nan, 10**400, -(10**400), torch.zeros(2), 1j)
@@ -136,11 +136,11 @@ GIVEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("op", "scalars"), SCALARS, ids=[op for op, _ in SCALARS])
 def test_wrong_scalars(op: str, scalars: dict[str, tuple[Any, ...]]) -> None:
-    function, made = getattr(ops, op), CASES[op].make(2, torch.float32) | GIVEN.get(op, {})
+    function, kwargs = getattr(ops, op), CASES[op].make(2, torch.float32) | GIVEN.get(op, {})
     for name, values in (*scalars.items(), ("backend", NAMES)):
         for value in values:
             with pytest.raises((TypeError, ValueError), match=rf"^{name} must be ") as error:
-                function(**made | {name: value})
+                function(**kwargs | {name: value})
             assert len(str(error.value)) < 200
 
 

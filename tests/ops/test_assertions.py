@@ -50,14 +50,14 @@ def triple(
     """A right kernel's result (in float32, in reverse order), eager's in ``dtype``, the exact."""
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(4, 17, TERMS, generator=generator).to(dtype) for _ in range(3)]
-    found = compute(*(t.float().flip(-1) for t in inputs)).to(dtype)
-    found = found.flip(-1) if found.ndim == 3 else found
-    return found, compute(*inputs), compute(*(t.double() for t in inputs))
+    actual = compute(*(t.float().flip(-1) for t in inputs)).to(dtype)
+    actual = actual.flip(-1) if actual.ndim == 3 else actual
+    return actual, compute(*inputs), compute(*(t.double() for t in inputs))
 
 
-def refused(found: Tensor, eager: Tensor, exact: Tensor, match: str = "") -> None:
+def refused(actual: Tensor, eager: Tensor, exact: Tensor, match: str = "") -> None:
     with pytest.raises(AssertionError, match=match):
-        assert_as_close_as_eager(found, eager, exact, reduction=TERMS)
+        assert_as_close_as_eager(actual, eager, exact, reduction=TERMS)
 
 
 @every_dtype
@@ -66,36 +66,36 @@ def test_right_kernels_pass_and_planted_faults_do_not(
     compute: Callable[..., Tensor], dtype: torch.dtype
 ) -> None:
     for seed in range(SEEDS):
-        found, eager, exact = triple(compute, dtype, seed)
-        assert_as_close_as_eager(found, eager, exact, reduction=TERMS)
+        actual, eager, exact = triple(compute, dtype, seed)
+        assert_as_close_as_eager(actual, eager, exact, reduction=TERMS)
         assert_as_close_as_eager(eager, eager, exact, reduction=TERMS)
         for factor in (0.99, 1.01):
-            planted = (found.double() * factor).to(dtype)
+            planted = (actual.double() * factor).to(dtype)
             refused(planted, eager, exact, "gain")
             with pytest.raises(AssertionError, match="gain"):
                 assert_as_close_as_eager(planted, eager, exact, reduction=TERMS, roundings=2)
-        refused((found.double() + 0.02 * exact.abs().mean()).to(dtype), eager, exact, "bias")
-        at = random.Random(seed).randrange(found.numel())
+        refused((actual.double() + 0.02 * exact.abs().mean()).to(dtype), eager, exact, "bias")
+        at = random.Random(seed).randrange(actual.numel())
         for wrong in (float(exact.flatten()[at]) - 0.03 * float(exact.abs().max()), 1e3):
-            planted = found.clone()
+            planted = actual.clone()
             planted.view(-1)[at] = wrong
             refused(planted, eager, exact, "worst")
-        swapped = found.clone().view(-1)
+        swapped = actual.clone().view(-1)
         ends = [int(exact.argmin()), int(exact.argmax())]
         swapped[ends] = swapped[ends[::-1]]
-        refused(swapped.view_as(found), eager, exact, "worst")
+        refused(swapped.view_as(actual), eager, exact, "worst")
 
 
 @every_dtype
 def test_one_percent_on_a_few_elements(dtype: torch.dtype) -> None:
     """1 % is caught on the largest element, and in float32 on any row."""
     for seed in range(SEEDS):
-        found, eager, exact = triple(square, dtype, seed)
+        actual, eager, exact = triple(square, dtype, seed)
         at = int(exact.argmax())
-        planted = found.double()
+        planted = actual.double()
         planted.view(-1)[at] = exact.view(-1)[at] * (1.02 if dtype == torch.bfloat16 else 1.01)
         refused(planted.to(dtype), eager, exact, "worst")
-        planted = found.double()
+        planted = actual.double()
         planted[2] *= 1.01
         if dtype == torch.float32:
             refused(planted.to(dtype), eager, exact, "worst")
@@ -104,10 +104,10 @@ def test_one_percent_on_a_few_elements(dtype: torch.dtype) -> None:
 def test_the_message_names_the_element_and_the_numbers() -> None:
     exact = torch.tensor([[1.0, 2.0], [4.0, 3.0]], dtype=torch.float64)
     eager = exact.float()
-    found = eager.clone()
-    found[1, 0] = 4.5
+    actual = eager.clone()
+    actual[1, 0] = 4.5
     with pytest.raises(AssertionError) as raised:
-        assert_as_close_as_eager(found, eager, exact, reduction=4)
+        assert_as_close_as_eager(actual, eager, exact, reduction=4)
     message = str(raised.value)
     assert "worst element is (1, 0): found 4.5, eager 4, exact 4" in message
     # (√4 · 2^-23 + 2^-24) · 4 = 2.5 · 2^-21
@@ -124,14 +124,14 @@ def test_the_allowance_is_the_formula(dtype: torch.dtype) -> None:
         inside = reduction**0.5 * 2**-23 + (roundings - 1) * kind.eps / 2
         allowed = inside * max(2, terms) + kind.eps / 2 * 2
         steps = int(allowed / spacing)
-        for count, right in ((steps, True), (steps + 1, False)):
-            found = (exact + count * spacing).to(dtype)
-            given = {"reduction": reduction, "roundings": roundings, "terms": terms}
-            if right:
-                assert_as_close_as_eager(found, exact.to(dtype), exact, **given)
+        for count, passes in ((steps, True), (steps + 1, False)):
+            actual = (exact + count * spacing).to(dtype)
+            options = {"reduction": reduction, "roundings": roundings, "terms": terms}
+            if passes:
+                assert_as_close_as_eager(actual, exact.to(dtype), exact, **options)
             else:
                 with pytest.raises(AssertionError, match="worst"):
-                    assert_as_close_as_eager(found, exact.to(dtype), exact, **given)
+                    assert_as_close_as_eager(actual, exact.to(dtype), exact, **options)
 
 
 def test_an_inexact_eager_widens_what_is_allowed() -> None:
@@ -208,8 +208,8 @@ def test_layout() -> None:
 
 @pytest.fixture
 def library() -> Iterator[torch.library.Library]:
-    with torch.library._scoped_library("cmpose_test_assertions", "FRAGMENT") as made:
-        yield made
+    with torch.library._scoped_library("cmpose_test_assertions", "FRAGMENT") as fragment:
+        yield fragment
 
 
 def right_fake(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,11 +358,11 @@ def test_same_bits() -> None:
 def test_poisoned_memory(dtype: torch.dtype) -> None:
     before = torch.are_deterministic_algorithms_enabled()
     with poisoned_memory():
-        for made in (torch.empty(3, dtype=dtype), torch.ones(3).new_empty(3, dtype=dtype)):
+        for tensor in (torch.empty(3, dtype=dtype), torch.ones(3).new_empty(3, dtype=dtype)):
             if dtype.is_floating_point:
-                assert made.isnan().all()
+                assert tensor.isnan().all()
             else:
-                assert (made == (dtype == torch.bool or torch.iinfo(dtype).max)).all()
+                assert (tensor == (dtype == torch.bool or torch.iinfo(dtype).max)).all()
     assert torch.are_deterministic_algorithms_enabled() == before
 
     def partial() -> Tensor:

@@ -32,7 +32,7 @@ def an_interpreter_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_interpreter_fails", lambda: None)
 
 
-def made(case: OpCase, **sizes: int) -> dict[str, Any]:
+def tensors_of(case: OpCase, **sizes: int) -> dict[str, Any]:
     values = case.make(2, torch.float32, **(sizes or case.kernel_sizes))
     return {name: value.to(DEVICE) for name, value in values.items()}
 
@@ -46,7 +46,7 @@ def arguments_of(case: OpCase) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "dpc_knn": {"k": 3, "num_clusters": 4},
         "merge_clusters": {"num_clusters": 4},
     }
-    values = made(case) | extra.get(case.name, {})
+    values = tensors_of(case) | extra.get(case.name, {})
     if case.name == "unmerge_tokens":
         selection = ops.SelectedTokens(
             *[torch.empty(0)] * 2, values.pop("causal_index"), values.pop("noncausal_index")
@@ -76,7 +76,7 @@ def test_ops_without_a_kernel_say_so(case: OpCase) -> None:
             continue
         message = rf"{case.name} .*'{backend}'.*from the argument.*no {backend} kernel in this"
         with pytest.raises(ops.BackendUnavailable, match=message):
-            case.call(**made(case), backend=backend)
+            case.call(**tensors_of(case), backend=backend)
         reason = ops.available(case.name)[backend]
         assert reason == f"it has no {backend} kernel in this version"
     assert ops.available(case.name)["reference"] is None
@@ -85,14 +85,14 @@ def test_ops_without_a_kernel_say_so(case: OpCase) -> None:
 @every_op
 def test_unknown_backend(case: OpCase) -> None:
     with pytest.raises(ValueError, match=r"backend must be one of auto, reference.*'opencl'"):
-        case.call(**made(case), backend="opencl")
+        case.call(**tensors_of(case), backend="opencl")
 
 
 @pytest.mark.parametrize("name", TRITON_OPS)
 def test_cpu_tensors_need_the_interpreter(name: str, no_interpreter: None) -> None:
     message = rf"{name} .*'triton'.*on the CPU.*TRITON_INTERPRET=1"
     case = CASES[name]
-    values = {n: v.cpu() for n, v in made(case).items()}
+    values = {n: v.cpu() for n, v in tensors_of(case).items()}
     with pytest.raises(ops.BackendUnavailable, match=message):
         case.call(**values, backend="triton")
 
@@ -287,15 +287,15 @@ LIMITS = [
 def test_limits_of_the_kernels(name: str, sizes: dict[str, int], reason: str) -> None:
     case = CASES[name]
     with pytest.raises(ops.BackendUnavailable, match=reason):
-        case.call(**made(case, **sizes), backend="triton")
-    case.call(**made(case, **sizes))  # auto falls back
+        case.call(**tensors_of(case, **sizes), backend="triton")
+    case.call(**tensors_of(case, **sizes))  # auto falls back
 
 
 @pytest.mark.skipif(
     DEVICE == "cpu" and INTERPRETER_FAILS() is not None, reason=f"{INTERPRETER_FAILS()}"
 )
 def test_the_kernels_give_the_log_sum_exp() -> None:
-    qkv = made(CASES["spatial_attention"], d=32)["qkv"]
+    qkv = tensors_of(CASES["spatial_attention"], d=32)["qkv"]
     out, lse = ops.spatial_attention(qkv, return_lse=True, backend="triton")
     exact = ops.spatial_attention(qkv.double(), return_lse=True, backend="reference")
     torch.testing.assert_close(out.double(), exact[0], rtol=1e-5, atol=1e-5)
@@ -309,7 +309,7 @@ def test_the_kernels_give_the_log_sum_exp() -> None:
 )
 def test_the_interpreter_has_no_bfloat16(name: str, argument: str) -> None:
     """It computes it wrongly, without an error."""
-    values = made(CASES[name])
+    values = tensors_of(CASES[name])
     values[argument] = values[argument].bfloat16() if argument in values else torch.bfloat16
     message = rf"{argument} is bfloat16, which Triton's interpreter computes wrongly"
     with pytest.raises(ops.BackendUnavailable, match=message):
@@ -322,7 +322,7 @@ def test_the_interpreter_has_no_bfloat16(name: str, argument: str) -> None:
 )
 def test_kernels_have_no_float64(name: str, argument: str) -> None:
     case = CASES[name]
-    values = made(case)
+    values = tensors_of(case)
     values[argument] = values[argument].double()
     with pytest.raises(ops.BackendUnavailable, match=rf"{argument} is float64; the kernels take"):
         case.call(**values, backend="triton")
@@ -363,7 +363,7 @@ def test_limits_of_the_cuda_kernels(
 )
 def test_cuda_kernels_have_no_float64(name: str, argument: str) -> None:
     case = CASES[name]
-    values = made(case)
+    values = tensors_of(case)
     for other in ("causal", "merged") if case.name == "unmerge_tokens" else (argument,):
         values[other] = values[other].double()  # unmerge_tokens wants both alike, and names one
     named = "causal" if argument == "merged" else argument
@@ -372,7 +372,7 @@ def test_cuda_kernels_have_no_float64(name: str, argument: str) -> None:
 
 
 def test_warp_clips_has_no_float64() -> None:
-    values = made(CASES["warp_clips"])
+    values = tensors_of(CASES["warp_clips"])
     with pytest.raises(ops.BackendUnavailable, match="dtype is float64; the kernel writes"):
         ops.warp_clips(**values, size=(4, 4), dtype=torch.float64, backend="triton")
 
@@ -440,25 +440,25 @@ def test_a_context_that_cannot_be() -> None:
 @every_op
 def test_explain(case: OpCase) -> None:
     positional, keywords = arguments_of(case)
-    found = ops.explain(case.name, *positional, **keywords)
-    assert found.op == case.name
-    assert set(found.reasons) == {"reference", "cpu", "triton", "cuda"}
-    assert found.reasons["reference"] is None
+    explanation = ops.explain(case.name, *positional, **keywords)
+    assert explanation.op == case.name
+    assert set(explanation.reasons) == {"reference", "cpu", "triton", "cuda"}
+    assert explanation.reasons["reference"] is None
     if DEVICE == "cpu":
-        assert found.backend == backends.preferred(case.name)
-        assert found.reasons["cpu"] == ops.available(case.name)["cpu"]
+        assert explanation.backend == backends.preferred(case.name)
+        assert explanation.reasons["cpu"] == ops.available(case.name)["cpu"]
     else:
-        assert found.reasons["cpu"] == "on cuda; the CPU path needs CPU tensors"
+        assert explanation.reasons["cpu"] == "on cuda; the CPU path needs CPU tensors"
     if case.name in TRITON_OPS:
-        assert found.reasons["triton"] is None  # on a GPU, or in the interpreter
+        assert explanation.reasons["triton"] is None  # on a GPU, or in the interpreter
     else:
-        assert found.reasons["triton"] == "it has no triton kernel in this version"
+        assert explanation.reasons["triton"] == "it has no triton kernel in this version"
     if case.name in CUDA_OPS:
-        assert found.reasons["cuda"] is None  # on a GPU, or compiled for the CPU
+        assert explanation.reasons["cuda"] is None  # on a GPU, or compiled for the CPU
     elif case.name == "spatial_attention":
-        assert "the CUDA kernels take bfloat16 and float16" in str(found.reasons["cuda"])
+        assert "the CUDA kernels take bfloat16 and float16" in str(explanation.reasons["cuda"])
     else:
-        assert found.reasons["cuda"] == "it has no cuda kernel in this version"
+        assert explanation.reasons["cuda"] == "it has no cuda kernel in this version"
     with ops.backend("reference"):
         assert ops.explain(case.name, **keywords).asked == "reference, from ops.backend"
 
@@ -474,9 +474,9 @@ def test_explain_reads_as_text(qkv: Tensor, no_interpreter: None) -> None:
 
 
 def test_explain_knows_the_limits(qkv: Tensor) -> None:
-    found = ops.explain("temporal_attention", qkv[..., :40].to(DEVICE))
+    explanation = ops.explain("temporal_attention", qkv[..., :40].to(DEVICE))
     reason = "the head dimension is 40; the kernels take multiples of 16 up to 128"
-    assert found.reasons["triton"] == reason
+    assert explanation.reasons["triton"] == reason
 
 
 def test_explain_of_something_else(qkv: Tensor) -> None:
@@ -519,10 +519,10 @@ def test_an_interpreter_that_fails_with_this_numpy_is_a_reason(
     triton: str | None, numpy: str, fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(name: str) -> str:
-        found = {"triton": triton, "numpy": numpy}[name]
-        if found is None:
+        installed = {"triton": triton, "numpy": numpy}[name]
+        if installed is None:
             raise importlib.metadata.PackageNotFoundError(name)
-        return found
+        return installed
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(importlib.metadata, "version", version)

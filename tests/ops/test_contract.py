@@ -78,27 +78,27 @@ def arguments(
     sizes: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """The case's arguments where it runs, with gradients wanted where there are any."""
-    made = case.make(batch, dtype, **(case.kernel_sizes if sizes is None else sizes))
-    made = {name: value.to(DEVICE) for name, value in made.items()}
+    kwargs = case.make(batch, dtype, **(case.kernel_sizes if sizes is None else sizes))
+    kwargs = {name: value.to(DEVICE) for name, value in kwargs.items()}
     for name in case.gradients:
-        made[name].requires_grad_()
-    return made
+        kwargs[name].requires_grad_()
+    return kwargs
 
 
 def run(
-    case: OpCase, backend: str, made: dict[str, Any], dtype: torch.dtype | None = None
+    case: OpCase, backend: str, kwargs: dict[str, Any], dtype: torch.dtype | None = None
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Outputs and gradients; the output gradients are representable in ``dtype``."""
-    result = case.call(**made, backend=backend)
+    result = case.call(**kwargs, backend=backend)
     if not case.gradients:
         return leaves(result), ()
     return leaves(result), gradients(
-        differentiable(result), [made[n] for n in case.gradients], dtype
+        differentiable(result), [kwargs[n] for n in case.gradients], dtype
     )
 
 
-def everything(case: OpCase, backend: str, made: dict[str, Any]) -> list[Tensor]:
-    outputs, grads = run(case, backend, made)
+def everything(case: OpCase, backend: str, kwargs: dict[str, Any]) -> list[Tensor]:
+    outputs, grads = run(case, backend, kwargs)
     return [*(out.detach() for out in outputs), *grads]
 
 
@@ -128,16 +128,16 @@ def test_value_and_gradients_are_as_close_as_eager(
 ) -> None:
     """The kernel's error against float64 is at most eager's, plus a computed allowance."""
     for sizes in (case.kernel_sizes, *case.other_sizes):
-        made = arguments(case, dtype=dtype, sizes=sizes)
+        kwargs = arguments(case, dtype=dtype, sizes=sizes)
         exact_made = {
             n: v.detach().double().requires_grad_(v.requires_grad) if n in case.floating else v
-            for n, v in made.items()
+            for n, v in kwargs.items()
         }
-        found = run(case, backend, made, dtype)
-        eager = run(case, "reference", made, dtype)
+        actual = run(case, backend, kwargs, dtype)
+        eager = run(case, "reference", kwargs, dtype)
         exact = run(case, "reference", exact_made, dtype)
         for a, b, c in zip(
-            [*found[0], *found[1]], [*eager[0], *eager[1]], [*exact[0], *exact[1]], strict=True
+            [*actual[0], *actual[1]], [*eager[0], *eager[1]], [*exact[0], *exact[1]], strict=True
         ):
             if a.is_floating_point():
                 # Beside the reference, attention rounds P (and dS) before the product that follows.
@@ -159,11 +159,11 @@ def test_error_of_the_reference_is_that_of_rounding(name: str, dtype: torch.dtyp
     weights and q · d^-1/2; on a CPU in float32.
     """
     case, eps = CASES[name], torch.finfo(dtype).eps
-    made = arguments(case, dtype=dtype)
-    exact = {n: v.double() if n in case.floating else v for n, v in made.items()}
-    found = leaves(case.call(**made, backend="reference"))[0]
-    truth = leaves(case.call(**exact, backend="reference"))[0]
-    scale = truth.abs().max()
+    kwargs = arguments(case, dtype=dtype)
+    exact = {n: v.double() if n in case.floating else v for n, v in kwargs.items()}
+    actual = leaves(case.call(**kwargs, backend="reference"))[0]
+    expected = leaves(case.call(**exact, backend="reference"))[0]
+    scale = expected.abs().max()
     if "attention" in name:
         q, k, v = exact["qkv"].unbind(3)
         logit = (q.norm(dim=-1).max() * k.norm(dim=-1).max()) * q.shape[-1] ** -0.5
@@ -171,14 +171,14 @@ def test_error_of_the_reference_is_that_of_rounding(name: str, dtype: torch.dtyp
         allowed = (inside * (2 * logit + 2) + eps / 2) * v.abs().max()
     else:
         allowed = ((eps / 2 if case.follows else 0.0) + 16 * EPS_FP32) * scale
-    assert (found.double() - truth).abs().max() <= allowed
+    assert (actual.double() - expected).abs().max() <= allowed
 
 
 @every_run
 def test_dtypes_and_layout(case: OpCase, backend: str) -> None:
     for dtype in (*dtypes_of(backend), precise(backend)):
-        made = arguments(case, dtype=dtype)
-        outputs, grads = run(case, backend, made)
+        kwargs = arguments(case, dtype=dtype)
+        outputs, grads = run(case, backend, kwargs)
         expected = dtype if case.follows else torch.promote_types(dtype, torch.float32)
         if case.name == "warp_clips":
             expected = torch.float32
@@ -186,8 +186,8 @@ def test_dtypes_and_layout(case: OpCase, backend: str) -> None:
         for out in outputs[1:]:
             assert_layout(out, out.shape, out.dtype)
         for name, grad in zip(case.gradients, grads, strict=True):
-            assert grad.shape == made[name].shape
-            assert grad.dtype == made[name].dtype
+            assert grad.shape == kwargs[name].shape
+            assert grad.dtype == kwargs[name].dtype
             assert grad.isfinite().all()
 
 
@@ -203,12 +203,12 @@ GRADCHECK = [r for r in RUNS if r[0].gradients and precise(r[1]) == torch.float6
 def test_gradcheck(case: OpCase, backend: str) -> None:
     """``auto`` is the reference behind the op, with the backward written out."""
     clips = 2 if case.options else 1  # whose lengths differ
-    made = arguments(case, clips, torch.float64, sizes=case.gradcheck_sizes)
-    inputs = [made[n] for n in case.gradients]
+    kwargs = arguments(case, clips, torch.float64, sizes=case.gradcheck_sizes)
+    inputs = [kwargs[n] for n in case.gradients]
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
-        given = {**made, **dict(zip(case.gradients, values, strict=True))}
-        return tuple(differentiable(case.call(**given, backend=backend)))
+        replaced = {**kwargs, **dict(zip(case.gradients, values, strict=True))}
+        return tuple(differentiable(case.call(**replaced, backend=backend)))
 
     assert torch.autograd.gradcheck(function, inputs)
 
@@ -226,8 +226,8 @@ class _Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == library.NAMESPACE:
             # As they are before the call: an op may write to its arguments.
-            kept = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
-            self.calls.append((func, tuple(kept)))
+            copies = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
+            self.calls.append((func, tuple(copies)))
         return func(*args, **(kwargs or {}))
 
 
@@ -290,22 +290,22 @@ def test_compiles_in_one_graph(case: OpCase, backend: str) -> None:
         graphs.append(graph)
         return compiler(graph, inputs)
 
-    def call(**made: Any) -> Any:
-        return case.call(**made, backend=backend)
+    def call(**kwargs: Any) -> Any:
+        return case.call(**kwargs, backend=backend)
 
     compiled = torch.compile(call, fullgraph=True, backend=count)
     for batch in (2, 3):
-        made, again = arguments(case, batch), arguments(case, batch)
+        kwargs, again = arguments(case, batch), arguments(case, batch)
         for name, value in again.items():
             if name not in case.unbatched:
                 torch._dynamo.mark_dynamic(value, 0)
-        expected, expected_grads = run(case, backend, made)
+        expected, expected_grads = run(case, backend, kwargs)
         result = compiled(**again)
         for a, b in zip(leaves(result), expected, strict=True):
             torch.testing.assert_close(a, b)
         if case.gradients:
-            found = gradients(differentiable(result), [again[n] for n in case.gradients])
-            for a, b in zip(found, expected_grads, strict=True):
+            actual = gradients(differentiable(result), [again[n] for n in case.gradients])
+            for a, b in zip(actual, expected_grads, strict=True):
                 torch.testing.assert_close(a, b)
     assert len(graphs) == 1
 
@@ -316,13 +316,13 @@ def test_compiles_in_one_graph(case: OpCase, backend: str) -> None:
 @every_gradient
 def test_hostile_gradients(case: OpCase, backend: str) -> None:
     """Expanded, permuted and sliced output gradients give what compact ones give."""
-    made = arguments(case, dtype=precise(backend))
+    kwargs = arguments(case, dtype=precise(backend))
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
-        given = {**made, **dict(zip(case.gradients, values, strict=True))}
-        return tuple(leaves(case.call(**given, backend=backend)))
+        replaced = {**kwargs, **dict(zip(case.gradients, values, strict=True))}
+        return tuple(leaves(case.call(**replaced, backend=backend)))
 
-    assert_gradient_strides(function, [made[n] for n in case.gradients])
+    assert_gradient_strides(function, [kwargs[n] for n in case.gradients])
 
 
 # -- 6: uninitialised memory ----------------------------------------------------------------------
@@ -344,8 +344,8 @@ def test_autocast_does_not_reach_inside(case: OpCase, backend: str) -> None:
     assert_same_bits([out.detach() for out in outputs], expected[: len(outputs)])
     if backend != "reference":  # whose backward is torch's own
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
-            found = everything(case, backend, arguments(case))
-        assert_same_bits(found, expected)
+            actual = everything(case, backend, arguments(case))
+        assert_same_bits(actual, expected)
 
 
 # -- 8: second derivatives ------------------------------------------------------------------------
@@ -354,14 +354,14 @@ def test_autocast_does_not_reach_inside(case: OpCase, backend: str) -> None:
 @every_gradient
 def test_second_derivatives_raise_or_are_right(case: OpCase, backend: str) -> None:
     """The reference has them; elsewhere first derivatives with create_graph work, second raise."""
-    made = arguments(case, 1, precise(backend))
-    inputs = [made[n] for n in case.gradients]
-    result = differentiable(case.call(**made, backend=backend))
+    kwargs = arguments(case, 1, precise(backend))
+    inputs = [kwargs[n] for n in case.gradients]
+    result = differentiable(case.call(**kwargs, backend=backend))
     total = torch.stack([out.square().sum() for out in result]).sum()
     grads = torch.autograd.grad(total, inputs, create_graph=True)
     plain = torch.autograd.grad(
         torch.stack(
-            [out.square().sum() for out in differentiable(case.call(**made, backend="reference"))]
+            [out.square().sum() for out in differentiable(case.call(**kwargs, backend="reference"))]
         ).sum(),
         inputs,
     )
@@ -401,14 +401,16 @@ def _transformed(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) ->
 @every_gradient
 def test_other_derivatives_raise_or_are_right(case: OpCase, backend: str) -> None:
     """Forward mode and torch.func: the reference has them, elsewhere they are never silently 0."""
-    made = arguments(case, 1, precise(backend))
-    inputs = tuple(made[n].detach() for n in case.gradients)
-    made = {n: v.detach() if isinstance(v, Tensor) else v for n, v in made.items()}
+    kwargs = arguments(case, 1, precise(backend))
+    inputs = tuple(kwargs[n].detach() for n in case.gradients)
+    kwargs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in kwargs.items()}
 
     def function(*values: Tensor) -> Tensor:
-        given = made | dict(zip(case.gradients, values, strict=True))
-        found = [o for o in leaves(case.call(**given, backend=backend)) if o.is_floating_point()]
-        return torch.stack([out.square().sum() for out in found]).sum()
+        replaced = kwargs | dict(zip(case.gradients, values, strict=True))
+        outputs = [
+            o for o in leaves(case.call(**replaced, backend=backend)) if o.is_floating_point()
+        ]
+        return torch.stack([out.square().sum() for out in outputs]).sum()
 
     leaf = [t.clone().requires_grad_() for t in inputs]
     exact = torch.autograd.grad(function(*leaf), leaf)
@@ -420,16 +422,16 @@ def test_other_derivatives_raise_or_are_right(case: OpCase, backend: str) -> Non
             total = torch.stack([g.sum() for g in exact]).sum()
             torch.testing.assert_close(derive(), total, rtol=1e-4, atol=1e-4)
         else:
-            for found, gradient in zip(derive(), exact, strict=True):
-                found = found[0] if name == "vmap of grad" else found
-                torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-4)
+            for actual, gradient in zip(derive(), exact, strict=True):
+                actual = actual[0] if name == "vmap of grad" else actual
+                torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-4)
 
 
 @every_gradient
 def test_a_retained_graph_gives_its_gradients_again(case: OpCase, backend: str) -> None:
-    made = arguments(case, dtype=precise(backend))
-    inputs = [made[n] for n in case.gradients]
-    outputs = differentiable(case.call(**made, backend=backend))
+    kwargs = arguments(case, dtype=precise(backend))
+    inputs = [kwargs[n] for n in case.gradients]
+    outputs = differentiable(case.call(**kwargs, backend=backend))
     ones = [torch.ones_like(out) for out in outputs]
     first = torch.autograd.grad(outputs, inputs, ones, retain_graph=True)
     copies = [g.clone() for g in first]
@@ -465,9 +467,9 @@ def test_empty_batch(case: OpCase, backend: str) -> None:
 
 @every_run
 def test_a_clip_does_not_depend_on_its_batch(case: OpCase, backend: str) -> None:
-    made = {n: v.detach() for n, v in arguments(case, 3, precise(backend)).items()}
-    together = leaves(case.call(**made, backend=backend))
-    one = {n: v if n in case.unbatched else v[:1] for n, v in made.items()}
+    kwargs = {n: v.detach() for n, v in arguments(case, 3, precise(backend)).items()}
+    together = leaves(case.call(**kwargs, backend=backend))
+    one = {n: v if n in case.unbatched else v[:1] for n, v in kwargs.items()}
     alone = leaves(case.call(**one, backend=backend))
     for a, b, clip in zip(alone, together, clip_dimensions(case, together), strict=True):
         if clip is not None:
@@ -476,8 +478,8 @@ def test_a_clip_does_not_depend_on_its_batch(case: OpCase, backend: str) -> None
 
 @every_run
 def test_strided_inputs(case: OpCase, backend: str) -> None:
-    made = arguments(case, dtype=precise(backend))
-    expected = everything(case, backend, made)
+    kwargs = arguments(case, dtype=precise(backend))
+    expected = everything(case, backend, kwargs)
 
     def interleaved(value: Tensor) -> Tensor:
         return torch.stack((value, torch.zeros_like(value)), dim=-1)[..., 0]
@@ -488,7 +490,7 @@ def test_strided_inputs(case: OpCase, backend: str) -> None:
     for change in (interleaved, backwards):
         strided = {
             n: change(v.detach()).requires_grad_(v.requires_grad) if v.ndim > 1 else v
-            for n, v in made.items()
+            for n, v in kwargs.items()
         }
         assert any(not v.is_contiguous() for v in strided.values())
         for a, b in zip(everything(case, backend, strided), expected, strict=True):
@@ -500,15 +502,15 @@ def test_strided_inputs(case: OpCase, backend: str) -> None:
 
 @every_run
 def test_results_lie_where_the_inputs_do(case: OpCase, backend: str) -> None:
-    made = arguments(case)
-    for found in everything(case, backend, made):
-        assert found.device == next(iter(made.values())).device
+    kwargs = arguments(case)
+    for result in everything(case, backend, kwargs):
+        assert result.device == next(iter(kwargs.values())).device
 
 
 def test_kernels_are_launched_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton takes the current device; the op makes the tensors' device the current one."""
     current = [0]
-    seen: list[int] = []
+    devices: list[int] = []
 
     class Device:
         def __init__(self, device: torch.device) -> None:
@@ -528,19 +530,19 @@ def test_kernels_are_launched_on_the_tensors_device(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "device", Device)
-    run_on: Callable[..., Any] = library.on_device({"triton": lambda x: seen.append(current[0])})
+    run_on: Callable[..., Any] = library.on_device({"triton": lambda x: devices.append(current[0])})
     run_on(OnCard(1), "triton")
     run_on(OnCard(0), "triton")
-    assert seen == [1, 0]
+    assert devices == [1, 0]
     assert current == [0]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_second_gpu() -> None:
     for case, backend in RUNS:
-        made = {n: v.detach() for n, v in arguments(case).items()}
-        there = {n: v.to("cuda:1") for n, v in made.items()}
-        found = leaves(case.call(**there, backend=backend))
-        for a, b in zip(found, leaves(case.call(**made, backend=backend)), strict=True):
+        kwargs = {n: v.detach() for n, v in arguments(case).items()}
+        there = {n: v.to("cuda:1") for n, v in kwargs.items()}
+        actual = leaves(case.call(**there, backend=backend))
+        for a, b in zip(actual, leaves(case.call(**kwargs, backend=backend)), strict=True):
             assert a.device == torch.device("cuda:1")
             assert torch.equal(a.cpu(), b.cpu())

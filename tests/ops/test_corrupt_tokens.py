@@ -32,30 +32,30 @@ def noise_of(tokens: Tensor, seed: Tensor = SEED, first_clip: int = 0) -> Tensor
 
 @pytest.mark.parametrize("selection", ["exact", "bernoulli"])
 def test_branches(selection: str) -> None:
-    found = ops.corrupt_tokens(TOKENS, KEYPOINTS, seed=SEED, selection=selection, noise_std=0.5)
-    clean, masked, noised = found.x[:, :, :, :12]
+    corrupted = ops.corrupt_tokens(TOKENS, KEYPOINTS, seed=SEED, selection=selection, noise_std=0.5)
+    clean, masked, noised = corrupted.x[:, :, :, :12]
     assert torch.equal(clean, TOKENS)
-    assert (masked[found.masked] == 0).all()
-    assert torch.equal(masked[~found.masked], TOKENS[~found.masked])
-    assert torch.equal(noised[~found.noised], TOKENS[~found.noised])
+    assert (masked[corrupted.masked] == 0).all()
+    assert torch.equal(masked[~corrupted.masked], TOKENS[~corrupted.masked])
+    assert torch.equal(noised[~corrupted.noised], TOKENS[~corrupted.noised])
     expected = TOKENS + 0.5 * noise_of(TOKENS)
-    assert torch.equal(noised[found.noised], expected[found.noised])
-    assert torch.equal(found.x[:, :, :, 12:], KEYPOINTS.expand(3, 4, 3, 5, 10))
+    assert torch.equal(noised[corrupted.noised], expected[corrupted.noised])
+    assert torch.equal(corrupted.x[:, :, :, 12:], KEYPOINTS.expand(3, 4, 3, 5, 10))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.45, 0.5, 1.0])
 def test_exact_count(ratio: float) -> None:
-    found = ops.corrupt_tokens(
+    corrupted = ops.corrupt_tokens(
         TOKENS, KEYPOINTS, seed=SEED, mask_ratio=ratio, noise_ratio=1 - ratio
     )
-    assert (found.masked.flatten(1).sum(1) == round(ratio * 36)).all()
-    assert (found.noised.flatten(1).sum(1) == round((1 - ratio) * 36)).all()
+    assert (corrupted.masked.flatten(1).sum(1) == round(ratio * 36)).all()
+    assert (corrupted.noised.flatten(1).sum(1) == round((1 - ratio) * 36)).all()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_bernoulli_rate(ratio: float) -> None:
     tokens = torch.zeros(200, 3, 48, 1)
-    found = ops.corrupt_tokens(
+    corrupted = ops.corrupt_tokens(
         tokens,
         torch.zeros(0, 1),
         seed=SEED,
@@ -65,35 +65,35 @@ def test_bernoulli_rate(ratio: float) -> None:
     )
     n = tokens.numel()
     allowed = 4 * math.sqrt(n * ratio * (1 - ratio))
-    assert abs(found.masked.sum() - n * ratio) <= allowed
-    assert abs(found.noised.sum() - n * ratio) <= allowed
-    both = (found.masked & found.noised).sum()
+    assert abs(corrupted.masked.sum() - n * ratio) <= allowed
+    assert abs(corrupted.noised.sum() - n * ratio) <= allowed
+    both = (corrupted.masked & corrupted.noised).sum()
     p = ratio**2
     assert abs(both - n * p) <= 4 * math.sqrt(n * p * (1 - p))
     if 0 < ratio < 1:  # counts scatter from clip to clip, unlike those of "exact"
-        assert found.masked.flatten(1).sum(1).unique().numel() > 10
+        assert corrupted.masked.flatten(1).sum(1).unique().numel() > 10
 
 
 @pytest.mark.parametrize("selection", ["exact", "bernoulli"])
 def test_nothing_corrupted(selection: str) -> None:
-    found = ops.corrupt_tokens(
+    corrupted = ops.corrupt_tokens(
         TOKENS, KEYPOINTS, POSITION, seed=SEED, mask_ratio=0, noise_ratio=0, selection=selection
     )
-    assert not found.masked.any()
-    assert not found.noised.any()
-    assert torch.equal(found.x[1], found.x[0])
-    assert torch.equal(found.x[2], found.x[0])
+    assert not corrupted.masked.any()
+    assert not corrupted.noised.any()
+    assert torch.equal(corrupted.x[1], corrupted.x[0])
+    assert torch.equal(corrupted.x[2], corrupted.x[0])
 
 
 @pytest.mark.parametrize("selection", ["exact", "bernoulli"])
 def test_everything_corrupted(selection: str) -> None:
-    found = ops.corrupt_tokens(
+    corrupted = ops.corrupt_tokens(
         TOKENS, KEYPOINTS, seed=SEED, mask_ratio=1, noise_ratio=1, selection=selection
     )
-    assert found.masked.all()
-    assert found.noised.all()
-    assert (found.x[1, :, :, :12] == 0).all()
-    assert torch.equal(found.x[2, :, :, :12], TOKENS + noise_of(TOKENS))
+    assert corrupted.masked.all()
+    assert corrupted.noised.all()
+    assert (corrupted.x[1, :, :, :12] == 0).all()
+    assert torch.equal(corrupted.x[2, :, :, :12], TOKENS + noise_of(TOKENS))
 
 
 def test_position_after_and_before() -> None:
@@ -125,8 +125,8 @@ def test_first_clip_makes_any_split_draw_alike(selection: str) -> None:
 
 
 def test_clips_seeds_and_branches_differ() -> None:
-    found = ops.corrupt_tokens(TOKENS, KEYPOINTS, seed=SEED)
-    flags = torch.cat((found.masked, found.noised)).flatten(1)
+    corrupted = ops.corrupt_tokens(TOKENS, KEYPOINTS, seed=SEED)
+    flags = torch.cat((corrupted.masked, corrupted.noised)).flatten(1)
     others = [torch.tensor(2025), torch.tensor(2024 + (1 << 32)), torch.tensor(-2024)]
     for seed in others:
         other = ops.corrupt_tokens(TOKENS, KEYPOINTS, seed=seed)
@@ -144,42 +144,42 @@ def test_flags_and_noise_do_not_depend_on_dtype_or_width() -> None:
     tokens = torch.zeros(2, 3, 12, 10)
     truth = ops.corrupt_tokens(tokens, KEYPOINTS, seed=SEED)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
-        found = ops.corrupt_tokens(tokens.to(dtype), KEYPOINTS, seed=SEED)
-        assert torch.equal(found.masked, truth.masked)
-        assert torch.equal(found.x, truth.x.to(dtype))
+        corrupted = ops.corrupt_tokens(tokens.to(dtype), KEYPOINTS, seed=SEED)
+        assert torch.equal(corrupted.masked, truth.masked)
+        assert torch.equal(corrupted.x, truth.x.to(dtype))
     narrow = ops.corrupt_tokens(tokens[..., :7], KEYPOINTS[:, :7], seed=SEED)
     assert torch.equal(narrow.x, truth.x[..., :7])
 
 
 def test_pinned_values() -> None:
     """The layout of the counters is a promise: these values hold on every device and version."""
-    found = ops.corrupt_tokens(
+    corrupted = ops.corrupt_tokens(
         torch.zeros(1, 2, 6, 4), torch.zeros(1, 4), seed=torch.tensor(7), noise_ratio=1.0
     )
-    assert found.masked.flatten().nonzero().flatten().tolist() == [0, 4, 5, 8, 11]
+    assert corrupted.masked.flatten().nonzero().flatten().tolist() == [0, 4, 5, 8, 11]
     noise = torch.tensor([-1.656407, -0.551622, -0.218921, -1.773907])
-    torch.testing.assert_close(found.x[2, 0, 1, 5], noise, rtol=0, atol=1e-6)
+    torch.testing.assert_close(corrupted.x[2, 0, 1, 5], noise, rtol=0, atol=1e-6)
 
 
 def test_nan_tokens_are_wiped_by_the_mask_only() -> None:
     tokens = torch.full((1, 3, 12, 4), math.nan)
-    found = ops.corrupt_tokens(tokens, torch.zeros(2, 4), seed=SEED)
-    assert torch.equal(found.x[1, :, :, :12].isnan().all(-1), ~found.masked)
-    assert found.x[[0, 2], :, :, :12].isnan().all()
-    assert not found.x[:, :, :, 12:].isnan().any()
+    corrupted = ops.corrupt_tokens(tokens, torch.zeros(2, 4), seed=SEED)
+    assert torch.equal(corrupted.x[1, :, :, :12].isnan().all(-1), ~corrupted.masked)
+    assert corrupted.x[[0, 2], :, :, :12].isnan().all()
+    assert not corrupted.x[:, :, :, 12:].isnan().any()
 
 
 def test_gradients_are_the_documented_sums() -> None:
     tokens, keypoints, position = (
         t.double().requires_grad_() for t in (TOKENS.clone(), KEYPOINTS.clone(), POSITION.clone())
     )
-    found = ops.corrupt_tokens(tokens, keypoints, position, seed=SEED)
-    grad = random(*found.x.shape, seed=5, dtype=torch.float64)
+    corrupted = ops.corrupt_tokens(tokens, keypoints, position, seed=SEED)
+    grad = random(*corrupted.x.shape, seed=5, dtype=torch.float64)
     d_tokens, d_keypoints, d_position = torch.autograd.grad(
-        found.x, (tokens, keypoints, position), grad
+        corrupted.x, (tokens, keypoints, position), grad
     )
     clean, masked, noised = grad[:, :, :, :12]
-    keep = (~found.masked)[..., None]
+    keep = (~corrupted.masked)[..., None]
     torch.testing.assert_close(d_tokens, clean + keep * masked + noised)
     torch.testing.assert_close(d_keypoints, grad[:, :, :, 12:].sum(dim=(0, 1, 2)))
     torch.testing.assert_close(d_position, grad.sum(dim=(0, 1)))
@@ -187,9 +187,9 @@ def test_gradients_are_the_documented_sums() -> None:
 
 def test_one_of_everything_and_no_keypoints() -> None:
     for keypoints in (torch.ones(1, 1), torch.ones(0, 1)):
-        found = ops.corrupt_tokens(torch.ones(1, 1, 1, 1), keypoints, seed=SEED, mask_ratio=1)
-        assert found.x.shape == (3, 1, 1, 1 + len(keypoints), 1)
-        assert found.masked.all()
+        corrupted = ops.corrupt_tokens(torch.ones(1, 1, 1, 1), keypoints, seed=SEED, mask_ratio=1)
+        assert corrupted.x.shape == (3, 1, 1, 1 + len(keypoints), 1)
+        assert corrupted.masked.all()
 
 
 @pytest.mark.parametrize(

@@ -86,24 +86,24 @@ def test_tcformer_with_a_mask() -> None:
     x = torch.randn(2, 20, 8, dtype=torch.float64)
     mask = torch.ones(2, 20)
     mask[:, [3, 11, 19]] = 0
-    kept = mask[0].bool()
+    valid = mask[0].bool()
     assignment, _ = names["cluster_dpc_knn"]({"x": x}, 5, 4, mask)
-    *_, expected = tcformer.cluster(x[:, kept], 4, 5)
-    assert torch.equal(assignment[:, kept], expected)
+    *_, expected = tcformer.cluster(x[:, valid], 4, 5)
+    assert torch.equal(assignment[:, valid], expected)
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_signature(name: str) -> None:
     documented = re.search(rf"`{name}\(([^)]*)\)`", SECTIONS[name])
     assert documented is not None
-    found = [part.split("=") for part in re.split(r",\s+", documented[1])]
+    parts = [part.split("=") for part in re.split(r",\s+", documented[1])]
     parameters = inspect.signature(getattr(ops, name)).parameters.values()
     first_keyword = next(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-    star = found.index(["*"])
-    assert found[star + 1][0] == first_keyword
-    del found[star]
-    assert [part[0] for part in found] == [p.name for p in parameters]
-    for part, parameter in zip(found, parameters, strict=True):
+    star = parts.index(["*"])
+    assert parts[star + 1][0] == first_keyword
+    del parts[star]
+    assert [part[0] for part in parts] == [p.name for p in parameters]
+    for part, parameter in zip(parts, parameters, strict=True):
         default = part[1].replace("'", '"') if len(part) > 1 else None
         if default is None:
             assert parameter.default is parameter.empty

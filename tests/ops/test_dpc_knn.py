@@ -26,13 +26,15 @@ def random_tokens(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
 
 
 def assert_matches_oracle(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> None:
-    found = ops.dpc_knn(tokens, k, num_clusters, **options)
+    clusters = ops.dpc_knn(tokens, k, num_clusters, **options)
     for b in range(tokens.shape[0]):
         truth = oracle.cluster(tokens[b].tolist(), k, num_clusters, **options)
-        torch.testing.assert_close(found.log_density[b].exp(), torch.tensor(truth.density).double())
-        torch.testing.assert_close(found.delta[b], torch.tensor(truth.delta).double())
-        assert found.centers[b].tolist() == truth.centers
-        assert found.assignment[b].tolist() == truth.assignment
+        torch.testing.assert_close(
+            clusters.log_density[b].exp(), torch.tensor(truth.density).double()
+        )
+        torch.testing.assert_close(clusters.delta[b], torch.tensor(truth.delta).double())
+        assert clusters.centers[b].tolist() == truth.centers
+        assert clusters.assignment[b].tolist() == truth.assignment
 
 
 @pytest.mark.parametrize("scale", [True, False])
@@ -66,9 +68,9 @@ def test_ties_fall_the_same_way_in_every_dtype() -> None:
     tokens = torch.randint(-1, 2, (8, 40, 16), generator=torch.Generator().manual_seed(3))
     truth = ops.dpc_knn(tokens.double(), 5, 12)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        found = ops.dpc_knn(tokens.to(dtype), 5, 12)
-        assert torch.equal(found.centers, truth.centers)
-        assert torch.equal(found.assignment, truth.assignment)
+        clusters = ops.dpc_knn(tokens.to(dtype), 5, 12)
+        assert torch.equal(clusters.centers, truth.centers)
+        assert torch.equal(clusters.assignment, truth.assignment)
 
 
 @pytest.mark.parametrize(
@@ -77,22 +79,22 @@ def test_ties_fall_the_same_way_in_every_dtype() -> None:
 def test_agrees_with_tcformer(size: int, width: int, k: int, num_clusters: int) -> None:
     tokens = random_tokens(4, size, width)
     density, delta, centers, assignment = tcformer.cluster(tokens, k, num_clusters)
-    found = ops.dpc_knn(tokens, k, num_clusters, peak_delta="global_max")
-    torch.testing.assert_close(found.log_density.exp(), density)
-    torch.testing.assert_close(found.delta, delta)
-    assert torch.equal(found.centers, centers)
-    assert torch.equal(found.assignment, assignment)
+    clusters = ops.dpc_knn(tokens, k, num_clusters, peak_delta="global_max")
+    torch.testing.assert_close(clusters.log_density.exp(), density)
+    torch.testing.assert_close(clusters.delta, delta)
+    assert torch.equal(clusters.centers, centers)
+    assert torch.equal(clusters.assignment, assignment)
 
 
 def test_by_hand() -> None:
     """0, 1, 2 and 10, 11 on a line, k = 2 with the token itself: two clusters."""
-    found = ops.dpc_knn(line(0, 1, 2, 10, 11), 2, 2)
+    clusters = ops.dpc_knn(line(0, 1, 2, 10, 11), 2, 2)
     # Everyone's nearest other token is at distance 1: log ρ = −(0 + 1) / 2 throughout, so the
     # order is the index and token 0 is the peak. δ is the way back to a token before.
-    assert found.log_density.tolist() == [[-0.5] * 5]
-    assert found.delta.tolist() == [[11, 1, 1, 8, 1]]
-    assert found.centers.tolist() == [[0, 3]]
-    assert found.assignment.tolist() == [[0, 0, 0, 1, 1]]
+    assert clusters.log_density.tolist() == [[-0.5] * 5]
+    assert clusters.delta.tolist() == [[11, 1, 1, 8, 1]]
+    assert clusters.centers.tolist() == [[0, 3]]
+    assert clusters.assignment.tolist() == [[0, 0, 0, 1, 1]]
 
 
 def test_peak_delta() -> None:
@@ -109,8 +111,8 @@ def test_peak_delta() -> None:
 def test_include_self() -> None:
     tokens = line(0, 1, 3)
     assert ops.dpc_knn(tokens, 1, 1).log_density.tolist() == [[0, 0, 0]]
-    found = ops.dpc_knn(tokens, 1, 1, include_self=False)
-    assert found.log_density.tolist() == [[-1, -1, -4]]
+    clusters = ops.dpc_knn(tokens, 1, 1, include_self=False)
+    assert clusters.log_density.tolist() == [[-1, -1, -4]]
 
 
 def test_scale_is_the_square_root_of_the_width() -> None:
@@ -123,20 +125,20 @@ def test_scale_is_the_square_root_of_the_width() -> None:
 def test_duplicates() -> None:
     """All tokens alike: every distance, δ included, is exactly 0 and the index decides."""
     tokens = random_tokens(1, 1, 50, dtype=torch.float32).expand(2, 7, 50) * 1000
-    found = ops.dpc_knn(tokens, 3, 4)
-    assert (found.log_density == 0).all()
-    assert (found.delta == 0).all()
-    assert found.centers.tolist() == [[0, 1, 2, 3]] * 2
+    clusters = ops.dpc_knn(tokens, 3, 4)
+    assert (clusters.log_density == 0).all()
+    assert (clusters.delta == 0).all()
+    assert clusters.centers.tolist() == [[0, 1, 2, 3]] * 2
     # Those that are no centre are as near to all: the first one takes them.
-    assert found.assignment.tolist() == [[0, 1, 2, 3, 0, 0, 0]] * 2
+    assert clusters.assignment.tolist() == [[0, 1, 2, 3, 0, 0, 0]] * 2
 
 
 def test_duplicates_among_others_come_last_in_index_order() -> None:
-    found = ops.dpc_knn(line(5, 0, 5, 0, 5, 9), 1, 6)
+    clusters = ops.dpc_knn(line(5, 0, 5, 0, 5, 9), 1, 6)
     # k = 1 is the token itself: all densities tie. δ is 0 for the second and later copies.
-    assert found.delta.tolist() == [[5, 5, 0, 0, 0, 4]]
-    assert found.centers.tolist() == [[0, 1, 5, 2, 3, 4]]
-    assert found.assignment.tolist() == [[0, 1, 3, 4, 5, 2]]
+    assert clusters.delta.tolist() == [[5, 5, 0, 0, 0, 4]]
+    assert clusters.centers.tolist() == [[0, 1, 5, 2, 3, 4]]
+    assert clusters.assignment.tolist() == [[0, 1, 3, 4, 5, 2]]
 
 
 @pytest.mark.parametrize("width", [1, 3, 64, 767])
@@ -157,11 +159,11 @@ def test_distances_do_not_cancel(width: int, offset: float) -> None:
 def test_far_tokens_do_not_underflow() -> None:
     """exp(−mean d²) is 0 here in float32, but its logarithm still ranks the tokens."""
     tokens = random_tokens(1, 20, 8) * 100
-    found = ops.dpc_knn(tokens.float(), 5, 6)
-    assert (found.log_density.exp() == 0).all()
+    clusters = ops.dpc_knn(tokens.float(), 5, 6)
+    assert (clusters.log_density.exp() == 0).all()
     truth = ops.dpc_knn(tokens, 5, 6)
-    assert torch.equal(found.centers, truth.centers)
-    assert torch.equal(found.assignment, truth.assignment)
+    assert torch.equal(clusters.centers, truth.centers)
+    assert torch.equal(clusters.assignment, truth.assignment)
 
 
 def test_one_cluster_and_every_token_a_cluster() -> None:
@@ -176,13 +178,13 @@ def test_one_cluster_and_every_token_a_cluster() -> None:
 
 
 def test_one_token() -> None:
-    found = ops.dpc_knn(line(3.0), 1, 1)
-    assert [t.tolist() for t in found] == [[[0.0]], [[0.0]], [[0]], [[0]]]
+    clusters = ops.dpc_knn(line(3.0), 1, 1)
+    assert [t.tolist() for t in clusters] == [[[0.0]], [[0.0]], [[0]], [[0]]]
 
 
 def test_centers_are_in_descending_order_of_score() -> None:
-    found = ops.dpc_knn(random_tokens(3, 30, 6), 4, 30)
-    score = (found.log_density + found.delta.log()).gather(1, found.centers)
+    clusters = ops.dpc_knn(random_tokens(3, 30, 6), 4, 30)
+    score = (clusters.log_density + clusters.delta.log()).gather(1, clusters.centers)
     assert (score[:, 1:] <= score[:, :-1]).all()
 
 
@@ -191,45 +193,47 @@ def test_invalid_tokens_might_as_well_not_be_there(include_self: bool) -> None:
     tokens = random_tokens(3, 16, 4)
     valid = torch.ones(3, 16, dtype=torch.bool)
     valid[:, [0, 5, 15]] = False
-    kept = [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-    found = ops.dpc_knn(tokens, 4, 5, valid=valid, include_self=include_self)
-    alone = ops.dpc_knn(tokens[:, kept], 4, 5, include_self=include_self)
-    torch.testing.assert_close(found.log_density[:, kept], alone.log_density)
-    torch.testing.assert_close(found.delta[:, kept], alone.delta)
-    assert torch.equal(found.centers, torch.tensor(kept)[alone.centers])
-    assert torch.equal(found.assignment[:, kept], alone.assignment)
-    assert (found.log_density[~valid] == -math.inf).all()
-    assert (found.delta[~valid] == 0).all()
-    to_centers = torch.cdist(tokens, tokens.gather(1, found.centers[..., None].expand(-1, -1, 4)))
-    assert torch.equal(found.assignment[~valid], to_centers.argmin(dim=-1)[~valid])
+    valid_indices = [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    clusters = ops.dpc_knn(tokens, 4, 5, valid=valid, include_self=include_self)
+    alone = ops.dpc_knn(tokens[:, valid_indices], 4, 5, include_self=include_self)
+    torch.testing.assert_close(clusters.log_density[:, valid_indices], alone.log_density)
+    torch.testing.assert_close(clusters.delta[:, valid_indices], alone.delta)
+    assert torch.equal(clusters.centers, torch.tensor(valid_indices)[alone.centers])
+    assert torch.equal(clusters.assignment[:, valid_indices], alone.assignment)
+    assert (clusters.log_density[~valid] == -math.inf).all()
+    assert (clusters.delta[~valid] == 0).all()
+    to_centers = torch.cdist(
+        tokens, tokens.gather(1, clusters.centers[..., None].expand(-1, -1, 4))
+    )
+    assert torch.equal(clusters.assignment[~valid], to_centers.argmin(dim=-1)[~valid])
 
 
 def test_fewer_valid_tokens_than_clusters() -> None:
     tokens = line(9, 4, 4, 0, 5)
     valid = torch.tensor([[False, True, True, False, False]])
-    found = ops.dpc_knn(tokens, 3, 4, valid=valid)
+    clusters = ops.dpc_knn(tokens, 3, 4, valid=valid)
     # Both are at distance 0 from each other, and each has these two neighbours only.
-    assert found.log_density.tolist() == [[-math.inf, 0, 0, -math.inf, -math.inf]]
-    assert found.delta.tolist() == [[0] * 5]
-    assert found.centers.tolist() == [[1, 2, 0, 3]]
-    assert found.assignment.tolist() == [[0, 0, 1, 0, 0]]
+    assert clusters.log_density.tolist() == [[-math.inf, 0, 0, -math.inf, -math.inf]]
+    assert clusters.delta.tolist() == [[0] * 5]
+    assert clusters.centers.tolist() == [[1, 2, 0, 3]]
+    assert clusters.assignment.tolist() == [[0, 0, 1, 0, 0]]
 
 
 def test_fewer_valid_neighbours_than_k_make_a_smaller_mean() -> None:
     """Two valid tokens 2 apart: with k = 3 each has itself and the other, or the other alone."""
     tokens, valid = line(0, 2, 2, 2, 9), torch.tensor([[True, True, False, False, False]])
-    found = ops.dpc_knn(tokens, 3, 1, valid=valid)
-    assert found.log_density[0, :2].tolist() == [-(0 + 4) / 2] * 2
-    found = ops.dpc_knn(tokens, 3, 1, valid=valid, include_self=False)
-    assert found.log_density[0, :2].tolist() == [-4.0] * 2
+    clusters = ops.dpc_knn(tokens, 3, 1, valid=valid)
+    assert clusters.log_density[0, :2].tolist() == [-(0 + 4) / 2] * 2
+    clusters = ops.dpc_knn(tokens, 3, 1, valid=valid, include_self=False)
+    assert clusters.log_density[0, :2].tolist() == [-4.0] * 2
 
 
 def test_no_valid_token() -> None:
-    found = ops.dpc_knn(line(1, 2, 3), 2, 2, valid=torch.zeros(1, 3, dtype=torch.bool))
-    assert (found.log_density == -math.inf).all()
-    assert found.delta.tolist() == [[0, 0, 0]]
-    assert found.centers.tolist() == [[0, 1]]
-    assert found.assignment.tolist() == [[0, 0, 0]]
+    clusters = ops.dpc_knn(line(1, 2, 3), 2, 2, valid=torch.zeros(1, 3, dtype=torch.bool))
+    assert (clusters.log_density == -math.inf).all()
+    assert clusters.delta.tolist() == [[0, 0, 0]]
+    assert clusters.centers.tolist() == [[0, 1]]
+    assert clusters.assignment.tolist() == [[0, 0, 0]]
 
 
 def test_all_valid_is_no_mask() -> None:
@@ -240,8 +244,8 @@ def test_all_valid_is_no_mask() -> None:
 
 
 def test_no_gradient() -> None:
-    found = ops.dpc_knn(random_tokens(1, 6, 3).requires_grad_(), 2, 2)
-    assert not any(t.requires_grad for t in found)
+    clusters = ops.dpc_knn(random_tokens(1, 6, 3).requires_grad_(), 2, 2)
+    assert not any(t.requires_grad for t in clusters)
 
 
 def test_chunks_do_not_change_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,12 +286,12 @@ def test_a_token_that_is_no_number_is_an_invalid_one_in_cluster_0(bad: float) ->
     """0, 1, 2 and 10, 11 on a line with two others between: test_by_hand's clusters."""
     tokens = line(0, bad, 1, 2, 10, 11, bad)
     with ops.without_value_checks():
-        found = ops.dpc_knn(tokens, 2, 2)
+        clusters = ops.dpc_knn(tokens, 2, 2)
         more = ops.dpc_knn(tokens, 2, 6)
-    assert found.log_density.tolist() == [[-0.5, -math.inf, -0.5, -0.5, -0.5, -0.5, -math.inf]]
-    assert found.delta.tolist() == [[11, 0, 1, 1, 8, 1, 0]]
-    assert found.centers.tolist() == [[0, 4]]
-    assert found.assignment.tolist() == [[0, 0, 0, 0, 1, 1, 0]]
+    assert clusters.log_density.tolist() == [[-0.5, -math.inf, -0.5, -0.5, -0.5, -0.5, -math.inf]]
+    assert clusters.delta.tolist() == [[11, 0, 1, 1, 8, 1, 0]]
+    assert clusters.centers.tolist() == [[0, 4]]
+    assert clusters.assignment.tolist() == [[0, 0, 0, 0, 1, 1, 0]]
     # A sixth centre is the first of them, of a cluster that stays empty.
     assert more.centers.tolist() == [[0, 4, 2, 3, 5, 1]]
     assert more.assignment.tolist() == [[0, 0, 2, 3, 1, 4, 0]]
@@ -308,16 +312,16 @@ def test_tokens_that_are_no_numbers_as_if_marked(dtype: torch.dtype, peak_delta:
     for valid in (None, mask, mask & ~bad):
         marked = ~bad if valid is None else valid & ~bad
         with ops.without_value_checks():
-            found = ops.dpc_knn(broken, 4, 7, peak_delta=peak_delta, valid=valid)
+            result = ops.dpc_knn(broken, 4, 7, peak_delta=peak_delta, valid=valid)
         truth = ops.dpc_knn(tokens, 4, 7, peak_delta=peak_delta, valid=marked)
         for name in ("log_density", "delta", "centers"):
-            assert torch.equal(getattr(found, name), getattr(truth, name)), name
-        assert torch.equal(found.assignment[~bad], truth.assignment[~bad])
-        assert (found.assignment[bad] == 0).all()
+            assert torch.equal(getattr(result, name), getattr(truth, name)), name
+        assert torch.equal(result.assignment[~bad], truth.assignment[~bad])
+        assert (result.assignment[bad] == 0).all()
         # With weight 0 it does not matter to the merged tokens where they go.
         merged = [
             ops.merge_clusters(tokens, marked.to(dtype), clusters.assignment, 7)
-            for clusters in (found, truth)
+            for clusters in (result, truth)
         ]
         assert torch.equal(*merged)
 
@@ -327,13 +331,13 @@ def test_a_clip_of_no_numbers(include_self: bool) -> None:
     tokens = torch.full((2, 5, 3), math.nan)
     tokens[1] = random_tokens(5, 3)
     with ops.without_value_checks():
-        found = ops.dpc_knn(tokens, 2, 3, include_self=include_self)
-    assert (found.log_density[0] == -math.inf).all()
-    assert (found.delta[0] == 0).all()
-    assert found.centers[0].tolist() == [0, 1, 2]
-    assert found.assignment[0].tolist() == [0] * 5
+        clusters = ops.dpc_knn(tokens, 2, 3, include_self=include_self)
+    assert (clusters.log_density[0] == -math.inf).all()
+    assert (clusters.delta[0] == 0).all()
+    assert clusters.centers[0].tolist() == [0, 1, 2]
+    assert clusters.assignment[0].tolist() == [0] * 5
     alone = ops.dpc_knn(tokens[1:], 2, 3, include_self=include_self)
-    for one, other in zip(found, alone, strict=True):
+    for one, other in zip(clusters, alone, strict=True):
         assert torch.equal(one[1:], other)
 
 
@@ -351,8 +355,8 @@ before = peak()
 ops.dpc_knn(tokens, 5, 32)
 print(peak() - before)
 """
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     # 16 bytes a distance, a row's differences and their squares, and room for the allocator.
-    assert 768**2 * 4 < int(found.stdout) < 16 * 768**2 + 2 * 4 * 768**2 + 32e6
+    assert 768**2 * 4 < int(process.stdout) < 16 * 768**2 + 2 * 4 * 768**2 + 32e6

@@ -41,8 +41,8 @@ def test_pixel_by_pixel(sigma: float) -> None:
             x, y = CENTRES[b, k].tolist()
             target = gaussian(16, 12, x, y, sigma)
             total += float(VISIBLE[b, k] * (PRED[b, k] - target).square().sum())
-    found = ops.heatmap_loss(PRED, CENTRES, VISIBLE, sigma)
-    assert found.item() == pytest.approx(total / float(VISIBLE.sum()), rel=1e-12)
+    actual = ops.heatmap_loss(PRED, CENTRES, VISIBLE, sigma)
+    assert actual.item() == pytest.approx(total / float(VISIBLE.sum()), rel=1e-12)
 
 
 def test_gradient() -> None:

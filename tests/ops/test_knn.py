@@ -31,7 +31,7 @@ def line(*values: float) -> Tensor:
 
 def by_sorting(tokens: Tensor, k: int, include_self: bool, valid: Tensor | None) -> Any:
     """Distances and indices by Python's sort of (d², index)."""
-    found = []
+    batches = []
     for clip, x in enumerate(tokens.tolist()):
         rows = []
         for i, one in enumerate(x):
@@ -41,17 +41,17 @@ def by_sorting(tokens: Tensor, k: int, include_self: bool, valid: Tensor | None)
                 if (valid is None or valid[clip, j]) and (include_self or i != j)
             )[:k]
             rows.append([(math.sqrt(d), j) for d, j in near] + [(INF, i)] * (k - len(near)))
-        found.append(rows)
-    whole = torch.tensor(found, dtype=torch.float64)
+        batches.append(rows)
+    whole = torch.tensor(batches, dtype=torch.float64)
     return whole[..., 0], whole[..., 1].long()
 
 
 def test_by_hand(backend: str) -> None:
-    found = ops.knn(line(0, 1, 3, 3, 9), 3, radius=2, backend=backend)
-    assert found.distances.tolist() == [[[0, 1, 3], [0, 1, 2], [0, 0, 2], [0, 0, 2], [0, 6, 6]]]
-    assert found.indices.tolist() == [[[0, 1, 2], [1, 0, 2], [2, 3, 1], [2, 3, 1], [4, 2, 3]]]
-    assert found.counts is not None
-    assert found.counts.tolist() == [[2, 4, 3, 3, 1]]
+    neighbors = ops.knn(line(0, 1, 3, 3, 9), 3, radius=2, backend=backend)
+    assert neighbors.distances.tolist() == [[[0, 1, 3], [0, 1, 2], [0, 0, 2], [0, 0, 2], [0, 6, 6]]]
+    assert neighbors.indices.tolist() == [[[0, 1, 2], [1, 0, 2], [2, 3, 1], [2, 3, 1], [4, 2, 3]]]
+    assert neighbors.counts is not None
+    assert neighbors.counts.tolist() == [[2, 4, 3, 3, 1]]
     others = ops.knn(line(0, 1, 3, 3, 9), 1, include_self=False, radius=2, backend=backend)
     assert others.indices.tolist() == [[[1], [0], [3], [2], [2]]]
     assert others.counts is not None
@@ -73,13 +73,15 @@ def test_ties_go_by_index(
         with pytest.raises(ValueError, match=r"^k must be between 1 and 0 .*itself"):
             ops.knn(tokens, 1, include_self=False, backend=backend)
         return
-    found = ops.knn(tokens, k, include_self=include_self, valid=valid, radius=2.0, backend=backend)
+    neighbors = ops.knn(
+        tokens, k, include_self=include_self, valid=valid, radius=2.0, backend=backend
+    )
     distances, indices = by_sorting(tokens, k, include_self, valid)
-    assert torch.equal(found.indices, indices)
-    torch.testing.assert_close(found.distances, distances)
+    assert torch.equal(neighbors.indices, indices)
+    torch.testing.assert_close(neighbors.distances, distances)
     every, _ = by_sorting(tokens, size, include_self, valid)
-    assert found.counts is not None
-    assert torch.equal(found.counts, (every <= 2.0).sum(2))
+    assert neighbors.counts is not None
+    assert torch.equal(neighbors.counts, (every <= 2.0).sum(2))
 
 
 def test_cosine(backend: str) -> None:
@@ -90,14 +92,14 @@ def test_cosine(backend: str) -> None:
         tokens[:, :, None], tokens[:, None], dim=-1, eps=0
     )
     truth = (1 - cosine).sort(dim=-1)
-    found = ops.knn(tokens, 6, metric="cosine", radius=0.5, backend=backend)
-    assert torch.equal(found.indices, truth.indices[..., :6])
-    torch.testing.assert_close(found.distances, truth.values[..., :6], atol=1e-15, rtol=1e-12)
-    assert found.counts is not None
-    assert torch.equal(found.counts, (truth.values <= 0.5).sum(-1))
+    neighbors = ops.knn(tokens, 6, metric="cosine", radius=0.5, backend=backend)
+    assert torch.equal(neighbors.indices, truth.indices[..., :6])
+    torch.testing.assert_close(neighbors.distances, truth.values[..., :6], atol=1e-15, rtol=1e-12)
+    assert neighbors.counts is not None
+    assert torch.equal(neighbors.counts, (truth.values <= 0.5).sum(-1))
     tokens[:, 3] = 0
-    found = ops.knn(tokens, 2, metric="cosine", include_self=False, backend=backend)
-    torch.testing.assert_close(found.distances[:, 3], torch.full((2, 2), 0.5).double())
+    neighbors = ops.knn(tokens, 2, metric="cosine", include_self=False, backend=backend)
+    torch.testing.assert_close(neighbors.distances[:, 3], torch.full((2, 2), 0.5).double())
 
 
 def test_tokens_that_are_no_numbers(backend: str) -> None:
@@ -106,15 +108,15 @@ def test_tokens_that_are_no_numbers(backend: str) -> None:
         ops.knn(tokens, 2, backend=backend)
     for metric in ("euclidean", "cosine"):
         with ops.without_value_checks():
-            found = ops.knn(tokens, 4, radius=INF, metric=metric, backend=backend)
+            neighbors = ops.knn(tokens, 4, radius=INF, metric=metric, backend=backend)
         own = torch.arange(5)[:, None].expand(-1, 4)
-        assert torch.equal(found.indices[0, [1, 3]], own[[1, 3]])
-        assert (found.distances[0, [1, 3]] == INF).all()
-        assert found.distances[0, [0, 2, 4], 2].isfinite().all()
-        assert torch.equal(found.indices[0, :, 3], own[:, 0])  # three tokens are left
-        assert (found.distances[..., 3] == INF).all()
-        assert found.counts is not None
-        assert found.counts.tolist() == [[3, 0, 3, 0, 3]]
+        assert torch.equal(neighbors.indices[0, [1, 3]], own[[1, 3]])
+        assert (neighbors.distances[0, [1, 3]] == INF).all()
+        assert neighbors.distances[0, [0, 2, 4], 2].isfinite().all()
+        assert torch.equal(neighbors.indices[0, :, 3], own[:, 0])  # three tokens are left
+        assert (neighbors.distances[..., 3] == INF).all()
+        assert neighbors.counts is not None
+        assert neighbors.counts.tolist() == [[3, 0, 3, 0, 3]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -122,16 +124,16 @@ def test_near_ties_within_rounding(backend: str, dtype: torch.dtype) -> None:
     """Each distance is the exact one of its index, and no token outside is nearer."""
     generator = torch.Generator().manual_seed(4)
     tokens = (torch.randn(2, 90, 96, generator=generator) + 3).to(dtype)
-    found = ops.knn(tokens, 7, backend=backend)
+    neighbors = ops.knn(tokens, 7, backend=backend)
     exact = torch.cdist(
         tokens.double(), tokens.double(), compute_mode="donot_use_mm_for_euclid_dist"
     )
     slack = 4e-6 * exact.amax()
-    mine = exact.gather(2, found.indices)
-    assert (found.distances - mine).abs().max() <= slack
-    rest = exact.scatter(2, found.indices, INF).amin(2)
+    mine = exact.gather(2, neighbors.indices)
+    assert (neighbors.distances - mine).abs().max() <= slack
+    rest = exact.scatter(2, neighbors.indices, INF).amin(2)
     assert (mine.amax(2) <= rest + slack).all()
-    assert found.indices.sort(2).values.diff(dim=2).min() > 0
+    assert neighbors.indices.sort(2).values.diff(dim=2).min() > 0
 
 
 @pytest.mark.parametrize(
@@ -150,9 +152,9 @@ def test_errors(options: dict[str, Any], message: str) -> None:
 
 
 def test_no_gradient_and_no_counts() -> None:
-    found = ops.knn(torch.randn(1, 6, 3, requires_grad=True), 2)
-    assert not found.distances.requires_grad
-    assert found.counts is None
+    neighbors = ops.knn(torch.randn(1, 6, 3, requires_grad=True), 2)
+    assert not neighbors.distances.requires_grad
+    assert neighbors.counts is None
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])

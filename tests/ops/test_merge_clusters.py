@@ -32,16 +32,16 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("num_clusters", [4, 7])
 def test_oracle(normalize: bool, num_clusters: int) -> None:
-    found = ops.merge_clusters(TOKENS, WEIGHTS, ASSIGNMENT, num_clusters, normalize=normalize)
+    actual = ops.merge_clusters(TOKENS, WEIGHTS, ASSIGNMENT, num_clusters, normalize=normalize)
     for b in range(3):
-        truth = oracle.merge(
+        expected = oracle.merge(
             TOKENS[b].tolist(),
             WEIGHTS[b].tolist(),
             ASSIGNMENT[b].tolist(),
             num_clusters,
             normalize=normalize,
         )
-        torch.testing.assert_close(found[b], torch.tensor(truth, dtype=torch.float64))
+        torch.testing.assert_close(actual[b], torch.tensor(expected, dtype=torch.float64))
 
 
 def test_one_cluster_and_every_token_its_own() -> None:

@@ -63,12 +63,12 @@ def plain_philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, .
 def test_broadcasting_and_many_counters() -> None:
     seed = seed_of(0x89ABCDEF, 0xFEDCBA98)
     rows, columns = torch.tensor([[0], [5], [ONES]]), torch.tensor([1, 2**31, ONES - 1, 7])
-    found = philox.philox4x32((rows, columns, columns, rows), seed)
+    actual = philox.philox4x32((rows, columns, columns, rows), seed)
     for i in range(3):
         for j in range(4):
             r, c = int(rows[i, 0]), int(columns[j])
             expected = plain_philox((r, c, c, r), (0x89ABCDEF, 0xFEDCBA98))
-            assert tuple(int(w[i, j]) for w in found) == expected
+            assert tuple(int(w[i, j]) for w in actual) == expected
 
 
 def test_inductor_keeps_the_words() -> None:
@@ -77,8 +77,8 @@ def test_inductor_keeps_the_words() -> None:
     index = torch.arange(500)
     counter = (index, index * 8589934, ONES - index, torch.tensor(2))
     compiled = torch.compile(philox.philox4x32, fullgraph=True)
-    found, expected = compiled(counter, seed), philox.philox4x32(counter, seed)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    actual, expected = compiled(counter, seed), philox.philox4x32(counter, seed)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_normals() -> None:

@@ -28,9 +28,9 @@ def test_by_hand() -> None:
 
 def test_is_the_mean_over_corrupted_tokens() -> None:
     norms = (PRED - TARGET)[CORRUPTED].square().sum(-1)
-    found = ops.reconstruction_loss(PRED, TARGET, CORRUPTED, per_channel=False)
-    torch.testing.assert_close(found, norms.mean())
-    torch.testing.assert_close(ops.reconstruction_loss(PRED, TARGET, CORRUPTED) * 4, found)
+    actual = ops.reconstruction_loss(PRED, TARGET, CORRUPTED, per_channel=False)
+    torch.testing.assert_close(actual, norms.mean())
+    torch.testing.assert_close(ops.reconstruction_loss(PRED, TARGET, CORRUPTED) * 4, actual)
 
 
 def test_gradient() -> None:
@@ -61,8 +61,8 @@ def test_nothing_corrupted(normalizer: Tensor | None) -> None:
 
 def test_everything_corrupted_is_mse() -> None:
     everything = torch.ones(2, 3, 5, dtype=torch.bool)
-    found = ops.reconstruction_loss(PRED, TARGET, everything)
-    torch.testing.assert_close(found, torch.nn.functional.mse_loss(PRED, TARGET))
+    actual = ops.reconstruction_loss(PRED, TARGET, everything)
+    torch.testing.assert_close(actual, torch.nn.functional.mse_loss(PRED, TARGET))
 
 
 def test_normalizer_makes_processes_add_up() -> None:

@@ -31,39 +31,39 @@ def split_by_hand(scores: list[list[float]], n: int) -> tuple[list[int], list[in
 )
 def test_split(keypoints: int, tokens: int, n: int) -> None:
     logits = random(5, keypoints, tokens)
-    found = ops.select_tokens(logits, n)
+    selection = ops.select_tokens(logits, n)
     for b, scores in enumerate(logits.softmax(dim=-1).tolist()):
         causal, noncausal = split_by_hand(scores, n)
-        assert found.causal[b].tolist() == causal
-        assert found.noncausal[b].tolist() == noncausal
+        assert selection.causal[b].tolist() == causal
+        assert selection.noncausal[b].tolist() == noncausal
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_split_with_ties(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randint(0, 3, (6, 4, 19), generator=generator).double()
-    found = ops.select_tokens(logits, 3)
+    selection = ops.select_tokens(logits, 3)
     for b in range(6):
         # Scores that are equal in exact arithmetic can differ in the last bit from row to row.
         scores = [[round(s, 12) for s in row] for row in logits[b].softmax(dim=-1).tolist()]
         causal, _ = split_by_hand(scores, 3)
-        assert found.causal[b].tolist() == causal
+        assert selection.causal[b].tolist() == causal
 
 
 def test_by_hand() -> None:
     """Both keypoints like token 2 best; token 0 and 4 are second; n = 1 wants two tokens."""
     logits = torch.tensor([[[1.0, 0.0, 9.0, 0.0, 0.5], [0.0, 0.0, 9.0, 0.5, 3.0]]])
-    found = ops.select_tokens(logits, 1)
+    selection = ops.select_tokens(logits, 1)
     # Best ranks: 1, 2 (the lower index of a tie), 0, 2 (third for the second keypoint), 1. Token 4
     # has the higher score of the two seconds.
-    assert found.causal.tolist() == [[2, 4]]
-    assert found.noncausal.tolist() == [[0, 1, 3]]
+    assert selection.causal.tolist() == [[2, 4]]
+    assert selection.noncausal.tolist() == [[0, 1, 3]]
 
 
 def test_equal_logits_go_by_index() -> None:
-    found = ops.select_tokens(torch.zeros(2, 3, 10), 2)
-    assert found.causal.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
-    assert found.noncausal.tolist() == [[6, 7, 8, 9]] * 2
+    selection = ops.select_tokens(torch.zeros(2, 3, 10), 2)
+    assert selection.causal.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert selection.noncausal.tolist() == [[6, 7, 8, 9]] * 2
 
 
 def test_every_keypoints_top_n_is_causal() -> None:
@@ -74,17 +74,17 @@ def test_every_keypoints_top_n_is_causal() -> None:
 
 
 def test_all_tokens_causal() -> None:
-    found = ops.select_tokens(random(2, 3, 6), 2)
-    assert torch.equal(found.causal, torch.arange(6).expand(2, 6))
-    assert found.noncausal.shape == (2, 0)
+    selection = ops.select_tokens(random(2, 3, 6), 2)
+    assert torch.equal(selection.causal, torch.arange(6).expand(2, 6))
+    assert selection.noncausal.shape == (2, 0)
 
 
 def test_scores_that_underflow_still_rank() -> None:
     """Softmax gives 0 to all tokens but the first; their logits still rank them."""
     logits = torch.tensor([[[500.0, 0.0, 1.0, 3.0, 2.0]]])
-    found = ops.select_tokens(logits, 3)
-    assert found.scores.tolist() == [[[1, 0, 0, 0, 0]]]
-    assert found.causal.tolist() == [[0, 3, 4]]
+    selection = ops.select_tokens(logits, 3)
+    assert selection.scores.tolist() == [[[1, 0, 0, 0, 0]]]
+    assert selection.causal.tolist() == [[0, 3, 4]]
 
 
 def test_scores_and_importance() -> None:
@@ -107,9 +107,9 @@ def test_gradcheck_of_the_largest_score() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_splits_as_the_same_numbers_do_in_float64(dtype: torch.dtype) -> None:
     logits = random(8, 15, 192).to(dtype)
-    found, truth = ops.select_tokens(logits, 4), ops.select_tokens(logits.double(), 4)
-    assert torch.equal(found.causal, truth.causal)
-    assert found.scores.dtype == found.importance.dtype == dtype
+    selection, truth = ops.select_tokens(logits, 4), ops.select_tokens(logits.double(), 4)
+    assert torch.equal(selection.causal, truth.causal)
+    assert selection.scores.dtype == selection.importance.dtype == dtype
 
 
 def test_errors() -> None:

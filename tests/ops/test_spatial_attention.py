@@ -19,29 +19,29 @@ def test_by_hand() -> None:
     """Two tokens, one head of one channel: weights are the logistic function of q (k₁ − k₀)."""
     q, k, v = (1.0, 2.0), (0.5, -0.5), (10.0, 20.0)
     qkv = torch.tensor([q, k, v]).T.reshape(1, 1, 2, 3, 1, 1)
-    found = ops.spatial_attention(qkv).flatten()
+    actual = ops.spatial_attention(qkv).flatten()
     for token in range(2):
         second = 1 / (1 + math.exp(-q[token] * (k[1] - k[0])))
-        assert found[token].item() == pytest.approx((1 - second) * 10 + second * 20, rel=1e-6)
+        assert actual[token].item() == pytest.approx((1 - second) * 10 + second * 20, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 7, 3, 2, 8), (1, 1, 1, 3, 1, 1), (2, 2, 13, 3, 3, 80)])
 def test_is_torch_attention_within_a_frame(shape: tuple[int, ...]) -> None:
     qkv = random_qkv(*shape)
-    found = ops.spatial_attention(qkv)
-    assert found.is_contiguous()
+    actual = ops.spatial_attention(qkv)
+    assert actual.is_contiguous()
     for t in range(shape[1]):
         q, k, v = (qkv[:, t, :, i].transpose(1, 2) for i in range(3))
-        truth = scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        torch.testing.assert_close(found[:, t], truth)
+        expected = scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        torch.testing.assert_close(actual[:, t], expected)
 
 
 def test_reads_a_linear_layers_output_as_it_is() -> None:
     """The packed projection of all tokens, seen as [B, T, S, 3, H, d], and back to tokens."""
     linear = torch.nn.Linear(12, 36)
     tokens = torch.randn(2, 3, 5, 12, generator=torch.Generator().manual_seed(0))
-    found = ops.spatial_attention(linear(tokens).unflatten(-1, (3, 4, 3))).flatten(-2)
-    assert found.shape == tokens.shape
+    out = ops.spatial_attention(linear(tokens).unflatten(-1, (3, 4, 3))).flatten(-2)
+    assert out.shape == tokens.shape
 
 
 def test_large_logits_stay_finite() -> None:
@@ -74,13 +74,13 @@ BOTH = pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_logits_of_thousands_are_right_in_every_dtype(backend: str, dtype: torch.dtype) -> None:
     """Logits of 3,000 to 4,600 rounded to float16 were off by 1, and results by 6 to 11."""
     qkv = (random_qkv(1, 2, 9, 3, 2, 64) * 42).to(dtype)
-    found = ops.spatial_attention(qkv, backend=backend)
+    actual = ops.spatial_attention(qkv, backend=backend)
     exact = ops.spatial_attention(qkv.double(), backend="reference")
     q, k, v = qkv.double().unbind(3)
     logits = torch.einsum("btshd,bthud->btshu", q, k.permute(0, 1, 3, 2, 4)) / 8
     assert 3000 < logits.abs().max() < 9000
     allowed = torch.finfo(dtype).eps / 2 + 4 * logits.abs().max() * torch.finfo(torch.float32).eps
-    assert (found - exact).abs().max() <= allowed * v.abs().max()
+    assert (actual - exact).abs().max() <= allowed * v.abs().max()
 
 
 @BOTH
@@ -115,8 +115,8 @@ def test_separate_projections_are_the_packed_one(backend: str) -> None:
     qkv = random_qkv(2, 3, 5, 3, 2, 8)
     packed = ops.spatial_attention(qkv, backend=backend)
     scattered = tuple(x.transpose(0, 4).contiguous().transpose(0, 4) for x in qkv.unbind(3))
-    for given in (qkv.unbind(3), scattered, list(scattered)):
-        torch.testing.assert_close(ops.spatial_attention(given, backend=backend), packed)
+    for projections in (qkv.unbind(3), scattered, list(scattered)):
+        torch.testing.assert_close(ops.spatial_attention(projections, backend=backend), packed)
 
 
 @BOTH
@@ -149,7 +149,7 @@ def test_wrong_options(options: dict, message: str) -> None:
 
 def test_wrong_projections() -> None:
     q, k, v = random_qkv(1, 2, 5, 3, 2, 8).unbind(3)
-    for given, message in (
+    for projections, message in (
         ((q, k), r"^qkv must be one tensor or three \(q, k and v\), got 2"),
         ((q, k[:, :1], v), r"^k must have shape \[B, T, S, H, d\] with T=2"),
         ((q, k, v.float()), "^v must have q's dtype float64, got float32"),
@@ -158,4 +158,4 @@ def test_wrong_projections() -> None:
         ("qkv", r"^qkv must be a torch\.Tensor, got str"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
-            ops.spatial_attention(given)
+            ops.spatial_attention(projections)

@@ -19,12 +19,12 @@ def random_qkv(*shape: int) -> Tensor:
 @pytest.mark.parametrize("frames", [2, 3, 5, 16, 19])
 def test_is_torch_attention_along_time(frames: int) -> None:
     qkv = random_qkv(2, frames, 4, 3, 2, 8)
-    found = ops.temporal_attention(qkv)
-    assert found.is_contiguous()
+    actual = ops.temporal_attention(qkv)
+    assert actual.is_contiguous()
     for s in range(4):
         q, k, v = (qkv[:, :, s, i].transpose(1, 2) for i in range(3))
-        truth = scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        torch.testing.assert_close(found[:, :, s], truth)
+        expected = scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        torch.testing.assert_close(actual[:, :, s], expected)
 
 
 def test_is_spatial_attention_with_time_and_space_swapped() -> None:
@@ -99,14 +99,14 @@ def test_causal_whatever_the_scale(frames: int, scale: float) -> None:
     """A kernel that masks before it scales would let later frames in, or give NaN."""
     qkv = random_qkv(2, frames, 3, 3, 2, 8)
     for dtype, lengths in ((torch.float64, None), (torch.float32, torch.tensor([frames, 2]))):
-        found = []
+        results = []
         for backend in ("reference", "cpu"):
             leaf = qkv.to(dtype).requires_grad_()
             out = ops.temporal_attention(
                 leaf, causal=True, scale=scale, lengths=lengths, backend=backend
             )
-            found.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", range(16, 129, 16))
@@ -124,9 +124,9 @@ def test_many_positions_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(cpu, "_PART", elements)
         leaf = qkv.clone().requires_grad_()
         out = ops.temporal_attention(leaf, lengths=lengths, causal=True, backend="cpu")
-        found = out.detach(), torch.autograd.grad(out, leaf, grad)[0]
-        whole = whole or found
-        torch.testing.assert_close(found, whole)
+        actual = out.detach(), torch.autograd.grad(out, leaf, grad)[0]
+        whole = whole or actual
+        torch.testing.assert_close(actual, whole)
 
 
 def test_wrong_options() -> None:

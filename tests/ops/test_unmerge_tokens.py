@@ -22,14 +22,14 @@ MERGED = torch.tensor([[[1.0], [2.0], [3.0]]], dtype=torch.float64)
 
 
 def test_by_hand() -> None:
-    found = ops.unmerge_tokens(CAUSAL, MERGED, SPLIT, ASSIGNMENT)
-    assert found.tolist() == [[[2], [10], [1], [2], [20]]]
+    tokens = ops.unmerge_tokens(CAUSAL, MERGED, SPLIT, ASSIGNMENT)
+    assert tokens.tolist() == [[[2], [10], [1], [2], [20]]]
 
 
 def test_gradient_sums_over_a_clusters_cells() -> None:
     causal, merged = CAUSAL.clone().requires_grad_(), MERGED.clone().requires_grad_()
-    found = ops.unmerge_tokens(causal, merged, SPLIT, ASSIGNMENT)
-    found.backward(torch.tensor([[[1.0], [2.0], [4.0], [8.0], [16.0]]], dtype=torch.float64))
+    out = ops.unmerge_tokens(causal, merged, SPLIT, ASSIGNMENT)
+    out.backward(torch.tensor([[[1.0], [2.0], [4.0], [8.0], [16.0]]], dtype=torch.float64))
     assert causal.grad is not None
     assert merged.grad is not None
     assert causal.grad.tolist() == [[[2], [16]]]
@@ -43,8 +43,8 @@ def test_undoes_select_and_merge_when_every_token_is_a_cluster() -> None:
     causal, rest = tokens[clip, selection.causal], tokens[clip, selection.noncausal]
     clusters = ops.dpc_knn(rest, 5, 12)
     merged = ops.merge_clusters(rest, random(3, 12, seed=2).abs(), clusters.assignment, 12)
-    found = ops.unmerge_tokens(causal, merged, selection, clusters.assignment)
-    torch.testing.assert_close(found, tokens)
+    actual = ops.unmerge_tokens(causal, merged, selection, clusters.assignment)
+    torch.testing.assert_close(actual, tokens)
 
 
 def test_nothing_causal_and_nothing_else() -> None:

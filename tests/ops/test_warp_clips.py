@@ -50,46 +50,48 @@ MATRICES = torch.stack(
 def test_white_noise_within_half_a_grey_level_of_cv2(size: tuple[int, int]) -> None:
     """On white noise every pixel differs from the next: any other weights would show."""
     frames = noise_frames(len(MATRICES), 2, 90, 120)
-    found = grey_levels(ops.warp_clips(frames, MATRICES, size, **PLAIN))
+    actual = grey_levels(ops.warp_clips(frames, MATRICES, size, **PLAIN))
     for b, matrix in enumerate(MATRICES.numpy()):
         for t in range(2):
-            truth = cv2.warpAffine(frames[b, t].numpy(), matrix, size[::-1], flags=cv2.INTER_LINEAR)
-            assert np.abs(found[b, t] - truth.astype(np.float32)).max() <= 0.5 + 1e-3
+            expected = cv2.warpAffine(
+                frames[b, t].numpy(), matrix, size[::-1], flags=cv2.INTER_LINEAR
+            )
+            assert np.abs(actual[b, t] - expected.astype(np.float32)).max() <= 0.5 + 1e-3
 
 
 def test_identity_is_the_frame_normalised() -> None:
     frames = noise_frames(2, 3, 9, 7)
     identity = torch.eye(2, 3).expand(2, 2, 3)
-    found = ops.warp_clips(frames, identity, (9, 7), dtype=torch.float64)
+    actual = ops.warp_clips(frames, identity, (9, 7), dtype=torch.float64)
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (IMAGENET_MEAN, IMAGENET_STD))
     expected = (frames.double() / 255 - mean) / std
-    torch.testing.assert_close(found, expected.permute(0, 1, 4, 2, 3), rtol=0, atol=1e-12)
+    torch.testing.assert_close(actual, expected.permute(0, 1, 4, 2, 3), rtol=0, atol=1e-12)
 
 
 def test_by_hand() -> None:
     """Half a pixel to the right: the mean of two pixels, and half of the first at the border."""
     frames = torch.tensor([10, 20, 40], dtype=torch.uint8)[:, None].expand(1, 1, 1, 3, 3)
     matrix = torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]])
-    found = grey_levels(ops.warp_clips(frames, matrix, (1, 5), **PLAIN))
-    np.testing.assert_allclose(found[0, 0, 0, :, 0], [5, 15, 30, 20, 0], atol=1e-4)
+    levels = grey_levels(ops.warp_clips(frames, matrix, (1, 5), **PLAIN))
+    np.testing.assert_allclose(levels[0, 0, 0, :, 0], [5, 15, 30, 20, 0], atol=1e-4)
 
 
 def test_border_is_zero_before_normalisation() -> None:
     frames = torch.full((1, 1, 4, 4, 3), 255, dtype=torch.uint8)
     away = torch.tensor([[[1.0, 0.0, 100.0], [0.0, 1.0, 0.0]]])
-    found = ops.warp_clips(frames, away, (3, 3))
+    actual = ops.warp_clips(frames, away, (3, 3))
     expected = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
-    torch.testing.assert_close(found[0, 0, :, 0, 0], expected)
-    assert (found == found[:, :, :, :1, :1]).all()
+    torch.testing.assert_close(actual[0, 0, :, 0, 0], expected)
+    assert (actual == actual[:, :, :, :1, :1]).all()
 
 
 def test_frames_expanded_over_people_are_not_copied() -> None:
     """400 people in one clip of 1080p frames would take 7 GB."""
     frames = noise_frames(1, 3, 1080, 1920).expand(400, -1, -1, -1, -1)
     matrices = MATRICES[2:3].expand(400, -1, -1)
-    found = ops.warp_clips(frames, matrices, (4, 3))
-    assert torch.equal(found, found[:1].expand_as(found))
-    assert torch.equal(found[:1], ops.warp_clips(frames[:1], matrices[:1], (4, 3)))
+    clips = ops.warp_clips(frames, matrices, (4, 3))
+    assert torch.equal(clips, clips[:1].expand_as(clips))
+    assert torch.equal(clips[:1], ops.warp_clips(frames[:1], matrices[:1], (4, 3)))
 
 
 def test_channels_first_storage() -> None:
@@ -130,11 +132,11 @@ def test_the_cpu_path_takes_a_large_crop_in_parts() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_output_dtype(dtype: torch.dtype) -> None:
     frames = noise_frames(1, 2, 20, 16)
-    found = ops.warp_clips(frames, MATRICES[2:3], (8, 6), dtype=dtype)
-    assert found.dtype == dtype
-    assert found.is_contiguous()
-    truth = ops.warp_clips(frames, MATRICES[2:3], (8, 6))
-    torch.testing.assert_close(found, truth.to(dtype))
+    actual = ops.warp_clips(frames, MATRICES[2:3], (8, 6), dtype=dtype)
+    assert actual.dtype == dtype
+    assert actual.is_contiguous()
+    expected = ops.warp_clips(frames, MATRICES[2:3], (8, 6))
+    torch.testing.assert_close(actual, expected.to(dtype))
 
 
 def test_far_away_and_enormous_matrices() -> None:
@@ -142,9 +144,9 @@ def test_far_away_and_enormous_matrices() -> None:
     matrices = torch.tensor(
         [[[1e-12, 0, 0], [0, 1e-12, 0]], [[1, 0, 1e300], [0, 1, -1e300]]], dtype=torch.float64
     )
-    found = grey_levels(ops.warp_clips(frames, matrices, (4, 4), **PLAIN))
-    assert np.isfinite(found).all()
-    assert (found[1] == 0).all()
+    levels = grey_levels(ops.warp_clips(frames, matrices, (4, 4), **PLAIN))
+    assert np.isfinite(levels).all()
+    assert (levels[1] == 0).all()
 
 
 GOOD: dict[str, Any] = {

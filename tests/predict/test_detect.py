@@ -155,9 +155,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_bad_detection_files(tmp_path, what):
-    entries, message = BAD[what]
+@pytest.mark.parametrize("case", BAD)
+def test_bad_detection_files(tmp_path, case):
+    entries, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         load_video_detections(write(tmp_path, entries), 3, size=(256, 144))
 
@@ -187,10 +187,10 @@ def test_many_detections_take_little_memory(tmp_path):
         file.write("]")
     tracemalloc.start()
     people = load_video_detections(path)
-    kept, peak = tracemalloc.get_traced_memory()
+    held_bytes, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(people) == 10_000
-    assert kept < 20_000 * 64
+    assert held_bytes < 20_000 * 64
     assert peak < 20_000 * 64 * 2 + (4 << 20)
 
 

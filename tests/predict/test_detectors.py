@@ -30,15 +30,15 @@ CELLS = 8 * 6 + 4 * 3 + 2 * 1  # of sides 8, 16 and 32
 def graph(path, outputs, *, size=SIZE, inputs=1, dtype=TensorProto.FLOAT):
     """A network that gives the same outputs for every picture."""
     shape = [1, 3, size[1], size[0]] if size else [1, 3, "height", "width"]
-    given = [helper.make_tensor_value_info(f"in{i}", dtype, shape) for i in range(inputs)]
-    nodes, made, constants = [], [], []
+    input_infos = [helper.make_tensor_value_info(f"in{i}", dtype, shape) for i in range(inputs)]
+    nodes, output_infos, constants = [], [], []
     for name, value in outputs.items():
         constants.append(numpy_helper.from_array(value, f"{name}_value"))
         nodes.append(helper.make_node("Identity", [f"{name}_value"], [name]))
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        made.append(helper.make_tensor_value_info(name, kind, value.shape))
+        output_infos.append(helper.make_tensor_value_info(name, kind, value.shape))
     model = helper.make_model(
-        helper.make_graph(nodes, "detector", given, made, constants),
+        helper.make_graph(nodes, "detector", input_infos, output_infos, constants),
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
     )
@@ -129,8 +129,10 @@ def test_boxes_after_suppression(tmp_path, kind):
 
 def test_two_kinds_with_the_same_outputs_are_told_by_name(tmp_path):
     path = graph(tmp_path / "people.onnx", DETS)
-    said = r"people.onnx: may be yolox or rtmdet, whose inputs differ; give --detector yolox:FILE.o"
-    with pytest.raises(ValueError, match=said):
+    message = (
+        r"people.onnx: may be yolox or rtmdet, whose inputs differ; give --detector yolox:FILE.o"
+    )
+    with pytest.raises(ValueError, match=message):
         OnnxDetector(path)
     assert named_detector(f"rtmdet:{path}", CPU).kind == "rtmdet"
     with pytest.raises(ValueError, match=r"are dets \[1, 3, 5\], labels \[1, 3\], not those"):
@@ -170,7 +172,7 @@ def test_files_that_are_no_detector_are_named(tmp_path, monkeypatch):
     two = graph(tmp_path / "two.onnx", DETS, inputs=2)
     whole = graph(tmp_path / "int.onnx", DETS, dtype=TensorProto.UINT8)
     (tmp_path / "text.onnx").write_text("no graph")
-    for name, said in (
+    for name, message in (
         (
             str(odd),
             r"odd\.onnx: its outputs are features \[1, 8, 7, 7\], not those of YOLOX,",
@@ -187,7 +189,7 @@ def test_files_that_are_no_detector_are_named(tmp_path, monkeypatch):
         ("rtdetr:", "--detector rtdetr:: is none; give hog"),
         ("rtdetr:./none", r"--detector rtdetr:\./none: no such folder; give a model's name"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             named_detector(name, CPU)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"onnxruntime is not installed: pip install 'cmpose\[on"):
@@ -299,8 +301,8 @@ class Boxes:
             return [{"boxes": boxes, "scores": torch.tensor([0.75, 0.9]), "labels": labels}]
 
         net.eval = lambda: net
-        made = types.SimpleNamespace(fasterrcnn_resnet50_fpn_v2=lambda weights: net)
-        return types.SimpleNamespace(models=types.SimpleNamespace(detection=made))
+        detection = types.SimpleNamespace(fasterrcnn_resnet50_fpn_v2=lambda weights: net)
+        return types.SimpleNamespace(models=types.SimpleNamespace(detection=detection))
 
     def ultralytics(self):
         def net(picture, classes, verbose):
@@ -323,8 +325,8 @@ def test_the_documents_lines_make_files_of_boxes(package, clip, tmp_path, monkey
     names: dict[str, object] = {}
     exec(compile(lines, package, "exec"), names)
     exec(compile(writing, "boxes", "exec"), names)
-    found = load_video_detections("boxes.json", clip[2], size=(256, 144))
-    assert list(found) == list(range(clip[2]))
-    for [person] in found.values():
+    detections = load_video_detections("boxes.json", clip[2], size=(256, 144))
+    assert list(detections) == list(range(clip[2]))
+    for [person] in detections.values():
         assert person.box.tolist() == [10, 20, 50, 100]
         assert person.score == (1 if package == "rtmlib" else 0.75)

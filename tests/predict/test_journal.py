@@ -55,9 +55,9 @@ def test_any_changed_byte_cuts_the_journal_at_its_line(tmp_path):
 
 def test_lines_that_are_lost_or_twice_cut_it_too(tmp_path):
     for lines in ([LINES[0], *LINES[2:]], [LINES[0], *LINES], [LINES[0], b"\n", *LINES[1:]]):
-        done, said = frames(tmp_path, b"".join(lines))
+        done, dropped = frames(tmp_path, b"".join(lines))
         assert done == [0]
-        assert f"line 2 is not as it was written: lines 2 to {len(lines)} are dropped" in said
+        assert f"line 2 is not as it was written: lines 2 to {len(lines)} are dropped" in dropped
 
 
 def test_frames_that_were_predicted_together_are_dropped_together(tmp_path):
@@ -65,9 +65,9 @@ def test_frames_that_were_predicted_together_are_dropped_together(tmp_path):
     group += [with_checksum({"frame": 2, "people": []})]
     assert frames(tmp_path, b"".join(group) + LINES[3]) == ([0, 1, 2, 3], "")
     assert frames(tmp_path, b"".join(group[:2])) == ([], "")
-    done, said = frames(tmp_path, b"".join([*group[:2], LINES[3]]))
+    done, dropped = frames(tmp_path, b"".join([*group[:2], LINES[3]]))
     assert done == []
-    assert "line 3 is not as it was written: lines 1 to 3 are dropped" in said
+    assert "line 3 is not as it was written: lines 1 to 3 are dropped" in dropped
 
 
 def test_a_journal_without_checksums_is_named_unless_it_is_finished(tmp_path):

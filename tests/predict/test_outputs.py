@@ -31,7 +31,7 @@ LENGTH, SIZE = 24, (96, 64)
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
+def inputs(tmp_path_factory):
     """Weights, a video of noise, and two people in each of its frames."""
     folder = tmp_path_factory.mktemp("given")
     model = build(fine="off", num_keypoints=15)
@@ -51,24 +51,24 @@ def given(tmp_path_factory):
     return folder
 
 
-def predict(given, out, video="clip.mp4", **options):
-    options = {"detections": given / "boxes.json", "batch_size": 4, "progress": False, **options}
-    return predict_video(given / video, given / "weights", out, device="cpu", **options)
+def predict(inputs, out, video="clip.mp4", **options):
+    options = {"detections": inputs / "boxes.json", "batch_size": 4, "progress": False, **options}
+    return predict_video(inputs / video, inputs / "weights", out, device="cpu", **options)
 
 
 def poses(out, name="clip"):
     return (out / "poses" / f"{name}.json").read_bytes()
 
 
-def test_a_full_disk_is_named_and_gone_on_from(given, tmp_path):
-    predict(given, tmp_path / "whole", outputs=["poses", "coco"])
+def test_a_full_disk_is_named_and_gone_on_from(inputs, tmp_path):
+    predict(inputs, tmp_path / "whole", outputs=["poses", "coco"])
     with small_disk(tmp_path) as disk:
         filler = disk / "filler"
         out, failed = disk / "out", []
         for room in range(0, 64, 4):
             filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - room * 1024))
             try:
-                predict(given, out, outputs=["poses", "coco"])
+                predict(inputs, out, outputs=["poses", "coco"])
             except OutputError as error:
                 failed.append(str(error))
             filler.unlink()
@@ -83,30 +83,30 @@ def test_a_full_disk_is_named_and_gone_on_from(given, tmp_path):
         }
         assert "the poses of 24 frames are kept in" in failed[-1]
         assert "the same command goes on from them" in failed[-1]
-        predict(given, out, outputs=["poses", "coco"])
+        predict(inputs, out, outputs=["poses", "coco"])
         assert poses(out) == poses(tmp_path / "whole")
         assert not list(disk.rglob(".*"))
 
 
-def test_what_stands_in_the_way_is_named(given, tmp_path, capsys):
+def test_what_stands_in_the_way_is_named(inputs, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file where a folder should be; move it, or give anot"):
-        predict(given, tmp_path / "file")
+        predict(inputs, tmp_path / "file")
     out = tmp_path / "out"
     out.mkdir()
     (out / "poses").write_text("")
     with pytest.raises(OutputError, match=r"poses is a file where a folder .* 24 frames are kept"):
-        predict(given, out)
+        predict(inputs, out)
     (out / "poses").unlink()
     (out / "clip_poses.part.mp4").mkdir()
     (out / "clip_poses.mp4").unlink()
-    arguments = ["predict", str(given / "clip.mp4"), "--checkpoint", str(given / "weights")]
-    arguments += ["--detections", str(given / "boxes.json"), "--batch_size", "4"]
+    arguments = ["predict", str(inputs / "clip.mp4"), "--checkpoint", str(inputs / "weights")]
+    arguments += ["--detections", str(inputs / "boxes.json"), "--batch_size", "4"]
     with pytest.raises(SystemExit, match=r"cmpose predict: .*clip_poses\.mp4: cannot be written"):
         main([*arguments, "--out", str(out), "--device", "cpu"])
 
 
-def test_a_folder_that_is_deleted_meanwhile_is_noticed(given, tmp_path, monkeypatch):
+def test_a_folder_that_is_deleted_meanwhile_is_noticed(inputs, tmp_path, monkeypatch):
     batch = Predictor.poses
 
     def deleting(self, *arguments):
@@ -114,25 +114,27 @@ def test_a_folder_that_is_deleted_meanwhile_is_noticed(given, tmp_path, monkeypa
         return batch(self, *arguments)
 
     monkeypatch.setattr(Predictor, "poses", deleting)
-    gone = r"frames\.jsonl: cannot be written: its folder .* is not there \(any more\); make the fo"
-    with pytest.raises(OutputError, match=gone) as caught:
-        predict(given, tmp_path / "out", outputs=["poses"])
+    message = (
+        r"frames\.jsonl: cannot be written: its folder .* is not there \(any more\); make the fo"
+    )
+    with pytest.raises(OutputError, match=message) as caught:
+        predict(inputs, tmp_path / "out", outputs=["poses"])
     assert "kept" not in str(caught.value), "nothing is"
 
 
-def test_several_videos_into_one_folder_at_once(given, tmp_path, monkeypatch):
-    shutil.copy(given / "clip.mp4", given / "other.mp4")
+def test_several_videos_into_one_folder_at_once(inputs, tmp_path, monkeypatch):
+    shutil.copy(inputs / "clip.mp4", inputs / "other.mp4")
     batch, begun = Predictor.poses, []
 
     def nested(self, *arguments):
         if not begun:
             begun.append(1)
-            predict(given, tmp_path, "other.mp4")
+            predict(inputs, tmp_path, "other.mp4")
             assert json.loads((tmp_path / "metrics.json").read_text())["video"] == "other.mp4"
         return batch(self, *arguments)
 
     monkeypatch.setattr(Predictor, "poses", nested)
-    predict(given, tmp_path)
+    predict(inputs, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["video"] == "clip.mp4"
     assert len(poses(tmp_path)) > 9000
     assert len(poses(tmp_path, "other")) > 9000
@@ -154,79 +156,79 @@ def test_the_one_file_that_videos_share_is_waited_for(tmp_path):
     ["clip_poses.mp4", "poses/clip.json", "coco/clip.json", "metrics.json"]
     + ["clip_poses.part.mp4", "journal/clip/frames.jsonl"],
 )
-def test_what_predict_did_not_write_is_not_replaced(given, tmp_path, name):
+def test_what_predict_did_not_write_is_not_replaced(inputs, tmp_path, name):
     mine = tmp_path / name
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text('{"ap": 1}')
     message = rf"{name}: is there already and is not of cmpose predict: move it, or give another"
     with pytest.raises(OutputsError, match=message):
-        predict(given, tmp_path)
+        predict(inputs, tmp_path)
     assert mine.read_text() == '{"ap": 1}'
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
     if name == "metrics.json":  # a training's, which no earlier prediction has left
         with pytest.raises(OutputsError, match=message):
-            predict(given, tmp_path, overwrite=True)
+            predict(inputs, tmp_path, overwrite=True)
 
 
-def test_other_files_stay_and_overwrite_replaces(given, tmp_path):
+def test_other_files_stay_and_overwrite_replaces(inputs, tmp_path):
     (tmp_path / "poses").mkdir()
     for name in ("clip", "clip2"):
         (tmp_path / "poses" / f"{name}.json").write_text("mine")
     (tmp_path / "metrics.json").write_text('{"video": "other.mp4"}')
-    predict(given, tmp_path, outputs=["poses"], max_frames=2, overwrite=True)
+    predict(inputs, tmp_path, outputs=["poses"], max_frames=2, overwrite=True)
     assert len(poses(tmp_path)) > 100
     assert poses(tmp_path, "clip2") == b"mine"
     assert json.loads((tmp_path / "metrics.json").read_text())["video"] == "clip.mp4"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_input_and_a_link_are_never_replaced(given, tmp_path, overwrite):
+def test_an_input_and_a_link_are_never_replaced(inputs, tmp_path, overwrite):
     boxes = tmp_path / "coco" / "clip.json"
     boxes.parent.mkdir()
-    shutil.copy(given / "boxes.json", boxes)
+    shutil.copy(inputs / "boxes.json", boxes)
     before = boxes.read_bytes()
     with pytest.raises(OutputsError, match=r"coco/clip\.json: is an input, and a result would be"):
-        predict(given, tmp_path, detections=boxes, overwrite=overwrite)
+        predict(inputs, tmp_path, detections=boxes, overwrite=overwrite)
     assert boxes.read_bytes() == before
     (tmp_path / "poses").mkdir()
     (tmp_path / "poses" / "clip.json").symlink_to(boxes)
     with pytest.raises(OutputsError, match=r"poses/clip\.json: is a link, and a result would be"):
-        predict(given, tmp_path, outputs=["poses"], overwrite=overwrite)
+        predict(inputs, tmp_path, outputs=["poses"], overwrite=overwrite)
     assert boxes.read_bytes() == before
     assert not (tmp_path / "journal").exists()
 
 
 @pytest.mark.parametrize("name", ["poses", "coco", "journal", "journal/clip"])
-def test_nothing_is_written_behind_a_linked_folder(given, tmp_path, name):
+def test_nothing_is_written_behind_a_linked_folder(inputs, tmp_path, name):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).symlink_to(tmp_path / "theirs")
     with pytest.raises(OutputsError, match=rf"out/{name}: is a link, and results would be written"):
-        predict(given, tmp_path / "out", overwrite=True)
+        predict(inputs, tmp_path / "out", overwrite=True)
     assert not os.listdir(tmp_path / "theirs")
     # The output folder itself may be one.
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real").mkdir()
-    predict(given, tmp_path / "link", outputs=["poses"], max_frames=1)
+    predict(inputs, tmp_path / "link", outputs=["poses"], max_frames=1)
 
 
-def test_a_missing_result_is_not_done(given, tmp_path):
+def test_a_missing_result_is_not_done(inputs, tmp_path):
     few = {"outputs": ["poses", "coco"], "max_frames": 2}
-    metrics = predict(given, tmp_path, **few)
+    metrics = predict(inputs, tmp_path, **few)
     (tmp_path / "metrics.json").unlink()
-    assert predict(given, tmp_path, **few) == metrics
+    assert predict(inputs, tmp_path, **few) == metrics
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     (tmp_path / "poses" / "clip.json").unlink()
     with pytest.raises(
         OutputsError, match=r"poses/clip\.json: is missing.*--overwrite does it anew"
     ):
-        predict(given, tmp_path, **few)
-    predict(given, tmp_path, **few, overwrite=True)
+        predict(inputs, tmp_path, **few)
+    predict(inputs, tmp_path, **few, overwrite=True)
     assert len(poses(tmp_path)) > 100
 
 
-def test_explaining_pictures_of_others_are_not_replaced(given, tmp_path):
-    with open_video(given / "clip.mp4") as video:
+def test_explaining_pictures_of_others_are_not_replaced(inputs, tmp_path):
+    with open_video(inputs / "clip.mp4") as video:
         info = video.info
     options = Options(outputs=("poses",), explain_frames=(1,))
     (tmp_path / "explain").mkdir()

@@ -61,11 +61,11 @@ def test_a_frame_has_its_people(frames_of, clip, model):
     assert frame.scores.shape == (p, len(model.skeleton.keypoints))
     assert frame.boxes.shape == (p, 4)
     assert frame.box_scores.shape == (p,)
-    given = np.array(corners(json.loads(boxes.read_text()))[frame.number])
-    order = np.argsort(given[:, 5])
+    detections = np.array(corners(json.loads(boxes.read_text()))[frame.number])
+    order = np.argsort(detections[:, 5])
     here = np.argsort(frame.ids)
-    np.testing.assert_array_equal(frame.ids[here], given[order, 5])
-    inside = np.clip(given[order, :4] - [0, 0, 1, 1], 0, [255, 143, 255, 143])
+    np.testing.assert_array_equal(frame.ids[here], detections[order, 5])
+    inside = np.clip(detections[order, :4] - [0, 0, 1, 1], 0, [255, 143, 255, 143])
     np.testing.assert_allclose(frame.boxes[here], inside, atol=1e-3)
 
 
@@ -140,16 +140,16 @@ def test_pictures_by_path_and_alone(model, rendered):
 def test_ones_own_detector_finds_the_people(model, clip, frames_of):
     video, boxes, count, _ = clip
     by_number = corners(json.loads(boxes.read_text()))
-    seen = []
+    pictures = []
 
     def detector(picture):
-        seen.append(picture)
-        return np.array(by_number.get(len(seen) - 1, []))[:, :5]
+        pictures.append(picture)
+        return np.array(by_number.get(len(pictures) - 1, []))[:, :5]
 
     steady = {"detect_every": 1, "bridge": 0, "smooth": 0}
     frames = list(model.predict(video, detector=detector, **steady))
-    assert len(seen) == count
-    for frame, expected, picture in zip(frames, frames_of, seen, strict=True):
+    assert len(pictures) == count
+    for frame, expected, picture in zip(frames, frames_of, pictures, strict=True):
         np.testing.assert_array_equal(picture, frame.picture)
         np.testing.assert_array_equal(np.sort(frame.boxes, axis=0), np.sort(expected.boxes, axis=0))
 

@@ -70,9 +70,9 @@ def test_everything_is_written(weights, clip, tmp_path):
     for result, pose in zip(results, written["annotations"], strict=True):
         assert (result["image_id"], result["category_id"]) == (pose["image_id"], 1)
         assert (result["track_id"], result["bbox"]) == (pose["track_id"], pose["bbox"])
-        got = np.array(result["keypoints"]).reshape(17, 3)
-        np.testing.assert_array_equal(got[:, :2], np.reshape(pose["keypoints"], (17, 3))[:, :2])
-        np.testing.assert_array_equal(got[:, 2], pose["scores"])
+        actual = np.array(result["keypoints"]).reshape(17, 3)
+        np.testing.assert_array_equal(actual[:, :2], np.reshape(pose["keypoints"], (17, 3))[:, :2])
+        np.testing.assert_array_equal(actual[:, 2], pose["scores"])
         assert result["score"] == pytest.approx(np.sum(pose["scores"]) / 15)
     left = sorted(str(p.relative_to(tmp_path / "out" / "journal")) for p in _files(tmp_path))
     assert left == [f"{video.stem}/{name}" for name in ("finished.json", "settings.json")]
@@ -191,11 +191,11 @@ def test_leaving_out_a_frame_shifts_no_other(weights, clip, rendered, tmp_path):
     images = json.loads(annotation.read_text())["images"]
     folder = tmp_path / "seq"
     folder.mkdir()
-    kept = [0, 2, 3]
-    for number in kept:
+    numbers = [0, 2, 3]
+    for number in numbers:
         shutil.copy(rendered / images[number]["file_name"], folder / f"frame{number:04d}_cam1.jpg")
     (folder / "._frame0001_cam1.jpg").write_bytes(b"no picture")
-    boxes = [box for box in json.loads(detections.read_text()) if box["frame"] in (*kept, 1)]
+    boxes = [box for box in json.loads(detections.read_text()) if box["frame"] in (*numbers, 1)]
     file = tmp_path / "boxes.json"
     file.write_text(json.dumps(boxes))
     options = {"outputs": ["poses", "coco"], "progress": False, "explain_frames": [3]}
@@ -210,18 +210,18 @@ def test_leaving_out_a_frame_shifts_no_other(weights, clip, rendered, tmp_path):
     assert metrics["frames"] == 3
     assert {Path(p).name[:10] for p in metrics["explained"]} == {"seq_000003"}
     [sequence] = load_annotations(tmp_path / "out/poses")
-    assert [(f.image_id, f.index) for f in sequence.frames] == [(n, n) for n in kept]
+    assert [(f.image_id, f.index) for f in sequence.frames] == [(n, n) for n in numbers]
     assert sequence.frames[1].extra["source"] == "seq/frame0002_cam1.jpg"
     for frame in sequence.frames:
         shown = sorted(person.track_id for person in frame.people)
         assert shown == sorted(b["track_id"] for b in boxes if b["frame"] == frame.index)
         for person in frame.people:
-            [given] = [
+            [expected] = [
                 b["bbox"]
                 for b in boxes
                 if (b["frame"], b["track_id"]) == (frame.index, person.track_id)
             ]
-            np.testing.assert_allclose(person.box[:2], given[:2], atol=1e-3)
+            np.testing.assert_allclose(person.box[:2], expected[:2], atol=1e-3)
     results = json.loads((tmp_path / "out/coco/seq.json").read_text())
     assert {entry["image_id"] for entry in results} == {box["frame"] for box in boxes}
     with pytest.raises(ValueError, match=r"--explain_frames \[1\]: .* has frames 0 to 3, numbered"):

@@ -58,8 +58,8 @@ def clip(tmp_path_factory):
 
 
 def predict(clip, weights, out, **options):
-    given = {"detections": clip[1], "progress": False, "bridge": 4, "batch_size": 5, **options}
-    return predict_video(clip[0], weights, out, **given)
+    arguments = {"detections": clip[1], "progress": False, "bridge": 4, "batch_size": 5, **options}
+    return predict_video(clip[0], weights, out, **arguments)
 
 
 def results(out, name="clip"):
@@ -144,8 +144,8 @@ def cut_after(monkeypatch, calls, what=Cut):
 
 def cheap_poses(self, clips, matrices):
     """In place of the network: told by picture, box, and, as in earnest, by the whole batch."""
-    told = clips.flatten(1).mean(1).numpy() + matrices[:, 0, 2] + 0.01 * len(clips)
-    keypoints = told[:, None, None] + np.arange(30).reshape(15, 2)
+    offset = clips.flatten(1).mean(1).numpy() + matrices[:, 0, 2] + 0.01 * len(clips)
+    keypoints = offset[:, None, None] + np.arange(30).reshape(15, 2)
     return Poses(keypoints, np.full(keypoints.shape[:2], 0.5), None, matrices)
 
 
@@ -183,12 +183,12 @@ def test_a_run_killed_at_any_line_of_a_bridged_gap_goes_on_to_the_same_bytes(che
     lines = journal.read_bytes().splitlines(keepends=True)
     assert b'"interpolated": true' in lines[14]
     _, expected = cheap(**options)
-    for kept in (14, 15):
+    for whole_lines in (14, 15):
         (journal.parent / "finished.json").unlink()
-        journal.write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
+        journal.write_bytes(b"".join(lines[:whole_lines]) + lines[whole_lines][:40])
         metrics, written = cheap(**options)
-        assert kept - 5 < metrics["resumed_at_frame"] <= kept
-        assert written == expected, kept
+        assert whole_lines - 5 < metrics["resumed_at_frame"] <= whole_lines
+        assert written == expected, whole_lines
 
 
 def test_a_changed_digit_in_the_journal_does_not_reach_the_poses(cheap, capsys):
@@ -202,10 +202,10 @@ def test_a_changed_digit_in_the_journal_does_not_reach_the_poses(cheap, capsys):
     journal.write_bytes(b"".join(lines))
     metrics, written = cheap(progress=True)
     assert 15 < metrics["resumed_at_frame"] <= 20
-    said = [line for line in capsys.readouterr().out.splitlines() if "frames.jsonl" in line]
-    assert len(said) == 1
+    notes = [line for line in capsys.readouterr().out.splitlines() if "frames.jsonl" in line]
+    assert len(notes) == 1
     first = metrics["resumed_at_frame"] + 1
-    assert f"line 21 is not as it was written: lines {first} to 61 are dropped" in said[0]
+    assert f"line 21 is not as it was written: lines {first} to 61 are dropped" in notes[0]
     assert written == expected
 
 
@@ -410,8 +410,8 @@ class Camera:
 
     asks_at = 25
 
-    def __init__(self, what):
-        assert what == 0
+    def __init__(self, address):
+        assert address == 0
         self.number = -1
 
     def read(self):
@@ -421,8 +421,8 @@ class Camera:
         noise = np.random.default_rng(self.number).integers(0, 255, (64, 96, 3), dtype=np.uint8)
         return True, noise
 
-    def get(self, what):
-        return 15.0 if what == cv2.CAP_PROP_FPS else -1.0
+    def get(self, prop):
+        return 15.0 if prop == cv2.CAP_PROP_FPS else -1.0
 
     def release(self):
         pass
@@ -488,8 +488,8 @@ def test_an_unreadable_picture_stops_and_what_was_done_is_kept(weights, clip, tm
         RuntimeError, match=r"45\.png: the PNG is damaged, or cut off after 99 bytes"
     ):
         predict(source, weights, tmp_path / "out")
-    kept = len((tmp_path / "out" / "journal" / "seq" / FRAMES).read_text().splitlines())
-    assert 20 < kept < 45
+    done = len((tmp_path / "out" / "journal" / "seq" / FRAMES).read_text().splitlines())
+    assert 20 < done < 45
     metrics = predict(source, weights, tmp_path / "skip", on_error="skip", progress=True)
     assert metrics["frames_unreadable"] == 1
     assert metrics["frames_without_people"] == 11

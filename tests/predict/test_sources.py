@@ -80,9 +80,9 @@ def test_each_of_several_sources_has_a_folder(
     command += ["--detections", "boxes", "--max-frames", "2"]
     with pytest.raises(SystemExit, match=r"1 of 4 sources have no poses, .* broken\.mp4"):
         cli.main([*command, "--out", "out"])
-    said = capsys.readouterr()
-    assert "[2 of 4] b/walk.mp4" in said.out
-    assert "broken.mp4: FFmpeg finds no frame in it" in said.err
+    printed = capsys.readouterr()
+    assert "[2 of 4] b/walk.mp4" in printed.out
+    assert "broken.mp4: FFmpeg finds no frame in it" in printed.err
     files = [
         *("a_walk_mp4/walk_poses.mp4", "b_walk_mp4/poses/walk.json", "me/me_poses.jpg"),
         "me/coco/me.json",
@@ -134,12 +134,14 @@ def test_a_message_has_hyphens_in_its_options(weights, clip):
 
 def test_without_a_display_a_window_says_so(model, clip, weights, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
-    said = r"--show: there is no display here \(.*\); leave --show out: the drawn video is written"
+    message = (
+        r"--show: there is no display here \(.*\); leave --show out: the drawn video is written"
+    )
     if importlib.util.find_spec("tkinter") is None:  # as Debian's Python comes
-        said = r"--show: this Python has no tkinter \(.*\), which draws the window: install it"
-    with pytest.raises(WindowError, match=said):
+        message = r"--show: this Python has no tkinter \(.*\), which draws the window: install it"
+    with pytest.raises(WindowError, match=message):
         model.predict(clip[0], boxes=clip[1]).show()
-    with pytest.raises(SystemExit, match=f"cmpose predict: {said}"):
+    with pytest.raises(SystemExit, match=f"cmpose predict: {message}"):
         cli.main(["predict", str(clip[0]), "--checkpoint", str(weights), "--show"])
 
 

@@ -139,9 +139,9 @@ def test_keypoints_of_low_scores_are_not_drawn_and_that_is_said(model, clip, tmp
     metrics = prediction.save(tmp_path, outputs=["video"])
     low = int((scores < limit).sum())
     assert (metrics["keypoints"], metrics["keypoints_not_drawn"]) == (scores.size, low)
-    said = f"note: {low} of {scores.size} keypoints have a score below --keypoint-score {limit:g}"
+    note = f"note: {low} of {scores.size} keypoints have a score below --keypoint-score {limit:g}"
     assert low > 0
-    assert said in capsys.readouterr().out
+    assert note in capsys.readouterr().out
     fewer = next(iter(prediction)).plot()
     more = next(iter(model.predict(video, boxes=boxes, keypoint_score=-1))).plot()
     assert (fewer != frames[0].picture).sum() < (more != frames[0].picture).sum()
@@ -190,16 +190,20 @@ def test_a_table_has_every_pose(model, clip, tmp_path, monkeypatch):
             x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
             np.testing.assert_allclose([x, y, x + width, y + height], frame.boxes[p])
             for k, name in enumerate(model.skeleton.keypoints):
-                got = [float(row[f"{name}_{what}"]) for what in ("x", "y", "score")]
-                np.testing.assert_array_equal(got, [*frame.keypoints[p, k], frame.scores[p, k]])
+                actual = [float(row[f"{name}_{what}"]) for what in ("x", "y", "score")]
+                np.testing.assert_array_equal(actual, [*frame.keypoints[p, k], frame.scores[p, k]])
             angle = frame.angles["left_knee"][p]
-            got = row["left_knee_angle"]
-            assert (got == "") if np.isnan(angle) else float(got) == pytest.approx(angle, abs=0.01)
+            actual = row["left_knee_angle"]
+            assert (
+                (actual == "")
+                if np.isnan(angle)
+                else float(actual) == pytest.approx(angle, abs=0.01)
+            )
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pandas: is not installed: pip install pandas; or save"):
         prediction.to_pandas()
-    made = types.SimpleNamespace(DataFrame=lambda rows, columns: (rows, columns))
-    monkeypatch.setitem(sys.modules, "pandas", made)
-    given, names = prediction.to_pandas()
+    pandas = types.SimpleNamespace(DataFrame=lambda rows, columns: (rows, columns))
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    lines, names = prediction.to_pandas()
     assert names == list(table[0])
-    assert [str(row[2]) for row in given] == [row["track_id"] for row in table]
+    assert [str(row[2]) for row in lines] == [row["track_id"] for row in table]

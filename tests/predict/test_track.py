@@ -75,16 +75,16 @@ def test_smoothing_takes_jitter_out_and_leaves_steady_motion_alone():
 
 
 def test_nothing_looks_further_ahead_than_it_says_and_nothing_is_kept():
-    taken = []
+    read = []
 
     def frames():
         for number in range(500):
-            taken.append(number)
+            read.append(number)
             yield number, [at(0.1 * number)]
 
     bridge, smooth = 6, 2
     for number, people in steady_boxes(frames(), bridge=bridge, smooth=smooth):
-        assert taken[-1] - number <= bridge + smooth
+        assert read[-1] - number <= bridge + smooth
         assert ids(people) == [0]
 
 
@@ -112,7 +112,7 @@ def identity_switches(frames, people):
     A true person keeps their track while it overlaps them by half; who has none then gets the one
     that overlaps best of those that are free.
     """
-    held, switches, covered, total = {}, 0, 0, 0
+    track_of, switches, covered, total = {}, 0, 0, 0
     for boxes, detections in zip(frames, people, strict=True):
         total += len(boxes)
         pairs = []
@@ -120,14 +120,14 @@ def identity_switches(frames, people):
             for d in detections:
                 overlap = overlaps(d.box, box)[0]
                 if overlap >= 0.5:
-                    pairs.append((held.get(person) == d.track_id, overlap, person, d.track_id))
+                    pairs.append((track_of.get(person) == d.track_id, overlap, person, d.track_id))
         matched = {}
         for _, _, person, track_id in sorted(pairs, reverse=True):
             if person not in matched and track_id not in matched.values():
                 matched[person] = track_id
         covered += len(matched)
-        switches += sum(held.get(person, i) != i for person, i in matched.items())
-        held |= matched
+        switches += sum(track_of.get(person, i) != i for person, i in matched.items())
+        track_of |= matched
     return switches, covered / total
 
 
@@ -142,12 +142,12 @@ def test_identities_of_rendered_people(truth, jitter, miss, every, most, least):
     for frames in truth:
         detections = []
         for number, boxes in enumerate(frames):
-            seen = [
+            people = [
                 Detection(box + rng.normal(0, jitter, 4) * np.tile(box[2:], 2), 0.9)
                 for box in boxes.values()
                 if rng.random() >= miss
             ]
-            detections.append(None if number % every and number != len(frames) - 1 else seen)
+            detections.append(None if number % every and number != len(frames) - 1 else people)
         wrong, share = identity_switches(frames, run(detections))
         switches += wrong
         covered.append(share)

@@ -118,11 +118,11 @@ def test_raw_fields_and_the_box_rule(dataset: Path) -> None:
             assert not slots[[3, 4]].any()  # the ears
             assert set(slots[:, 2]) <= {0, 1}
             assert not slots[slots[:, 2] == 0].any()
-            seen = slots[slots[:, 2] > 0, :2]
-            assert len(seen) >= 3
-            assert (seen >= 0).all()
-            assert (seen <= [255, 143]).all()
-            low, high = seen.min(0), seen.max(0)
+            visible = slots[slots[:, 2] > 0, :2]
+            assert len(visible) >= 3
+            assert (visible >= 0).all()
+            assert (visible <= [255, 143]).all()
+            low, high = visible.min(0), visible.max(0)
             centre, size = (low + high) / 2, 1.3 * (high - low)
             np.testing.assert_allclose(annotation["bbox"], [*(centre - size / 2), *size], atol=1e-9)
             assert len(annotation["bbox_head"]) == 4
@@ -180,9 +180,9 @@ def test_annotated_people_show_and_hidden_joints_have_a_neighbour_that_shows(
 def test_the_nearer_person_is_drawn_over_the_farther() -> None:
     crossings = 0
     for key in range(12):
-        asked = {"frames": 2, "size": (144, 256), "fps": 25, "max_people": 2}
+        options = {"frames": 2, "size": (144, 256), "fps": 25, "max_people": 2}
         easy = Difficulty(occluders=0, crossing=1)
-        one, two = (plan_video([key], **asked, difficulty=easy) for _ in range(2))
+        one, two = (plan_video([key], **options, difficulty=easy) for _ in range(2))
         if len(one.actors) < 2:
             continue
         two.actors.reverse()  # the order of the list means nothing
@@ -323,8 +323,8 @@ def test_the_standing_foot_of_a_walker_stays_where_it_is() -> None:
     feet = np.stack([posed.points[f"{side}_ankle"] + travel for side in ("left", "right")])
     lower = feet[:, :, 1].argmin(0)
     speed = np.linalg.norm(np.diff(feet[:, :, [0, 2]], axis=1), axis=-1) * 50
-    kept = lower[1:] == lower[:-1]
-    standing = speed[lower[1:], np.arange(99)][kept]
+    same_foot = lower[1:] == lower[:-1]
+    standing = speed[lower[1:], np.arange(99)][same_foot]
     walking = np.linalg.norm(posed.travel[-1] - posed.travel[0]) / 1.98
     assert 0.5 < walking < 2.5  # metres a second
     assert np.median(standing) < 0.25 * walking
@@ -372,13 +372,13 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     ask = {"videos": 1, "frames": 1, "seed": 5, **SMALL}
     render_dataset(tmp_path / "set", **ask)
     before = files_of(tmp_path / "set")
-    for change, said in (
+    for change, message in (
         ({"seed": 6}, "seed 5 there, 6 asked"),
         ({"frames": 2}, "frames 1 there, 2 asked"),
         ({"size": (160, 256)}, r"size \[144, 256\] there, \[160, 256\] asked"),
         ({"difficulty": HARD}, "difficulty"),
     ):
-        with pytest.raises(ValueError, match=f"out: .*other settings.*{said}"):
+        with pytest.raises(ValueError, match=f"out: .*other settings.*{message}"):
             render_dataset(tmp_path / "set", **(ask | change))
     assert files_of(tmp_path / "set") == before
 
@@ -401,7 +401,7 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
         ({"videos": 0}, ValueError, "videos: 0 is not between 1"),
         ({"videos": 2.0}, TypeError, "videos: expected an integer, got 2.0"),
@@ -420,19 +420,19 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_are_named(
-    tmp_path: Path, change: dict[str, object], error: type[Exception], said: str
+    tmp_path: Path, change: dict[str, object], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         render_dataset(tmp_path / "x", **({"videos": 1, "frames": 1, "seed": 0, **SMALL} | change))
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [("occluders", 1.5, "probability"), ("noise", -1, "strength"), ("defocus", math.nan, "prob")],
 )
-def test_bad_difficulty_is_named(field: str, value: float, said: str) -> None:
-    with pytest.raises(ValueError, match=f"difficulty.{field}: .*{said}"):
+def test_bad_difficulty_is_named(field: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"difficulty.{field}: .*{message}"):
         Difficulty(**{field: value})
 
 

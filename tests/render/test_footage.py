@@ -108,8 +108,8 @@ def test_a_shadow_falls_on_the_ground_and_not_on_the_person() -> None:
     darker = without.astype(int) - with_sun > 8
     assert darker.any()
     assert (with_sun <= without.astype(int) + 1).all()
-    for x, y, seen in frame.people[0].keypoints:
-        if seen:
+    for x, y, visible in frame.people[0].keypoints:
+        if visible:
             assert not darker[int(y), int(x)].any()
 
 

@@ -73,8 +73,8 @@ def test_frames_are_not_written_through_a_link(tmp_path: Path) -> None:
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     root = tmp_path / "set"
     code = [sys.executable, "-m", "cmpose", "render", str(root)]
-    asked = ["--videos", "4", "--frames", "400", "--seed", "5", "--size", "[144,256]"]
-    parent = subprocess.Popen([*code, *asked], cwd=PROJECT, stderr=subprocess.PIPE)
+    options = ["--videos", "4", "--frames", "400", "--seed", "5", "--size", "[144,256]"]
+    parent = subprocess.Popen([*code, *options], cwd=PROJECT, stderr=subprocess.PIPE)
     assert parent.stderr is not None
     deadline = time.monotonic() + 60
     while len(parts := list(root.glob("images/train/.*/000003.jpg"))) < 2:
@@ -140,9 +140,9 @@ def test_a_request_to_all_processes_ends_them_quietly(
 ) -> None:
     """Also while workers start: they are asked as soon as there is more than one process."""
     code = [sys.executable, "-m", "cmpose", "render", str(tmp_path), "--videos", "40"]
-    asked = [*code, "--frames", "4", "--size", "[144,256]", "--workers", workers]
+    command = [*code, "--frames", "4", "--size", "[144,256]", "--workers", workers]
     process = subprocess.Popen(
-        asked, cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "rendered_train.json").exists():

@@ -92,8 +92,8 @@ def picture(data: bytes) -> np.ndarray:
 
 
 def clean(watch: browser.Watch) -> None:
-    assert watch.said == []
-    assert watch.asked == []
+    assert watch.messages == []
+    assert watch.requests == []
 
 
 def test_keypoints_frames_and_clips(chromium, page):
@@ -101,12 +101,12 @@ def test_keypoints_frames_and_clips(chromium, page):
         shown(tab, "0/1/0")
         assert tab.inner_text("h1") == "<script>alert(1)</script>"
         assert "frame 1" in tab.inner_text("#frame-name")
-        seen = [pixels(tab)]
-        assert len(set(seen[0])) == 3
+        pictures = [pixels(tab)]
+        assert len(set(pictures[0])) == 3
 
         tab.click("#keypoints button:has-text('left knee')")  # another keypoint: all three change
         shown(tab, "0/1/4")
-        seen.append(pixels(tab))
+        pictures.append(pixels(tab))
         assert "Left knee: heatmap maximum" in tab.inner_text("#reading")
         assert "head sizes from the truth" in tab.inner_text("#reading")
         pressed = tab.locator("#keypoints button[aria-pressed=true]")
@@ -115,18 +115,18 @@ def test_keypoints_frames_and_clips(chromium, page):
         tab.focus("#frame")  # another frame, by the keyboard
         tab.keyboard.press("ArrowRight")
         shown(tab, "0/2/4")
-        seen.append(pixels(tab))
+        pictures.append(pixels(tab))
         tab.locator("#frame").fill("0")
         shown(tab, "0/0/4")
         assert "1 of 3: frame 0" in tab.inner_text("#frame-name")
-        seen.append(pixels(tab))
+        pictures.append(pixels(tab))
 
         tab.click("#clips button[data-clip='1']")  # a tile opens its clip
         shown(tab, "1/1/4")
-        seen.append(pixels(tab))
+        pictures.append(pixels(tab))
         tab.select_option("#clip", "0")
         shown(tab, "0/1/4")
-        for before, after in pairwise(seen):
+        for before, after in pairwise(pictures):
             for panel in range(3):
                 assert before[panel] != after[panel]
 
@@ -318,14 +318,15 @@ def test_light_and_dark_are_readable(chromium, page, scheme):
 
 
 @pytest.mark.parametrize(
-    ("fine", "said"), [("causal_only", "discards the other 33 tokens"), ("off", "model.fine=off")]
+    ("fine", "caption"),
+    [("causal_only", "discards the other 33 tokens"), ("off", "model.fine=off")],
 )
-def test_models_without_clusters_or_tokens(chromium, tmp_path, fine, said):
+def test_models_without_clusters_or_tokens(chromium, tmp_path, fine, caption):
     path = tmp_path / "report.html"
     path.write_text(render(report(fine)), encoding="utf-8")
     with browser.open_page(chromium, path, viewport={"width": 1280, "height": 900}) as (tab, watch):
         shown(tab, "0/1/0")
-        assert said in tab.inner_text("#panel-clusters figcaption")
+        assert caption in tab.inner_text("#panel-clusters figcaption")
         tab.click("#keypoints button:has-text('nose')")
         shown(tab, "0/1/13")
         assert tab.is_visible("#panel-causal canvas") == (fine == "causal_only")
@@ -341,8 +342,8 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(chromium, page, tmp_pat
     with browser.open_page(chromium, path) as (tab, watch):
         shown(tab, "0/1/0")
         assert tab.title() != "owned"
-        assert len(watch.said) == 2, "the browser tells what it refused"
-        assert all("Content Security Policy" in line for line in watch.said)
+        assert len(watch.messages) == 2, "the browser tells what it refused"
+        assert all("Content Security Policy" in line for line in watch.messages)
 
 
 # -- without a browser -----------------------------------------------------------------------------

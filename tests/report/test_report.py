@@ -108,8 +108,10 @@ def person(x: float, track: int = 0, head: float = 30.0, missing: int = 0) -> Pe
 
 
 def sequence(*frames: list[Person]) -> Sequence:
-    made = [Frame(100 + i, f"s/{i:06d}.jpg", i, people=people) for i, people in enumerate(frames)]
-    return Sequence("s", "s", made)
+    frame_list = [
+        Frame(100 + i, f"s/{i:06d}.jpg", i, people=people) for i, people in enumerate(frames)
+    ]
+    return Sequence("s", "s", frame_list)
 
 
 def test_errors_are_in_head_sizes():
@@ -192,8 +194,8 @@ def test_what_a_training_run_has(run, rendered):
     assert len(evaluated) == 2
     assert charts["AP by step"].lines[0].points == [(e["step"], e["Mean"]) for e in evaluated]
     # A column whose joints nobody has in this small set has no AP.
-    known = [c for c in ("Mean", *COLUMNS) if any(e[c] is not None for e in evaluated)]
-    assert [line.name for line in charts["AP by step"].lines] == known
+    columns = [c for c in ("Mean", *COLUMNS) if any(e[c] is not None for e in evaluated)]
+    assert [line.name for line in charts["AP by step"].lines] == columns
 
     by_joint, by_column, by_kind = gathered.tables
     assert [row[1][0] for row in by_joint.rows] == metrics["ap"]["ap"]
@@ -230,8 +232,8 @@ def test_the_model_run_again_gives_the_evaluated_poses(run, rendered):
     who = int(gathered.worst[0].detail.split("person ")[1].split(",")[0])
     frame = next(f for f in original.frames if start.label == f"frame {f.index}")
     annotated = next(p for p in frame.people if p.track_id == who)
-    known = annotated.keypoints[:, 2] > 0
-    distance = np.linalg.norm(truth - np.array(record["keypoints"]), axis=1)[known]
+    visible = annotated.keypoints[:, 2] > 0
+    distance = np.linalg.norm(truth - np.array(record["keypoints"]), axis=1)[visible]
     assert distance.mean() / start.size == pytest.approx(error, abs=0.02)
     assert len(written.frames) == 4
 
@@ -263,9 +265,9 @@ def test_evaluations_with_other_boxes_are_compared_and_chosen_from(copied):
     other = metrics | {"box_source": "val_boxes.json", "ap": metrics["ap"] | {"ap": [12.5] * 15}}
     del other["steps"]
     elsewhere = other | {"annotations": "elsewhere: annotations/val"}
-    for place, content in ((last, other), (Path("model/evaluation"), elsewhere)):
-        (copied / place).mkdir(parents=True)
-        (copied / place / "metrics.json").write_text(json.dumps(content))
+    for subfolder, content in ((last, other), (Path("model/evaluation"), elsewhere)):
+        (copied / subfolder).mkdir(parents=True)
+        (copied / subfolder / "metrics.json").write_text(json.dumps(content))
     shutil.copytree(copied / "predictions", copied / last / "predictions")
     gathered = gather(copied, clips=1)
     [table] = gathered.tables
@@ -450,8 +452,8 @@ def test_both_pages_in_a_browser(run, prediction, tmp_path, capsys):
                 tab.wait_for_function(
                     "old => document.getElementById('explorer').dataset.shown !== old", arg=before
                 )
-                assert watch.said == []
-                assert watch.asked == []
+                assert watch.messages == []
+                assert watch.requests == []
             assert page.stat().st_size < 2_000_000
 
 

@@ -174,8 +174,8 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(rendered, tmp_path, monk
         with pytest.raises(Interrupted, match="stopped after step 3"):
             run_one(config, cut, "full", 0, threads=1)
     assert not (cut / "runs").exists()
-    found = run_one(config, cut, "full", 0, threads=1)
-    assert found["subsets"] == expected["subsets"]
+    actual = run_one(config, cut, "full", 0, threads=1)
+    assert actual["subsets"] == expected["subsets"]
     log = (cut / "train" / "full-seed0" / "log.jsonl").read_text().splitlines()
     steps = [line["step"] for line in map(json.loads, log) if line["kind"] == "train"]
     assert steps == list(range(1, expected["steps"] + 1))
@@ -307,10 +307,10 @@ def test_results_of_other_settings_or_broken_ones_are_refused(tmp_path):
     path = tmp_path / "runs" / "full-seed0.json"
     path.parent.mkdir()
     config = run_config(study.recipe, study.settings()["full"], 0)
-    held = learnt_fields(config)
-    path.write_text(json.dumps(result("full", 0, 40.0, recipe=held)))
+    settings = learnt_fields(config)
+    path.write_text(json.dumps(result("full", 0, 40.0, recipe=settings)))
     assert [r["name"] for r in finished_results(study, tmp_path)] == ["full"]
-    path.write_text(json.dumps(result("full", 0, 40.0, recipe=held | {"model.depth": 9})))
+    path.write_text(json.dumps(result("full", 0, 40.0, recipe=settings | {"model.depth": 9})))
     message = r"full-seed0\.json is of other settings \(model\.depth was 9, is 2\): delete it"
     with pytest.raises(ValueError, match=message):
         finished_results(study, tmp_path)

@@ -179,8 +179,8 @@ def test_it_computes_what_cmpose_does(loaded: ModuleType) -> None:
     qkv = torch.randn(1, 3, 5, 3, 2, 32, device=DEVICE)
     reasons = loaded.available("temporal_attention")
     for backend in [name for name, reason in reasons.items() if reason is None]:
-        found = loaded.temporal_attention(qkv, backend=backend)
-        assert torch.equal(found, ops.temporal_attention(qkv, backend=backend))
+        actual = loaded.temporal_attention(qkv, backend=backend)
+        assert torch.equal(actual, ops.temporal_attention(qkv, backend=backend))
 
 
 def test_it_offers_what_cmpose_ops_does(loaded: ModuleType) -> None:

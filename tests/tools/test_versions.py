@@ -54,8 +54,8 @@ def test_a_row_replaces_that_of_the_same_versions() -> None:
     page = versions.merged(page, [row("2.13.0"), row("2.9.1", gate="a")])
     assert [c["torch"] for c in cells(page)] == ["2.9.1", "2.13.0"]
     page = versions.merged(page, [row("2.13.0", doctor="new"), row("2.13.0", "3.10.13")])
-    found = [(c["torch"], c["Python"], c["doctor"]) for c in cells(page)]
-    assert found == [
+    rows = [(c["torch"], c["Python"], c["doctor"]) for c in cells(page)]
+    assert rows == [
         ("2.9.1", "3.12.1", "-"),
         ("2.13.0", "3.10.13", "-"),
         ("2.13.0", "3.12.1", "new"),
@@ -71,12 +71,12 @@ def test_what_cannot_be_installed_is_a_row_too(
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(BEGIN + END)
-    monkeypatch.setattr(versions.tempfile, "mkdtemp", lambda **_: str(made))
-    (made := tmp_path / "environment").mkdir()
+    monkeypatch.setattr(versions.tempfile, "mkdtemp", lambda **_: str(folder))
+    (folder := tmp_path / "environment").mkdir()
     assert versions.main(["2.9.1@/nowhere/python", "--output", str(page)]) == 1
-    [found] = cells(page.read_text())
-    assert found["import"] == "not installed: /nowhere/python: No such file or directory"
-    assert not made.exists()
+    [row] = cells(page.read_text())
+    assert row["import"] == "not installed: /nowhere/python: No such file or directory"
+    assert not folder.exists()
 
 
 def test_a_check_that_fails_says_why_and_the_others_go_on(
@@ -96,21 +96,21 @@ def test_a_check_that_fails_says_why_and_the_others_go_on(
             return '{"triton": "3.5.1"}' if "json" in str(words) else ""
 
     monkeypatch.setattr(versions, "Environment", Stand)
-    found = versions.tried(Wanted("2.9.1", "python", ()), tmp_path)
-    assert found["triton"] == "3.5.1"
-    assert (found["import"], found["doctor"]) == ("yes", "a with b.")
-    assert found["op contract"] == "**fails**: 2 failed, 3 passed in 1.0s"
-    assert found["ten steps"] == "**fails**: ValueError: x"
-    assert set(found) == set(HEADINGS)
+    row = versions.tried(Wanted("2.9.1", "python", ()), tmp_path)
+    assert row["triton"] == "3.5.1"
+    assert (row["import"], row["doctor"]) == ("yes", "a with b.")
+    assert row["op contract"] == "**fails**: 2 failed, 3 passed in 1.0s"
+    assert row["ten steps"] == "**fails**: ValueError: x"
+    assert set(row) == set(HEADINGS)
 
 
 def test_the_requirements_are_those_of_the_package(tmp_path: Path) -> None:
     at = Environment(tmp_path)
     at.source.mkdir()
     (at.source / "pyproject.toml").write_text((PROJECT / "pyproject.toml").read_text())
-    found = at.requirements()
-    assert {"numpy", "av>=15", "opencv-python-headless>=4.8,<5"} <= set(found)
-    assert not any(name.startswith("torch") for name in found)
+    requirements = at.requirements()
+    assert {"numpy", "av>=15", "opencv-python-headless>=4.8,<5"} <= set(requirements)
+    assert not any(name.startswith("torch") for name in requirements)
 
 
 # -- the page -------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def test_the_requirements_are_those_of_the_package(tmp_path: Path) -> None:
 def least(package: str) -> tuple[int, ...]:
     """The least version that pyproject.toml declares."""
     text = (PROJECT / "pyproject.toml").read_text()
-    found = re.search(rf'{package}"?(?: = ")?>=([\d.]+)', text)
-    assert found is not None
-    return tuple(map(int, found[1].split(".")))
+    match = re.search(rf'{package}"?(?: = ")?>=([\d.]+)', text)
+    assert match is not None
+    return tuple(map(int, match[1].split(".")))
 
 
 def test_the_least_versions_that_are_declared_were_tried() -> None:

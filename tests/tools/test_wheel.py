@@ -39,9 +39,9 @@ def test_zig_links_and_this_machines_compiler_compiles(
 
 
 def test_a_build_sees_few_variables() -> None:
-    seen = {"PATH": "/bin", "CUDA_HOME": "/cuda", "PIP_INDEX_URL": "x", "https_proxy": "y"}
+    passed_on = {"PATH": "/bin", "CUDA_HOME": "/cuda", "PIP_INDEX_URL": "x", "https_proxy": "y"}
     unseen = {"PYTHONPATH": "/x", "CFLAGS": "-O0", "TORCH_CUDA_ARCH_LIST": "8.9", "CXX": "c++"}
-    assert wheel.environment({**seen, **unseen}) == seen
+    assert wheel.environment({**passed_on, **unseen}) == passed_on
 
 
 def test_pip_of_a_trial_sees_no_cmpose_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def gradients(recipe: str, output: str) -> None:
 
     OUTPUT/RANK.safetensors holds ``own.NAME`` and, for each way of sharing, ``WAY.NAME``.
     """
-    found: dict[str, torch.Tensor] = {}
+    gradients: dict[str, torch.Tensor] = {}
     config = configuration.load(recipe)
     with join_world("cpu") as world:
         for way in ("own", "ddp.none", "ddp.bf16", "fsdp.none", "fsdp.bf16"):
@@ -140,9 +140,9 @@ def gradients(recipe: str, output: str) -> None:
             result, _ = module(images, seed, 2 * world.rank, centers, weight, joints)
             result.total.backward()
             for name, parameter in core.named_parameters():
-                found[f"{way}/{name}"] = whole(parameter.grad).clone()
+                gradients[f"{way}/{name}"] = whole(parameter.grad).clone()
             dist.barrier()
-        save_file(found, Path(output) / f"{world.rank}.safetensors")
+        save_file(gradients, Path(output) / f"{world.rank}.safetensors")
 
 
 JOBS = {"descend": descend, "train": train, "fail": fail, "gradients": gradients}
@@ -201,8 +201,8 @@ def go_through(jobs: list[list], folder: Path) -> None:
 def launch(recipe: str, output: str) -> None:
     """:func:`die_twice` in two processes, started by torchrun's agent and again when one dies."""
     torch.set_num_threads(1)
-    asked = ["--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1"]
+    options_of_run = ["--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1"]
     standalone = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4()}"]
-    options = run.parse_args([*standalone, *asked, "--start-method=fork", "die_twice"])
+    options = run.parse_args([*standalone, *options_of_run, "--start-method=fork", "die_twice"])
     config, *_ = run.config_from_args(options)
     elastic_launch(config, die_twice)(recipe, output)

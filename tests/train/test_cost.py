@@ -25,9 +25,9 @@ MB = 1_000_000
 
 def call(name: str, reads: list[int], *writes: int, flops: int = 0, **fields) -> Call:
     """An operator on values of 1 MB."""
-    made = {"ours": False, "part": "a", "backward": False, "bits": 16} | fields
-    held = dict.fromkeys(reads, MB), dict.fromkeys(writes, MB)
-    return Call(name, reads=held[0], writes=held[1], flops=flops, **made)
+    other_fields = {"ours": False, "part": "a", "backward": False, "bits": 16} | fields
+    bytes_of = dict.fromkeys(reads, MB), dict.fromkeys(writes, MB)
+    return Call(name, reads=bytes_of[0], writes=bytes_of[1], flops=flops, **other_fields)
 
 
 def moved(calls: list[Call]) -> list[tuple[str, set[int], set[int]]]:
@@ -74,9 +74,9 @@ def test_what_the_backward_pass_reads_is_kept_and_gradients_are_written():
 def test_a_wider_copy_is_made_again_by_each_kernel_that_reads_it():
     """As fp8's scaling does of the bfloat16 tensor whose largest number it has looked for."""
 
-    def widened(given: int, copy: int) -> Call:
-        made = call("_to_copy", [given], copy)
-        return replace(made, writes={copy: 2 * MB})
+    def widened(source: int, copy: int) -> Call:
+        copied = call("_to_copy", [source], copy)
+        return replace(copied, writes={copy: 2 * MB})
 
     calls = [
         call("mm", [0, 1], 2, flops=1),
@@ -129,8 +129,8 @@ def test_a_product_takes_the_longer_of_its_operations_and_its_bytes():
         (A100, 8, False, 312e12),  # it has no such products
     ):
         product = call("mm", [0, 1], 2, flops=work, bits=bits)
-        taken = kernel_seconds(product, card, float16_sums=sums)
-        assert taken == pytest.approx(work / rate / card.sustained), (card.name, bits, sums)
+        seconds = kernel_seconds(product, card, float16_sums=sums)
+        assert seconds == pytest.approx(work / rate / card.sustained), (card.name, bits, sums)
     for name, ours in (("convolution", False), ("spatial_attention", True)):
         other = call(name, [0, 1], 2, flops=work, ours=ours)
         plain = kernel_seconds(other, RTX_4090)
@@ -158,15 +158,15 @@ def test_parts_add_up_with_a_launch_for_each_operator():
 
 def test_the_factors_of_kernels_are_those_of_the_record():
     """At the reference shape; the warp of crops is not in the model."""
-    found: dict[str, dict[str, float]] = {}
+    factors_of: dict[str, dict[str, float]] = {}
     for record in results.load(results.TARGETS, "profiles"):
         if record["op"] == "warp_clips" or record["shape"].get("M", 192) != 192:
             continue
         name = record["op"] + "_backward" * (record["direction"] == "backward")
         factor = record["estimate_us"] / record["floor_us"]
-        found.setdefault(name, {})[record["card"]] = factor
-    found["merge_clusters_backward"] = found["merge_clusters"]  # recorded as one
-    assert set(found) == set(OVER_MEMORY)
+        factors_of.setdefault(name, {})[record["card"]] = factor
+    factors_of["merge_clusters_backward"] = factors_of["merge_clusters"]  # recorded as one
+    assert set(factors_of) == set(OVER_MEMORY)
     for name, factors in OVER_MEMORY.items():
-        recorded = tuple(found[name][card] for card in COUNTED)
+        recorded = tuple(factors_of[name][card] for card in COUNTED)
         assert factors == pytest.approx(recorded, rel=5e-3), name

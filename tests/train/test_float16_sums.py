@@ -39,14 +39,14 @@ def few_bits(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("inner", [1, 8, 61, 200])
 def test_it_is_the_equation_bit_for_bit(inner) -> None:
     a, b = few_bits(3, 5, inner), few_bits(3, inner, 7, seed=1)
-    got = product(a, b)
+    actual = product(a, b)
     for index in range(3):
-        assert np.array_equal(got[index].numpy(), by_loop(a[index].numpy(), b[index].numpy()))
-        assert torch.equal(product(a[index], b[index]), got[index])
+        assert np.array_equal(actual[index].numpy(), by_loop(a[index].numpy(), b[index].numpy()))
+        assert torch.equal(product(a[index], b[index]), actual[index])
     exact = (a.double() @ b.double()).half()
     assert torch.equal(product(a, b, step=None), exact)
     if inner == 200:
-        assert (got != exact).float().mean() > 0.5, "float16 loses digits"
+        assert (actual != exact).float().mean() > 0.5, "float16 loses digits"
 
 
 def row(*values: float) -> Tensor:
@@ -91,12 +91,12 @@ def test_bad_numbers_are_refused_and_stay_what_they_are() -> None:
 def test_values_and_gradients_of_a_linear_map_are_such_sums() -> None:
     x, weight, bias = few_bits(50, 40), few_bits(24, 40, seed=1), few_bits(24, seed=2)
     gradient = few_bits(50, 24, seed=3)
-    given = [part.requires_grad_() for part in (x, weight, bias)]
+    leaves = [part.requires_grad_() for part in (x, weight, bias)]
     with Float16Sums():
-        y = F.linear(*given)
-        d_x, d_weight, d_bias = torch.autograd.grad(y, given, gradient)
+        y = F.linear(*leaves)
+        d_x, d_weight, d_bias = torch.autograd.grad(y, leaves, gradient)
         outside = x.detach().float() @ weight.detach().float().t()
-    x, weight, bias = (part.detach() for part in given)
+    x, weight, bias = (part.detach() for part in leaves)
     assert torch.equal(y, (product(x, weight.t()).float() + bias.float()).half())
     assert torch.equal(d_x, product(gradient, weight))
     assert torch.equal(d_weight, product(gradient.t(), x))
@@ -126,10 +126,10 @@ def test_a_convolution_is_torchs_own() -> None:
     x, weight, bias = few_bits(2, 3, 9, 8), few_bits(4, 3, 3, 3, seed=1), few_bits(4, seed=2)
     results = []
     for emulate in (False, True):
-        given = [part.clone().requires_grad_() for part in (x, weight, bias)]
+        leaves = [part.clone().requires_grad_() for part in (x, weight, bias)]
         with Float16Sums() if emulate else torch.enable_grad():
-            y = F.conv2d(*given, padding=1)
-            results.append([y, *torch.autograd.grad(y.sum(), given)])
+            y = F.conv2d(*leaves, padding=1)
+            results.append([y, *torch.autograd.grad(y.sum(), leaves)])
     for plain, emulated in zip(*results, strict=True):
         assert emulated.dtype == torch.float16
         torch.testing.assert_close(emulated, plain, rtol=2.0**-10, atol=0)
@@ -153,14 +153,14 @@ def test_all_products_of_a_step_are_reached_and_none_of_an_evaluation(
     rendered, tmp_path, monkeypatch
 ):
     fields = {**FINE, "train.epochs": 1, "train.batch_size": 8, "model.head": "token"}
-    modes, seen = [], Seen()
+    modes, mode = [], Seen()
 
     def ended(*_, **__):
         modes.append(_get_current_dispatch_mode_stack())
         raise Interrupted
 
     def watched(self, batch):
-        with seen:
+        with mode:
             return step(self, batch)
 
     step = training.Trainer.step
@@ -172,9 +172,9 @@ def test_all_products_of_a_step_are_reached_and_none_of_an_evaluation(
     with pytest.raises(Interrupted):
         training.train(recipe(rendered, **fields), tmp_path / "emulated", progress=False)
     assert modes == [[], []]
-    assert seen.calls.keys() <= {*PRODUCTS, *CONVOLUTIONS}
+    assert mode.calls.keys() <= {*PRODUCTS, *CONVOLUTIONS}
     aten = torch.ops.aten
-    assert {aten.mm.default, aten.addmm.default, aten.bmm.default} <= seen.calls.keys()
+    assert {aten.mm.default, aten.addmm.default, aten.bmm.default} <= mode.calls.keys()
     logs = [[line["loss"] for line in lines(tmp_path / run)] for run in ("plain", "emulated")]
     assert logs[1][0] == pytest.approx(logs[0][0], rel=0.005)
     assert logs[1] != logs[0]

@@ -117,7 +117,7 @@ def test_a_folder_that_was_deleted_meanwhile_is_named(rendered, tmp_path, monkey
 def test_resuming_where_there_is_no_run_says_that_it_starts_anew(rendered, tmp_path, capsys):
     config = recipe(rendered, **{"train.epochs": 1})
     train(config, tmp_path / "run", resume=True, progress=False)
-    told = f"{tmp_path / 'run'} holds no checkpoint to resume from: training starts anew"
-    assert capsys.readouterr().out.count(told) == 1
+    note = f"{tmp_path / 'run'} holds no checkpoint to resume from: training starts anew"
+    assert capsys.readouterr().out.count(note) == 1
     train(config, tmp_path / "run", resume=True, progress=False)
-    assert told not in capsys.readouterr().out
+    assert note not in capsys.readouterr().out

@@ -179,11 +179,11 @@ def same_in_double(run, other, since=0):
     for a, b in zip(log, lines(other), strict=True):
         for term in ("loss", "pose", "mask", "noise", "selection", "gradient_norm"):
             assert b[term] == pytest.approx(a[term], rel=1e-6), (a["step"], term)  # kept in float32
-    expected, got = weights(run), weights(other)
-    assert expected.keys() == got.keys()
+    expected, actual = weights(run), weights(other)
+    assert expected.keys() == actual.keys()
     for key, value in expected.items():
         torch.testing.assert_close(
-            got[key], value, rtol=1e-9, atol=1e-11, msg=lambda m, k=key: k + m
+            actual[key], value, rtol=1e-9, atol=1e-11, msg=lambda m, k=key: k + m
         )
 
 
@@ -233,8 +233,8 @@ def test_a_failure_over_shards_is_found_and_saved(pair):
     state = checkpoint.load_state(folder)
     assert state["step"] > 0
     assert len(state["clips"]) == 4
-    kept = checkpoint.load_weights(folder)
-    assert all(kept[key].isfinite().all() for key in kept if "running" not in key)
+    weights_saved = checkpoint.load_weights(folder)
+    assert all(weights_saved[key].isfinite().all() for key in weights_saved if "running" not in key)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def test_a_killed_process_costs_a_restart_and_nothing_else(zygote, pair, tmp_pat
     assert done.status == 0, done.output
     assert done.output.count("resuming from") == 1
     assert f"resuming from {output / 'checkpoints' / HALFWAY}" in done.output
-    expected, got = weights(pair.root / "uninterrupted"), weights(output)
-    assert expected.keys() == got.keys()
-    assert [key for key in expected if not torch.equal(expected[key], got[key])] == []
+    expected, actual = weights(pair.root / "uninterrupted"), weights(output)
+    assert expected.keys() == actual.keys()
+    assert [key for key in expected if not torch.equal(expected[key], actual[key])] == []
     free = ("time", "clips_per_second")
     logs = [
         [{k: v for k, v in line.items() if k not in free} for line in lines(run)]

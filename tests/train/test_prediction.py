@@ -55,9 +55,9 @@ def counted(config: ModelConfig) -> float:
         images = torch.empty(2, config.num_frames, 3, *config.image_size)
         centers, weight = torch.empty(2, config.num_keypoints, 2), torch.empty(2, 2)
         seed, joints = torch.zeros(1, dtype=torch.int64), torch.empty(())
-    with ops.backend("reference"), counter() as found:
+    with ops.backend("reference"), counter() as operations:
         losses(images, seed, 0, centers, weight, joints)[0].total.backward()
-    return found.get_total_flops() / 2
+    return operations.get_total_flops() / 2
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -93,9 +93,9 @@ def measured_activations(config: ModelConfig, batch: int, dtype: torch.dtype) ->
     losses(*arguments)[0].total.backward()  # what is made once is not an activation
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = losses(*arguments)
+        outputs = losses(*arguments)
         gc.collect()
-    del kept
+    del outputs
     events = profiler.profiler.kineto_results.events()
     return sum(event.nbytes() for event in events if event.name() == "[memory]")
 
@@ -177,8 +177,8 @@ def test_what_does_not_fit_is_told_what_does(capsys, tmp_path):
     path = str(PROJECT / "configs" / "posetrack18_vit_base.yaml")
     main(["train", "--config", path, "--dry-run", "--train.batch_size", "96"])
     text = capsys.readouterr().out
-    told = "does not fit; set model.checkpoint_activations=true"
-    assert told in text
+    remedy = "does not fit; set model.checkpoint_activations=true"
+    assert remedy in text
     config = load(path, **{"train.batch_size": 96, "model.checkpoint_activations": True})
     assert predict_step(config).peak <= SMALL_CARD
     assert not list(tmp_path.iterdir())
@@ -264,15 +264,15 @@ def known(config: Config, card, **seconds: float) -> dict:
         def parts(self, _, *, compiled):
             return {"all": self.taken if compiled else 2 * self.taken}
 
-    found = {"": Known(config, 1.0)}
+    recipes = {"": Known(config, 1.0)}
     for name, recipe in candidates(config, card, 1).items():
         taken = next((value for part, value in seconds.items() if f"={part}" in name), 1.0)
-        found[name] = Known(recipe, taken)
-    return found
+        recipes[name] = Known(recipe, taken)
+    return recipes
 
 
 @pytest.mark.parametrize(
-    ("cards", "fields", "seconds", "told"),
+    ("cards", "fields", "seconds", "expected"),
     [
         ("rtx-4090", {}, {"fp8": 0.8, "fp16_accumulate": 0.5},
          ": train.products=fp16_accumulate with train.precision=fp16 (+100%), "
@@ -289,11 +289,11 @@ def known(config: Config, card, **seconds: float) -> dict:
          ": train.speed=graph (+100%); no gain from train.products=fp8 (-50%)"),
     ],
 )  # fmt: skip
-def test_what_to_switch_on_is_what_the_estimate_has_faster(cards, fields, seconds, told):
+def test_what_to_switch_on_is_what_the_estimate_has_faster(cards, fields, seconds, expected):
     (card,) = cards_for(cards)
     config = Config(train=TrainConfig(batch_size=2, **fields))
     others = known(config, card, **seconds)
-    assert to_switch_on(others.pop(""), card, others).endswith(told)
+    assert to_switch_on(others.pop(""), card, others).endswith(expected)
 
 
 def test_what_a_card_lacks_is_refused_in_words():
@@ -346,8 +346,8 @@ def test_a_steps_time_on_the_cards_asked_for(capsys):
             of_kinds = [float(kind.rpartition(" ")[2]) for kind in kinds.split(", ")]
             rest = parts[0] + parts[-1]  # the batch and AdamW
             assert sum(of_kinds) + rest == pytest.approx(float(line[2]), abs=0.41)
-    told = r"--card=gtx: 'gtx' is none of rtx-4090, rtx-4090-d, [^\n]*$"
-    with pytest.raises(SystemExit, match=told):
+    message = r"--card=gtx: 'gtx' is none of rtx-4090, rtx-4090-d, [^\n]*$"
+    with pytest.raises(SystemExit, match=message):
         main([*command, "--card", "gtx"])
 
 

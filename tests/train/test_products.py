@@ -29,13 +29,13 @@ def test_the_first_and_the_last_layers_stay_as_they_are() -> None:
     use_products(model, "plain")
     assert not any(part.fp8 != "off" for part in model.modules() if isinstance(part, Linear))
     use_products(model, "fp8")
-    told = {name for name, part in model.named_modules() if getattr(part, "fp8", "off") == "card"}
+    in_fp8 = {name for name, part in model.named_modules() if getattr(part, "fp8", "off") == "card"}
     blocks = ("backbone.blocks.0", "coarse.criss_cross.first.spatial.0")
     for block in (*blocks, "coarse.criss_cross.first.temporal.0"):
         names = {f"{block}.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
-        assert names <= told
-        told -= names
-    assert told == {"coarse.criss_cross.fuse_first", "coarse.criss_cross.fuse_second"}
+        assert names <= in_fp8
+        in_fp8 -= names
+    assert in_fp8 == {"coarse.criss_cross.fuse_first", "coarse.criss_cross.fuse_second"}
 
 
 def test_a_run_in_fp8_is_resumed_and_captured_bit_for_bit(
@@ -126,12 +126,12 @@ def test_fp8_is_refused_where_no_such_products_are(monkeypatch, name, capability
 )
 def test_sums_in_float16_are_refused_where_they_gain_nothing(monkeypatch, name, capability, fits):
     world = on_card(monkeypatch, name, capability)
-    wanted = TrainConfig(products="fp16_accumulate", precision="fp16")
+    settings = TrainConfig(products="fp16_accumulate", precision="fp16")
     if fits:
-        check_products(wanted, world)
+        check_products(settings, world)
     else:
         with pytest.raises(ValueError, match=f"{name} .* gains nothing from it"):
-            check_products(wanted, world)
+            check_products(settings, world)
     for kind in ("fp16_accumulate", "fp16_accumulate_emulated"):
         with pytest.raises(ValueError, match=rf"'{kind}' .* is 'bf16': use train\.precision=fp16"):
             check_products(TrainConfig(products=kind), world)
@@ -154,16 +154,16 @@ def test_what_a_cpu_does_not_have_is_refused_before_anything_runs(rendered, tmp_
 def test_sums_in_float16_are_switched_on_for_the_run_alone():
     setting = torch.backends.cuda.matmul
     assert not setting.allow_fp16_accumulation
-    seen = []
+    settings = []
 
     def fails() -> None:
         with sums_of_products("fp16_accumulate"):
-            seen.append(setting.allow_fp16_accumulation)
+            settings.append(setting.allow_fp16_accumulation)
             raise KeyError
 
     with pytest.raises(KeyError):
         fails()
-    assert seen == [True]
+    assert settings == [True]
     assert not setting.allow_fp16_accumulation
     with sums_of_products("plain"):
         assert not setting.allow_fp16_accumulation

@@ -60,24 +60,24 @@ class Repeat:
         output = self.call()
         if self.output is None:
             self.output = StepOutput(*(part.clone() for part in output))
-        for kept, part in zip(self.output, output, strict=True):
-            kept.copy_(part)
+        for buffer, part in zip(self.output, output, strict=True):
+            buffer.copy_(part)
         return self.output
 
 
 @pytest.fixture
 def captures(monkeypatch):
     """Captured steps on a CPU, not compiled; gives the captures that were made."""
-    made: list[Repeat] = []
+    captured: list[Repeat] = []
 
     def capture_on(device):
-        made.append(Repeat())
-        return made[-1]
+        captured.append(Repeat())
+        return captured[-1]
 
     monkeypatch.setattr(step_module, "capture_on", capture_on)
     monkeypatch.setattr(trainer, "capture_on", capture_on)
     monkeypatch.setattr(state, "LossModule", lambda core, compiled: LossModule(core))
-    return made
+    return captured
 
 
 def trained(rendered, folder, **fields):
@@ -120,7 +120,7 @@ def test_a_captured_run_learns_the_same_bit_for_bit(rendered, tmp_path, captures
     """Noise, drop path and a rate that changes at every step reach the captured step."""
     w, logs = trained(rendered, tmp_path / "eager", **DEEP)
     captured, other = trained(rendered, tmp_path / "graph", **DEEP, **{"train.speed": "graph"})
-    [capture] = [made for made in captures if made.call is not None]
+    [capture] = [one for one in captures if one.call is not None]
     assert capture.replays == len(logs) - step_module.WARM_UP >= 2
     assert len({line["lr"] for line in logs}) == len(logs)
     free = ("time", "clips_per_second")
@@ -166,8 +166,8 @@ def test_a_captured_run_resumes_exactly(rendered, tmp_path, captures, monkeypatc
     for folder, speed in (("run", "graph"), ("eager", "eager")):  # it may change in a run
         changed = recipe(rendered, **fields | {"train.speed": speed})
         train(changed, tmp_path / folder, resume=True, progress=False)
-        got = weights(tmp_path / folder)
-        assert all(torch.equal(got[key], expected[key]) for key in expected)
+        actual = weights(tmp_path / folder)
+        assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 class Broken(Repeat):
@@ -180,11 +180,11 @@ class Broken(Repeat):
 def test_a_failed_capture_goes_on_without_it(rendered, tmp_path, captures, monkeypatch, capsys):
     expected, _ = trained(rendered, tmp_path / "eager", **DEEP)
     monkeypatch.setattr(trainer, "capture_on", lambda device: Broken())
-    got, _ = trained(rendered, tmp_path / "graph", **DEEP, **{"train.speed": "graph"})
-    assert all(torch.equal(got[key], expected[key]) for key in expected)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.startswith(
+    actual, _ = trained(rendered, tmp_path / "graph", **DEEP, **{"train.speed": "graph"})
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith(
         "train.speed=graph failed (operation not permitted when stream is capturing); training "
         "goes on with train.speed=eager"
     )
@@ -199,8 +199,8 @@ def test_a_failed_compile_goes_on_without_it(rendered, tmp_path, monkeypatch, ca
     expected, _ = trained(rendered, tmp_path / "eager", **fields)
     monkeypatch.setattr(step_module, "COMPILER", no_compiler)
     torch._dynamo.reset()
-    got, _ = trained(rendered, tmp_path / "compile", **fields, **{"train.speed": "compile"})
-    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    actual, _ = trained(rendered, tmp_path / "compile", **fields, **{"train.speed": "compile"})
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
     assert "train.speed=compile failed (" in capsys.readouterr().err
 
 
@@ -348,17 +348,17 @@ def outputs(batch):
 def test_a_captured_step_reads_each_batch_from_the_same_buffers():
     capture = Repeat()
     step = CapturedStep(outputs, capture, warm_up=2)
-    given = [batch_of(value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    inputs = [batch_of(value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)]
     results, places = [], set()
-    for batch in given:
+    for batch in inputs:
         results.append(step(batch))
         places.add(tuple(buffer.data_ptr() for buffer in step.buffers.values()))
     assert len(places) == 1
-    assert given[0]["images"].data_ptr() not in next(iter(places))
+    assert inputs[0]["images"].data_ptr() not in next(iter(places))
     assert capture.replays == 3
-    for batch, result in zip(given, results, strict=True):  # none was written over by a later one
-        for found, expected in zip(result, outputs(batch), strict=True):
-            assert torch.equal(found, expected)
+    for batch, result in zip(inputs, results, strict=True):  # none was written over by a later one
+        for actual, expected in zip(result, outputs(batch), strict=True):
+            assert torch.equal(actual, expected)
 
 
 def test_a_captured_step_has_one_shape():

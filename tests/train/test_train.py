@@ -95,9 +95,9 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_identical(zygote, rendered, tmp_
     again = zygote.run(*command, cut, "--resume")
     assert again.status == 0, again.output
     assert f"resuming from {last}" in again.output
-    expected, got = weights(whole), weights(cut)
-    assert expected.keys() == got.keys()
-    different = [key for key in expected if not torch.equal(expected[key], got[key])]
+    expected, actual = weights(whole), weights(cut)
+    assert expected.keys() == actual.keys()
+    different = [key for key in expected if not torch.equal(expected[key], actual[key])]
     assert different == []
     a, b = (checkpoint.training_checkpoints(run / "checkpoints")[-1] for run in (whole, cut))
     first, second = checkpoint.load_state(a)["optimizer"], checkpoint.load_state(b)["optimizer"]

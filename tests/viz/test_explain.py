@@ -18,9 +18,13 @@ N = GRID[0] * GRID[1]
 
 def explain(arguments, **options):
     """``explain_figure`` with the tokens' arguments among the others; None when all are absent."""
-    given = {name[7:]: value for name, value in arguments.items() if name.startswith("tokens.")}
+    token_fields = {
+        name[7:]: value for name, value in arguments.items() if name.startswith("tokens.")
+    }
     rest = {name: value for name, value in arguments.items() if not name.startswith("tokens.")}
-    return explain_figure(**rest, **options, tokens=Tokens(**given) if given else None)
+    return explain_figure(
+        **rest, **options, tokens=Tokens(**token_fields) if token_fields else None
+    )
 
 
 def arguments(seed=0, n=4, clusters=32):
@@ -85,14 +89,14 @@ def test_panels_follow_their_arguments():
         image = explain({**arguments(), **change})
         return (image != base).any(axis=2)
 
-    given = arguments()
-    heat = changed({"heatmaps": given["heatmaps"][::-1]})
+    example = arguments()
+    heat = changed({"heatmaps": example["heatmaps"][::-1]})
     assert heat[large, 370:706].any()
     assert not heat[large, 720:].any()
-    top = changed({"tokens.top": (given["tokens.top"] + 1) % N})
+    top = changed({"tokens.top": (example["tokens.top"] + 1) % N})
     assert top[small].any()
     assert not top[large].any()
-    clusters = changed({"tokens.assignment": (given["tokens.assignment"] + 1) % 32})
+    clusters = changed({"tokens.assignment": (example["tokens.assignment"] + 1) % 32})
     assert clusters[large, 1070:1406].any()
     assert not clusters[small].any()
     assert not clusters[large, :1070].any()
@@ -101,8 +105,8 @@ def test_panels_follow_their_arguments():
 
 @pytest.mark.parametrize("fine", ["causal_only", "off"])
 def test_models_without_clusters_or_tokens(fine):
-    given = arguments()
-    full = explain(given)
+    example = arguments()
+    full = explain(example)
     absent = ["tokens.assignment", "tokens.centers"]
     if fine == "off":
         absent += [
@@ -112,19 +116,19 @@ def test_models_without_clusters_or_tokens(fine):
             "tokens.causal",
             "tokens.noncausal",
         ]
-    image = explain({key: value for key, value in given.items() if key not in absent})
+    image = explain({key: value for key, value in example.items() if key not in absent})
     np.testing.assert_array_equal(image[100:548, :706], full[100:548, :706])
     assert (image[100:548, 1070:1406] != full[100:548, 1070:1406]).any()
 
 
 def test_other_shapes():
     """A tiny model's crop, a joint that is nowhere, heatmaps of nothing."""
-    given = arguments()
-    given["crop"] = given["crop"][:128, :96]
-    given["heatmaps"] = np.zeros((15, 32, 24))
-    given["keypoints"] = np.full((15, 2), np.nan)
-    given["scores"] = np.zeros(15)
-    assert explain(given).shape == (1000, 1600, 3)
+    example = arguments()
+    example["crop"] = example["crop"][:128, :96]
+    example["heatmaps"] = np.zeros((15, 32, 24))
+    example["keypoints"] = np.full((15, 2), np.nan)
+    example["scores"] = np.zeros(15)
+    assert explain(example).shape == (1000, 1600, 3)
 
 
 def test_cluster_colours_differ():
@@ -154,8 +158,8 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_errors(what):
-    change, message = BAD[what]
+@pytest.mark.parametrize("case", BAD)
+def test_errors(case):
+    change, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         explain({**arguments(), **change})

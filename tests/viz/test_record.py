@@ -21,23 +21,23 @@ def picture(uri: str) -> np.ndarray:
 
 def test_a_record_comes_back(tmp_path):
     path = tmp_path / "new" / "clip.json"
-    given = record(1)
-    write_record(path, given)
-    assert read_record(path) == given
+    expected = record(1)
+    write_record(path, expected)
+    assert read_record(path) == expected
     assert [p.name for p in path.parent.iterdir()] == ["clip.json"]  # nothing temporary
-    assert given["joints"] == list(JOINTS)
-    assert given["limbs"] == [list(limb) for limb in LIMBS]
-    assert given["truth"][3] is None
-    assert picture(given["crop"]).shape == (128, 96, 3)
-    sheet = picture(given["heatmaps"]["sheet"])
+    assert expected["joints"] == list(JOINTS)
+    assert expected["limbs"] == [list(limb) for limb in LIMBS]
+    assert expected["truth"][3] is None
+    assert picture(expected["crop"]).shape == (128, 96, 3)
+    sheet = picture(expected["heatmaps"]["sheet"])
     assert sheet.shape == (15 * 32, 24, 4)
     assert (sheet[..., :3] == 255).all()
-    for j, (x, y) in enumerate(given["keypoints"]):  # every heatmap peaks at its joint
+    for j, (x, y) in enumerate(expected["keypoints"]):  # every heatmap peaks at its joint
         own = sheet[32 * j : 32 * (j + 1), :, 3]
         row, column = np.unravel_index(own.argmax(), own.shape)
         assert abs(4 * column - x) <= 4
         assert abs(4 * row - y) <= 4
-    tokens = given["tokens"]
+    tokens = expected["tokens"]
     assert sorted(tokens["causal"] + tokens["noncausal"]) == list(range(N))
     assert len(tokens["scores"]) == 15
     assert path.stat().st_size < 60_000
@@ -69,14 +69,14 @@ def test_a_dead_heatmap_does_not_flood_the_picture():
 
 
 def changed(**changes):
-    given = record(1)
+    example = record(1)
     for name, value in changes.items():
         part, _, key = name.partition("__")
         if key:
-            given[part][key] = value
+            example[part][key] = value
         else:
-            given[part] = value
-    return json.dumps(given)
+            example[part] = value
+    return json.dumps(example)
 
 
 BAD = {
@@ -101,9 +101,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_broken_records_are_named(what, tmp_path):
-    text, message = BAD[what]
+@pytest.mark.parametrize("case", BAD)
+def test_broken_records_are_named(case, tmp_path):
+    text, message = BAD[case]
     (tmp_path / "clip.json").write_text(text)
     with pytest.raises(RecordError, match=message):
         read_record(tmp_path / "clip.json")

@@ -59,8 +59,8 @@ def test_a_picture_that_was_replaced_with_its_time_kept_is_told_by_verify(
     """Its size is the same too: the copy is padded behind the picture's end."""
     root = tmp_path / "data"
     shutil.copytree(rendered, root)
-    kept = {"data.cache": str(tmp_path / "cache"), "data.cache_format": format}
-    config = recipe(root, **kept)
+    options = {"data.cache": str(tmp_path / "cache"), "data.cache_format": format}
+    config = recipe(root, **options)
     run(tmp_path, config)
     run(tmp_path, config, "--verify")
     first, *_, last = sorted(root.glob("images/train/*/*.jpg"), key=lambda p: -p.stat().st_size)
@@ -126,7 +126,7 @@ def test_killed_and_continued(rendered, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = written()
+    present = written()
     assert not (folder / store.COMPLETE).exists()
     training = recipe(rendered, **{"data.cache": str(tmp_path / "cut")})
     with pytest.raises(store.CacheError, match="unfinished"):
@@ -141,8 +141,8 @@ def test_killed_and_continued(rendered, tmp_path):
         check=True,
     )
     total = len(json.loads((folder / store.PLAN).read_text())["tiles"])
-    assert 2 <= kept < total
-    assert f", {kept} tiles were there; {total - kept} written in" in done.stdout
+    assert 2 <= present < total
+    assert f", {present} tiles were there; {total - present} written in" in done.stdout
     assert contents(folder) == contents(tmp_path / "whole" / "train")
 
 

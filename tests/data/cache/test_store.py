@@ -362,9 +362,9 @@ def test_a_run_that_is_asked_to_stop_keeps_what_it_has_and_goes_on(data, tmp_pat
         with pytest.raises(Interrupted, match=message) as caught:
             build(plain, tmp_path / "cut", progress=False)
     assert len(reads) == 2
-    kept, total = map(int, re.search(message, str(caught.value)).groups())
-    assert 0 < kept < total == whole.tiles
-    assert build(plain, tmp_path / "cut", progress=False).written == total - kept
+    present, total = map(int, re.search(message, str(caught.value)).groups())
+    assert 0 < present < total == whole.tiles
+    assert build(plain, tmp_path / "cut", progress=False).written == total - present
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
@@ -413,10 +413,10 @@ def test_a_disk_that_fills_up(data, tmp_path, monkeypatch):
         )
         with pytest.raises(OutputError, match=message) as caught:
             build(plain, tmp_path / "cut", progress=False)
-    kept, total = map(int, re.search(message, str(caught.value)).groups())
-    assert 0 < kept < total == whole.tiles
+    present, total = map(int, re.search(message, str(caught.value)).groups())
+    assert 0 < present < total == whole.tiles
     rest = build(plain, tmp_path / "cut", progress=False)
-    assert rest.written == total - kept
+    assert rest.written == total - present
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 

@@ -55,12 +55,12 @@ def test_whatever_is_drawn_is_in_the_window(augment, udp, detail):
     for _ in range(30):
         clip = record(rng)
         region = crop_region(clip.box, SIZE, data.box_enlarge)
-        held = clip_window(clip, SIZE, data, train=True)
+        cached = clip_window(clip, SIZE, data, train=True)
         factor = shrink_factor(clip, SIZE, data)
         size = shrunk_size(PICTURE, factor)
         shrunk += factor > 1
-        assert 0 <= held.left < held.right <= size[0]
-        assert 0 <= held.top < held.bottom <= size[1]
+        assert 0 <= cached.left < cached.right <= size[0]
+        assert 0 <= cached.top < cached.bottom <= size[1]
         for _ in range(40):
             drawn = Augmentation(region)
             if augment.enabled:
@@ -69,9 +69,9 @@ def test_whatever_is_drawn_is_in_the_window(augment, udp, detail):
             window = sampled_window(matrix, SIZE, size)
             if window.left >= size[0] or window.right <= 0:
                 continue  # nothing of the picture shows
-            assert held.left <= max(window.left, 0)
-            assert min(window.right, size[0]) <= held.right
-            assert held.top <= window.top < window.bottom <= held.bottom
+            assert cached.left <= max(window.left, 0)
+            assert min(window.right, size[0]) <= cached.right
+            assert cached.top <= window.top < window.bottom <= cached.bottom
     assert shrunk > 5 or detail == 0
 
 
@@ -84,7 +84,7 @@ def test_the_window_is_no_larger_than_what_can_be_drawn(rotation):
         record(np.random.default_rng(0)), box=np.array([900.0, 700, 300, 420]),
         picture_size=(4000, 3000),
     )  # fmt: skip
-    held = clip_window(clip, SIZE, data, train=True)
+    cached = clip_window(clip, SIZE, data, train=True)
     region = crop_region(clip.box, SIZE, data.box_enlarge)
     largest = Region(region.center, region.size * 1.35)
     windows = [
@@ -92,10 +92,10 @@ def test_the_window_is_no_larger_than_what_can_be_drawn(rotation):
         for angle in np.linspace(-rotation, rotation, 181)
     ]
     # A crop's last pixel lies a crop pixel inside of its region: 12 picture pixels here.
-    assert 0 <= min(w.left for w in windows) - held.left < 16
-    assert 0 <= min(w.top for w in windows) - held.top < 16
-    assert 0 <= held.right - max(w.right for w in windows) < 16
-    assert 0 <= held.bottom - max(w.bottom for w in windows) < 16
+    assert 0 <= min(w.left for w in windows) - cached.left < 16
+    assert 0 <= min(w.top for w in windows) - cached.top < 16
+    assert 0 <= cached.right - max(w.right for w in windows) < 16
+    assert 0 <= cached.bottom - max(w.bottom for w in windows) < 16
 
 
 def area(window: Window) -> int:

@@ -29,14 +29,14 @@ def frames() -> list[Frame]:
 
 
 def predict(path: Path):
-    found = load_video_detections(path, 3, size=SIZE, min_score=0.2)
-    counts = found.counts
-    return len(found.frames) - counts.left_out[EMPTY], +counts.left_out, +counts.kept
+    detections = load_video_detections(path, 3, size=SIZE, min_score=0.2)
+    counts = detections.counts
+    return len(detections.frames) - counts.left_out[EMPTY], +counts.left_out, +counts.kept
 
 
 def evaluate(path: Path):
-    found = load_detections(path, [Sequence("a", "a", frames())])
-    return sum(map(len, found.boxes.values())), found.dropped, found.kept
+    detections = load_detections(path, [Sequence("a", "a", frames())])
+    return sum(map(len, detections.boxes.values())), detections.dropped, detections.kept
 
 
 def convert(path: Path):
@@ -79,8 +79,8 @@ def written(tmp_path: Path, boxes) -> Path:
     ],
 )
 def test_who_is_a_person(tmp_path, read, categories, used, left_out, kept):
-    found = read(written(tmp_path, entries(*categories)))
-    assert found == (used, left_out, kept)
+    counts = read(written(tmp_path, entries(*categories)))
+    assert counts == (used, left_out, kept)
 
 
 @READERS
@@ -103,8 +103,8 @@ def test_who_is_a_person(tmp_path, read, categories, used, left_out, kept):
     ],
 )
 def test_a_class_in_another_key_is_judged(tmp_path, read, classes, used, left_out):
-    found = read(written(tmp_path, [entries(...)[0] | each for each in classes]))
-    assert found == (used, left_out, {})
+    counts = read(written(tmp_path, [entries(...)[0] | each for each in classes]))
+    assert counts == (used, left_out, {})
 
 
 @READERS
@@ -152,8 +152,8 @@ def test_an_entry_of_two_frames_of_a_data_set_is_refused(tmp_path):
 @pytest.mark.parametrize("read", [evaluate, convert])
 def test_a_name_that_is_nearly_a_pictures_is_refused(tmp_path, read):
     """Else its boxes would be left out, as another picture's."""
-    known = {"bbox": PERSON, "score": 0.9, "image_name": "a/000000.jpg"}
-    path = written(tmp_path, [known, known | {"image_name": "A/000001.JPG"}])
+    entry = {"bbox": PERSON, "score": 0.9, "image_name": "a/000000.jpg"}
+    path = written(tmp_path, [entry, entry | {"image_name": "A/000001.JPG"}])
     message = r"\[1\]: image_name 'A/000001\.JPG': 'a/000001\.jpg' of the .* differs from it in"
     with pytest.raises(AnnotationError, match=message):
         read(path)

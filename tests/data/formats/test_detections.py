@@ -40,15 +40,15 @@ def test_frames_by_id_name_and_tail(tmp_path):
 
 
 def test_what_is_dropped_is_counted(tmp_path):
-    known = 10_000_070_001
+    image_id = 10_000_070_001
     entries = [
-        box(image_id=known, score=0.19),
-        box(image_id=known, score=0.2),
-        box(image_id=known, category_id=3),
+        box(image_id=image_id, score=0.19),
+        box(image_id=image_id, score=0.2),
+        box(image_id=image_id, category_id=3),
         box(image_id=99),
     ]
     result = load(tmp_path, entries, threshold=0.2)
-    assert [found.score for found in result.boxes[STEM, known]] == [0.2]
+    assert [each.score for each in result.boxes[STEM, image_id]] == [0.2]
     assert result.dropped == {
         "score below 0.2": 1,
         "not a person (category_id)": 1,

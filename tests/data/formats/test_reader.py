@@ -139,8 +139,8 @@ def test_what_can_only_mean_one_text_is_read(encoding, tmp_path):
     path.write_bytes(
         '{"parts": [{"id": "é"}], "more": NaN, "name": "\\ud83d\\ude00"}'.encode(encoding)
     )
-    found = read(path, File, Refused)
-    assert (found.parts[0].id, found.name) == ("é", "😀")
+    document = read(path, File, Refused)
+    assert (document.parts[0].id, document.name) == ("é", "😀")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -170,9 +170,9 @@ def test_other_text_that_is_none_is_named(tmp_path):
 
 
 def test_numbers_that_are_whole_may_be_written_as_floats():
-    found = convert({"parts": [{"id": 3.0, "size": 4.0, "box": [1, 2.5]}]}, File, "x", Refused)
-    assert found.parts == [Part(3, 4, (1.0, 2.5))]
-    assert isinstance(found.parts[0].id, int)
+    document = convert({"parts": [{"id": 3.0, "size": 4.0, "box": [1, 2.5]}]}, File, "x", Refused)
+    assert document.parts == [Part(3, 4, (1.0, 2.5))]
+    assert isinstance(document.parts[0].id, int)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

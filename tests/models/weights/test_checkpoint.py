@@ -36,8 +36,8 @@ def test_round_trip(saved):
 
 def test_found_by_run_folder_and_file(saved, tmp_path):
     _, path = saved
-    for given in (tmp_path / "run", tmp_path / "run" / "checkpoints", path, path / "state.pt"):
-        assert checkpoint.find(given) == path
+    for location in (tmp_path / "run", tmp_path / "run" / "checkpoints", path, path / "state.pt"):
+        assert checkpoint.find(location) == path
     # The exported model is preferred to a training checkpoint.
     exported = checkpoint.save(tmp_path / "run", "model", saved[0].state_dict(), Config())
     assert checkpoint.find(tmp_path / "run") == exported
@@ -78,28 +78,28 @@ def test_prune_keeps_the_newest(tmp_path):
     notes = tmp_path / "step-00000001" / "notes.txt"
     notes.write_text("the user's")
     checkpoint.prune(tmp_path, 2)
-    kept = ["nonfinite-step-00000005", "step-00000001", "step-00000003", "step-00000010"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == kept
+    expected = ["nonfinite-step-00000005", "step-00000001", "step-00000003", "step-00000010"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == expected
     assert os.listdir(notes.parent) == [notes.name]
-    assert [p.name for p in checkpoint.training_checkpoints(tmp_path)] == kept[2:]
+    assert [p.name for p in checkpoint.training_checkpoints(tmp_path)] == expected[2:]
 
 
 def test_evaluations_lie_outside_of_what_is_pruned_and_published(saved, monkeypatch):
     model, path = saved
     run = path.parents[1]
-    kept = run / "evaluations" / path.name
-    assert checkpoint.evaluation_folder(path) == kept
+    expected = run / "evaluations" / path.name
+    assert checkpoint.evaluation_folder(path) == expected
     checkpoint.save(run, "model", model.state_dict(), Config())
     checkpoint.save(run, "other", model.state_dict(), Config())
     assert checkpoint.evaluation_folder(run / "other") == run / "evaluations" / "other"
     assert checkpoint.evaluation_folder(run / "model") == run / "evaluations" / "model"
     (run / "config.json").touch()  # now it is a run's, whose last checkpoint has these weights
-    assert checkpoint.evaluation_folder(run / "model") == kept
+    assert checkpoint.evaluation_folder(run / "model") == expected
     monkeypatch.chdir(run / "model")
-    assert checkpoint.evaluation_folder(checkpoint.find(".")) == kept
-    kept.mkdir(parents=True)
+    assert checkpoint.evaluation_folder(checkpoint.find(".")) == expected
+    expected.mkdir(parents=True)
     checkpoint.discard(run)
-    assert kept.is_dir()
+    assert expected.is_dir()
 
 
 def test_a_runs_weights_are_discarded_and_nothing_else(saved):

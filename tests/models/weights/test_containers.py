@@ -59,12 +59,12 @@ def test_every_container_and_prefix_is_read(wrap, plain, model, tmp_path):
     assert "left" not in report
     assert "several sets" not in report
     for key in (POSITIONS, "backbone.blocks.0.mlp.fc1.weight", "head.final_layer.bias"):
-        found = plain[key.replace("head.", "keypoint_head.")]
-        assert torch.equal(model.state_dict()[key], found)
+        expected = plain[key.replace("head.", "keypoint_head.")]
+        assert torch.equal(model.state_dict()[key], expected)
 
 
 @pytest.mark.parametrize(
-    ("wrap", "times", "told"),
+    ("wrap", "times", "choice"),
     [
         (lambda s: {"state_dict": s, "state_dict_ema": twice(s)}, 2, "state_dict_ema (an average)"),
         (lambda s: {"model_ema": twice(s), "model": s}, 2, "model_ema (an average) is taken, not"),
@@ -91,10 +91,10 @@ def test_every_container_and_prefix_is_read(wrap, plain, model, tmp_path):
         (lambda s: {"model": s, "best": twice(s)}, 1, "model is taken, not best"),
     ],
 )
-def test_of_two_sets_the_choice_is_said(wrap, times, told, plain, model, tmp_path):
+def test_of_two_sets_the_choice_is_said(wrap, times, choice, plain, model, tmp_path):
     torch.save(wrap(plain), tmp_path / "x.pth")
     report = load_pretrained(model, tmp_path / "x.pth")
-    assert f"it holds several sets of weights: {told}" in report
+    assert f"it holds several sets of weights: {choice}" in report
     assert torch.equal(model.backbone.pos_embed, times * plain[POSITIONS])
 
 

@@ -37,7 +37,7 @@ def assert_same(ours, theirs) -> None:
 )
 def test_features_and_heatmaps_are_those_of_transformers(size, depth, tmp_path):
     theirs = vitpose.vitpose(size, depth=depth)
-    wanted = vitpose.outputs(theirs, pixels())
+    expected = vitpose.outputs(theirs, pixels())
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     del theirs
     model = vitpose.cmpose(size, depth=depth)
@@ -47,7 +47,7 @@ def test_features_and_heatmaps_are_those_of_transformers(size, depth, tmp_path):
     named = size if depth == shape.depth else f"of width {shape.width} with {depth} blocks"
     assert f"(Hugging Face VitPose, ViT {named})" in report
     assert "left" not in report
-    assert_same(vitpose.outputs_of_ours(model, pixels()), wanted)
+    assert_same(vitpose.outputs_of_ours(model, pixels()), expected)
 
 
 def test_a_saved_model_of_transformers_at_its_own_size(tmp_path):
@@ -88,13 +88,13 @@ def _parallel(state):
     ],
 )
 def test_every_layout_as_pth(small, tmp_path, arrange, name):
-    state, wanted = small
+    state, expected = small
     torch.save(arrange(state), tmp_path / "vitpose-s.pth")
     model = vitpose.cmpose("small")
     report = load_pretrained(model, tmp_path / "vitpose-s.pth")
     assert f"({name}, ViT small)" in report
     assert "left" not in report
-    assert_same(vitpose.outputs_of_ours(model, pixels()), wanted)
+    assert_same(vitpose.outputs_of_ours(model, pixels()), expected)
 
 
 def test_a_bare_vit_gives_the_backbone(small, tmp_path):
@@ -196,8 +196,8 @@ def test_cocos_head_for_posetracks_joints(small, tmp_path):
     ours = model.head(features).detach()
     for joint, name in enumerate(JOINTS):
         if name in COCO_KEYPOINTS:
-            wanted = heatmaps[:, COCO_KEYPOINTS.index(name)]
-            torch.testing.assert_close(ours[:, joint], wanted, rtol=0, atol=1e-5)
+            expected = heatmaps[:, COCO_KEYPOINTS.index(name)]
+            torch.testing.assert_close(ours[:, joint], expected, rtol=0, atol=1e-5)
         else:
             assert not ours[:, joint].any()
 
@@ -323,7 +323,7 @@ def test_an_identity_start_predicts_what_vitpose_predicts(tmp_path):
     shared = [joint for joint, name in enumerate(JOINTS) if name in COCO_KEYPOINTS]
     assert len(shared) == 13
     rows = [COCO_KEYPOINTS.index(JOINTS[joint]) for joint in shared]
-    wanted = vitpose.outputs(theirs, clip[:, 1])[1][:, rows]
+    expected = vitpose.outputs(theirs, clip[:, 1])[1][:, rows]
     fields = {"backbone": "small", "stem": "patch", "depth": 2, "head_channels": 256}
     fields |= {"num_keypoints": 15, "tokens_per_keypoint": 1, "num_clusters": 1, "neighbors": 1}
 
@@ -334,8 +334,8 @@ def test_an_identity_start_predicts_what_vitpose_predicts(tmp_path):
             return model(clip).heatmaps[:, shared]
 
     for fine in ("full", "causal_only", "off"):
-        assert_same([heatmaps(fine=fine, identity_start=True)], [wanted])
-    assert (heatmaps() - wanted).abs().max() > 0.01
+        assert_same([heatmaps(fine=fine, identity_start=True)], [expected])
+    assert (heatmaps() - expected).abs().max() > 0.01
 
 
 def test_an_identity_start_learns_in_every_part():

@@ -28,10 +28,10 @@ class _Seen(TorchDispatchMode):
 
 
 def test_a_mode_sees_the_op_and_not_what_is_inside() -> None:
-    with _Seen() as seen:
+    with _Seen() as mode:
         merged()
-    assert "cmpose.merge_clusters.default" in seen.names
-    assert not any("embedding_bag" in name for name in seen.names)
+    assert "cmpose.merge_clusters.default" in mode.names
+    assert not any("embedding_bag" in name for name in mode.names)
 
 
 def test_the_profiler_sees_the_op() -> None:
@@ -51,5 +51,5 @@ def test_a_subclass_of_tensor_goes_through_the_op() -> None:
     class Named(torch.Tensor):
         pass
 
-    found = ops.merge_clusters(TOKENS.as_subclass(Named), WEIGHTS, ASSIGNMENT, 3, backend="cpu")
-    assert torch.equal(found.as_subclass(torch.Tensor), merged())
+    actual = ops.merge_clusters(TOKENS.as_subclass(Named), WEIGHTS, ASSIGNMENT, 3, backend="cpu")
+    assert torch.equal(actual.as_subclass(torch.Tensor), merged())

@@ -32,14 +32,14 @@ def test_the_references_bits(
     tokens[..., 0, :] = math.nan
     keypoints, position = torch.randn(K, D), torch.randn(T, N + K, D)
     for seed, selection, after in ((3, "exact", True), (-5, "bernoulli", False)):
-        for given in (None, position):
-            expected, found = (
+        for embedding in (None, position):
+            expected, actual = (
                 ops.corrupt_tokens(
-                    tokens, keypoints, given, seed=seed, noise_std=0.7, selection=selection,
+                    tokens, keypoints, embedding, seed=seed, noise_std=0.7, selection=selection,
                     position_after=after, first_clip=4, backend=backend,
                 )
                 for backend in ("reference", "cpu")
             )  # fmt: skip
-            for name, a, b in zip(expected._fields, expected, found, strict=True):
+            for name, a, b in zip(expected._fields, expected, actual, strict=True):
                 assert b.is_contiguous()
                 torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True, msg=name)

@@ -50,7 +50,7 @@ def clustered_tokens(batch: int, size: int, width: int, dtype: torch.dtype) -> T
     return (around + 0.3 * torch.randn(batch, size, width, generator=generator)).to(dtype)
 
 
-def found(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> Any:
+def clusters_of(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> Any:
     with ops.without_value_checks():
         return ops.dpc_knn(tokens, k, num_clusters, backend="cpu", **options)
 
@@ -75,7 +75,7 @@ def test_every_size(
     way: str, size: int, width: int, k: int, num_clusters: int, dtype: torch.dtype
 ) -> None:
     tokens = lattice(2, size, width, dtype=dtype, offset=5)
-    result = found(tokens, k, num_clusters)
+    result = clusters_of(tokens, k, num_clusters)
     assert_equals_reference(result, tokens, k, num_clusters)
 
 
@@ -84,7 +84,7 @@ def test_every_size(
 def test_tokens_off_the_lattice(way: str, make: Any, dtype: torch.dtype) -> None:
     for size, width, k, num_clusters in ((65, 129, 3, 65), (132, 768, 5, 32), (211, 24, 16, 64)):
         tokens = make(1, size, width, dtype=dtype)
-        assert_within_rounding(found(tokens, k, num_clusters), tokens, k, num_clusters)
+        assert_within_rounding(clusters_of(tokens, k, num_clusters), tokens, k, num_clusters)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_options(way: str, options: dict[str, Any], masked: bool) -> None:
     if masked:
         valid = torch.rand(2, 97, generator=torch.Generator().manual_seed(1)) < 0.6
         options = options | {"valid": valid}
-    assert_equals_reference(found(tokens, 5, 17, **options), tokens, 5, 17, **options)
+    assert_equals_reference(clusters_of(tokens, 5, 17, **options), tokens, 5, 17, **options)
 
 
 @pytest.mark.parametrize("few_left", [False, True])
@@ -115,14 +115,14 @@ def test_tokens_that_are_no_numbers(way: str, few_left: bool) -> None:
         tokens[2, 4:, 1] = -math.inf
         tokens[0] = math.nan
     options = {"valid": torch.arange(97).expand(3, -1) % 11 != 3}
-    assert_equals_reference(found(tokens, 5, 17, **options), tokens, 5, 17, **options)
+    assert_equals_reference(clusters_of(tokens, 5, 17, **options), tokens, 5, 17, **options)
 
 
 def test_tokens_too_far_apart_for_float32_are_the_references(way: str) -> None:
     tokens = random_tokens(2, 50, 8) * 1e19
     with ops.without_value_checks():
         truth = ops.dpc_knn(tokens, 3, 5, backend="reference")
-    for a, b in zip(found(tokens, 3, 5), truth, strict=True):
+    for a, b in zip(clusters_of(tokens, 3, 5), truth, strict=True):
         assert torch.equal(a, b)
 
 
@@ -137,8 +137,8 @@ def test_distances_lose_no_digits(
     tokens[:, ::2] += 1e3
     tokens += 1e4
     tokens[:, 20] = tokens[:, 40] = tokens[:, 4]
-    made = blocks.Distances(blocks.centred(tokens, None))
-    square = made.matrix()
+    distances = blocks.Distances(blocks.centred(tokens, None))
+    square = distances.matrix()
     assert (square.diagonal(dim1=1, dim2=2) == 0).all()
     assert (square[:, 20, 4] == 0).all()
     assert (square[:, 40, 20] == 0).all()
@@ -148,7 +148,7 @@ def test_distances_lose_no_digits(
     far = torch.finfo(dtype).eps * (width / 2 + 8) * (norm[:, :, None] + norm[:, None]).square()
     assert ((square - exact).abs() <= far).all()
     # What is below that error is computed again; the shift has rounded tokens of about 10⁴.
-    again = exact < made.loss * (made.norms[:, :, None] + made.norms[:, None])
+    again = exact < distances.loss * (distances.norms[:, :, None] + distances.norms[:, None])
     assert again[:, 4].sum() >= (50 if dtype == FP32 and width == 767 else 6)
     near = torch.finfo(dtype).eps * (32 * exact + 2e4 * math.sqrt(width) * exact.sqrt())
     assert ((square - exact).abs() <= near)[again].all()
@@ -156,7 +156,7 @@ def test_distances_lose_no_digits(
 
 def test_all_alike(way: str) -> None:
     tokens = random_tokens(1, 1, 50).expand(2, 97, 50) * 1000
-    result = found(tokens, 3, 4)
+    result = clusters_of(tokens, 3, 4)
     assert (result.log_density == 0).all()
     assert (result.delta == 0).all()
     assert result.centers.tolist() == [[0, 1, 2, 3]] * 2
@@ -166,10 +166,10 @@ def test_all_alike(way: str) -> None:
 @pytest.mark.parametrize("setting", ["high", "medium"])
 def test_products_are_float32s(way: str, setting: str) -> None:
     tokens = clustered_tokens(1, 90, 256, FP32)
-    expected = found(tokens, 5, 9)
+    expected = clusters_of(tokens, 5, 9)
     torch.set_float32_matmul_precision(setting)
     try:
-        result = found(tokens, 5, 9)
+        result = clusters_of(tokens, 5, 9)
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -213,8 +213,8 @@ def test_memory_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "MATRIX_TOKENS", 512)
     monkeypatch.setattr(blocks, "BLOCK", 128)
     tokens = random_tokens(1, 1024, 16)
-    assert peak_bytes(lambda: found(tokens[:, :512], 5, 32), "cpu") > 512**2 * 4
-    assert peak_bytes(lambda: found(tokens, 5, 32), "cpu") < 1024**2 * 4 / 2
+    assert peak_bytes(lambda: clusters_of(tokens[:, :512], 5, 32), "cpu") > 512**2 * 4
+    assert peak_bytes(lambda: clusters_of(tokens, 5, 32), "cpu") < 1024**2 * 4 / 2
 
 
 def test_equal_tokens_are_at_no_distance_without_being_computed(
@@ -224,9 +224,9 @@ def test_equal_tokens_are_at_no_distance_without_being_computed(
     tokens = torch.randn(2, 40, 9, generator=torch.Generator().manual_seed(0)) * 100
     tokens[:, ::2] = tokens[:, :1]
     tokens[0, 3], tokens[0, 5] = 0.0, -0.0
-    made = blocks.Distances(tokens)
+    distances = blocks.Distances(tokens)
     equal = (tokens[:, :, None] == tokens[:, None]).all(dim=-1)
-    assert torch.equal(made.numbers()[:, :, None] == made.numbers()[:, None], equal)
+    assert torch.equal(distances.numbers()[:, :, None] == distances.numbers()[:, None], equal)
     computed: list[int] = []
     split = Tensor.split
 
@@ -235,7 +235,7 @@ def test_equal_tokens_are_at_no_distance_without_being_computed(
         return split(values, size)
 
     monkeypatch.setattr(Tensor, "split", counted)
-    square = made.block(slice(None), slice(None), torch.arange(40))
+    square = distances.block(slice(None), slice(None), torch.arange(40))
     assert (square[equal] == 0).all()
     assert (square[~equal] > 0).all()
     assert computed[1:] == [0, 0, 0]  # after the suspects: no pair of them is computed

@@ -16,10 +16,10 @@ def test_clusters_without_weight(normalize: bool) -> None:
     tokens = torch.tensor([[[math.nan, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 8.0]]])
     weights = torch.tensor([[0.0, 0.5, -0.5, 2.0]])
     assignment = torch.tensor([[9, 9, 0, 9, 1, 9, 1, 9, 2]])[:, 2::2]  # of other strides
-    found, expected = (
+    actual, expected = (
         ops.merge_clusters(tokens, weights, assignment, 4, normalize=normalize, backend=backend)
         for backend in ("cpu", "reference")
     )
-    assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
-    assert found[0, 3].tolist() == [0.0, 0.0]
-    assert normalize == (found[0, 0].tolist() == [0.0, 0.0])
+    assert torch.equal(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert actual[0, 3].tolist() == [0.0, 0.0]
+    assert normalize == (actual[0, 0].tolist() == [0.0, 0.0])

@@ -42,9 +42,9 @@ def test_against_a_stable_sort(kind: str, dtype: torch.dtype) -> None:
         own = torch.arange(size)[:, None]
         for k in [k for k in (1, 2, 5, 8, 9, size) if k <= size]:
             expected = torch.where(values == INF, own, order)[..., :k]
-            square_found, found = distances.nearest_of_few(square, k)
-            assert torch.equal(square_found, values[..., :k])
-            assert torch.equal(found, expected)
+            squares, indices = distances.nearest_of_few(square, k)
+            assert torch.equal(squares, values[..., :k])
+            assert torch.equal(indices, expected)
             assert torch.equal(distances.smallest_values(square, k), values[..., :k])
 
 

@@ -20,7 +20,7 @@ def _element(tensor: Tensor, flat: int) -> tuple[int, ...]:
 
 # Long: nearly half of it is the formula and what it can see.
 def assert_as_close_as_eager(
-    found: Tensor,
+    actual: Tensor,
     eager: Tensor,
     exact: Tensor,
     *,
@@ -28,11 +28,11 @@ def assert_as_close_as_eager(
     roundings: int = 1,
     terms: float = 0.0,
 ) -> None:
-    """``found`` errs no more than plain PyTorch does in the same precision.
+    """``actual`` errs no more than plain PyTorch does in the same precision.
 
-    With e = found − exact in float64, four measures must each satisfy
+    With e = actual − exact in float64, four measures must each satisfy
 
-        measure(found) ≤ measure(eager)
+        measure(actual) ≤ measure(eager)
             + (√reduction · ε₃₂ + (roundings − 1) · ε/2) · max(scale, terms) + ε/2 · scale + ν/2
 
     - worst, max |e|, with scale max |exact|;
@@ -51,7 +51,7 @@ def assert_as_close_as_eager(
     the largest.
 
     Args:
-        found: what is tested, float32, float16 or bfloat16.
+        actual: what is tested, float32, float16 or bfloat16.
         eager: the reference on the same inputs in the same dtype.
         exact: the reference in float64 on the same, already rounded inputs.
         reduction: how many terms are summed into one element; of stages one after another the
@@ -66,22 +66,22 @@ def assert_as_close_as_eager(
             dtype) has none or the other way round, or another shape or dtype.
     """
     assert exact.dtype == torch.float64, f"exact must be float64, got {exact.dtype}"
-    assert found.dtype == eager.dtype, f"dtype {found.dtype}, eager has {eager.dtype}"
-    assert found.is_floating_point(), f"compare {found.dtype} with torch.equal"
-    assert found.shape == eager.shape == exact.shape, (
-        f"shape {list(found.shape)}, eager {list(eager.shape)}, exact {list(exact.shape)}"
+    assert actual.dtype == eager.dtype, f"dtype {actual.dtype}, eager has {eager.dtype}"
+    assert actual.is_floating_point(), f"compare {actual.dtype} with torch.equal"
+    assert actual.shape == eager.shape == exact.shape, (
+        f"shape {list(actual.shape)}, eager {list(eager.shape)}, exact {list(exact.shape)}"
     )
-    kind = torch.finfo(found.dtype)
-    f, e = (t.detach().to(exact).flatten() for t in (found, eager))
+    kind = torch.finfo(actual.dtype)
+    f, e = (t.detach().to(exact).flatten() for t in (actual, eager))
     # A value that rounds to infinity in the dtype counts as infinite.
-    x = exact.detach().to(found.dtype).to(exact).flatten()
+    x = exact.detach().to(actual.dtype).to(exact).flatten()
     odd = ~(f.isfinite() & x.isfinite())
     wrong = (odd & (f != x) & ~(f.isnan() & x.isnan())).nonzero().flatten()
     if len(wrong):
         at = int(wrong[0])
         raise AssertionError(
             f"{len(wrong)} of {f.numel()} elements are not finite where exact is, or the other "
-            f"way round; the first is {_element(found, at)}: found {float(f[at])}, exact "
+            f"way round; the first is {_element(actual, at)}: found {float(f[at])}, exact "
             f"{float(x[at])}"
         )
     x = exact.detach().flatten()[~odd]
@@ -115,8 +115,8 @@ def assert_as_close_as_eager(
         at = int((~odd).nonzero().flatten()[errors[0].abs().argmax()])
         whole = float(exact.flatten()[at])
         raise AssertionError(
-            f"{', '.join(failed)} error too large ({found.dtype}, reduction {reduction}); the "
-            f"worst element is {_element(found, at)}: found {float(f[at]):.9g}, eager "
+            f"{', '.join(failed)} error too large ({actual.dtype}, reduction {reduction}); the "
+            f"worst element is {_element(actual, at)}: found {float(f[at]):.9g}, eager "
             f"{float(e[at]):.9g}, exact {whole:.9g}\n  " + "\n  ".join(lines)
         )
 
@@ -130,23 +130,23 @@ def _strides(tensor: Tensor) -> list[int | None]:
 
 
 def assert_layout(
-    found: Tensor,
+    actual: Tensor,
     shape: Sequence[int],
     dtype: torch.dtype,
     strides: Sequence[int] | None = None,
 ) -> None:
-    """``found`` has this shape and dtype and these strides; None: it is contiguous.
+    """``actual`` has this shape and dtype and these strides; None: it is contiguous.
 
     Raises:
         AssertionError: it has not.
     """
-    assert list(found.shape) == list(shape), f"shape {list(found.shape)}, not {list(shape)}"
-    assert found.dtype == dtype, f"dtype {found.dtype}, not {dtype}"
+    assert list(actual.shape) == list(shape), f"shape {list(actual.shape)}, not {list(shape)}"
+    assert actual.dtype == dtype, f"dtype {actual.dtype}, not {dtype}"
     expected = torch.empty(tuple(shape), device="meta")
     if strides is not None:
         expected = torch.empty_strided(tuple(shape), tuple(strides), device="meta")
-    assert _strides(found) == _strides(expected), (
-        f"strides {list(found.stride())} of shape {list(shape)}, not {list(expected.stride())}"
+    assert _strides(actual) == _strides(expected), (
+        f"strides {list(actual.stride())} of shape {list(shape)}, not {list(expected.stride())}"
     )
 
 
@@ -231,7 +231,7 @@ def assert_gradient_strides(function: Callable[..., Any], inputs: Sequence[Tenso
         AssertionError: a gradient depends on strides; or nothing was compared.
     """
     outputs = pytree.tree_leaves(function(*inputs))
-    wanted = [i for i in inputs if i.requires_grad]
+    leaves = [i for i in inputs if i.requires_grad]
     compared = 0
     for index, out in enumerate(outputs):
         if not (isinstance(out, Tensor) and out.requires_grad):
@@ -239,10 +239,10 @@ def assert_gradient_strides(function: Callable[..., Any], inputs: Sequence[Tenso
         for name, grad in hostile_gradients(out.shape, out):
             compact = grad.clone(memory_format=torch.contiguous_format)
             expected = torch.autograd.grad(
-                out, wanted, compact, retain_graph=True, allow_unused=True
+                out, leaves, compact, retain_graph=True, allow_unused=True
             )
-            found = torch.autograd.grad(out, wanted, grad, retain_graph=True, allow_unused=True)
-            for position, (a, b) in enumerate(zip(found, expected, strict=True)):
+            actual = torch.autograd.grad(out, leaves, grad, retain_graph=True, allow_unused=True)
+            for position, (a, b) in enumerate(zip(actual, expected, strict=True)):
                 assert (a is None) == (b is None), f"output {index}, gradient {name}: {a}, {b}"
                 if a is None or a.numel() == 0:
                     continue
@@ -257,16 +257,16 @@ def assert_gradient_strides(function: Callable[..., Any], inputs: Sequence[Tenso
                     f"{position}'s gradient has {float(a.flatten()[at]):.9g} at {_element(a, at)}, "
                     f"{float(b.flatten()[at]):.9g} when contiguous (allowed {allowed:.3e} off)"
                 )
-    assert compared or all(i.numel() == 0 for i in wanted), "no output carries a gradient"
+    assert compared or all(i.numel() == 0 for i in leaves), "no output carries a gradient"
 
 
-def assert_same_bits(found: Any, expected: Any, what: str = "") -> None:
+def assert_same_bits(actual: Any, expected: Any, what: str = "") -> None:
     """Tensors, or nested tuples of them, agree bit for bit; NaN equals the same NaN.
 
     Raises:
         AssertionError: they do not.
     """
-    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
+    pairs = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True)
     for index, (a, b) in enumerate(pairs):
         if not isinstance(a, Tensor):
             assert a == b, f"{what}result {index}: {a!r}, not {b!r}"
@@ -324,5 +324,5 @@ def assert_writes_everything(function: Callable[[], Any]) -> None:
     """
     expected = function()
     with poisoned_memory():
-        found = function()
-    assert_same_bits(found, expected, "in poisoned memory, ")
+        actual = function()
+    assert_same_bits(actual, expected, "in poisoned memory, ")

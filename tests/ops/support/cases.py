@@ -93,11 +93,11 @@ def differentiable(result: Any) -> list[Tensor]:
 
 def upstream(outputs: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Output gradients that differ from element to element, representable in ``dtype``."""
-    found = []
+    grads = []
     for out in outputs:
         ramp = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).reshape(out.shape)
-        found.append(ramp.to(dtype).to(out))
-    return found
+        grads.append(ramp.to(dtype).to(out))
+    return grads
 
 
 def gradients(
@@ -127,10 +127,10 @@ def _separate(
     batch: int, dtype: torch.dtype, T: int = 3, S: int = 5, H: int = 2, d: int = 8
 ) -> Arguments:
     """q, k and v that are no views of one projection, and lengths of which some are 0."""
-    made = {n: _normal(dtype, batch, T, S, H, d, seed=i) for i, n in enumerate("qkv")}
+    tensors = {n: _normal(dtype, batch, T, S, H, d, seed=i) for i, n in enumerate("qkv")}
     frame_lengths = (_uniform(batch, T, seed=3) * (S + 1)).long()
     clip_lengths = (_uniform(batch, seed=4) * (T + 1)).long()
-    return made | {"frame_lengths": frame_lengths, "clip_lengths": clip_lengths}
+    return tensors | {"frame_lengths": frame_lengths, "clip_lengths": clip_lengths}
 
 
 def _call_spatial(

@@ -50,22 +50,22 @@ def _score(result: ClusterResult) -> tuple[Tensor, Tensor]:
 
 
 def assert_equals_reference(
-    found: ClusterResult, tokens: Tensor, k: int, num_clusters: int, **options: Any
+    actual: ClusterResult, tokens: Tensor, k: int, num_clusters: int, **options: Any
 ) -> None:
-    """``found``, from tokens of :func:`lattice`, is the float32 reference's result.
+    """``actual``, from tokens of :func:`lattice`, is the float32 reference's result.
 
     Raises:
         AssertionError: it is not; or the centres of these tokens hang on the rounding of a
             logarithm, so that another seed must be taken.
     """
     with ops.without_value_checks():
-        truth = ops.dpc_knn(tokens.float(), k, num_clusters, backend="reference", **options)
-    score, slack = _score(truth)
+        expected = ops.dpc_knn(tokens.float(), k, num_clusters, backend="reference", **options)
+    score, slack = _score(expected)
     best = score.topk(min(num_clusters + 1, score.shape[1])).values
     gap = best.diff(dim=1).abs()  # NaN between two that are −∞: a tie
     close = (gap > 0) & (gap <= 2 * slack.amax(dim=1, keepdim=True))
     assert not close.any(), "two scores of these tokens are too close: take another seed"
-    for name, one, other in zip(ClusterResult._fields, found, truth, strict=True):
+    for name, one, other in zip(ClusterResult._fields, actual, expected, strict=True):
         torch.testing.assert_close(
             one, other, rtol=U if name == "delta" else 0, atol=0, msg=partial("{}: {}".format, name)
         )
@@ -107,18 +107,18 @@ def square_error(tokens: Tensor, pieces: int = 3) -> Tensor:
     return (U * (steps + 8) + lost) * (norm[:, :, None] + norm[:, None]).square()
 
 
-def _within(name: str, found: Tensor, low: Tensor, high: Tensor) -> None:
-    wrong = (~((found >= low) & (found <= high))).nonzero().tolist()
+def _within(name: str, actual: Tensor, low: Tensor, high: Tensor) -> None:
+    wrong = (~((actual >= low) & (actual <= high))).nonzero().tolist()
     if wrong:
         at = tuple(wrong[0])
         raise AssertionError(
-            f"{name} is beyond rounding in {len(wrong)} of {found.numel()}, first at {at}: "
-            f"{found[at]}, not from {low[at]} to {high[at]}"
+            f"{name} is beyond rounding in {len(wrong)} of {actual.numel()}, first at {at}: "
+            f"{actual[at]}, not from {low[at]} to {high[at]}"
         )
 
 
 def assert_within_rounding(
-    found: ClusterResult,
+    clusters: ClusterResult,
     tokens: Tensor,
     k: int,
     num_clusters: int,
@@ -128,10 +128,10 @@ def assert_within_rounding(
     peak_delta: str = "row_max",
     pieces: int = 3,
 ) -> None:
-    """``found`` is dpc_knn's result for some d² within :func:`square_error` of the exact ones.
+    """``clusters`` is dpc_knn's result for some d² within :func:`square_error` of the exact ones.
 
     Each number must lie between its values for the smallest and the largest such d². Each decision
-    (the order of densities, the centres, a token's cluster) must be the one that ``found``'s own
+    (the order of densities, the centres, a token's cluster) must be the one that ``clusters``'s own
     numbers ask for, unless the two that compete are within that bound of each other. Equal tokens
     are at d² = 0 exactly, and ties between them go by index.
 
@@ -150,9 +150,9 @@ def assert_within_rounding(
 
     slack = (k + 3) * U / 2
     ends = -mean_of_nearest(high) * (1 + slack), -mean_of_nearest(low) * (1 - slack)
-    _within("log_density", found.log_density, *ends)
+    _within("log_density", clusters.log_density, *ends)
 
-    rank = found.log_density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rank = clusters.log_density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     later = rank[:, None, :] >= rank[:, :, None]
 
     def nearest_earlier(square: Tensor) -> Tensor:
@@ -163,22 +163,22 @@ def assert_within_rounding(
         return (torch.where(rank == 0, peak, nearest) / unit).sqrt()
 
     ends = nearest_earlier(low) * (1 - 2 * U), nearest_earlier(high) * (1 + 2 * U)
-    _within("delta", found.delta, *ends)
+    _within("delta", clusters.delta, *ends)
 
     # A centre's score is at least that of the centres behind it and of all tokens that are none.
-    centers = found.centers
+    centers = clusters.centers
     apart = centers.sort(dim=1).values.diff(dim=1) > 0
     assert apart.all(), "centers: a token is one twice"
-    score, slack = _score(found)
+    score, slack = _score(clusters)
     rest = (score - slack).scatter(1, centers, -INF).amax(dim=1, keepdim=True)
     behind = torch.cat(((score - slack).gather(1, centers)[:, 1:], rest), dim=1)
     behind = behind.flip(1).cummax(dim=1).values.flip(1)
     best = (score + slack).gather(1, centers)
     _within("the score of centers", best, behind, torch.full_like(best, INF))
 
-    own = found.assignment.gather(1, centers)
+    own = clusters.assignment.gather(1, centers)
     assert (own == torch.arange(num_clusters)).all(), "assignment: a centre is in another's cluster"
     low, high = (s.gather(2, centers[:, None].expand(-1, size, -1)) for s in (low, high))
-    mine = low.gather(2, found.assignment[..., None])[..., 0]
+    mine = low.gather(2, clusters.assignment[..., None])[..., 0]
     mine = mine.scatter(1, centers, -1.0)  # a centre stays, equal tokens or not
     _within("d² to the centre of assignment", mine, torch.full_like(mine, -1), high.amin(dim=2))

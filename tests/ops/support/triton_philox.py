@@ -20,12 +20,12 @@ def words(out, seed, n: tl.constexpr):  # type: ignore[no-untyped-def]
 
 def main() -> None:
     count, seed = 256, 0x1234567890ABCDEF
-    found = torch.empty(4, count, dtype=torch.int64)
-    words[(1,)](found, seed, count)
+    actual = torch.empty(4, count, dtype=torch.int64)
+    words[(1,)](actual, seed, count)
     index = torch.arange(count)
     counter = (index, index * 7, torch.tensor(5), torch.tensor(2))
     expected = torch.stack(philox4x32(counter, torch.tensor(seed)))
-    print("equal" if torch.equal(found, expected) else "different", count)
+    print("equal" if torch.equal(actual, expected) else "different", count)
 
 
 if __name__ == "__main__":
