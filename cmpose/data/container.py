@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _MOST_PARTS = 1 << 20
-"""Of a file that is walked through, fragments of an MP4 for instance."""
+"""So many parts of a file are walked through at most; an MP4 in fragments has very many."""
 
 
 class Container(NamedTuple):

@@ -24,7 +24,7 @@ _OPENING: dict[str, Any] = (
 """Titles and the like may be in any encoding; PyAV before 19 decodes them when it opens a file."""
 
 _NO_RATE = 1000.0
-"""From here on a header's rate is the unit of its time stamps, in want of a rate."""
+"""A rate in a header from here on is no rate, but the unit of its time stamps in place of one."""
 
 
 class Decoder:

@@ -103,7 +103,7 @@ def predict_heatmaps(model: CMPose, images: Tensor, data: DataConfig) -> CMPoseO
                 model(images.flip(-1)).heatmaps, udp=data.udp, skeleton=model.skeleton
             )
             output = output._replace(heatmaps=0.5 * (output.heatmaps + mirrored))
-    except ValueError as error:  # of an op that looks at values, for they all fit
+    except ValueError as error:  # an op checks values; shapes are right here
         raise _not_finite(model, str(error)) from error
     if not bool(output.heatmaps.isfinite().all()):
         raise _not_finite(model, "heatmaps are NaN or infinite")

@@ -17,11 +17,11 @@ from cmpose.models.vit import Block
 
 
 class Reconstruction(NamedTuple):
-    """An auxiliary task.
+    """What an auxiliary task has restored.
 
-    ``corrupted`` [B, T, N] bool says which tokens were. ``prediction`` holds tokens as predicted:
-    those that are at ``tokens`` [B, M] among a clip's T·N, [B, M, D]; where ``tokens`` is None
-    all, [B, T, N, D].
+    ``corrupted`` [B, T, N] bool says which tokens were corrupted. ``prediction`` holds the restored
+    tokens: [B, M, D], those at the indices ``tokens`` [B, M] among a clip's T·N; or, where
+    ``tokens`` is None, all of them, [B, T, N, D].
     """
 
     prediction: Tensor

@@ -42,9 +42,10 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 def score_heatmaps(scores: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Scores [B, K, N] over the token grid, enlarged to heatmaps [B, K, h, w].
 
-    A keypoint whose whole weight is on one token has a peak there, of height 1 at most. It is
-    ``interpolate(mode="bilinear")`` as two products, whose gradient is products too: Inductor makes
-    an accumulating index_put, atomic on a card, of that function's.
+    A keypoint whose whole weight is on one token has a peak there, of height 1 at most. The result
+    is that of ``interpolate(mode="bilinear")``, as two matrix products, whose gradient is matrix
+    products too. Of interpolate's gradient Inductor would make an accumulating index_put, which is
+    atomic on a card.
     """
     rows, columns = (_enlarging(few, many, scores) for few, many in zip(grid, size, strict=True))
     return rows @ scores.unflatten(-1, grid) @ columns.mT

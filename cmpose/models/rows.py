@@ -104,8 +104,8 @@ def add_for_kept(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor) ->
     if len(kept) == len(x):
         return x + branch(x)
     rest, at_kept = _Branch.apply(x, kept)
-    # What the branch reads and what is added to it are the same rows, their gradients are not:
-    # _Join passes the latter on with all of x's.
+    # The same rows are read by the branch and added to its result. The gradient of the sum reaches
+    # them by _Join with that of all of x, and must not reach them a second time: so detach.
     return _Join.apply(rest, kept, at_kept.detach(), branch(at_kept), len(x) / len(kept))
 
 

@@ -109,9 +109,9 @@ def keys_within(lengths: Tensor, size: int) -> Tensor:
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
-    """In the dtype of products: float32 at least on a CPU, whose products of half the width are as
-    slow, and round logits of 4,000 to whole numbers. On a GPU, where tensor cores sum in float32,
-    products round to the tensors' dtype, as those of a model in plain PyTorch do."""
+    """The tensors in the dtype of products. On a CPU that is at least float32: products of 16 bits
+    are no faster there, and round logits of 4,000 to whole numbers. On a GPU, where tensor cores
+    sum in float32, products round to the tensors' dtype, as those of a model in plain PyTorch."""
     if tensors[0].device.type != "cpu":
         return list(tensors)
     return [t.to(checks.accumulator(t)) for t in tensors]

@@ -36,7 +36,7 @@ def workspace(size: int, like: Tensor) -> Tensor:
 
 
 MULTIPROCESSORS_ON_CPU = 2
-"""That the sources' run on the CPU takes a card to have: few, so that a block has several items."""
+"""How many the sources find when they run on the CPU: few, so that a block has several items."""
 
 
 def multiprocessors(tensor: Tensor) -> int:

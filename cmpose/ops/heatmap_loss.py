@@ -133,7 +133,7 @@ class _HeatmapLoss(torch.autograd.Function):
         ctx.sigma, ctx.backend = sigma, backend
         ctx.save_for_backward(pred, keypoints, visible, normalizer)
         arguments = pred, keypoints, visible, sigma, normalizer
-        # Where nobody sees the op the gradient is multiplied out in the backward pass alone.
+        # Where nothing in torch watches the op, the gradient is computed in the backward pass only.
         if library.at_once((*arguments, backend)):
             loss, ctx.parts = cpu.parts(*arguments)
             ctx.gradient = None

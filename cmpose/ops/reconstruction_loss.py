@@ -135,7 +135,7 @@ class _ReconstructionLoss(torch.autograd.Function):
         ctx.options = options  # per_channel, want_pred, want_target, backend
         ctx.save_for_backward(pred, target, corrupted, normalizer)
         arguments = pred, target, corrupted, normalizer, *options
-        # Where nobody sees the op the gradients are multiplied out in the backward pass alone.
+        # Where nothing in torch watches the op, gradients are computed in the backward pass only.
         if library.at_once(arguments):
             loss, ctx.parts = cpu.parts(*arguments[:5])
             ctx.gradients = None

@@ -38,7 +38,7 @@ class Explainer:
     """Writes pictures of what poses were read from, in the frames that were asked for.
 
     Attributes:
-        wanted: frames that are still to be explained. Nobody is in them so far.
+        pending: frames that are still to be explained. Nobody is in them so far.
     """
 
     def __init__(self, predictor: Predictor, info: VideoInfo, out: Path, options: Options) -> None:

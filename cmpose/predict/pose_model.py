@@ -116,7 +116,7 @@ class PoseModel:
             on_error: ``skip`` goes on past unreadable pictures.
 
         Raises:
-            ValueError: an option that cannot be, or boxes that are none; names the first.
+            ValueError: an option that cannot be, or boxes of another form; it names the first.
         """
         if isinstance(detector, str):
             detector = named_detector(detector, self.predictor.device)

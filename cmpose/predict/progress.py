@@ -19,7 +19,7 @@ class Progress:
             shown: False shows nothing.
         """
         self.start, self.shown = start, shown
-        # The length that is known: 0 for a camera, of which no number was asked for.
+        # 0 where no length is known: of a camera, unless the options name a number of frames.
         self.frames = min(info.frames or max_frames or 0, max_frames or info.frames)
         self.bar = self._again() if start else self._predict()
 

@@ -122,7 +122,7 @@ class FrameWriter:
                 self.journal.append(group)
         for frame in group:
             self.count(frame)
-            # A frame that was passed over is shown to nobody.
+            # The window does not show a frame that was not decoded, as an earlier run predicted it.
             if self._video is None and (self.window is None or not frame.picture.size):
                 continue
             with self.clock("draw"):
@@ -136,7 +136,7 @@ class FrameWriter:
     def count(self, frame: PredictedFrame) -> None:
         """A frame that is in the journal; nothing is drawn."""
         self.tally.add(frame)
-        self.explainer.due(frame)  # what was explained is wanted no longer
+        self.explainer.due(frame)  # so that it is not explained again
 
     def drawn_so_far(self) -> str:
         """For people: where the part of the video lies that is drawn."""

@@ -43,7 +43,7 @@ def _in_process(
             run_one(config, folder, name, seed, threads)
     except (Interrupted, KeyboardInterrupt):
         sender.send(_STOPPED)
-    except (ValueError, OSError, RuntimeError) as error:  # of which the message is enough
+    except (ValueError, OSError, RuntimeError) as error:  # the message says all
         sender.send(f"{type(error).__name__}: {error}")
     except Exception:
         sender.send(traceback.format_exc())

@@ -20,7 +20,7 @@ GB = 1e9
 SMALL_CARD = RTX_4090.memory
 
 LEAST_GAIN = 0.01
-"""From how much faster a step is to be by the estimate for a field to be recommended."""
+"""A field is recommended if a step is faster by at least this share, by the estimate."""
 
 
 def savings(config: Config) -> list[tuple[str, Config]]:

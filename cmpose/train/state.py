@@ -23,14 +23,14 @@ from cmpose.train.schedule import parameter_groups
 from cmpose.train.step import LossModule, load_optimizer_state, optimizer_state, prepare_groups
 
 RESUME = "go on with --resume"
-"""What to do once the reason is gone for which something could not be written."""
+"""What a message says to do, once what kept something from being written is gone."""
 
 FREE_FIELDS = (
     "data.num_workers",
     "data.frame_cache_mb",
     "data.warp",  # auto depends on the device; where crops are made is compared instead
     "model.checkpoint_activations",
-    "model.drop_path_selection",  # other draws of one thing; runs from before it are bernoulli's
+    "model.drop_path_selection",  # draws differ, the expectation does not; older runs have one only
     "data.reduced_decode",  # of no effect with a cache; what pixels are made of is compared
     "data.cache",  # a raw cache holds the frames' own pixels; what pixels are made of is compared
     "data.cache_format",

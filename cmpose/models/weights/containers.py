@@ -96,7 +96,7 @@ def _tensors(
 
 
 def choose(sets: list[WeightSet], count: Callable[[WeightSet], int]) -> tuple[WeightSet, str]:
-    """The set to take: that of which most is known; of two, the average.
+    """The set to take: the one with most tensors that the model knows; of equal ones the average.
 
     An average is what its authors evaluate. One that lacks a part, such as batch norms' statistics,
     would leave that part at random.

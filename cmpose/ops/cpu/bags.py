@@ -27,7 +27,7 @@ def sorted_bags(bag: Tensor, count: int) -> tuple[Tensor, Tensor]:
     order of their indices, and where each of the B·count bags starts in that list."""
     bags, number = flat(bag, count), len(bag) * count
     if number <= 2**15 and _HAS_NUMPY:
-        # By digits, as numpy has it of 16 bits: comparisons that a CPU guesses wrong take longer.
+        # numpy sorts 16 bits by their digits, which is faster than comparing numbers.
         order = torch.from_numpy(bags.to(torch.int16).numpy().argsort(kind="stable"))
     else:
         order = bags.argsort(stable=True)

@@ -114,7 +114,8 @@ def _normals(seed: int, clip: Tensor, token: Tensor, width: int) -> Tensor:
 def _words(seed: int, clip: Tensor, token: Tensor, element: Tensor) -> list[Tensor]:
     """``philox.philox4x32`` of counters (element, token, clip, TAG_GAUSSIAN), as int32.
 
-    Two rounds are done before the counters are as many as the words.
+    After two rounds a counter depends on element, token and clip. Until then it depends on some of
+    them, so that there are far fewer different counters than words.
     """
     word, m0, m1 = philox.WORD, *philox.MULTIPLIERS
     keys = [
@@ -125,7 +126,7 @@ def _words(seed: int, clip: Tensor, token: Tensor, element: Tensor) -> list[Tens
     c0, c1, c2, c3 = element, token, clip, torch.tensor(philox.TAG_GAUSSIAN)
     for k0, k1 in keys[:2]:
         p0, p1 = c0 * m0, c2 * m1
-        # Of what is masked first one pass alone is as many as the words.
+        # Both sides are masked while they are small; only the last XOR is as large as the words.
         c0 = (((p1 >> 32) ^ k0) & word) ^ (c1 & word)
         c2 = (((p0 >> 32) ^ k1) & word) ^ (c3 & word)
         c1, c3 = p1, p0

@@ -1,9 +1,9 @@
-"""Squared distances by matrix products, with what the differences of tokens would give.
+"""Squared distances by matrix products, as near to the truth as from the differences of tokens.
 
-d² = |x|² + |y|² − 2xy of centred tokens. A library may round a product by where in the matrix it
-stands; so that d² is symmetric, of two that are mirrored one is taken for both. Where d² is so
-small that nothing but rounding may be left of it, it is computed again from the difference: equal
-tokens are at distance 0.
+d² = |x|² + |y|² − 2xy of centred tokens. A library may round the same product differently in
+another place of the matrix, so d² is computed for one of (x, y) and (y, x) and taken for both.
+Where d² is so small that it may be nothing but rounding, it is computed again from the difference:
+equal tokens are at distance 0.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MATRIX_TOKENS = 2048
 
 BLOCK = 1024  # tokens against tokens at once, of longer clips
 _PANEL = 64  # rows of a matrix that is kept: the half above the diagonal is computed
-_CLIPS = 1 << 21  # distances of clips that are worked on at once
-_CHANNELS = 1 << 17  # whose squares are held at once
-_ONE_BY_ONE = 8  # numbers of a row that are looked for one after another at most
-_FOLD = 4  # numbers of a row in a group of which the smallest is looked at first
+_CLIPS = 1 << 21  # distances that are computed at once, of as many clips as have so many
+_CHANNELS = 1 << 17  # channels whose squares are in memory at once
+_ONE_BY_ONE = 8  # the largest k for which the k smallest are searched one after another
+_FOLD = 4  # size of a group of numbers, of which the smallest is compared first
 
 _BITS = {torch.float32: (torch.int32, 2**23 - 1), torch.float64: (torch.int64, 2**52 - 1)}
 """The whole numbers of a dtype's width, and which of their bits are the mantissa's."""
@@ -214,8 +214,8 @@ class Clips(NamedTuple):
 def smallest(square: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and places of each row's k smallest, the values ascending.
 
-    They are in the k groups with the smallest minima. Where torch would partition whole rows, in
-    those shorter than 64 k, looking at groups of four first is sooner.
+    They are in the k groups of four with the smallest minima. For rows shorter than 64 k, which
+    torch would partition as a whole, it is faster to choose these groups first.
     """
     size = square.shape[-1]
     groups = size // _FOLD
@@ -236,11 +236,12 @@ def smallest_values(square: Tensor, k: int) -> Tensor:
 
 
 def _distinct(square: Tensor, k: int) -> Tensor | None:
-    """The same where they are finite and no two of a row are equal; else, and where topk is as
-    soon, None.
+    """:func:`smallest_values` if these are finite and no two of a row are equal; else, and where
+    topk is as fast, None.
 
-    Numbers from 0 on have the order of their bits. One after another is found as the least of the
-    bits less those found before, which go round to the far end of 2³¹ whole numbers.
+    Floats from 0 on are in the order of their bits, read as whole numbers. Each step subtracts the
+    last number found, plus one, modulo 2³¹: it and all below it become larger than the others, of
+    which the least is the next number.
     """
     if square.dtype != torch.float32 or k > _ONE_BY_ONE or square.shape[2] >= 64 * k:
         return None
@@ -253,7 +254,7 @@ def _distinct(square: Tensor, k: int) -> Tensor | None:
         least.append((bits - after).bitwise_and_(2**31 - 1).amin(dim=2, keepdim=True).add_(after))
     values = torch.cat(least, dim=2).view(torch.float32)
     last = values[..., -1:]
-    # A row with fewer went round to a negative one; then all others have k at least.
+    # In a row of fewer than k different numbers the last step ends at a negative one.
     lowest, highest = (float(bound) for bound in least[-1].view(torch.float32).aminmax())
     if k > 1 and not (lowest > 0 and highest < INF):
         return None

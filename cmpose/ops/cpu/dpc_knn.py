@@ -30,7 +30,7 @@ Result = tuple[Tensor, ...]
 """log ρ, δ, centres, clusters; d² and indices of the neighbours, empty unless they are wanted."""
 
 _NEAREST = 8
-"""Neighbours kept of every token of a long clip at least: of 8 one is mostly denser."""
+"""So many neighbours of every token of a long clip are kept at least: mostly one of 8 is denser."""
 
 
 # Many parameters: those of the registered op.
@@ -67,7 +67,7 @@ def _of_few(
     global_max: bool,
     want_neighbors: bool,
 ) -> Result:
-    """From the matrix of d², without a pass for what does not occur."""
+    """The results from the matrix of d²; what invalid tokens need is left out where none is."""
     square, valid, every = clips.distances.matrix(), clips.usable, clips.every
     others = masked_matrix(clips, square, include_self)
     index = None
@@ -78,7 +78,8 @@ def _of_few(
     log_density = distances.log_density_of(near, None if every else valid, unit)
 
     order, rank = distances.order_of(log_density)
-    # A comparison and a choice take five times as long as these sums. Above 0 is later or itself.
+    # These sums make d² to tokens later in the order, and to the token itself, too large to be the
+    # least. Comparing positions and choosing by them would take five times as long.
     position = rank.to(square.dtype)
     later = ((position + 1)[:, None] - position[:, :, None]).clamp_(min=0)
     delta = torch.add(square, later, alpha=torch.finfo(square.dtype).max).amin(dim=2)

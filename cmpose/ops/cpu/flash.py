@@ -34,8 +34,8 @@ def mask_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _folded(scale: float, causal: bool, q: Tensor) -> bool:
-    """Whether q takes the scale: the kernel multiplies later keys' −∞ by it, and NaN or +∞ is what
-    a scale of 0 or below makes of that."""
+    """Whether q is multiplied by the scale beforehand: the kernel multiplies the −∞ of later keys
+    by its scale too, and a scale of 0 or below would make NaN or +∞ of it."""
     return causal and scale < torch.finfo(q.dtype).tiny
 
 

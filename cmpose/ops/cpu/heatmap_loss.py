@@ -20,7 +20,7 @@ def _profiles(centres: Tensor, length: int, sigma: float) -> Tensor:
 def parts(
     pred: Tensor, keypoints: Tensor, visible: Tensor, sigma: float, normalizer: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor, float]]:
-    """The loss, and of what its gradient is the product: pred − G, weights and a factor."""
+    """The loss; and pred − G, weights and a factor, whose product is its gradient."""
     weight = visible.to(torch.promote_types(pred.dtype, torch.float32))
     count = float(weight.sum() if normalizer is None else normalizer)
     count = count or math.inf  # then the loss is 0

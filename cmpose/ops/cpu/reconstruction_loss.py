@@ -11,13 +11,13 @@ from torch import Tensor
 def parts(
     pred: Tensor, target: Tensor, corrupted: Tensor, normalizer: Tensor | None, per_channel: bool
 ) -> tuple[Tensor, tuple[Tensor, float]]:
-    """The loss, and of what, and ``corrupted``, its gradients are the products: pred − target and
-    a factor."""
+    """The loss; and pred − target and a factor, whose product with ``corrupted`` is its gradient to
+    pred."""
     wide = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     width = pred.shape[-1] if per_channel else 1
     count = float(corrupted.sum() if normalizer is None else normalizer)
     count = count or math.inf  # then the loss is 0
-    # Of one dtype none is cast for itself; all tokens are read, which is sooner than some.
+    # All tokens are read: that is faster than gathering the corrupted ones.
     difference = pred - target if pred.dtype == wide else pred.to(wide).sub_(target)
     difference = difference.contiguous()
     squares = torch.linalg.vector_norm(difference, dim=3).square_()

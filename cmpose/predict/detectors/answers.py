@@ -7,7 +7,7 @@ import numpy as np
 from cmpose.predict.detectors.detect import Detection, suppress
 
 _LEAST_SCORE, _MOST = 0.05, 100
-"""Weaker boxes, and more of them in a picture, are not looked at."""
+"""Boxes of a lower score are left out, and of more boxes than that the weakest."""
 
 _MAX_OVERLAP = 0.65
 """Of two boxes that overlap more, the weaker one is the same person again."""

@@ -21,7 +21,7 @@ Detector = Callable[[np.ndarray], Any]
 """Gives the boxes, as ``box_rows`` takes them, in a picture, uint8 RGB [H, W, 3]."""
 
 _DEFAULTS = np.array([np.nan, np.nan, np.nan, np.nan, 1.0, -1.0])
-"""Of the columns; the first four are never left out."""
+"""A column's value where it is left out, which the first four never are."""
 
 _COLUMNS = "x1, y1, x2, y2 in pixels, then a score, then a track id; the last two may be left out"
 

@@ -265,7 +265,7 @@ def load_video_detections(
         frames.append(frame)
         track_ids.append(entry.track_id)
         values.extend((*entry.bbox, score))
-        # It stays among the boxes, so that its track goes on; a picture of it there is none.
+        # A box outside of the picture has no pose, but stays here so that its track goes on.
         if size is not None and clean_box(np.array(entry.bbox), *size) is None:
             counts.left_out[EMPTY] += 1
     if count < 0:
