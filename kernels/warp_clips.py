@@ -5,11 +5,14 @@ in cv2, these come from the inverse matrix in float64. The float64 part is compu
 column and row of a tile, not for each pixel: some cards have one float64 unit for 64 of float32.
 
 What bounds it is the L2 cache's reads and the instructions of a pixel, whose six bytes of a row lie
-anywhere. Where rows allow ("words"), they are cut out of two aligned words of 8 bytes, of which the
-second is read only if it has some of them; the upper row's are those of the pixel above wherever
-these are the same; and two pixels' products are one instruction, dp2a. Lanes have neighbouring
-columns, so that a warp's words share sectors. A lane with several columns could store 4 bytes or
-more at a time, but would ask for each sector as many times; the stores' sectors are whole as it is.
+anywhere. Where rows allow ("words"), they are cut out of two aligned words of 8 bytes; the upper
+row's are those of the pixel above wherever these are the same; and two pixels' products are one
+instruction, dp2a. Where the first word has all six, it is read in the second's place too: a load
+without a condition needs no predicate and no zeros in its place. Lanes have neighbouring columns,
+so that a warp's words share sectors. A lane with several columns could store 4 bytes or more at a
+time, but would ask for each sector as many times; the stores' sectors are whole as it is. Pointers
+are a lane's own and go on from frame to frame: those that a warp shares are kept, and added to, in
+registers of their own, out of which no load can take them.
 
 Positions and weights are the reference's, bit for bit, and sums of weighted grey levels are exact
 integers. So the result differs from the reference's by its last rounding at most.
@@ -52,22 +55,35 @@ def _taps(position, count):
     """
     first = tl.maximum(tl.minimum(position >> 5, count - 2), 0)
     ahead = position - first * 32  # a pixel has weight 32 where it is, and 0 from the next one on
-    weight = tl.maximum(tl.minimum(32 + ahead, 32 - ahead), 0)
-    return first, weight, tl.maximum(tl.minimum(ahead, 64 - ahead), 0)
+    remaining = 32 - ahead
+    weight = tl.maximum(tl.minimum(ahead + 32, remaining), 0)
+    most = tl.where(count > 1, 32, -(2**30))  # an axis of one pixel has no next one
+    return first, weight, tl.maximum(tl.minimum(remaining + most, ahead), 0)
 
 
 @triton.jit
-def _as_it_is(offset):
-    """``offset`` itself, of which LLVM knows nothing.
+def _moved(pointer, count):
+    """``pointer`` + ``count``, an int32 or int64: a sum of which LLVM knows nothing.
 
-    It would turn every address of the loop that grows with it into a sum of its own, kept in two
-    registers and added to in each round.
+    It would turn every address of the loop that grows with it into sums of its own, each kept in
+    two registers and added to in each round.
     """
     if PLAIN:
-        return offset
-    return tl.inline_asm_elementwise(
-        "mov.b64 $0, $1;", "=l,l", (offset,), tl.int64, is_pure=True, pack=1
+        return pointer + count.to(tl.int64)
+    LONG: tl.constexpr = count.dtype == tl.int64
+    place = tl.inline_asm_elementwise(
+        "mad.lo.s64 $0, $1, $2, $3;" if LONG else "mad.wide.s32 $0, $1, $2, $3;",
+        "=l,l,l,l" if LONG else "=l,r,r,l",
+        (
+            count,
+            tl.full((), pointer.dtype.element_ty.primitive_bitwidth // 8, count.dtype),
+            pointer.to(tl.int64, bitcast=True),
+        ),
+        tl.int64,
+        is_pure=True,
+        pack=1,
     )
+    return place.to(pointer.dtype, bitcast=True)
 
 
 @triton.jit
@@ -77,51 +93,70 @@ def _again(index):
     It is multiplied and added to its base in one instruction instead.
     """
     if PLAIN:
-        return index
+        return index.to(tl.int64)
+    LONG: tl.constexpr = index.dtype == tl.int64
     return tl.inline_asm_elementwise(
-        "mov.b32 $0, $1;", "=r,r", (index,), tl.int32, is_pure=False, pack=1
+        "mov.b64 $0, $1;" if LONG else "mov.b32 $0, $1;",
+        "=l,l" if LONG else "=r,r",
+        (index,),
+        index.dtype,
+        is_pure=False,
+        pack=1,
     )
 
 
 @triton.jit
-def _load_words(image, word, place, wanted):
-    """The two aligned words of 8 bytes that hold 6 bytes from byte ``place`` of the first.
-
-    What is not wanted, or not needed, is not read and undefined.
-    """
-    words = (image + word.to(tl.uint32).to(tl.int64) * 8).to(
-        tl.pointer_type(tl.uint64), bitcast=True
+def _permute(low, high, order):
+    """Four bytes of the eight of ``low`` and ``high``, each named by one of the order's nibbles."""
+    if PLAIN:
+        eight, picked = (high.to(tl.uint64) << 32) | low, low * 0
+        for i in tl.static_range(4):
+            bits = ((order >> (4 * i)) & 7).to(tl.uint64) * 8
+            picked |= ((eight >> bits) & 0xFF).to(tl.uint32) << (8 * i)
+        return picked
+    return tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, $3;",
+        "=r,r,r,r",
+        (low, high, order),
+        tl.uint32,
+        is_pure=True,
+        pack=1,
     )
-    return tl.load(words, mask=wanted), tl.load(words + 1, mask=wanted & (place > 2))
 
 
 @triton.jit
-def _cut_out(words, place):
-    """Two pixels of 3 bytes, from byte ``place`` of two words of 8.
+def _shift(low, high, bits):
+    """The lower half of 64 bits, shifted to the right by the lowest five bits of ``bits``."""
+    if PLAIN:
+        return (((high.to(tl.uint64) << 32) | low) >> (bits & 31).to(tl.uint64)).to(tl.uint32)
+    return tl.inline_asm_elementwise(
+        "shf.r.wrap.b32 $0, $1, $2, $3;",
+        "=r,r,r,r",
+        (low, high, bits),
+        tl.uint32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _cut_out(words, half, bits):
+    """Two pixels of 3 bytes out of two words of 8.
+
+    Args:
+        half: of the first word, the one that they begin in: 0x3210, the lower one, or 0x7654.
+        bits: how many of that half they begin behind, in the lowest five bits.
 
     Returns:
         Bytes from the lowest: red, red, green, green; and blue, blue, undefined.
     """
-    middle, last = (words[0] >> 32).to(tl.uint32), words[1].to(tl.uint32)
-    far = place > 3
-    first = tl.where(far, middle, words[0].to(tl.uint32))
-    second = tl.where(far, last, middle)
-    third = tl.where(far, (words[1] >> 32).to(tl.uint32), last)
-    bits = ((place & 3) * 8).to(tl.uint64)
-    four = (((second.to(tl.uint64) << 32) | first) >> bits).to(tl.uint32)
-    two = (((third.to(tl.uint64) << 32) | second) >> bits).to(tl.uint32)
-    if PLAIN:
-        red_green = (four & 0xFF) | (four >> 24 << 8) | ((four << 8) & 0xFF0000) | (two << 24)
-        return red_green, ((four >> 16) & 0xFF) | (two & 0xFF00)
-    permute: tl.constexpr = "prmt.b32 $0, $1, $2, $3;"
-    order = tl.full(four.shape, 0x4130, tl.uint32), tl.full(four.shape, 0x0052, tl.uint32)
-    red_green = tl.inline_asm_elementwise(
-        permute, "=r,r,r,r", (four, two, order[0]), tl.uint32, is_pure=True, pack=1
-    )
-    blue = tl.inline_asm_elementwise(
-        permute, "=r,r,r,r", (four, two, order[1]), tl.uint32, is_pure=True, pack=1
-    )
-    return red_green, blue
+    low, high = words[0].to(tl.uint32), (words[0] >> 32).to(tl.uint32)
+    low_2, high_2 = words[1].to(tl.uint32), (words[1] >> 32).to(tl.uint32)
+    second = _permute(high, low_2, half)
+    four = _shift(_permute(low, high, half), second, bits)
+    two = _shift(second, _permute(low_2, high_2, half), bits)
+    red_green = _permute(four, two, tl.full(four.shape, 0x4130, tl.uint32))
+    return red_green, _permute(four, two, tl.full(four.shape, 0x0052, tl.uint32))
 
 
 @triton.jit
@@ -150,12 +185,16 @@ def _add_cut(values, cut, weights):
 
 
 @triton.jit
-def _level(value):
-    """The whole number that was added to the bits of 2²³ as float32, as float32.
+def _normalised(value, scale, shift):
+    """Of the whole number that was added to the bits of 2²³ as float32: its scale + shift.
 
-    Additions have more units than conversions.
+    2²³ · scale is exact, so that it goes within the product's rounding: (2²³ + n) · scale - 2²³ ·
+    scale is n · scale, rounded once. Conversions have fewer units.
     """
-    return value.to(tl.float32, bitcast=True) - 8388608.0
+    number = value.to(tl.float32, bitcast=True)
+    if PLAIN:  # the interpreter rounds inside tl.fma
+        return (number - 8388608.0) * scale + shift
+    return tl.fma(number, scale, -8388608.0 * scale) + shift
 
 
 @triton.jit
@@ -211,6 +250,7 @@ def _warp_clips(
 ):
     """A tile of BANDS · BLOCK_Y rows, BLOCK_Y of them at a time, by BLOCK_X columns."""
     zero = tl.full((), 0, tl.int64)  # makes sums int64
+    none = tl.full((), 0, tl.int32)  # makes tensors of numbers that are compiled in
     # A sum of int32 that is too large ends far on the frame's other side, where weights are 0 too.
     INDEX: tl.constexpr = tl.int32 if LAYOUT == "words" else tl.int64
     across = tl.cdiv(out_width, BLOCK_X)
@@ -247,8 +287,13 @@ def _warp_clips(
     rows_x = _fixed(xy * rows - offset_x)
     rows_y = _fixed(yy * rows - offset_y)
 
-    plane = (zero + out_height) * out_width
-    below = tl.where(height > 1, zero + stride_y, 0)
+    line = none.to(INDEX) + out_width
+    plane = line * out_height
+    below, ahead = tl.where(height > 1, none + stride_y, 0), none + stride_t
+    base = frames + clip * stride_b
+    if LAYOUT == "words":
+        below, ahead = below >> 3, ahead >> 3
+        base = base.to(tl.pointer_type(tl.uint64), bitcast=True)
     # Elements from a pixel, or a colour, to the next. Written into the instructions they need no
     # addresses of their own.
     if LAYOUT == "any":
@@ -257,14 +302,13 @@ def _warp_clips(
     else:
         step: tl.constexpr = 3
         second: tl.constexpr = 1
-    # Two weights are in one word. A frame of one column or row has no next one.
-    beside, under_it = tl.where(width > 1, 65536, 0), tl.where(height > 1, 1, 0)
     last_row = out_height - 1 - first_row
+    row_to = out + ((clip * num_frames * 3 * out_height + first_row) * out_width + columns)
     for i in range(tl.minimum(BANDS, tl.cdiv(out_height - first_row, BLOCK_Y))):
-        # Of each of BLOCK_Y rows: where its pixel is in a frame (in words: the one that it
-        # begins in), and the weights there.
+        # Of each of BLOCK_Y rows: where its pixel is in a frame (in words: the one that it begins
+        # in, and the one that the next one ends in), and the weights there.
         row = i * BLOCK_Y
-        offsets, places, fresh, weights, targets = (), (), (), (), ()
+        offsets, ends, halves, bits, fresh, weights, targets = (), (), (), (), (), (), ()
         above_left = tl.full((BLOCK_X,), -1, tl.int32)  # of no pixel
         above_lower = above_left
         for j in tl.static_range(BLOCK_Y):
@@ -274,84 +318,84 @@ def _warp_clips(
             y = ((column_y + tl.gather(rows_y, here, 0)) >> 5).to(tl.int32)
             left, left_weight, right_weight = _taps(x, width)
             upper, upper_weight, lower_weight = _taps(y, height)
-            both = (left_weight + right_weight * beside).to(tl.uint32)
+            both = (left_weight + right_weight * 65536).to(tl.uint32)  # two weights in one word
             weights = weights + (both * upper_weight.to(tl.uint32),)
-            weights = weights + (both * (lower_weight * under_it).to(tl.uint32),)
+            weights = weights + (both * lower_weight.to(tl.uint32),)
             if LAYOUT == "words":
+                place = (left * 3) & 7
                 offset = upper * (stride_y >> 3).to(tl.int32) + (left * 3 >> 3)
+                end = offset + (place + 5 >> 3)
+                halves = halves + (((place & 4) * 0x1111 + 0x3210).to(tl.uint32),)
+                bits = bits + ((place * 8).to(tl.uint32),)
             else:
                 offset = upper.to(tl.int64) * stride_y + left.to(tl.int64) * step
-            offsets = offsets + (offset,)
-            places = places + ((left * 3) & 7,)
+                end = offset
+            offsets, ends = offsets + (offset,), ends + (end,)
             # At a scale near 1 most pixels' upper row is the lower one of the pixel above.
             fresh = fresh + ((upper != above_lower) | (left != above_left),)
             above_left, above_lower = left, upper + 1
-            pixel = here.to(INDEX) * out_width + columns
-            targets = targets + (pixel,)
+            targets = targets + ((here - row) * line,)
 
-        moved, written = (
-            clip * stride_b,
-            (clip * num_frames * 3 * out_height + first_row) * out_width,
-        )
+        image = base + offsets[0]
+        next_row = _moved(image, below)
+        red_to, green_to = row_to, _moved(row_to, plane)
+        blue_to, row_to = _moved(green_to, plane), _moved(row_to, BLOCK_Y * line)
         for _ in range(num_frames):
             # All loads stand before the first store, because the compiler moves none across it.
-            image, next_row = frames + _as_it_is(moved), frames + _as_it_is(moved + below)
             top, bottom = (), ()
             for j in tl.static_range(BLOCK_Y):
+                near = _again(offsets[j] - offsets[0])
                 if LAYOUT == "words":
-                    word = _again(offsets[j])
-                    top = top + (_load_words(image, word, places[j], fresh[j]),)
-                    bottom = bottom + (_load_words(next_row, word, places[j], True),)
+                    far = _again(ends[j] - offsets[0])
+                    first = tl.load(image + near, mask=fresh[j])
+                    top = top + ((first, tl.load(image + far, mask=fresh[j])),)
+                    bottom = bottom + ((tl.load(next_row + near), tl.load(next_row + far)),)
                 else:
-                    top = top + (_load_bytes(image + offsets[j], step, second),)
-                    bottom = bottom + (_load_bytes(next_row + offsets[j], step, second),)
-            target, last = out + _as_it_is(written), out + _as_it_is(written + 2 * plane)
+                    top = top + (_load_bytes(image + near, step, second),)
+                    bottom = bottom + (_load_bytes(next_row + near, step, second),)
             start = tl.full((BLOCK_X,), 0x4B000000, tl.uint32)  # the bits of 2²³ as float32
             under = (start, start)
             for j in tl.static_range(BLOCK_Y):
                 values = (start, start, start)
                 if LAYOUT == "words":
-                    cut = _cut_out(top[j], places[j])
+                    cut = _cut_out(top[j], halves[j], bits[j])
                     over = (
                         tl.where(fresh[j], cut[0], under[0]),
                         tl.where(fresh[j], cut[1], under[1]),
                     )
-                    under = _cut_out(bottom[j], places[j])
+                    under = _cut_out(bottom[j], halves[j], bits[j])
                     values = _add_cut(
                         _add_cut(values, over, weights[2 * j]), under, weights[2 * j + 1]
                     )
                 else:
                     values = _add_bytes(values, top[j], weights[2 * j])
                     values = _add_bytes(values, bottom[j], weights[2 * j + 1])
-                to = (
-                    _again(targets[j]).to(tl.uint32).to(tl.int64)
-                    if LAYOUT == "words"
-                    else targets[j]
-                )
-                red = _level(values[0]) * scale_r + shift_r
-                tl.store(target + to, red.to(out.dtype.element_ty))
-                green = _level(values[1]) * scale_g + shift_g
-                tl.store(target + plane + to, green.to(out.dtype.element_ty))
-                blue = _level(values[2]) * scale_b + shift_b
-                tl.store(last + to, blue.to(out.dtype.element_ty))
-            moved += stride_t
-            written += 3 * plane
+                to = _again(targets[j]) if j > 0 else 0
+                red = _normalised(values[0], scale_r, shift_r)
+                tl.store(red_to + to, red.to(out.dtype.element_ty))
+                green = _normalised(values[1], scale_g, shift_g)
+                tl.store(green_to + to, green.to(out.dtype.element_ty))
+                blue = _normalised(values[2], scale_b, shift_b)
+                tl.store(blue_to + to, blue.to(out.dtype.element_ty))
+            image, next_row = _moved(image, ahead), _moved(next_row, ahead)
+            red_to, green_to = _moved(red_to, 3 * plane), _moved(green_to, 3 * plane)
+            blue_to = _moved(blue_to, 3 * plane)
 
 
-def _layout(frames: Tensor, out_width: int) -> str:
+def _layout(frames: Tensor, size: tuple[int, int]) -> str:
     """How the kernel reads ``frames``.
 
     Returns:
         "words": of 8 bytes, which begin and end where rows do; indices, in words of a frame and in
-        elements of a tile of the crop, fit 31 bits, and positions in pixels 21. "packed": bytes,
-        with a pixel's three, and a row's pixels, side by side. "any": bytes, of any strides.
+        elements of a frame's crop, fit 31 bits, and positions in pixels 21. "packed": bytes, with a
+        pixel's three, and a row's pixels, side by side. "any": bytes, of any strides.
     """
     height, width = frames.shape[2:4]
     if frames.stride()[3:] != (3, 1) or width == 1:
         return "any"
     aligned = all(n % 8 == 0 for n in (frames.data_ptr(), width, *frames.stride()[:3]))
     words = height * frames.stride(2) // 8
-    small = max(height, width, out_width) < 2**21 and words < 2**31
+    small = max(height, width, size[1]) < 2**21 and max(words, 3 * size[0] * size[1]) < 2**31
     return "words" if aligned and small else "packed"
 
 
@@ -380,7 +424,7 @@ def forward(
     """
     batch, num_frames, height, width, _ = frames.shape
     out = torch.empty((batch, num_frames, 3, *size), dtype=dtype, device=frames.device)
-    layout = _layout(frames, size[1])
+    layout = _layout(frames, size)
     config = configs.config("warp_clips", layout, arch_of(frames))
     tile = config.blocks["BANDS"] * config.blocks["BLOCK_Y"], config.blocks["BLOCK_X"]
     programs = batch * triton.cdiv(size[0], tile[0]) * triton.cdiv(size[1], tile[1])

@@ -77,7 +77,7 @@ def test_white_noise(
 ) -> None:
     """Tiles cut off in both directions, and more than one band of rows."""
     frames = noise_frames(device, clips, num_frames, 31, width)
-    assert _layout(frames, size[1]) == ("packed" if width % 8 else "words")
+    assert _layout(frames, size) == ("packed" if width % 8 else "words")
     warped = assert_is_the_reference(frames, MATRICES[-clips:].to(device), size, dtype)
     assert len(warped.unique()) > 100
 
@@ -154,7 +154,7 @@ def strided(device: str) -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("name", strided("cpu"))
 def test_strides(device: str, name: str) -> None:
     frames, matrices = strided(device)[name]
-    assert (_layout(frames, 5) == "words") == (
+    assert (_layout(frames, (6, 5)) == "words") == (
         name in ("words, cut out of a clip", "words of one clip")
     )
     warped = assert_is_the_reference(frames, matrices, (6, 5))
@@ -208,6 +208,11 @@ def test_more_than_2_31_elements(device: str) -> None:
     options = IMAGENET_MEAN, IMAGENET_STD, torch.float16
     warped = warp_clips.forward(frames, matrix, (height, width), *options)[..., -rows:, :]
     assert_same_bits(warped, warp_clips.forward(frames, moved, (rows, width), *options))
+
+
+def test_indices_of_large_crops_do_not_fit_31_bits() -> None:
+    frames = noise_frames("cpu", 1, 1, 8, 16)
+    assert [_layout(frames, (side, side)) for side in (26_754, 26_755)] == ["words", "packed"]
 
 
 def test_every_element_is_written_and_repeats(device: str, poisoned_memory: None) -> None:
