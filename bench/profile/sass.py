@@ -192,52 +192,41 @@ _ENDS = {"BRA", "EXIT", "RET", "CALL", "BSYNC", "JMP", "BRX"}
 
 def _blocks(text: str, sources: Sequence[str]) -> list[Block]:
     """The blocks of nvdisasm's listing, in its order."""
-    number = 0
-    blocks, labels = [Block()], {}
-    jumps: list[tuple[int, str, bool]] = []  # from which block, to which label, a function
-    follows = True  # what comes next is also reached from here
+    blocks, labels = [Block()], dict[str, int]()
+    jumps: list[tuple[Block, str]] = []  # from which block, to which label
+    number, follows = 0, True  # whether the last block goes on to the next one
     for match in filter(None, map(_LINE.match, text.splitlines())):
         if match["line"]:
             number = int(match["line"]) * bool(sources)
             continue
-        last = blocks[-1]
+        last = blocks[-1].instructions[-1].base if blocks[-1].instructions else ""
+        if last in _ENDS or (last and match["label"]):
+            if follows:
+                blocks[-1].next.append(len(blocks))
+            blocks.append(Block(joins=last == "BSYNC"))
+            follows = True
+        block = blocks[-1]
         if match["label"]:
-            if last.instructions:
-                blocks.append(Block())
-                if follows:
-                    last.next.append(len(blocks) - 1)
             labels[match["label"]] = len(blocks) - 1
-            follows = True
             continue
-        if not follows:  # behind a jump, without a label: never reached
-            blocks.append(Block())
-            follows = True
         source = sources[number - 1] if number else ""
         one = Instruction(match["op"], match["rest"].strip(), source, bool(match["guard"]), number)
-        blocks[-1].instructions.append(one)
-        if one.base not in _ENDS:
+        block.instructions.append(one)
+        if one.base not in _ENDS or one.base == "BSYNC":
             continue
-        at = len(blocks) - 1
-        always = not match["guard"] and (one.base in ("EXIT", "RET") or one.operands[:1] == "`")
         target = re.search(r"`\(([^)]*)\)", one.operands)
-        if one.base == "CALL" and target and target[1].startswith("$"):
-            jumps.append((at, target[1], True))
-            always = False
-        elif one.base in ("BRA", "CALL", "JMP") and target:
-            jumps.append((at, target[1], False))
-        elif one.base == "EXIT":
-            blocks[at].exits = True
-        elif one.base == "RET":
-            blocks[at].returns = True
-        elif one.base != "BSYNC":
+        block.exits |= one.base == "EXIT"
+        block.returns |= one.base == "RET"
+        if one.base in ("BRA", "CALL", "JMP") and target:
+            jumps.append((block, target[1]))
+        elif one.base not in ("EXIT", "RET"):
             raise UnknownOpcode(f"SASS {one.opcode} {one.operands}: where it jumps is not known")
-        follows = not always or one.base == "BSYNC"
-        if follows:
-            blocks.append(Block(joins=one.base == "BSYNC"))
-            blocks[at].next.append(at + 1)
-    for at, label, function in jumps:
-        if function:
-            blocks[at].call = labels[label]
-        elif labels[label] not in blocks[at].next:
-            blocks[at].next.append(labels[label])
+        calls = one.base == "CALL" and target and target[1].startswith("$")
+        always = one.base in ("EXIT", "RET") or one.operands.startswith("`")
+        follows = bool(one.guarded or calls or not always)
+    for block, label in jumps:
+        if label.startswith("$"):
+            block.call = labels[label]
+        elif labels[label] not in block.next:
+            block.next.append(labels[label])
     return blocks
