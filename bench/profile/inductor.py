@@ -308,9 +308,10 @@ def _profiled(workload: Workload, peer: str, card: Card) -> tuple[Record, list[T
         else:
             given.append(argument.as_strided(one.shape, one.stride(), one.storage_offset()))
     results = wrapper.run(codes[: 1 if workload.direction == FORWARD else 2], given)
-    # Our op may have to write what a peer has no need of, as a loss its gradient.
-    needed = total_bytes(list({id(one): one for one in (*arguments, *tensors(results))}.values()))
-    moved = min(needed, bench_of(workload.op).bytes_of(workload))
+    moved = bench_of(workload.op).bytes_of(workload)
+    if workload.direction == FORWARD:  # our losses write their gradient, which a peer need not
+        seen = {id(one): one for one in (*arguments, *tensors(results))}
+        moved = min(moved, total_bytes(list(seen.values())))
     return wrapper.record(moved), [one for one in tensors(results) if one.numel() <= TINY]
 
 
