@@ -104,8 +104,8 @@ def build_parser(command: str, recipe: config.Config | None = None) -> ArgumentP
         if each.name == command:
             each.add_arguments(subparser)
             if recipe is not None:
-                flat, there = config.flatten(config.to_dict(recipe)), subparser.get_defaults()
-                subparser.set_defaults({name: flat[name] for name in flat if name in there})
+                flat, defaults = config.flatten(config.to_dict(recipe)), subparser.get_defaults()
+                subparser.set_defaults({name: flat[name] for name in flat if name in defaults})
         commands.add_subcommand(each.name, subparser, help=each.help)
     return parser
 

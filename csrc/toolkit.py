@@ -222,8 +222,10 @@ def refusal(nvcc: Nvcc, text: str, environ: Mapping[str, str] = os.environ) -> s
         if match[1] == "clang" or newest is None:
             return f"nvcc {nvcc.version} refuses {cxx(environ)[0]} ({match[2]}); set CXX=g++"
         limit = int(newest[1])
-        there = (f"g++-{n}" for n in range(limit, 7, -1))
-        older = next((name for name in there if shutil.which(name, path=environ.get("PATH"))), None)
+        candidates = (f"g++-{n}" for n in range(limit, 7, -1))
+        older = next(
+            (name for name in candidates if shutil.which(name, path=environ.get("PATH"))), None
+        )
         remedy = f"set CXX={older}" if older else f"install g++-{limit} and set CXX=g++-{limit}"
         return f"nvcc {nvcc.version} takes g++ up to {limit}, {cxx(environ)[0]} is newer; {remedy}"
     for line in text.splitlines():

@@ -115,12 +115,12 @@ def _check_folder(folder: Path, made_of: dict[str, Any]) -> None:
     """Raises FileExistsError if the folder is for something else."""
     index = folder / INDEX
     if index.is_file():
-        there = read(index, dict[str, Any], FileExistsError, "give another folder, or delete it")
+        earlier = read(index, dict[str, Any], FileExistsError, "give another folder, or delete it")
         for key, value in made_of.items():
-            if there.get(key) != value:
+            if earlier.get(key) != value:
                 raise FileExistsError(
                     f"{folder} holds frames of another video or setting: {key} was "
-                    f"{there.get(key)!r}, is {value!r}; give another folder, or delete it"
+                    f"{earlier.get(key)!r}, is {value!r}; give another folder, or delete it"
                 )
     # A hidden file may be what a killed run has left.
     elif folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir()):

@@ -190,8 +190,8 @@ def _place(picture: Path, target: Path, how: Literal["copy", "link"]) -> None:
     """Copies or links one picture, whole or not at all; one that is there already is kept."""
     state = picture.stat()
     if target.is_file():
-        there = target.stat()
-        if (there.st_size, there.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+        placed = target.stat()
+        if (placed.st_size, placed.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
             return
     _unlink_link(target)
     again = "run the same command again"

@@ -59,22 +59,22 @@ class WrittenFiles:
         report = report_path(out, split)
         if os.path.lexists(report):
             remedy = "mend it, or move it away: then nothing that is there is replaced"
-            there = EarlierReport()
+            earlier = EarlierReport()
             if not report.is_symlink():
-                there = read(report, EarlierReport, AnnotationError, remedy)
-            if there.files is None and there.left_out is None:
+                earlier = read(report, EarlierReport, AnnotationError, remedy)
+            if earlier.files is None and earlier.left_out is None:
                 raise FileExistsError(
                     f"{report}: is there already and is no report of a conversion, or a link: move "
                     "it, or give another --split or folder"
                 )
-            files = there.files or []
+            files = earlier.files or []
             for number, file in enumerate(files):
                 if not self._is_of_split(file):
                     raise AnnotationError(
                         f"{report}: files[{number}]: {file!r} is no file that a conversion of "
                         f"{split!r} writes; {remedy}"
                     )
-            self.earlier, self.unfinished = frozenset(files), there.unfinished
+            self.earlier, self.unfinished = frozenset(files), earlier.unfinished
 
     def _is_of_split(self, file: str) -> bool:
         if file in self._single:
@@ -107,15 +107,17 @@ class WrittenFiles:
         Raises:
             FileExistsError: naming the first file that is there and of no earlier conversion.
         """
-        there = {file for file in planned if os.path.lexists(self.out / file)}
-        for file in sorted(there):
+        present = {file for file in planned if os.path.lexists(self.out / file)}
+        for file in sorted(present):
             if not self.is_ours(file) and not _is_copy(self.out / file, planned[file]):
                 raise FileExistsError(
                     f"{self.out / file}: is there already and would be replaced, but the report of "
                     "the split lists no such file, or a link leads there: move it, or give another "
                     "--split or folder"
                 )
-        self.now = frozenset(file for file in planned if file in self.earlier or file not in there)
+        self.now = frozenset(
+            file for file in planned if file in self.earlier or file not in present
+        )
         self.unfinished = self.unfinished or not annotations
         begun = {"unfinished": self.unfinished, "files": sorted(self.earlier | self.now)}
         write_text(report_path(self.out, self.split), json.dumps(begun, indent=1) + "\n")

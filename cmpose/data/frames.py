@@ -110,8 +110,8 @@ def nearly_there(root: Path, name: str) -> str:
         if entry is None:
             return ""
         path /= entry
-    there = path.relative_to(root).as_posix()
-    return "" if there == missing.as_posix() else f"{short(there)} {ONLY_NEARLY}"
+    near = path.relative_to(root).as_posix()
+    return "" if near == missing.as_posix() else f"{short(near)} {ONLY_NEARLY}"
 
 
 def neighbor_name(file_name: str, number: int) -> str:

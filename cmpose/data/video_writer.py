@@ -171,9 +171,9 @@ class VideoWriter:
         """
         self.stop()
         with writing(self.path):
-            there = _frames_in(self.part)
-            if there != self.frames:
-                reason = f"{there} of {self.frames} frames reached the disk"
+            written = _frames_in(self.part)
+            if written != self.frames:
+                reason = f"{written} of {self.frames} frames reached the disk"
                 raise OSError(errno.EIO, reason, str(self.part))
             files.rename(self.part, self.path)
 

@@ -163,14 +163,14 @@ def settle(o: Options, info: VideoInfo) -> tuple[VideoDetections | None, Options
                 f"--detections {o.box_source}: {info.source} is live, a file cannot know its "
                 "frames; leave the option out"
             )
-        there, size = frames + info.missing or None, (info.width, info.height)
+        num_frames, size = frames + info.missing or None, (info.width, info.height)
         if isinstance(o.detections, BoxArrays):
             detections = o.detections.detections(
-                there, numbers=info.numbers, size=size, min_score=o.min_score
+                num_frames, numbers=info.numbers, size=size, min_score=o.min_score
             )
         else:
             detections = load_video_detections(
-                o.detections, there, numbers=info.numbers, size=size, min_score=o.min_score
+                o.detections, num_frames, numbers=info.numbers, size=size, min_score=o.min_score
             )
     tracked = detections is not None and detections.tracked
     o = replace(o, detect_every=o.detect_every or _DETECT_EVERY)

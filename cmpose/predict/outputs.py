@@ -72,9 +72,9 @@ def refuse_others(
             raise OutputsError(
                 f"{each}: is a link, and results would be written where it leads: {remedy}"
             )
-    there = [p for p in (*results, folder / FRAMES, metrics) if os.path.lexists(p)]
-    used = {_identity(path) for path in inputs} if there else set()
-    for path in there:
+    present = [p for p in (*results, folder / FRAMES, metrics) if os.path.lexists(p)]
+    used = {_identity(path) for path in inputs} if present else set()
+    for path in present:
         if path.is_symlink():
             raise OutputsError(f"{path}: is a link, and a result would be written there: {remedy}")
         if _identity(path) in used:
@@ -83,7 +83,7 @@ def refuse_others(
             )
     # Looked for last: a journal that another process begins meanwhile is there by now.
     own = overwrite or (folder / SETTINGS).exists()
-    for path in there:
+    for path in present:
         if not (writer_of(path) == "predict" if path == metrics else own):
             raise OutputsError(f"{path}: is there already and is not of cmpose predict: {remedy}")
 

@@ -78,18 +78,18 @@ class BoxTracker:
         for track_id, sightings in self._tracks.items():
             if track_id in named:
                 continue
-            here = sightings[-1][1], _moved(sightings, frame)
+            last_boxes = sightings[-1][1], _moved(sightings, frame)
             pairs += [
-                (max(overlaps(detection.box, box)[0] for box in here), k, track_id)
+                (max(overlaps(detection.box, box)[0] for box in last_boxes), k, track_id)
                 for k, detection in enumerate(detections)
                 if detection.track_id < 0
             ]
         linked: dict[int, int] = {}
-        taken: set[int] = set()
+        linked_tracks: set[int] = set()
         for overlap, k, track_id in sorted(pairs, key=lambda p: (-p[0], p[1], p[2])):
-            if overlap >= self.min_overlap and k not in linked and track_id not in taken:
+            if overlap >= self.min_overlap and k not in linked and track_id not in linked_tracks:
                 linked[k] = track_id
-                taken.add(track_id)
+                linked_tracks.add(track_id)
         return linked
 
 

@@ -63,20 +63,20 @@ class SplitFolder:
             return
         ours = {_manifest(root, split).name for split in SPLITS}
         # A hidden file may be the lock of another split's run, or what a killed run has left.
-        there = {path.name for path in root.iterdir() if path.name[0] != "."}
+        entries = {path.name for path in root.iterdir() if path.name[0] != "."}
         has_split = self.images.exists() or self.annotations.exists()
-        if there and (has_split or not there & ours):
+        if entries and (has_split or not entries & ours):
             raise ValueError(
                 f"out: {root} is not empty and was not rendered here; name a new folder"
             )
 
     def _check_settings(self) -> None:
         settings = self.settings.to_json()
-        there = read(self.manifest, dict[str, Any], ValueError, "name a new folder")
+        earlier = read(self.manifest, dict[str, Any], ValueError, "name a new folder")
         differing = [
-            f"{name} {there.get(name)!r} there, {settings.get(name)!r} asked"
-            for name in sorted({*there, *settings})
-            if there.get(name) != settings.get(name)
+            f"{name} {earlier.get(name)!r} there, {settings.get(name)!r} asked"
+            for name in sorted({*earlier, *settings})
+            if earlier.get(name) != settings.get(name)
         ]
         if differing:
             raise ValueError(

@@ -57,11 +57,11 @@ def difference_plot(
             for row, (_, differences) in enumerate(rows)
             if differences.get(subset) is not None
         ]
-        known = [(y, difference) for y, difference in points if difference is not None]
+        intervals = [(y, difference) for y, difference in points if difference is not None]
         axes.errorbar(
-            [difference.mean for _, difference in known],
-            [y for y, _ in known],
-            xerr=[difference.half or 0.0 for _, difference in known],
+            [difference.mean for _, difference in intervals],
+            [y for y, _ in intervals],
+            xerr=[difference.half or 0.0 for _, difference in intervals],
             fmt="o",
             markersize=4,
             capsize=2,
@@ -93,11 +93,11 @@ def ratio_plot(
             shift = 0.006 * (index - (len(subsets) - 1) / 2)
             points = [(x + shift, values) for x, values in points]
             means = [(x, interval(list(values.values()))) for x, values in points]
-            known = [(x, mean) for x, mean in means if mean is not None]
+            intervals = [(x, mean) for x, mean in means if mean is not None]
             axis.errorbar(
-                [x for x, _ in known],
-                [mean.mean for _, mean in known],
-                yerr=[mean.half or 0.0 for _, mean in known],
+                [x for x, _ in intervals],
+                [mean.mean for _, mean in intervals],
+                yerr=[mean.half or 0.0 for _, mean in intervals],
                 marker="o",
                 markersize=4,
                 capsize=2,

@@ -101,8 +101,8 @@ def cards_for(option: str) -> tuple[Card, ...]:
     """
     cards = {card.option: card for card in CARDS}
     if not option:
-        here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        own = card_of(here)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        own = card_of(device)
         return (own,) if own else (cards["rtx-4090"], cards["h200-sxm"])
     for name in option.split(","):
         if name not in cards:

@@ -31,7 +31,7 @@ def line(*values: float) -> Tensor:
 
 def by_sorting(tokens: Tensor, k: int, include_self: bool, valid: Tensor | None) -> Any:
     """Distances and indices by Python's sort of (d², index)."""
-    batches = []
+    rows_of_clips = []
     for clip, x in enumerate(tokens.tolist()):
         rows = []
         for i, one in enumerate(x):
@@ -41,8 +41,8 @@ def by_sorting(tokens: Tensor, k: int, include_self: bool, valid: Tensor | None)
                 if (valid is None or valid[clip, j]) and (include_self or i != j)
             )[:k]
             rows.append([(math.sqrt(d), j) for d, j in near] + [(INF, i)] * (k - len(near)))
-        batches.append(rows)
-    whole = torch.tensor(batches, dtype=torch.float64)
+        rows_of_clips.append(rows)
+    whole = torch.tensor(rows_of_clips, dtype=torch.float64)
     return whole[..., 0], whole[..., 1].long()
 
 

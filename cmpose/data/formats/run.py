@@ -81,7 +81,7 @@ _KEYS = {"predict": "video", "train": "steps", "evaluate": "ap"}
 def writer_of(metrics: Path) -> str:
     """The command that wrote a ``metrics.json``; empty for any other file, or none."""
     try:
-        there = read(metrics, dict[str, Any], ValueError)
+        content = read(metrics, dict[str, Any], ValueError)
     except (OSError, ValueError):
         return ""
-    return next((command for command, key in _KEYS.items() if key in there), "")
+    return next((command for command, key in _KEYS.items() if key in content), "")

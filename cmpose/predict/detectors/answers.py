@@ -27,8 +27,8 @@ def person_rows(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) ->
     boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
     boxes = np.clip(boxes, 0, np.array([*size, *size], np.float64))
     sides = boxes[:, 2:] - boxes[:, :2]
-    there = np.isfinite(boxes).all(axis=1) & (sides > 0).all(axis=1) & (scores >= _LEAST_SCORE)
-    best = [i for i in np.argsort(-scores, kind="stable") if there[i]][:_MOST]
+    usable = np.isfinite(boxes).all(axis=1) & (sides > 0).all(axis=1) & (scores >= _LEAST_SCORE)
+    best = [i for i in np.argsort(-scores, kind="stable") if usable[i]][:_MOST]
     candidates = [
         Detection(np.concatenate([boxes[i, :2], sides[i]]), float(scores[i])) for i in best
     ]

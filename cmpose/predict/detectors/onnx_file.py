@@ -66,11 +66,11 @@ class OnnxDetector:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"{self._where}: no such file")
-        there = onnxruntime.get_available_providers()
+        available = onnxruntime.get_available_providers()
         providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), providers=[each for each in providers if each in there]
+                str(path), providers=[each for each in providers if each in available]
             )
         except Exception as error:  # onnxruntime's exceptions have no class in common
             reason = " ".join(str(error).split())[:200]
