@@ -103,12 +103,11 @@ void parts(Warp& w, const Instruction& i) {
   }
 }
 void add_parts(Table& t, int count, int bytes) {
-  const std::string part = std::to_string(bytes), whole = std::to_string(count * bytes);
+  const std::string part = std::to_string(bytes), whole = " " + std::to_string(count * bytes);
   const std::string name = std::to_string(count) + ".b" + std::to_string(8 * count * bytes);
-  std::string values;
-  for (int k = 0; k < count; ++k) values += part + " ";
+  const std::string values = several(count, part);
   const std::string numbers = " #" + std::to_string(count) + " #" + part;
-  t["pack" + name] = {parts<true>, whole + " " + values + numbers};
+  t["pack" + name] = {parts<true>, whole + values + numbers};
   t["unpack" + name] = {parts<false>, values + whole + numbers};
 }
 
@@ -268,22 +267,19 @@ template <class T>
 struct Pair {
   T low, high;
 };
+template <class T, class F, class... A>  // f of float32, for T and for pairs of it
+void lift(Table& t, const std::string& name, f32 (F::*)(A...) const) {
+  const auto one = [](auto... each) { return from_float<T>(F{}(to_float(each)...)); };
+  using One = decltype(one);
+  t[name] = map([](std::conditional_t<true, T, A>... a) { return One{}(a...); });
+  t[name + "x2"] = map([](std::conditional_t<true, Pair<T>, A>... a) {
+    return Pair<T>{One{}(a.low...), One{}(a.high...)};
+  });
+}
 template <class T>
 void pairs(Table& t, const std::string& type) {
   const auto on = [&](const std::string& name, auto f) {
-    using F = decltype(f);
-    const auto one = [](auto... each) { return from_float<T>(F{}(to_float(each)...)); };
-    using One = decltype(one);
-    if constexpr (std::is_invocable_v<F, f32, f32>) {
-      t[name + "." + type] = map([](T a, T b) { return One{}(a, b); });
-      t[name + "." + type + "x2"] = map(
-          [](Pair<T> a, Pair<T> b) { return Pair<T>{One{}(a.low, b.low), One{}(a.high, b.high)}; });
-    } else {
-      t[name + "." + type] = map([](T a, T b, T c) { return One{}(a, b, c); });
-      t[name + "." + type + "x2"] = map([](Pair<T> a, Pair<T> b, Pair<T> c) {
-        return Pair<T>{One{}(a.low, b.low, c.low), One{}(a.high, b.high, c.high)};
-      });
-    }
+    lift<T>(t, name + "." + type, &decltype(f)::operator());
   };
   on("add", [](f32 a, f32 b) { return a + b; });
   on("sub", [](f32 a, f32 b) { return a - b; });

@@ -108,6 +108,9 @@ struct Entry {
   std::string operands;
 };
 using Table = std::unordered_map<std::string, Entry>;
+inline std::string several(int count, const std::string& code) {
+  return count ? " " + code + several(count - 1, code) : "";
+}
 void add_arithmetic(Table& table);
 void add_memory(Table& table);
 

@@ -62,12 +62,11 @@ void add_accesses(Table& table, const std::string& space, Space number) {
         if (count * bytes > 16) continue;
         const std::string vector = count > 1 ? ".v" + std::to_string(count) : "";
         const std::string name = space + vector + "." + kind + std::to_string(8 * bytes);
-        std::ostringstream values, numbers;
-        for (int k = 0; k < count; ++k) values << " w" << std::max(bytes, 2);
+        const std::string values = several(count, "w" + std::to_string(std::max(bytes, 2)));
+        std::ostringstream numbers;
         numbers << " #" << number << " #" << bytes << " #" << count << " #" << (kind == 's');
-        table["ld" + name] = {access<false>, values.str() + " a" + numbers.str()};
-        if (number != kParam)
-          table["st" + name] = {access<true>, "a" + values.str() + numbers.str()};
+        table["ld" + name] = {access<false>, values + " a" + numbers.str()};
+        if (number != kParam) table["st" + name] = {access<true>, "a" + values + numbers.str()};
       }
 }
 
@@ -109,9 +108,7 @@ void matrices(Warp& w, const Instruction& i) {
 }
 template <bool STORE, int COUNT>
 void add_matrices(Table& table) {
-  std::string values;
-  for (int k = 0; k < COUNT; ++k) values += " 4";
-  const std::string operands = STORE ? "a" + values : values + " a";
+  const std::string values = several(COUNT, "4"), operands = STORE ? "a" + values : values + " a";
   const std::string name = (STORE ? "stmatrix.x" : "ldmatrix.x") + std::to_string(COUNT);
   table[name + ".shared.b16"] = {matrices<STORE, COUNT, false>, operands};
   table[name + ".trans.shared.b16"] = {matrices<STORE, COUNT, true>, operands};
@@ -232,10 +229,9 @@ void atomic(Warp& w, const Instruction& i) {
 }
 template <class T, int COUNT = 1, class F>
 void add_atomics(Table& table, const std::string& name, F) {
-  std::string values;
-  for (int k = 0; k < COUNT; ++k) values += std::to_string(sizeof(T)) + " ";
+  const std::string values = several(COUNT, std::to_string(sizeof(T)));
   const std::string operands =
-      values + "a " + values + (std::is_invocable_v<F, T, T, T> ? values : "");
+      values + " a" + values + (std::is_invocable_v<F, T, T, T> ? values : "");
   table["atom.global." + name] = {atomic<T, kGlobal, COUNT, F>, operands};
   table["atom.shared." + name] = {atomic<T, kShared, COUNT, F>, operands};
 }
@@ -263,9 +259,8 @@ void add_memory(Table& table) {
                                   "n"};
   add_matrices<false, 1>(table), add_matrices<false, 2>(table), add_matrices<false, 4>(table);
   add_matrices<true, 1>(table), add_matrices<true, 2>(table), add_matrices<true, 4>(table);
-  const std::string product = "4 4 4 4 4 4 4 4 4 4 4 4 4 4";
-  table["mma.m16n8k16.f32.bf16.bf16.f32"] = {multiply<bf16>, product};
-  table["mma.m16n8k16.f32.f16.f16.f32"] = {multiply<f16>, product};
+  table["mma.m16n8k16.f32.bf16.bf16.f32"] = {multiply<bf16>, several(14, "4")};
+  table["mma.m16n8k16.f32.f16.f16.f32"] = {multiply<f16>, several(14, "4")};
   table["shfl.idx.b32"] = {shuffle<kIndex>, "4 0 4 4 4 4"};
   table["shfl.bfly.b32"] = {shuffle<kButterfly>, "4 0 4 4 4 4"};
   table["shfl.up.b32"] = {shuffle<kUp>, "4 0 4 4 4 4"};

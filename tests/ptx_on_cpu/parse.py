@@ -328,6 +328,7 @@ class Kernel:
 
     def _translate(self, row: Row) -> None:
         """Fills in a row: its handler, and its operands as that handler's codes say."""
+        row.registers, row.numbers = [], []
         try:
             row.name, given = _plain(row.ptx, row.operands)
             if row.name not in handlers():

@@ -149,6 +149,10 @@ def test_a_number_loaded_again_is_moved() -> None:
     text = f".visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %rd<2>; {body} ret;\n}}"
     names = [row.name for row in parse.Kernel(text).rows]
     assert names == ["ld.global.b32", "mov.b32", "st.global.b32", "ld.global.b32", "ret"]
+    pair, out = torch.tensor([3, 4], dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    loads = "ld.global.v2.b32 {%r1, %r2}, [%rd0]; ld.global.v2.b32 {%r3, %r4}, [%rd0]; "
+    run(loads + "st.global.v2.b32 [%rd1], {%r3, %r4};", pair, out)
+    assert torch.equal(out, pair)
 
 
 def test_local_memory_is_a_lanes_own_and_tables_are_read() -> None:
