@@ -120,10 +120,10 @@ def test_tokens_off_the_lattice(
 
 def test_where_nothing_is_close_the_clusters_are_the_references() -> None:
     tokens = clustered_tokens(6, 24, 96, BF16)
-    truth = ops.dpc_knn(tokens.double(), 4, 5, backend="reference")
+    expected = ops.dpc_knn(tokens.double(), 4, 5, backend="reference")
     result = clusters_of(tokens, 4, 5)
-    assert torch.equal(result.centers, truth.centers)
-    assert torch.equal(result.assignment, truth.assignment)
+    assert torch.equal(result.centers, expected.centers)
+    assert torch.equal(result.assignment, expected.assignment)
 
 
 OPTIONS = [
@@ -256,9 +256,9 @@ def test_squares_beyond_float32(size: int, huge: float) -> None:
     assert result.assignment.min() >= 0
     assert result.assignment.max() < 17
     others = [i for i in range(size) if i not in (9, 30)]
-    truth = ops.dpc_knn(tokens[:, others].double(), 5, 17, backend="reference")
+    expected = ops.dpc_knn(tokens[:, others].double(), 5, 17, backend="reference")
     torch.testing.assert_close(
-        result.log_density[:, others].double(), truth.log_density, rtol=1e-5, atol=0
+        result.log_density[:, others].double(), expected.log_density, rtol=1e-5, atol=0
     )
 
 
@@ -304,8 +304,8 @@ def test_two_pieces_when_torch_allows_tf32(size: int, way: str) -> None:
     again = clusters_of(tokens, 5, 17)
     assert torch.equal(again.log_density, exact.log_density)
     assert_within_rounding(result, tokens, 5, 17, pieces=2)
-    truth = ops.dpc_knn(tokens.double(), 5, 17, backend="reference").log_density
-    errors = [(r.log_density - truth).abs().mean() for r in (exact, result)]
+    expected = ops.dpc_knn(tokens.double(), 5, 17, backend="reference").log_density
+    errors = [(r.log_density - expected).abs().mean() for r in (exact, result)]
     assert errors[1] > 3 * errors[0]  # it is less exact: the flag reaches the kernel
 
 

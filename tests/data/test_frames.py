@@ -158,14 +158,16 @@ def test_cache_keeps_the_newest_within_its_limit():
 
 
 @pytest.mark.parametrize(
-    ("there", "missing"),
+    ("present", "missing"),
     [("Walk/1.jpg", "walk/1.jpg"), ("walk/1.JPG", "walk/1.jpg"), ("o\u0308/1.jpg", "\u00f6/1.jpg")],
 )
-def test_a_name_that_is_nearly_there_is_told(tmp_path, there, missing):
+def test_a_name_that_is_nearly_there_is_told(tmp_path, present, missing):
     """Other machines write names in another case, or their accents otherwise."""
-    (tmp_path / there).parent.mkdir()
-    (tmp_path / there).touch()
-    assert nearly_there(tmp_path, missing).startswith(f"{there!r} differs from it in upper case or")
-    assert nearly_there(tmp_path, there) == ""
+    (tmp_path / present).parent.mkdir()
+    (tmp_path / present).touch()
+    assert nearly_there(tmp_path, missing).startswith(
+        f"{present!r} differs from it in upper case or"
+    )
+    assert nearly_there(tmp_path, present) == ""
     assert nearly_there(tmp_path, f"{missing}/2.jpg") == ""
     assert nearly_there(tmp_path, "run/1.jpg") == ""

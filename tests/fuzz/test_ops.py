@@ -124,37 +124,37 @@ class Drawn:
         if draw.random() < 0.7:
             choices = [1, 2, 3] if self.backend == "triton" else [1, 2, 3, 5, 8, 13, 17]
             sizes |= {n: draw.choice(choices) for n in names if n not in "dHhw"}
-        self.made = self.case.make(draw.choice([0, 1, 2, 3]), self.dtype, **sizes)
+        self.kwargs = self.case.make(draw.choice([0, 1, 2, 3]), self.dtype, **sizes)
         self.changed = draw.random() < 0.5
-        self.made = {n: odd_layout(v, draw) for n, v in self.made.items()}
+        self.kwargs = {n: odd_layout(v, draw) for n, v in self.kwargs.items()}
         if self.changed:
             self.change()
         self.poisoned = not self.changed and draw.random() < 0.15
         if self.poisoned:
-            name = draw.choice([n for n in self.made if n in self.case.floating] or [""])
-            if name and self.made[name].numel():
-                value = self.made[name].contiguous().clone()
+            name = draw.choice([n for n in self.kwargs if n in self.case.floating] or [""])
+            if name and self.kwargs[name].numel():
+                value = self.kwargs[name].contiguous().clone()
                 value.view(-1)[draw.randrange(value.numel())] = draw.choice([math.nan, math.inf])
-                self.made[name] = value
+                self.kwargs[name] = value
 
     def change(self) -> None:
         """Makes one argument another than it should be."""
         draw, options = self.draw, SCALARS.get(self.case.id, ())
         if options and draw.random() < 0.6:
-            self.made[draw.choice(options)] = draw.choice(HOSTILE)
+            self.kwargs[draw.choice(options)] = draw.choice(HOSTILE)
             return
-        name = draw.choice(list(self.made))
-        self.made[name] = hostile_tensor(self.made[name], draw)
+        name = draw.choice(list(self.kwargs))
+        self.kwargs[name] = hostile_tensor(self.kwargs[name], draw)
 
     def __str__(self) -> str:
         shown = {
             n: f"{v.dtype}{list(v.shape)}" if isinstance(v, Tensor) and not v.is_nested else repr(v)
-            for n, v in self.made.items()
+            for n, v in self.kwargs.items()
         }
         return f"{self.case.name} on {self.backend}: {shown}"
 
-    def run(self, backend: str, made: dict[str, Any]) -> list[Any]:
-        return leaves(self.case.call(**made, backend=backend))
+    def run(self, backend: str, kwargs: dict[str, Any]) -> list[Any]:
+        return leaves(self.case.call(**kwargs, backend=backend))
 
 
 def assert_named(error: Exception, call: Drawn) -> None:
@@ -173,9 +173,9 @@ def assert_named(error: Exception, call: Drawn) -> None:
 def assert_in_range(outputs: list[Any], call: Drawn) -> None:
     """No index lies outside what it indexes."""
     sizes = {
-        "select_tokens": lambda: [call.made["logits"].shape[2]] * 2,
-        "dpc_knn": lambda: [call.made["tokens"].shape[1], 4],  # centres; clusters
-        "knn": lambda: [call.made["tokens"].shape[1], call.made["tokens"].shape[1] + 1],
+        "select_tokens": lambda: [call.kwargs["logits"].shape[2]] * 2,
+        "dpc_knn": lambda: [call.kwargs["tokens"].shape[1], 4],  # centres; clusters
+        "knn": lambda: [call.kwargs["tokens"].shape[1], call.kwargs["tokens"].shape[1] + 1],
     }
     tensors = [t for t in outputs if isinstance(t, Tensor) and not t.is_meta]
     indices = [t for t in tensors if t.dtype == torch.int64]
@@ -189,7 +189,7 @@ def assert_right(outputs: list[Any], call: Drawn) -> None:
     """As the reference in float64, up to the rounding of the dtype."""
     exact = {
         n: v.double() if isinstance(v, Tensor) and n in call.case.floating else v
-        for n, v in call.made.items()
+        for n, v in call.kwargs.items()
     }
     assert_close(outputs, call.run("reference", exact), call, "result")
 
@@ -223,10 +223,10 @@ def assert_gradients_right(call: Drawn) -> None:
     """As the reference's in float64, up to the rounding of the dtype."""
     both = []
     for dtype, backend in ((call.dtype, call.backend), (torch.float64, "reference")):
-        made = {n: v.to(dtype) if n in call.case.floating else v for n, v in call.made.items()}
-        inputs = [made[n].detach().requires_grad_() for n in call.case.gradients]
-        made |= zip(call.case.gradients, inputs, strict=True)
-        outputs = differentiable(call.case.call(**made, backend=backend))
+        kwargs = {n: v.to(dtype) if n in call.case.floating else v for n, v in call.kwargs.items()}
+        inputs = [kwargs[n].detach().requires_grad_() for n in call.case.gradients]
+        kwargs |= zip(call.case.gradients, inputs, strict=True)
+        outputs = differentiable(call.case.call(**kwargs, backend=backend))
         both.append(gradients(outputs, inputs, call.dtype))
     assert_close(*both, call, "gradient", terms=1.0)  # which may cancel
 
@@ -239,9 +239,9 @@ def test_random_calls(hunt: Callable[..., None]) -> None:
             with torch.no_grad():
                 if call.poisoned:
                     with ops.without_value_checks():
-                        outputs = call.run(call.backend, call.made)
+                        outputs = call.run(call.backend, call.kwargs)
                 else:
-                    outputs = call.run(call.backend, call.made)
+                    outputs = call.run(call.backend, call.kwargs)
         except (TypeError, ValueError, ops.BackendUnavailable) as error:
             assert_named(error, call)
             return

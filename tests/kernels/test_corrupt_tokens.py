@@ -199,11 +199,11 @@ def check_forward(
     actual = corrupt_tokens.forward(tokens, keypoint_tokens, position, *options)
     eager = corrupt_tokens_reference(tokens, keypoint_tokens, position, *options)
     assert_same_bits(actual[1:], eager[1:])
-    truth = exact(
+    exact_parts = exact(
         tokens, keypoint_tokens, position, key, *actual[1:], noise_std, position_after, first_clip
     )
     for branch, a, b, c in zip(
-        ("clean", "masked", "noised"), actual[0], eager[0], truth, strict=True
+        ("clean", "masked", "noised"), actual[0], eager[0], exact_parts, strict=True
     ):
         assert a.is_contiguous(), branch
         assert_as_close_as_eager(a, b, c, reduction=3)
@@ -365,9 +365,9 @@ def check_backward(
     whole = torch.ones(slots, 1, device=grad.device, dtype=torch.float64)
     whole[:patches] = position_after
     x = x + position * whole
-    truth = torch.autograd.grad(x, (tokens, keypoint_tokens, position), grad.double())
+    exact_grads = torch.autograd.grad(x, (tokens, keypoint_tokens, position), grad.double())
     reductions = (3, 3 * batch * frames, 3 * batch)
-    for a, b, c, reduction in zip(actual, eager, truth, reductions, strict=True):
+    for a, b, c, reduction in zip(actual, eager, exact_grads, reductions, strict=True):
         assert a.is_contiguous()
         if position_dtype is None and reduction == reductions[2]:
             assert a.shape == (0,)

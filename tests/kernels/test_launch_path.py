@@ -264,7 +264,7 @@ class Captured:
 
     def __init__(self, case: OpCase) -> None:
         self.case = case
-        self.made = arguments(case, "cuda")
+        self.kwargs = arguments(case, "cuda")
         self.grads = upstream(differentiable(self.call()), torch.float32)
         # Compile and allocate before the capture, on another stream than the default one.
         stream = torch.cuda.Stream()
@@ -278,14 +278,14 @@ class Captured:
             self.results = self.run()
 
     def call(self) -> Any:
-        return self.case.call(**self.made, backend="triton")
+        return self.case.call(**self.kwargs, backend="triton")
 
     def run(self) -> list[Tensor]:
         """Outputs and gradients."""
         result = self.call()
         results = [leaf.detach() for leaf in leaves(result)]
         if self.case.gradients:
-            inputs = [self.made[name] for name in self.case.gradients]
+            inputs = [self.kwargs[name] for name in self.case.gradients]
             results += torch.autograd.grad(differentiable(result), inputs, self.grads)
         return results
 
@@ -302,7 +302,7 @@ def test_capture_and_replay(op: str) -> None:
     first = captured.replay()
     assert_same_bits(first, captured.run(), "replay, ")
     with torch.no_grad():
-        for name, value in captured.made.items():
+        for name, value in captured.kwargs.items():
             if value.ndim > 1 and name != "matrices":
                 value.copy_(value.flip(1).clone())
     second = captured.replay()
@@ -313,7 +313,7 @@ def test_capture_and_replay(op: str) -> None:
 @on_a_card
 def test_a_replay_draws_by_the_seed_tensor() -> None:
     captured = Captured(CASES["corrupt_tokens"])
-    seed = captured.made["seed"]
+    seed = captured.kwargs["seed"]
     draws = []
     for value in (1, 2, 1):
         seed.fill_(value)

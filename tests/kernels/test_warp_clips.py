@@ -88,8 +88,8 @@ def test_cv2_within_half_a_grey_level(device: str) -> None:
     warped = warp_clips.forward(frames, MATRICES.to(device), (7, 33), *plain, torch.float32)
     levels = (warped[:, 0] * 255).permute(0, 2, 3, 1).cpu().numpy()
     for crop, frame, matrix in zip(levels, frames[:, 0].cpu().numpy(), MATRICES, strict=True):
-        truth = cv2.warpAffine(frame, matrix.numpy(), (33, 7), flags=cv2.INTER_LINEAR)
-        assert np.abs(crop - truth.astype(np.float32)).max() <= 0.5 + 1e-3
+        expected = cv2.warpAffine(frame, matrix.numpy(), (33, 7), flags=cv2.INTER_LINEAR)
+        assert np.abs(crop - expected.astype(np.float32)).max() <= 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0), (1, 1), (3, 1), (1, 5)])

@@ -142,13 +142,13 @@ def test_a_seed_in_any_shape_of_one_element() -> None:
 
 def test_flags_and_noise_do_not_depend_on_dtype_or_width() -> None:
     tokens = torch.zeros(2, 3, 12, 10)
-    truth = ops.corrupt_tokens(tokens, KEYPOINTS, seed=SEED)
+    expected = ops.corrupt_tokens(tokens, KEYPOINTS, seed=SEED)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         corrupted = ops.corrupt_tokens(tokens.to(dtype), KEYPOINTS, seed=SEED)
-        assert torch.equal(corrupted.masked, truth.masked)
-        assert torch.equal(corrupted.x, truth.x.to(dtype))
+        assert torch.equal(corrupted.masked, expected.masked)
+        assert torch.equal(corrupted.x, expected.x.to(dtype))
     narrow = ops.corrupt_tokens(tokens[..., :7], KEYPOINTS[:, :7], seed=SEED)
-    assert torch.equal(narrow.x, truth.x[..., :7])
+    assert torch.equal(narrow.x, expected.x[..., :7])
 
 
 def test_pinned_values() -> None:

@@ -28,13 +28,13 @@ def random_tokens(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
 def assert_matches_oracle(tokens: Tensor, k: int, num_clusters: int, **options: Any) -> None:
     clusters = ops.dpc_knn(tokens, k, num_clusters, **options)
     for b in range(tokens.shape[0]):
-        truth = oracle.cluster(tokens[b].tolist(), k, num_clusters, **options)
+        expected = oracle.cluster(tokens[b].tolist(), k, num_clusters, **options)
         torch.testing.assert_close(
-            clusters.log_density[b].exp(), torch.tensor(truth.density).double()
+            clusters.log_density[b].exp(), torch.tensor(expected.density).double()
         )
-        torch.testing.assert_close(clusters.delta[b], torch.tensor(truth.delta).double())
-        assert clusters.centers[b].tolist() == truth.centers
-        assert clusters.assignment[b].tolist() == truth.assignment
+        torch.testing.assert_close(clusters.delta[b], torch.tensor(expected.delta).double())
+        assert clusters.centers[b].tolist() == expected.centers
+        assert clusters.assignment[b].tolist() == expected.assignment
 
 
 @pytest.mark.parametrize("scale", [True, False])
@@ -66,11 +66,11 @@ def test_oracle_on_a_lattice_full_of_ties(seed: int) -> None:
 
 def test_ties_fall_the_same_way_in_every_dtype() -> None:
     tokens = torch.randint(-1, 2, (8, 40, 16), generator=torch.Generator().manual_seed(3))
-    truth = ops.dpc_knn(tokens.double(), 5, 12)
+    expected = ops.dpc_knn(tokens.double(), 5, 12)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         clusters = ops.dpc_knn(tokens.to(dtype), 5, 12)
-        assert torch.equal(clusters.centers, truth.centers)
-        assert torch.equal(clusters.assignment, truth.assignment)
+        assert torch.equal(clusters.centers, expected.centers)
+        assert torch.equal(clusters.assignment, expected.assignment)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_far_tokens_do_not_underflow() -> None:
     tokens = random_tokens(1, 20, 8) * 100
     clusters = ops.dpc_knn(tokens.float(), 5, 6)
     assert (clusters.log_density.exp() == 0).all()
-    truth = ops.dpc_knn(tokens, 5, 6)
-    assert torch.equal(clusters.centers, truth.centers)
-    assert torch.equal(clusters.assignment, truth.assignment)
+    expected = ops.dpc_knn(tokens, 5, 6)
+    assert torch.equal(clusters.centers, expected.centers)
+    assert torch.equal(clusters.assignment, expected.assignment)
 
 
 def test_one_cluster_and_every_token_a_cluster() -> None:
@@ -313,15 +313,15 @@ def test_tokens_that_are_no_numbers_as_if_marked(dtype: torch.dtype, peak_delta:
         marked = ~bad if valid is None else valid & ~bad
         with ops.without_value_checks():
             result = ops.dpc_knn(broken, 4, 7, peak_delta=peak_delta, valid=valid)
-        truth = ops.dpc_knn(tokens, 4, 7, peak_delta=peak_delta, valid=marked)
+        expected = ops.dpc_knn(tokens, 4, 7, peak_delta=peak_delta, valid=marked)
         for name in ("log_density", "delta", "centers"):
-            assert torch.equal(getattr(result, name), getattr(truth, name)), name
-        assert torch.equal(result.assignment[~bad], truth.assignment[~bad])
+            assert torch.equal(getattr(result, name), getattr(expected, name)), name
+        assert torch.equal(result.assignment[~bad], expected.assignment[~bad])
         assert (result.assignment[bad] == 0).all()
         # With weight 0 it does not matter to the merged tokens where they go.
         merged = [
             ops.merge_clusters(tokens, marked.to(dtype), clusters.assignment, 7)
-            for clusters in (result, truth)
+            for clusters in (result, expected)
         ]
         assert torch.equal(*merged)
 

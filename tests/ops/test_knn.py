@@ -91,12 +91,14 @@ def test_cosine(backend: str) -> None:
     cosine = torch.nn.functional.cosine_similarity(
         tokens[:, :, None], tokens[:, None], dim=-1, eps=0
     )
-    truth = (1 - cosine).sort(dim=-1)
+    expected = (1 - cosine).sort(dim=-1)
     neighbors = ops.knn(tokens, 6, metric="cosine", radius=0.5, backend=backend)
-    assert torch.equal(neighbors.indices, truth.indices[..., :6])
-    torch.testing.assert_close(neighbors.distances, truth.values[..., :6], atol=1e-15, rtol=1e-12)
+    assert torch.equal(neighbors.indices, expected.indices[..., :6])
+    torch.testing.assert_close(
+        neighbors.distances, expected.values[..., :6], atol=1e-15, rtol=1e-12
+    )
     assert neighbors.counts is not None
-    assert torch.equal(neighbors.counts, (truth.values <= 0.5).sum(-1))
+    assert torch.equal(neighbors.counts, (expected.values <= 0.5).sum(-1))
     tokens[:, 3] = 0
     neighbors = ops.knn(tokens, 2, metric="cosine", include_self=False, backend=backend)
     torch.testing.assert_close(neighbors.distances[:, 3], torch.full((2, 2), 0.5).double())

@@ -107,8 +107,8 @@ def test_gradcheck_of_the_largest_score() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_splits_as_the_same_numbers_do_in_float64(dtype: torch.dtype) -> None:
     logits = random(8, 15, 192).to(dtype)
-    selection, truth = ops.select_tokens(logits, 4), ops.select_tokens(logits.double(), 4)
-    assert torch.equal(selection.causal, truth.causal)
+    selection, expected = ops.select_tokens(logits, 4), ops.select_tokens(logits.double(), 4)
+    assert torch.equal(selection.causal, expected.causal)
     assert selection.scores.dtype == selection.importance.dtype == dtype
 
 

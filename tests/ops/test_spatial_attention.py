@@ -100,9 +100,9 @@ def test_lengths_are_frames_cut_short(backend: str) -> None:
         assert (padded.grad[b, t, n:] == 0).all()
         if n:
             short = qkv[b : b + 1, t : t + 1, :n].requires_grad_()
-            truth = ops.spatial_attention(short, backend="reference")
-            torch.testing.assert_close(out[b, t, :n], truth[0, 0])
-            truth.square().sum().backward()
+            expected = ops.spatial_attention(short, backend="reference")
+            torch.testing.assert_close(out[b, t, :n], expected[0, 0])
+            expected.square().sum().backward()
             torch.testing.assert_close(padded.grad[b, t, :n], short.grad[0, 0])
             short.grad = None
     flat = ops.spatial_attention(padded, lengths=lengths.flatten(), backend=backend)

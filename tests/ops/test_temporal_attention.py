@@ -77,8 +77,8 @@ def test_lengths_are_clips_cut_short(backend: str, frames: int, causal: bool) ->
         assert (padded.grad[b, n:] == 0).all()
         if n:
             q, k, v = (qkv[b, :n, :, i].permute(1, 2, 0, 3) for i in range(3))
-            truth = scaled_dot_product_attention(q, k, v, is_causal=causal).permute(2, 0, 1, 3)
-            torch.testing.assert_close(out[b, :n], truth)
+            expected = scaled_dot_product_attention(q, k, v, is_causal=causal).permute(2, 0, 1, 3)
+            torch.testing.assert_close(out[b, :n], expected)
             assert (padded.grad[b, :n, :, 2] != 0).any()
 
 

@@ -126,15 +126,15 @@ class Cut(Exception):
     pass
 
 
-def cut_after(monkeypatch, calls, what=Cut):
+def cut_after(monkeypatch, calls, cut=Cut):
     """The model fails, or the process is asked to stop, at a batch."""
     poses, count = Predictor.poses, [0]
 
     def failing(self, clips, matrices):
         count[0] += 1
         if count[0] == calls:
-            if what is not Cut:
-                os.kill(os.getpid(), what)
+            if cut is not Cut:
+                os.kill(os.getpid(), cut)
             else:
                 raise Cut
         return poses(self, clips, matrices)

@@ -121,8 +121,8 @@ def test_tokens_that_are_no_numbers(way: str, few_left: bool) -> None:
 def test_tokens_too_far_apart_for_float32_are_the_references(way: str) -> None:
     tokens = random_tokens(2, 50, 8) * 1e19
     with ops.without_value_checks():
-        truth = ops.dpc_knn(tokens, 3, 5, backend="reference")
-    for a, b in zip(clusters_of(tokens, 3, 5), truth, strict=True):
+        expected = ops.dpc_knn(tokens, 3, 5, backend="reference")
+    for a, b in zip(clusters_of(tokens, 3, 5), expected, strict=True):
         assert torch.equal(a, b)
 
 
@@ -186,12 +186,12 @@ def test_neighbors(way: str, backend: str, metric: str) -> None:
         tokens, 6, 9, metric=metric, return_neighbors=True, include_self=False, backend=backend
     )
     alone = ops.dpc_knn(tokens, 6, 9, metric=metric, include_self=False, backend=backend)
-    truth = ops.knn(tokens, 6, metric=metric, include_self=False, backend=backend)
+    expected = ops.knn(tokens, 6, metric=metric, include_self=False, backend=backend)
     for a, b in zip(clusters, alone, strict=True):
         assert torch.equal(a, b)
-    assert torch.equal(near.indices, truth.indices)
+    assert torch.equal(near.indices, expected.indices)
     scale = 1.0 if metric == "cosine" else math.sqrt(12)
-    torch.testing.assert_close(near.distances, truth.distances / scale)
+    torch.testing.assert_close(near.distances, expected.distances / scale)
     assert near.counts is None
 
 
