@@ -91,10 +91,10 @@ __device__ __forceinline__ float log2_fast(float x) {
   return logarithm;
 }
 
-// 1 / x within 1 ulp.
+// 1 / x within 1 ulp; of what is denormal ±infinity, and 0 where that would be denormal.
 __device__ __forceinline__ float inverse_fast(float x) {
   float inverse;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
   return inverse;
 }
 

@@ -15,6 +15,7 @@
 // The accumulator of a product [keys, queries] lies in the registers as the left operand of the
 // next product, [keys, channels], does; the same four words of a tile of dSᵀ go to shared memory.
 #include <algorithm>
+#include <cmath>
 
 #include "launch.cuh"
 
@@ -36,11 +37,14 @@ struct Problem : SpatialAttentionBackward {
   int steps;                          // of an item
   int share;                          // items of a block; the first `rest` blocks have one more
   int rest;
+  float factor;  // of q kᵀ, not negative: a negative scale changes the sign of q kᵀ
+  int plain;     // queries of a frame whose products need no change of sign: all, or none
 };
 
-// Where an item's matrices begin, in elements, and how many of its tokens count.
+// Where an item's matrices begin, in elements but for Q and dO, and how many of its tokens count.
 struct Place {
-  int64_t q, k, v, grad, out, rows;
+  const void *q, *grad;
+  int64_t k, v, out, rows;
   int count;
 };
 
@@ -56,12 +60,11 @@ struct Layout {
   static constexpr int kRing = kHolds ? 7 : 3;  // steps whose Q and dO are here
   static constexpr int kSecond = kMatrix;       // another item's K, or V
   static constexpr int kSteps = 2 * kMatrix;
-  static constexpr int kChange = kSteps + kRing * 2 * kTile;  // dSᵀ of two steps
-  static constexpr int kChangeBytes = kTiles * kRows * kRows * 2;
-  static constexpr int kSums =
-      kChange + 2 * kChangeBytes;  // what owners tell, and dl, of two steps
-  static constexpr int kSumsBytes = (kOwners * 3 + 1) * kRows * 4;
-  static constexpr int kPlacesAt = kSums + 2 * kSumsBytes;
+  static constexpr int kStepBytes = 2 * kTile;
+  static constexpr int kChange = kSteps + kRing * kStepBytes;         // dSᵀ of a step
+  static constexpr int kSums = kChange + kTiles * kRows * kRows * 2;  // what owners tell, and dl
+  static constexpr int kHalf = kSums + (8 * 3 + 1) * kRows * 4 - kChange;  // another step's
+  static constexpr int kPlacesAt = kChange + 2 * kHalf;
   static constexpr int kBytes = kPlacesAt + kPlaces * static_cast<int>(sizeof(Place));
 
   // Where a piece of a row lies in its matrix. Eight neighbouring rows' same pieces share no banks;
@@ -83,26 +86,50 @@ struct Owner {
   static constexpr int kParts = Layout<D>::kHolds ? D / 16 : 0;
   float dk[kOwned][D / 8][4], dv[kOwned][D / 8][4];
   float s[kOwned][2][4], dp[kOwned][2][4];  // exp2 of the logits, less their maximum; dP
+  float top;                                // that maximum, of a lane's query
   // Whether `k` has a tile. Both would leave too few registers for all else.
   static __device__ __forceinline__ constexpr bool holds_key(int tile) { return tile == 0; }
   uint32_t k[kOwned][kParts + 1][4], v[kOwned][kParts + 1][4];
 };
 
-// Of the 16 rows from `row` on, channels 16 · part and the next 15: as the left operand of a
-// product over channels, and as the right operands of a product over rows.
+// Where an owner tells what of a query, in floats: Σ exp (0), Σ exp∘dP (1), the maximum (2). A lane
+// reads what four owners tell of one query at once. What one owner tells of all 16 lies in 16
+// banks, and in 16 others of 0 and of 1; so the four are in another order for some queries, and
+// for 1.
+__device__ __forceinline__ int told_of(int what, int query) {
+  return what * 8 * kRows + query * 4 + query / 8 + what % 2 * 2;
+}
+__device__ __forceinline__ int told_by(int owner) { return owner / 4 * 4 * kRows + owner % 4; }
+constexpr int kLseAt = 3 * 8 * kRows;  // and there the gradients of the log-sum-exp begin
+
+// The query that a lane speaks for, as does the one 16 lanes on. A lane of the products' results
+// has queries 2 · mine, the next, and these plus 8: those of lanes mine, mine + 4, mine + 8, mine
+// + 12.
+__device__ __forceinline__ int query_of(int lane) {
+  return lane / 8 % 2 * 8 + lane % 4 * 2 + lane / 4 % 2;
+}
+
+// A lane's part of the address of 16 rows that are loaded
+struct Lanes {
+  int rows;     // as the left operand of a product over channels, or the right one over rows,
+  int columns;  // as the right operand of a product over channels;
+  int told;     // and of the address of what it tells, in floats.
+};
 template <int D>
-__device__ __forceinline__ const void* of_rows(int matrix, int row, int part) {
-  using L = Layout<D>;
-  const int lane = forgotten(lane_id());
-  return cmpose_shared + L::along(matrix + row * D * 2 + L::at(lane % 16, lane / 16), part);
+__device__ __forceinline__ Lanes find_lanes() {
+  const int lane = lane_id();
+  return {forgotten(Layout<D>::at(lane % 16, lane / 16)),
+          forgotten(Layout<D>::at(lane % 8 + lane / 16 * 8, lane / 8 % 2)),
+          forgotten(told_of(lane / 16, query_of(lane)))};
+}
+// Of the 16 rows from byte `at` on, with a lane's part, channels 16 · part and the next 15.
+template <int D>
+__device__ __forceinline__ void load_left(uint32_t (&a)[4], int at, int part) {
+  ldmatrix_x4(a, cmpose_shared + Layout<D>::along(at, part));
 }
 template <int D>
-__device__ __forceinline__ void load_left(uint32_t (&a)[4], int matrix, int row, int part) {
-  ldmatrix_x4(a, of_rows<D>(matrix, row, part));
-}
-template <int D>
-__device__ __forceinline__ void load_right(uint32_t (&b)[4], int matrix, int row, int part) {
-  ldmatrix_x4_trans(b, of_rows<D>(matrix, row, part));
+__device__ __forceinline__ void load_right(uint32_t (&b)[4], int at, int part) {
+  ldmatrix_x4_trans(b, cmpose_shared + Layout<D>::along(at, part));
 }
 
 template <class T>
@@ -120,6 +147,7 @@ __device__ __forceinline__ int owner_of(int warp) {
 
 // -- copies ---------------------------------------------------------------------------------------
 
+template <class T>
 __device__ __forceinline__ void find_place(const Problem& p, int number, int channels,
                                            Place* places) {
   const int block = static_cast<int>(blockIdx.x);
@@ -130,33 +158,32 @@ __device__ __forceinline__ void find_place(const Problem& p, int number, int cha
     return clip * strides.clip + time * strides.frame + head * strides.head;
   };
   Place& place = places[number % kPlaces];
-  place.q = begin(p.q_strides);
+  place.q = static_cast<const T*>(p.q) + begin(p.q_strides);
+  place.grad = static_cast<const T*>(p.grad) + begin(p.grad_strides);
   place.k = begin(p.k_strides);
   place.v = begin(p.v_strides);
-  place.grad = begin(p.grad_strides);
   place.out = int64_t(frame) * p.tokens * p.out_stride + head * channels;
   place.rows = int64_t(item) * p.tokens;
   const int64_t length = p.lengths ? p.lengths[frame] : p.tokens;
   place.count = static_cast<int>(length < 0 ? 0 : length > p.tokens ? p.tokens : length);
 }
 
-// Begins the copy of Q and dO of a step's queries; zeros for padding.
+// Begins the copy of Q and dO of a step's queries to byte `step`; zeros for padding.
 template <class T, int D>
 __device__ __forceinline__ void copy_step(const Problem& p, const Place& place, int first,
-                                          int slot) {
+                                          int step) {
   using L = Layout<D>;
   constexpr int kCopies = 2 * kRows * L::kPieces;
 #pragma unroll
   for (int begin = 0; begin < kCopies; begin += kThreads) {
     const int x = begin + forgotten(threadIdx.x);
     if (begin + kThreads > kCopies && x >= kCopies) break;
-    const int row = x / L::kPieces % kRows, piece = x % L::kPieces;
-    const bool upstream = x >= kRows * L::kPieces, present = first + row < place.count;
-    const T* const from = static_cast<const T*>(upstream ? p.grad : p.q) +
-                          (upstream ? place.grad : place.q) + piece * 8;
+    const bool upstream = x >= kRows * L::kPieces;
+    const int row = first + x / L::kPieces % kRows, piece = x % L::kPieces;
+    const T* const from = static_cast<const T*>(upstream ? place.grad : place.q);
     const int stride = upstream ? p.grad_row : p.q_row;
-    const int to = L::kSteps + (2 * slot + upstream) * L::kTile + L::at(row, piece);
-    cp_async_16(cmpose_shared + to, from + (present ? (first + row) * stride : 0), present);
+    cp_async_16(cmpose_shared + step + L::at(x / L::kPieces, piece),
+                from + (row * stride + piece * 8), row < place.count);
   }
 }
 
@@ -269,7 +296,8 @@ __device__ __forceinline__ void clear_padding(const Problem& p, const Place& pla
 
 // Sᵀ and dPᵀ of the keys of this warp and the 16 queries at `step` in shared memory.
 template <class T, int D, int TILES>
-__device__ __forceinline__ void products(Owner<D>& own, int owner, int keys, int step) {
+__device__ __forceinline__ void products(Owner<D>& own, int owner, int keys, int step,
+                                         Lanes lanes) {
   using L = Layout<D>;
   const int lane = forgotten(lane_id()), group = lane / 4, mine = lane % 4;
 #pragma unroll
@@ -277,28 +305,25 @@ __device__ __forceinline__ void products(Owner<D>& own, int owner, int keys, int
 #pragma unroll
     for (int i = 0; i < 8; ++i) own.s[tile][i / 4][i % 4] = own.dp[tile][i / 4][i % 4] = 0.0f;
   }
-  const int right = step + L::at(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
   for (int part = 0; part < D / 16; ++part) {
     uint32_t b[4], g[4], a[4];
-    ldmatrix_x4(b, cmpose_shared + L::along(right, part));
-    if constexpr (!L::kHolds) {
-      ldmatrix_x4(g, cmpose_shared + L::along(right + L::kTile, part));
-    }
+    load_left<D>(b, step + lanes.columns, part);
+    if constexpr (!L::kHolds) load_left<D>(g, step + L::kTile + lanes.columns, part);
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
       if constexpr (L::kHolds) {
         const bool held = own.holds_key(tile);
-        if (!held) load_left<D>(a, keys, (owner + kOwners * tile) * kRows, part);
+        if (!held) load_left<D>(a, keys + (owner + kOwners * tile) * L::kTile + lanes.rows, part);
         const uint32_t(&left)[4] = held ? own.k[tile][part] : a;
         multiply<T>(own.s[tile][0], left, b[0], b[1]);
         multiply<T>(own.s[tile][1], left, b[2], b[3]);
       } else {
-        const int first = (owner + kOwners * tile) * kRows;
-        load_left<D>(a, keys, first, part);
+        const int first = (owner + kOwners * tile) * L::kTile + lanes.rows;
+        load_left<D>(a, keys + first, part);
         multiply<T>(own.s[tile][0], a, b[0], b[1]);
         multiply<T>(own.s[tile][1], a, b[2], b[3]);
-        load_left<D>(a, L::kSecond, first, part);
+        load_left<D>(a, L::kSecond + first, part);
         multiply<T>(own.dp[tile][0], a, g[0], g[1]);
         multiply<T>(own.dp[tile][1], a, g[2], g[3]);
       }
@@ -322,23 +347,22 @@ __device__ __forceinline__ void products(Owner<D>& own, int owner, int keys, int
 // From products to exp2(logits − their maximum), and what the other owners need of them.
 template <class T, int D, int TILES>
 __device__ __forceinline__ void tell(const Problem& p, Owner<D>& own, int owner, int first,
-                                     int count, float* sums) {
+                                     int count, int lane_told, float* sums) {
   const int lane = forgotten(lane_id()), group = lane / 4, mine = lane % 4;
-  const float factor = p.scale * kLog2E;
-  const bool rows_end = first + kRows > count;
+  if (first + kRows > min(count, p.plain)) {
+#pragma unroll
+    for (int i = 0; i < TILES * 8; ++i) {
+      float& s = own.s[i / 8][i / 4 % 2][i % 4];
+      if (p.scale < 0.0f) s = -s;
+      // Queries behind the last one add nothing, whatever K and V are.
+      if (first + i / 4 % 2 * 8 + 2 * mine + i % 2 >= count) {
+        s = own.dp[i / 8][i / 4 % 2][i % 4] = 0.0f;
+      }
+    }
+  }
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
     const int key = (owner + kOwners * tile) * kRows;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) own.s[tile][i / 4][i % 4] *= factor;
-    if (rows_end) {  // queries behind the last one add nothing, whatever K and V are
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (first + i / 4 * 8 + 2 * mine + i % 2 >= count) {
-          own.s[tile][i / 4][i % 4] = own.dp[tile][i / 4][i % 4] = 0.0f;
-        }
-      }
-    }
     if (key + kRows > count) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -346,28 +370,39 @@ __device__ __forceinline__ void tell(const Problem& p, Owner<D>& own, int owner,
       }
     }
   }
-  // Of queries 2 · mine, the next, and these plus 8. Over the lanes with the same queries each lane
-  // keeps one of the eight sums: Σ exp, or Σ exp∘dP, of one query.
-  float own_top = 0.0f, told[4];
+  // Of four queries, 2 · mine, the next, and these plus 8, the eight lanes that have these find the
+  // maximum, each that of one query, and share it.
+  float tops[4], told[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    tops[i] = fmaxf(own.s[0][i / 2][i % 2], own.s[0][i / 2][i % 2 + 2]);
+    if (TILES == 2) {
+      tops[i] =
+          fmaxf(tops[i], fmaxf(own.s[TILES - 1][i / 2][i % 2], own.s[TILES - 1][i / 2][i % 2 + 2]));
+    }
+  }
+#pragma unroll
+  for (int bit = 8, left = 2; bit >= 4; bit /= 2, left /= 2) {
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float given = lane & bit ? tops[i] : tops[left + i];
+      const float kept = lane & bit ? tops[left + i] : tops[i];
+      tops[i] = fmaxf(kept, __shfl_xor_sync(kAllLanes, given, bit));
+    }
+  }
+  float top = fmaxf(tops[0], __shfl_xor_sync(kAllLanes, tops[0], 16)) * p.factor;
+  top = fmaxf(top, -3.4e38f);  // of masked keys alone, whose exp2 is 0 then
+  // Over these lanes each then keeps one of eight sums: Σ exp, or Σ exp∘dP, of one query.
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int n = i / 2, column = i % 2;
-    float top = -INFINITY;
-#pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) {
-      top = fmaxf(top, fmaxf(own.s[tile][n][column], own.s[tile][n][column + 2]));
-    }
-    for (int bit = 4; bit < kWarp; bit *= 2) {
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, bit));
-    }
-    if (group % 4 == i) own_top = top;
-    const float least = top == -INFINITY ? 0.0f : top;
+    const float least = __shfl_sync(kAllLanes, top, 4 * i + mine);
     float norm = 0.0f, delta = 0.0f;
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
       for (int at = column; at < 4; at += 2) {
-        const float power = exp2_fast(own.s[tile][n][at] - least);
+        const float power = exp2_fast(fmaf(own.s[tile][n][at], p.factor, -least));
         own.s[tile][n][at] = power;
         norm += power;
         delta += power * own.dp[tile][n][at];
@@ -385,58 +420,61 @@ __device__ __forceinline__ void tell(const Problem& p, Owner<D>& own, int owner,
       told[i] = kept + __shfl_xor_sync(kAllLanes, given, bit);
     }
   }
-  const int query = group / 2 % 2 * 8 + 2 * mine + group % 2;
-  float* const to = sums + owner * 3 * kRows;
-  to[group / 4 * kRows + query] = told[0];
-  if (group < 4) to[2 * kRows + query] = own_top;
+  float* const to = sums + (lane_told ^ told_by(owner));
+  to[0] = told[0];
+  if (lane < 16) to[2 * 8 * kRows] = top;
+  own.top = top;
 }
 
-// What all owners told of query lane % 16: this owner's exp2 times `share` is P, and dS is
-// P (dP − `mean`).
-__device__ __forceinline__ void join(const float* sums, int owner, bool lse, float& share,
-                                     float& mean) {
-  const int query = lane_id() % 16, first = lane_id() / 16 * 4;
-  float top = -INFINITY, tops[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int other = first + i < kOwners ? first + i : owner;
-    tops[i] = sums[other * 3 * kRows + 2 * kRows + query];
-    top = fmaxf(top, tops[i]);
-  }
+// What all owners told of a lane's query: this owner's exp2 times `share` is P, and dS is
+// P (dP − `mean`). `own_top` is what it told itself.
+__device__ __forceinline__ void join(const float* told, int lane_told, float own_top, bool lse,
+                                     float& share, float& mean) {
+  // Its query's first four owners; of a lane from 16 on, the last four.
+  const float* const sums = told + (lane_told & 60) + (lane_told & 128) / 2;
+  float tops[4], norms[4], deltas[4];
+  const auto load = [&](float(&to)[4], int from) {
+    const uint4 four = *reinterpret_cast<const uint4*>(sums + from);
+    to[0] = __uint_as_float(four.x), to[1] = __uint_as_float(four.y);
+    to[2] = __uint_as_float(four.z), to[3] = __uint_as_float(four.w);
+  };
+  load(norms, 0);
+  load(deltas, 8 * kRows);
+  load(tops, 2 * 8 * kRows);
+  float top = fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3]));
   top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 16));
   float norm = 0.0f, delta = 0.0f;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (first + i >= kOwners) continue;
-    const float* const told = sums + (first + i) * 3 * kRows + query;
     const float power = exp2_fast(tops[i] - top);
-    norm += told[0] * power;
-    delta += told[kRows] * power;
+    norm += norms[i] * power;
+    delta += deltas[i ^ 2] * power;
   }
   norm += __shfl_xor_sync(kAllLanes, norm, 16);
   delta += __shfl_xor_sync(kAllLanes, delta, 16);
   const float inverse = inverse_fast(norm);
-  share = exp2_fast(sums[owner * 3 * kRows + 2 * kRows + query] - top) * inverse;
+  share = exp2_fast(own_top - top) * inverse;
   mean = delta * inverse;
-  if (lse) mean -= sums[kOwners * 3 * kRows + query];
+  if (lse) mean -= told[kLseAt + (lane_told & 60) / 4];
 }
 
 // P and dS of the step before; dSᵀ goes to shared memory, dV and dK grow.
 template <class T, int D, int TILES>
 __device__ __forceinline__ void grow(const Problem& p, Owner<D>& own, int owner, int step,
-                                     int change, const float* sums) {
+                                     int change, Lanes lanes) {
   using L = Layout<D>;
   const int lane = forgotten(lane_id()), group = lane / 4, mine = lane % 4;
   float share, mean;
-  join(sums, owner, p.grad_lse, share, mean);
+  join(reinterpret_cast<const float*>(cmpose_shared + change + L::kSums - L::kChange), lanes.told,
+       own.top, p.grad_lse, share, mean);
   uint32_t weights[TILES][4], changes[TILES][4];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     float shares[2], means[2];
 #pragma unroll
     for (int column = 0; column < 2; ++column) {
-      shares[column] = __shfl_sync(kAllLanes, share, 8 * n + 2 * mine + column);
-      means[column] = __shfl_sync(kAllLanes, mean, 8 * n + 2 * mine + column);
+      shares[column] = __shfl_sync(kAllLanes, share, 8 * n + 4 * column + mine);
+      means[column] = __shfl_sync(kAllLanes, mean, 8 * n + 4 * column + mine);
     }
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
@@ -457,13 +495,13 @@ __device__ __forceinline__ void grow(const Problem& p, Owner<D>& own, int owner,
 #pragma unroll
   for (int part = 0; part < D / 16; ++part) {
     uint32_t b[4];
-    load_right<D>(b, step + L::kTile, 0, part);
+    load_right<D>(b, step + L::kTile + lanes.rows, part);
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
       multiply<T>(own.dv[tile][2 * part], weights[tile], b[0], b[1]);
       multiply<T>(own.dv[tile][2 * part + 1], weights[tile], b[2], b[3]);
     }
-    load_right<D>(b, step, 0, part);
+    load_right<D>(b, step + lanes.rows, part);
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
       multiply<T>(own.dk[tile][2 * part], changes[tile], b[0], b[1]);
@@ -489,7 +527,7 @@ __device__ __forceinline__ void store_keys(const Problem& p, const Place& place,
 
 template <class T, int D>
 __device__ __forceinline__ void query_gradients(const Problem& p, const Place& place, int first,
-                                                int tiles, int keys, int change,
+                                                int keys, int change, Lanes lanes,
                                                 float (&sums)[D / 8][4]) {
   const int lane = forgotten(lane_id());
   // The four 8×8 matrices of a tile: first 8 queries of 8 keys, next 8 queries; then of 8 more
@@ -498,12 +536,12 @@ __device__ __forceinline__ void query_gradients(const Problem& p, const Place& p
 #pragma unroll
   for (int i = 0; i < D / 2; ++i) sums[i / 4][i % 4] = 0.0f;
 #pragma unroll 1
-  for (int tile = 0; tile < tiles; ++tile) {
+  for (int tile = 0; tile < p.tiles; ++tile) {
     uint32_t a[4], b[4];
     ldmatrix_x4_trans(a, cmpose_shared + change + (tile * kRows + key) * kRows * 2 + half * 16);
 #pragma unroll
     for (int part = 0; part < D / 16; ++part) {
-      load_right<D>(b, keys, tile * kRows, part);
+      load_right<D>(b, keys + tile * Layout<D>::kTile + lanes.rows, part);
       multiply<T>(sums[2 * part], a, b[0], b[1]);
       multiply<T>(sums[2 * part + 1], a, b[2], b[3]);
     }
@@ -513,37 +551,31 @@ __device__ __forceinline__ void query_gradients(const Problem& p, const Place& p
 
 // -- the kernel -----------------------------------------------------------------------------------
 
-// Where a block is: an item, counted from its first one, and a step of it.
+// Where a block is.
 struct Cursor {
-  int item, step;
-  __device__ __forceinline__ Cursor before(int steps) const {
-    return step ? Cursor{item, step - 1} : Cursor{item - 1, steps - 1};
-  }
-  __device__ __forceinline__ void advance(int steps) {
-    if (++step == steps) {
-      step = 0;
-      ++item;
-    }
-  }
+  int item, step;    // the item counted from the block's first one
+  int slot, before;  // the bytes of this step's Q and dO, and of those of the step before
+  int half;          // added to the byte of what changes with every other step
+  int done, of;      // steps done, of so many in a row that have queries
+
+  __device__ __forceinline__ bool computes() const { return done < of; }
+  __device__ __forceinline__ bool follows() const { return unsigned(done - 1) < unsigned(of); }
+  __device__ __forceinline__ bool finishes() const { return done >= 2; }
 };
 
 template <class T, int D, int TILES>
 __device__ __forceinline__ void owner_step(const Problem& p, const Place* places, Owner<D>& own,
-                                           int owner, Cursor now, Cursor last, bool computes,
-                                           bool follows, int slot, bool odd) {
+                                           int owner, const Cursor& now, Lanes lanes) {
   using L = Layout<D>;
-  float* const sums = reinterpret_cast<float*>(cmpose_shared + L::kSums);
-  constexpr int kFloats = L::kSumsBytes / 4;
-  if (follows) {
-    const int before = slot ? slot - 1 : L::kRing - 1;
-    grow<T, D, TILES>(p, own, owner, L::kSteps + before * 2 * L::kTile,
-                      L::kChange + !odd * L::kChangeBytes, sums + !odd * kFloats);
-    if (last.step == p.tiles - 1) {
-      store_keys<T, D, TILES>(p, places[last.item % kPlaces], owner, own);
+  if (now.follows()) {
+    grow<T, D, TILES>(p, own, owner, now.before, L::kChange + L::kHalf - now.half, lanes);
+    if (now.step == (L::kHolds ? 0 : p.tiles)) {
+      store_keys<T, D, TILES>(p, places[(now.item - L::kHolds) % kPlaces], owner, own);
     }
   }
-  if (!computes) return;
+  if (!now.computes()) return;
   const Place& place = places[now.item % kPlaces];
+  const int keys = L::kHolds ? now.item % 2 * L::kSecond : 0;
   if constexpr (L::kHolds) {
     if (now.step == 0) {
       load_values<T, D, TILES>(p, place, owner, own);
@@ -551,15 +583,37 @@ __device__ __forceinline__ void owner_step(const Problem& p, const Place* places
       for (int i = 0; i < TILES * D / 16; ++i) {
         const int tile = i / (D / 16), part = i % (D / 16);
         if (own.holds_key(tile)) {
-          load_left<D>(own.k[tile][part], now.item % 2 * L::kSecond,
-                       (owner + kOwners * tile) * kRows, part);
+          load_left<D>(own.k[tile][part], keys + (owner + kOwners * tile) * L::kTile + lanes.rows,
+                       part);
         }
       }
     }
   }
-  products<T, D, TILES>(own, owner, L::kHolds ? now.item % 2 * L::kSecond : 0,
-                        L::kSteps + slot * 2 * L::kTile);
-  tell<T, D, TILES>(p, own, owner, now.step * kRows, place.count, sums + odd * kFloats);
+  products<T, D, TILES>(own, owner, keys, now.slot, lanes);
+  tell<T, D, TILES>(p, own, owner, now.step * kRows, place.count, lanes.told,
+                    reinterpret_cast<float*>(cmpose_shared + L::kSums + now.half));
+}
+
+// What the eighth warp does in a step: dQ of the step before the last one.
+template <class T, int D>
+__device__ __forceinline__ void query_step(const Problem& p, const Place* places,
+                                           float (&sums)[D / 8][4], const Cursor& now,
+                                           Lanes lanes) {
+  using L = Layout<D>;
+  const Place& place = places[now.item % kPlaces];
+  float dl = 0.0f;
+  const int query = now.step * kRows + lane_id() % kRows;
+  if (p.grad_lse && now.computes() && query < place.count) dl = p.grad_lse[place.rows + query];
+  if (now.finishes()) {
+    const bool behind = L::kHolds && now.step < 2;  // an item's end
+    const int item = now.item - behind, step = now.step - 2 + behind * p.steps;
+    query_gradients<T, D>(p, places[item % kPlaces], step * kRows,
+                          L::kHolds ? item % 2 * L::kSecond : 0, L::kChange + now.half, lanes,
+                          sums);
+  }
+  if (p.grad_lse && lane_id() < kRows) {
+    reinterpret_cast<float*>(cmpose_shared + L::kSums + now.half)[kLseAt + lane_id()] = dl;
+  }
 }
 
 template <class T, int D>
@@ -568,24 +622,31 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
   const int owner = owner_of(__shfl_sync(kAllLanes, warp_id(), 0));
   const int block = static_cast<int>(blockIdx.x), items = p.share + (block < p.rest);
   Place* const places = reinterpret_cast<Place*>(cmpose_shared + L::kPlacesAt);
-  float* const sums = reinterpret_cast<float*>(cmpose_shared + L::kSums);
 
   if (static_cast<int>(threadIdx.x) < min(items, kPlacesAhead)) {
-    find_place(p, threadIdx.x, D, places);
+    find_place<T>(p, threadIdx.x, D, places);
   }
-  if (owner < kOwners && owner >= p.tiles) {  // for good
+  if (owner >= min(p.tiles, kOwners)) {  // for good
     for (int x = lane_id(); x < 2 * 3 * kRows; x += kWarp) {
-      sums[x / (3 * kRows) * (L::kSumsBytes / 4) + owner * 3 * kRows + x % (3 * kRows)] =
-          x % (3 * kRows) < 2 * kRows ? 0.0f : -INFINITY;
+      const int what = x / kRows % 3;
+      float* const sums =
+          reinterpret_cast<float*>(cmpose_shared + L::kSums + x / (3 * kRows) * L::kHalf);
+      sums[told_of(what, x % kRows) ^ told_by(owner)] = what < 2 ? 0.0f : -INFINITY;
     }
   }
   __syncthreads();
   copy_keys<T, D>(p, places[0], 0);
   if constexpr (!L::kHolds) copy_values<T, D>(p, places[0], L::kSecond);
-  for (int i = 0; i < L::kRing - 1; ++i) {
-    if (i / p.tiles < items) {
-      copy_step<T, D>(p, places[i / p.tiles], i % p.tiles * kRows, i);
+  int next = 0, next_item = 0;  // the step whose Q and dO are copied next
+  const auto copy_next = [&](int to) {
+    if (next_item < items) {
+      copy_step<T, D>(p, places[next_item % kPlaces], next * kRows, to);
     }
+    if (++next == p.tiles) next = 0, ++next_item;
+  };
+#pragma unroll 1
+  for (int i = 0; i < L::kRing - 1; ++i) {
+    copy_next(L::kSteps + i * L::kStepBytes);
     cp_async_commit();
   }
   cp_async_wait<0>();
@@ -597,33 +658,18 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
     const int tile = i / (D / 2), at = i % (D / 2);
     own.dk[tile][at / 4][at % 4] = own.dv[tile][at / 4][at % 4] = 0.0f;
   }
-  Cursor now{0, 0};
-  int slot = 0;
-  bool odd = false;
-  while (now.item < items || (L::kHolds && now.step < 2)) {
-    const Cursor last = now.before(p.steps), earlier = last.before(p.steps);
-    const bool computes = now.item < items && now.step < p.tiles;
-    const bool follows = last.item >= 0 && last.step < p.tiles && last.item < items;
+  const Lanes lanes = find_lanes<D>();
+  const int owned = owner < kOwners ? (owner < p.tiles) + (owner + kOwners < p.tiles) : 3;
+  constexpr int kEnd = L::kSteps + L::kRing * L::kStepBytes;
+  Cursor now{0, 0, L::kSteps, kEnd - L::kStepBytes, 0, 0, L::kHolds ? items * p.tiles : p.tiles};
+  while (L::kHolds ? now.done < now.of + 2 : now.item < items) {
     const int role = forgotten(owner);
-    const int owned = role < kOwners ? (role < p.tiles) + (role + kOwners < p.tiles) : 0;
     if (owned == 2) {
-      owner_step<T, D, 2>(p, places, own, role, now, last, computes, follows, slot, odd);
+      owner_step<T, D, 2>(p, places, own, role, now, lanes);
     } else if (owned == 1) {
-      owner_step<T, D, 1>(p, places, own, role, now, last, computes, follows, slot, odd);
-    } else if (owner == kOwners) {
-      float dl = 0.0f;
-      const int query = now.step * kRows + lane_id() % kRows;
-      if (p.grad_lse && computes && query < places[now.item % kPlaces].count) {
-        dl = p.grad_lse[places[now.item % kPlaces].rows + query];
-      }
-      if (earlier.item >= 0 && earlier.step < p.tiles) {
-        query_gradients<T, D>(p, places[earlier.item % kPlaces], earlier.step * kRows, p.tiles,
-                              L::kHolds ? earlier.item % 2 * L::kSecond : 0,
-                              L::kChange + odd * L::kChangeBytes, own.dk[0]);
-      }
-      if (p.grad_lse && lane_id() < kRows) {
-        sums[odd * (L::kSumsBytes / 4) + kOwners * 3 * kRows + lane_id()] = dl;
-      }
+      owner_step<T, D, 1>(p, places, own, role, now, lanes);
+    } else if (owned == 3) {
+      query_step<T, D>(p, places, own.dk[0], now, lanes);
     }
     if (L::kHolds && p.steps >= L::kRing) {
       cp_async_wait<L::kRing - 3>();
@@ -632,22 +678,19 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
     }
     __syncthreads();
 
-    if (computes) {
-      int step = now.step + L::kRing - 1, item = now.item;
-      for (; step >= p.tiles; step -= p.tiles) ++item;
-      if (item < items) {
-        copy_step<T, D>(p, places[item % kPlaces], step * kRows, slot ? slot - 1 : L::kRing - 1);
-      }
-      slot = slot + 1 < L::kRing ? slot + 1 : 0;
+    if (now.computes()) {
+      copy_next(now.before);
+      now.before = now.slot;
+      now.slot = now.slot + L::kStepBytes < kEnd ? now.slot + L::kStepBytes : L::kSteps;
     }
     if (now.item + 1 < items) {
-      const Place& next = places[(now.item + 1) % kPlaces];
+      const Place& following = places[(now.item + 1) % kPlaces];
       if constexpr (L::kHolds) {
-        if (now.step == 1) copy_keys<T, D>(p, next, (now.item + 1) % 2 * L::kSecond);
+        if (now.step == 1) copy_keys<T, D>(p, following, (now.item + 1) % 2 * L::kSecond);
       } else {
-        if (now.step == p.tiles) copy_values<T, D>(p, next, L::kSecond);
+        if (now.step == p.tiles) copy_values<T, D>(p, following, L::kSecond);
         if (now.step == p.steps - 1) {
-          copy_keys<T, D>(p, next, 0);
+          copy_keys<T, D>(p, following, 0);
           cp_async_commit();
           cp_async_wait<0>();
           __syncthreads();
@@ -657,12 +700,17 @@ __global__ void __launch_bounds__(kThreads, 1) attention_backward(const Problem 
     if (now.step == 0 && now.item < items) {
       if (p.lengths) clear_padding<T, D>(p, places[now.item % kPlaces]);
       if (threadIdx.x == kThreads - 1 && now.item + kPlacesAhead < items) {
-        find_place(p, now.item + kPlacesAhead, D, places);
+        find_place<T>(p, now.item + kPlacesAhead, D, places);
       }
     }
     cp_async_commit();
-    now.advance(p.steps);
-    odd = !odd;
+    now.half = L::kHalf - now.half;
+    ++now.done;
+    if (++now.step == p.steps) {
+      now.step = 0;
+      if (!L::kHolds) now.done = 0;
+      ++now.item;
+    }
   }
 }
 
@@ -679,19 +727,18 @@ void spatial_attention_backward(const SpatialAttentionBackward& shape, Dtype dty
                                " items are too many; split the batch");
     }
     const int used = static_cast<int>(std::min<int64_t>(std::max(blocks, 1), items));
-    const int tiles = static_cast<int>(ceil_div(shape.tokens, kRows));
     // Where K of the next item is copied from the second step on, it is needed two steps later at
     // the earliest; with one K, an item's last two steps are those that only finish what is begun.
-    const int steps = Layout<D>::kHolds ? std::max(tiles, 3) : tiles + 2;
-    const Problem given{shape,
-                        static_cast<int>(shape.q_strides.token),
-                        static_cast<int>(shape.k_strides.token),
-                        static_cast<int>(shape.v_strides.token),
-                        static_cast<int>(shape.grad_strides.token),
-                        tiles,
-                        steps,
-                        used ? static_cast<int>(items / used) : 0,
-                        used ? static_cast<int>(items % used) : 0};
+    const int least = Layout<D>::kHolds ? 3 : 1, more = Layout<D>::kHolds ? 0 : 2;
+    const int tiles = std::max(static_cast<int>(ceil_div(shape.tokens, kRows)), least);
+    const Problem given{
+        shape, static_cast<int>(shape.q_strides.token), static_cast<int>(shape.k_strides.token),
+        static_cast<int>(shape.v_strides.token), static_cast<int>(shape.grad_strides.token), tiles,
+        tiles + more, used ? static_cast<int>(items / used) : 0,
+        used ? static_cast<int>(items % used) : 0,
+        // Not 0, which times the infinite logits of masked keys would be NaN.
+        std::min(std::max(std::fabs(shape.scale) * kLog2E, 1.2e-38f), 3e38f),
+        shape.scale < 0.0f ? 0 : shape.tokens};
     launch("spatial_attention_backward", attention_backward<T, D>, used, kThreads,
            Layout<D>::kBytes, stream, given);
   };

@@ -77,10 +77,11 @@ def without_padding(arguments: Arguments) -> Arguments:
     if not isinstance(lengths, Tensor):
         return arguments
     assert isinstance(grad, Tensor)
-    assert isinstance(grad_lse, Tensor)
     padding = torch.arange(grad.shape[2], device=DEVICE) >= lengths[..., None]
     grad = grad.masked_fill(padding[..., None, None], 0)
-    return grad, grad_lse.masked_fill(padding[:, :, None], 0), qkv, k, v, lengths, *rest
+    if isinstance(grad_lse, Tensor):
+        grad_lse = grad_lse.masked_fill(padding[:, :, None], 0)
+    return grad, grad_lse, qkv, k, v, lengths, *rest
 
 
 def apart(arguments: Arguments) -> Arguments:
@@ -161,6 +162,14 @@ def test_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
         actual = run("cuda", (hostile, None, qkv, None, None, *rest))
         plain = run("cuda", (hostile.contiguous(), None, qkv, None, None, *rest))
         assert torch.equal(actual[0], plain[0]), name
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0, -3.0])
+def test_scales(scale: float) -> None:
+    """Weights that are all alike, and sharp ones, beside warps whose keys are all padding."""
+    *given, _ = arguments_of((1, 1, 119, 1, 64))
+    given[5] = torch.tensor([[37]], device=DEVICE)
+    check((*given, scale))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 300.0])
