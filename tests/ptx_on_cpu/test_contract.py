@@ -134,7 +134,7 @@ def test_clusters(name: str, tokens: int, dtype: torch.dtype) -> None:
 def test_attention(name: str, d: int, dtype: torch.dtype) -> None:
     """With all its options; whichever warp is first, and with q, k, v and the gradient each of its
     own strides, the bits are the same."""
-    arguments = attention.made((1, 1, 39, 4, d), dtype, options=True)
+    arguments = attention.arguments_of((1, 1, 39, 4, d), dtype, options=True)
     assert isinstance(arguments[5], torch.Tensor)
     assert arguments[5] < 39  # there is padding
     (found,) = attention.check(arguments)
@@ -275,6 +275,6 @@ def test_what_is_left_out_of_attention_is_missed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each barrier, and each wait for asynchronous copies but where all is there already."""
-    arguments = attention.made((1, 1, 113, 1, 64))
+    arguments = attention.arguments_of((1, 1, 113, 1, 64))
     found = caught(BARRIERS_AND_WAITS, lambda: attention.run("cuda", arguments), monkeypatch)
     assert sum(found) >= 0.7 * len(found) > 0, found
