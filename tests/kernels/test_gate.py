@@ -148,8 +148,7 @@ def forward() -> str:
     qkv = torch.empty(32, 3, 207, 3, 12, 64, dtype=torch.bfloat16, device="meta")
     with launch.recording(90) as launches:
         spatial_attention.forward(qkv)
-    made = triton_kernels.compiled(launches[0], 90)
-    return made.ptx
+    return triton_kernels.of(launches[0]).code(90).ptx
 
 
 def without(ptx: str, pattern: str) -> list[str]:
