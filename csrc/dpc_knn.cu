@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
   float* const parts = shared.take<float>(4 * kWarps * kCenterChannels);  // of each warp's rows
   float* const shifts = shared.take<float>(kCenterChannels);
   int* const rounds = shared.take<int>(kWarps * kCenterChannels);
-  T* const kept = shared.take<T>(KEEPS ? count * kCenterChannels : 0);
+  T* const cached = shared.take<T>(KEEPS ? count * kCenterChannels : 0);
   const int blocks = depth / kCenterChannels;
   const int64_t clip = blockIdx.x / blocks;
   const int first = static_cast<int>(blockIdx.x % blocks) * kCenterChannels;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
       for (int i = threadIdx.x; i < count * kVectors; i += kCenterThreads) {
         const int64_t row = i / kVectors;
         const int part = i % kVectors * kVector;
-        cp_async_16(kept + row * kCenterChannels + part, from + row * channels + part, true);
+        cp_async_16(cached + row * kCenterChannels + part, from + row * channels + part, true);
       }
       cp_async_commit();
       cp_async_wait<0>();
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
       for (int i = threadIdx.x; i < count * kCenterChannels; i += kCenterThreads) {
         const int64_t row = i / kCenterChannels;
         const int c = i % kCenterChannels;
-        kept[i] = c < inside ? from[row * channels + c] : from_float<T>(0.0f);
+        cached[i] = c < inside ? from[row * channels + c] : from_float<T>(0.0f);
       }
     }
     __syncthreads();
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       if constexpr (KEEPS) {
-        x[q] = to_float(kept[i * kCenterChannels + mine + q]);
+        x[q] = to_float(cached[i * kCenterChannels + mine + q]);
       } else {
         x[q] = mine + q < inside ? to_float(from[int64_t{i} * channels + mine + q]) : 0.0f;
       }
@@ -317,7 +317,7 @@ LongPass lay_out(const DpcKnn& shape, Workspace& workspace) {
     pass.nearest = workspace.take<uint64_t>(all * k);
     pass.fresh = workspace.take<uint64_t>(all * std::max(kRoles * k, kSearchParts));
     pass.parts = pass.fresh;  // which is read no more by then
-    pass.found = workspace.take<uint8_t>(all * kRoles);
+    pass.counts = workspace.take<uint8_t>(all * kRoles);
     pass.open = workspace.take<int>(all);
     pass.open_count = workspace.take<int>(c.clips);
     pass.peaks = workspace.take<int>(c.clips);
@@ -443,10 +443,10 @@ void cluster(const DpcKnn& shape, const void* tokens, const bool* valid, float* 
       }
       with_slices<T>(c, tokens, merge, [&](auto vector, int slices) {
         constexpr int kVector = decltype(vector)::value;
-        const bool held = c.tokens <= kShortTokens;
-        launch("dpc_knn", held ? cluster_clip<T, kVector> : finish_clip<T, kVector>,
-               c.clips * slices, held ? kClusterThreads : kFinishThreads,
-               held ? cluster_shared(c.tokens, c.clusters) : finish_shared(c.tokens, c.clusters),
+        const bool fits = c.tokens <= kShortTokens;
+        launch("dpc_knn", fits ? cluster_clip<T, kVector> : finish_clip<T, kVector>,
+               c.clips * slices, fits ? kClusterThreads : kFinishThreads,
+               fits ? cluster_shared(c.tokens, c.clusters) : finish_shared(c.tokens, c.clusters),
                stream, pass, merge, slices);
       });
       return;

@@ -41,7 +41,7 @@ struct LongPass : DistancePass {
   float* limits;      // [B, M]: d² of the last of the k nearest so far
   uint64_t* nearest;  // [B, M, k]: d² and token
   uint64_t* fresh;    // [B, M, kRoles, k]: what the last tiles found
-  uint8_t* found;     // [B, M, kRoles]: how many
+  uint8_t* counts;    // [B, M, kRoles]: how many
   int* open;          // [B, M]: tokens whose δ, or cluster, is not known yet
   int* open_count;    // [B]
   int* peaks;         // [B]: which of the open tokens is the peak, or −1
@@ -295,14 +295,14 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
   float* const best = tile.best + r * kMaxNeighbors;
   if (lowest_of_warp(low) >= best[k - 1]) return;
   float mine = lane < k ? best[lane] : INFINITY;
-  float kept = INFINITY;
+  float merged = INFINITY;
   for (int n = 0; n < k; ++n) {
     float candidate = mine;
 #pragma unroll
     for (int q = 0; q < kEach; ++q) candidate = fminf(candidate, values[q]);
     const float next = lowest_of_warp(candidate);
     if (next == INFINITY) break;
-    if (lane == n) kept = next;
+    if (lane == n) merged = next;
     if (lane != __ffs(static_cast<int>(__ballot_sync(kAllLanes, candidate == next))) - 1) continue;
     bool taken = mine == next;  // one of equal values only
     if (taken) mine = INFINITY;
@@ -314,7 +314,7 @@ __device__ __forceinline__ void keep_neighbors(const DistancePass& pass,
     }
   }
   __syncwarp();
-  if (lane < k) best[lane] = kept;
+  if (lane < k) best[lane] = merged;
 }
 
 // log ρ = −(mean of the k smallest d²), added in ascending order as in the reference.

@@ -169,27 +169,27 @@ __device__ __forceinline__ void keep_lowest(float (&values)[N], float limit, int
   };
   float mine = lowest();
   if (!__ballot_sync(kAllLanes, mine < limit)) return;
-  int found = 0;
+  int length = 0;
   do {
     float low = mine;
 #pragma unroll
     for (int bits = FROM; bits < TO; bits *= 2) {
       low = fminf(low, __shfl_xor_sync(kAllLanes, low, bits));
     }
-    const bool takes = low < limit && found < k;
+    const bool takes = low < limit && length < k;
     const unsigned with = __ballot_sync(kAllLanes, takes && mine == low) & peers;
     const bool owns = takes & (lane_id() == __ffs(static_cast<int>(with)) - 1);
     int taken = -1;  // the first of equal values
 #pragma unroll
     for (int q = N - 1; q >= 0; --q) taken = owns & (values[q] == low) ? q : taken;
-    if (owns) list[found] = neighbor_key(fmaxf(low, 0.0f), token_of(taken));
+    if (owns) list[length] = neighbor_key(fmaxf(low, 0.0f), token_of(taken));
 #pragma unroll
     for (int q = 0; q < N; ++q) values[q] = q == taken ? INFINITY : values[q];
-    found += takes;
+    length += takes;
     mine = lowest();
-  } while (__ballot_sync(kAllLanes, mine < limit && found < k));
-  if (found > 0 && lane_id() == __ffs(static_cast<int>(peers)) - 1) {
-    *count = static_cast<uint8_t>(found);
+  } while (__ballot_sync(kAllLanes, mine < limit && length < k));
+  if (length > 0 && lane_id() == __ffs(static_cast<int>(peers)) - 1) {
+    *count = static_cast<uint8_t>(length);
   }
 }
 
@@ -209,7 +209,7 @@ __device__ __forceinline__ void find_norms(const LongPass& pass, WarpPairs<T>& p
       if (!there) continue;
       pass.norms[base + token] = norm;
       pass.usable[base + token] = usable;
-      for (int role = 0; role < kRoles; ++role) pass.found[(base + token) * kRoles + role] = 0;
+      for (int role = 0; role < kRoles; ++role) pass.counts[(base + token) * kRoles + role] = 0;
     }
   }
   __syncthreads();
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kPairThreads, 2)
       values[c] = itself && !pass.include_self ? INFINITY : pairs.at(r, c);
     }
     keep_lowest<1, 4>(values, limits[line], k, 0xfu << lane / 4 * 4, pass.fresh + at * k,
-                      pass.found + at, [&](int c) { return first_column + pairs.column_at(c); });
+                      pass.counts + at, [&](int c) { return first_column + pairs.column_at(c); });
   }
   if (apart == 0) return;  // both tokens of a pair were rows
 #pragma unroll
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kPairThreads, 2)
 #pragma unroll
     for (int r = 0; r < 2 * Tile::kHigh; ++r) values[r] = pairs.at(r, c);
     keep_lowest<4, 32>(values, limits[Tile::kSide + line], k, 0x11111111u << lane % 4,
-                       pass.fresh + at * k, pass.found + at,
+                       pass.fresh + at * k, pass.counts + at,
                        [&](int r) { return first_row + pairs.row_at(r); });
   }
 }
@@ -296,16 +296,16 @@ __global__ void __launch_bounds__(kListThreads)
   if (token >= all) return;
   const auto near = [&](int n) -> uint64_t& { return mine[n * kListThreads]; };
   using Counts = Vector<uint8_t, kRoles>;
-  auto* const counts = reinterpret_cast<Counts*>(pass.found) + token;
-  const Counts found = *counts;
-  const bool any = found.at[0] || found.at[1] || found.at[2] || found.at[3];
+  auto* const counts = reinterpret_cast<Counts*>(pass.counts) + token;
+  const Counts lengths = *counts;
+  const bool any = lengths.at[0] || lengths.at[1] || lengths.at[2] || lengths.at[3];
   if (any || first || last) {
     for (int n = 0; n < k; ++n) near(n) = first ? kNoNeighbor : pass.nearest[token * k + n];
   }
   if (any) {
     for (int role = 0; role < kRoles; ++role) {
       const uint64_t* const list = pass.fresh + (token * kRoles + role) * k;
-      for (int n = 0; n < found.at[role]; ++n) {
+      for (int n = 0; n < lengths.at[role]; ++n) {
         const uint64_t key = list[n];
         if (key >= near(k - 1)) continue;
         int to = k - 1;

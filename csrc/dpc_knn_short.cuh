@@ -267,10 +267,10 @@ __device__ __forceinline__ int diagonal_at(int r) {
 // them are finite. Of two rows at a time, so that one need not wait for the other.
 template <int EACH>
 __device__ __forceinline__ void sum_nearest(float (&values)[2][EACH], int k, float (&sum)[2],
-                                            int (&found)[2]) {
+                                            int (&finite)[2]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    sum[row] = 0.0f, found[row] = 0;
+    sum[row] = 0.0f, finite[row] = 0;
 #pragma unroll
     for (int n = EACH - 1; n > 0; --n) {  // each lane sorts its own
 #pragma unroll
@@ -287,7 +287,7 @@ __device__ __forceinline__ void sum_nearest(float (&values)[2][EACH], int k, flo
       float(&mine)[EACH] = values[row];
       const float next = lowest_of_warp(mine[0]);
       const unsigned with = __ballot_sync(kAllLanes, mine[0] == next);
-      if (next < INFINITY) sum[row] += next, ++found[row];
+      if (next < INFINITY) sum[row] += next, ++finite[row];
       if (lane_id() != __ffs(static_cast<int>(with)) - 1) continue;  // one of equal values only
 #pragma unroll
       for (int q = 0; q + 1 < EACH; ++q) mine[q] = mine[q + 1];
@@ -370,7 +370,7 @@ __global__ void __launch_bounds__(kDensityThreads, 1) density_rows(DistancePass 
   // A warp takes two neighbouring rows at a time.
   for (int r = 2 * warp_id(); r < kSide && first + r < count; r += 2 * kDensityWarps) {
     float values[2][kColumns], sum[2], far[2] = {};
-    int found[2];
+    int finite[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const int i = first + r + row;
@@ -387,12 +387,12 @@ __global__ void __launch_bounds__(kDensityThreads, 1) density_rows(DistancePass 
       }
       far[row] = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(far[row])));
     }
-    sum_nearest(values, pass.neighbors, sum, found);
+    sum_nearest(values, pass.neighbors, sum, finite);
     const int i = first + r + lane;  // the token whose results lane 0 or 1 writes
     if (lane > 1 || i >= count) continue;
     const bool good = norms[i] < INFINITY && (!pass.valid || pass.valid[base + i]);
     const float mean = (lane ? sum[1] : sum[0]) /
-                       (static_cast<float>(max(lane ? found[1] : found[0], 1)) * pass.unit);
+                       (static_cast<float>(max(lane ? finite[1] : finite[0], 1)) * pass.unit);
     pass.usable[base + i] = good;
     pass.log_density[base + i] = good ? 0.0f - mean : -INFINITY;
     pass.farthest[base + i] = good ? (lane ? far[1] : far[0]) : 0.0f;

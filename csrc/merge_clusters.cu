@@ -27,9 +27,9 @@ struct Member {
 
 unsigned shared_bytes(int tokens, int clusters, bool sorts) {
   const int rows = sorts ? tokens : std::min(tokens, kTileTokens);
-  const unsigned held = shared_part<char>(rows * kRowBytes) + shared_part<Member>(rows);
-  if (!sorts) return held;
-  return held + shared_part<float>(tokens) + 2 * shared_part<unsigned>(tokens) +
+  const unsigned bytes = shared_part<char>(rows * kRowBytes) + shared_part<Member>(rows);
+  if (!sorts) return bytes;
+  return bytes + shared_part<float>(tokens) + 2 * shared_part<unsigned>(tokens) +
          shared_part<int>(clusters + 1);
 }
 
@@ -156,10 +156,10 @@ __global__ void __launch_bounds__(kThreads, 3)
   constexpr int kChannels = kRowBytes / sizeof(T), kMine = LaneSums<T>::kChannels;
   const int64_t clip = blockIdx.x / slices;
   const int first = static_cast<int>(blockIdx.x % slices) * kChannels;
-  const int held = SORTS ? token_count : min(token_count, kTileTokens);
+  const int tile_rows = SORTS ? token_count : min(token_count, kTileTokens);
   SharedMemory shared;
-  T* const slab = shared.take<T>(held * kChannels);
-  Member* const order = shared.take<Member>(held);
+  T* const slab = shared.take<T>(tile_rows * kChannels);
+  Member* const order = shared.take<Member>(tile_rows);
   const T* const f = tokens + clip * sums.rows * channels;
   const auto weight_of = [&](int token) {
     return sums.weights ? load_number(sums.weights, sums.weight_dtype, clip * token_count + token)
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   int c = warp_id();  // the warp's next cluster, whose sum may have begun in the tile before
   int tile = 0;
   do {
-    const int end = min(tile + held, token_count);
+    const int end = min(tile + tile_rows, token_count);
     if constexpr (!SORTS) {
       fetch_rows<T, WHOLE>(f, sums, clip, token_count, channels, first, end - tile, slab,
                            [&](int i) { return members[tile + i]; });

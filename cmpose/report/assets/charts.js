@@ -27,20 +27,20 @@ function ticks(low, high, count) {
   const raw = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-  return found;
+  const marks = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) marks.push(i * step);
+  return marks;
 }
 
 // 1, 2 and 5 times powers of ten; powers alone where that would be too many, round numbers where
 // it would be too few.
 function logTicks(low, high) {
-  const found = [];
+  const marks = [];
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
-    for (const m of [1, 2, 5]) if (m * 10 ** e >= low * 0.999 && m * 10 ** e <= high * 1.001) found.push(m * 10 ** e);
+    for (const m of [1, 2, 5]) if (m * 10 ** e >= low * 0.999 && m * 10 ** e <= high * 1.001) marks.push(m * 10 ** e);
   }
-  if (found.length < 3) return ticks(low, high, 4);
-  return found.length > 7 ? found.filter((v) => Math.abs(Math.log10(v) % 1) < 1e-9) : found;
+  if (marks.length < 3) return ticks(low, high, 4);
+  return marks.length > 7 ? marks.filter((v) => Math.abs(Math.log10(v) % 1) < 1e-9) : marks;
 }
 
 function chart(figure, data) {
@@ -49,7 +49,7 @@ function chart(figure, data) {
   const hidden = new Set();
   const xs = [...new Set(data.lines.flatMap((line) => line.points.map((p) => p[0])))].sort((a, b) => a - b);
   let at = null; // index into xs that is being read
-  let place = null; // x, y → pixels, of the last drawing
+  let scales = null; // x, y → pixels, of the last drawing
 
   if (data.lines.length > 1) data.lines.forEach((line, i) => {
     const button = document.createElement("button");
@@ -91,17 +91,17 @@ function chart(figure, data) {
     const box = { left: 12 + 7.6 * Math.max(...marks.map((m) => text(m).length), 1), right: width - 10, top: 8, bottom: height - 42 };
     const span = xs.at(-1) - xs[0] || 1;
     const scale = (v) => (log ? Math.log(v) : v);
-    place = [
+    scales = [
       (x) => (xs.length === 1 ? (box.left + box.right) / 2 : box.left + ((x - xs[0]) / span) * (box.right - box.left)),
       (y) => box.bottom - ((scale(y) - scale(low)) / (scale(high) - scale(low))) * (box.bottom - box.top),
     ];
     for (const mark of marks) {
-      const y = place[1](mark);
+      const y = scales[1](mark);
       make("line", { class: "rule", x1: box.left, x2: box.right, y1: y, y2: y }, svg);
       make("text", { x: box.left - 6, y: y + 4, "text-anchor": "end" }, svg).textContent = text(mark);
     }
     for (const mark of xs.length === 1 ? xs : ticks(xs[0], xs.at(-1), Math.max(2, Math.min(6, width / 110)))) {
-      const x = place[0](mark);
+      const x = scales[0](mark);
       make("line", { class: "rule", x1: x, x2: x, y1: box.bottom, y2: box.bottom + 5 }, svg);
       make("text", { x, y: box.bottom + 19, "text-anchor": "middle" }, svg).textContent = text(mark);
     }
@@ -109,13 +109,13 @@ function chart(figure, data) {
     // Backwards: the first line, the sum or the mean, lies on top.
     for (const [line, i] of shown.reverse()) {
       const color = `var(--l${i % 8})`;
-      const points = line.points.map(([x, y]) => `${place[0](x).toFixed(1)},${place[1](y).toFixed(1)}`);
+      const points = line.points.map(([x, y]) => `${scales[0](x).toFixed(1)},${scales[1](y).toFixed(1)}`);
       make("polyline", { class: "line", points: points.join(" "), stroke: color }, svg);
       if (points.length <= 24) {
-        for (const [x, y] of line.points) make("circle", { cx: place[0](x), cy: place[1](y), r: 3.5, fill: color }, svg);
+        for (const [x, y] of line.points) make("circle", { cx: scales[0](x), cy: scales[1](y), r: 3.5, fill: color }, svg);
       }
     }
-    if (at !== null) make("line", { class: "mark", x1: place[0](xs[at]), x2: place[0](xs[at]), y1: box.top, y2: box.bottom }, svg);
+    if (at !== null) make("line", { class: "mark", x1: scales[0](xs[at]), x2: scales[0](xs[at]), y1: box.top, y2: box.bottom }, svg);
   }
 
   function read(index) {
@@ -128,9 +128,9 @@ function chart(figure, data) {
   }
 
   plot.addEventListener("pointermove", (event) => {
-    if (!place) return;
+    if (!scales) return;
     const x = event.clientX - plot.getBoundingClientRect().left;
-    const near = xs.reduce((best, v, i) => (Math.abs(place[0](v) - x) < Math.abs(place[0](xs[best]) - x) ? i : best), 0);
+    const near = xs.reduce((best, v, i) => (Math.abs(scales[0](v) - x) < Math.abs(scales[0](xs[best]) - x) ? i : best), 0);
     if (near !== at) { read(near); draw(); }
   });
   plot.addEventListener("keydown", (event) => {

@@ -188,14 +188,14 @@ function explore(root, clips) {
   // Clusters by the keypoint's score in their tokens, heaviest first.
   function weights(record) {
     const { noncausal, assignment, scores } = record.tokens;
-    const found = new Map();
+    const entries = new Map();
     assignment.forEach((cluster, i) => {
-      const entry = found.get(cluster) || { cluster, score: 0, tokens: 0 };
+      const entry = entries.get(cluster) || { cluster, score: 0, tokens: 0 };
       entry.score += scores[state.joint][noncausal[i]];
       entry.tokens += 1;
-      found.set(cluster, entry);
+      entries.set(cluster, entry);
     });
-    return [...found.values()].sort((a, b) => b.score - a.score);
+    return [...entries.values()].sort((a, b) => b.score - a.score);
   }
 
   function sentence(frame) {
