@@ -11,9 +11,14 @@ from torch import Tensor
 
 @triton.jit
 def count_of(lengths, item, size):
-    """The item's length; one outside 0 to ``size`` is the nearer of the two."""
-    length = tl.load(lengths + item)
-    return tl.where(length < 0, 0, tl.minimum(length, size).to(tl.int32))
+    """The item's length; one outside 0 to ``size`` is the nearer of the two.
+
+    Halves are compared, as a comparison of 64 bits is several instructions.
+    """
+    length, most = tl.load(lengths + item), tl.full((), 0, tl.int32) + size
+    high, low = (length >> 32).to(tl.int32), length.to(tl.uint32)
+    count = tl.minimum(low, most.to(tl.uint32)).to(tl.int32)
+    return tl.where(high == 0, count, tl.where(high < 0, 0, most))
 
 
 def operands(

@@ -155,6 +155,14 @@ def _matrix(tensor, clip, frame, head, stride_b, stride_t, stride_h):
 
 
 @triton.jit
+def _not_negative(stride_b, stride_t, stride_h):
+    """Says so of strides."""
+    tl.assume(stride_b >= 0)
+    tl.assume(stride_t >= 0)
+    tl.assume(stride_h >= 0)
+
+
+@triton.jit
 def _attend(
     q,
     q_high,
@@ -242,16 +250,24 @@ def spatial_attention_forward(
 ):
     """out and lse of BLOCK_M queries of an item."""
     pid = tl.program_id(0)
-    clip, frame, head, number = _item(pid // blocks, T, H)
-    start = (pid % blocks) * BLOCK_M
+    if lengths is None:
+        clip, frame, head, number = _item(pid // blocks, T, H)
+        start = (pid % blocks) * BLOCK_M
+    else:  # divisions without a sign are shorter, which makes up for what lengths add
+        pid, blocks = pid.to(tl.uint32), blocks.to(tl.uint32)
+        clip, frame, head, number = _item(pid // blocks, T.to(tl.uint32), H.to(tl.uint32))
+        start = ((pid % blocks) * BLOCK_M).to(tl.int32)
     q_pointer = _matrix(qkv, clip, frame, head, stride_b, stride_t, stride_h)
     if key_s is None:
         key_b, key_t, key_s, key_h, key_d = stride_b, stride_t, stride_s, stride_h, stride_d
         value_b, value_t, value_s, value_h, value_d = key_b, key_t, key_s, key_h, key_d
-    elif lengths is None:  # with lengths the same costs instructions
+    else:
         # Neither factor of place · stride is negative: one 64-bit product, not three instructions.
         tl.assume(key_s >= 0)
         tl.assume(value_s >= 0)
+        if lengths is not None:  # without, an item's numbers have a sign
+            _not_negative(key_b, key_t, key_h)
+            _not_negative(value_b, value_t, value_h)
     if key is None:
         k_pointer = q_pointer + stride_p
         v_pointer = k_pointer + stride_p

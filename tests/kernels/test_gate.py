@@ -80,7 +80,7 @@ def test_options_of_temporal_attention_cost_little() -> None:
 
 def test_options_of_spatial_attention_cost_little() -> None:
     """Of whole frames: at most 3 % more instructions than the budgets have; q, k and v of their
-    own strides without lengths, of the same strides with them."""
+    own strides too, without lengths and with them."""
     qkv, grad = (torch.zeros(4, 3, 207, *n, 12, 64, dtype=torch.bfloat16) for n in ([3], []))
     lse, options = torch.zeros(4, 3, 12, 207), (None, None, torch.full((4, 3), 207), -0.3)
 
@@ -89,7 +89,7 @@ def test_options_of_spatial_attention_cost_little() -> None:
         spatial_attention.backward(grad, qkv, grad, lse, *options, lse)
 
     every = list(zip(counts.counts_of_call(both, 89), ("forward", "backward"), strict=True))
-    for used in (["strides"], ["separate", "lengths", "scale"]):
+    for used in (["strides"], ["strides", "lengths", "scale"]):
         counted = counts.counts_of_op(
             "spatial_attention", 89, {"B": 2}, "forward", backend="triton", options=used
         )
