@@ -23,14 +23,13 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import highspy
 import networkx as nx  # type: ignore[import-untyped]
-import numpy as np
-import torch
 
 from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.launches import Counting
@@ -151,10 +150,10 @@ def _loops(kernel: Kernel, counting: Counting, places: list[Place]) -> Iterator[
     for head, body in loops(following).items():
         back = 0
         for at in body:
-            for way, then in enumerate(following[at]):
-                if then == head:
-                    jumped = way == len(following[at]) - 1 and kernel.rows[at].name == "bra"
-                    back += jumps[at] if jumped else stayed[at]
+            if head in following[at]:
+                row = kernel.rows[at]
+                jumped = row.name == "bra" and row.numbers[0] == head
+                back += jumps[at] if jumped else stayed[at]
         if visits[head]:
             own = frozenset(places[at] for at in body)
             yield Loop(own, float(visits[head] / max(visits[head] - back, 1)), len(body))
@@ -240,85 +239,66 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     return Executed(times, missed / total if total else 0.0)
 
 
-Sum: TypeAlias = dict[int, float]
-"""Columns of the linear program, each times an amount; column -1 is the number 1."""
-
-ONE: Sum = {-1: 1.0}
-
-
-def _sum(*terms: tuple[float, Sum]) -> Sum:
-    total: Sum = defaultdict(float)
-    for factor, one in terms:
-        for column, amount in one.items():
-            total[column] += factor * amount
-    return dict(total)
-
-
 class _Problem:
-    """The linear program: columns are edges, partings, joins and what the anchors lack.
+    """The linear program.
 
     Attributes:
         count: how often each block is executed that can be reached.
-        rows: sums that are 0.
+        edges: how often one block follows another.
     """
 
     def __init__(self, blocks: list[Block], wanted: Wanted) -> None:
         self.blocks, self.wanted = blocks, wanted
-        self.prices: list[float] = []
-        self.rows: list[Sum] = []
+        self.program = highspy.Highs()
+        self.program.silent()
         following = [
             [*block.next, *([] if block.call is None else [block.call])] for block in blocks
         ]
-        self.count = {at: ONE if at == 0 else {} for at in sorted(graph(following))}
-        self.edges: dict[tuple[int, int], Sum] = {}
+        reached = sorted(graph(following))
+        self.count = {at: self._any(len(blocks[at].instructions)) for at in reached}
+        self.edges = {(at, to): self._any() for at in reached for to in blocks[at].next}
         self._flow()
         self._enter()
 
-    def _any(self, price: float = 0.0) -> Sum:
+    def _any(self, price: float = 0.0) -> Any:
         """A number from 0 on, at a price."""
-        self.prices.append(price)
-        return {len(self.prices) - 1: 1.0}
+        return self.program.addVariable(obj=price)
 
-    def _off(self, price: float) -> Sum:
+    def _off(self, price: float) -> Any:
         """A number of either sign."""
-        return _sum((1.0, self._any(price)), (-1.0, self._any(price)))
+        return self._any(price) - self._any(price)
 
-    def _zero(self, *terms: tuple[float, Sum]) -> None:
-        self.rows.append(_sum(*terms))
+    def _sum(self, *terms: Any) -> Any:
+        return self.program.qsum(terms, 0.0)
 
     def _flow(self) -> None:
         """Warps that enter a block leave it, but where lanes part or join."""
-        parts, joins, leaving = list[tuple[float, Sum]](), list[tuple[float, Sum]](), {}
-        count, may_part = self.count, self.wanted.partings > 0
-        for at in count:
-            block, leaving[at] = self.blocks[at], list[tuple[float, Sum]]()
-            for to in block.next:
-                edge = self.edges[at, to] = self._any()
-                leaving[at].append((1.0, edge))
-                count[to] = _sum((1.0, count[to]), (1.0, edge))
-            if block.exits or block.returns:
-                leaving[at].append((1.0, self._any()))
-            if may_part and len(block.next) > 1:
-                parting = self._any(PARTING)
-                leaving[at].append((-1.0, parting))
-                parts.append((1.0, parting))
-                for to in block.next:  # a warp that parts takes both ways
-                    self._zero((1.0, self.edges[at, to]), (-1.0, parting), (-1.0, self._any()))
+        may_part, holds = self.wanted.partings > 0, self.program.addConstr
+        into: dict[int, list[Any]] = defaultdict(list)
+        parted, joined = list[Any](), list[Any]()
+        for (_, to), edge in self.edges.items():
+            into[to].append(edge)
+        for at, count in self.count.items():
+            block = self.blocks[at]
+            if block.call is not None:
+                into[block.call].append(count)
             if may_part and block.joins:
-                joins.append((-1.0, self._any(PARTING)))
-                count[at] = _sum((1.0, count[at]), joins[-1])
-        for at in count:
-            callee = self.blocks[at].call
-            if callee is not None:
-                count[callee] = _sum((1.0, count[callee]), (1.0, count[at]))
-        for at in count:
-            self._zero(*leaving[at], (-1.0, count[at]))
-            for column, amount in count[at].items():
-                if column >= 0:
-                    self.prices[column] += amount * len(self.blocks[at].instructions)
-        if parts or joins:
-            self._zero(*parts, *joins)
-            self._zero(*parts, (1.0, self._any()), (-self.wanted.partings, ONE))
+                joined.append(self._any(PARTING))
+                into[at].append(-1.0 * joined[-1])
+            leaving = [self.edges[at, to] for to in block.next]
+            if may_part and len(leaving) > 1:
+                parted.append(self._any(PARTING))
+                for edge in leaving:  # a warp that parts takes both ways
+                    holds(edge >= parted[-1])
+                leaving.append(-1.0 * parted[-1])
+            if block.exits or block.returns:
+                leaving.append(self._any())
+            holds(self._sum(*leaving) == count)
+        for at, count in self.count.items():
+            holds(self._sum(*into[at]) + float(at == 0) == count)
+        if may_part:
+            holds(self._sum(*parted) == self._sum(*joined))
+            holds(self._sum(*parted) <= self.wanted.partings)
 
     def _enter(self) -> None:
         """A loop is entered at least as often as the PTX's rounds ask for.
@@ -339,34 +319,29 @@ class _Problem:
             )
             unknown = not any(anchor_of(one)[0] for one in held) and len(held) < 2 * like.length
             into = [(at in body, edge) for (at, to), edge in self.edges.items() if to == head]
-            if head == 0:
-                into.append((False, ONE))
-            rounds = ((1.0 if again else 1.0 - like.rounds, edge) for again, edge in into)
-            self._zero(*rounds, (1.0, self._any(VISIT_PRICE * unknown)))
+            rounds = [edge * (1.0 if again else 1.0 - like.rounds) for again, edge in into]
+            at_start = (1.0 - like.rounds) * (head == 0)
+            self.program.addConstr(
+                self._sum(*rounds, self._any(VISIT_PRICE * unknown)) + at_start == 0
+            )
 
     def hold(self, what: str, anchor: _Anchor) -> None:
         """Adds an anchor; how often a guard lets its instruction run is free."""
-        terms = list[tuple[float, Sum]]()
+        terms = [amount * self.count[at] for at, amount, guard in anchor.held if not guard]
         guarded: dict[int, float] = defaultdict(float)
         for at, amount, guard in anchor.held:
-            if guard:
-                guarded[at] += amount
-            else:
-                terms.append((amount, self.count[at]))
+            guarded[at] += amount * guard
         for at, amount in guarded.items():
-            part = self._any()
-            terms.append((1.0, part))
-            self._zero((1.0, part), (1.0, self._any()), (-amount, self.count[at]))
+            if amount:
+                terms.append(self._any())
+                self.program.addConstr(terms[-1] <= amount * self.count[at])
         if anchor.gone:
-            missing = self._any()
-            terms.append((1.0, missing))
-            self._zero((1.0, missing), (1.0, self._any()), (-anchor.gone, ONE))
-        least = anchor.wanted / (2 if what == "float32" else 1)
+            terms.append(self.program.addVariable(ub=anchor.gone))
         if what in LOW:
-            terms += [(1.0, self._any(LOW_PRICE)), (-1.0, self._any())]
+            least = anchor.wanted / (2 if what == "float32" else 1)
+            self.program.addConstr(self._sum(*terms, self._any(LOW_PRICE)) >= least)
         else:
-            terms.append((1.0, self._off(PRICE)))
-        self._zero(*terms, (-least, ONE))
+            self.program.addConstr(self._sum(*terms, self._off(PRICE)) == anchor.wanted)
 
     def visit(self) -> None:
         """Adds the blocks' visits, at a low price, as ptxas may move a single instruction.
@@ -382,70 +357,16 @@ class _Problem:
             lone = [wanted.visits[p] for p in places if p in wanted.visits and copies[p] == 1]
             if lone or (visits and not any(visits)):
                 times = statistics.median(lone or [0.0])
-                self._zero((1.0, self.count[at]), (1.0, self._off(VISIT_PRICE)), (-times, ONE))
+                self.program.addConstr(self.count[at] + self._off(VISIT_PRICE) == times)
 
     def solved(self) -> list[float]:
-        matrix = np.zeros((len(self.rows), len(self.prices) + 1))  # the last column is the 1
-        for number, row in enumerate(self.rows):
-            for column, amount in row.items():
-                matrix[number, column] = amount
-        values = [*least(np.array(self.prices), matrix[:, :-1], -matrix[:, -1]), 1.0]
-        times = [0.0] * len(self.blocks)
-        for at, count in self.count.items():
-            times[at] = max(float(sum(n * values[column] for column, n in count.items())), 0.0)
-        return times
+        """How often each block is executed.
 
-
-def least(c: np.ndarray, a: np.ndarray, b: np.ndarray, steps: int = 100) -> np.ndarray:
-    """x ≥ 0 with A x = b that makes c · x least, by Mehrotra's predictor-corrector method.
-
-    Raises:
-        ArithmeticError: no solution was found.
-    """
-    rows, columns = a.shape
-    # Most columns have one number: in A D Aᵀ they are on the diagonal.
-    lone = np.count_nonzero(a, 0) == 1
-    several, squares = a[:, ~lone], np.square(a[:, lone])
-
-    def factored(scale: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Solves (A D Aᵀ) y = right; D has ``scale`` on its diagonal."""
-        normal = (several * scale[~lone]) @ several.T
-        normal[np.diag_indices(rows)] += squares @ scale[lone]
-        normal[np.diag_indices(rows)] += 1e-12 * (1.0 + normal.diagonal())
-        parts = torch.linalg.lu_factor(torch.from_numpy(normal))
-
-        def solved(right: np.ndarray) -> np.ndarray:
-            return torch.linalg.lu_solve(*parts, torch.from_numpy(right)[:, None])[:, 0].numpy()
-
-        return solved
-
-    def newton(aim: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The step for A x, Aᵀ y + s and, by ``aim``, x · s."""
-        dy = solve(primal + a @ (x / s * dual - aim / s))
-        ds = dual - a.T @ dy
-        return (aim - x * ds) / s, dy, ds
-
-    def length(value: np.ndarray, change: np.ndarray) -> float:
-        """The longest step that keeps all values positive, 1 at most."""
-        falls = change < 0
-        return min(1.0, float((-value[falls] / change[falls]).min(initial=np.inf)))
-
-    solve = factored(np.ones(columns))
-    x, y = a.T @ solve(b), solve(a @ c)
-    s = c - a.T @ y
-    x += max(-1.5 * x.min(), 0.0) + 1.0
-    s += max(-1.5 * s.min(), 0.0) + 1.0
-    for _ in range(steps):
-        gap = x @ s / columns
-        primal, dual = b - a @ x, c - a.T @ y - s
-        near = np.abs(primal).max() < 1e-7 * (1 + np.abs(b).max())
-        if near and gap * columns < 1e-7 * (1 + abs(c @ x)):
-            return x
-        solve = factored(x / s)
-        dx, dy, ds = newton(-x * s)
-        after = (x + length(x, dx) * dx) @ (s + length(s, ds) * ds) / columns
-        dx, dy, ds = newton(gap * (after / gap) ** 3 - x * s - dx * ds)
-        x = x + 0.995 * length(x, dx) * dx
-        way = 0.995 * length(s, ds)
-        y, s = y + way * dy, s + way * ds
-    raise ArithmeticError("the executed blocks' linear program has no solution that was found")
+        Raises:
+            ArithmeticError: no solution was found.
+        """
+        self.program.minimize()
+        if self.program.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            raise ArithmeticError("the executed blocks' linear program has no solution")
+        times = self.program.vals(self.count)
+        return [max(float(times.get(at, 0.0)), 0.0) for at in range(len(self.blocks))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import struct
 
-import numpy as np
 import pytest
 import torch
 
@@ -220,17 +219,6 @@ def test_loads_that_ptxas_makes_one() -> None:
         _, found, code = ran(body, torch.rand(32), torch.zeros(32), number=number)
         assert found.unmatched < 1e-6
         assert times_of(code, found, "LDG") == pytest.approx(1, abs=1e-3)
-
-
-def test_least() -> None:
-    """A linear program whose solution is seen at once."""
-    # the least of 2a + b + 3c where a + b + c = 4 and a − c = 1
-    found = executed.least(
-        np.array([2.0, 1.0, 3.0]),
-        np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0]]),
-        np.array([4.0, 1.0]),
-    )
-    assert found == pytest.approx([1.0, 3.0, 0.0], abs=1e-5)
 
 
 def test_sampled_blocks() -> None:
