@@ -25,9 +25,9 @@ from typing import NamedTuple
 from csrc.toolkit import (
     Arch,
     BuildError,
+    CompileTarget,
     NoToolkit,
     Nvcc,
-    Target,
     choose_target,
     cxx,
     dotted,
@@ -76,7 +76,7 @@ class BuildPlan(NamedTuple):
     source: Path
     folder: Path
     nvcc: Nvcc
-    target: Target
+    target: CompileTarget
     version: str
     line_info: bool = False
 

@@ -238,7 +238,7 @@ def refusal(nvcc: Nvcc, text: str, environ: Mapping[str, str] = os.environ) -> s
 # -- architectures --------------------------------------------------------------------------------
 
 
-class Target(NamedTuple):
+class CompileTarget(NamedTuple):
     """What is compiled for.
 
     Attributes:
@@ -289,7 +289,7 @@ def _words(value: str) -> list[str]:
     return re.split(r"[;,\s]+", value.strip(";, \t\n"))
 
 
-def parse_archs(source: str, value: str, nvcc: Nvcc | None = None) -> Target:
+def parse_archs(source: str, value: str, nvcc: Nvcc | None = None) -> CompileTarget:
     """The architectures that a list names, in torch's syntax: ``8.9;Hopper;12.0+PTX``.
 
     Args:
@@ -309,10 +309,12 @@ def parse_archs(source: str, value: str, nvcc: Nvcc | None = None) -> Target:
             target = parse_archs(source, NAMES[name])
         elif name == "all" and nvcc is not None:
             every = tuple(sorted(arch for arch in nvcc.archs if arch >= OLDEST))
-            target = Target(every, every[-1:])
+            target = CompileTarget(every, every[-1:])
         elif name in ("native", "auto"):
             cards = tuple(sorted(set(native_archs())))
-            target = Target(cards, cards[-1:]) if cards else parse_archs(source, DEFAULT_ARCHS)
+            target = (
+                CompileTarget(cards, cards[-1:]) if cards else parse_archs(source, DEFAULT_ARCHS)
+            )
             if not cards:
                 notes.append(f"{source}={value}: no card is seen here, so that {word} is Common")
         else:
@@ -323,10 +325,10 @@ def parse_archs(source: str, value: str, nvcc: Nvcc | None = None) -> Target:
                     "8.9 or 8.6;8.9;9.0+PTX, or names such as Ada;Hopper, All, Common, native"
                 )
             one = (int(match[1]), int(match[2]))
-            target = Target((one,), (one,) if match[3] else ())
+            target = CompileTarget((one,), (one,) if match[3] else ())
         archs.update(target.archs)
         ptx.update(target.archs[-1:] if plus else (), target.ptx)
-    return Target(tuple(sorted(archs)), tuple(sorted(ptx)), tuple(notes))
+    return CompileTarget(tuple(sorted(archs)), tuple(sorted(ptx)), tuple(notes))
 
 
 def native_archs() -> list[Arch]:
@@ -349,7 +351,7 @@ def native_archs() -> list[Arch]:
     return capabilities
 
 
-def choose_target(nvcc: Nvcc, environ: Mapping[str, str] = os.environ) -> Target:
+def choose_target(nvcc: Nvcc, environ: Mapping[str, str] = os.environ) -> CompileTarget:
     """What to compile for: the environment's list, else :data:`DEFAULT_ARCHS`.
 
     What is too old for the kernels, or too new for nvcc, is left out, and a note says so. In place
@@ -395,4 +397,4 @@ def choose_target(nvcc: Nvcc, environ: Mapping[str, str] = os.environ) -> Target
         )
     if new:
         notes.append(f"{setting}: {dotted(new)} left out, nvcc {nvcc.version} does not know it")
-    return Target(tuple(sorted(archs)), tuple(sorted(ptx)), tuple(notes))
+    return CompileTarget(tuple(sorted(archs)), tuple(sorted(ptx)), tuple(notes))

@@ -260,7 +260,7 @@ def candidates(
     return neighbours
 
 
-class Target(NamedTuple):
+class TunedLine(NamedTuple):
     """A line of the table, and the calls that use it."""
 
     line: Line
@@ -272,14 +272,14 @@ class Target(NamedTuple):
         return candidates(self.line[0], self.pinned, self.loops, quick)
 
 
-def targets(calls: Iterable[tuple[str, Call]], arch: int) -> list[Target]:
+def targets(calls: Iterable[tuple[str, Call]], arch: int) -> list[TunedLine]:
     """The lines that ``calls`` reach, each once."""
-    by_line: dict[Line, Target] = {}
+    by_line: dict[Line, TunedLine] = {}
     for name, call in calls:
         for line, launched in record(call, arch):
             source = inspect.getsource(launched.kernel.fn)
             loops = re.search(r"\bin (tl\.)?range\(", source) is not None
-            target = by_line.setdefault(line, Target(line, launched.config, loops, []))
+            target = by_line.setdefault(line, TunedLine(line, launched.config, loops, []))
             if (name, call) not in target.calls:
                 target.calls.append((name, call))
     return list(by_line.values())
@@ -363,7 +363,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    target: Target, config: Config, expected: list[Any], arch: int, quick: bool
+    target: TunedLine, config: Config, expected: list[Any], arch: int, quick: bool
 ) -> Measured:
     """Times ``config`` on the target's calls, if their results are as ``expected``."""
     times = []
@@ -392,7 +392,7 @@ def estimator() -> Estimator | None:
         raise
 
 
-def estimate(target: Target, config: Config, arch: int, estimated: Estimator) -> Measured:
+def estimate(target: TunedLine, config: Config, arch: int, estimated: Estimator) -> Measured:
     """What the launches of ``config`` should take on the target's calls."""
     try:
         with pinned_to(target.line, config):
@@ -406,7 +406,7 @@ def estimate(target: Target, config: Config, arch: int, estimated: Estimator) ->
 
 
 def tune(
-    target: Target, arch: int, quick: bool, estimated: Estimator | None = None
+    target: TunedLine, arch: int, quick: bool, estimated: Estimator | None = None
 ) -> list[Measured]:
     """The pinned configuration and its candidates, the pinned one first, measured or estimated."""
     expected = [] if estimated else [call() for _, call in target.calls]
@@ -440,7 +440,7 @@ def best(measured: list[Measured]) -> Measured:
 # -- the program ----------------------------------------------------------------------------------
 
 
-def show_ranked(target: Target, ranked: list[Measured]) -> None:
+def show_ranked(target: TunedLine, ranked: list[Measured]) -> None:
     """Prints the configurations of a line by their estimates, those that cannot run last."""
     kernel, variant = target.line
     print(f"{kernel}, variant {variant!r}:")
@@ -474,7 +474,7 @@ def rank(ops: list[str], shapes: Iterable[Shape], arch: int, quick: bool) -> int
     return int(failed)
 
 
-def show(target: Target, measured: list[Measured], arch: int) -> None:
+def show(target: TunedLine, measured: list[Measured], arch: int) -> None:
     """Prints what was measured of a line, and the line to put into configs.py."""
     kernel, variant = target.line
     chosen = best(measured)
@@ -502,7 +502,7 @@ def show_unreached(reached: Iterable[Line], ops: list[str]) -> None:
             print(f"{kernel}, variant {variant!r}: no shape reaches it")
 
 
-def show_candidates(target: Target, quick: bool) -> None:
+def show_candidates(target: TunedLine, quick: bool) -> None:
     kernel, variant = target.line
     print(f"{kernel}, variant {variant!r}: pinned {written(target.pinned)}")
     for name, _ in target.calls:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import Draft
 from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, BoxCounts, Scored, check_units
 from cmpose.data.formats.coco import box_of
@@ -59,7 +59,7 @@ class OwnBoxes:
         AnnotationError: naming the file, the entry and the value.
     """
 
-    def __init__(self, path: Path, report: Report) -> None:
+    def __init__(self, path: Path, report: ConvertReport) -> None:
         self.path, self.report = path, report
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such detection file (--boxes)")

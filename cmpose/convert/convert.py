@@ -19,7 +19,7 @@ from cmpose.convert.grouping import Grouping
 from cmpose.convert.options import ConvertOptions, Format
 from cmpose.convert.people import People
 from cmpose.convert.pictures import SourcePictures, place_pictures, placed_name
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import (
     Draft,
     check_pixels,
@@ -50,7 +50,7 @@ def convert(
     out: str | os.PathLike[str],
     images: str | os.PathLike[str],
     options: ConvertOptions | None = None,
-) -> Report:
+) -> ConvertReport:
     """Converts a source into ``out``.
 
     Writes ``images/SPLIT/NAME/000000.jpg`` and so on, ``annotations/SPLIT/NAME.json``,
@@ -84,7 +84,7 @@ def convert(
         raise ValueError(f"split: {options.split!r} is no folder name of letters, digits, _ and -")
     annotations = out / "annotations" / options.split
     _check_free(annotations, options)
-    report = Report(options.on_error)
+    report = ConvertReport(options.on_error)
     format = _format(source, options.format)
     drafts, skeleton = _read(source, format, options, report)
     check_pixels(drafts, source)
@@ -120,7 +120,7 @@ def _write(
     sequences: list[tuple[Sequence, list[Path]]],
     boxes: OwnBoxes | None,
     options: ConvertOptions,
-    report: Report,
+    report: ConvertReport,
 ) -> None:
     """Writes a split: pictures, annotations, and last the report, which says that it is whole."""
     split = options.split
@@ -205,7 +205,7 @@ def _format(source: Path, requested: Format) -> Format:
 
 
 def _read(
-    source: Path, format: Format, options: ConvertOptions, report: Report
+    source: Path, format: Format, options: ConvertOptions, report: ConvertReport
 ) -> tuple[list[Draft], Skeleton]:
     own_skeleton = read_skeleton(Path(options.skeleton)) if options.skeleton else None
     if format == "posetrack17":
@@ -228,7 +228,7 @@ def _read(
     return drafts, skeleton
 
 
-def _annolist_drafts(source: Path, options: ConvertOptions, report: Report) -> list[Draft]:
+def _annolist_drafts(source: Path, options: ConvertOptions, report: ConvertReport) -> list[Draft]:
     drafts = []
     for sequence in load_annotations(
         source.resolve(), format="posetrack17", on_error=options.on_error
@@ -258,7 +258,7 @@ def _write_report(
     format: Format,
     sequences: list[Sequence],
     options: ConvertOptions,
-    report: Report,
+    report: ConvertReport,
 ) -> None:
     """Fills in the facts of the report and writes its files."""
     skeleton = sequences[0].skeleton

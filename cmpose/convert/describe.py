@@ -6,7 +6,7 @@ from cmpose.convert.grouping import PictureSequence
 from cmpose.convert.options import ConvertOptions
 from cmpose.convert.people import People
 from cmpose.convert.pictures import placed_name
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.upright import upright_draft
 from cmpose.data.pictures import FrameError, check_picture
 from cmpose.data.sequence import AnnotationError, Frame, Sequence
@@ -31,7 +31,7 @@ class Describer:
         options: ConvertOptions,
         skeleton: Skeleton,
         people: People,
-        report: Report,
+        report: ConvertReport,
         *,
         keep_ids: bool,
     ) -> None:

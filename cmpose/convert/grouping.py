@@ -14,7 +14,7 @@ import numpy as np
 from cmpose.convert.options import ConvertOptions
 from cmpose.convert.people import People
 from cmpose.convert.pictures import SourcePictures
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import Draft
 from cmpose.data.sequence import AnnotationError
 
@@ -44,7 +44,11 @@ class Grouping:
     """
 
     def __init__(
-        self, pictures: SourcePictures, options: ConvertOptions, report: Report, people: People
+        self,
+        pictures: SourcePictures,
+        options: ConvertOptions,
+        report: ConvertReport,
+        people: People,
     ) -> None:
         self.pictures, self.options, self.report, self.people = pictures, options, report, people
         self._names: set[str] = set()

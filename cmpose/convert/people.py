@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cmpose.convert.boxes import Box, OwnBoxes
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import NO_BOX, Draft
 from cmpose.data.sequence import AnnotationError, Frame, Person, box_of_keypoints
 from cmpose.data.skeleton import Skeleton
@@ -21,7 +21,7 @@ _LEAST = 2.0
 class People:
     """Checks the people of drafts and puts those that can be used into frames."""
 
-    def __init__(self, report: Report, skeleton: Skeleton, boxes: OwnBoxes | None) -> None:
+    def __init__(self, report: ConvertReport, skeleton: Skeleton, boxes: OwnBoxes | None) -> None:
         self.report, self.skeleton, self.boxes = report, skeleton, boxes
 
     def fill(self, draft: Draft, frame: Frame, file: Path) -> None:

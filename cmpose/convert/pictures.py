@@ -10,7 +10,7 @@ from typing import Literal
 
 import cv2
 
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import Draft
 from cmpose.data.formats.messages import short
 from cmpose.data.frames import FrameFolder, nearly_there
@@ -39,7 +39,9 @@ class SourcePictures:
         outside: whether pictures may lie elsewhere than below ``images``.
     """
 
-    def __init__(self, images: Path, report: Report, *, numbered: bool, outside: bool) -> None:
+    def __init__(
+        self, images: Path, report: ConvertReport, *, numbered: bool, outside: bool
+    ) -> None:
         self.images, self.report, self.numbered, self.outside = images, report, numbered, outside
         self._folders: dict[Path, FrameFolder] = {}
         self._found: dict[Path, Draft] = {}

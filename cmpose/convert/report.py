@@ -14,7 +14,7 @@ EXAMPLES = 5
 
 
 @dataclass
-class Report:
+class ConvertReport:
     """Counts, each with a few examples.
 
     Attributes:

@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET, Struct
 
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.data.formats.boxes import IN_SHARES
 from cmpose.data.formats.coco import box_of, check_image_size, file_name_of, numbers
-from cmpose.data.formats.documents import Annotation, Category, PoseDocument, Target, VideoImage
+from cmpose.data.formats.documents import (
+    Annotation,
+    AnnotationSubject,
+    Category,
+    PoseDocument,
+    VideoImage,
+)
 from cmpose.data.formats.messages import comma_list, short
 from cmpose.data.formats.reader import Pixels, Whole, convert, read
 from cmpose.data.formats.skeleton import skeleton_of_category
@@ -79,7 +85,7 @@ def check_pixels(drafts: Items[Draft], source: Path) -> None:
 
 
 def read_coco_drafts(
-    path: Path, report: Report, category_name: str = "", skeleton: Skeleton | None = None
+    path: Path, report: ConvertReport, category_name: str = "", skeleton: Skeleton | None = None
 ) -> tuple[list[Draft], Skeleton]:
     """A COCO keypoints file.
 
@@ -127,20 +133,20 @@ def _add_coco_person(
     number_of: dict[int | str, int],
     skeleton: Skeleton,
     category_id: int | str,
-    report: Report,
+    report: ConvertReport,
     path: Path,
 ) -> None:
     """Adds an annotation to its picture, or reports why it is left out."""
     at = f"annotations[{number}]"
     where = f"{path}: {at}"
-    target = convert(entry, Target, str(path), AnnotationError, at)
-    if target.image_id not in drafts:
+    subject = convert(entry, AnnotationSubject, str(path), AnnotationError, at)
+    if subject.image_id not in drafts:
         report.error(
             "annotation of an unknown image",
-            f"{where}.image_id: {short(target.image_id)} is not among the file's images",
+            f"{where}.image_id: {short(subject.image_id)} is not among the file's images",
         )
         return
-    draft = drafts[target.image_id]
+    draft = drafts[subject.image_id]
     own_id = entry.get("id")
     if isinstance(own_id, (int, str)):
         if own_id in number_of:
@@ -149,17 +155,17 @@ def _add_coco_person(
                 "give every annotation an id of its own"
             )
         number_of[own_id] = number
-    if target.category_id != category_id and "category_id" in entry:
+    if subject.category_id != category_id and "category_id" in entry:
         report.leave_out("annotation of another category", where)
         return
     try:
         annotation = convert(entry, Annotation, str(path), AnnotationError, at)
-        if target.iscrowd:
+        if subject.iscrowd:
             draft.regions += _crowd_regions(annotation, str(path), at)
         else:
             draft.people.append(_coco_person(annotation, skeleton, str(path), at))
     except AnnotationError as error:
-        if target.iscrowd:
+        if subject.iscrowd:
             raise
         report.error("broken annotation", str(error))
 
@@ -254,7 +260,7 @@ _ALIASES = {"neck": "head_bottom"}
 _JOINTS = POSETRACK.keypoints
 
 
-def to_posetrack(drafts: list[Draft], skeleton: Skeleton, report: Report) -> None:
+def to_posetrack(drafts: list[Draft], skeleton: Skeleton, report: ConvertReport) -> None:
     """Re-orders keypoints into PoseTrack's 15 by name; the ones it lacks stay unannotated.
 
     ``neck`` is PoseTrack's ``head_bottom``. Nothing is made up: COCO has neither neck nor crown, so

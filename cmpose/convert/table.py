@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import NO_BOX, Draft
 from cmpose.data.formats.messages import comma_list, short
 from cmpose.data.formats.reader import MOST_PIXELS, read_text
@@ -24,7 +24,7 @@ _COLUMNS = (*_NEEDED, "image", "frame", "sequence", "track", "visible")
 
 
 def read_csv_drafts(
-    path: Path, report: Report, skeleton: Skeleton | None = None
+    path: Path, report: ConvertReport, skeleton: Skeleton | None = None
 ) -> tuple[list[Draft], Skeleton]:
     """A CSV with one keypoint a row.
 
@@ -100,7 +100,7 @@ def _try_csv_row(
     skeleton: Skeleton,
     drafts: dict[tuple[str, str], Draft],
     people: dict[tuple[str, str, str], Person],
-    report: Report,
+    report: ConvertReport,
 ) -> None:
     try:
         _csv_row(where, row, skeleton, drafts, people)

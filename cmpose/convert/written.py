@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.data.formats.reader import read
 from cmpose.data.sequence import AnnotationError
 from cmpose.files import write_text, writing
@@ -137,7 +137,7 @@ class WrittenFiles:
                 with writing(path):
                     path.unlink()
 
-    def remove_stale(self, report: Report, pictures: Iterable[Path]) -> None:
+    def remove_stale(self, report: ConvertReport, pictures: Iterable[Path]) -> None:
         """Removes what an earlier conversion wrote and this one does not.
 
         Annotations are not among it: their folder is replaced as a whole.
@@ -159,7 +159,7 @@ class WrittenFiles:
                 with suppress(OSError):  # there is more in it
                     path.parent.rmdir()
 
-    def warn_of_others(self, report: Report) -> None:
+    def warn_of_others(self, report: ConvertReport) -> None:
         """Warns of files among those of the split that no conversion wrote: they stay."""
         for folder in sorted({file.rpartition("/")[0] for file in self.now}):
             if folder.endswith(f"/{self.split}") or folder.startswith("images/"):

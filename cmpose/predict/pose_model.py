@@ -29,7 +29,7 @@ from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import Predictor
 from cmpose.predict.stream import PoseStream
 from cmpose.predict.table import columns, joint_angles, rows
-from cmpose.predict.window import Window
+from cmpose.predict.window import DesktopWindow
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -313,7 +313,7 @@ class Prediction:
         Raises:
             WindowError: there is no display.
         """
-        with Window(f"{self.source}: poses") as window:
+        with DesktopWindow(f"{self.source}: poses") as window:
             count = 0
             for frame in self:
                 window.show(frame.plot())

@@ -26,7 +26,7 @@ from cmpose.predict.predictor import Predictor
 from cmpose.predict.progress import Progress
 from cmpose.predict.results import metrics_of, summary, write_last_metrics, write_results
 from cmpose.predict.stream import PoseStream
-from cmpose.predict.window import Window
+from cmpose.predict.window import DesktopWindow
 from cmpose.predict.write import FrameWriter
 
 
@@ -83,7 +83,7 @@ def predict_video(
     out = Path(out)
     predictor = _loaded(checkpoint_path, device, chosen)
     with ExitStack() as stack:
-        window = stack.enter_context(Window(f"{video}: poses")) if show else None
+        window = stack.enter_context(DesktopWindow(f"{video}: poses")) if show else None
         source = stack.enter_context(open_video(video, fps=chosen.fps, on_error=chosen.on_error))
         clock = Clock()
         with clock("decode"):
@@ -183,7 +183,7 @@ def _predict(
     detections: VideoDetections | None,
     clock: Clock,
     stop: Event,
-    window: Window | None,
+    window: DesktopWindow | None,
     *,
     progress: bool,
 ) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _predict(
     with clock("write results"):
         skeleton = predictor.model.skeleton
         write_results(out, video, journal, options, predictor.config, skeleton)
-    metrics = metrics_of(info, options, journal.done, start, writer.tally, detections, clock)
+    metrics = metrics_of(info, options, journal.done, start, writer.totals, detections, clock)
     write_last_metrics(out, metrics)
     journal.finish(metrics)
     if progress:

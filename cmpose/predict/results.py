@@ -26,7 +26,7 @@ from cmpose.predict.options import Options
 from cmpose.predict.table import rows, write_csv
 
 
-class Tally:
+class Totals:
     """What predicted frames add up to.
 
     Attributes:
@@ -125,7 +125,7 @@ def metrics_of(
     options: Options,
     frames: int,
     start: int,
-    tally: Tally,
+    totals: Totals,
     boxes: VideoDetections | None,
     clock: Clock,
 ) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def metrics_of(
         options: how.
         frames: of the video that were predicted, by this run or an interrupted one.
         start: those by an interrupted one.
-        tally: of all frames.
+        totals: of all frames.
         boxes: of the detection file.
         clock: of this run.
     """
@@ -149,14 +149,14 @@ def metrics_of(
         "box_source": options.box_source,
         "frames": frames,
         "frames_missing": video.missing,
-        **tally.counts,
+        **totals.counts,
         "keypoint_score": options.keypoint_score,
         **({} if boxes is None else _uses_of(boxes, frames)),
         "resumed_at_frame": start,
         "seconds": seconds,
         "frames_per_second": (frames - start) / seconds,
         "seconds_by_part": dict(parts) | {"rest": seconds - sum(parts.values())},
-        "explained": tally.pictures,
+        "explained": totals.pictures,
     }
 
 

@@ -18,8 +18,8 @@ _MARGIN = 120
 """Pixels of the screen that are left for the window's frame and the desktop's bars."""
 
 
-class Window:
-    """A window of the desktop, by tkinter: OpenCV's wheel without a desktop has none.
+class DesktopWindow:
+    """By tkinter: OpenCV's wheel without a desktop has none.
 
     Attributes:
         closed: whether its user has closed it, or pressed q or Escape.
@@ -75,7 +75,7 @@ class Window:
             self._root.update()
             time.sleep(0.02)
 
-    def __enter__(self) -> Window:
+    def __enter__(self) -> DesktopWindow:
         return self
 
     def __exit__(

@@ -21,8 +21,8 @@ from cmpose.predict.one_euro import KeypointSmoother
 from cmpose.predict.options import Options
 from cmpose.predict.outputs import drawn_file
 from cmpose.predict.predictor import Predictor
-from cmpose.predict.results import Tally
-from cmpose.predict.window import Window
+from cmpose.predict.results import Totals
+from cmpose.predict.window import DesktopWindow
 
 _QUALITY = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
 
@@ -51,7 +51,7 @@ class FrameWriter:
     """Explains predicted frames, notes them in the journal, counts and draws them.
 
     Attributes:
-        tally: of all frames so far.
+        totals: of all frames so far.
         explainer: what is explained.
         to_draw: whether the video with skeletons is to be drawn; an earlier run may have done it.
     """
@@ -64,7 +64,7 @@ class FrameWriter:
         journal: Journal,
         options: Options,
         clock: Clock,
-        window: Window | None = None,
+        window: DesktopWindow | None = None,
     ) -> None:
         """
         Args:
@@ -79,7 +79,7 @@ class FrameWriter:
         self.info, self.journal, self.clock = info, journal, clock
         self.skeleton = predictor.model.skeleton
         self.keypoint_score = options.keypoint_score
-        self.tally = Tally(self.keypoint_score)
+        self.totals = Totals(self.keypoint_score)
         self.explainer = Explainer(predictor, info, out, options)
         self._smoothed = KeypointSmoother(options.smooth_keypoints, info.fps)
         self.path, self.window = drawn_file(out, info), window
@@ -135,7 +135,7 @@ class FrameWriter:
 
     def count(self, frame: PredictedFrame) -> None:
         """A frame that is in the journal; nothing is drawn."""
-        self.tally.add(frame)
+        self.totals.add(frame)
         self.explainer.due(frame)  # so that it is not explained again
 
     def drawn_so_far(self) -> str:

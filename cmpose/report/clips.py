@@ -17,7 +17,7 @@ from cmpose.distributed import pick_device
 from cmpose.evaluation.decode import decode_heatmaps, to_crop
 from cmpose.evaluation.inference import clip_tokens, compute_dtype, predict_heatmaps
 from cmpose.models.cmpose import CMPose
-from cmpose.report.page import Clip, ClipFrame, Tile
+from cmpose.report.page import Clip, ClipFrame, Thumbnail
 from cmpose.report.samples import Sample, Samples, pick
 from cmpose.viz.draw import draw_skeleton
 from cmpose.viz.record import jpeg_uri, make_record
@@ -61,8 +61,8 @@ class ShownClips:
         frames: of all clips.
     """
 
-    worst: list[Tile] = field(default_factory=list)
-    best: list[Tile] = field(default_factory=list)
+    worst: list[Thumbnail] = field(default_factory=list)
+    best: list[Thumbnail] = field(default_factory=list)
     clips: list[Clip] = field(default_factory=list)
     frames: int = 0
 
@@ -140,7 +140,7 @@ class _CroppedPerson:
             for i, record in enumerate(self.clips.records if self.clips is not None else ())
         }
 
-    def tile(self, sample: Sample, clip: int | None) -> Tile:
+    def tile(self, sample: Sample, clip: int | None) -> Thumbnail:
         """The person in one frame, true and predicted; a click on it opens ``clip``."""
         assert self.clips is not None
         item = self.clips[self.index[sample.frame.image_id]]
@@ -170,7 +170,7 @@ class _CroppedPerson:
             heading = f"{sample.error:.2f} {self.unit}"
             error = f"{heading} off"
         detail = f"{who}, {sample.person.num_visible} joints"
-        return Tile(
+        return Thumbnail(
             jpeg_uri(picture), f"{who}: predicted and true pose, {error}", heading, detail, clip
         )
 

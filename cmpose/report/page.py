@@ -59,7 +59,7 @@ class Table:
 
 
 @dataclass
-class Tile:
+class Thumbnail:
     """A picture with two lines of text; a click opens what it shows.
 
     Attributes:
@@ -142,8 +142,8 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     table_notes: list[str] = field(default_factory=list)
     measure: str = ""
-    worst: list[Tile] = field(default_factory=list)
-    best: list[Tile] = field(default_factory=list)
+    worst: list[Thumbnail] = field(default_factory=list)
+    best: list[Thumbnail] = field(default_factory=list)
     clips: list[Clip] = field(default_factory=list)
     clips_intro: str = ""
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -373,7 +373,7 @@ def _tiles(report: Report, first: int) -> str:
     return "".join(parts)
 
 
-def _tile(tile: Tile, first: int) -> str:
+def _tile(tile: Thumbnail, first: int) -> str:
     opens = "" if tile.clip is None else f' data-clip="{first + tile.clip}"'
     if tile.clip is None or not tile.shown:
         opens += f' data-large="{escape(tile.large)}"'

@@ -21,7 +21,7 @@ from cmpose.data.transforms import crop_matrix, crop_region, warp
 from cmpose.data.video import VideoError, open_video
 from cmpose.predict.journal import FINISHED
 from cmpose.report.inputs import METRICS, ReportError, read_metrics
-from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Tile
+from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Thumbnail
 from cmpose.viz.record import RecordError, jpeg_uri, read_record
 
 TRACKS = 8
@@ -229,7 +229,7 @@ def _tiles(
                 explained = clip is not None and _start_at(report.clips[clip], pose.frame.index)
                 alt = f"{pose}: predicted pose, mean joint score {pose.score:.2f}"
                 heading = f"score {pose.score:.2f}"
-                tiles.append(Tile(cut, alt, heading, str(pose), clip, explained, large))
+                tiles.append(Thumbnail(cut, alt, heading, str(pose), clip, explained, large))
     report.measure = MEASURE.format(count=len(poses))
     report.groups = ("Lowest score", "Highest score")
     if not report.worst:

@@ -34,7 +34,7 @@ _CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Options:
+class AblationOptions:
     """What a call changes of its preset; what is empty, 0 or None is the preset's.
 
     Attributes:
@@ -60,7 +60,7 @@ def ablate(
     recipe: Config | None = None,
     *,
     own_data: bool = False,
-    options: Options | None = None,
+    options: AblationOptions | None = None,
     progress: bool = True,
 ) -> bool:
     """Trains and evaluates the runs that are not finished yet, and writes a report of all.
@@ -86,7 +86,7 @@ def ablate(
     started = time.perf_counter()
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}: there are {', '.join(PRESETS)}")
-    chosen, folder, options = PRESETS[preset], Path(output), options or Options()
+    chosen, folder, options = PRESETS[preset], Path(output), options or AblationOptions()
     data = None if own_data else chosen.data
     study = Study(
         _full_recipe(preset, recipe, folder, data),
@@ -135,7 +135,7 @@ def _full_recipe(
     return full
 
 
-def _jobs_and_limit(options: Options, preset: Preset) -> tuple[int, float]:
+def _jobs_and_limit(options: AblationOptions, preset: Preset) -> tuple[int, float]:
     jobs = options.jobs or preset.jobs
     limit = preset.limit_minutes if options.limit_minutes is None else options.limit_minutes
     if jobs < 1 or limit < 0 or 0 < 60 * limit <= 2 * GRACE:

@@ -61,14 +61,14 @@ def _ablate(subparser: ArgumentParser) -> None:
 
 
 def _run_ablate(args: Namespace) -> None:
-    from cmpose.study.ablate import Options, ablate
+    from cmpose.study.ablate import AblationOptions, ablate
 
     done = ablate(
         args.output,
         args.preset,
         config.from_namespace(args, _recipe_of_ablate(args)),
         own_data=bool(args.config),
-        options=Options(
+        options=AblationOptions(
             parts=tuple(args.parts),
             ratios=tuple(args.ratios),
             seeds=args.seeds,

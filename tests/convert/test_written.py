@@ -10,7 +10,7 @@ import pytest
 
 from cmpose.convert.convert import convert
 from cmpose.convert.options import ConvertOptions
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.data.sequence import AnnotationError
 from tests.convert.test_convert import coco, pictures
 from tests.data import synthetic
@@ -18,7 +18,7 @@ from tests.data import synthetic
 FILES = [f"v/{n}.jpg" for n in range(4)]
 
 
-def run(tmp_path: Path, files, **options) -> Report:
+def run(tmp_path: Path, files, **options) -> ConvertReport:
     source = synthetic.write_json(tmp_path / "own.json", coco(files))
     return convert(source, tmp_path / "out", tmp_path / "pics", ConvertOptions(**options))
 

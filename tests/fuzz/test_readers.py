@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cmpose import config as configuration
 from cmpose.config import Config, DataConfig
 from cmpose.convert.boxes import OwnBoxes
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import read_coco_drafts
 from cmpose.convert.table import read_csv_drafts
 from cmpose.data.cache.build import build, source_of
@@ -216,10 +216,10 @@ READERS = {
         ValueError,
     ),
     "conversion from COCO": Reader(
-        "c.json", coco(), lambda f: read_coco_drafts(f / "c.json", Report("raise"))
+        "c.json", coco(), lambda f: read_coco_drafts(f / "c.json", ConvertReport("raise"))
     ),
     "conversion's boxes": Reader(
-        "b.json", boxes(frame=3), lambda f: OwnBoxes(f / "b.json", Report())
+        "b.json", boxes(frame=3), lambda f: OwnBoxes(f / "b.json", ConvertReport())
     ),
     "skeleton": Reader("s.json", SKELETON, lambda f: read_skeleton(f / "s.json")),
     "record": Reader("r.json", record(1), lambda f: read_record(f / "r.json"), RecordError),
@@ -380,7 +380,7 @@ def test_damaged_tables_are_read_or_refused_by_name(hunt, tmp_path):
     text = "image,track,keypoint,x,y,visible\na.jpg,0,head,1,2,2\na.jpg,1,head,1,2,\nb,0,head,,,\n"
 
     def read(folder: Path) -> None:
-        read_csv_drafts(folder / "c.csv", Report("raise"))
+        read_csv_drafts(folder / "c.csv", ConvertReport("raise"))
 
     path, reader = tmp_path / "c.csv", Reader("c.csv", text, read)
     hunt(lambda data: check(path, reader, data, tmp_path), damaged_table(text), TRIES)

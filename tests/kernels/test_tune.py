@@ -111,7 +111,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def target(table: None, device: str) -> tune.Target:
+def target(table: None, device: str) -> tune.TunedLine:
     x = torch.arange(100.0, device=device)
     first, second = tune.targets([("copy 100", lambda: copied(x))], 89)
     assert second.line == ("other", 7)
@@ -138,7 +138,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
 
 def test_a_line_is_measured_in_all_its_calls_and_alone(
-    target: tune.Target, timed: list[Config]
+    target: tune.TunedLine, timed: list[Config]
 ) -> None:
     assert target.line == ("copy", None)
     assert target.pinned == c(4, BLOCK=32, CHUNK=16)
@@ -183,7 +183,7 @@ def test_a_pinned_configuration_that_fails_is_no_yardstick(
 
 
 def test_what_it_prints_can_be_put_into_the_table(
-    target: tune.Target, timed: list[Config], capsys: pytest.CaptureFixture[str]
+    target: tune.TunedLine, timed: list[Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = tune.tune(target, 90, quick=True)
     tune.show(target, measured, 90)

@@ -20,7 +20,7 @@ from cmpose.models.weights import checkpoint
 from cmpose.predict.frame import PredictedFrame, PredictedPerson
 from cmpose.predict.predict import predict_video
 from cmpose.predict.predictor import windows
-from cmpose.predict.results import Tally
+from cmpose.predict.results import Totals
 from tests.models.builders import build
 from tests.shared_data import shared_data
 
@@ -152,11 +152,11 @@ def test_tracks_are_the_number_of_ids(weights, clip, tmp_path, capsys):
     metrics = predict_video(video, weights, tmp_path / "out", detections=boxes)
     assert (metrics["people"], metrics["tracks"]) == (1, 1)
     assert "1 poses of 1 tracks" in capsys.readouterr().out
-    tally = Tally(0.1)
+    totals = Totals(0.1)
     for number, ids in enumerate([[0, 9], [1, 9], [], [5, 2], [0]]):
         someone = PredictedPerson(0, 1.0, np.zeros(4), np.zeros((15, 2)), np.zeros(15), False)
-        tally.add(PredictedFrame(number, None, [someone._replace(track_id=i) for i in ids], True))
-    assert tally.counts["tracks"] == 5
+        totals.add(PredictedFrame(number, None, [someone._replace(track_id=i) for i in ids], True))
+    assert totals.counts["tracks"] == 5
 
 
 def test_a_video_that_cannot_be_read(weights, tmp_path):

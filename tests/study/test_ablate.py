@@ -16,7 +16,7 @@ from cmpose.evaluation.intervals import Interval
 from cmpose.files import Interrupted, InUse, claim
 from cmpose.render.settings import Difficulty
 from cmpose.study import ablate as study_module
-from cmpose.study.ablate import Options, ablate
+from cmpose.study.ablate import AblationOptions, ablate
 from cmpose.study.command import UNFINISHED
 from cmpose.study.grid import FULL, PARTS, TABLES, Study, chosen_parts, run_name
 from cmpose.study.pool import RunPool
@@ -120,7 +120,7 @@ def tiny(root, **fields):
 
 TWO_RUNS = {
     "own_data": True,
-    "options": Options(parts=("table5",), seeds=1, jobs=2),
+    "options": AblationOptions(parts=("table5",), seeds=1, jobs=2),
     "progress": False,
 }
 
@@ -322,8 +322,11 @@ def test_results_of_other_settings_or_broken_ones_are_refused(tmp_path):
 def test_arguments_that_cannot_work_are_refused(rendered, tmp_path):
     for fields, message in (
         ({"preset": "tpu"}, r"preset='tpu': there are cpu, gpu"),
-        ({"options": Options(jobs=-1)}, r"jobs=-1.*at least 1"),
-        ({"options": Options(limit_minutes=1.0)}, r"limit_minutes=1\.0: .*more than 1\.3 minutes"),
+        ({"options": AblationOptions(jobs=-1)}, r"jobs=-1.*at least 1"),
+        (
+            {"options": AblationOptions(limit_minutes=1.0)},
+            r"limit_minutes=1\.0: .*more than 1\.3 minutes",
+        ),
         ({"recipe": recipe(rendered)}, r"data\.root=.*renders its own data.*--config"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Table, Tile
+from cmpose.report.page import Chart, Clip, ClipFrame, Line, Report, Table, Thumbnail
 from cmpose.viz.record import jpeg_uri, make_record
 from cmpose.viz.tokens import Tokens
 
@@ -79,10 +79,10 @@ def report(fine: str = "full") -> Report:
         table_notes=["Boxes: ground truth. Data set: </script><script>alert(2)</script>"],
         measure="By error.",
         worst=[
-            Tile(pictures[0], "a pose", "2.1", "x", 1),
-            Tile(pictures[1], "no clip", "2.0", "z"),
+            Thumbnail(pictures[0], "a pose", "2.1", "x", 1),
+            Thumbnail(pictures[1], "no clip", "2.0", "z"),
         ],
-        best=[Tile(pictures[1], "a pose", "0.1", "y", 0, False, pictures[0])],
+        best=[Thumbnail(pictures[1], "a pose", "0.1", "y", 0, False, pictures[0])],
         clips=clips,
         clips_intro="Clips.",
         facts=[("Folder", "a/very/long/" + "name" * 40)],

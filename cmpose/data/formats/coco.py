@@ -18,10 +18,10 @@ from cmpose.data.formats.boxes import NOT_A_PERSON
 from cmpose.data.formats.documents import (
     IMAGE_FIELDS,
     Annotation,
+    AnnotationSubject,
     Category,
     Image,
     PoseDocument,
-    Target,
 )
 from cmpose.data.formats.messages import short
 from cmpose.data.formats.reader import convert
@@ -106,18 +106,18 @@ def _add_person(
     skip: bool,
 ) -> None:
     """Adds an annotation, checked or not, to its frame, or counts why it is left out."""
-    target = entry
+    subject = entry
     if not isinstance(entry, Annotation):
-        target = convert(entry, Target, source, AnnotationError, at)
-    if target.image_id not in frames:
+        subject = convert(entry, AnnotationSubject, source, AnnotationError, at)
+    if subject.image_id not in frames:
         raise AnnotationError(
-            f"{source}: {at}.image_id: {short(target.image_id)} is not among the file's images"
+            f"{source}: {at}.image_id: {short(subject.image_id)} is not among the file's images"
         )
-    sequence, frame, says_labeled = frames[target.image_id]
-    if target.category_id not in layout.people:
+    sequence, frame, says_labeled = frames[subject.image_id]
+    if subject.category_id not in layout.people:
         sequence.skipped[NOT_A_PERSON] += 1
         return
-    if target.iscrowd:
+    if subject.iscrowd:
         sequence.skipped["crowd region (iscrowd)"] += 1
         return
     try:

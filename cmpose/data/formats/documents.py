@@ -65,7 +65,7 @@ class VideoImage(Image, gc=False):
     frame_index: Id | None = None
 
 
-class Target(Struct, gc=False):
+class AnnotationSubject(Struct, gc=False):
     """What an entry of ``annotations`` is of; it decides whether the rest is looked at."""
 
     image_id: Id
@@ -73,7 +73,7 @@ class Target(Struct, gc=False):
     iscrowd: Flag = None
 
 
-class Annotation(Target, gc=False):
+class Annotation(AnnotationSubject, gc=False):
     """An entry of ``annotations``, a person; boxes are x, y, width, height in pixels.
 
     ``bbox_head`` is PoseTrack18's head box, ``head_box`` DetectAndTrack's, two corners.

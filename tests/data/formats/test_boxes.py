@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmpose.convert.boxes import OwnBoxes
-from cmpose.convert.report import Report
+from cmpose.convert.report import ConvertReport
 from cmpose.convert.sources import Draft
 from cmpose.data.formats.boxes import EMPTY, FROM_ZERO, NOT_A_PERSON
 from cmpose.data.formats.detections import load_detections
@@ -40,7 +40,7 @@ def evaluate(path: Path):
 
 
 def convert(path: Path):
-    report = Report()
+    report = ConvertReport()
     own = OwnBoxes(path, report)
     used = sum(
         len(own.of(Draft(f.file_name, "", f.image_id), f, Path(f.file_name))) for f in frames()
@@ -129,7 +129,7 @@ def test_an_entry_that_names_two_pictures_is_refused(tmp_path, more, named):
     """Of which one, cannot be told; where all agree it is taken."""
 
     def used(entry) -> int:
-        own = OwnBoxes(written(tmp_path, [entry]), Report())
+        own = OwnBoxes(written(tmp_path, [entry]), ConvertReport())
         return len(own.of(draft, frame, Path(frame.file_name)))
 
     frame = frames()[1]
