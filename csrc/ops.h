@@ -93,7 +93,7 @@ struct HeadStrides {
 };
 
 // softmax(scale · q kᵀ) v over the tokens of each frame. Rows of q, k and v are aligned to 16
-// bytes, and a frame's rows lie within 2³¹ elements.
+// bytes; the stride of tokens times kMaxAttentionTokens is less than 2³¹ elements.
 struct SpatialAttention {
   int64_t clips;
   int frames, tokens, heads;  // T, S, H
@@ -110,7 +110,8 @@ void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels,
                        void* stream);
 
 // The gradient of softmax(scale · q kᵀ) v over the tokens of each frame. Rows of q, k, v and grad
-// are aligned to 16 bytes, and a frame's rows lie within 2³¹ elements.
+// are aligned to 16 bytes; the stride of tokens times kMaxAttentionTokens is less than 2³¹
+// elements.
 struct SpatialAttentionBackward {
   int64_t clips;
   int frames, tokens, heads;  // T, S, H

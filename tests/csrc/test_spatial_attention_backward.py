@@ -164,6 +164,24 @@ def test_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(actual[0], plain[0]), name
 
 
+@pytest.mark.sanitized
+@pytest.mark.parametrize("d", [64, 80])
+def test_one_token_of_any_stride(d: int) -> None:
+    """The stride of a single token says nothing, but it counts in addresses of rows behind it,
+    of which nothing is read."""
+    generator = torch.Generator().manual_seed(d)
+    grad, q, k, v = (
+        torch.randn(1, 1, 1, 1, d, generator=generator).to(DEVICE, torch.bfloat16) for _ in "gqkv"
+    )
+    unread = q.new_empty(0)
+    rest = None, unread, unread, d**-0.5
+    expected = run("cuda", (grad, None, q, k, v, *rest))
+    far = [x.as_strided(x.shape, (d, d, 2**31 - 16, d, 1)) for x in (grad, q, k, v)]
+    assert_same_bits(run("cuda", (far[0], None, *far[1:], *rest)), expected)
+    forward = library.IMPLEMENTATIONS["spatial_attention"]["cuda"]
+    assert_same_bits(forward(*far[1:], None, d**-0.5, True), forward(q, k, v, None, d**-0.5, True))
+
+
 @pytest.mark.parametrize("scale", [0.0, 3.0, -3.0])
 def test_scales(scale: float) -> None:
     """Weights that are all alike, and sharp ones, beside warps whose keys are all padding."""
