@@ -190,6 +190,11 @@ def test_opcheck(layout: str) -> None:
     contract.test_opcheck(CASE, "cuda", layout)
 
 
+def test_large_logits() -> None:
+    """Of 10⁸, the largest that docs/ops.md calls safe."""
+    check(projection(1, 2, 50, 2, 64), lengths=torch.tensor([[50, 20]]).to(DEVICE), scale=1e7)
+
+
 def test_a_scale_of_zero() -> None:
     """All weights are the same, beside masked keys too."""
     qkv = projection(1, 2, 50, 2, 64)

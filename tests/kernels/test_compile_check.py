@@ -55,7 +55,7 @@ LIMITS = {
     "temporal_attention.temporal_attention_rows_backward": Limit(251, 0),
     "temporal_attention.temporal_attention_tile_forward": Limit(126, 49152, mma=True),
     "temporal_attention.temporal_attention_tile_backward": Limit(176, 69632, mma=True),
-    "spatial_attention.spatial_attention_forward": Limit(248, 88064, mma=True),
+    "spatial_attention.spatial_attention_forward": Limit(200, 88064, mma=True),
     "spatial_attention.spatial_attention_backward_dq": Limit(226, 65536, mma=True),
     "spatial_attention.spatial_attention_backward_dkv": Limit(255, 143488, mma=True),
     "corrupt_tokens.forward_kernel": Limit(110, 0),
