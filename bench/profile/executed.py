@@ -269,7 +269,7 @@ class _Problem:
         return self._any(price) - self._any(price)
 
     def _sum(self, *terms: Any) -> Any:
-        return self.program.qsum(terms, 0.0)
+        return self.program.qsum(terms) + 0.0
 
     def _flow(self) -> None:
         """Warps that enter a block leave it, but where lanes part or join."""
