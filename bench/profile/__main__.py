@@ -100,14 +100,14 @@ def _each(
 
 
 def _validate(path: Path) -> None:
-    found: list[Record] = []
+    profiles: list[Record] = []
     for row in ROWS:
         profile = model.profile(counts_of_call(row.call, row.card.arch), row.card, FP16, 0)
         of = {"kernel": row.kernel, "figure": float(row.figure), "unit": row.unit}
         of |= {"source": row.source, "published_us": row.us}
-        found.append(results.record(profile, **of, error=profile.estimate_us / row.us - 1))
-        print(tables.published(found[-1:]), flush=True)
-    results.save(path, "published", found)
+        profiles.append(results.record(profile, **of, error=profile.estimate_us / row.us - 1))
+        print(tables.published(profiles[-1:]), flush=True)
+    results.save(path, "published", profiles)
 
 
 def _options(

@@ -184,10 +184,11 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
             widths[row.bytes] += accesses
             read, written = read + (not row.stores) * sectors, written + row.stores * sectors
     distinct = [0.0, 0.0]
-    for tensor, found in zip(one.tensors, counting.distinct, strict=True):
+    for tensor, own_sectors in zip(one.tensors, counting.distinct, strict=True):
         most = -(-tensor.numel() * tensor.element_size() // 32)
         for way in (0, 1):
-            distinct[way] += int(found[way]) if scale == 1 else min(int(found[way]) * scale, most)
+            own = int(own_sectors[way])
+            distinct[way] += own if scale == 1 else min(own * scale, most)
     return Counts(
         kernel=name,
         arch=arch,

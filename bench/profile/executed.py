@@ -169,7 +169,7 @@ def graph(following: Sequence[Sequence[int]]) -> nx.DiGraph:
 def loops(following: Sequence[Sequence[int]]) -> dict[int, set[int]]:
     """The natural loops of a graph that starts at 0: head → all that is in the loop."""
     reached, path = graph(following), set()
-    found: dict[int, set[int]] = {}
+    bodies: dict[int, set[int]] = {}
     for tail, head, kind in nx.dfs_labeled_edges(reached, 0):
         if kind == "forward":
             path.add(head)
@@ -178,8 +178,8 @@ def loops(following: Sequence[Sequence[int]]) -> dict[int, set[int]]:
         elif head in path:
             others = nx.restricted_view(reached, [head] if tail != head else [], [])
             inside = nx.ancestors(others, tail) if tail != head else set()
-            found.setdefault(head, {head}).update(inside, [tail])
-    return found
+            bodies.setdefault(head, {head}).update(inside, [tail])
+    return bodies
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ def main_loop(blocks: list[Block]) -> dict[str, float]:
     it is all of it. The unit is a product of 4,096 operations, 16 bytes a lane, or an instruction.
     So an unrolled loop has the same figures.
     """
-    found = loops([block.next for block in blocks])
+    by_head = loops([block.next for block in blocks])
     bodies = [
         [one for at in body for one in blocks[at].instructions]
-        for head, body in found.items()
-        if not any(other != head and other in body for other in found)
+        for head, body in by_head.items()
+        if not any(other != head and other in body for other in by_head)
     ] or [[one for block in blocks for one in block.instructions]]
 
     def work(what: str, body: list[Instruction]) -> float:

@@ -130,7 +130,7 @@ def resources(
         number * max(1.0, size * WARP / SHARED_BYTES_A_CLOCK)
         for size, number in counts.access_bytes.items()
     )
-    found = {
+    by_resource = {
         "DRAM": (distinct if in_l2 is None else fresh) * SECTOR / (card.dram_gb_s * 1e3),
         "L2": on_sm(asked * SECTOR, card.l2_bytes),
         "shared": on_sm(counts.shared_wavefronts + carried, 1),
@@ -139,8 +139,8 @@ def resources(
     }
     every = {**counts.instructions, "issue": sum(counts.instructions.values())}
     for pipe, lanes in card.lanes.items():
-        found[pipe] = on_sm(every.get(pipe, 0) * WARP, lanes * quarters)
-    return found
+        by_resource[pipe] = on_sm(every.get(pipe, 0) * WARP, lanes * quarters)
+    return by_resource
 
 
 def _latency(counts: Counts, card: Card, held: Occupancy, fresh: float) -> float:
@@ -247,11 +247,11 @@ def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> P
             )
     moves = [(one.distinct_read + one.distinct_written) for one in launches]
     fits = sum(moves) * SECTOR <= card.l2_mb * 1e6
-    found = []
+    timed = []
     for index, counts in enumerate(launches):
         times = resources(counts, card, dtype, sum(moves[:index]) if fits else None)
-        found.append(Launch(counts, occupancy(counts, card), times, estimated(times, card)))
-    return Profile(card, tuple(found), moved / (card.dram_gb_s * 1e3))
+        timed.append(Launch(counts, occupancy(counts, card), times, estimated(times, card)))
+    return Profile(card, tuple(timed), moved / (card.dram_gb_s * 1e3))
 
 
 def milliseconds(launches: list[triton_launch.Launch], arch: int) -> float:

@@ -60,7 +60,7 @@ def record(workload: Workload, card: Card, ours_us: float) -> Record:
     peers = bench_of(workload.op).peers
     names = [name for name, peer in peers.items() if peer.compiled]
     answers = compiled(workload, names, card)
-    known = {name: found for name, (found, _) in zip(names, answers, strict=True)}
+    known = {name: answer for name, (answer, _) in zip(names, answers, strict=True)}
     return {
         **asdict(workload),
         "card": card.name,

@@ -112,9 +112,9 @@ def load(path: Path, kind: str) -> list[Record]:
     return content.get(kind, [])
 
 
-def save(path: Path, kind: str, found: Sequence[Record]) -> None:
+def save(path: Path, kind: str, entries: Sequence[Record]) -> None:
     """Checks and writes a file of one kind of records."""
-    records.save(path, {"schema": VERSION, kind: list(found)}, File)
+    records.save(path, {"schema": VERSION, kind: list(entries)}, File)
 
 
 def put(path: Path, kind: str, workload: Workload, card: str, record: Record | None) -> None:

@@ -174,12 +174,12 @@ def disassembled(cubin: bytes, sources: Sequence[str] = ()) -> Code:
         file.flush()
         usage = output(tool("cuobjdump"), "-res-usage", file.name)
         text = output(tool("nvdisasm"), "-g", "-c", file.name)
-    (found,) = re.findall(r"REG:(\d+) STACK:\d+ SHARED:(\d+)", usage)
+    (resources,) = re.findall(r"REG:(\d+) STACK:\d+ SHARED:(\d+)", usage)
     blocks = _blocks(text, sources)
     for block in blocks:
         for instruction in block.instructions:
             instruction.pipe  # noqa: B018  (raises)
-    return Code(int(found[0]), int(found[1]), blocks)
+    return Code(int(resources[0]), int(resources[1]), blocks)
 
 
 _LINE = re.compile(

@@ -53,16 +53,16 @@ def _times(record: Record) -> list[str]:
 
 def _figures(of: Record, prefix: str = "") -> dict[str, str]:
     """Of a launch, each by its name; those of a group have the group's before it."""
-    found: dict[str, str] = {}
+    figures: dict[str, str] = {}
     for name, value in of.items():
         label = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, dict):
-            found |= _figures(value, "" if name == "counts" else f"{label} ")
+            figures |= _figures(value, "" if name == "counts" else f"{label} ")
         elif isinstance(value, str):
-            found[label] = value
+            figures[label] = value
         else:
-            found[label] = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-    return found
+            figures[label] = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return figures
 
 
 def profile(record: Record) -> str:
@@ -77,9 +77,9 @@ def profile(record: Record) -> str:
 def _measured(record: Record, cards: list[Card]) -> str:
     """The time on a card of that name, if one has been measured."""
     for card in cards:
-        found = best_record(card["records"], workload_of(record))
-        if found and record["card"].removesuffix(" SXM") in card["card"]:
-            return f"{found['us']['p50']:,.1f}"
+        measured = best_record(card["records"], workload_of(record))
+        if measured and record["card"].removesuffix(" SXM") in card["card"]:
+            return f"{measured['us']['p50']:,.1f}"
     return NOT_YET
 
 
@@ -88,14 +88,14 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
     labels = [(t.label, t.workload) for t in TARGETS]
     rows = []
     for label, workload in labels:
-        found = [record for record in held if workload_of(record) == workload]
-        counted = {record["card"] for record in found}
+        of_workload = [record for record in held if workload_of(record) == workload]
+        counted = {record["card"] for record in of_workload}
         before = dict(zip((RTX_4090.name, H200.name), BEFORE.get(label, "––"), strict=True))
         missing = [card for card in before if card not in counted]
         rows += [
             [label, card, before[card], *["–"] * 2, "not counted", "–", NOT_YET] for card in missing
         ]
-        for record in found:
+        for record in of_workload:
             card = record["card"]
             shown = _times(record)
             rows.append([label, card, before.get(card, "–"), *shown, _measured(record, cards)])

@@ -190,9 +190,11 @@ def test_opcheck(layout: str) -> None:
     contract.test_opcheck(CASE, "cuda", layout)
 
 
-def test_large_logits() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_large_logits(dtype: torch.dtype) -> None:
     """Of 10⁸, the largest that docs/ops.md calls safe."""
-    check(projection(1, 2, 50, 2, 64), lengths=torch.tensor([[50, 20]]).to(DEVICE), scale=1e7)
+    lengths = torch.tensor([[50, 20]], device=DEVICE)
+    check(projection(1, 2, 50, 2, 64, dtype=dtype), lengths=lengths, scale=3e6)
 
 
 def test_a_scale_of_zero() -> None:

@@ -148,8 +148,9 @@ f32 flush(f32 value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f,
 f32 fused_down(f32 a, f32 b, f32 c) {
   const f64 product = f64(a) * b, sum = product + c, part = sum - product;
   const f64 error = (product - (sum - part)) + (c - part);
-  const auto found = static_cast<f32>(sum);
-  return found > sum || (found == sum && error < 0) ? std::nextafter(found, -INFINITY) : found;
+  const auto nearest = static_cast<f32>(sum);
+  return nearest > sum || (nearest == sum && error < 0) ? std::nextafter(nearest, -INFINITY)
+                                                        : nearest;
 }
 
 template <class T>

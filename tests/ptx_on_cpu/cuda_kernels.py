@@ -56,8 +56,8 @@ def entry(name: str, arch: int = ARCH) -> str:
     spoken_of = re.compile(rf"\b{families([name]).pop()}\b")
     sources = sorted(cuda_on_cpu.CSRC.glob("*.cu"))
     for source in sorted(sources, key=lambda one: not spoken_of.search(one.read_text())):
-        if (found := _entries(source, arch).get(name)) is not None:
-            return found
+        if (entry := _entries(source, arch).get(name)) is not None:
+            return entry
     raise KeyError(name)
 
 
@@ -65,8 +65,8 @@ def families(names: Iterable[str] | None = None) -> set[str]:
     """Kernels' names without namespace and template arguments; None: all kernels of csrc/."""
     if names is None:
         names = chain(*(_entries(one, ARCH) for one in sorted(cuda_on_cpu.CSRC.glob("*.cu"))))
-    found = [re.search(r"(\w+)[<(]", name.replace("(anonymous namespace)", "")) for name in names]
-    return {match[1] for match in found if match}
+    matches = [re.search(r"(\w+)[<(]", name.replace("(anonymous namespace)", "")) for name in names]
+    return {match[1] for match in matches if match}
 
 
 @cache

@@ -155,13 +155,13 @@ class Launch:
 
 def _near(known: list[tuple[int, int, int]], said: re.Match[str]) -> str:
     """Where an address is that is in no tensor."""
-    address, found = int(said[1], 0), []
+    address, distances = int(said[1], 0), []
     for number, (begin, end, _) in enumerate(known):
         if begin <= address < end:
             return f"outside the tensors: between the elements of tensor {number}"
-        found.append((begin - address, f"before tensor {number}"))
-        found.append((address - end, f"behind tensor {number}"))
-    away, which = min((one for one in found if one[0] >= 0), default=(1 << 20, ""))
+        distances.append((begin - address, f"before tensor {number}"))
+        distances.append((address - end, f"behind tensor {number}"))
+    away, which = min((one for one in distances if one[0] >= 0), default=(1 << 20, ""))
     near = f"{away} bytes {which}" if away < 1 << 20 else "nowhere near one"
     return f"outside the tensors: {near}"
 

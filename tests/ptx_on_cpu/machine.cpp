@@ -335,11 +335,10 @@ const char* ptx_handlers() {
     Table table;
     add_arithmetic(table);
     add_memory(table);
-    std::ostringstream found;
+    std::ostringstream text;
     for (const auto& [name, entry] : table)
-      found << name << ' ' << reinterpret_cast<uint64_t>(entry.run) << ' ' << entry.operands
-            << '\n';
-    return found.str();
+      text << name << ' ' << reinterpret_cast<uint64_t>(entry.run) << ' ' << entry.operands << '\n';
+    return text.str();
   }();
   return lines.c_str();
 }

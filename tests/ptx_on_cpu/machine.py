@@ -97,10 +97,10 @@ def handlers() -> dict[str, tuple[int, list[str], list[int]]]:
     each address the offset and whether its register has 64 bits, and each ``n``; the bytes of the
     ``w`` registers, if there are any; the handler's own.
     """
-    found: dict[str, tuple[int, list[str], list[int]]] = {}
+    by_name: dict[str, tuple[int, list[str], list[int]]] = {}
     for line in library().ptx_handlers().decode().splitlines():
         name, address, *codes = line.split()
         operands = [code for code in codes if not code.startswith("#")]
         numbers = [int(code[1:]) for code in codes if code.startswith("#")]
-        found[name] = int(address), operands, numbers
-    return found
+        by_name[name] = int(address), operands, numbers
+    return by_name

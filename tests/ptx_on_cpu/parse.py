@@ -125,13 +125,13 @@ def numbered(ptx: str) -> tuple[str, list[str]]:
     files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", _FILE.sub("", ptx))
     entry = _ENTRY.search(text)
     assert entry is not None
-    found, lines = [text[: entry.end(1)]], list[str]()
+    statements, lines = [text[: entry.end(1)]], list[str]()
     for match, source in _statements(entry[4], files):
         if match["op"]:
             lines.append(source)
-            found.append(f".loc 1 {len(lines)} 0")
-        found.append(match[0])
-    return "\n".join([*found, "}", '.file 1 "instructions"', ""]), lines
+            statements.append(f".loc 1 {len(lines)} 0")
+        statements.append(match[0])
+    return "\n".join([*statements, "}", '.file 1 "instructions"', ""]), lines
 
 
 _VARIABLE = re.compile(
@@ -179,7 +179,7 @@ class Kernel:
         self.labels: dict[str, int] = {}
         for name in _SPECIALS:
             self.registers[name] = (self._room(4), 4)
-        self.tables = [self._table(*found) for found in _TABLE.findall(text)]
+        self.tables = [self._table(*match) for match in _TABLE.findall(text)]
         self._variables(text[: entry.start()])
         self._parameters(entry[3])
         self._variables(entry[4])
@@ -225,12 +225,12 @@ class Kernel:
 
     def _instructions(self, body: str) -> list[Row]:
         """Instructions in their order; notes registers and labels on the way."""
-        found: list[Row] = []
+        rows: list[Row] = []
         loaded: dict[tuple[str, ...], list[str]] = {}
         number = 0
         for match, source in _statements(body, self.files):
             if match["label"]:
-                self.labels[match["label"]] = len(found)
+                self.labels[match["label"]] = len(rows)
                 loaded.clear()
             elif match["type"]:
                 self._declare(match["type"], match["names"])
@@ -241,8 +241,8 @@ class Kernel:
                 text = " ".join(f"{match['op']} {match['rest']}".split())
                 text = f"@{guard} {text}" if guard else text
                 one = Row(match["op"], operands, guard, text, source, number)
-                found += self._again(one, loaded)
-        return found
+                rows += self._again(one, loaded)
+        return rows
 
     def _again(self, one: Row, loaded: dict[tuple[str, ...], list[str]]) -> list[Row]:
         """A load of what has just been loaded becomes moves, as ptxas makes it.
