@@ -58,6 +58,8 @@ def philox4x32(counter: Words, seed: Tensor) -> Words:
     seed = seed.reshape(())
     k0, k1 = seed & WORD, (seed >> 32) & WORD
     c0, c1, c2, c3 = counter
+    # As numbers: of an arange torch.compile would make an index of 32 bits, and multiply that.
+    c0, c2 = c0 & WORD, c2 & WORD
     for _ in range(10):
         # The 64-bit products wrap around in int64; their upper halves are masked below. The lower
         # halves (c1, c3) keep other bits above bit 31 until the next XOR is masked.
