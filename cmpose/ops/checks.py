@@ -315,12 +315,18 @@ def indices(name: str, value: Tensor, limit: int, unit: str) -> None:
         raise ValueError(f"{name} must lie in 0..{limit - 1} ({unit}), got {low}..{high}")
 
 
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
+# torch.compile takes it as a constant: dynamo of torch 2.11 cannot trace it.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
     """Within it autocast is off on ``value``'s device: products keep the dtype of their factors."""
     kind = value.device.type
-    if torch.amp.is_autocast_available(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
 
 
 def accumulator(*values: Tensor) -> torch.dtype:

@@ -85,6 +85,7 @@ def put_a_card_in() -> None:
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": CARD,
         "get_device_capability": (8, 9), "get_device_properties": card, "memory_allocated": 0,
         "max_memory_allocated": 1_000_000, "mem_get_info": (23_500_000_000, card.total_memory),
+        "is_current_stream_capturing": False,
         # What is captured runs once, while it is captured; a replay does nothing.
         "Stream": Mock(), "current_stream": Mock(), "CUDAGraph": Mock(),
     }  # fmt: skip
@@ -92,7 +93,8 @@ def put_a_card_in() -> None:
         setattr(torch.cuda, name, Mock(return_value=answer))
     torch.cuda.stream = torch.cuda.graph = lambda *_, **__: nullcontext()
     torch.cuda.Event = Event
-    # Optimizers ask it; a torch built for CUDA would look for a driver.
+    # Optimizers ask it, or, before torch 2.13, what is answered above; a torch built for CUDA would
+    # look for a driver.
     stream = SimpleNamespace(is_capturing=lambda: False)
     torch.accelerator.current_stream = lambda device=None: stream
     # Compiling for a CPU takes long, and is no card's code.

@@ -135,9 +135,10 @@ def test_hostile_values(value: float) -> None:
 
 def test_the_log_sum_exp_is_written_where_it_is_asked_for() -> None:
     forward = library.IMPLEMENTATIONS["spatial_attention"]
+    reasons = ops.available("spatial_attention", DEVICE)
     qkv = projection(1, 1, 20, 1, 64)
     for name, backend in forward.items():
-        if name != "triton":
+        if name != "triton" and reasons[name] is None:
             for with_lse in (False, True):
                 _, lse = backend(qkv, None, None, None, 0.1, with_lse)
                 assert lse.shape == ((1, 1, 1, 20) if with_lse else (0,)), name

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmpose import ops
 from cmpose.kernels import launch
-from cmpose.ops import library
+from cmpose.ops import backends, library
 from tests.kernels.compile_check import OPS, cases_of
 from tests.kernels.host_reads import host_reads, makers
 from tests.ops.support.assertions import assert_same_bits
@@ -220,6 +220,14 @@ def arguments(case: OpCase, device: str) -> dict[str, Any]:
     return kwargs
 
 
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backend ``triton`` takes CPU tensors, also where nothing could run its kernels on them: what
+    is recorded is not run."""
+    monkeypatch.setitem(backends._WITHOUT, "triton", lambda device: None)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("op", OPS)
 def test_public_ops_read_nothing(op: str) -> None:
     """Forward and backward, from the public function to the launches, with the checks that run on a
@@ -240,6 +248,7 @@ def test_public_ops_read_nothing(op: str) -> None:
     assert len(launches) > forward or not case.gradients
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 def test_a_planted_read_in_an_op_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     implementations = library.IMPLEMENTATIONS["temporal_attention"]
     right = implementations["triton"]

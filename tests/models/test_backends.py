@@ -28,6 +28,11 @@ CUDA = ("select_tokens", "dpc_knn", "merge_clusters", "unmerge_tokens")
 REGISTERED = {*TRITON, *CUDA} - {"dpc_knn", "merge_clusters"} | {"dpc_knn_merge"}
 """The operators in a training step's graph; the two that are missing run as dpc_knn_merge."""
 
+REFUSED = ops.available(TRITON[0], DEVICE)["triton"]
+KERNELS = pytest.param(
+    "kernels", marks=pytest.mark.skipif(REFUSED is not None, reason=str(REFUSED))
+)
+
 
 def asking(backend: str) -> AbstractContextManager[None]:
     """``cuda`` asks for the CUDA C++ kernels of four ops, ``kernels`` for Triton's of five more."""
@@ -63,7 +68,7 @@ def trained_step(model: CMPose, batch: tuple[Tensor, ...], loss: Any = training_
     return total.detach(), gradients
 
 
-@pytest.mark.parametrize("backend", ["auto", "kernels"])
+@pytest.mark.parametrize("backend", ["auto", KERNELS])
 def test_training_step_is_that_of_the_reference(backend: str) -> None:
     """Within the contract's rule, for the loss and every gradient, in float32."""
     model = build(num_frames=3).to(DEVICE).train()
@@ -85,7 +90,7 @@ def test_training_step_is_that_of_the_reference(backend: str) -> None:
         assert_as_close_as_eager(gradient, eager[name], exact[name], reduction=terms, terms=size)
 
 
-@pytest.mark.parametrize("backend", ["auto", "kernels"])
+@pytest.mark.parametrize("backend", ["auto", KERNELS])
 def test_inference_is_that_of_the_reference(backend: str) -> None:
     model = build().to(DEVICE).eval()
     images = batch_of(model, 2)[0]

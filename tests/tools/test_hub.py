@@ -202,6 +202,9 @@ def test_it_says_where_the_cuda_kernels_are(loaded: ModuleType) -> None:
 
 # -- the op contract, from there ------------------------------------------------------------------
 
+REFUSED = ops.available(TRITON_OPS[0], DEVICE)["triton"]
+needs_triton = pytest.mark.skipif(REFUSED is not None, reason=str(REFUSED))
+
 
 @pytest.fixture(scope="module")
 def contract(loaded: ModuleType) -> Iterator[ModuleType]:
@@ -226,6 +229,7 @@ def contract(loaded: ModuleType) -> Iterator[ModuleType]:
     return module
 
 
+@needs_triton
 @pytest.mark.parametrize("op", TRITON_OPS)
 def test_its_triton_kernels_keep_the_op_contract(contract: ModuleType, op: str) -> None:
     case = replace(contract.CASES[op], other_sizes=())  # those are tested in cmpose
@@ -237,6 +241,7 @@ def test_its_triton_kernels_keep_the_op_contract(contract: ModuleType, op: str) 
         contract.test_second_derivatives_raise_or_are_right(case, "triton")
 
 
+@needs_triton
 def test_it_compiles_in_one_graph(contract: ModuleType) -> None:
     contract.test_compiles_in_one_graph(contract.CASES["heatmap_loss"], "triton")
 
