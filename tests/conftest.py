@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -28,6 +29,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     gc.set_threshold(700, 10, 100)
 else:
     torch.set_num_threads(2)
+
+# A shell that starts the tests in the background has them, and the commands that they start, ignore
+# this signal, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU the Triton kernels run in Triton's interpreter. It must be asked for before Triton
 # is imported, so for the whole test process.

@@ -1,8 +1,9 @@
-"""Real sample data for tests: where it lies, and what happens when it is not there."""
+"""What tests find on the disk: real sample data, the project's own files; they skip without it."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,21 @@ def shared_data(*parts: str) -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+def project_files(*patterns: str) -> list[Path]:
+    """The checkout's files, those too that are not added yet; skips the test in a copy without git.
+
+    Args:
+        patterns: git's; none: all files.
+    """
+    needs_git()
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z", *patterns]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    return [PROJECT / name for name in done.stdout.split("\0") if (PROJECT / name).is_file()]
+
+
+def needs_git() -> None:
+    """Skips the test in a copy of the project without git."""
+    if not (PROJECT / ".git").exists():
+        pytest.skip(f"{PROJECT} is no git checkout")

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
-from tests.shared_data import PROJECT
+from tests.shared_data import PROJECT, project_files
 
 FILES, LINES, FUNCTION, PARAMETERS = 20, 900, 80, 8
 """At most: Python files in a folder, lines in a file, lines and parameters of a function."""
-
-
-def sources() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "*.py"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    return [PROJECT / name for name in listed if (PROJECT / name).exists()]
 
 
 def _comments_above(lines: list[str], row: int) -> Iterator[str]:
@@ -53,18 +40,20 @@ def too_large(source: str) -> Iterator[str]:
 
 
 def test_no_folder_is_a_flat_drawer():
-    folders = Counter(path.parent for path in sources() if path.name != "__init__.py")
+    folders = Counter(path.parent for path in project_files("*.py") if path.name != "__init__.py")
     assert {str(f): n for f, n in folders.items() if n > FILES} == {}
 
 
 def test_no_file_is_too_long():
-    lengths = {path: len(path.read_text().splitlines()) for path in sources()}
+    lengths = {path: len(path.read_text().splitlines()) for path in project_files("*.py")}
     assert {str(path): n for path, n in lengths.items() if n > LINES} == {}
 
 
 def test_no_function_is_too_large_without_a_reason():
     problems = [
-        f"{p.relative_to(PROJECT)}: {line}" for p in sources() for line in too_large(p.read_text())
+        f"{path.relative_to(PROJECT)}: {line}"
+        for path in project_files("*.py")
+        for line in too_large(path.read_text())
     ]
     assert problems == []
 

@@ -21,7 +21,7 @@ import pytest
 from cmpose import __version__
 from tests.csrc import compile_check
 from tests.csrc.compile_check import require_nvcc
-from tests.shared_data import PROJECT
+from tests.shared_data import PROJECT, project_files
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -56,18 +56,10 @@ def pip(*words: str | Path) -> list[str]:
 
 def copied(folder: Path) -> Path:
     """The sources as git has them, in a folder of their own."""
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\0")
-    for name in filter(None, files):
-        target = folder / name
+    for file in project_files():
+        target = folder / file.relative_to(PROJECT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (PROJECT / name).is_file():
-            shutil.copy2(PROJECT / name, target)
+        shutil.copy2(file, target)
     return folder
 
 

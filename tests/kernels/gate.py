@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from tests.kernels.compile_check import Compiled
 
 HERE = Path(__file__).resolve().parent
+
+MADE_WITH = "3.7"
+"""The Triton whose code the budgets and limits are of."""
+
+
+def has_their_triton() -> bool:
+    return version("triton").startswith(f"{MADE_WITH}.")
 
 
 @dataclass(frozen=True)

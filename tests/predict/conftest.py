@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import pytest
+import torch
 
 from cmpose.config import Config
 from cmpose.data.pictures import read_picture
@@ -18,6 +19,9 @@ from tests.models.builders import build
 def saved_model(folder: Path, **fields: Any) -> Path:
     """A checkpoint of 15 keypoints in ``folder``, with random weights, that computes in float32."""
     model = build(num_keypoints=15, **fields)
+    with torch.no_grad():  # the scores of an untrained head are all 0 when they are written
+        for weight in model.head.parameters():
+            weight *= 10
     config = Config(model=model.config)
     config.train.precision = "fp32"
     checkpoint.save(folder, "model", model.state_dict(), config)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.shared_data import PROJECT
+from tests.shared_data import PROJECT, needs_git
 from tools import versions
 from tools.versions import BEGIN, END, HEADINGS, Environment, Wanted
 
@@ -69,6 +69,7 @@ def test_a_row_replaces_that_of_the_same_versions() -> None:
 def test_what_cannot_be_installed_is_a_row_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needs_git()
     page = tmp_path / "page.md"
     page.write_text(BEGIN + END)
     monkeypatch.setattr(versions.tempfile, "mkdtemp", lambda **_: str(folder))
