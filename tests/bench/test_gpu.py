@@ -143,6 +143,7 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path, monkeypatch):
         ),
         ("broken", "def test_a(): assert 0\ndef test_b(): import surely_absent\n"),
         ("counted", "def test_a(): assert 0, 'CUPTI_ERROR_INSUFFICIENT_PRIVILEGES'\n"),
+        ("opencv_5", f"def test_a(): raise AttributeError({stages.NO_HOG!r})\n"),
         ("empty", ""),
     ):
         (tmp_path / f"test_{name}.py").write_text(code)
@@ -150,7 +151,7 @@ def test_a_file_that_needs_an_absent_package_is_not_run(tmp_path, monkeypatch):
     status, result = stage(tmp_path, *items)
     assert status == "failed"
     ends = {"declared": "not run", "unknown": "failed", "partly": "passed", "broken": "failed",
-            "counted": "not run", "empty": "passed"}  # fmt: skip
+            "counted": "not run", "opencv_5": "not run", "empty": "passed"}  # fmt: skip
     assert {name: o["status"] for name, o in result.items()} == ends
     assert "not run: needs surely_absent" in result["declared"]["details"][0]
     assert result["empty"]["details"] == ["no test was selected"]

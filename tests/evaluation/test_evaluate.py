@@ -27,6 +27,7 @@ from cmpose.train.train import train
 from tests.data import synthetic
 from tests.models.builders import build, clips
 from tests.recipes import FINE, recipe, run_cli, write_recipe
+from tests.shared_data import needs_opencv_4
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,7 @@ def noisy_people(folder):
 
 def test_crops_made_on_the_device_are_the_hosts_within_half_a_grey_level(tmp_path):
     """On white noise, where a wrong pixel shows; turned, scaled, mirrored, half outside."""
+    needs_opencv_4()
     item = noisy_people(tmp_path)
     config = recipe(tmp_path)
     worst = torch.zeros(3)

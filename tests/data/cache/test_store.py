@@ -33,7 +33,7 @@ from cmpose.data.pictures import FrameError
 from cmpose.files import Interrupted, InUse, OutputError, claim
 from cmpose.ops import warp_clips
 from tests.data import synthetic
-from tests.shared_data import shared_data
+from tests.shared_data import needs_opencv_4, shared_data
 
 SIZE = (64, 48)
 DATA = DataConfig()
@@ -143,6 +143,8 @@ def test_jpeg_tiles_are_near(rendered, tmp_path):
 @pytest.mark.parametrize("warp", ["host", "device"])
 def test_shrunk_tiles_give_the_crops_of_shrunk_frames(rendered, tmp_path, warp):
     """Against frames that are shrunk whole, and matrices put together in another way."""
+    if warp == "device":
+        needs_opencv_4()
     sequences = load_annotations("annotations/train", rendered)
     config = DataConfig(warp=warp, cache_detail=0.8)
     other = cached(rendered, sequences, tmp_path, config)
