@@ -105,8 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     write_text(work / "summary.txt", summary)
     if options.copy_to:
         options.copy_to.mkdir(parents=True, exist_ok=True)
-        for path in (results, state.path, work / "summary.txt"):
-            shutil.copy2(path, options.copy_to)
+        counters = records.counters_beside(results)
+        for path in (results, counters, state.path, work / "summary.txt"):
+            if path.is_file():
+                shutil.copy2(path, options.copy_to)
     print(summary, end="")
     statuses = [content["runs"][stage]["status"] for stage in stages]
     return 1 if "failed" in statuses else 3 if "cut" in statuses else 0

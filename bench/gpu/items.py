@@ -11,6 +11,7 @@ from argparse import Namespace
 
 import torch
 
+from bench.counters import find_ncu
 from bench.gpu.stages import Item
 from bench.harness import records
 from bench.harness.op_tests import CONTRACT
@@ -75,7 +76,7 @@ def sanitize(options: Namespace) -> list[Item]:
 
 
 def bench(options: Namespace) -> list[Item]:
-    """Targets, then the grid until the time is used."""
+    """Targets, their counters, then the grid until the time is used."""
     effort = ("--full",) if options.full else ()
     processes = str(workers("tests", options.workers))
     command = (sys.executable, "-m", "bench", *effort, "--json", str(options.results),
@@ -86,7 +87,10 @@ def bench(options: Namespace) -> list[Item]:
         journal = str(options.work / f"journal-bench-{records.slug(name)}.json")
         own = (*command, "--cases", which, "--journal", journal)
         items.append(Item(name, own, open_ended=which == "grid", goes_on=True))
-    return items
+    path = str(records.counters_beside(options.results))
+    reading = (sys.executable, "-m", "bench.counters", "--json", path)
+    lacking = "" if find_ncu() else "ncu is not on PATH"
+    return [items[0], Item("counters", reading, lacking=lacking), items[1]]
 
 
 def train(options: Namespace) -> list[Item]:

@@ -147,6 +147,30 @@ Prediction = struct(
     provenance=Provenance,
     note=(str, ""),  # which the command wrote once
 )
+# What the card's counters say of the targets' workloads: bench/counters.py.
+_READ = struct(
+    "ReadKernel",
+    kernel=Text,
+    **_all(Count, "launches registers"),
+    **_all(Positive, "us instructions"),
+    **_all(
+        NotNegative | None,
+        "sectors_read sectors_written dram_bytes_read dram_bytes_written shared_wavefronts "
+        "shared_conflicts issue_percent warps_percent",
+    ),
+)
+_READ_WORKLOAD = struct(
+    "ReadWorkload",
+    **_all(Text, "op direction dtype backend"),
+    shape=dict[str, Count],
+    kernels=list[_READ],  # type: ignore[valid-type]
+)
+Counters = struct(
+    "Counters",
+    card=Text,
+    workloads=list[_READ_WORKLOAD],  # type: ignore[valid-type]
+    provenance=Provenance,
+)
 
 
 def check(content: Any, kind: Any = Results, source: str = "results") -> None:
@@ -218,6 +242,11 @@ def save(path: Path, content: Record, kind: Any = Results) -> None:
 def slug(name: str) -> str:
     """A card's name as a file's: ``NVIDIA GeForce RTX 4090`` → ``nvidia-geforce-rtx-4090``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def counters_beside(results: Path) -> Path:
+    """The file of a card's counters, beside that of its times."""
+    return results.with_name(f"counters-{results.name}")
 
 
 def load_or_empty(path: Path, card: str) -> Record:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from bench.harness.records import Record
 from bench.harness.targets import TARGETS, best_record, workload_of
 from bench.profile.cards import H200, RTX_4090
-from bench.report.tables import NOT_YET, Card, table
+from bench.report.tables import NOT_YET, Card, origin, table
 
 BEFORE = {
     "spatial attention forward": ("400–450", "130–160"),
@@ -103,6 +106,82 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
         return "Bounds and estimates of compiled kernels: none recorded."
     head = ("hot spot", "card", "before, µs", *_TIMES, "measured, µs")
     return "\n\n".join([table(head, rows), *_origin(held)])
+
+
+def _plain(kernel: str) -> str:
+    return re.sub(r"\bfalse\b", "0", re.sub(r"\btrue\b", "1", kernel))
+
+
+def _counts_of(
+    of_workload: Iterable[Record], kernels: dict[str, Record], triton: str | None
+) -> dict[str, list[Record]]:
+    """Counts of each of a workload's kernels, by its name: of the profile that has the kernels that
+    ran, compiled by the Triton that compiled them; none if there is no such profile."""
+    for profile in of_workload:
+        launches: dict[str, list[Record]] = {}
+        for launch in profile["launches"]:
+            launches.setdefault(_plain(launch["counts"]["kernel"]), []).append(launch["counts"])
+        if set(launches) == set(kernels) and triton in (None, profile["provenance"]["triton"]):
+            return launches
+    return {}
+
+
+def _beside(counted: float | None, read: float | None) -> list[str]:
+    """A count, the counter, and the one over the other."""
+    shown = ["–" if figure is None else f"{figure:,.0f}" for figure in (counted, read)]
+    return [*shown, f"{counted / read:.3f}" if counted is not None and read else "–"]
+
+
+def _counters_row(workload: Record, held: list[Record], source: Record) -> list[str]:
+    kernels = {one["kernel"]: one for one in workload["kernels"] if "at::" not in one["kernel"]}
+    of_card = [
+        profile
+        for profile in held
+        if workload_of(profile) == workload_of(workload)
+        and profile["card"].removesuffix(" SXM") in source["gpu"]
+    ]
+    # Only Triton's code is its version's; nvcc's is the toolkit's.
+    triton = source["triton"] if workload["backend"] == "triton" else None
+    counts = _counts_of(of_card, kernels, triton)
+    launches = [one for of in counts.values() for one in of]
+
+    def read(field: str) -> float | None:
+        figures = [one[field] for one in kernels.values()]
+        return None if None in figures else sum(figures)
+
+    instructions = sum(sum(one["instructions"].values()) for one in launches) if counts else None
+    sectors = [
+        _beside(sum(one[field] for one in launches) if counts else None, read(field))
+        for field in ("sectors_read", "sectors_written")
+    ]
+    registers = dict.fromkeys(
+        f"{counts[name][0]['registers'] if counts else '–'} / {one['registers']}"
+        for name, one in kernels.items()
+    )
+    us = sum(one["us"] for one in kernels.values())
+    issued = sum(one["us"] * (one["issue_percent"] or 0) for one in kernels.values()) / us
+    return [
+        str(workload_of(workload)).removesuffix(f" {workload['dtype']}"),
+        workload["backend"],
+        *_beside(instructions, read("instructions")),
+        *sectors[0],
+        *sectors[1],
+        ", ".join(registers),
+        f"{issued:.0f}",
+    ]
+
+
+def counters(held: list[Record], cards: list[Record]) -> str:
+    """What the card's counters say of every target's workload, beside what was counted."""
+    parts = []
+    head = ["workload", "backend"]
+    for what in ("warp instructions", "L2 sectors read", "L2 sectors written"):
+        head += [f"{what}, counted", "counter", "ratio"]
+    head += ["registers, counted / there", "issue slots used, %"]
+    for card in cards:
+        rows = [_counters_row(one, held, card["provenance"]) for one in card["workloads"]]
+        parts += [table(head, rows), f"{origin(card['provenance'])}."]
+    return "\n\n".join(parts) or f"The card's counters: {NOT_YET}."
 
 
 def published(held: list[Record]) -> str:

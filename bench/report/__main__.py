@@ -19,6 +19,7 @@ from cmpose.provenance import PROJECT
 PAGE = PROJECT / "docs" / "performance.md"
 ON_CPU = records.RESULTS / "cpu" / "ops.json"
 GAIN = records.RESULTS / "cpu" / "gain.json"
+COUNTERS = "counters-*.json"
 
 
 def render(page: Path, cards: list[Card]) -> str:
@@ -31,6 +32,7 @@ def render(page: Path, cards: list[Card]) -> str:
         "train-step": tables.train_step(cards),
         "estimates": profiles.hot_spots(results.load(results.TARGETS, "profiles"), cards),
         "published": profiles.published(results.load(results.PUBLISHED, "published")),
+        "counters": profiles.counters(counted(), read_counters()),
         "estimated-peers": profiles.peers(results.load(results.PEERS, "peers")),
         "cpu-ratios": tables.cpu_ratios(records.load(ON_CPU)["records"]),
         "cpu-gain": tables.cpu_gain(records.load(GAIN, records.Gain)),
@@ -41,10 +43,23 @@ def render(page: Path, cards: list[Card]) -> str:
 
 def gpu_cards(folder: Path = records.RESULTS) -> list[Card]:
     """Committed results of GPUs; a CPU's are no performance results."""
-    cards = map(records.load, sorted(folder.glob("*.json")))
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.match(COUNTERS)]
+    cards = map(records.load, paths)
     return [
         c for c in cards if all(of["provenance"]["gpu"] for of in c["records"] + c["train_step"])
     ]
+
+
+def counted() -> list[records.Record]:
+    """Profiles of the targets: for the Triton of ``constraints.txt``, and for others that a card
+    had when its counters were read."""
+    paths = [results.TARGETS, *sorted(results.FOLDER.glob("triton-*.json"))]
+    return [profile for path in paths for profile in results.load(path, "profiles")]
+
+
+def read_counters(folder: Path = records.RESULTS) -> list[records.Record]:
+    """Committed counters of cards."""
+    return [records.load(path, records.Counters) for path in sorted(folder.glob(COUNTERS))]
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ from tests.bench.samples import tiny
 
 CARD = "NVIDIA GeForce RTX 4090, a stand-in"
 KEPT = ("tests/ops/test_select_tokens.py", "compute-sanitizer", "memcheck select_tokens",
-        "racecheck select_tokens", "base eager reference",
+        "racecheck select_tokens", "targets", "grid", "base eager reference",
         "huge ours compiled in a CUDA graph, fp8")  # fmt: skip
 """Items of stages; the rest would only take longer."""
 
@@ -132,7 +132,7 @@ def make_it_small() -> None:
     of_op = op_tests.command
     op_tests.command = lambda op: [*of_op(op)[:-1], f"{op} and test_empty"]
     items.SANITIZED = "test_empty"
-    for stage in ("tests", "sanitize", "train"):
+    for stage in ("tests", "sanitize", "bench", "train"):
         setattr(items, stage, partial(small_items, getattr(items, stage)))
 
 

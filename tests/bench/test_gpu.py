@@ -187,12 +187,16 @@ def test_cuda_ops_are_sanitized(tmp_path, monkeypatch):
 def test_a_card_of_24_gb_gets_as_many_processes_as_it_holds(monkeypatch):
     """Targets are measured before the grid."""
     monkeypatch.setattr(provenance, "device", lambda: "cuda")
+    monkeypatch.setattr(of_stage, "find_ncu", lambda: None)
     for gigabytes, tests, sanitize in ((24, 12, 4), (1, 1, 1), (141, 32, 4)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda g=gigabytes: (g * 10**9, 0))
         workers = [of_stage.workers(stage, 32) for stage in ("tests", "sanitize", "train")]
         assert workers == [tests, sanitize, 1]
-        options = Namespace(work=Path(), results=Path(), full=gigabytes == 24, workers=32)
-        targets, grid = of_stage.bench(options)
+        files = {"work": Path(), "results": Path("card.json")}
+        options = Namespace(**files, full=gigabytes == 24, workers=32)
+        targets, counters, grid = of_stage.bench(options)
+        assert counters.command[-1] == "counters-card.json"
+        assert counters.lacking == "ncu is not on PATH"
         assert (targets.open_ended, grid.open_ended, "grid" in grid.command) == (False, True, True)
         assert ("--full" in targets.command) == options.full
         assert targets.command[targets.command.index("--workers") + 1] == str(tests)
