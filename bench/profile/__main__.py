@@ -5,7 +5,8 @@
     python -m bench.profile OP --options NAME[+NAME ...] ... [...]    # what its options add
     python -m bench.profile OP --peers [...]    # its stock choices beside it
     python -m bench.profile --validate    # the model beside published times
-    python -m bench.profile [OP] --targets    # hot spots of docs/performance.md: all, or an op's
+    python -m bench.profile [OP] --targets [--arch ...] [--backend B]
+        # hot spots of docs/performance.md: all, or an op's, or those that backend B has
 
 Nothing here is measured.
 """
@@ -20,12 +21,12 @@ from functools import partial
 from pathlib import Path
 
 from bench.harness.records import Record
-from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, FP32
+from bench.harness.shapes import BF16, FP32
 from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import OpBench, Workload
 from bench.profile import model, peers, results, tables
 from bench.profile.cards import BY_ARCH, FP16, H200, RTX_4090, Card
-from bench.profile.counts import counts_of_call, counts_of_op
+from bench.profile.counts import backends_of, counts_of_call, counts_of_op
 from bench.profile.published import ROWS
 from bench.report.tables import table
 from cmpose.ops.backends import OPS
@@ -50,15 +51,11 @@ def profiled(
         Uncountable: a program is missing, the compiled code has something unknown, or the clip is
             too large to run.
     """
-    ways = (FORWARD, BACKWARD) if workload.direction == BOTH else (workload.direction,)
+    direction, dtype = workload.direction, workload.dtype
     try:
-        counts = [
-            one
-            for way in ways
-            for one in counts_of_op(
-                workload.op, card.arch, workload.shape, way, False, backend, workload.dtype, options
-            )
-        ]
+        counts = counts_of_op(
+            workload.op, card.arch, workload.shape, direction, False, backend, dtype, options
+        )
     except (RuntimeError, ArithmeticError, BuildError) as error:
         raise Uncountable(f"{workload} for sm_{card.arch}: {error}") from error
     return model.profile(counts, card, workload.dtype, bench_of(workload.op).bytes_of(workload))
@@ -185,16 +182,21 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--peers: give an op, without --targets")
     if options.options and (options.op is None or options.targets or options.peers or options.json):
         parser.error("--options: give an op, without --targets, --peers and --json")
-    if options.backend and (options.validate or options.targets):
-        parser.error(f"--backend {options.backend}: give an op, without --targets")
+    if options.backend and options.validate:
+        parser.error(f"--backend {options.backend}: give an op or --targets")
+    cards = [BY_ARCH[arch] for arch in options.arch]
     try:
         if options.validate:
             _validate(options.json or results.PUBLISHED)
         elif options.targets:
             path = options.json or results.TARGETS
             ops = [bench_of(options.op).op] if options.op else OPS
-            spots = [target.workload for target in TARGETS if target.op in ops]
-            _each("profiles", partial(_profile, None), spots, (RTX_4090, H200), path)
+            spots = [
+                target.workload
+                for target in TARGETS
+                if target.op in ops and options.backend in (None, *backends_of(target.op))
+            ]
+            _each("profiles", partial(_profile, options.backend), spots, cards, path)
         else:
             bench = bench_of(options.op)
             direction = options.direction or bench.directions[0]
@@ -204,7 +206,6 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             shape = _sizes(options.shape, bench)
             workload = Workload(bench.op, direction, shape, options.dtype)
-            cards = [BY_ARCH[arch] for arch in options.arch]
             if options.options:
                 _options(workload, cards, options.backend, options.options)
             else:

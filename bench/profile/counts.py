@@ -19,12 +19,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.harness.shapes import BACKWARD, BF16, FORWARD, Shape
+from bench.harness.shapes import BACKWARD, BF16, BOTH, FORWARD, Shape
 from bench.harness.targets import bench_of
 from bench.harness.workload import Draw, tensors
 from bench.profile import executed, flight, sass
 from bench.profile.cards import BY_ARCH
 from cmpose.ops import cuda as cuda_core
+from cmpose.provenance import PROJECT
 from csrc import build
 from tests import cuda_on_cpu
 from tests.ptx_on_cpu import cuda_kernels, parse, triton_kernels
@@ -219,9 +220,15 @@ class Cheap(Draw):
         return super().normal(*sizes)
 
 
+def backends_of(op: str) -> list[str]:
+    """Those that have kernels of the op."""
+    sources = {"triton": PROJECT / "kernels" / f"{op}.py", "cuda": build.CSRC / f"{op}.cu"}
+    return [backend for backend, source in sources.items() if source.is_file()]
+
+
 def is_cuda(op: str, backend: str | None) -> bool:
     """Whether an op's kernels are of CUDA C++; None: if there are such."""
-    return backend == "cuda" or (backend is None and (build.CSRC / f"{op}.cu").is_file())
+    return backend == "cuda" or (backend is None and "cuda" in backends_of(op))
 
 
 def launches_of_op(
@@ -240,8 +247,11 @@ def launches_of_op(
         raise RuntimeError(
             f"a clip of M={sizes['M']} runs for hours on a CPU; give at most M={MOST_TOKENS}"
         )
-    if direction not in (FORWARD, BACKWARD) or (direction == BACKWARD and not bench.gradients):
-        raise ValueError(f"{op}: direction {direction!r}: give forward, or backward if it has one")
+    if direction != FORWARD and (direction not in (BACKWARD, BOTH) or not bench.gradients):
+        raise ValueError(
+            f"{op}: direction {direction!r}: give forward, or backward or forward_backward if it "
+            "has gradients"
+        )
     arguments = bench.make(sizes, Cheap(getattr(torch, dtype), "cpu"))
     arguments |= dict(ChainMap(*[bench.options[name](arguments) for name in options]))
     taken: list[Launch] = []
@@ -258,15 +268,20 @@ def launches_of_op(
         return taken
     # What a backward pass of csrc/ does depends on what the forward pass wrote: of one clip, which
     # is what runs, that runs too. Of a batch nothing does.
-    runs = backend == "cuda" and op not in PERSISTENT and sizes["B"] == 1
+    one_clip = backend == "cuda" and op not in PERSISTENT and sizes["B"] == 1
+    runs = one_clip and direction == BACKWARD
     given = [one for name in bench.gradients for one in tensors(arguments[name])]
     inputs = [one.requires_grad_() for one in given]
     with nullcontext() if runs else taking():
         made = tensors(call(**arguments))
-    taken.clear()
     outputs = [one for one in made if one.requires_grad]
+    upstream = [torch.zeros_like(one) for one in outputs]
+    if direction == BACKWARD:
+        taken.clear()
+    else:  # a loss gets 1, as from .backward()
+        upstream = [one + 1 if one.ndim == 0 else one for one in upstream]
     with taking():
-        torch.autograd.grad(outputs, inputs, [torch.zeros_like(one) for one in outputs])
+        torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
     return taken
 
 
@@ -286,7 +301,8 @@ def counts_of_op(
         op: its name, as ``spatial_attention``.
         arch: the card's compute capability.
         shape: sizes that differ from the reference shape's (:data:`BENCH` of ``bench/OP.py``).
-        direction: ``forward`` or ``backward``.
+        direction: ``forward``, without gradients; ``backward``; ``forward_backward``, where a loss
+            gets an upstream gradient of 1.
         whole: all blocks run, however many.
         backend: ``triton`` or ``cuda``; None: ``cuda`` if there is ``csrc/OP.cu``.
         dtype: ``bfloat16``, ``float16`` or ``float32``.

@@ -126,6 +126,14 @@ def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
     for target in TARGETS:
         assert f"| {target.label} | RTX 4090 |" in table
         assert f"| {target.label} | H200 SXM |" in table
+    # Those that a backend has kernels of, on one card.
+    only = tmp_path / "triton.json"
+    some = ["--targets", "--backend", "triton", "--arch", "90", "--json", str(only)]
+    assert command.main(some) == 0
+    ops = {(one["op"], one["card"]) for one in results.load(only, "profiles")}
+    assert {op for op, _ in ops} >= {"spatial_attention", "heatmap_loss"}
+    assert {card for _, card in ops} == {"H200 SXM"}
+    assert "dpc_knn" not in {op for op, _ in ops}
     assert "| DPC-kNN, M = 1024 | H200 SXM | 400 |" in table
     assert set(profiles.BEFORE) <= {target.label for target in TARGETS}
     assert "Counted with torch" in table
@@ -176,7 +184,7 @@ def test_the_committed_errors_are_within_the_band() -> None:
         ([], "give an op, --targets or --validate"),
         (["knn", "--validate"], "give an op, --targets or --validate"),
         (["knn", "--arch", "70"], "invalid choice: 70"),
-        (["--targets", "--backend", "cuda"], "--backend cuda: give an op, without --targets"),
+        (["--validate", "--backend", "cuda"], "--backend cuda: give an op or --targets"),
         (["nothing"], "op must be one of spatial_attention, "),
         (["knn", "--shape", "M=-1"], "--shape M=-1: expected M=SIZE with a whole number"),
         (["knn", "--shape", "Q=2"], "--shape Q=2: knn has the sizes B, M, D, k"),

@@ -342,6 +342,17 @@ def test_options_reach_the_launch(op: str, direction: str, options: list[str], k
     assert len(plain.tensors) < kinds
 
 
+def test_a_loss_with_its_gradient() -> None:
+    """Forward writes the gradient for an upstream one of 1, which backward then leaves as it is."""
+    shape = {"B": 1, "K": 2}
+    (alone, _) = counts.counts_of_op("heatmap_loss", 89, shape)
+    forward, _, scale = counts.counts_of_op("heatmap_loss", 89, shape, "forward_backward")
+    assert alone.kernel == forward.kernel == "forward_kernel"
+    written = 2 * 64 * 48 * 2 // 32
+    assert forward.sectors_written - alone.sectors_written == pytest.approx(written, rel=0.5)
+    assert (scale.kernel, scale.sectors_written) == ("scale_kernel", 0)
+
+
 def test_what_has_no_such_direction() -> None:
     with pytest.raises(ValueError, match=r"warp_clips: direction 'backward'"):
         counts.counts_of_op("warp_clips", 89, {"B": 1}, "backward")
