@@ -149,14 +149,14 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MAX_ATTENTION_TOKENS") = cmpose::kMaxAttentionTokens;
   m.def("spatial_attention",
         [](int dtype, int64_t clips, int frames, int tokens, int heads, int channels, double scale,
-           const Strides& q_strides, const Strides& k_strides, const Strides& v_strides, int blocks,
-           Address q, Address k, Address v, Address lengths, Address out, Address lse,
-           Address stream) {
+           const Strides& q_strides, const Strides& k_strides, const Strides& v_strides,
+           int multiprocessors, int shared, Address q, Address k, Address v, Address lengths,
+           Address out, Address lse, Address stream) {
           cmpose::spatial_attention(
               {clips, frames, tokens, heads, static_cast<float>(scale), strides_of(q_strides),
                strides_of(k_strides), strides_of(v_strides), at<void>(q), at<void>(k), at<void>(v),
                at<int64_t>(lengths), at<void>(out), at<float>(lse)},
-              dtype_of(dtype), channels, blocks, at<void>(stream));
+              dtype_of(dtype), channels, multiprocessors, shared, at<void>(stream));
         });
   m.def("spatial_attention_backward",
         [](int dtype, int64_t clips, int frames, int tokens, int heads, int channels, double scale,

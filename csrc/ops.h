@@ -105,9 +105,9 @@ struct SpatialAttention {
   float* lse;              // [B, T, H, S], or null
 };
 
-// `blocks` is how many blocks share the items, at most.
-void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels, int blocks,
-                       void* stream);
+// For a card of so many multiprocessors, each with `shared` bytes of shared memory.
+void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels,
+                       int multiprocessors, int shared, void* stream);
 
 // The gradient of softmax(scale · q kᵀ) v over the tokens of each frame. Rows of q, k, v and grad
 // are aligned to 16 bytes; the stride of tokens times kMaxAttentionTokens is less than 2³¹

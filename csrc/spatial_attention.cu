@@ -1,17 +1,19 @@
 // Attention over the up to 208 tokens of a frame: softmax(scale · q kᵀ) v, in one launch.
 //
-// An item is one head of one frame. A block takes every gridDim.x-th item. Its 8 warps compute 16
-// queries each against all of the item's keys, in two rounds where there are more than 128 queries,
-// and each copies the same rows of K and V for all warps. Three slots of shared memory hold a
-// matrix each, and take turns:
+// An item is one head of one frame. A block takes every gridDim.x-th item. Its warps compute 16
+// queries each against all of the item's keys, in as many rounds as the queries need, and each
+// copies the same rows of K and V for all warps. A multiprocessor has registers for 8 warps: in two
+// blocks of 4, which wait for each other at no barrier, where it has the shared memory for two, and
+// in one block elsewhere. Three slots of shared memory hold a matrix each, and take turns:
 //
 //   slot 0   K of item 0      V of item 1      K of item 3 ...
 //   slot 1   V of item 0      K of item 2      V of item 3
 //   slot 2   K of item 1      V of item 2      K of item 4
 //
 // So while an item is computed the next one's K, then its V too, and its Q (straight into
-// registers) are on their way. Barriers: in each round, between its products, V has come and in the
-// last round all warps have read K; at the item's end all have read V and the next K has come.
+// registers) are on their way. Barriers: between the products of the first round V has come, and
+// between those of the last all warps have read K; at the item's end all have read V and the next K
+// has come.
 //
 // All logits of a query are in registers at once, so that its softmax is exact and in one pass.
 //
@@ -25,9 +27,9 @@
 namespace cmpose {
 namespace {
 
-constexpr int kRows = 16;  // queries of a tile
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * kWarp;
+constexpr int kRows = 16;                           // queries of a tile
+constexpr int kWarps = 8;                           // of a multiprocessor
+constexpr unsigned kSystemShared = 1024;            // bytes that each block takes beside its own
 constexpr int kKeyTiles = kMaxAttentionTokens / 8;  // of 8 keys
 constexpr int kSlots = 3;
 constexpr int kPlaces = 4;  // items whose places are known
@@ -138,7 +140,10 @@ __device__ __forceinline__ void find_place(const Problem& p, int turn, Place* pl
 __device__ __forceinline__ int any_lane() { return forgotten(lane_id()) & (kWarp - 1); }
 
 // The first row of a warp's tile.
-__device__ __forceinline__ int first_row(int tile) { return (warp_id() + kWarps * tile) * kRows; }
+template <int WARPS>
+__device__ __forceinline__ int first_row(int tile) {
+  return (warp_id() + WARPS * tile) * kRows;
+}
 
 // Calls `function` for each piece that this lane has of the 16 rows from `first` on: with the row,
 // the piece, and the byte in a slot.
@@ -158,15 +163,16 @@ __device__ __forceinline__ void for_pieces(int first, F function) {
 }
 
 // Begins the copy of this warp's rows of K or V into a slot; zeros for keys that do not count.
-template <class T, int D>
+template <class T, int D, int WARPS>
 __device__ __forceinline__ void copy_rows(const void* matrix, int64_t place, int64_t stride,
                                           int count, int slot) {
   const int pitch = static_cast<int>(stride);
   const T* const rows = static_cast<const T*>(matrix) + place;
 #pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    if (first_row(tile) >= kMaxAttentionTokens) continue;
-    for_pieces<D>(first_row(tile), [&](int row, int piece, int at) {
+  for (int tile = 0; tile * WARPS * kRows < kMaxAttentionTokens; ++tile) {
+    const int first = first_row<WARPS>(tile);
+    if (first >= kMaxAttentionTokens) continue;
+    for_pieces<D>(first, [&](int row, int piece, int at) {
       cp_async_16(cmpose_shared + slot + at, rows + (row * pitch + piece * 8), row < count);
     });
   }
@@ -174,10 +180,10 @@ __device__ __forceinline__ void copy_rows(const void* matrix, int64_t place, int
 }
 
 // Loads the queries of a tile: rows lane / 4 and 8 more. Those behind the last are the last again.
-template <class T, int D>
+template <class T, int D, int WARPS>
 __device__ __forceinline__ void load_queries(const Problem& p, int64_t place, int tile,
                                              Channels<D> (&q)[2]) {
-  const int lane = any_lane(), first = first_row(tile) + lane / 4;
+  const int lane = any_lane(), first = first_row<WARPS>(tile) + lane / 4;
   const T* const from = static_cast<const T*>(p.q) + place;
   const int pitch = static_cast<int>(p.q_strides.token);
 #pragma unroll
@@ -345,17 +351,17 @@ __device__ __forceinline__ int after(int slot) {
   return slot == (kSlots - 1) * kBytes ? 0 : slot + kBytes;
 }
 
-template <class T, int D>
+template <class T, int D, int WARPS>
 __device__ __forceinline__ void copy_keys(const Problem& p, int turn, int slot,
                                           const Place* places) {
   const Place& place = places[turn % kPlaces];
-  copy_rows<T, D>(p.k, place.k, p.k_strides.token, place.count, slot);
+  copy_rows<T, D, WARPS>(p.k, place.k, p.k_strides.token, place.count, slot);
 }
-template <class T, int D>
+template <class T, int D, int WARPS>
 __device__ __forceinline__ void copy_values(const Problem& p, int turn, int slot,
                                             const Place* places) {
   const Place& place = places[turn % kPlaces];
-  copy_rows<T, D>(p.v, place.v, p.v_strides.token, place.count, slot);
+  copy_rows<T, D, WARPS>(p.v, place.v, p.v_strides.token, place.count, slot);
 }
 
 // Writes the log-sum-exp of a tile's queries, each by one of its four lanes; −∞ where they are
@@ -383,10 +389,10 @@ __device__ __forceinline__ void clear_padding(int first, int count, float (&sums
 
 // A round: the result of 16 queries of each warp that has some. `q` are these, then those of the
 // warp's next round.
-template <class T, int D>
+template <class T, int D, int WARPS>
 __device__ __forceinline__ void compute(const Problem& p, int turn, int round, bool last_round,
                                         int slot, float scale, Place* places, Channels<D> (&q)[2]) {
-  const int first = first_row(round);
+  const int first = first_row<WARPS>(round);
   const bool works = first < p.tokens;
   float logits[kKeyTiles][4];
   if (works) {
@@ -394,10 +400,10 @@ __device__ __forceinline__ void compute(const Problem& p, int turn, int round, b
     as_left<D>(q, p.scale, left);
     multiply_keys<T, D>(left, slot, logits);
   }
-  meet();
+  if (WARPS == kWarps || round == 0 || last_round) meet();
   if (last_round) {
-    copy_values<T, D>(p, turn + 1, slot, places);
-    if (threadIdx.x == kThreads - kWarp) find_place(p, turn + 3, places);
+    copy_values<T, D, WARPS>(p, turn + 1, slot, places);
+    if (threadIdx.x == (WARPS - 1) * kWarp) find_place(p, turn + 3, places);
   }
   if (!works) return;
   const Place& place = places[turn % kPlaces];
@@ -408,8 +414,9 @@ __device__ __forceinline__ void compute(const Problem& p, int turn, int round, b
     if (place.count < kMaxAttentionTokens - 16) mask<D, 0, kKeyTiles - 2>(logits, place.count);
   }
   weigh<T>(logits, scale, weights, least, sum);
-  const bool other = !last_round && first_row(1) < p.tokens;
-  load_queries<T, D>(p, places[(turn + !other) % kPlaces].q, other ? 1 : 0, q);
+  const int next = WARPS == kWarps ? 1 : round + 1;
+  const bool other = !last_round && first_row<WARPS>(next) < p.tokens;
+  load_queries<T, D, WARPS>(p, places[(turn + !other) % kPlaces].q, other ? next : 0, q);
   mix<T, D>(weights, after<D>(slot), sums);
   float by[2] = {inverse_fast(sum[0]), inverse_fast(sum[1])};
   if (p.options) {  // one test, so that without options a round has no more than this
@@ -419,31 +426,35 @@ __device__ __forceinline__ void compute(const Problem& p, int turn, int round, b
   store_rows<T, D>(p, place.out, first, sums, by);
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(kThreads, 1) spatial_attention_forward(Problem p) {
+template <class T, int D, int WARPS>
+__global__ void __launch_bounds__(WARPS* kWarp, kWarps / WARPS)
+    spatial_attention_forward(Problem p) {
   Place* const places = reinterpret_cast<Place*>(cmpose_shared + kSlots * Order<D>::kSlotBytes);
   const int turns = (p.items - 1 - static_cast<int>(blockIdx.x)) / static_cast<int>(gridDim.x) + 1;
-  const int rounds = p.tokens > kWarps * kRows ? 2 : 1;
+  int rounds = 1;
+#pragma unroll
+  for (int n = WARPS * kRows; n < kMaxAttentionTokens; n += WARPS * kRows) rounds += p.tokens > n;
   // Not 0, which times the infinite logits of masked keys would be NaN.
   const float scale = fminf(fmaxf(fabsf(p.scale) * kLog2E, 1.2e-38f), 3e38f);
   if (threadIdx.x < 3) find_place(p, threadIdx.x, places);
   __syncthreads();
   Channels<D> q[2];
-  copy_keys<T, D>(p, 0, 0, places);
-  copy_values<T, D>(p, 0, after<D>(0), places);
-  copy_keys<T, D>(p, 1, after<D>(after<D>(0)), places);
-  load_queries<T, D>(p, places[0].q, 0, q);
+  copy_keys<T, D, WARPS>(p, 0, 0, places);
+  copy_values<T, D, WARPS>(p, 0, after<D>(0), places);
+  copy_keys<T, D, WARPS>(p, 1, after<D>(after<D>(0)), places);
+  load_queries<T, D, WARPS>(p, places[0].q, 0, q);
   cp_async_wait<2>();
   __syncthreads();
   int slot = 0;
   for (int turn = 0; turn < turns; ++turn) {
 #pragma unroll 1
     for (int round = 0; round < rounds; ++round) {
-      compute<T, D>(p, turn, round, round + 1 == rounds, slot, scale, places, q);
+      const bool last_round = round + 1 == rounds;
+      compute<T, D, WARPS>(p, turn, round, last_round, slot, scale, places, q);
     }
     meet();
     slot = after<D>(slot);
-    copy_keys<T, D>(p, turn + 2, slot, places);
+    copy_keys<T, D, WARPS>(p, turn + 2, slot, places);
     slot = after<D>(slot);
   }
 }
@@ -455,12 +466,12 @@ constexpr unsigned shared_bytes() {
 
 }  // namespace
 
-void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels, int blocks,
-                       void* stream) {
+void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels,
+                       int multiprocessors, int shared, void* stream) {
   const int64_t items = shape.clips * shape.frames * shape.heads;
   if (items == 0 || shape.tokens == 0) return;
   if (shape.tokens > kMaxAttentionTokens || (channels != 64 && channels != 80) ||
-      dtype == Dtype::kFloat32 || items + 2 * int64_t{blocks} > 0x7fffffff) {
+      dtype == Dtype::kFloat32 || items + 4 * int64_t{multiprocessors} > 0x7fffffff) {
     throw std::invalid_argument("spatial_attention takes up to " +
                                 std::to_string(kMaxAttentionTokens) +
                                 " tokens of 64 or 80 channels in 16 bits");
@@ -468,23 +479,32 @@ void spatial_attention(const SpatialAttention& shape, Dtype dtype, int channels,
   const Problem problem{
       shape,    Division(shape.heads),     Division(shape.frames), static_cast<int>(items),
       channels, shape.lse || shape.lengths};
-  const auto run = [&](auto kernel, unsigned bytes) {
-    launch("spatial_attention", kernel, std::min<int64_t>(items, blocks), kThreads, bytes, stream,
-           problem);
+  const auto run = [&](auto one, auto two, unsigned bytes) {
+    const bool halves = 2 * (bytes + kSystemShared) <= static_cast<unsigned>(shared);
+    const int64_t blocks = int64_t{halves ? 2 : 1} * multiprocessors;
+    launch("spatial_attention", halves ? two : one, std::min(items, blocks),
+           (halves ? kWarps / 2 : kWarps) * kWarp, bytes, stream, problem);
   };
   const auto of_type = [&](auto number) {
     using T = decltype(number);
-    channels == 64 ? run(spatial_attention_forward<T, 64>, shared_bytes<64>())
-                   : run(spatial_attention_forward<T, 80>, shared_bytes<80>());
+    channels == 64 ? run(spatial_attention_forward<T, 64, kWarps>,
+                         spatial_attention_forward<T, 64, kWarps / 2>, shared_bytes<64>())
+                   : run(spatial_attention_forward<T, 80, kWarps>,
+                         spatial_attention_forward<T, 80, kWarps / 2>, shared_bytes<80>());
   };
   dtype == Dtype::kFloat16 ? of_type(fp16{}) : of_type(bf16{});
 }
 
 std::map<std::string, unsigned> spatial_attention_shared() {
-  return {{"spatial_attention_forward<fp16, 64>", shared_bytes<64>()},
-          {"spatial_attention_forward<fp16, 80>", shared_bytes<80>()},
-          {"spatial_attention_forward<bf16, 64>", shared_bytes<64>()},
-          {"spatial_attention_forward<bf16, 80>", shared_bytes<80>()}};
+  std::map<std::string, unsigned> bytes;
+  for (const char* type : {"fp16", "bf16"}) {
+    for (const char* warps : {"8", "4"}) {
+      const std::string kernel = std::string("spatial_attention_forward<") + type + ", ";
+      bytes[kernel + "64, " + warps + ">"] = shared_bytes<64>();
+      bytes[kernel + "80, " + warps + ">"] = shared_bytes<80>();
+    }
+  }
+  return bytes;
 }
 
 }  // namespace cmpose

@@ -312,7 +312,9 @@ def counts_of_op(
         ValueError: the op has no such direction, or launches other kernels for one clip.
         Unknown, UnknownOpcode, Unmatched, Fault: see :func:`count`.
     """
-    with mock.patch.object(cuda_core, "MULTIPROCESSORS_ON_CPU", BY_ARCH[arch].sms):
+    card = BY_ARCH[arch]
+    its = {"MULTIPROCESSORS_ON_CPU": card.sms, "SHARED_ON_CPU": card.shared_bytes}
+    with mock.patch.multiple(cuda_core, **its):
         launches = launches_of_op(op, arch, shape, direction, backend, dtype, options)
     if not is_cuda(op, backend):
         return count(launches, arch, whole)

@@ -38,12 +38,22 @@ def workspace(size: int, like: Tensor) -> Tensor:
 MULTIPROCESSORS_ON_CPU = 2
 """How many the sources find when they run on the CPU: few, so that a block has several items."""
 
+SHARED_ON_CPU = 102_400
+"""Bytes of shared memory that one of these has: an RTX 4090's."""
+
 
 def multiprocessors(tensor: Tensor) -> int:
     """How many the tensor's card has."""
     if not tensor.is_cuda:
         return MULTIPROCESSORS_ON_CPU
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+def shared_bytes(tensor: Tensor) -> int:
+    """How much shared memory each multiprocessor of the tensor's card has."""
+    if not tensor.is_cuda:
+        return SHARED_ON_CPU
+    return torch.cuda.get_device_properties(tensor.device).shared_memory_per_multiprocessor
 
 
 def call(function: str, first: Tensor, *arguments: Any) -> None:

@@ -117,6 +117,7 @@ def _cuda_forward(
         scale,
         *(x.stride()[:4] for x in operands),
         cuda.multiprocessors(qkv),
+        cuda.shared_bytes(qkv),
         *(*operands, None if lengths is None else lengths.contiguous(), out),
         lse if with_lse else None,
     )

@@ -51,16 +51,22 @@ def check(qkv: Tensor | tuple[Tensor, ...], **options: Any) -> tuple[Tensor, Ten
     return out, lse
 
 
+@pytest.fixture(params=[102_400, 233_472], ids=["blocks of 8 warps", "blocks of 4 warps"])
+def multiprocessor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with an RTX 4090's shared memory, and one with an H200's, which holds two blocks."""
+    monkeypatch.setattr(cuda, "shared_bytes", lambda _: request.param)
+
+
 @pytest.mark.parametrize(("dtype", "d"), [(torch.bfloat16, 64), (torch.float16, 80)], ids=str)
-def test_the_model_s_frame(dtype: torch.dtype, d: int) -> None:
+def test_the_model_s_frame(dtype: torch.dtype, d: int, multiprocessor: None) -> None:
     """192 patches and 15 keypoints: 13 tiles of 16, the last of 15."""
     check(projection(1, 1, 207, 2, d, dtype=dtype))
 
 
 @pytest.mark.parametrize("d", [64, 80])
 @pytest.mark.parametrize("S", [1, pytest.param(17, marks=SANITIZED), 129, 208])
-def test_sizes_and_options(S: int, d: int) -> None:
-    """One round and two; warps without queries; several items a block; lengths from 0 to S."""
+def test_sizes_and_options(S: int, d: int, multiprocessor: None) -> None:
+    """One round and up to four; warps without queries; several items a block; lengths from 0 to S."""
     B, T, H = (1, 2, 2) if S > 100 else (2, 3, 3)
     generator = torch.Generator().manual_seed(S)
     lengths = torch.randint(0, S + 1, (B, T), generator=generator).to(DEVICE)
