@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kCenterThreads = 256;
 constexpr int kCenterChannels = 64;  // of a block
+constexpr int kCenterAhead = 8;      // tokens loaded at a time
 constexpr int kFinishThreads = 512;
 
 // -- centring -------------------------------------------------------------------------------------
@@ -80,13 +81,35 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
     }
     __syncthreads();
   }
+  const bool pairs =
+      (reinterpret_cast<uint64_t>(from) | channels * sizeof(T)) % (2 * sizeof(T)) == 0;
   const auto load = [&](int i, float(&x)[2]) {
+    if constexpr (KEEPS) {
+      to_floats(*reinterpret_cast<const Vector<T, 2>*>(cached + i * kCenterChannels + mine), x);
+    } else if (pairs) {
+      Vector<T, 2> pair = {};
+      const T* const at = from + int64_t{i} * channels + mine;
+      if (mine < inside) pair = *reinterpret_cast<const Vector<T, 2>*>(at);
+      to_floats(pair, x);
+    } else {
 #pragma unroll
-    for (int q = 0; q < 2; ++q) {
-      if constexpr (KEEPS) {
-        x[q] = to_float(cached[i * kCenterChannels + mine + q]);
-      } else {
+      for (int q = 0; q < 2; ++q) {
         x[q] = mine + q < inside ? to_float(from[int64_t{i} * channels + mine + q]) : 0.0f;
+      }
+    }
+  };
+  // Calls `function` for each of the warp's tokens in turn. Several are loaded before the first is
+  // needed, as a trip to memory takes as long as hundreds of instructions.
+  const auto for_tokens = [&](auto function) {
+    for (int begin = warp; begin < count; begin += kCenterAhead * kWarps) {
+      float x[kCenterAhead][2];
+#pragma unroll
+      for (int a = 0; a < kCenterAhead; ++a) {
+        if (begin + a * kWarps < count) load(begin + a * kWarps, x[a]);
+      }
+#pragma unroll
+      for (int a = 0; a < kCenterAhead; ++a) {
+        if (begin + a * kWarps < count) function(begin + a * kWarps, x[a]);
       }
     }
   };
@@ -94,9 +117,7 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
   {
     float sum[2] = {}, number[2] = {}, low[2] = {INFINITY, INFINITY};
     float high[2] = {-INFINITY, -INFINITY};
-    for (int i = warp; i < count; i += kWarps) {
-      float x[2];
-      load(i, x);
+    for_tokens([&](int i, const float(&x)[2]) {
       const bool counts = !valid || valid[clip * count + i];
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
@@ -106,7 +127,7 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
         low[q] = fminf(low[q], x[q]);
         high[q] = fmaxf(high[q], x[q]);
       }
-    }
+    });
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       float* const part = parts + 4 * (warp * kCenterChannels + mine + q);
@@ -128,14 +149,12 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
   __syncthreads();
   if constexpr (!std::is_same<T, float>::value) {
     bool exact[2] = {true, true};
-    for (int i = warp; i < count; i += kWarps) {
-      float x[2];
-      load(i, x);
+    for_tokens([&](int, const float(&x)[2]) {
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
         exact[q] &= !isfinite(x[q]) || shifts_exactly<T>(x[q], shifts[mine + q]);
       }
-    }
+    });
     rounds[warp * kCenterChannels + mine] = !exact[0];
     rounds[warp * kCenterChannels + mine + 1] = !exact[1];
     __syncthreads();
@@ -146,13 +165,11 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
     }
     __syncthreads();
   }
-  for (int i = warp; i < count; i += kWarps) {
-    float x[2];
-    load(i, x);
+  for_tokens([&](int i, float(&x)[2]) {
 #pragma unroll
     for (int q = 0; q < 2; ++q) x[q] = mine + q < inside ? x[q] - shifts[mine + q] : 0.0f;
     store_pieces(x, T{}, pieces + (clip * count + i) * depth + first + mine, piece_size);
-  }
+  });
 }
 
 // -- order ----------------------------------------------------------------------------------------

@@ -199,6 +199,7 @@ class _CorruptTokens(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, masked, noised = _forward(tokens, keypoint_tokens, position, *arguments)
         ctx.save_for_backward(masked)
+        ctx.set_materialize_grads(False)  # else zeros are written for the two that have no gradient
         ctx.mark_non_differentiable(masked, noised)
         ctx.dtypes = keypoint_tokens.dtype, None if position is None else position.dtype
         ctx.position_after, ctx.backend = arguments[-3], arguments[-1]

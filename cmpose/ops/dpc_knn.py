@@ -231,6 +231,7 @@ class _DpcKnnMerge(torch.autograd.Function):
         results = _forward_merge(tokens, weights, *options, normalize, True, backend)
         clusters, merge = ClusterResult(*results[:4]), results[4:]
         save_merge(ctx, tokens, weights, clusters.assignment, merge, normalize, backend)
+        ctx.set_materialize_grads(False)  # else zeros are written for those without a gradient
         ctx.mark_non_differentiable(*clusters)
         return *clusters, merge[0]
 
