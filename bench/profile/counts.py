@@ -313,8 +313,10 @@ def counts_of_op(
         Unknown, UnknownOpcode, Unmatched, Fault: see :func:`count`.
     """
     card = BY_ARCH[arch]
-    its = {"MULTIPROCESSORS_ON_CPU": card.sms, "SHARED_ON_CPU": card.shared_bytes}
-    with mock.patch.multiple(cuda_core, **its):
+    with (
+        mock.patch.object(cuda_core, "MULTIPROCESSORS_ON_CPU", card.sms),
+        mock.patch.object(cuda_core, "SHARED_ON_CPU", card.shared_bytes),
+    ):
         launches = launches_of_op(op, arch, shape, direction, backend, dtype, options)
     if not is_cuda(op, backend):
         return count(launches, arch, whole)

@@ -66,7 +66,7 @@ def test_the_model_s_frame(dtype: torch.dtype, d: int, multiprocessor: None) -> 
 @pytest.mark.parametrize("d", [64, 80])
 @pytest.mark.parametrize("S", [1, pytest.param(17, marks=SANITIZED), 129, 208])
 def test_sizes_and_options(S: int, d: int, multiprocessor: None) -> None:
-    """One round and up to four; warps without queries; several items a block; lengths from 0 to S."""
+    """One to four rounds; warps without queries; several items a block; lengths from 0 to S."""
     B, T, H = (1, 2, 2) if S > 100 else (2, 3, 3)
     generator = torch.Generator().manual_seed(S)
     lengths = torch.randint(0, S + 1, (B, T), generator=generator).to(DEVICE)
