@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from bench.harness.records import Record
 from bench.harness.targets import TARGETS, best_record, workload_of
@@ -112,18 +111,25 @@ def _plain(kernel: str) -> str:
     return re.sub(r"\bfalse\b", "0", re.sub(r"\btrue\b", "1", kernel))
 
 
-def _counts_of(
-    of_workload: Iterable[Record], kernels: dict[str, Record], triton: str | None
-) -> dict[str, list[Record]]:
-    """Counts of each of a workload's kernels, by its name: of the profile that has the kernels that
-    ran, compiled by the Triton that compiled them; none if there is no such profile."""
-    for profile in of_workload:
-        launches: dict[str, list[Record]] = {}
-        for launch in profile["launches"]:
-            launches.setdefault(_plain(launch["counts"]["kernel"]), []).append(launch["counts"])
-        if set(launches) == set(kernels) and triton in (None, profile["provenance"]["triton"]):
-            return launches
-    return {}
+def _own(workload: Record) -> dict[str, Record]:
+    """A workload's kernels but torch's, by their names."""
+    return {one["kernel"]: one for one in workload["kernels"] if "at::" not in one["kernel"]}
+
+
+def _profile_of(workload: Record, held: list[Record], source: Record) -> Record | None:
+    """What was counted of the kernels that ran: if they are Triton's, of the same version's; nvcc's
+    are the toolkit's."""
+    triton = source["triton"] if workload["backend"] == "triton" else None
+    for profile in held:
+        kernels = {_plain(launch["counts"]["kernel"]) for launch in profile["launches"]}
+        if (
+            workload_of(profile) == workload_of(workload)
+            and profile["card"].removesuffix(" SXM") in source["gpu"]
+            and kernels == set(_own(workload))
+            and triton in (None, profile["provenance"]["triton"])
+        ):
+            return profile
+    return None
 
 
 def _beside(counted: float | None, read: float | None) -> list[str]:
@@ -132,31 +138,22 @@ def _beside(counted: float | None, read: float | None) -> list[str]:
     return [*shown, f"{counted / read:.3f}" if counted is not None and read else "–"]
 
 
-def _counters_row(workload: Record, held: list[Record], source: Record) -> list[str]:
-    kernels = {one["kernel"]: one for one in workload["kernels"] if "at::" not in one["kernel"]}
-    of_card = [
-        profile
-        for profile in held
-        if workload_of(profile) == workload_of(workload)
-        and profile["card"].removesuffix(" SXM") in source["gpu"]
-    ]
-    # Only Triton's code is its version's; nvcc's is the toolkit's.
-    triton = source["triton"] if workload["backend"] == "triton" else None
-    counts = _counts_of(of_card, kernels, triton)
-    launches = [one for of in counts.values() for one in of]
+def _counters_row(workload: Record, profile: Record | None) -> list[str]:
+    kernels = _own(workload)
+    launches = [launch["counts"] for launch in profile["launches"]] if profile else []
+    counted = {_plain(one["kernel"]): one["registers"] for one in launches}
 
     def read(field: str) -> float | None:
         figures = [one[field] for one in kernels.values()]
         return None if None in figures else sum(figures)
 
-    instructions = sum(sum(one["instructions"].values()) for one in launches) if counts else None
+    instructions = sum(sum(one["instructions"].values()) for one in launches) if launches else None
     sectors = [
-        _beside(sum(one[field] for one in launches) if counts else None, read(field))
+        _beside(sum(one[field] for one in launches) if launches else None, read(field))
         for field in ("sectors_read", "sectors_written")
     ]
     registers = dict.fromkeys(
-        f"{counts[name][0]['registers'] if counts else '–'} / {one['registers']}"
-        for name, one in kernels.items()
+        f"{counted.get(name, '–')} / {one['registers']}" for name, one in kernels.items()
     )
     us = sum(one["us"] for one in kernels.values())
     issued = sum(one["us"] * (one["issue_percent"] or 0) for one in kernels.values()) / us
@@ -179,8 +176,10 @@ def counters(held: list[Record], cards: list[Record]) -> str:
         head += [f"{what}, counted", "counter", "ratio"]
     head += ["registers, counted / there", "issue slots used, %"]
     for card in cards:
-        rows = [_counters_row(one, held, card["provenance"]) for one in card["workloads"]]
-        parts += [table(head, rows), f"{origin(card['provenance'])}."]
+        profiles = [_profile_of(one, held, card["provenance"]) for one in card["workloads"]]
+        rows = list(map(_counters_row, card["workloads"], profiles))
+        used = [profile for profile in profiles if profile]
+        parts += [table(head, rows), f"{origin(card['provenance'])}.", *_origin(used)]
     return "\n\n".join(parts) or f"The card's counters: {NOT_YET}."
 
 

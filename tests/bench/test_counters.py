@@ -171,5 +171,6 @@ def test_counts_stand_beside_the_counters():
     assert f"L=48 | cuda | {' | '.join(figures)} |" in shown
     assert "d=64 | triton | – | 7 | – | – | 0 | – | – | 0 | – | – / 255 | 10 |" in shown
     assert f"{CARD}, torch 2.13.0, triton 3.7.1" in shown
+    assert shown.count("Counted with torch 2.13.0, triton 3.6.0, commit `012345678`") == 1
     counted = tables.counters([*held, profile(attention, triton)], [read])
     assert "d=64 | triton | 3,960 | 7 | 565.714 |" in counted
