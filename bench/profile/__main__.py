@@ -26,7 +26,7 @@ from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import OpBench, Workload
 from bench.profile import model, peers, results, tables
 from bench.profile.cards import BY_ARCH, FP16, H200, RTX_4090, Card
-from bench.profile.counts import backends_of, counts_of_call, counts_of_op
+from bench.profile.counts import backends_of, counts_of_call, counts_of_op, is_cuda
 from bench.profile.published import ROWS
 from bench.report.tables import table
 from cmpose.ops.backends import OPS
@@ -66,7 +66,8 @@ def _profile(backend: str | None, workload: Workload, card: Card) -> Record:
     us = [(one.h200_us, one.rtx_4090_us) for one in TARGETS if one.workload == workload]
     target = dict(zip((H200.name, RTX_4090.name), us[0] if us else (), strict=False)).get(card.name)
     of = {"arch": card.arch, "floor_us": profile.floor_us, "target_us": target}
-    return results.record(profile, **asdict(workload), **of)
+    ran = "cuda" if is_cuda(workload.op, backend) else "triton"
+    return results.record(profile, **asdict(workload), **of, backend=ran)
 
 
 def _peers(backend: str | None, workload: Workload, card: Card) -> Record:

@@ -74,7 +74,8 @@ class Counts:
         shared_wavefronts: passes over shared memory.
         shared_conflicts: those beyond the fewest possible.
         barriers: executed, summed over blocks.
-        bytes_in_flight: the most bytes of loads and asynchronous copies that a block has under way.
+        bytes_in_flight: the most bytes, in whole sectors, that loads and asynchronous copies of a
+            block have under way, if it comes to them at all.
     """
 
     kernel: str
@@ -167,7 +168,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
             f"{name} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
             "multiplies and waits for was not found in its SASS"
         )
-    loading = flight.shares(kernel, counting, ran * warps, stand_in)
+    loading = flight.shares(kernel, counting, warps, stand_in)
     pipes = dict.fromkeys(sass.PIPES, 0.0)
     flops = barriers = fewest = 0.0
     for block, times in zip(code.blocks, solution.times, strict=True):

@@ -10,22 +10,23 @@ from tests.ptx_on_cpu.launches import Counting
 from tests.ptx_on_cpu.parse import Kernel
 
 Shares = dict[Place, float]
-"""Share of all lanes that load or copy in a place at all, of warps that never come there too."""
+"""The bytes of the sectors that a load or a copy in a place asks for, over those of 32 lanes; on
+average over all warps of the blocks that come there."""
 
 
 def shares(kernel: Kernel, counting: Counting, warps: int, across: bool) -> Shares:
-    """Of the loads and copies that ran in ``warps`` warps, by number, unless another card's code
-    ran (``across``), and by source line."""
+    """Of the loads and copies that ran in blocks of ``warps`` warps, by number, unless another
+    card's code ran (``across``), and by source line."""
     bytes_: dict[Place, list[float]] = {}
-    counts = (counting.rows[name] for name in ("visits", "warps", "bytes"))
-    for row, visits, there, moved in zip(kernel.rows, *counts, strict=True):
+    counts = (counting.rows[name] for name in ("visits", "blocks", "warps", "sectors"))
+    for row, visits, blocks, there, sectors in zip(kernel.rows, *counts, strict=True):
         if not visits:
             continue
         places: list[Place] = [row.source, *([] if across else [row.number])]
         if row.loads:
             for place in places:
                 sums = bytes_.setdefault(place, [0.0, 0.0])
-                sums[0] += moved * there / warps
+                sums[0] += 32 * sectors * there / (blocks * warps)
                 sums[1] += 32 * visits * row.bytes
     return {place: moved / most for place, (moved, most) in bytes_.items()}
 
@@ -58,7 +59,7 @@ def _registers(text: str) -> set[int]:
 
 
 def most(blocks: list[Block], times: list[float], share: Shares) -> float:
-    """The most bytes under way at once in a warp, on average over all warps.
+    """The most bytes of sectors under way at once in a warp, on average over those of a block.
 
     A load is under way from its issue to the first instruction that needs its registers; by then
     all issued before it have come, too. An asynchronous copy is under way until the wait for its

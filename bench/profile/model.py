@@ -32,8 +32,15 @@ NORM = 4
 """Memory's time m and the SMs' time s overlap to (mⁿ + sⁿ)^(1/n): 19 % over either if they are
 equal, 2 % if one is twice the other."""
 
-BAND = 0.25
-"""The estimates of published kernels are within this share of the published times."""
+APART = 6.7
+"""Clocks from one instruction of a warp to its next: it waits for the one before, for shared memory
+or at a barrier. Waits for global memory are not among them."""
+
+LOADED = 2.5
+"""How much longer than alone a trip to memory takes while others are under way."""
+
+BAND = 0.3
+"""Estimates are within this share of the times that are published, or were measured."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +161,27 @@ def _latency(counts: Counts, card: Card, held: Occupancy, fresh: float) -> float
     return math.ceil(held.waves) * trips * trip
 
 
-def estimated(times: dict[str, float], card: Card) -> float:
-    """The estimate of a launch from its resources' times.
+def of_warps(counts: Counts, card: Card, latency: float) -> float:
+    """The time, in µs, that a launch's warps need if none of them waits for a pipe's turn.
+
+    A warp that waits for one instruction, or for memory, issues no other: only the warps that lie
+    beside it on the SM do.
+
+    Args:
+        latency: the resource's time.
+    """
+    busiest = math.ceil(counts.blocks / card.sms)
+    beside = counts.warps * min(busiest, occupancy(counts, card).blocks)
+    instructions = sum(counts.instructions.values()) * busiest / counts.blocks
+    return APART * instructions / beside / (card.clock_ghz * 1e3) + LOADED * latency
+
+
+def estimated(times: dict[str, float], warps_us: float, card: Card) -> float:
+    """The estimate of a launch from its resources' times and that of its warps.
 
     Inside an SM a warp uses one pipe after another, so the busiest pipe's time grows by a share of
-    the others'. Memory works beside that, and is slowed a little by it.
+    the others'; where warps are few, they wait longer for themselves. Memory works beside that, and
+    is slowed a little by it.
     """
     pipes = [
         times["tensor"] / card.sustained,
@@ -167,7 +190,7 @@ def estimated(times: dict[str, float], card: Card) -> float:
     ]
     inside = max(pipes) + SERIAL * (sum(pipes) - max(pipes))
     memory = max(times["DRAM"] / COPY_SHARE, times["L2"], times["latency"])
-    inside = max(inside, times["shared"])
+    inside = max(inside, times["shared"], warps_us)
     return card.launch_us + (memory**NORM + inside**NORM) ** (1 / NORM)
 
 
@@ -178,6 +201,7 @@ class Launch:
     counts: Counts
     occupancy: Occupancy
     times: dict[str, float]
+    warps_us: float
     estimate_us: float
 
     @property
@@ -187,6 +211,14 @@ class Launch:
     @property
     def bound_us(self) -> float:
         return self.times[self.bound_by]
+
+
+def timed(counts: Counts, card: Card, dtype: str, in_l2: float | None = None) -> Launch:
+    """Bounds and estimate of one launch; for the arguments see :func:`resources`."""
+    times = resources(counts, card, dtype, in_l2)
+    warps_us = of_warps(counts, card, times["latency"])
+    held = occupancy(counts, card)
+    return Launch(counts, held, times, warps_us, estimated(times, warps_us, card))
 
 
 @dataclass(frozen=True)
@@ -247,11 +279,11 @@ def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> P
             )
     moves = [(one.distinct_read + one.distinct_written) for one in launches]
     fits = sum(moves) * SECTOR <= card.l2_mb * 1e6
-    timed = []
-    for index, counts in enumerate(launches):
-        times = resources(counts, card, dtype, sum(moves[:index]) if fits else None)
-        timed.append(Launch(counts, occupancy(counts, card), times, estimated(times, card)))
-    return Profile(card, tuple(timed), moved / (card.dram_gb_s * 1e3))
+    result = [
+        timed(counts, card, dtype, sum(moves[:index]) if fits else None)
+        for index, counts in enumerate(launches)
+    ]
+    return Profile(card, tuple(result), moved / (card.dram_gb_s * 1e3))
 
 
 def milliseconds(launches: list[triton_launch.Launch], arch: int) -> float:
@@ -269,5 +301,5 @@ def milliseconds(launches: list[triton_launch.Launch], arch: int) -> float:
         half = {str(t.dtype)[6:] for t in launched.arguments if isinstance(t, Tensor)}
         [dtype] = half & {"bfloat16", "float16"} or {FP32}
         [counts] = count([triton_kernels.of(launched)], arch)
-        us += estimated(resources(counts, card, dtype), card)
+        us += timed(counts, card, dtype).estimate_us
     return us / 1e3

@@ -33,6 +33,7 @@ _WORKLOAD = {"op": Text, "direction": Text, "shape": dict[str, records.Count], "
 ProfileRecord = struct(
     "ProfileRecord",
     **_WORKLOAD,
+    backend=Text,
     card=Text,
     arch=records.Count,
     floor_us=records.NotNegative,
@@ -81,6 +82,7 @@ def _launch(launch: model.Launch) -> Record:
         "waves": launch.occupancy.waves,
         "tail": launch.occupancy.tail,
         "us": launch.times,
+        "warps_us": launch.warps_us,
         "bound_us": launch.bound_us,
         "bound_by": launch.bound_by,
         "estimate_us": launch.estimate_us,

@@ -76,13 +76,21 @@ def profile(record: Record) -> str:
     return "\n\n".join([where, table(_TIMES, [_times(record)]), table(rows[0], rows[1:]), ""])
 
 
-def _measured(record: Record, cards: list[Card]) -> str:
-    """The time on a card of that name, if one has been measured."""
+def measured_us(record: Record, cards: list[Card]) -> float | None:
+    """The time of the same kernels on a card of that name, if it has been measured."""
     for card in cards:
-        measured = best_record(card["records"], workload_of(record))
+        of_backend = [one for one in card["records"] if one["backend"] == record["backend"]]
+        measured = best_record(of_backend, workload_of(record))
         if measured and record["card"].removesuffix(" SXM") in card["card"]:
-            return f"{measured['us']['p50']:,.1f}"
-    return NOT_YET
+            return float(measured["us"]["p50"])
+    return None
+
+
+def _beside_measured(record: Record, cards: list[Card]) -> list[str]:
+    us = measured_us(record, cards)
+    if us is None:
+        return [NOT_YET, "–"]
+    return [f"{us:,.1f}", f"{100 * (record['estimate_us'] / us - 1):+.0f} %"]
 
 
 def hot_spots(held: list[Record], cards: list[Card]) -> str:
@@ -95,15 +103,16 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
         before = dict(zip((RTX_4090.name, H200.name), BEFORE.get(label, "––"), strict=True))
         missing = [card for card in before if card not in counted]
         rows += [
-            [label, card, before[card], *["–"] * 2, "not counted", "–", NOT_YET] for card in missing
+            [label, card, before[card], *["–"] * 2, "not counted", "–", NOT_YET, "–"]
+            for card in missing
         ]
         for record in of_workload:
             card = record["card"]
-            shown = _times(record)
-            rows.append([label, card, before.get(card, "–"), *shown, _measured(record, cards)])
+            shown = [*_times(record), *_beside_measured(record, cards)]
+            rows.append([label, card, before.get(card, "–"), *shown])
     if not held:
         return "Bounds and estimates of compiled kernels: none recorded."
-    head = ("hot spot", "card", "before, µs", *_TIMES, "measured, µs")
+    head = ("hot spot", "card", "before, µs", *_TIMES, "measured, µs", "error of the estimate")
     return "\n\n".join([table(head, rows), *_origin(held)])
 
 

@@ -34,15 +34,15 @@ class Counting:
     Attributes:
         blocks: those to run, numbered along x, then y, then z; None: all.
         rows: by name, a number a row of the kernel. ``visits`` of warps, with no lane on as well;
-            ``warps`` that were there, summed over blocks; ``accesses`` to global memory, their
-            ``bytes`` (summed over lanes) and 32-byte ``sectors`` (distinct in an access);
-            ``wavefronts`` over shared memory, and ``conflicts``: those beyond one for every 128
-            bytes of lanes; ``jumps`` taken, of which ``partings``, where some lanes stay.
+            ``blocks`` and their ``warps`` that were there; ``accesses`` to global memory and their
+            32-byte ``sectors`` (distinct in an access); ``wavefronts`` over shared memory, and
+            ``conflicts``: those beyond one for every 128 bytes of lanes; ``jumps`` taken, of which
+            ``partings``, where some lanes stay.
         distinct: [tensors, 2], different sectors read and written.
     """
 
     NAMES = (
-        *("visits", "warps", "accesses", "bytes", "sectors"),
+        *("visits", "blocks", "warps", "accesses", "sectors"),
         *("wavefronts", "conflicts", "jumps", "partings"),
     )
 

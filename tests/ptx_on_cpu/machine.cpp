@@ -71,7 +71,6 @@ void make_distinct(std::vector<uint64_t>& values) {
 void count_global(uint64_t* counts, bool stores) {
   std::vector<uint64_t> sectors;
   for (const Touch& t : global_touched) {
-    counts[kBytes] += t.bytes;
     for (uint64_t s = t.address / 32; s <= (t.address + t.bytes - 1) / 32; ++s)
       sectors.push_back(s);
   }
@@ -146,6 +145,7 @@ void run_warp(Warp& w) {
     if (launch->counts) {
       uint64_t* const counts = launch->counts[row];
       ++counts[kVisits];
+      counts[kBlocks] += !visitors[row];
       counts[kWarps] += ~visitors[row] >> w.id & 1;
       visitors[row] |= 1u << w.id;
       if (!global_touched.empty()) count_global(counts, i.stores);

@@ -47,9 +47,9 @@ struct Instruction {
 // has their names.
 enum Count {
   kVisits,
+  kBlocks,
   kWarps,
   kAccesses,
-  kBytes,
   kSectors,
   kWavefronts,
   kConflicts,

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from bench.harness.records import SchemaError
-from bench.harness.targets import TARGETS
+from bench.harness.targets import TARGETS, workload_of
 from bench.profile import __main__ as command
 from bench.profile import counts, model, peers, results, sass
 from bench.profile import tables as profiles
 from bench.profile.published import ROWS
+from bench.report.__main__ import gpu_cards
 from bench.report.tables import NOT_YET
 from csrc import build
 from tests.bench.profile.test_model import a_copy
@@ -35,7 +36,7 @@ def test_an_op_on_two_cards(
     assert command.main(["temporal_attention", "--shape", "N=207", "K=0", "--json", str(file)]) == 0
     text = capsys.readouterr().out
     assert "temporal_attention forward B=32 T=3 N=207 K=0 H=12 d=64 bfloat16 on RTX 4090" in text
-    assert "| 363.4 | 363.4 floor | 403.7 ± 100.9 | 385 |" in text
+    assert "| 363.4 | 363.4 floor | 403.7 ± 121.1 | 385 |" in text
     assert "on H200 SXM (sm_90)" in text
     assert "measured" not in text
     first, second = results.load(file, "profiles")
@@ -137,11 +138,12 @@ def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
     assert "| DPC-kNN, M = 1024 | H200 SXM | 400 |" in table
     assert set(profiles.BEFORE) <= {target.label for target in TARGETS}
     assert "Counted with torch" in table
-    # What a card has measured stands beside the estimate.
-    measured = content(record())
+    # What a card has measured of the same kernels stands beside the estimate.
+    faster = record(backend="cuda", us={"p20": 9.0, "p50": 10.0, "p80": 11.0})
+    measured = content(record(us={"p20": 399.0, "p50": 400.0, "p80": 401.0}), faster)
     measured["card"] = "NVIDIA GeForce RTX 4090"
     rows = profiles.hot_spots(held, [measured]).splitlines()
-    assert sum(row.endswith("| 100.0 |") for row in rows) == 1
+    assert sum(row.endswith("| 385 | 400.0 | +1 % |") for row in rows) == 1  # 403.7: the floor
     assert "none recorded" in profiles.hot_spots([], [])
 
 
@@ -176,6 +178,18 @@ def test_the_committed_errors_are_within_the_band() -> None:
     ]
     for row in held:
         assert abs(row["error"]) <= row["band"] == model.BAND
+
+
+def test_the_committed_measurements_are_within_the_band() -> None:
+    """Of every hot spot that a card of that name has run, by the kernels that were counted."""
+    cards = gpu_cards()
+    outside = {
+        f"{workload_of(row)} on {row['card']}": f"{row['estimate_us']:.1f} µs, measured {us:.1f}"
+        for row in results.load(results.TARGETS, "profiles")
+        if (us := profiles.measured_us(row, cards))
+        and abs(row["estimate_us"] / us - 1) > row["band"]
+    }
+    assert not outside
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,41 @@ def test_the_busiest_sm_and_its_quarters_decide() -> None:
 
 def test_pipes_add_up_inside_an_sm_and_memory_runs_beside_them() -> None:
     nothing = dict.fromkeys(("DRAM", "L2", "latency", "shared", *H200.lanes, "tensor"), 0.0)
-    alone = model.estimated({**nothing, "tensor": 80.0}, H200)
+    tensor = {**nothing, "tensor": 80.0}
+    alone = model.estimated(tensor, 99.0, H200)
     assert alone == pytest.approx(H200.launch_us + 80 / 0.8)
-    with_softmax = model.estimated({**nothing, "tensor": 80.0, "mufu": 30.0, "fma": 20.0}, H200)
+    with_softmax = model.estimated({**tensor, "mufu": 30.0, "fma": 20.0}, 99.0, H200)
     assert with_softmax == pytest.approx(alone + model.SERIAL * 50)
-    beside = model.estimated({**nothing, "tensor": 80.0, "DRAM": 90.0}, H200)
+    beside = model.estimated({**tensor, "DRAM": 90.0}, 0.0, H200)
     assert beside == pytest.approx(H200.launch_us + 100 * 2**0.25)
+    few_warps = model.estimated(tensor, 150.0, H200)
+    assert few_warps == pytest.approx(H200.launch_us + 150)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "registers", "beside", "rounds"),
+    [
+        (128, 32, 4, 1),  # one block on an SM, whatever there is room for
+        (128 * 12, 32, 48, 1),
+        (128 * 12, 255, 8, 6),
+        (128 * 12 + 1, 255, 8, 6.5),
+    ],
+)
+def test_warps_wait_for_themselves(blocks: int, registers: int, beside: int, rounds: float) -> None:
+    """A warp issues once in so many clocks, whichever pipe; what fills the gaps lies beside it."""
+    work = counts(
+        blocks=blocks,
+        registers=registers,
+        instructions={"fma": 3000.0 * blocks, "control": 1000.0 * blocks},
+    )
+    us = 1000 * rounds * model.APART / 2520
+    assert model.of_warps(work, RTX_4090, 0.0) == pytest.approx(us)
+    assert model.of_warps(work, RTX_4090, 7.0) == pytest.approx(us + 7 * model.LOADED)
+    [launch] = model.profile([work], RTX_4090, BF16, 0).launches
+    assert launch.warps_us == pytest.approx(us)
+    # An estimate, no bound: eight warps leave most of the slots of issue empty.
+    assert launch.bound_us == pytest.approx(us * beside / 4 / model.APART)
+    assert launch.estimate_us == pytest.approx(RTX_4090.launch_us + max(us, launch.bound_us))
 
 
 def test_later_launches_find_in_l2_what_fits_there() -> None:
