@@ -51,22 +51,33 @@ def check(qkv: Tensor | tuple[Tensor, ...], **options: Any) -> tuple[Tensor, Ten
     return out, lse
 
 
-@pytest.fixture(params=[102_400, 233_472], ids=["blocks of 8 warps", "blocks of 4 warps"])
-def multiprocessor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with an RTX 4090's shared memory, and one with an H200's, which holds two blocks."""
-    monkeypatch.setattr(cuda, "shared_bytes", lambda _: request.param)
+HOLDS_ONE, HOLDS_TWO = 102_400, 233_472
+"""Bytes of shared memory of an RTX 4090's multiprocessor, and of an H200's, which holds two
+blocks."""
 
 
-@pytest.mark.parametrize(("dtype", "d"), [(torch.bfloat16, 64), (torch.float16, 80)], ids=str)
-def test_the_model_s_frame(dtype: torch.dtype, d: int, multiprocessor: None) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "d", "shared"),
+    [
+        (torch.bfloat16, 64, HOLDS_ONE),
+        (torch.float16, 80, HOLDS_ONE),
+        (torch.bfloat16, 64, HOLDS_TWO),
+    ],
+    ids=str,
+)
+def test_the_model_s_frame(
+    dtype: torch.dtype, d: int, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """192 patches and 15 keypoints: 13 tiles of 16, the last of 15."""
+    monkeypatch.setattr(cuda, "shared_bytes", lambda _: shared)
     check(projection(1, 1, 207, 2, d, dtype=dtype))
 
 
-@pytest.mark.parametrize("d", [64, 80])
+@pytest.mark.parametrize(("d", "shared"), [(64, HOLDS_TWO), (80, HOLDS_ONE)])
 @pytest.mark.parametrize("S", [1, pytest.param(17, marks=SANITIZED), 129, 208])
-def test_sizes_and_options(S: int, d: int, multiprocessor: None) -> None:
+def test_sizes_and_options(S: int, d: int, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One to four rounds; warps without queries; several items a block; lengths from 0 to S."""
+    monkeypatch.setattr(cuda, "shared_bytes", lambda _: shared)
     B, T, H = (1, 2, 2) if S > 100 else (2, 3, 3)
     generator = torch.Generator().manual_seed(S)
     lengths = torch.randint(0, S + 1, (B, T), generator=generator).to(DEVICE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from cmpose.ops import philox
 
@@ -196,3 +199,22 @@ def test_triton_has_the_same_philox() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["equal", "256"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs g++")
+def test_inductor_multiplies_numbers_not_indices() -> None:
+    """Of a card's kernel an index has 32 bits, which Triton does not multiply by a larger constant.
+
+    What Inductor makes an index it makes one on a CPU too.
+    """
+
+    def drawn(seed: Tensor) -> Tensor:
+        zero = torch.zeros((), dtype=torch.int64)
+        return philox.philox4x32((torch.arange(4), zero, torch.arange(4), zero), seed)[0]
+
+    seed = seed_of(3, 5)
+    torch._dynamo.reset()
+    words, (code,) = run_and_get_code(torch.compile(drawn, fullgraph=True), seed)
+    assert torch.equal(words, drawn(seed))
+    assert str(philox.MULTIPLIERS[0]) in code
+    assert re.findall(r"\d{10}L?\s*\*\s*x\d|x\d\s*\*\s*\d{10}", code) == []
