@@ -164,7 +164,7 @@ def test_blocks_an_sm(report: Report, plan, monkeypatch: pytest.MonkeyPatch) -> 
     one = replace(gate.CUDA, directions={"select_tokens": ("forward",)})
     monkeypatch.setattr(gate, "CUDA", one)
     problems = gate.worse(
-        gate.cuda_lines(replace(row, shared=150_000) for row in report.rows), budgets
+        gate.cuda_lines([replace(row, shared=150_000) for row in report.rows]), budgets
     )
     assert any("sm_89" in line and " blocks an SM, budget 1, -100.0 %" in line for line in problems)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from bench.profile.counts import Counts
@@ -231,7 +233,7 @@ BLOCKS = HERE.parent / "csrc" / "blocks.json"
 """Budgets of CUDA C++ kernels' blocks an SM."""
 
 
-def cuda_lines(rows: Iterable[Row]) -> dict[str, Figures]:
+def cuda_lines(rows: Sequence[Row]) -> dict[str, Figures]:
     """Blocks an SM of what the CUDA C++ ops launch at the reference shape, on every card.
 
     Args:
@@ -240,23 +242,26 @@ def cuda_lines(rows: Iterable[Row]) -> dict[str, Figures]:
     from bench.profile import counts
     from bench.profile.cards import BY_ARCH
     from bench.profile.model import fitting
+    from cmpose.ops import cuda
 
     # Demangled, an enumerator has its type before it: (Stage)1.
     compiled = [(re.sub(r"\([\w:]+\)(?=\d)", "", row.name), row) for row in rows]
     lines = {}
-    for op, direction, _ in CUDA.cases:
-        for one in counts.launches_of_op(op, 89, None, direction, "cuda"):
+    for arch, (op, direction, _) in itertools.product({row.arch for row in rows}, CUDA.cases):
+        card = BY_ARCH[arch]
+        # By what a multiprocessor holds some choose between kernels.
+        with mock.patch.object(cuda, "SHARED_ON_CPU", card.shared_bytes):
+            launches = counts.launches_of_op(op, 89, None, direction, "cuda")
+        for one in launches:
             name, dynamic = one.name, one.code(89).shared
-            assert any(name == other for other, _ in compiled), f"{name} is not compiled"
-            for other, row in compiled:
-                if other == name:
-                    shared = row.shared + dynamic
-                    blocks = fitting(BY_ARCH[row.arch], one.warps, row.registers, shared)
-                    line = f"{op} {direction} sm_{row.arch} {name}"
-                    lines[line] = {
-                        "blocks an SM": min(blocks.values()),
-                        "registers": row.registers,
-                    }
+            ours = [row for other, row in compiled if (other, row.arch) == (name, arch)]
+            assert ours, f"{name} is not compiled for sm_{arch}"
+            for row in ours:
+                blocks = fitting(card, one.warps, row.registers, row.shared + dynamic)
+                lines[f"{op} {direction} sm_{arch} {name}"] = {
+                    "blocks an SM": min(blocks.values()),
+                    "registers": row.registers,
+                }
     return lines
 
 
