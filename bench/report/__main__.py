@@ -51,9 +51,9 @@ def gpu_cards(folder: Path = records.RESULTS) -> list[Card]:
 
 
 def counted() -> list[records.Record]:
-    """Profiles of the targets: for the Triton of ``constraints.txt``, and for others that a card
-    had when its counters were read."""
-    paths = [results.TARGETS, *sorted(results.FOLDER.glob("triton-*.json"))]
+    """Profiles of the targets: of the code that cards ran when their counters were read, then of
+    today's."""
+    paths = [*sorted(results.FOLDER.glob("counted-*.json")), results.TARGETS]
     return [profile for path in paths for profile in results.load(path, "profiles")]
 
 
