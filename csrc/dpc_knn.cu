@@ -81,12 +81,10 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
     }
     __syncthreads();
   }
-  const bool pairs =
-      (reinterpret_cast<uint64_t>(from) | channels * sizeof(T)) % (2 * sizeof(T)) == 0;
-  const auto load = [&](int i, float(&x)[2]) {
+  const auto load = [&](auto aligned, int i, float(&x)[2]) {
     if constexpr (KEEPS) {
       to_floats(*reinterpret_cast<const Vector<T, 2>*>(cached + i * kCenterChannels + mine), x);
-    } else if (pairs) {
+    } else if constexpr (decltype(aligned)::value) {
       Vector<T, 2> pair = {};
       const T* const at = from + int64_t{i} * channels + mine;
       if (mine < inside) pair = *reinterpret_cast<const Vector<T, 2>*>(at);
@@ -99,18 +97,29 @@ __global__ void __launch_bounds__(kCenterThreads, 2)
     }
   };
   // Calls `function` for each of the warp's tokens in turn. Several are loaded before the first is
-  // needed, as a trip to memory takes as long as hundreds of instructions.
-  const auto for_tokens = [&](auto function) {
-    for (int begin = warp; begin < count; begin += kCenterAhead * kWarps) {
+  // needed, as a trip to memory takes as long as hundreds of instructions; without a condition,
+  // else the compiler waits for each.
+  const auto go_over = [&](auto aligned, auto function) {
+    int i = warp;
+    for (; i + (kCenterAhead - 1) * kWarps < count; i += kCenterAhead * kWarps) {
       float x[kCenterAhead][2];
 #pragma unroll
-      for (int a = 0; a < kCenterAhead; ++a) {
-        if (begin + a * kWarps < count) load(begin + a * kWarps, x[a]);
-      }
+      for (int a = 0; a < kCenterAhead; ++a) load(aligned, i + a * kWarps, x[a]);
 #pragma unroll
-      for (int a = 0; a < kCenterAhead; ++a) {
-        if (begin + a * kWarps < count) function(begin + a * kWarps, x[a]);
-      }
+      for (int a = 0; a < kCenterAhead; ++a) function(i + a * kWarps, x[a]);
+    }
+    for (; i < count; i += kWarps) {
+      float x[2];
+      load(aligned, i, x);
+      function(i, x);
+    }
+  };
+  const auto address = reinterpret_cast<uint64_t>(from) | channels * sizeof(T);
+  const auto for_tokens = [&](auto function) {
+    if (KEEPS || address % (2 * sizeof(T)) == 0) {
+      go_over(std::true_type{}, function);
+    } else {
+      go_over(std::false_type{}, function);
     }
   };
 

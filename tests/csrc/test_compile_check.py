@@ -17,7 +17,7 @@ SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
 """Bytes of shared memory that a block may have: A100, RTX 4090, H100 and H200, RTX 5090."""
 
 LIMITS = {
-    "dpc_knn.center_tokens": 72,
+    "dpc_knn.center_tokens": 80,
     "dpc_knn.cluster_clip": 128,
     "dpc_knn.density_rows": 72,
     "dpc_knn.distance_pass": 240,
