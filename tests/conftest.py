@@ -35,8 +35,9 @@ else:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# On a card convolutions of float32 are TF32's otherwise, which are no measure for float32.
-torch.backends.cudnn.conv.fp32_precision = "ieee"
+# Convolutions of float32 are TF32's otherwise, which are no measure for float32.
+if torch.cuda.is_available():
+    torch.backends.cudnn.allow_tf32 = False
 
 # Without a GPU the Triton kernels run in Triton's interpreter. It must be asked for before Triton
 # is imported, so for the whole test process.

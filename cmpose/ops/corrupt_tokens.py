@@ -206,7 +206,9 @@ class _CorruptTokens(torch.autograd.Function):
         return x, masked, noised
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 11
         (masked,) = ctx.saved_tensors
         tokens, keypoints, position = library.first_order(
             "corrupt_tokens", _backward, grad, masked, *ctx.dtypes, ctx.position_after, ctx.backend

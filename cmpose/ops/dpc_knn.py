@@ -237,6 +237,8 @@ class _DpcKnnMerge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        if grads[4] is None:
+            return (None,) * 10
         return *merge_gradients(ctx, grads[4]), *[None] * 8
 
 
