@@ -26,6 +26,7 @@ import torch
 
 from bench.harness import measure, records
 from bench.harness.targets import TARGETS, bench_of
+from bench.profile import tables
 from cmpose import provenance
 
 METRICS = {
@@ -74,10 +75,10 @@ def value(text: str, unit: str) -> float | None:
     raise ValueError(f"ncu printed {text} {unit!r}, a unit that is not known")
 
 
-def plain(name: str) -> str:
+def own_name(name: str) -> str:
     """A kernel's name as counts have it: no result, namespaces of ours, nor arguments."""
     name = re.sub(r"^void |cmpose::|<unnamed>::|\(anonymous namespace\)::", "", name)
-    return re.sub(r"\bfalse\b", "0", re.sub(r"\btrue\b", "1", name.split("(")[0]))
+    return tables.plain(name.split("(")[0])
 
 
 def summed(name: str, launches: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def read(text: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
             field: value(row.get(metric) or "", rows[0].get(metric) or "")
             for field, metric in METRICS.items()
         }
-        groups[-1].setdefault(plain(row["Kernel Name"]), []).append(figures)
+        groups[-1].setdefault(own_name(row["Kernel Name"]), []).append(figures)
     before, *groups = groups
     if before or len(groups) != len(calls) or not all(groups):
         seen = [sum(map(len, group.values())) for group in groups]

@@ -251,7 +251,7 @@ def measure_rates(device: str, *, side: int = 0, copied: int = 0) -> Rates:
         return statistics.median(clock.seconds(ready) for _ in range(10 if on_card else 3))
 
     source = torch.empty(copied // 4, dtype=torch.float32, device=device).normal_()
-    # By a kernel: a copy in a CUDA graph is not one, and took half as long again on an H200.
+    # By a kernel: a copy in a CUDA graph is not one, and is slower than some kernels on an H200.
     copy = 2 * source.nbytes / seconds(partial(torch.neg, source, out=torch.empty_like(source)))
     products, before = [], torch.get_float32_matmul_precision()
     bf16, fp32 = torch.bfloat16, torch.float32

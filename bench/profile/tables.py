@@ -116,7 +116,8 @@ def hot_spots(held: list[Record], cards: list[Card]) -> str:
     return "\n\n".join([table(head, rows), *_origin(held)])
 
 
-def _plain(kernel: str) -> str:
+def plain(kernel: str) -> str:
+    """A kernel's name with numbers for bools, which compilers write in both ways."""
     return re.sub(r"\bfalse\b", "0", re.sub(r"\btrue\b", "1", kernel))
 
 
@@ -130,7 +131,7 @@ def _profile_of(workload: Record, held: list[Record], source: Record) -> Record 
     are the toolkit's."""
     triton = source["triton"] if workload["backend"] == "triton" else None
     for profile in held:
-        kernels = {_plain(launch["counts"]["kernel"]) for launch in profile["launches"]}
+        kernels = {plain(launch["counts"]["kernel"]) for launch in profile["launches"]}
         if (
             workload_of(profile) == workload_of(workload)
             and profile["card"].removesuffix(" SXM") in source["gpu"]
@@ -150,7 +151,7 @@ def _beside(counted: float | None, read: float | None) -> list[str]:
 def _counters_row(workload: Record, profile: Record | None) -> list[str]:
     kernels = _own(workload)
     launches = [launch["counts"] for launch in profile["launches"]] if profile else []
-    counted = {_plain(one["kernel"]): one["registers"] for one in launches}
+    counted = {plain(one["kernel"]): one["registers"] for one in launches}
 
     def read(field: str) -> float | None:
         figures = [one[field] for one in kernels.values()]

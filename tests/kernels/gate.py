@@ -34,6 +34,7 @@ MADE_WITH = "3.7"
 
 
 def has_their_triton() -> bool:
+    """Whether budgets and limits hold here: whether this is the Triton that they are of."""
     return version("triton").startswith(f"{MADE_WITH}.")
 
 
