@@ -1,8 +1,8 @@
 """The process in which torch and Triton believe that there is a card; see docs/profile.md.
 
 torch.compile asks torch for the card's properties and writes Triton kernels, FlexAttention's
-template among them, and a wrapper that launches them. Here tensors of the card have no memory, so
-that nothing is run while it compiles; then the wrapper is run on tensors of the CPU: its kernels
+template among them, and a wrapper that launches them. A peer runs there on tensors of the card,
+which have no memory. Inductor's wrappers in it run on tensors of the CPU in their place: kernels
 are counted as ours are, and a library's call is noted with its bound. What Inductor decides by a
 race on the card is decided otherwise: matrices are never padded, and of a kernel's configurations
 the one with the least estimate is taken.
@@ -14,30 +14,30 @@ import ctypes
 import hashlib
 import importlib
 import math
-import os
-import pickle
-import re
-import sys
 import warnings
+from multiprocessing.util import Finalize
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from bench.harness.measure import call_of
 from bench.harness.records import Record
-from bench.harness.shapes import BACKWARD, FORWARD
+from bench.harness.shapes import FORWARD
 from bench.harness.targets import bench_of
-from bench.harness.workload import Draw, Workload, size_in_memory, tensors, total_bytes
+from bench.harness.workload import Workload, tensors, total_bytes
 from bench.profile import model
 from bench.profile.cards import Card
 from bench.profile.counts import Cheap, Counts, count
-from bench.profile.peers import FOLDER, Answer
 from cmpose.files import write_text
 from cmpose.kernels import launch
+from cmpose.provenance import PROJECT
 from tests.ptx_on_cpu import triton_kernels
+
+FOLDER = PROJECT / "build" / "profile"
 
 __path__ = [str(FOLDER)]
 """Generated kernels are modules below this one, so that the process that compiles imports them."""
@@ -52,22 +52,24 @@ writes. Sectors are counted in the PTX all the same; instructions are then rough
 TINY = 1 << 16
 """Elements up to which a library's call is run, for what kernels after it read."""
 
+Answer: TypeAlias = tuple[Record | str, list[Tensor]]
+"""A peer's record, or why there is none; its results, if they are small."""
+
 _kept: list[torch.library.Library] = []
 """What is registered lasts as long as this."""
 
 
-class _Compiled(Exception):
-    """All graphs are made; nothing is to run."""
-
-
-def _pretend(card: Card) -> None:
+def pretend(card: Card) -> None:
     """From here on torch and Triton speak of that card."""
     import torch._dynamo.device_interface as interface
-    import torch._functorch.config
     import torch._inductor.config as config
     import triton
     from triton.backends.compiler import GPUTarget
 
+    warnings.simplefilter("ignore")
+    # Or this process would wait for the one that compiles.
+    Finalize(None, triton_kernels._process().shutdown, exitpriority=100)
+    ctypes.CDLL(None).put_guard_in()  # of no_card.cpp, which is preloaded
     capability = divmod(card.arch, 10)
     properties = SimpleNamespace(
         name=card.name,
@@ -76,13 +78,9 @@ def _pretend(card: Card) -> None:
         multi_processor_count=card.sms,
         regs_per_multiprocessor=card.registers,
         max_threads_per_multi_processor=32 * card.warps,
-        max_threads_per_block=1024,
-        warp_size=32,
         gcnArchName="",
         shared_memory_per_block=49_152,
         shared_memory_per_block_optin=card.block_shared_bytes,
-        L2_cache_size=int(card.l2_mb * 2**20),
-        total_memory=24 * 2**30,
     )
     answers: dict[str, Any] = {
         "is_available": True,
@@ -110,59 +108,38 @@ def _pretend(card: Card) -> None:
     empty = torch.ops.aten.empty_strided.default, torch.ops.aten.empty.memory_format
     for function in empty:
         _kept[-1].impl(function, lambda *a, f=function, **o: f(*a, **{**o, **on_cpu}), "CUDA")
-    torch._functorch.config.force_non_lazy_backward_lowering = True
-    torch._functorch.config.donated_buffer = False
     config.force_disable_caches = True
     config.compile_threads = 1
     config.shape_padding = False
     config.assert_indirect_indexing = False
 
 
-def _compiled(workload: Workload, peer: str) -> tuple[list[str], list[Tensor], list[Tensor]]:
-    """Inductor's wrappers, forward and, if there are gradients, backward; the tensors of the op's
-    arguments; and what the forward pass gets, which are views of them."""
-    from torch._inductor.graph import GraphLowering
-    from torch._subclasses.fake_tensor import FakeTensorMode
+class _Run(TorchDispatchMode):
+    """A peer's run: tensors of the CPU in place of the card's, and what is counted on them.
 
-    bench = bench_of(workload.op)
-    codes: list[str] = []
-    taken: list[Tensor] = []
-
-    def call(given: list[Tensor]) -> None:
-        taken[:] = given
-        raise _Compiled
-
-    def keep(graph: GraphLowering) -> Any:
-        codes.append(graph.codegen()[0].value)
-        return SimpleNamespace(call=call, __file__="", runner=None)
-
-    def on_card(one: Tensor) -> Tensor:
-        return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="cuda")
-
-    GraphLowering._compile_to_module = keep
-    torch._dynamo.reset()
-    arguments = bench.make(workload.shape, Draw(getattr(torch, workload.dtype), "meta"))
-    with FakeTensorMode():
-        arguments = pytree.tree_map_only(Tensor, on_card, arguments)
-        for name in bench.gradients:
-            arguments[name].requires_grad_()
-        try:
-            bench.peers[peer].build(False)(**arguments)
-        except _Compiled:
-            return codes, tensors(arguments), taken
-    raise RuntimeError(f"{peer}: torch.compile makes nothing of it")
-
-
-class _Wrapper(TorchDispatchMode):
-    """Runs Inductor's wrappers on tensors of the CPU and counts what they launch and call."""
+    As a mode it is on while a wrapper of Inductor's runs, whose calls of libraries it notes.
+    """
 
     def __init__(self, workload: Workload, card: Card) -> None:
+        from torch._inductor.async_compile import AsyncCompile
+        from torch._inductor.graph import GraphLowering
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
         super().__init__()
         self.workload, self.card = workload, card
-        self.counting = True  # not in the forward pass of a backward pass
+        self.on_card = FakeTensorMode()
+        self.counting = False  # not in the forward pass of a backward pass
         self.kernels: list[Counts] = []
         self.calls: list[tuple[str, int, float]] = []  # name, bytes moved, clocks of one SM
         self.held = 0  # bytes of all tensors
+        # By the storage of a tensor on the card: it, and the one of the CPU that it stands for.
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+        self.results: list[Tensor] = []  # of the last wrapper
+        lowering: Any = GraphLowering
+        lowering._compile_to_module = lambda graph: self.module(graph)
+        compiler: Any = AsyncCompile
+        compiler.triton = lambda _, *named, **__: self.kernel(*named)
+        compiler.wait = lambda *_: None
 
     def zeros(self, size: Any, stride: Any, dtype: torch.dtype, **_: Any) -> Tensor:
         """Memory of which the system gives only the pages that are touched."""
@@ -171,28 +148,44 @@ class _Wrapper(TorchDispatchMode):
         with _disable_current_modes():
             return torch.zeros(span, dtype=dtype).as_strided(size, stride)
 
-    def run(self, codes: list[str], given: list[Tensor]) -> list[Tensor]:
-        """The wrappers' results, of the last one; a backward pass gets what the forward kept."""
-        import torch._dynamo.testing as testing
-        from torch._inductor.async_compile import AsyncCompile
+    def fake(self, one: Tensor) -> Tensor:
+        """A tensor on the card that stands for one of the CPU."""
+        fake = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="cuda")
+        self.memory[fake.untyped_storage()._cdata] = fake, one
+        return fake
 
-        compiler: Any = AsyncCompile
-        compiler.triton = lambda _, *named, **__: self.kernel(*named)
-        compiler.wait = lambda *_: None
-        testing.rand_strided = self.zeros
-        results: list[Tensor] = []
-        for at, code in enumerate(codes):
-            self.counting = at == len(codes) - 1 or self.workload.direction != BACKWARD
-            scope: dict[str, Any] = {"__name__": "wrapper"}
-            exec(compile(code, "wrapper", "exec"), scope)
-            scope |= {"empty_strided_cuda": self.zeros, "copy_if_misaligned": lambda one: one}
-            if at:
-                given = scope["get_args"]()
-                saved = len(given) - len(set(re.findall(r"\btangents_\d+", code)))
-                given[:saved] = results[len(results) - saved :]
-            with self:
-                results = list(scope["call"](list(given)))
-        return results
+    def real(self, fake: Tensor, copied: bool = False) -> Tensor:
+        """What it stands for; zeros if it is of nothing that is known.
+
+        Args:
+            copied: then a copy made it, which is noted as a call.
+        """
+        storage = fake.untyped_storage()
+        if storage._cdata not in self.memory:
+            size = storage.nbytes() // fake.itemsize
+            self.memory[storage._cdata] = fake, self.zeros([size], [1], fake.dtype)
+            if copied and self.counting:
+                self.calls.append(("a copy", 2 * storage.nbytes(), 0))
+        held = self.memory[storage._cdata][1]
+        offset = held.storage_offset() + fake.storage_offset()
+        return held.as_strided(fake.shape, fake.stride(), offset)
+
+    def module(self, graph: Any) -> Any:
+        """In place of the module that Inductor makes of a graph's wrapper."""
+        scope: dict[str, Any] = {"__name__": "wrapper"}
+        exec(compile(graph.codegen()[0].value, "wrapper", "exec"), scope)
+        scope |= {"empty_strided_cuda": self.zeros, "copy_if_misaligned": lambda one: one}
+
+        def call(fakes: list[Tensor]) -> list[Tensor]:
+            with _disable_current_modes():
+                given = [self.real(one, not graph.is_backward) for one in fakes]
+                with self:
+                    results = list(scope["call"](given))
+                self.results = tensors(results)
+            with self.on_card:
+                return pytree.tree_map_only(Tensor, self.fake, results)
+
+        return SimpleNamespace(call=call, __file__="", runner=None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """A library's call: noted, and not made if it is large."""
@@ -204,17 +197,12 @@ class _Wrapper(TorchDispatchMode):
         if max((one.numel() for one in given), default=0) <= TINY:
             results = func(*args, **options)
         else:
-            shadows = {id(one): one.to("meta") for one in given}
-            originals = {id(shadows[id(one)]): one for one in given}
-
-            def real(one: Tensor) -> Tensor:
-                known = originals.get(id(one))
-                return self.zeros(one.shape, one.stride(), one.dtype) if known is None else known
-
-            shadow = pytree.tree_map_only(Tensor, lambda one: shadows[id(one)], (args, options))
-            results = pytree.tree_map_only(Tensor, real, func(*shadow[0], **shadow[1]))
+            with self.on_card:
+                fakes = pytree.tree_map_only(Tensor, self.fake, (args, kwargs or {}))
+                made = func(*fakes[0], **fakes[1])
+            results = pytree.tree_map_only(Tensor, self.real, made)
         if self.counting:
-            seen = {id(one): one for one in (*given, *tensors(results))}
+            seen = {one.data_ptr(): one for one in (*given, *tensors(results))}
             product = func._opname in ("mm", "bmm")
             flops = 2 * math.prod(given[0].shape) * given[1].shape[-1] if product else 0
             clocks = flops / self.card.tensor.get(str(given[0].dtype)[6:], math.inf)
@@ -225,18 +213,14 @@ class _Wrapper(TorchDispatchMode):
         """A generated kernel: an object whose ``run`` counts the launch."""
         from torch._inductor.runtime.triton_heuristics import GridExpr, config_to_dict
 
-        # Alone it needs neither the card nor Inductor's launcher.
+        # The process that compiles imports it too: it has no driver, and wants the kernel alone.
         source = source.replace("triton_helpers.set_driver_to_gpu()", "")
-        head, decorated = source.split("@triton_heuristics", 1)
-        bare = head + decorated[decorated.index("@triton.jit") :]
-        key = hashlib.sha256(bare.encode()).hexdigest()[:16]
+        source += f"\n\ntuner = {name}\n{name} = tuner.fn\n"
+        module = f"k_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
         FOLDER.mkdir(parents=True, exist_ok=True)
-        for kind, text in (("k", bare), ("t", source)):
-            write_text(FOLDER / f"{kind}_{key}.py", text)
+        write_text(FOLDER / f"{module}.py", source)
         importlib.invalidate_caches()
-        tuner, function = (
-            getattr(importlib.import_module(f"{__name__}.{kind}_{key}"), name) for kind in "tk"
-        )
+        tuner = importlib.import_module(f"{__name__}.{module}").tuner
         names = [p.name for p in tuner.fn.params if not p.is_constexpr]
         extra = tuner.inductor_meta.get("extra_launcher_args", [])
         fusion = tuner.triton_meta.get("enable_fp_fusion", True)
@@ -249,7 +233,7 @@ class _Wrapper(TorchDispatchMode):
             blocks = {**config.kwargs, **{n: values[n] for n in every if n not in names}}
             sizes = launch.Config(blocks, config.num_warps, config.num_stages)
             given = tuple(values[n] for n in names)
-            return launch.Launch(function, grid, given, blocks, sizes, fusion)
+            return launch.Launch(tuner.fn, grid, given, blocks, sizes, fusion)
 
         def run(*arguments: Any, **_: Any) -> None:
             candidates = [launched(config, arguments) for config in tuner.configs]
@@ -291,46 +275,33 @@ class _Wrapper(TorchDispatchMode):
         }
 
 
-def _profiled(workload: Workload, peer: str, card: Card) -> tuple[Record, list[Tensor]]:
+def _profiled(workload: Workload, card: Card, peer: str) -> tuple[Record, list[Tensor]]:
     """Compiles a peer and runs it: its record, and its results."""
-    codes, fakes, taken = _compiled(workload, peer)
-    wrapper = _Wrapper(workload, card)
+    torch._dynamo.reset()
+    bench, run = bench_of(workload.op), _Run(workload, card)
     draw = Cheap(getattr(torch, workload.dtype), "cpu")
-    arguments = tensors(bench_of(workload.op).make(workload.shape, draw))
-    wrapper.held += total_bytes(arguments)
-    of = {fake.untyped_storage()._cdata: one for fake, one in zip(fakes, arguments, strict=True)}
-    given = []
-    for one in taken:
-        argument = of.get(one.untyped_storage()._cdata)
-        if argument is None:  # a copy that is made before what is compiled
-            given.append(wrapper.zeros(one.shape, one.stride(), one.dtype))
-            wrapper.calls.append(("a copy", 2 * size_in_memory(one), 0))
-        else:
-            given.append(argument.as_strided(one.shape, one.stride(), one.storage_offset()))
-    results = wrapper.run(codes[: 1 if workload.direction == FORWARD else 2], given)
-    moved = bench_of(workload.op).bytes_of(workload)
+    arguments = bench.make(workload.shape, draw)
+    run.held = total_bytes(arguments)
+    with run.on_card:
+        on_card = pytree.tree_map_only(Tensor, run.fake, arguments)
+        for name in bench.gradients:
+            on_card[name].requires_grad_()
+        function = bench.peers[peer].build(False)
+        call = call_of(function, on_card, bench, workload.direction)
+        run.counting = True
+        call()
+    if not run.results:
+        raise RuntimeError(f"{peer}: torch.compile makes nothing of it")
+    moved = bench.bytes_of(workload)
     if workload.direction == FORWARD:  # our losses write their gradient, which a peer need not
-        seen = {id(one): one for one in (*arguments, *tensors(results))}
+        seen = {id(one): one for one in (*tensors(arguments), *run.results)}
         moved = min(moved, total_bytes(list(seen.values())))
-    return wrapper.record(moved), [one for one in tensors(results) if one.numel() <= TINY]
+    return run.record(moved), [one for one in run.results if one.numel() <= TINY]
 
 
-def _answer(workload: Workload, peer: str, card: Card) -> Answer:
+def answer(workload: Workload, card: Card, peer: str) -> Answer:
+    """A peer, compiled for the card and counted."""
     try:
-        return _profiled(workload, peer, card)
+        return _profiled(workload, card, peer)
     except Exception as error:  # whatever the compiler or the count raises is the answer
         return f"error: {type(error).__name__}: {error}".strip().splitlines()[0], []
-
-
-def _serve() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what is printed must not be taken for an answer
-    warnings.simplefilter("ignore")
-    workload, peers, card = pickle.load(sys.stdin.buffer)
-    ctypes.CDLL(None).put_guard_in()  # of no_card.cpp, which is preloaded
-    _pretend(card)
-    pickle.dump([_answer(workload, peer, card) for peer in peers], answers)
-
-
-if __name__ == "__main__":
-    importlib.import_module("bench.profile.inductor")._serve()

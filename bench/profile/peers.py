@@ -8,51 +8,40 @@ multiply at the tensor cores' full rate. That favours the peer.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import pickle
-import subprocess
-import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
 from bench.harness.records import Record
 from bench.harness.targets import bench_of
 from bench.harness.workload import Workload
+from bench.profile import inductor
 from bench.profile.cards import Card
 from cmpose import provenance
 from tests.ptx_on_cpu.machine import built
-from tests.shared_data import PROJECT
-
-FOLDER = PROJECT / "build" / "profile"
 
 LIBRARY = "error: its kernels are a library's, which torch for CPUs does not have"
 """Why the peers that torch does not compile have no figure."""
 
-Answer: TypeAlias = tuple[Record | str, list[Tensor]]
-"""A peer's record, or why there is none; its results, if they are small."""
 
-
-def compiled(workload: Workload, names: Sequence[str], card: Card) -> list[Answer]:
+def compiled(workload: Workload, names: Sequence[str], card: Card) -> list[inductor.Answer]:
     """What torch.compile makes of some peers for a card, each counted."""
     root, source = Path(torch.__file__).parent, Path(__file__).with_name("no_card.cpp")
     flags = ["-std=c++20", "-shared", "-fPIC", f"-I{root}/include", f"-L{root}/lib"]
     command = ["g++", *flags, f"-Wl,-rpath,{root}/lib", str(source), "-lc10", "-ltorch_cpu"]
-    library = built(FOLDER / "no_card.so", command, [source], torch.__version__)
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.profile.inductor"],
-        input=pickle.dumps((workload, list(names), card)),
-        stdout=subprocess.PIPE,
-        cwd=PROJECT,
-        env={**kept, "LD_PRELOAD": str(library)},
-        check=True,
-    )
-    return pickle.loads(done.stdout)
+    library = built(inductor.FOLDER / "no_card.so", command, [source], torch.__version__)
+    spawn = multiprocessing.get_context("spawn")
+    with patch.dict(os.environ, LD_PRELOAD=str(library)):
+        os.environ.pop("TRITON_INTERPRET", None)
+        with ProcessPoolExecutor(1, spawn, inductor.pretend, (card,)) as process:
+            return list(process.map(partial(inductor.answer, workload, card), names))
 
 
 def record(workload: Workload, card: Card, ours_us: float) -> Record:
