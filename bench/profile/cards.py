@@ -9,7 +9,7 @@ read for the figures beside them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bench.harness.shapes import BF16, FP32
 
@@ -87,16 +87,10 @@ _DISSECTED = (
 )
 _SIZES = "L2 size: markdewing/AI_kernels, latency/README.md"
 _NO_L2 = "L2 rate: none published; the L40's bytes a clock and SM"
-_L40_L2 = "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/l40.txt, 5.2 TB/s to 92 MB"
-_H200_L2 = "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/h200.txt, 9.7 TB/s from 12 to 40 MB"
 _LAUNCH = (
     "launch to launch: the L40's, te42kyfo/gpu-benches, gpu-small-kernels/l40_graph.txt, 65 kB"
     " in 0.94 µs"
 )
-_H200_LAUNCH = (
-    "launch to launch: te42kyfo/gpu-benches, gpu-small-kernels/h200_graph.txt, 65 kB in 1.3 µs"
-)
-_MORE = "stas00/ml-engineering, compute/accelerator/README.md"
 
 
 # name, arch, SMs, GHz, GB/s; L2: MB, bytes; lanes: fma, alu, fp64; half; cycles: DRAM, L2; an SM's
@@ -110,7 +104,8 @@ RTX_4090 = Card(
 L40 = Card(
     "L40", 89, 142, 2.49, 864, 96, 14.7, 128, 64, 2, 512, 542, 273, 102_400, 48, 24, 1.0, 1.0,
     ("SMs and L2 size: abstract of arXiv 2606.22588",
-     "clock, 181 TFLOP/s and 864 GB/s: L40 data sheet, not opened", _GUIDE, _L40_L2, _LAUNCH,
+     "clock, 181 TFLOP/s and 864 GB/s: L40 data sheet, not opened", _GUIDE, _LAUNCH,
+     "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/l40.txt, 5.2 TB/s to 92 MB",
      "latencies: the RTX 4090's, the same die"),
 )  # fmt: skip
 RTX_A5000 = Card(
@@ -135,17 +130,15 @@ A100 = Card(
      "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/a100_80.txt, 5.4 TB/s to 25 MB",
      "launch to launch: the same, gpu-small-kernels/a100_80_graph.txt, 65 kB in 1.3 µs"),
 )  # fmt: skip
-H100 = Card(
-    "H100 SXM", 90, 132, 1.83, 3350, 50, 40.2, 128, 64, 64, 4096, 479, 263, 233_472, 64, 32,
+H200 = Card(
+    "H200 SXM", 90, 132, 1.83, 4800, 50, 40.2, 128, 64, 64, 4096, 479, 263, 233_472, 64, 32,
     1.4, 0.8,
-    ("SMs, clock and 989 TFLOP/s: glennklockwood.com, peak FLOPS", f"3,350 GB/s: {_MORE}", _SIZES,
-     _GUIDE, _DISSECTED, f"{_H200_L2}, the same die", _H200_LAUNCH,
+    ("4,800 GB/s: stas00/ml-engineering, compute/accelerator/README.md", _GUIDE,
+     "all else is the H100's, the same die: SMs, clock and 989 TFLOP/s: glennklockwood.com, peak"
+     " FLOPS", _SIZES, _DISSECTED,
+     "L2 rate: te42kyfo/gpu-benches, gpu-l2-cache/h200.txt, 9.7 TB/s from 12 to 40 MB",
+     "launch to launch: the same, gpu-small-kernels/h200_graph.txt, 65 kB in 1.3 µs",
      "sustained: 794.5 of 989 TFLOP/s, stas00/ml-engineering, maximum achievable FLOPS"),
-)  # fmt: skip
-H200 = replace(
-    H100, name="H200 SXM", dram_gb_s=4800,
-    sources=(f"4,800 GB/s: {_MORE}", "SMs, clock, 989 TFLOP/s, sustained share, latencies and L2"
-             " size: the H100's", _GUIDE, _H200_L2, _H200_LAUNCH),
 )  # fmt: skip
 
 BY_ARCH = {80: A100, 86: RTX_A5000, 89: RTX_4090, 90: H200, 120: RTX_5090}

@@ -95,15 +95,13 @@ def attention_kernel(
     tl.store(place, (mixed / total[:, None]).to(out.dtype.element_ty))
 
 
-def attention(
-    items: int, tokens: int, rows: int = 128, warps: int = 4, stages: int = 3, causal: bool = False
-) -> None:
+def attention(items: int, tokens: int, rows: int = 128, causal: bool = False) -> None:
     """softmax(q kᵀ / √d) v in float16 with d = 64, by tiles of ``rows`` queries and 64 keys.
 
     Args:
         items: sequences times heads.
         tokens: of a sequence, a multiple of ``rows``.
-        rows, warps, stages: the configuration.
+        rows: of a tile.
         causal: whether a query sees no later key; the tile on the diagonal and those before it
             are masked alike.
     """
@@ -112,7 +110,7 @@ def attention(
     def empty() -> Tensor:
         return torch.zeros(items, tokens, d, dtype=torch.float16)
 
-    config = launch.Config({"BLOCK_M": rows, "BLOCK_N": 64}, warps, stages)
+    config = launch.Config({"BLOCK_M": rows, "BLOCK_N": 64}, num_warps=4, num_stages=3)
     arguments = empty(), empty(), empty(), empty(), torch.empty(items, tokens)
     scale = math.log2(math.e) / math.sqrt(d)
     grid = (tokens // rows, items)

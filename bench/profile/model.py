@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -43,24 +44,20 @@ BAND = 0.3
 """Estimates are within this share of the times that are published, or were measured."""
 
 
-@dataclass(frozen=True)
-class Occupancy:
+class Occupancy(NamedTuple):
     """How a launch's blocks lie on a card.
 
     Attributes:
         blocks: that an SM holds at a time.
         limit: what holds no more of them.
         waves: blocks of the launch over those that the card holds.
+        tail: share of all places for blocks that stays empty until the last one has ended.
     """
 
     blocks: int
     limit: str
     waves: float
-
-    @property
-    def tail(self) -> float:
-        """Share of all places for blocks that stays empty until the last one has ended."""
-        return 1 - self.waves / math.ceil(self.waves)
+    tail: float
 
 
 def fitting(card: Card, warps: int, registers: int, shared_bytes: int) -> dict[str, int]:
@@ -99,7 +96,8 @@ def occupancy(counts: Counts, card: Card) -> Occupancy:
             f"({counts.warps} warps, {counts.registers} registers a thread, "
             f"{counts.shared_bytes:,} bytes of shared memory)"
         )
-    return Occupancy(blocks, limit, counts.blocks / (blocks * card.sms))
+    waves = counts.blocks / (blocks * card.sms)
+    return Occupancy(blocks, limit, waves, 1 - waves / math.ceil(waves))
 
 
 def resources(
@@ -196,62 +194,57 @@ def estimated(times: dict[str, float], warps_us: float, card: Card) -> float:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch on one card: its counts and what follows from them."""
+    """One launch on one card, as records have it: its counts and what follows from them.
+
+    Attributes:
+        blocks_an_sm, limit, waves, tail: its occupancy.
+        us: the time that each resource alone needs.
+        warps_us: the time that its warps need, see :func:`of_warps`.
+        bound_us: the largest of ``us``, which is that of ``bound_by``.
+    """
 
     counts: Counts
-    occupancy: Occupancy
-    times: dict[str, float]
+    blocks_an_sm: int
+    limit: str
+    waves: float
+    tail: float
+    us: dict[str, float]
     warps_us: float
+    bound_us: float
+    bound_by: str
     estimate_us: float
-
-    @property
-    def bound_by(self) -> str:
-        return max(self.times, key=self.times.__getitem__)
-
-    @property
-    def bound_us(self) -> float:
-        return self.times[self.bound_by]
 
 
 def timed(counts: Counts, card: Card, dtype: str, in_l2: float | None = None) -> Launch:
     """Bounds and estimate of one launch; for the arguments see :func:`resources`."""
-    times = resources(counts, card, dtype, in_l2)
-    warps_us = of_warps(counts, card, times["latency"])
-    held = occupancy(counts, card)
-    return Launch(counts, held, times, warps_us, estimated(times, warps_us, card))
+    us = resources(counts, card, dtype, in_l2)
+    warps_us = of_warps(counts, card, us["latency"])
+    by = max(us, key=us.__getitem__)
+    estimate = estimated(us, warps_us, card)
+    return Launch(counts, *occupancy(counts, card), us, warps_us, us[by], by, estimate)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All launches of a workload on a card.
+    """All launches of a workload on a card, as records have it.
 
     Attributes:
-        floor_us: its algorithmic bytes at the data sheet's rate.
+        card: its name.
+        arch: its compute capability.
+        floor_us: the workload's algorithmic bytes at the data sheet's rate.
+        bound_by: what bounds the launch whose bound is the longest; the floor, if that is longer
+            than all of them together.
+        band: share of the estimate by which the time may differ.
     """
 
-    card: Card
-    launches: tuple[Launch, ...]
+    card: str
+    arch: int
     floor_us: float
-
-    @property
-    def bound_us(self) -> float:
-        return max(self.floor_us, sum(launch.bound_us for launch in self.launches))
-
-    @property
-    def estimate_us(self) -> float:
-        return max(self.floor_us / COPY_SHARE, sum(launch.estimate_us for launch in self.launches))
-
-    @property
-    def band(self) -> float:
-        """Share of the estimate by which the time may differ."""
-        return BAND
-
-    @property
-    def bound_by(self) -> str:
-        """What bounds the launch that takes longest; the floor, if that is longer than all."""
-        if self.floor_us > sum(launch.bound_us for launch in self.launches):
-            return "floor"
-        return max(self.launches, key=lambda launch: launch.bound_us).bound_by
+    bound_us: float
+    bound_by: str
+    estimate_us: float
+    launches: list[Launch]
+    band: float = BAND
 
 
 def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> Profile:
@@ -283,7 +276,19 @@ def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> P
         timed(counts, card, dtype, sum(moves[:index]) if fits else None)
         for index, counts in enumerate(launches)
     ]
-    return Profile(card, tuple(result), moved / (card.dram_gb_s * 1e3))
+    floor = moved / (card.dram_gb_s * 1e3)
+    bound = sum(launch.bound_us for launch in result)
+    estimate = sum(launch.estimate_us for launch in result)
+    longest = max(result, key=lambda launch: launch.bound_us)
+    return Profile(
+        card.name,
+        card.arch,
+        floor,
+        max(floor, bound),
+        "floor" if floor > bound else longest.bound_by,
+        max(floor / COPY_SHARE, estimate),
+        result,
+    )
 
 
 def milliseconds(launches: list[triton_launch.Launch], arch: int) -> float:

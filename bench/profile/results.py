@@ -28,32 +28,36 @@ PUBLISHED = FOLDER / "published.json"
 TARGETS = FOLDER / "targets.json"
 PEERS = FOLDER / "peers.json"
 
-_TIMES = {"bound_us": Positive, "bound_by": Text, "estimate_us": Positive, "band": Positive}
 _WORKLOAD = {"op": Text, "direction": Text, "shape": dict[str, records.Count], "dtype": Text}
+_PROFILE = {
+    "card": Text,
+    "bound_us": Positive,
+    "bound_by": Text,
+    "estimate_us": Positive,
+    "band": Positive,
+    "launches": list[dict[str, Any]],
+    "provenance": records.Provenance,
+}
 ProfileRecord = struct(
     "ProfileRecord",
     **_WORKLOAD,
+    **_PROFILE,
     backend=Text,
-    card=Text,
     arch=records.Count,
     floor_us=records.NotNegative,
     target_us=Positive | None,
-    launches=list[dict[str, Any]],
-    provenance=records.Provenance,
-    **_TIMES,
 )
 PublishedRecord = struct(
     "PublishedRecord",
+    **_PROFILE,
     kernel=Text,
-    card=Text,
     figure=Positive,
     unit=Text,
     source=Text,
     published_us=Positive,
     error=float,
-    launches=list[dict[str, Any]],
-    provenance=records.Provenance,
-    **_TIMES,
+    arch=(records.Count, 0),  # which older ones do not say, nor that there is no floor
+    floor_us=(records.NotNegative, 0.0),
 )
 _Times = list[tuple[Text, records.NotNegative]]
 """Of kernels or calls, in their order: name, µs."""
@@ -74,33 +78,10 @@ File = struct(
 )
 
 
-def _launch(launch: model.Launch) -> Record:
-    return {
-        "counts": msgspec.to_builtins(launch.counts, str_keys=True),
-        "blocks_an_sm": launch.occupancy.blocks,
-        "limit": launch.occupancy.limit,
-        "waves": launch.occupancy.waves,
-        "tail": launch.occupancy.tail,
-        "us": launch.times,
-        "warps_us": launch.warps_us,
-        "bound_us": launch.bound_us,
-        "bound_by": launch.bound_by,
-        "estimate_us": launch.estimate_us,
-    }
-
-
 def record(profile: model.Profile, **more: Any) -> Record:
     """A profile, with what else is to be said of it: of which workload, or published figure."""
-    return {
-        "card": profile.card.name,
-        "bound_us": profile.bound_us,
-        "bound_by": profile.bound_by,
-        "estimate_us": profile.estimate_us,
-        "band": profile.band,
-        "launches": [_launch(launch) for launch in profile.launches],
-        "provenance": provenance.provenance(),
-        **more,
-    }
+    plain = msgspec.to_builtins(profile, str_keys=True)
+    return {**plain, "provenance": provenance.provenance(), **more}
 
 
 def load(path: Path, kind: str) -> list[Record]:
@@ -122,7 +103,5 @@ def save(path: Path, kind: str, entries: Sequence[Record]) -> None:
 def put(path: Path, kind: str, workload: Workload, card: str, record: Record | None) -> None:
     """Puts a workload's record into a file, in place of an earlier one; None takes that out."""
     names = asdict(workload) | {"card": card}
-    others = [
-        old for old in load(path, kind) if any(old[name] != value for name, value in names.items())
-    ]
+    others = [old for old in load(path, kind) if not names.items() <= old.items()]
     save(path, kind, [*others, *([record] if record else [])])

@@ -86,32 +86,20 @@ def measured_us(record: Record, cards: list[Card]) -> float | None:
     return None
 
 
-def _beside_measured(record: Record, cards: list[Card]) -> list[str]:
-    us = measured_us(record, cards)
-    if us is None:
-        return [NOT_YET, "–"]
-    return [f"{us:,.1f}", f"{100 * (record['estimate_us'] / us - 1):+.0f} %"]
-
-
 def hot_spots(held: list[Record], cards: list[Card]) -> str:
     """Floor, bound and estimate of every hot spot on each card, beside target and measurement."""
-    labels = [(t.label, t.workload) for t in TARGETS]
     rows = []
-    for label, workload in labels:
-        of_workload = [record for record in held if workload_of(record) == workload]
-        counted = {record["card"] for record in of_workload}
-        before = dict(zip((RTX_4090.name, H200.name), BEFORE.get(label, "––"), strict=True))
-        missing = [card for card in before if card not in counted]
-        rows += [
-            [label, card, before[card], *["–"] * 2, "not counted", "–", NOT_YET, "–"]
-            for card in missing
-        ]
-        for record in of_workload:
-            card = record["card"]
-            shown = [*_times(record), *_beside_measured(record, cards)]
-            rows.append([label, card, before.get(card, "–"), *shown])
-    if not held:
-        return "Bounds and estimates of compiled kernels: none recorded."
+    for target in TARGETS:
+        counted = {one["card"]: one for one in held if workload_of(one) == target.workload}
+        before = dict(zip((RTX_4090.name, H200.name), BEFORE.get(target.label, "––"), strict=True))
+        for card in dict.fromkeys([*before, *counted]):
+            shown, measured = ["–", "–", "not counted", "–"], [NOT_YET, "–"]
+            if record := counted.get(card):
+                shown = _times(record)
+                if us := measured_us(record, cards):
+                    error = f"{100 * (record['estimate_us'] / us - 1):+.0f} %"
+                    measured = [f"{us:,.1f}", error]
+            rows.append([target.label, card, before.get(card, "–"), *shown, *measured])
     head = ("hot spot", "card", "before, µs", *_TIMES, "measured, µs", "error of the estimate")
     return "\n\n".join([table(head, rows), *_origin(held)])
 
@@ -142,37 +130,31 @@ def _profile_of(workload: Record, held: list[Record], source: Record) -> Record 
     return None
 
 
-def _beside(counted: float | None, read: float | None) -> list[str]:
-    """A count, the counter, and the one over the other."""
-    shown = ["–" if figure is None else f"{figure:,.0f}" for figure in (counted, read)]
-    return [*shown, f"{counted / read:.3f}" if counted is not None and read else "–"]
-
-
 def _counters_row(workload: Record, profile: Record | None) -> list[str]:
-    kernels = _own(workload)
-    launches = [launch["counts"] for launch in profile["launches"]] if profile else []
-    counted = {plain(one["kernel"]): one["registers"] for one in launches}
+    kernels, launches = _own(workload), profile["launches"] if profile else []
+    counted = [one["counts"] for one in launches]
+    counted = [one | {"instructions": sum(one["instructions"].values())} for one in counted]
 
-    def read(field: str) -> float | None:
+    def beside(field: str) -> list[str]:
+        """A count, the counter, and the one over the other."""
         figures = [one[field] for one in kernels.values()]
-        return None if None in figures else sum(figures)
+        read = None if None in figures else sum(figures)
+        count = sum(one[field] for one in counted) if counted else None
+        shown = ["–" if figure is None else f"{figure:,.0f}" for figure in (count, read)]
+        return [*shown, f"{count / read:.3f}" if count is not None and read else "–"]
 
-    instructions = sum(sum(one["instructions"].values()) for one in launches) if launches else None
-    sectors = [
-        _beside(sum(one[field] for one in launches) if launches else None, read(field))
-        for field in ("sectors_read", "sectors_written")
-    ]
+    own = {plain(one["kernel"]): one["registers"] for one in counted}
     registers = dict.fromkeys(
-        f"{counted.get(name, '–')} / {one['registers']}" for name, one in kernels.items()
+        f"{own.get(name, '–')} / {one['registers']}" for name, one in kernels.items()
     )
     us = sum(one["us"] for one in kernels.values())
     issued = sum(one["us"] * (one["issue_percent"] or 0) for one in kernels.values()) / us
     return [
         str(workload_of(workload)).removesuffix(f" {workload['dtype']}"),
         workload["backend"],
-        *_beside(instructions, read("instructions")),
-        *sectors[0],
-        *sectors[1],
+        *beside("instructions"),
+        *beside("sectors_read"),
+        *beside("sectors_written"),
         ", ".join(registers),
         f"{issued:.0f}",
     ]
@@ -195,8 +177,6 @@ def counters(held: list[Record], cards: list[Record]) -> str:
 
 def published(held: list[Record]) -> str:
     """The model beside published times, and the error of each estimate."""
-    if not held:
-        return "The model beside published times: none recorded."
     rows = [
         [
             record["card"],
@@ -215,48 +195,22 @@ def published(held: list[Record]) -> str:
     return "\n\n".join([table(head, rows), *_origin(held)])
 
 
-def peer(record: Record) -> str:
-    """A workload's peers on a card, fastest first, each over ours; then why others are missing."""
-    ours, known = record["estimate_us"], _counted(record)
-    rows = [
-        [name, str(len(one["kernels"])), str(len(one["calls"])), f"{one['bound_us']:,.1f}",
-         f"{one['estimate_us']:,.1f}", f"{one['estimate_us'] / ours:.2f}×"]
-        for name, one in known.items()
-    ]  # fmt: skip
-    head = ["peer", "kernels", "library calls at their bound", "bound", "estimate", "over ours"]
-    where = f"{workload_of(record)} on {record['card']}: ours {ours:,.1f} µs (estimate)"
-    refused = [f"{name}: {why}" for name, why in record["peers"].items() if name not in known]
-    return "\n\n".join([where, table(head, rows), *refused])
-
-
-def _counted(record: Record) -> dict[str, Record]:
-    """The peers that could be counted, fastest first."""
-    known = {name: one for name, one in record["peers"].items() if not isinstance(one, str)}
-    return dict(sorted(known.items(), key=lambda item: item[1]["estimate_us"]))
-
-
 def peers(held: list[Record]) -> str:
     """Each workload's estimate beside those of its peers, and the ratio to the best of them."""
-    if not held:
-        return "Estimates of the peers: none recorded."
     rows: list[list[str]] = []
     refused: dict[str, list[str]] = {}
     for record in held:
-        known = {name: one["estimate_us"] for name, one in _counted(record).items()}
-        for name, why in record["peers"].items():
-            if name not in known and name not in refused.setdefault(str(why), []):
-                refused[str(why)].append(name)
-        ratio = min(known.values()) / record["estimate_us"] if known else None
+        known: list[tuple[float, str]] = []
+        for name, one in record["peers"].items():
+            if isinstance(one, dict):
+                known.append((one["estimate_us"], name))
+            elif name not in refused.setdefault(one, []):
+                refused[one].append(name)
+        ratio = min(known)[0] / record["estimate_us"] if known else None
         shown = "none" if ratio is None else f"{ratio:.2f}×{', a loss' if ratio < 1 else ''}"
-        rows.append(
-            [
-                str(workload_of(record)).removesuffix(f" {record['dtype']}"),
-                record["card"],
-                f"{record['estimate_us']:,.1f}",
-                ", ".join(f"{name} {us:,.1f}" for name, us in known.items()),
-                shown,
-            ]
-        )
+        workload = str(workload_of(record)).removesuffix(f" {record['dtype']}")
+        beside = ", ".join(f"{name} {us:,.1f}" for us, name in sorted(known))
+        rows.append([workload, record["card"], f"{record['estimate_us']:,.1f}", beside, shown])
     head = ("workload", "card", "ours, µs", "peers, µs", "best peer over ours")
     why = [f"Not profiled: {', '.join(of)}: {reason[7:]}." for reason, of in refused.items()]
     return "\n\n".join([table(head, rows), *why, *_origin(held)])

@@ -66,25 +66,25 @@ def test_an_op_by_the_backend_that_is_asked_for(
 
     monkeypatch.setattr(command, "counts_of_op", counted)
     assert command.main([*arguments, "--backend", "triton"]) == 0
-    assert [given[-3:] for given in asked] == 2 * [("triton", "float32", ())]
+    assert [given[-3:] for given in asked] == 2 * [("triton", "float32", [])]
 
 
-def test_what_options_add(
+def test_an_op_with_options(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Over none of them, each alone and some together."""
-    sizes = {(): 100, ("scale",): 103, ("lengths", "lse"): 110}
+    sizes = {(): 100, ("lengths", "lse"): 110}
 
-    def counted(op: str, arch: int, *given: Any, **_: Any) -> list[counts.Counts]:
+    def counted(op: str, arch: int, *given: Any) -> list[counts.Counts]:
         return [a_copy(sizes[tuple(given[-1])], arch)]
 
     monkeypatch.setattr(command, "counts_of_op", counted)
-    arguments = ["spatial_attention", "--arch", "89", "--options", "scale", "lengths+lse"]
+    arguments = ["spatial_attention", "--arch", "89"]
     assert command.main(arguments) == 0
+    assert "| sectors read | 3,125,000 |" in capsys.readouterr().out
+    assert command.main([*arguments, "--options", "lengths", "lse"]) == 0
     printed = capsys.readouterr().out
-    assert "| none | +0.00 % | +0.00 % | +0.00 % |" in printed
-    assert "| scale | +3.00 % | +3.00 % | " in printed
-    assert "| lengths+lse | +10.00 % | +10.00 % | " in printed
+    assert "With lengths, lse:" in printed
+    assert "| sectors read | 3,437,500 |" in printed
 
 
 def test_peers_stand_beside_ours(
@@ -102,16 +102,14 @@ def test_peers_stand_beside_ours(
     printed = capsys.readouterr().out
     [held] = results.load(file, "peers")
     ratio = f"{400 / held['estimate_us']:.2f}×"
-    assert f"| compile | 1 | 0 | 300.0 | 400.0 | {ratio} |" in printed
-    assert "compile_tcformer: error: no" in printed
-    table = profiles.peers([held])
-    assert f"| RTX 4090 | {held['estimate_us']:,.1f} | compile 400.0 | {ratio} |" in table
-    assert "Not profiled: compile_tcformer: no." in table
-    assert f"Not profiled: eager, tcformer: {peers.LIBRARY[7:]}." in table
+    assert f"| RTX 4090 | {held['estimate_us']:,.1f} | compile 400.0 | {ratio} |" in printed
+    assert "Not profiled: compile_tcformer: no." in printed
+    assert f"Not profiled: eager, tcformer: {peers.LIBRARY[7:]}." in printed
+    assert command.main(["dpc_knn", "--targets", *arguments[1:]]) == 0
+    assert len(results.load(file, "peers")) == 3
     file.write_text(file.read_text().replace('"RTX 4090"', '""'))
     with pytest.raises(SchemaError, match=r"peers\.json: peers\[0\]\.card: expected "):
         results.load(file, "peers")
-    assert "none recorded" in profiles.peers([])
 
 
 def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
@@ -144,7 +142,7 @@ def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
     measured["card"] = "NVIDIA GeForce RTX 4090"
     rows = profiles.hot_spots(held, [measured]).splitlines()
     assert sum(row.endswith("| 385 | 400.0 | +1 % |") for row in rows) == 1  # 403.7: the floor
-    assert "none recorded" in profiles.hot_spots([], [])
+    assert profiles.hot_spots([], []).count("| – | – | not counted | – |") == 2 * len(TARGETS)
 
 
 def test_the_model_stands_beside_published_times(
@@ -160,7 +158,6 @@ def test_the_model_stands_beside_published_times(
     assert copied["error"] == pytest.approx(copied["estimate_us"] / copied["published_us"] - 1)
     assert profiles.published(held).count("\n| ") == len(ROWS)
     assert "| 1,111.8 |" in capsys.readouterr().out
-    assert "none recorded" in profiles.published([])
 
 
 def test_published_units_become_times() -> None:
@@ -198,13 +195,14 @@ def test_the_committed_measurements_are_within_the_band() -> None:
         ([], "give an op, --targets or --validate"),
         (["knn", "--validate"], "give an op, --targets or --validate"),
         (["knn", "--arch", "70"], "invalid choice: 70"),
-        (["--validate", "--backend", "cuda"], "--backend cuda: give an op or --targets"),
+        (["--validate", "--backend", "cuda"], "--backend, --peers, --options: give an op"),
+        (["--validate", "--peers"], "--backend, --peers, --options: give an op or --targets"),
         (["nothing"], "op must be one of spatial_attention, "),
         (["knn", "--shape", "M=-1"], "--shape M=-1: expected M=SIZE with a whole number"),
         (["knn", "--shape", "Q=2"], "--shape Q=2: knn has the sizes B, M, D, k"),
         (["knn", "--direction", "up"], "--direction up: knn has forward"),
         (["--targets", "--options", "valid"], "--options: give an op, without --targets"),
-        (["dpc_knn", "--options", "valid+lse"], "--options lse: dpc_knn has valid"),
+        (["dpc_knn", "--options", "valid", "lse"], "--options lse: dpc_knn has valid"),
         (["warp_clips", "--options", "lse"], "--options lse: warp_clips has no options"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from bench.harness.shapes import BF16, FP32
 from bench.profile import model
-from bench.profile.cards import A100, BY_ARCH, H100, H200, L40, RTX_4090, RTX_5090, RTX_A5000, Card
+from bench.profile.cards import A100, BY_ARCH, H200, L40, RTX_4090, RTX_5090, RTX_A5000, Card
 from bench.profile.counts import Counts
 
 NOTHING = Counts(
@@ -191,10 +191,10 @@ def test_later_launches_find_in_l2_what_fits_there() -> None:
     small = model.profile([a_copy(10), a_copy(10)], RTX_4090, BF16, 0)
     first, second = small.launches
     assert first.bound_by == "DRAM"
-    assert second.times["DRAM"] == 0
+    assert second.us["DRAM"] == 0
     assert first.bound_us == pytest.approx(10e6 / 1008e3)  # what is written stays in the cache
     more = model.profile([a_copy(5), a_copy(20)], RTX_4090, BF16, 0).launches[1]
-    assert more.times["DRAM"] == pytest.approx(10e6 / 1008e3)
+    assert more.us["DRAM"] == pytest.approx(10e6 / 1008e3)
     assert small.bound_us == first.bound_us + second.bound_us
     large = model.profile([a_copy(20), a_copy(20)], RTX_4090, BF16, 80_000_000)
     assert {launch.bound_by for launch in large.launches} == {"DRAM"}
@@ -220,7 +220,7 @@ def test_what_cannot_be_profiled_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("card", "tflops"),
-    [(RTX_4090, 165.2), (H200, 989), (H100, 989), (A100, 312), (RTX_A5000, 111), (RTX_5090, 209.5),
+    [(RTX_4090, 165.2), (H200, 989), (A100, 312), (RTX_A5000, 111), (RTX_5090, 209.5),
      (L40, 181)],
     ids=lambda value: getattr(value, "name", ""),
 )  # fmt: skip
