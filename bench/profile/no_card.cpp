@@ -11,9 +11,7 @@ struct CUDAHooks : CUDAHooksInterface {
   void init() const override {}
   bool hasCUDA() const override { return true; }
   bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return true; }
   DeviceIndex deviceCount() const override { return 1; }
-  DeviceIndex getCurrentDevice() const override { return 0; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
 };
 C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
@@ -21,17 +19,11 @@ C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PRE
 
 struct NoGuard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
   using Device = c10::Device;
-  using Stream = c10::Stream;
-  Stream getStream(Device) const noexcept override {
-    return Stream(Stream::DEFAULT, Device(c10::DeviceType::CUDA, 0));
-  }
   Device getDevice() const override { return Device(c10::DeviceType::CUDA, 0); }
   Device exchangeDevice(Device) const override { return getDevice(); }
-  Stream exchangeStream(Stream) const noexcept override { return getStream(getDevice()); }
-  void record(void**, const Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {}
-  void block(void*, const Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
+  c10::Stream getStream(Device) const noexcept override {
+    return c10::Stream(c10::Stream::DEFAULT, getDevice());
+  }
 };
 extern "C" void put_guard_in() {
   static c10::impl::DeviceGuardImplRegistrar put(c10::DeviceType::CUDA, new NoGuard);
