@@ -25,6 +25,8 @@ struct Byte {
   uint32_t writers, readers;  // warps that did so in that epoch, a bit each
   uint32_t atomic;            // the epoch in which warps last took turns at it
   bool pending;               // an asynchronous copy to it is under way
+  uint32_t products;          // warps whose wgmma may still read it, a bit each
+  uint32_t fences;            // that there had been when it was written
 };
 
 struct Range {  // of a tensor
@@ -52,7 +54,8 @@ const Launch* launch = nullptr;
 std::vector<char> memory;
 std::vector<Byte> bytes_known;
 size_t recent = 0;  // the tensor of the last access
-uint32_t epoch = 0, block_start = 0;
+uint32_t epoch = 0, block_start = 0, fences = 0;
+std::vector<uint32_t> fenced;  // of each warp: its last fence.proxy.async
 
 struct Touch {  // a lane's access, where accesses are counted
   uint64_t address;
@@ -238,7 +241,7 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
   if (address + bytes > memory.size())
     fail("shared address " + hex(address) + " is outside the block's " +
          std::to_string(memory.size()) + " bytes");
-  if (launch->counts) shared_touched.push_back({address, bytes, lane_now});
+  if (launch->counts && lane_now >= 0) shared_touched.push_back({address, bytes, lane_now});
   const uint32_t mine = 1u << w.id;
   for (uint64_t at = address; at < address + bytes; ++at) {
     Byte& b = bytes_known[at];
@@ -248,6 +251,9 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
     if (b.pending)
       fail("shared address " + hex(at) + " is " + (write ? "written" : "read") +
            " before the asynchronous copy to it is waited for");
+    if ((write || atomic) && b.products)
+      fail("shared address " + hex(at) +
+           " is written before the wgmma that reads it is waited for");
     const bool others_wrote = b.written == epoch && b.writers & ~mine;
     if (write || atomic) {
       // Triton lets warps that hold the same value all write it; that is no race.
@@ -264,6 +270,7 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
     if (write || atomic) {
       b.writers = (b.written == epoch ? b.writers : 0) | mine;
       b.written = epoch;
+      b.fences = fences;
       if (atomic) b.atomic = epoch;
       if (write) memory[at] = write[at - address];
     } else {
@@ -295,6 +302,7 @@ void issue(Warp& w, const Copy& copy) {
   for (int k = 0; k < copy.bytes; ++k) {
     Byte& b = bytes_known[copy.to + k];
     if (b.pending) fail("an asynchronous copy to where another is under way");
+    if (b.products) fail("an asynchronous copy over what a wgmma may still read");
     if ((b.read == epoch && b.readers & ~(1u << w.id)) ||
         (b.written == epoch && b.writers & ~(1u << w.id)))
       fail("shared address " + hex(copy.to + k) +
@@ -317,11 +325,53 @@ void wait_for_groups(Warp& w, int in_flight) {
       Byte& b = bytes_known[copy.to + k];
       b.written = epoch;
       b.writers = 1u << w.id;
+      b.fences = fences;
       b.pending = false;
     }
   }
   w.copies = std::move(left);
 }
+
+// What other instructions wrote, wgmma sees behind a fence only: of those who wrote it, or its own.
+const char* read_by_product(Warp& w, uint32_t address) {
+  const char* const data = shared(w, address, 16);
+  for (uint32_t at = address; at < address + 16; ++at) {
+    Byte& b = bytes_known[at];
+    bool seen = true;
+    for (size_t k = 0; k < fenced.size(); ++k)
+      seen &= !(b.writers >> k & 1) || fenced[k] > b.fences;
+    if (!seen && fenced[w.id] <= b.fences)
+      fail("shared address " + hex(at) + ": no fence.proxy.async between its write and this read");
+    b.products |= 1u << w.id;
+  }
+  w.reading.emplace_back(address, w.product_groups);
+  return data;
+}
+
+void wait_for_products(Warp& w, int in_flight) {
+  const auto done = [&](int group) { return group < w.product_groups - in_flight; };
+  for (auto at = w.products.begin(); at != w.products.end();) {
+    const Product& product = at->second;
+    for (int k = 0; k < 4 && done(product.group); ++k)
+      std::memcpy(w.registers + product.registers[k], product.values[k], sizeof product.values[k]);
+    at = done(product.group) ? w.products.erase(at) : std::next(at);
+  }
+  const auto under_way = std::stable_partition(w.reading.begin(), w.reading.end(),
+                                               [&](auto& read) { return done(read.second); });
+  const auto each_byte = [&](auto from, auto to, auto f) {
+    for (; from != to; ++from)
+      for (int k = 0; k < 16; ++k) f(bytes_known[from->first + k]);
+  };
+  each_byte(w.reading.begin(), under_way, [&](Byte& b) {  // it may have been read until now
+    b.products &= ~(1u << w.id);
+    b.readers = (b.read == epoch ? b.readers : 0) | 1u << w.id;
+    b.read = epoch;
+  });
+  w.reading.erase(w.reading.begin(), under_way);
+  each_byte(w.reading.begin(), w.reading.end(), [&](Byte& b) { b.products |= 1u << w.id; });
+}
+
+void fence_proxy(Warp& w) { fenced[w.id] = ++fences; }
 
 }  // namespace ptx
 
@@ -348,7 +398,8 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
   launch = asked;
   memory.assign(launch->shared_bytes, char(0xff));
   bytes_known.assign(launch->shared_bytes, Byte{});
-  epoch = 0;
+  epoch = fences = 0;
+  fenced.assign(launch->warps, 0);
   global_touched.clear();
   shared_touched.clear();
   sectors_touched.assign(2 * launch->tensor_count, {});
@@ -369,11 +420,13 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
                                static_cast<unsigned>(n / grid[0] % grid[1]),
                                static_cast<unsigned>(n / grid[0] / grid[1])};
     for (Warp& w : warps) {
-      w.pc = w.groups = 0;
+      w.pc = w.groups = w.product_groups = 0;
       w.next = INT_MAX;
       w.active = w.alive = kAll;
       w.waiting.clear();
       w.copies.clear();
+      w.products.clear();
+      w.reading.clear();
       const auto set = [&](int special, int lane, uint32_t value) {
         w.reg<uint32_t>(128 * special)[lane] = value;
       };
@@ -389,7 +442,7 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
         set(kLanemaskLt, lane, (1u << lane) - 1);
       }
     }
-    for (Byte& b : bytes_known) b.pending = false;
+    for (Byte& b : bytes_known) b.pending = b.products = 0;
     try {
       run_block(warps, running);
     } catch (const Failure& failure) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -64,6 +65,11 @@ struct Copy {  // of cp.async, from its issue to the wait for its group
   int bytes, present, group;
 };
 
+struct Product {  // what wgmma left in four registers, from its issue to the wait for its group
+  int group, registers[4];
+  float values[4][kLanes];
+};
+
 struct Warp {
   int id;
   char* registers;
@@ -77,6 +83,10 @@ struct Warp {
   int groups;                                     // committed
   uint32_t carry;                                 // of mad.cc, a bit a lane
   std::vector<Copy> copies;
+  double a[16][16];                               // the first matrix of the wgmma under way
+  int product_groups;                             // committed
+  std::map<int, Product> products;                // by their first register
+  std::vector<std::pair<uint32_t, int>> reading;  // 16 bytes at an address, by a group's products
 
   template <class T>
   T* reg(int offset) {
@@ -101,6 +111,9 @@ char* local(Warp& warp, uint64_t address, int bytes);
 const char* parameters(uint64_t offset, int bytes);
 void issue(Warp& warp, const Copy& copy);
 void wait_for_groups(Warp& warp, int in_flight);
+const char* read_by_product(Warp& warp, uint32_t address);  // 16 bytes of shared memory
+void wait_for_products(Warp& warp, int in_flight);
+void fence_proxy(Warp& warp);
 
 // A handler, and its operands' codes, as handlers() of machine.py has them.
 struct Entry {

@@ -114,26 +114,24 @@ void add_matrices(Table& table) {
   table[name + ".trans.shared.b16"] = {matrices<STORE, COUNT, true>, operands};
 }
 
-// d = a · b + c: a 16×16 by rows, b 16×8 by columns. Exact products and sums, truncated to float32
-// every 8 of the 16, as tests/cuda_on_cpu does.
+// Fragments of 16-bit numbers in registers: a 16×16 matrix in four.
 template <class T>
-void multiply(Warp& w, const Instruction& i) {
-  whole(w, kAll);
-  double a[16][16], b[16][8];
-  float c[16][8];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const int group = lane / 4, pair = 2 * (lane % 4);
-    for (int k = 0; k < 4; ++k) {
-      const T* const halves = w.reg<T>(i.operand[4 + k]) + 2 * lane;
+void first_matrix(Warp& w, const Instruction& i, int operand, double (&a)[16][16]) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int k = 0; k < 4; ++k)
       for (int h = 0; h < 2; ++h)
-        a[group + 8 * (k % 2)][pair + h + 8 * (k / 2)] = to_float(halves[h]);
-      c[group + 8 * (k / 2)][pair + k % 2] = w.reg<float>(i.operand[10 + k])[lane];
-    }
-    for (int k = 0; k < 2; ++k) {
-      const T* const halves = w.reg<T>(i.operand[8 + k]) + 2 * lane;
-      for (int h = 0; h < 2; ++h) b[pair + h + 8 * k][group] = to_float(halves[h]);
-    }
-  }
+        a[lane / 4 + 8 * (k % 2)][2 * (lane % 4) + h + 8 * (k / 2)] =
+            to_float(w.reg<T>(i.operand[operand + k])[2 * lane + h]);
+}
+
+// The number of a 16×8 matrix of float32 that a lane has in the k-th of four registers.
+float& element(float (&c)[16][8], int lane, int k) {
+  return c[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2];
+}
+
+// c += a · b. Exact products and sums, truncated to float32 every 8 of the 16, as tests/cuda_on_cpu
+// does.
+void add_product(const double (&a)[16][16], const double (&b)[16][8], float (&c)[16][8]) {
   for (int row = 0; row < 16; ++row)
     for (int step = 0; step < 16; step += 8) {
       double sum[8];
@@ -147,9 +145,95 @@ void multiply(Warp& w, const Instruction& i) {
         c[row][n] = result;
       }
     }
+}
+
+// d = a · b + c: a 16×16 by rows, b 16×8 by columns.
+template <class T>
+void multiply(Warp& w, const Instruction& i) {
+  whole(w, kAll);
+  double a[16][16], b[16][8];
+  float c[16][8];
+  first_matrix<T>(w, i, 4, a);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int k = 0; k < 4; ++k) element(c, lane, k) = w.reg<float>(i.operand[10 + k])[lane];
+    for (int k = 0; k < 2; ++k)
+      for (int h = 0; h < 2; ++h)
+        b[2 * (lane % 4) + h + 8 * k][lane / 4] =
+            to_float(w.reg<T>(i.operand[8 + k])[2 * lane + h]);
+  }
+  add_product(a, b, c);
   for (int lane = 0; lane < kLanes; ++lane)
+    for (int k = 0; k < 4; ++k) w.reg<float>(i.operand[k])[lane] = element(c, lane, k);
+}
+
+// `count` rows from `first` on, 16 numbers of each, of a matrix in shared memory that a descriptor
+// of wgmma stands for: put(row, column, value). Where its columns are contiguous, not its rows, it
+// is transposed. (PTX ISA, asynchronous warpgroup matrix instructions: canonical layouts.)
+template <class T, class F>
+void matrix_in_shared(Warp& w, uint64_t descriptor, int first, int count, bool transposed, F put) {
+  const auto field = [&](int bit) { return static_cast<int>((descriptor >> bit & 0x3fff) << 4); };
+  const int mode = descriptor >> 62, width = mode ? 256 >> mode : 16;  // of a swizzled row, bytes
+  int leading = field(16), stride = field(32);
+  if (transposed && !mode) std::swap(leading, stride);
+  if (descriptor >> 49 & 7) fail("a matrix descriptor with a base offset");
+  const int rows = transposed ? 0 : first, chunks = transposed ? first / 8 : 0;
+  for (int chunk = chunks; chunk < chunks + (transposed ? count / 8 : 2); ++chunk)
+    for (int row = rows; row < rows + (transposed ? 16 : count); ++row) {
+      uint32_t at = field(0) + row % 8 * width + row / 8 * stride;
+      at += chunk % (width / 16) * 16 + chunk / (width / 16) * leading;
+      T values[8];
+      std::memcpy(values, read_by_product(w, at ^ (at >> 3 & (width - 16))), sizeof values);
+      for (int k = 0; k < 8; ++k) {
+        const int other = 8 * chunk + k;
+        put(transposed ? other : row, transposed ? row : other, to_float(values[k]));
+      }
+      lane_now += lane_now >= 0;
+    }
+}
+
+// 8 columns of wgmma's product, of which a warp has 16 rows. Operands: d, a (four registers, or a
+// descriptor), b's descriptor, whether d is added. Numbers: the first column, a's and b's sign,
+// whether they are transposed. The product is there when its group is waited for; till then d is
+// NaN.
+template <class T, bool REGISTERS>
+void multiply_async(Warp& w, const Instruction& i) {
+  whole(w, kAll);
+  const int column = i.number[0], at_b = REGISTERS ? 8 : 5, row = 16 * (w.id % 4);
+  const auto descriptor = [&](int operand) { return w.reg<uint64_t>(i.operand[operand])[0]; };
+  if (column == 0 && REGISTERS) first_matrix<T>(w, i, 4, w.a);
+  lane_now = 0;  // passes over shared memory are counted as of lanes that load it
+  if (column == 0 && !REGISTERS)
+    matrix_in_shared<T>(w, descriptor(4), row, 16, i.number[3],
+                        [&](int m, int k, float value) { w.a[m - row][k] = value; });
+  double b[16][8];
+  lane_now = w.id % 4 ? -1 : 0;  // four warps read it together
+  matrix_in_shared<T>(w, descriptor(at_b), column, 8, i.number[4], [&](int n, int k, float value) {
+    b[k][n - column] = value * i.number[1] * i.number[2];
+  });
+  const auto [found, fresh] = w.products.try_emplace(i.operand[0]);
+  Product& product = found->second;
+  float c[16][8] = {};
+  for (int lane = 0; lane < kLanes && w.predicate(i.operand[at_b + 1]); ++lane)
     for (int k = 0; k < 4; ++k)
-      w.reg<float>(i.operand[k])[lane] = c[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2];
+      element(c, lane, k) = fresh ? w.reg<float>(i.operand[k])[lane] : product.values[k][lane];
+  add_product(w.a, b, c);
+  product.group = w.product_groups;
+  for (int k = 0; k < 4; ++k) {
+    product.registers[k] = i.operand[k];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      product.values[k][lane] = element(c, lane, k);
+      w.reg<float>(i.operand[k])[lane] = NAN;
+    }
+  }
+}
+template <class T>
+void add_products(Table& table, const std::string& type) {
+  const std::string suffix = ".f32." + type + "." + type, numbers = " 0 n n n n n";
+  table["mma.m16n8k16" + suffix + ".f32"] = {multiply<T>, several(14, "4")};
+  table["wgmma.registers.m64n8k16" + suffix] = {multiply_async<T, true>,
+                                                several(8, "4") + " 8" + numbers};
+  table["wgmma.shared.m64n8k16" + suffix] = {multiply_async<T, false>,
+                                             several(4, "4") + " 8 8" + numbers};
 }
 
 // shfl: operands d, its predicate, a, b (lane, or how far), c (clamp), members.
@@ -259,8 +343,13 @@ void add_memory(Table& table) {
                                   "n"};
   add_matrices<false, 1>(table), add_matrices<false, 2>(table), add_matrices<false, 4>(table);
   add_matrices<true, 1>(table), add_matrices<true, 2>(table), add_matrices<true, 4>(table);
-  table["mma.m16n8k16.f32.bf16.bf16.f32"] = {multiply<bf16>, several(14, "4")};
-  table["mma.m16n8k16.f32.f16.f16.f32"] = {multiply<f16>, several(14, "4")};
+  add_products<bf16>(table, "bf16"), add_products<f16>(table, "f16");
+  table["wgmma.fence"].run = [](Warp& w, const Instruction&) { whole(w, kAll); };
+  table["wgmma.commit_group"].run = [](Warp& w, const Instruction&) { ++w.product_groups; };
+  table["wgmma.wait_group"] = {
+      [](Warp& w, const Instruction& i) { wait_for_products(w, static_cast<int>(i.number[0])); },
+      "n"};
+  table["fence.proxy"].run = [](Warp& w, const Instruction&) { fence_proxy(w); };
   table["shfl.idx.b32"] = {shuffle<kIndex>, "4 0 4 4 4 4"};
   table["shfl.bfly.b32"] = {shuffle<kButterfly>, "4 0 4 4 4 4"};
   table["shfl.up.b32"] = {shuffle<kUp>, "4 0 4 4 4 4"};

@@ -241,7 +241,9 @@ class Kernel:
                 text = " ".join(f"{match['op']} {match['rest']}".split())
                 text = f"@{guard} {text}" if guard else text
                 one = Row(match["op"], operands, guard, text, source, number)
-                rows += self._again(one, loaded)
+                rows += (
+                    _columns(one) if one.ptx.startswith("wgmma.mma") else self._again(one, loaded)
+                )
         return rows
 
     def _again(self, one: Row, loaded: dict[tuple[str, ...], list[str]]) -> list[Row]:
@@ -359,6 +361,27 @@ class Kernel:
             raise Unknown(f"{row.text!r} of {self.name}: {error}") from error
 
 
+def _columns(one: Row) -> list[Row]:
+    """A ``wgmma`` as rows of 8 columns of its product: their registers, the first matrix, the
+    second, whether the registers are added, the first column, then the numbers of signs and order."""
+    shape = re.search(r"\.m64n(\d+)(k.*)", one.ptx)
+    if not shape:
+        raise Unknown(f"{one.text!r}: the machine does not have it")
+    results, first, second, added, *numbers = one.operands
+    kind = "registers" if first.startswith("{") else "shared"
+    if kind == "registers":
+        numbers.insert(2, "0")  # they are never transposed
+    name, registers = f"wgmma.{kind}.m64n8{shape[2]}", _list(results)
+    return [
+        replace(
+            one,
+            ptx=name,
+            operands=[*registers[at // 2 :][:4], first, second, added, f"{at}", *numbers],
+        )
+        for at in range(0, int(shape[1]), 8)
+    ]
+
+
 def _plain(ptx: str, operands: list[str]) -> tuple[str, list[str]]:
     """An instruction's name and operands as the machine has them: nothing in braces."""
     head, *parts = (
@@ -370,7 +393,7 @@ def _plain(ptx: str, operands: list[str]) -> tuple[str, list[str]]:
     if "L2::cache_hint" in ptx:
         del given[-1]  # the policy
     if head in ("ret", "nop"):
-        return head, []
+        return "fence.proxy" if ptx.startswith("fence.proxy.async") else head, []
     if head == "bar" and not parts:
         if given != ["0"]:
             raise Unknown("a barrier other than bar.sync 0")
