@@ -29,19 +29,13 @@ from cmpose.provenance import PROJECT
 from csrc import build
 from tests import cuda_on_cpu
 from tests.ptx_on_cpu import cuda_kernels, parse, triton_kernels
-from tests.ptx_on_cpu.launches import Counting, Launch
-from tests.ptx_on_cpu.machine import Unknown
-from tests.ptx_on_cpu.parse import Kernel
+from tests.ptx_on_cpu.launches import Counting, Launch, untouched_zeros
 
 SAMPLES = 144
 """Blocks that run of a large launch; of twice as many all do."""
 
 PERSISTENT, PERSISTENT_SAMPLES = ("spatial_attention",), 4
 """Ops whose blocks in csrc/, one an SM, share items that are all alike; how many of these run."""
-
-STAND_IN = 89
-"""The card whose code runs in place of what the machine cannot run."""
-
 
 MOST_TOKENS = 16_384
 """Of a clip whose dpc_knn is counted. Its kernels run whole and pairs grow as the square: 4,096
@@ -117,16 +111,6 @@ def _code(ptx: str, arch: int, flags: tuple[str, ...] = (), ptxas: str | None = 
     return sass.disassembled(sass.assembled(text, arch, *flags, ptxas=ptxas), sources)
 
 
-def run(one: Launch, arch: int, counting: Counting) -> tuple[Kernel, bool]:
-    """Runs a launch; the code that ran, and whether that is a stand-in's."""
-    try:
-        return one.run(arch, counting=counting), False
-    except Unknown:
-        if arch != 90:
-            raise
-    return one.run(STAND_IN, counting=counting, limits=arch), True
-
-
 def count(
     launches: Iterable[Launch],
     arch: int,
@@ -158,24 +142,23 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
     code = _code(made.ptx, arch, made.flags, made.ptxas)
     chosen = None if whole else sampled(blocks, samples)
     counting = Counting(chosen)
-    kernel, stand_in = run(one, arch, counting)
+    kernel = one.run(arch, counting=counting)
     ran = blocks if chosen is None else len(chosen)
     scale = blocks / ran
-    wanted = executed.wanted(kernel, counting, ran * warps, across=stand_in)
+    wanted = executed.wanted(kernel, counting, ran * warps)
     solution = executed.executed(code.blocks, wanted)
     if solution.unmatched > unmatched:
         raise Unmatched(
             f"{name} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
             "multiplies and waits for was not found in its SASS"
         )
-    loading = flight.shares(kernel, counting, warps, stand_in)
+    loading = flight.shares(kernel, counting, warps)
     pipes = dict.fromkeys(sass.PIPES, 0.0)
-    flops = barriers = fewest = 0.0
+    flops = barriers = 0.0
     for block, times in zip(code.blocks, solution.times, strict=True):
         for instruction in block.instructions:
             pipes[instruction.pipe] += times
             flops += times * instruction.flops
-            fewest += times * instruction.wavefronts
             barriers += times * (instruction.base == "BAR" and "ARV" not in instruction.opcode)
     all_warps = warps * blocks
     rows = {name: values * scale for name, values in counting.rows.items()}
@@ -205,19 +188,19 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
         distinct_read=round(distinct[0]),
         distinct_written=round(distinct[1]),
         access_bytes={width: round(times) for width, times in sorted(widths.items())},
-        shared_wavefronts=round(fewest * all_warps if stand_in else rows["wavefronts"].sum()),
-        shared_conflicts=0 if stand_in else round(rows["conflicts"].sum()),
+        shared_wavefronts=round(rows["wavefronts"].sum()),
+        shared_conflicts=round(rows["conflicts"].sum()),
         barriers=round(barriers * blocks),
         bytes_in_flight=warps * float(flight.most(code.blocks, solution.times, loading)),
     )
 
 
 class Cheap(Draw):
-    """Large tensors are zeros, of which the system gives only the pages that are touched."""
+    """Large tensors are zeros that take no memory until they are touched."""
 
     def normal(self, *sizes: int) -> Tensor:
         if math.prod(sizes) > 1 << 22:
-            return torch.zeros(*sizes, dtype=self.dtype)
+            return untouched_zeros(*sizes, dtype=self.dtype)
         return super().normal(*sizes)
 
 
@@ -276,7 +259,7 @@ def launches_of_op(
     with nullcontext() if runs else taking():
         made = tensors(call(**arguments))
     outputs = [one for one in made if one.requires_grad]
-    upstream = [torch.zeros_like(one) for one in outputs]
+    upstream = [untouched_zeros(*one.shape, dtype=one.dtype) for one in outputs]
     if direction == BACKWARD:
         taken.clear()
     else:  # a loss gets 1, as from .backward()

@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import highspy
 import networkx as nx  # type: ignore[import-untyped]
@@ -35,15 +35,13 @@ from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.launches import Counting
 from tests.ptx_on_cpu.parse import Kernel, Row
 
-Place: TypeAlias = int | str
-"""The number of an instruction in the PTX; across cards, whose PTX differs, a source line."""
-
 
 @dataclass(frozen=True)
 class Loop:
-    """Of the PTX: its places, its rounds for each time that it is reached, its instructions."""
+    """Of the PTX: its instructions' numbers, its rounds for each time that it is reached, its
+    rows."""
 
-    places: frozenset[Place]
+    numbers: frozenset[int]
     rounds: float
     length: int
 
@@ -53,30 +51,22 @@ class Wanted:
     """What the machine counted, a warp.
 
     Attributes:
-        anchors: (source line, what, place) → how much of it.
+        anchors: (source line, what, number of the instruction) → how much of it. To a ``wgmma``
+            ptxas gives neither.
         loops: of the PTX.
-        visits: of each of its instructions; none across cards.
+        visits: of each of its instructions.
         partings: of lanes.
-        across: another card's PTX ran: only anchors that both have are kept to, wherever they are.
     """
 
-    anchors: dict[tuple[str, str, Place], float]
+    anchors: dict[tuple[str, str, int], float]
     loops: list[Loop]
-    visits: dict[Place, float]
+    visits: dict[int, float]
     partings: float
-    across: bool
-
-    def place(self, one: Instruction) -> Place:
-        """Of an instruction of SASS."""
-        return one.source if self.across else one.number
 
 
 PRICE, VISIT_PRICE, LOW_PRICE, PARTING = 1000.0, 400.0, 100.0, 100.0
 """Of an anchor, a visit, float32 arithmetic, and lanes that part; an instruction has price 1. A
 visit costs more than a round of the project's longest loop without anchors (Philox, 291)."""
-
-ACROSS = ("tensor", "load", "store", "MUFU.EX2", "MUFU.LG2")
-"""Anchors that the same kernel has on another card, where its layouts and barriers differ."""
 
 PLACED = ("division", "root")
 """Float32's, which have a guess by the same instruction as integers' elsewhere."""
@@ -91,7 +81,7 @@ _ANCHORS = {
     "shared load": (r"ld\.shared\..*", r"LDS\b.*"),
     "shared store": (r"st\.shared\..*", r"STS\b.*"),
     "matrices": (r"(ld|st)matrix\..*", r"(LD|ST)SM\b.*"),
-    "tensor": (r"mma\..*", r"\w+MMA\b.*"),
+    "tensor": (r"(mma|wgmma\.(registers|shared))\..*", r"\w+MMA\b.*"),
     "barrier": (r"bar", r"BAR\..*SYNC.*"),
     "shuffle": (r"shfl\..*", r"SHFL\b.*"),
     "reduction": (r"redux\..*", r"REDUX\b.*"),
@@ -124,22 +114,21 @@ def anchor_of(one: Row | Instruction) -> tuple[str, float]:
     return what, products if what == "tensor" else 1.0
 
 
-def wanted(kernel: Kernel, counting: Counting, warps: int, across: bool = False) -> Wanted:
-    """What the machine counted, in ``warps`` warps; ``across``: of another card's code."""
-    places: list[Place] = [one.source if across else one.number for one in kernel.rows]
+def wanted(kernel: Kernel, counting: Counting, warps: int) -> Wanted:
+    """What the machine counted, in ``warps`` warps."""
     visits = counting.rows["visits"] / warps
-    anchors: dict[tuple[str, str, Place], float] = defaultdict(float)
-    for one, times, place in zip(kernel.rows, visits, places, strict=True):
+    anchors: dict[tuple[str, str, int], float] = defaultdict(float)
+    for one, times in zip(kernel.rows, visits, strict=True):
         what, amount = anchor_of(one)
+        place = ("", what, 0) if one.name.startswith("wgmma") else (one.source, what, one.number)
         if what:
-            anchors["" if across else one.source, what, place] += amount * times
+            anchors[place] += amount * times
     partings = counting.rows["partings"].sum() / warps
-    visited = {} if across else dict(zip(places, map(float, visits), strict=True))
-    loops_ = list(_loops(kernel, counting, places))
-    return Wanted(dict(anchors), loops_, visited, float(partings), across)
+    visited = {one.number: float(times) for one, times in zip(kernel.rows, visits, strict=True)}
+    return Wanted(dict(anchors), list(_loops(kernel, counting)), visited, float(partings))
 
 
-def _loops(kernel: Kernel, counting: Counting, places: list[Place]) -> Iterator[Loop]:
+def _loops(kernel: Kernel, counting: Counting) -> Iterator[Loop]:
     visits, jumps = counting.rows["visits"], counting.rows["jumps"]
     # How often a warp went on behind a row; one whose lanes part goes both ways.
     stayed = visits - jumps + counting.rows["partings"]
@@ -155,7 +144,7 @@ def _loops(kernel: Kernel, counting: Counting, places: list[Place]) -> Iterator[
                 jumped = row.name == "bra" and row.numbers[0] == head
                 back += jumps[at] if jumped else stayed[at]
         if visits[head]:
-            own = frozenset(places[at] for at in body)
+            own = frozenset(kernel.rows[at].number for at in body)
             yield Loop(own, float(visits[head] / max(visits[head] - back, 1)), len(body))
 
 
@@ -202,20 +191,19 @@ class _Anchor:
 
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts."""
-    problem, across = _Problem(blocks, wanted), wanted.across
+    problem = _Problem(blocks, wanted)
     anchors: dict[tuple[str, str], _Anchor] = defaultdict(_Anchor)
     for at in problem.count:
         for one in blocks[at].instructions:
             what, amount = anchor_of(one)
             if what:
-                key = ("" if across else one.source, what)
-                anchors[key].held.append((at, amount, one.guarded))
+                anchors[one.source, what].held.append((at, amount, one.guarded))
     # What ptxas left none of was done at once with something else, or not at all.
-    kept = {wanted.place(one) for at in problem.count for one in blocks[at].instructions}
-    for (source, what, place), amount in wanted.anchors.items():
+    kept = {one.number for at in problem.count for one in blocks[at].instructions}
+    for (source, what, number), amount in wanted.anchors.items():
         if amount:
             anchors[source, what].wanted += amount
-            anchors[source, what].gone += amount * (not across and place not in kept)
+            anchors[source, what].gone += amount * (number not in kept)
     # What only one of the two has in a place may be in another in the other: ptxas makes one of two
     # branches' same instructions, and names one of them.
     for key in [key for key, one in anchors.items() if bool(one.held) != bool(one.wanted)]:
@@ -224,14 +212,13 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
             anchors["", what].held += orphan.held
             anchors["", what].wanted += orphan.wanted
             anchors["", what].gone += orphan.gone
-    asked = [(what, one) for (_, what), one in anchors.items() if not across or what in ACROSS]
-    for what, one in asked:
+    for (_, what), one in anchors.items():
         if one.held:
             problem.hold(what, one)
     problem.visit()
     times = problem.solved()
     missed = total = 0.0
-    for one in (one for what, one in asked if what not in LOW):
+    for one in (one for (_, what), one in anchors.items() if what not in LOW):
         least = sum(n * times[at] for at, n, guarded in one.held if not guarded)
         most = sum(n * times[at] for at, n, _ in one.held)
         total += one.wanted
@@ -311,11 +298,11 @@ class _Problem:
             if not wanted.loops:
                 return
             held = [one for at in body for one in self.blocks[at].instructions]
-            own = set(map(wanted.place, held))
+            own = {one.number for one in held}
             # Of equally alike loops, as an unrolled one and its remainder, the one that goes on.
             like = max(
                 wanted.loops,
-                key=lambda of: (len(own & of.places) / len(own | of.places), of.rounds),
+                key=lambda of: (len(own & of.numbers) / len(own | of.numbers), of.rounds),
             )
             unknown = not any(anchor_of(one)[0] for one in held) and len(held) < 2 * like.length
             into = [(at in body, edge) for (at, to), edge in self.edges.items() if to == head]
@@ -349,12 +336,12 @@ class _Problem:
         A block has those of its instructions that are the only ones of theirs in the PTX. A block
         none of whose instructions were visited is not executed.
         """
-        wanted = self.wanted
-        blocks = {at: list(map(wanted.place, self.blocks[at].instructions)) for at in self.count}
-        copies = Counter(place for places in blocks.values() for place in places)
-        for at, places in blocks.items():
-            visits = [wanted.visits[place] for place in places if place in wanted.visits]
-            lone = [wanted.visits[p] for p in places if p in wanted.visits and copies[p] == 1]
+        known = self.wanted.visits
+        blocks = {at: [one.number for one in self.blocks[at].instructions] for at in self.count}
+        copies = Counter(number for numbers in blocks.values() for number in numbers)
+        for at, numbers in blocks.items():
+            visits = [known[number] for number in numbers if number in known]
+            lone = [known[n] for n in numbers if n in known and copies[n] == 1]
             if lone or (visits and not any(visits)):
                 times = statistics.median(lone or [0.0])
                 self.program.addConstr(self.count[at] + self._off(VISIT_PRICE) == times)

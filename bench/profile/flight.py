@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import re
 
-from bench.profile.executed import Place
 from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.launches import Counting
 from tests.ptx_on_cpu.parse import Kernel
 
-Shares = dict[Place, float]
-"""The bytes of the sectors that a load or a copy in a place asks for, over those of 32 lanes; on
-average over all warps of the blocks that come there."""
+Shares = dict[int | str, float]
+"""The bytes of the sectors that a load or a copy of a number, or a source line, asks for, over
+those of 32 lanes; on average over all warps of the blocks that come there."""
 
 
-def shares(kernel: Kernel, counting: Counting, warps: int, across: bool) -> Shares:
-    """Of the loads and copies that ran in blocks of ``warps`` warps, by number, unless another
-    card's code ran (``across``), and by source line."""
-    bytes_: dict[Place, list[float]] = {}
+def shares(kernel: Kernel, counting: Counting, warps: int) -> Shares:
+    """Of the loads and copies that ran in blocks of ``warps`` warps."""
+    bytes_: dict[int | str, list[float]] = {}
     counts = (counting.rows[name] for name in ("visits", "blocks", "warps", "sectors"))
     for row, visits, blocks, there, sectors in zip(kernel.rows, *counts, strict=True):
-        if not visits:
-            continue
-        places: list[Place] = [row.source, *([] if across else [row.number])]
-        if row.loads:
-            for place in places:
-                sums = bytes_.setdefault(place, [0.0, 0.0])
-                sums[0] += 32 * sectors * there / (blocks * warps)
-                sums[1] += 32 * visits * row.bytes
+        for place in (row.number, row.source) if visits and row.loads else ():
+            sums = bytes_.setdefault(place, [0.0, 0.0])
+            sums[0] += 32 * sectors * there / (blocks * warps)
+            sums[1] += 32 * visits * row.bytes
     return {place: moved / most for place, (moved, most) in bytes_.items()}
 
 

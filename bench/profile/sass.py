@@ -96,19 +96,6 @@ class Instruction:
             return 0
         return int(self.opcode[-1]) if self.opcode[-2:] in (".2", ".4") else 1
 
-    @property
-    def wavefronts(self) -> float:
-        """The fewest passes over shared memory of a warp with all lanes on."""
-        if self.base in ("LDS", "STS", "LDGSTS"):
-            return max(self.bytes // 4, 1)
-        if self.matrices:
-            return self.matrices
-        if self.base == "HGMMA":  # 16-bit operands; the first is in shared memory or registers
-            m, n, k = map(int, re.search(r"\.(\d+)x(\d+)x(\d+)", self.opcode).groups())  # type: ignore[union-attr]
-            first = re.match(r"R\d+, gdesc", self.operands)
-            return (n + m * bool(first)) * k * 2 / 128 / 4
-        return 0
-
 
 _WIDTHS = {"128": 16, "64": 8, "256": 32, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
@@ -209,8 +196,9 @@ def _blocks(text: str, sources: Sequence[str]) -> list[Block]:
         if match["label"]:
             labels[match["label"]] = len(blocks) - 1
             continue
-        source = sources[number - 1] if number else ""
-        one = Instruction(match["op"], match["rest"].strip(), source, bool(match["guard"]), number)
+        own = 0 if "GMMA" in match["op"] else number  # to these ptxas gives no line
+        source = sources[own - 1] if own else ""
+        one = Instruction(match["op"], match["rest"].strip(), source, bool(match["guard"]), own)
         block.instructions.append(one)
         if one.base not in _ENDS or one.base == "BSYNC":
             continue

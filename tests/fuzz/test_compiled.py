@@ -25,7 +25,7 @@ ALL = [
     (name, dtype, arch)
     for name in OPS
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    for arch in (80, 86, 89, 120)
+    for arch in (80, 86, 89, 90, 120)
 ]
 ALWAYS = [
     ("heatmap_loss", torch.bfloat16, 120),

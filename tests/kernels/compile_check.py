@@ -32,6 +32,8 @@ from triton.compiler import ASTSource
 
 from cmpose.kernels import configs, launch
 from tests.kernels import ptx_gates
+from tests.ptx_on_cpu import machine, triton_kernels
+from tests.ptx_on_cpu.launches import Counting, Fault, untouched_zeros
 
 ARCHS = (80, 89, 90, 120)
 
@@ -75,7 +77,7 @@ class Compiled:
         kernel: its module and function.
         half: whether it takes tensors of float16 or bfloat16.
         ahead: see :func:`ptx_gates.ahead`.
-        wrong: ptxas's warnings, and what groups of warps overwrite.
+        wrong: ptxas's warnings; of what has ``wgmma``, what its first block does that it must not.
         loop: of :data:`LOOPS`, see :func:`bench.profile.main_loop.main_loop`.
         error: why it does not compile; then the rest is 0.
     """
@@ -166,15 +168,32 @@ def build(launched: launch.Launch, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=_options(launched))
 
 
-def _parameters(launched: launch.Launch, signature: dict[str, str]) -> list[int]:
-    """A launch's run-time arguments, 0 for what is no integer."""
+def types_of(launched: launch.Launch) -> list[str | None]:
+    """A launch's arguments' types; None for those compiled in."""
+    signature, constants, _ = _signature(launched)
     names = [p.name for p in launched.kernel.params if p.name not in launched.constants]
-    values = [
-        value
-        for name, value in zip(names, launched.arguments, strict=True)
-        if signature[name] != "constexpr"
-    ]
-    return [value if isinstance(value, int) else 0 for value in values]
+    return [None if name in constants else signature[name] for name in names]
+
+
+def first_block(launched: launch.Launch, ptx: str, shared: int, arch: int) -> list[str]:
+    """What the machine catches in a launch's first block, on zeros; nothing without a g++."""
+    if machine.compiler() is None:
+        return []
+    memory: list[Tensor] = []
+
+    def zeros(of: Tensor) -> Tensor:
+        memory.append(untouched_zeros(of.untyped_storage().nbytes() // of.itemsize, dtype=of.dtype))
+        return memory[-1].as_strided(of.shape, of.stride(), of.storage_offset())
+
+    arguments = tuple(zeros(a) if isinstance(a, Tensor) else a for a in launched.arguments)
+    launched = replace(launched, arguments=arguments)
+    code = triton_kernels.packed(launched, ptx, shared, types_of(launched))
+    one = replace(triton_kernels.of(launched), tensors=memory, code=lambda _: code)
+    try:
+        one.run(arch, counting=Counting([0]))
+    except Fault as fault:
+        return [str(fault)]
+    return []
 
 
 _LOOP_CASES = {case for cases in LOOPS.values() for case in cases}
@@ -210,15 +229,15 @@ def compile_launch(launched: launch.Launch, arch: int, case: str) -> Compiled:
         _compiled[key] = replace(row, error=f"{type(error).__name__}: {lines[-1]}")
         return _compiled[key]
     registers, stack = _resources(kernel.asm["cubin"])
-    ptx, warps = kernel.asm["ptx"], launched.config.num_warps
+    ptx, shared = kernel.asm["ptx"], kernel.metadata.shared
     wrong = ptx_gates.warnings(ptx)
-    if "wgmma" in ptx and warps > 4:
-        wrong += ptx_gates.overwritten(ptx, warps, _parameters(launched, signature))
+    if "wgmma" in ptx:
+        wrong += first_block(launched, ptx, shared, arch)
     _compiled[key] = replace(
         row,
         registers=registers,
         stack=stack,
-        shared=kernel.metadata.shared,
+        shared=shared,
         mma="mma" in ptx,
         half=not {"*fp16", "*bf16"}.isdisjoint(signature.values()),
         ahead=ptx_gates.ahead(ptx) if "mma" in ptx else None,

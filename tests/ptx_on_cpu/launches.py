@@ -103,7 +103,6 @@ class Launch:
         arch: int = 89,
         backwards: bool = False,
         counting: Counting | None = None,
-        limits: int | None = None,
     ) -> parse.Kernel:
         """Runs all blocks, or those that ``counting`` asks for.
 
@@ -111,7 +110,6 @@ class Launch:
             arch: the card's compute capability.
             backwards: the last warp of a block runs first.
             counting: gets the counts.
-            limits: the card whose shared memory it may have, if that is not ``arch``.
 
         Raises:
             Fault: the kernel did what it must not do.
@@ -121,11 +119,11 @@ class Launch:
         kernel = programs.get(made.ptx) or programs.setdefault(made.ptx, parse.Kernel(made.ptx))
         launched[self.kernel] += 1
         shared = made.shared + kernel.shared
-        most = BY_ARCH[limits or arch].block_shared_bytes
+        most = BY_ARCH[arch].block_shared_bytes
         if shared > most:
             raise Fault(
-                f"{kernel.name} asks for {shared} bytes of shared memory; sm_{limits or arch} has "
-                f"{most} a block"
+                f"{kernel.name} asks for {shared} bytes of shared memory; sm_{arch} has {most} a "
+                "block"
             )
         extents = [_extent(tensor) for tensor in (*self.tensors, *kernel.tables)]
         known = [(begin, end, 0 if own is None else own.data_ptr()) for begin, end, own in extents]
@@ -151,6 +149,14 @@ class Launch:
             said = re.sub("outside the tensors, at (0x[0-9a-f]+)", partial(_near, known), said)
             raise Fault(f"{kernel.name}, {one.source or f'row {row}'}: {one.text!r}: {said}")
         return kernel
+
+
+def untouched_zeros(*sizes: int, dtype: torch.dtype) -> Tensor:
+    """Zeros of which the system gives only the pages that are touched, aligned as on a card."""
+    number = math.prod(sizes) * dtype.itemsize
+    pages = np.zeros(number + 256, np.uint8)
+    start = -pages.ctypes.data % 256
+    return torch.from_numpy(pages[start : start + number]).view(dtype).view(sizes)
 
 
 def _near(known: list[tuple[int, int, int]], said: re.Match[str]) -> str:

@@ -201,12 +201,12 @@ void multiply_async(Warp& w, const Instruction& i) {
   const int column = i.number[0], at_b = REGISTERS ? 8 : 5, row = 16 * (w.id % 4);
   const auto descriptor = [&](int operand) { return w.reg<uint64_t>(i.operand[operand])[0]; };
   if (column == 0 && REGISTERS) first_matrix<T>(w, i, 4, w.a);
-  lane_now = 0;  // passes over shared memory are counted as of lanes that load it
+  lane_now = 0;  // passes over shared memory are counted as of lanes that load 16 bytes
   if (column == 0 && !REGISTERS)
     matrix_in_shared<T>(w, descriptor(4), row, 16, i.number[3],
                         [&](int m, int k, float value) { w.a[m - row][k] = value; });
   double b[16][8];
-  lane_now = w.id % 4 ? -1 : 0;  // four warps read it together
+  lane_now = w.id % 4 ? -1 : kLanes;  // four warps read it together
   matrix_in_shared<T>(w, descriptor(at_b), column, 8, i.number[4], [&](int n, int k, float value) {
     b[k][n - column] = value * i.number[1] * i.number[2];
   });

@@ -363,7 +363,7 @@ class Kernel:
 
 def _columns(one: Row) -> list[Row]:
     """A ``wgmma`` as rows of 8 columns of its product: their registers, the first matrix, the
-    second, whether the registers are added, the first column, then the numbers of signs and order."""
+    second, whether the registers are added, the first column, then signs and orders."""
     shape = re.search(r"\.m64n(\d+)(k.*)", one.ptx)
     if not shape:
         raise Unknown(f"{one.text!r}: the machine does not have it")

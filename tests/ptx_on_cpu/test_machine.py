@@ -456,7 +456,7 @@ def test_a_generic_address_is_one_of_global_memory() -> None:
     ("body", "message"),
     [
         ("frob.b32 %r1, %r0;", r"'frob.b32 %r1, %r0'"),
-        ("wgmma.fence.sync.aligned;", r"'wgmma.fence.sync.aligned'"),
+        ("tcgen05.fence;", r"'tcgen05.fence'"),
         ("ld.const.b32 %r1, [%r0];", r"memory other than param, global, shared, local"),
         ("bar.sync 1;", r"'bar.sync 1' of k: a barrier other than bar.sync 0"),
         ("add.s32 %r1, %r0, %r2, %r3;", r"4 operands where 3 are meant"),

@@ -10,7 +10,7 @@ import importlib
 import multiprocessing
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,7 +45,7 @@ def of(launched: launch.Launch) -> Launch:
 
 def _code(launched: launch.Launch, arch: int) -> Code:
     """Triton's; what depends on the kernel and its arguments' types is sent to the compiler."""
-    function, parameters = launched.kernel.fn, bytearray()
+    function = launched.kernel.fn
     arguments = tuple(
         (a.dtype, a.data_ptr() % 16) if isinstance(a, Tensor) else a for a in launched.arguments
     )
@@ -54,7 +54,12 @@ def _code(launched: launch.Launch, arch: int) -> Code:
     key = repr((request, arch))
     if key not in _compiled:
         _compiled[key] = _process().submit(_compile, request, arch).result()
-    ptx, shared, types = _compiled[key]
+    return packed(launched, *_compiled[key])
+
+
+def packed(launched: launch.Launch, ptx: str, shared: int, types: Sequence[str | None]) -> Code:
+    """With the launch's arguments as they lie in the kernel's parameter space."""
+    parameters = bytearray()
     # At the end is Triton's own scratch memory, which these kernels do not have.
     for kind, value in [*zip(types, launched.arguments, strict=True), ("u64", 0), ("u64", 0)]:
         if kind is not None:
@@ -93,11 +98,8 @@ def _compile(request: launch.Launch, arch: int) -> Compiled:
     )
     kernel = getattr(importlib.import_module(module), name)
     launched = replace(request, kernel=kernel, arguments=values)
-    signature = compile_check._signature(launched)[0]
     made = compile_check.build(launched, arch)
-    types = [signature[p.name] for p in kernel.params if p.name not in request.constants]
-    known = [None if kind == "constexpr" else kind for kind in types]
-    return made.asm["ptx"], made.metadata.shared, known
+    return made.asm["ptx"], made.metadata.shared, compile_check.types_of(launched)
 
 
 @contextmanager
