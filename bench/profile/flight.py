@@ -8,21 +8,21 @@ from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.launches import Counting
 from tests.ptx_on_cpu.parse import Kernel
 
-Shares = dict[int | str, float]
-"""The bytes of the sectors that a load or a copy of a number, or a source line, asks for, over
-those of 32 lanes; on average over all warps of the blocks that come there."""
+Shares = dict[int, float]
+"""By a load's or copy's number: the bytes of the sectors that it asks for, over those of 32 lanes;
+on average over all warps of the blocks that come there."""
 
 
 def shares(kernel: Kernel, counting: Counting, warps: int) -> Shares:
     """Of the loads and copies that ran in blocks of ``warps`` warps."""
-    bytes_: dict[int | str, list[float]] = {}
+    bytes_: dict[int, list[float]] = {}
     counts = (counting.rows[name] for name in ("visits", "blocks", "warps", "sectors"))
     for row, visits, blocks, there, sectors in zip(kernel.rows, *counts, strict=True):
-        for place in (row.number, row.source) if visits and row.loads else ():
-            sums = bytes_.setdefault(place, [0.0, 0.0])
+        if visits and row.loads:
+            sums = bytes_.setdefault(row.number, [0.0, 0.0])
             sums[0] += 32 * sectors * there / (blocks * warps)
             sums[1] += 32 * visits * row.bytes
-    return {place: moved / most for place, (moved, most) in bytes_.items()}
+    return {number: moved / most for number, (moved, most) in bytes_.items()}
 
 
 def _path(blocks: list[Block], times: list[float]) -> list[Instruction]:
@@ -68,7 +68,7 @@ def most(blocks: list[Block], times: list[float], share: Shares) -> float:
             if loads[at][0] & used:
                 del loads[: at + 1]
                 break
-        size = 32 * one.bytes * share.get(one.number, share.get(one.source, 1.0))
+        size = 32 * one.bytes * share.get(one.number, 1.0)
         if one.base == "LDG":
             first = re.search(r"\bR(\d+)\b", one.operands)
             if first:

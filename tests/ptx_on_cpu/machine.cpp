@@ -144,6 +144,10 @@ void run_warp(Warp& w) {
     if (i.guard >= 0) w.mask &= i.negated ? ~w.predicate(i.guard) : w.predicate(i.guard);
     ++w.pc;
     const int row = w.pc - 1;
+    if (!w.products.empty() && !i.multiplies)
+      for (const int operand : i.operand)
+        if (w.products.count(operand))
+          fail("it uses what a wgmma computes before the wait for that");
     if (w.mask) i.run(w, i);
     if (launch->counts) {
       uint64_t* const counts = launch->counts[row];
@@ -350,12 +354,7 @@ const char* read_by_product(Warp& w, uint32_t address) {
 
 void wait_for_products(Warp& w, int in_flight) {
   const auto done = [&](int group) { return group < w.product_groups - in_flight; };
-  for (auto at = w.products.begin(); at != w.products.end();) {
-    const Product& product = at->second;
-    for (int k = 0; k < 4 && done(product.group); ++k)
-      std::memcpy(w.registers + product.registers[k], product.values[k], sizeof product.values[k]);
-    at = done(product.group) ? w.products.erase(at) : std::next(at);
-  }
+  std::erase_if(w.products, [&](const auto& product) { return done(product.second); });
   const auto under_way = std::stable_partition(w.reading.begin(), w.reading.end(),
                                                [&](auto& read) { return done(read.second); });
   const auto each_byte = [&](auto from, auto to, auto f) {

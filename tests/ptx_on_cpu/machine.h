@@ -39,7 +39,8 @@ struct Instruction {
   Handler run;
   int guard;  // the predicate's offset, or -1
   int negated;
-  int stores;  // to memory; an atomic one, too
+  int stores;      // to memory; an atomic one, too
+  int multiplies;  // asynchronously
   int operand[17];
   int64_t number[7];
 };
@@ -65,11 +66,6 @@ struct Copy {  // of cp.async, from its issue to the wait for its group
   int bytes, present, group;
 };
 
-struct Product {  // what wgmma left in four registers, from its issue to the wait for its group
-  int group, registers[4];
-  float values[4][kLanes];
-};
-
 struct Warp {
   int id;
   char* registers;
@@ -85,7 +81,7 @@ struct Warp {
   std::vector<Copy> copies;
   double a[16][16];                               // the first matrix of the wgmma under way
   int product_groups;                             // committed
-  std::map<int, Product> products;                // by their first register
+  std::map<int, int> products;                    // registers that they are for, their groups
   std::vector<std::pair<uint32_t, int>> reading;  // 16 bytes at an address, by a group's products
 
   template <class T>

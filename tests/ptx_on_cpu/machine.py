@@ -25,7 +25,7 @@ FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fPIC", "
 SPACES = ("param", "global", "shared", "local")
 LANES = 32
 INSTRUCTION = np.dtype(
-    [("run", "u8"), *((name, "i4") for name in ("guard", "negated", "stores")),
+    [("run", "u8"), *((name, "i4") for name in ("guard", "negated", "stores", "multiplies")),
      ("operand", "i4", 17), ("number", "i8", 7)], align=True,
 )  # fmt: skip
 """Of machine.h."""

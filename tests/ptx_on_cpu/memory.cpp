@@ -193,8 +193,7 @@ void matrix_in_shared(Warp& w, uint64_t descriptor, int first, int count, bool t
 
 // 8 columns of wgmma's product, of which a warp has 16 rows. Operands: d, a (four registers, or a
 // descriptor), b's descriptor, whether d is added. Numbers: the first column, a's and b's sign,
-// whether they are transposed. The product is there when its group is waited for; till then d is
-// NaN.
+// whether they are transposed. Nothing but another wgmma may use d before its group is waited for.
 template <class T, bool REGISTERS>
 void multiply_async(Warp& w, const Instruction& i) {
   whole(w, kAll);
@@ -210,20 +209,14 @@ void multiply_async(Warp& w, const Instruction& i) {
   matrix_in_shared<T>(w, descriptor(at_b), column, 8, i.number[4], [&](int n, int k, float value) {
     b[k][n - column] = value * i.number[1] * i.number[2];
   });
-  const auto [found, fresh] = w.products.try_emplace(i.operand[0]);
-  Product& product = found->second;
   float c[16][8] = {};
   for (int lane = 0; lane < kLanes && w.predicate(i.operand[at_b + 1]); ++lane)
-    for (int k = 0; k < 4; ++k)
-      element(c, lane, k) = fresh ? w.reg<float>(i.operand[k])[lane] : product.values[k][lane];
+    for (int k = 0; k < 4; ++k) element(c, lane, k) = w.reg<float>(i.operand[k])[lane];
   add_product(w.a, b, c);
-  product.group = w.product_groups;
   for (int k = 0; k < 4; ++k) {
-    product.registers[k] = i.operand[k];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      product.values[k][lane] = element(c, lane, k);
-      w.reg<float>(i.operand[k])[lane] = NAN;
-    }
+    w.products[i.operand[k]] = w.product_groups;
+    for (int lane = 0; lane < kLanes; ++lane)
+      w.reg<float>(i.operand[k])[lane] = element(c, lane, k);
   }
 }
 template <class T>

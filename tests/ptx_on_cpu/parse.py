@@ -80,7 +80,8 @@ class Row:
         operands = self.registers + [-1] * (INSTRUCTION["operand"].shape[0] - len(self.registers))
         numbers = self.numbers + [0] * (INSTRUCTION["number"].shape[0] - len(self.numbers))
         negated = self.guard.startswith("!")
-        return handlers()[self.name][0], self.predicate, negated, self.stores, operands, numbers
+        flags = self.predicate, negated, self.stores, self.name.startswith("wgmma.")
+        return handlers()[self.name][0], *flags, operands, numbers
 
 
 _ENTRY = re.compile(r"(\.entry\s+([\w$]+)\s*\((.*?)\)[^{]*\{)(.*?)^\}", re.S | re.M)

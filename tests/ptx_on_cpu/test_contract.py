@@ -1,8 +1,9 @@
 """The op contract through compiled kernels, in bfloat16 and float16, and faults in them.
 
 These are the contract's own tests (tests/ops/test_contract.py), with PTX for sm_89 in place of
-Triton's interpreter and of the sources that g++ compiled. ``make fuzz`` has every size in both
-dtypes, and other cards (tests/fuzz/test_compiled.py).
+Triton's interpreter and of the sources that g++ compiled; spatial attention's for sm_90 too, whose
+products are wgmma. ``make fuzz`` has every size in both dtypes, and other cards; of each of these,
+sm_90 among them, every run has an op (tests/fuzz/test_compiled.py).
 """
 
 from __future__ import annotations
@@ -90,24 +91,26 @@ def test_value_and_gradients(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"),
+    ("name", "sizes", "arch"),
     [
-        ("temporal_attention_options", {"T": 4, "S": 5, "H": 3, "d": 48}),
-        ("temporal_attention_options", {"T": 18, "S": 1, "H": 1, "d": 112}),
-        ("spatial_attention_options", {"T": 2, "S": 55, "H": 2, "d": 80}),
-        ("spatial_attention_options", MANY_KEYS),
+        ("temporal_attention_options", {"T": 4, "S": 5, "H": 3, "d": 48}, 89),
+        ("temporal_attention_options", {"T": 18, "S": 1, "H": 1, "d": 112}, 89),
+        ("spatial_attention_options", {"T": 2, "S": 55, "H": 2, "d": 80}, 89),
+        ("spatial_attention_options", MANY_KEYS, 89),
+        ("spatial_attention_options", MANY_KEYS, 90),
     ],
     ids=str,
 )
-def test_options(name: str, sizes: dict[str, int]) -> None:
+def test_options(name: str, sizes: dict[str, int], arch: int) -> None:
     """The attentions' kernels of separate q, k and v and of other lengths, temporal attention's
     causal, spatial attention's with a gradient of the log-sum-exp; whichever warp is first, the
     bits are the same."""
     case = replace(WITH_OPTIONS[name], kernel_sizes=sizes, other_sizes=())
-    contract.test_value_and_gradients_are_as_close_as_eager(case, "triton", torch.bfloat16)
-    made = contract.arguments(case, dtype=torch.bfloat16)
-    expected = contract.everything(case, "triton", made)
-    with triton_kernels.running(backwards=True), assertions.poisoned_memory():
+    with triton_kernels.running(arch):
+        contract.test_value_and_gradients_are_as_close_as_eager(case, "triton", torch.bfloat16)
+        made = contract.arguments(case, dtype=torch.bfloat16)
+        expected = contract.everything(case, "triton", made)
+    with triton_kernels.running(arch, backwards=True), assertions.poisoned_memory():
         assertions.assert_same_bits(contract.everything(case, "triton", made), expected)
 
 
@@ -226,25 +229,30 @@ BARRIERS_AND_WAITS = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
 
 
 @pytest.mark.parametrize(
-    ("what", "sizes", "share"),
+    ("what", "arch", "sizes", "share"),
     [
-        (r"bar\.sync[^;]*;", {"T": 1, "S": 67, "H": 1, "d": 80}, 0.9),
-        (r"cp\.async\.wait_group[^;]*;", MANY_KEYS, 0.5),
+        (r"bar\.sync[^;]*;", 89, {"T": 1, "S": 67, "H": 1, "d": 80}, 0.9),
+        (r"cp\.async\.wait_group[^;]*;", 89, MANY_KEYS, 0.5),
+        (r"bar\.sync[^;]*;", 90, {"T": 1, "S": 67, "H": 1, "d": 80}, 0.85),
+        (r"wgmma\.wait_group[^;]*;", 90, MANY_KEYS, 0.85),
+        (r"fence\.proxy\.async[^;]*;", 90, MANY_KEYS, 0.5),
     ],
-    ids=["barriers", "waits"],
+    ids=["barriers", "waits", "barriers on sm_90", "waits for wgmma", "fences"],
 )
 def test_what_is_left_out_is_missed(
-    what: str, sizes: dict[str, int], share: float, monkeypatch: pytest.MonkeyPatch
+    what: str, arch: int, sizes: dict[str, int], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each barrier, and each wait for asynchronous copies, is taken out of spatial attention.
+    """Each barrier, each wait and each fence is taken out of spatial attention.
 
     Not missed are the waits and barriers behind a loop: nothing is under way there any more. In
-    another Triton's code these may be half of them.
+    another Triton's code these may be half of them. Of two fences, the writer's and the reader's,
+    one will do.
     """
     share = share if gate.has_their_triton() else 0.5
     case = CASES["spatial_attention"]
     made = contract.arguments(case, 1, torch.bfloat16, sizes)
-    found = caught(what, lambda: contract.everything(case, "triton", made), monkeypatch)
+    with triton_kernels.running(arch):
+        found = caught(what, lambda: contract.everything(case, "triton", made), monkeypatch)
     assert sum(found) >= share * len(found) > 0, found
 
 

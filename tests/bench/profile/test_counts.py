@@ -49,7 +49,7 @@ def in_flight(
     body: str, counting: Counting, found: executed.Executed, code: sass.Code, warps: int = 1
 ) -> float:
     """Bytes that a warp has under way at the most."""
-    share = flight.shares(parse.Kernel(HEAD + body + TAIL), counting, warps, across=False)
+    share = flight.shares(parse.Kernel(HEAD + body + TAIL), counting, warps)
     return flight.most(code.blocks, found.times, share)
 
 
@@ -268,7 +268,7 @@ def test_a_kernel_whose_codes_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("arch", [89, 90])
 def test_spatial_attention(arch: int) -> None:
-    """Against what its shapes say; for sm_90 SASS alone, as its wgmma do not run."""
+    """Against what its shapes say; on sm_90 by wgmma, whose SASS names no line."""
     (found,) = counts.counts_of_op("spatial_attention", arch, {"B": 1}, backend="triton")
     pairs = 3 * 3 * 12  # of sequence and head
     rows, keys, tokens, d = 256, 208, 207, 64
@@ -300,7 +300,7 @@ def test_a_loop_without_accesses(arch: int) -> None:
     one = counts.launches_of_op("corrupt_tokens", arch, {"B": 1}, "forward")[0]
     made, counting = one.code(arch), Counting([0])
     blocks = counts._code(made.ptx, arch, made.flags).blocks
-    kernel, _ = counts.run(one, arch, counting)
+    kernel = one.run(arch, counting=counting)
     found = executed.executed(blocks, executed.wanted(kernel, counting, one.warps))
     text, start = inspect.getsourcelines(philox.permuted.fn)
     line = start + next(at for at, row in enumerate(text) if "swap = " in row)
