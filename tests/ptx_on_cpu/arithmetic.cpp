@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <type_traits>
 
@@ -288,9 +289,24 @@ void pairs(Table& t, const std::string& type) {
   on("fma", [](f32 a, f32 b, f32 c) { return std::fma(a, b, c); });
 }
 
+// setp of both numbers of two pairs: a predicate each.
+template <class T, class F>
+void compare_pairs(Warp& w, const Instruction& i) {
+  const Operand<Pair<T>> a(w, i, 2), b(w, i, 3);
+  for (int high = 0; high < 2; ++high) {
+    u32& p = w.predicate(i.operand[high]);
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (w.mask >> lane & 1) {
+        const bool is = high ? F{}(a[lane].high, b[lane].high) : F{}(a[lane].low, b[lane].low);
+        p = (p & ~(1u << lane)) | u32(is) << lane;
+      }
+  }
+}
+
 template <class T>
 void halves(Table& t, const std::string& type) {
   every<T>(t, type), pairs<T>(t, type);
+  t["setp.eq." + type + "x2"] = {compare_pairs<T, std::equal_to<T>>, "0 0 4 4"};
   // Mixed, from sm_100 on.
   t["add.f32." + type] = map([](T a, f32 b) { return to_float(a) + b; });
   t["sub.f32." + type] = map([](T a, f32 b) { return to_float(a) - b; });

@@ -410,6 +410,8 @@ def _plain(ptx: str, operands: list[str]) -> tuple[str, list[str]]:
         head = f"{'un' * operands[0].startswith('{')}pack{len(given) - 1}"
     elif head == "shfl":
         given[:1] = f"{given[0]}|_".split("|")[:2]  # a predicate that may be absent
+    elif head == "setp" and parts[-1].endswith("x2"):
+        given[:1] = given[0].split("|")
     elif head == "cp" and len(given) == 3:
         given.append("_")  # bytes that are there: all
     return ".".join([head, *parts]), given
