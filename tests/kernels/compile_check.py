@@ -30,6 +30,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.profile import main_loop, sass
 from cmpose.kernels import configs, launch
 from tests.kernels import ptx_gates
 from tests.ptx_on_cpu import machine, triton_kernels
@@ -77,7 +78,8 @@ class Compiled:
         kernel: its module and function.
         half: whether it takes tensors of float16 or bfloat16.
         ahead: see :func:`ptx_gates.ahead`.
-        wrong: ptxas's warnings; of what has ``wgmma``, what its first block does that it must not.
+        wrong: ptxas's warnings; of what has ``wgmma``, registers that are reused too early, and
+            what its first block does that it must not.
         loop: of :data:`LOOPS`, see :func:`bench.profile.main_loop.main_loop`.
         error: why it does not compile; then the rest is 0.
     """
@@ -205,8 +207,6 @@ _WIDEST_CASES = {"backward T 5 d 80 float16"}
 
 def with_loop(row: Compiled, launched: launch.Launch) -> Compiled:
     """The row with its main loop, if that has a budget."""
-    from bench.profile import main_loop, sass
-
     if row.arch not in LOOP_ARCHS or row.case not in _LOOP_CASES or row.error:
         return row
     cubin = build(launched, row.arch).asm["cubin"]  # from Triton's cache
@@ -234,6 +234,7 @@ def compile_launch(launched: launch.Launch, arch: int, case: str) -> Compiled:
     ptx, shared = kernel.asm["ptx"], kernel.metadata.shared
     wrong = ptx_gates.warnings(ptx)
     if "wgmma" in ptx:
+        wrong += ptx_gates.reused(sass.disassembled(kernel.asm["cubin"]).blocks)
         types = types_of(launched)
         wrong += first_block(
             launched, arch, lambda one: triton_kernels.packed(one, ptx, shared, types)

@@ -1,14 +1,16 @@
-"""What PTX says without running it: what is copied ahead, which products wait for one another."""
+"""What code says without running it: what is copied ahead, what products wait for and keep."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import triton
+
+from bench.profile.sass import Block
 
 _LINE = re.compile(r"^\s*(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*([^;]*);|^\s*(\$L__BB\w+):", re.M)
 
@@ -74,3 +76,29 @@ def warnings(ptx: str, flags: Sequence[str] = ("--regAllocOptLevel=2",)) -> list
             [*command, "-o", "/dev/null"], capture_output=True, text=True, check=True
         )
     return re.findall(r"\(C75\d\d\) [^\n]*", done.stderr + done.stdout)
+
+
+def reused(blocks: Iterable[Block]) -> list[str]:
+    """What writes registers of a ``wgmma``'s first matrix before the wait for it, which ptxas 12.8
+    and 12.9 have let happen (triton-lang/triton#11781); in the listing's order.
+
+    Args:
+        blocks: SASS.
+    """
+    kept: dict[int, str] = {}
+    problems = []
+    for one in (one for block in blocks for one in block.instructions):
+        first = re.match(r"R(\d+)(?:, R(\d+), gdesc)?", one.operands)
+        if one.base == "HGMMA" and first and first[2]:
+            kept |= dict.fromkeys(range(int(first[2]), int(first[2]) + 4), one.operands)
+        elif one.opcode.startswith("WARPGROUP.DEPBAR"):
+            kept.clear()
+        elif first and one.base not in ("HGMMA", "BAR", "WARPSYNC"):
+            wide = 2 if "WIDE" in one.opcode else max(one.bytes // 4, one.matrices, 1)
+            written = range(int(first[1]), int(first[1]) + wide)
+            problems += [
+                f"{one.opcode} {one.operands} over what HGMMA {kept[register]} may still read"
+                for register in written
+                if register in kept
+            ]
+    return problems

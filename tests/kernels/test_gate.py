@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.profile import counts, model
+from bench.profile import counts, model, sass
 from bench.profile.cards import BY_ARCH
 from cmpose.kernels import launch, spatial_attention, temporal_attention
 from tests.kernels import compile_check, gate, ptx_gates
@@ -175,6 +175,26 @@ def test_a_product_that_waits_for_the_one_before_is_caught(forward: str) -> None
     )
     [warning] = ptx_gates.warnings(planted)
     assert warning.startswith("(C75")
+
+
+@pytest.mark.parametrize(
+    ("opcode", "operands"),
+    [
+        ("IADD3", "R90, R1, 0x1, RZ"),
+        ("LDS.64", "R88, [R4]"),
+        ("LDSM.16.M88.4", "R86, [R4]"),
+        ("IMAD.WIDE", "R87, R4, 0x4, R6"),
+    ],
+)
+def test_a_register_that_is_reused_before_the_wait_is_caught(opcode: str, operands: str) -> None:
+    product = "R24, R88, gdesc[UR8].tnspB, R24, gsb0"
+    wgmma = sass.Instruction("HGMMA.64x64x16.F32.BF16", product, "", False)
+    wait = sass.Instruction("WARPGROUP.DEPBAR.LE", "gsb0, 0x0", "", False)
+    early = sass.Instruction(opcode, operands, "", False)
+    kept = sass.Instruction(opcode, operands.replace("R8", "R3").replace("R90", "R30"), "", False)
+    assert ptx_gates.reused([sass.Block([wgmma, kept, wait, early])]) == []
+    problems = ptx_gates.reused([sass.Block([wgmma, early]), sass.Block([wait])])
+    assert f"{opcode} {operands} over what HGMMA {product} may still read" in problems
 
 
 def test_what_another_group_overwrites_is_caught(launched: launch.Launch, forward: str) -> None:

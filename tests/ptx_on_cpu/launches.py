@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from bench.profile.cards import BY_ARCH
 from tests.ptx_on_cpu import machine, parse
+
+FENCED = tuple(map(int, re.findall(r"\d+", version("triton"))[:3])) >= (3, 7, 1)
+"""Whether this Triton writes the fence that PTX asks for between a copy and wgmma, as #9610 does."""
 
 programs: dict[str, parse.Kernel] = {}
 """What has run here, by its PTX."""
@@ -139,7 +143,7 @@ class Launch:
             *(kernel.code.ctypes.data, len(kernel.rows), frame.ctypes.data, len(frame)),
             *(parameters.ctypes.data, len(parameters), ranges.ctypes.data, len(known)),
             *(blocks.ctypes.data, len(blocks), counts, distinct),
-            *(*self.grid, 1, 1)[:3], *(self.warps, shared, kernel.local, backwards),
+            *(*self.grid, 1, 1)[:3], *(self.warps, shared, kernel.local, backwards, FENCED),
         )  # fmt: skip
         message = ctypes.create_string_buffer(1000)
         given = (ctypes.c_uint64 * len(asked))(*asked)
