@@ -19,7 +19,7 @@ from bench.profile.cards import BY_ARCH
 from tests.ptx_on_cpu import machine, parse
 
 FENCED = tuple(map(int, re.findall(r"\d+", version("triton"))[:3])) >= (3, 7, 1)
-"""Whether this Triton writes the fence that PTX asks for between a copy and wgmma, as #9610 does."""
+"""Whether this Triton fences wgmma off from the copies before it, as PTX asks; see triton#9610."""
 
 programs: dict[str, parse.Kernel] = {}
 """What has run here, by its PTX."""
