@@ -107,8 +107,7 @@ def sampled(blocks: int, samples: int) -> list[int] | None:
 
 @cache
 def _code(ptx: str, arch: int, flags: tuple[str, ...] = (), ptxas: str | None = None) -> sass.Code:
-    text, sources = parse.numbered(ptx)
-    return sass.disassembled(sass.assembled(text, arch, *flags, ptxas=ptxas), sources)
+    return sass.disassembled(sass.assembled(parse.numbered(ptx), arch, *flags, ptxas=ptxas))
 
 
 def count(

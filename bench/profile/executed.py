@@ -99,22 +99,6 @@ def graph(following: Sequence[Sequence[int]]) -> nx.DiGraph:
     return whole.subgraph([0, *nx.descendants(whole, 0)]).copy()
 
 
-def loops(following: Sequence[Sequence[int]]) -> dict[int, set[int]]:
-    """The natural loops of a graph that starts at 0: head → all that is in the loop."""
-    reached, path = graph(following), set()
-    bodies: dict[int, set[int]] = {}
-    for tail, head, kind in nx.dfs_labeled_edges(reached, 0):
-        if kind == "forward":
-            path.add(head)
-        elif kind == "reverse":
-            path.discard(head)
-        elif head in path:
-            others = nx.restricted_view(reached, [head] if tail != head else [], [])
-            inside = nx.ancestors(others, tail) if tail != head else set()
-            bodies.setdefault(head, {head}).update(inside, [tail])
-    return bodies
-
-
 @dataclass(frozen=True)
 class Executed:
     """How often a warp executes each block, and the share of the anchors that did not come out."""

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
-from bench.profile.executed import anchor_of, loops
+import networkx as nx  # type: ignore[import-untyped]
+
+from bench.profile.executed import anchor_of, graph
 from bench.profile.sass import PIPES, Block, Instruction
+
+
+def loops(following: Sequence[Sequence[int]]) -> dict[int, set[int]]:
+    """The natural loops of a graph that starts at 0: head → all that is in the loop."""
+    reached, path = graph(following), set()
+    bodies: dict[int, set[int]] = {}
+    for tail, head, kind in nx.dfs_labeled_edges(reached, 0):
+        if kind == "forward":
+            path.add(head)
+        elif kind == "reverse":
+            path.discard(head)
+        elif head in path:
+            others = nx.restricted_view(reached, [head] if tail != head else [], [])
+            inside = nx.ancestors(others, tail) if tail != head else set()
+            bodies.setdefault(head, {head}).update(inside, [tail])
+    return bodies
 
 
 def main_loop(blocks: list[Block]) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +45,6 @@ class Instruction:
 
     opcode: str
     operands: str
-    source: str
     guarded: bool
     number: int = 0
 
@@ -149,9 +147,8 @@ def assembled(ptx: str, arch: int, *flags: str, ptxas: str | None = None) -> byt
         return Path(binary).read_bytes()
 
 
-def disassembled(cubin: bytes, sources: Sequence[str] = ()) -> Code:
-    """A cubin of one kernel; ``sources`` are the lines of its PTX's instructions, if those are
-    numbered (``parse.numbered``).
+def disassembled(cubin: bytes) -> Code:
+    """A cubin of one kernel.
 
     Raises:
         UnknownOpcode: it has an instruction whose pipe is not known.
@@ -162,7 +159,7 @@ def disassembled(cubin: bytes, sources: Sequence[str] = ()) -> Code:
         usage = output(tool("cuobjdump"), "-res-usage", file.name)
         text = output(tool("nvdisasm"), "-g", "-c", file.name)
     (resources,) = re.findall(r"REG:(\d+) STACK:\d+ SHARED:(\d+)", usage)
-    blocks = _blocks(text, sources)
+    blocks = _blocks(text)
     for block in blocks:
         for instruction in block.instructions:
             instruction.pipe  # noqa: B018  (raises)
@@ -177,14 +174,14 @@ _LINE = re.compile(
 _ENDS = {"BRA", "EXIT", "RET", "CALL", "BSYNC", "JMP", "BRX"}
 
 
-def _blocks(text: str, sources: Sequence[str]) -> list[Block]:
+def _blocks(text: str) -> list[Block]:
     """The blocks of nvdisasm's listing, in its order."""
     blocks, labels = [Block()], dict[str, int]()
     jumps: list[tuple[Block, str]] = []  # from which block, to which label
     number, follows = 0, True  # whether the last block goes on to the next one
     for match in filter(None, map(_LINE.match, text.splitlines())):
         if match["line"]:
-            number = int(match["line"]) * bool(sources)
+            number = int(match["line"])
             continue
         last = blocks[-1].instructions[-1].base if blocks[-1].instructions else ""
         if last in _ENDS or (last and match["label"]):
@@ -197,8 +194,7 @@ def _blocks(text: str, sources: Sequence[str]) -> list[Block]:
             labels[match["label"]] = len(blocks) - 1
             continue
         own = 0 if "GMMA" in match["op"] else number  # to these ptxas gives no line
-        source = sources[own - 1] if own else ""
-        one = Instruction(match["op"], match["rest"].strip(), source, bool(match["guard"]), own)
+        one = Instruction(match["op"], match["rest"].strip(), bool(match["guard"]), own)
         block.instructions.append(one)
         if one.base not in _ENDS or one.base == "BSYNC":
             continue

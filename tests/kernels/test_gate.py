@@ -188,10 +188,10 @@ def test_a_product_that_waits_for_the_one_before_is_caught(forward: str) -> None
 )
 def test_a_register_that_is_reused_before_the_wait_is_caught(opcode: str, operands: str) -> None:
     product = "R24, R88, gdesc[UR8].tnspB, R24, gsb0"
-    wgmma = sass.Instruction("HGMMA.64x64x16.F32.BF16", product, "", False)
-    wait = sass.Instruction("WARPGROUP.DEPBAR.LE", "gsb0, 0x0", "", False)
-    early = sass.Instruction(opcode, operands, "", False)
-    kept = sass.Instruction(opcode, operands.replace("R8", "R3").replace("R90", "R30"), "", False)
+    wgmma = sass.Instruction("HGMMA.64x64x16.F32.BF16", product, False)
+    wait = sass.Instruction("WARPGROUP.DEPBAR.LE", "gsb0, 0x0", False)
+    early = sass.Instruction(opcode, operands, False)
+    kept = sass.Instruction(opcode, operands.replace("R8", "R3").replace("R90", "R30"), False)
     assert ptx_gates.reused([sass.Block([wgmma, kept, wait, early])]) == []
     problems = ptx_gates.reused([sass.Block([wgmma, early]), sass.Block([wait])])
     assert f"{opcode} {operands} over what HGMMA {product} may still read" in problems

@@ -115,24 +115,21 @@ def _statements(body: str, files: dict[str, str]) -> Iterator[tuple[re.Match[str
             source = f"{files.get(match[2], match[2])}:{match[3]}"
 
 
-def numbered(ptx: str) -> tuple[str, list[str]]:
+def numbered(ptx: str) -> str:
     """PTX of one kernel whose instructions have their number, from 1 on, as their line.
 
     ptxas keeps the lines whatever else it does with the code, which stays the same.
-
-    Returns:
-        The PTX, and the source line that each instruction is from.
     """
-    files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", _FILE.sub("", ptx))
+    text = _COMMENT.sub("", _FILE.sub("", ptx))
     entry = _ENTRY.search(text)
     assert entry is not None
-    statements, lines = [text[: entry.end(1)]], list[str]()
-    for match, source in _statements(entry[4], files):
+    statements, number = [text[: entry.end(1)]], 0
+    for match, _ in _statements(entry[4], {}):
         if match["op"]:
-            lines.append(source)
-            statements.append(f".loc 1 {len(lines)} 0")
+            number += 1
+            statements.append(f".loc 1 {number} 0")
         statements.append(match[0])
-    return "\n".join([*statements, "}", '.file 1 "instructions"', ""]), lines
+    return "\n".join([*statements, "}", '.file 1 "instructions"', ""])
 
 
 _VARIABLE = re.compile(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.profile import counts, executed, flight, sass
+from bench.profile.main_loop import loops
 from cmpose.kernels import philox
 from tests.csrc.compile_check import require_nvcc
 from tests.ptx_on_cpu import machine, parse
@@ -244,7 +245,7 @@ def test_sampled_blocks() -> None:
 
 def test_an_opcode_without_a_pipe_is_named() -> None:
     with pytest.raises(sass.UnknownOpcode, match="HYPERMMA"):
-        sass.Instruction("HYPERMMA.1", "", "", False).pipe  # noqa: B018
+        sass.Instruction("HYPERMMA.1", "", False).pipe  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_an_opcode_without_a_pipe_is_named() -> None:
     [("STSM.16.M88", 1), ("LDSM.16.M88.2", 2), ("LDSM.16.MT88.4", 4), ("LDS.128", 0)],
 )
 def test_matrices_of_an_access(opcode: str, matrices: int) -> None:
-    assert sass.Instruction(opcode, "", "", False).matrices == matrices
+    assert sass.Instruction(opcode, "", False).matrices == matrices
 
 
 def test_a_kernel_whose_codes_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,12 +305,11 @@ def test_a_loop_without_accesses(arch: int) -> None:
     found = executed.executed(blocks, executed.wanted(kernel, counting, one.warps))
     text, start = inspect.getsourcelines(philox.permuted.fn)
     line = start + next(at for at, row in enumerate(text) if "swap = " in row)
+    numbers = {row.number for row in kernel.rows if row.source.endswith(f"philox.py:{line}")}
     heads = [
         head
-        for head, body in executed.loops([block.next for block in blocks]).items()
-        if any(
-            one.source.endswith(f"philox.py:{line}") for b in body for one in blocks[b].instructions
-        )
+        for head, body in loops([block.next for block in blocks]).items()
+        if numbers & {one.number for at in body for one in blocks[at].instructions}
     ]
     assert [found.times[head] for head in heads] == pytest.approx([3], abs=1e-3)
 
