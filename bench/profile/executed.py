@@ -10,9 +10,8 @@ counts are the numbers that fit these two facts:
   has it, or by those that unrolling gave copies of it, together.
 
 The second does not hold everywhere: ptxas computes again what is cheap, names one instruction for
-what it made of two, and goes round an unrolled loop's end once for several rounds. So this is a
-linear program: the least sum of differences from the visits, and of equal ones the fewest
-instructions.
+what it made of two, and counts rounds once for several of them. So this is a linear program: the
+least sum of differences from the visits, and of equal ones the fewest instructions.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ _ANCHORS = {
     "tensor": (r"(mma|wgmma\.(registers|shared))\..*", r"\w+MMA\b.*"),
     "barrier": (r"bar", r"BAR\..*SYNC.*"),
     "atomic": (r"atom\..*", r"(ATOM[GS]?|REDG?)\b.*"),
+    "float32": (r"(fma|add|sub|mul)\b.*\.f32", r"F(FMA|ADD|MUL)\b.*"),
 }
 """In PTX and in SASS."""
 
@@ -110,22 +110,35 @@ class Executed:
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts.
 
+    How many instructions of SASS one of the PTX is at a time follows from their amounts where they
+    have such; elsewhere it is the fewest that a block has, in which a loop may be unrolled, as those
+    tell.
+
     Raises:
         ArithmeticError: no solution was found.
     """
     problem = _Problem(blocks, wanted.partings)
     kept = {0, *(one.number for at in problem.count for one in blocks[at].instructions)}
     merged = {what for what, number in wanted.anchors if number not in kept}
-    for one, copies in _copies(blocks, problem.count):
-        if one.number in wanted.visits:
-            alike = one.pipe in ("memory", "tensor") or one.base == "BAR"
-            price = ALIKE if alike else DIFFERENCE / len(copies)
-            too_many = 0.0 if anchor_of(one)[0] in merged else price
-            problem.fit(copies, wanted.visits[one.number], price, too_many)
+    unrolled: dict[int, float] = defaultdict(lambda: 1.0)  # block → rounds of a loop that it has
+    alike_first = sorted(_copies(blocks, problem.count), key=lambda of: not anchor_of(of[0])[0])
+    for one, copies in alike_first:
+        if (visits := wanted.visits.get(one.number)) is None:
+            continue
+        what, amount = anchor_of(one)
+        once = min(max(1.0, number / unrolled[at]) for (at, _), number in copies.items())
+        if had := wanted.anchors.get((what, one.number)):
+            once = max(1.0, had / visits / amount)
+            for (at, _), number in copies.items():
+                unrolled[at] = max(unrolled[at], number / once)
+        alike = one.pipe in ("memory", "tensor") or one.base == "BAR"
+        price = ALIKE if alike else DIFFERENCE / len(copies) / once
+        problem.fit(copies, once, visits, price, 0.0 if what in merged else price)
     times = problem.solved()
     asked: dict[str, float] = defaultdict(float)
     for (what, number), amount in wanted.anchors.items():
-        asked[what] += amount * (number in kept)
+        if what != "float32":  # which ptxas fuses
+            asked[what] += amount * (number in kept)
     most: dict[str, float] = defaultdict(float)
     least: dict[str, float] = defaultdict(float)
     for block, count in zip(blocks, times, strict=True):
@@ -217,13 +230,15 @@ class _Problem:
             holds(self._sum(*parted) <= partings)
 
     def fit(
-        self, copies: Counter[tuple[int, bool]], visits: float, missing: float, too_many: float
+        self,
+        copies: Counter[tuple[int, bool]],
+        once: float,
+        visits: float,
+        missing: float,
+        too_many: float,
     ) -> None:
-        """Asks for the visits of an instruction, at prices of each that is missing or too many.
-
-        The block that has fewest of its copies has it once.
-        """
-        once = min(copies.values())
+        """Asks for the visits of an instruction, ``once`` of whose copies are one of it, at prices
+        of each that is missing or too many."""
         terms = [self._any(missing), -1.0 * self._any(too_many)]
         for (at, guarded), number in copies.items():
             terms.append(number / once * self.count[at])

@@ -142,6 +142,27 @@ def test_loops(end: str, rounds: int) -> None:
         assert len(loads) > 4
 
 
+@pytest.mark.parametrize("rounds", [16, 64, 256, 1024])
+@pytest.mark.parametrize("load", ["", "ld.global.f32 %f0, [%rd3]; add.u64 %rd3, %rd3, 128;"])
+def test_loops_without_a_remainder(load: str, rounds: int) -> None:
+    """ptxas goes round in steps of a divisor, and nowhere has one round alone."""
+    body = f"""
+    mov.f32 %f1, 0f3F800000; mov.f32 %f0, 0f3F000000; mov.u32 %r10, 0; mov.u64 %rd3, %rd0;
+    $again:
+    .loc 1 5 0
+    {load}
+    .loc 1 6 0
+    fma.rn.f32 %f1, %f1, %f0, %f0;
+    .loc 1 7 0
+    add.u32 %r10, %r10, 1; setp.lt.u32 %p1, %r10, {rounds}; @%p1 bra $again;
+    .loc 1 8 0
+    st.global.f32 [%rd1], %f1;"""
+    _, found, code = ran(body, torch.rand(32 * rounds), torch.zeros(1))
+    assert found.unmatched < 1e-6
+    assert times_of(code, found, "FFMA") == pytest.approx(rounds, abs=1e-3)
+    assert times_of(code, found, "LDG") == pytest.approx(rounds * bool(load), abs=1e-3)
+
+
 @pytest.mark.parametrize("loading", [1, 4])
 def test_bytes_in_flight_are_those_of_the_warps_that_load(loading: int) -> None:
     """Of four warps as many run the loop of loads; the others have none under way."""
