@@ -110,9 +110,9 @@ class Executed:
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts.
 
-    How many instructions of SASS one of the PTX is at a time follows from their amounts where they
-    have such; elsewhere it is the fewest that a block has, in which a loop may be unrolled, as those
-    tell.
+    How many instructions of SASS one of the PTX is at a time follows from their amounts, where both
+    codes have them alike. Elsewhere it is the fewest that a block has, in which a loop may be
+    unrolled, as those with amounts tell.
 
     Raises:
         ArithmeticError: no solution was found.
