@@ -110,6 +110,9 @@ class Executed:
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts.
 
+    What the first block of a number does not have is another way through its instruction, as the
+    slow one of a division, and is left out unless both codes have it alike.
+
     How many instructions of SASS one of the PTX is at a time follows from their amounts, where both
     codes have them alike. Elsewhere it is the fewest that a block has, in which a loop may be
     unrolled, as those with amounts tell.
@@ -122,12 +125,13 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     merged = {what for what, number in wanted.anchors if number not in kept}
     unrolled: dict[int, float] = defaultdict(lambda: 1.0)  # block → rounds of a loop that it has
     alike_first = sorted(_copies(blocks, problem.count), key=lambda of: not anchor_of(of[0])[0])
-    for one, copies in alike_first:
-        if (visits := wanted.visits.get(one.number)) is None:
-            continue
+    for one, copies, in_first in alike_first:
         what, amount = anchor_of(one)
+        visits, had = wanted.visits.get(one.number), wanted.anchors.get((what, one.number))
+        if visits is None or not (had or in_first):
+            continue
         once = min(max(1.0, number / unrolled[at]) for (at, _), number in copies.items())
-        if had := wanted.anchors.get((what, one.number)):
+        if had:
             once = max(1.0, had / visits / amount)
             for (at, _), number in copies.items():
                 unrolled[at] = max(unrolled[at], number / once)
@@ -154,13 +158,9 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
 
 def _copies(
     blocks: list[Block], reached: Iterable[int]
-) -> Iterator[tuple[Instruction, Counter[tuple[int, bool]]]]:
-    """Instructions of SASS, and how many of the same name and number stand in which block, behind a
-    guard or not.
-
-    Left out is what the first block of its number does not have: that is another way through it, as
-    the slow one of a division.
-    """
+) -> Iterator[tuple[Instruction, Counter[tuple[int, bool]], bool]]:
+    """Instructions of SASS; how many of the same name and number stand in which block, behind a
+    guard or not; whether the first block of their number has one."""
     copies: dict[tuple[int, str], Counter[tuple[int, bool]]] = defaultdict(Counter)
     examples: dict[tuple[int, str], Instruction] = {}
     first: dict[int, int] = {}
@@ -170,8 +170,7 @@ def _copies(
             examples[one.number, one.opcode] = one
             first.setdefault(one.number, at)
     for key, held in copies.items():
-        if first[key[0]] in (at for at, _ in held):
-            yield examples[key], held
+        yield examples[key], held, first[key[0]] in (at for at, _ in held)
 
 
 class _Problem:

@@ -252,6 +252,26 @@ def test_loads_that_ptxas_makes_one() -> None:
         assert times_of(code, found, "LDG") == pytest.approx(1, abs=1e-3)
 
 
+def test_a_load_that_ptxas_puts_behind_a_branch() -> None:
+    """A guard before it becomes a branch around it: it is executed as often as the guard is passed."""
+
+    def block(*opcodes: str, to: tuple[int, ...] = (), exits: bool = False) -> sass.Block:
+        named = [opcode.rpartition(" ") for opcode in opcodes]
+        found = [sass.Instruction(name, "", False, int(number)) for name, _, number in named]
+        return sass.Block(found, list(to), exits=exits)
+
+    blocks = [
+        block("ISETP 9", "CS2R 14", "BRA 14", to=(1, 2)),
+        block("LDG.E.64 14", to=(2,)),
+        block("STG.E.64 16", "EXIT 17", exits=True),
+    ]
+    anchors = {("load", 14): 0.5, ("store", 16): 0.5}
+    wanted = executed.Wanted(dict.fromkeys((9, 14, 16, 17), 1.0), anchors, 0.0)
+    found = executed.executed(blocks, wanted)
+    assert found.times == pytest.approx([1, 1, 1])
+    assert found.unmatched == pytest.approx(0)
+
+
 def test_sampled_blocks() -> None:
     """Few blocks all; of many, an equal share of each remainder modulo 12."""
     assert counts.sampled(2 * counts.SAMPLES, counts.SAMPLES) is None
