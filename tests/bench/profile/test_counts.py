@@ -253,7 +253,7 @@ def test_loads_that_ptxas_makes_one() -> None:
 
 
 def test_a_load_that_ptxas_puts_behind_a_branch() -> None:
-    """A guard before it becomes a branch around it: it is executed as often as the guard is passed."""
+    """A guard before it becomes a branch around it."""
 
     def block(*opcodes: str, to: tuple[int, ...] = (), exits: bool = False) -> sass.Block:
         named = [opcode.rpartition(" ") for opcode in opcodes]
