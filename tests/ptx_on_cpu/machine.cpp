@@ -26,7 +26,7 @@ struct Byte {
   uint32_t atomic;            // the epoch in which warps last took turns at it
   bool pending;               // an asynchronous copy to it is under way
   uint32_t products;          // warps whose wgmma may still read it, a bit each
-  uint32_t fences;            // that there had been when it was written
+  uint32_t fences;            // that its writer had made before
 };
 
 struct Range {  // of a tensor
@@ -54,8 +54,12 @@ const Launch* launch = nullptr;
 std::vector<char> memory;
 std::vector<Byte> bytes_known;
 size_t recent = 0;  // the tensor of the last access
-uint32_t epoch = 0, block_start = 0, fences = 0;
-std::vector<uint32_t> fenced;  // of each warp: its last fence.proxy.async
+uint32_t epoch = 0, block_start = 0;
+struct Fences {            // fence.proxy.async of a warp
+  uint32_t number, epoch;  // how many, and that of the last
+};
+std::vector<Fences> fenced;
+std::vector<std::vector<Product>> group_products;  // of each four warps, since the last barrier
 
 struct Touch {  // a lane's access, where accesses are counted
   uint64_t address;
@@ -144,9 +148,9 @@ void run_warp(Warp& w) {
     if (i.guard >= 0) w.mask &= i.negated ? ~w.predicate(i.guard) : w.predicate(i.guard);
     ++w.pc;
     const int row = w.pc - 1;
-    if (!w.products.empty() && !i.multiplies)
-      for (const int operand : i.operand)
-        if (w.products.count(operand))
+    if (!w.products.empty())
+      for (size_t k = i.multiplies ? 4 : 0; k < std::size(i.operand); ++k)  // it may add to its own
+        if (w.products.count(i.operand[k]))
           fail("it uses what a wgmma computes before the wait for that");
     if (w.mask) i.run(w, i);
     if (launch->counts) {
@@ -164,6 +168,17 @@ void run_warp(Warp& w) {
   }
 }
 
+// All four warps of each group have come to the products that one of them has come to.
+void compare_products(std::vector<Warp>& warps, Warp*& running) {
+  for (Warp& w : warps) {
+    running = &w;
+    if (w.group_products != group_products[w.id / 4].size())
+      fail("a wgmma that not all four warps of a group reach");
+    w.group_products = 0;
+  }
+  for (auto& products : group_products) products.clear();
+}
+
 // Runs the block's warps from barrier to barrier.
 void run_block(std::vector<Warp>& warps, Warp*& running) {
   block_start = ++epoch;
@@ -178,6 +193,7 @@ void run_block(std::vector<Warp>& warps, Warp*& running) {
       if (arrived++ && w.pc != at) fail("warps of a block wait at different barriers");
       at = w.pc;
     }
+    compare_products(warps, running);
     if (arrived == 0) return;
     if (arrived != static_cast<int>(warps.size()))
       fail("a barrier that only " + std::to_string(arrived) + " of " +
@@ -274,7 +290,7 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
     if (write || atomic) {
       b.writers = (b.written == epoch ? b.writers : 0) | mine;
       b.written = epoch;
-      b.fences = fences;
+      b.fences = fenced[w.id].number;
       if (atomic) b.atomic = epoch;
       if (write) memory[at] = write[at - address];
     } else {
@@ -329,22 +345,23 @@ void wait_for_groups(Warp& w, int in_flight) {
       Byte& b = bytes_known[copy.to + k];
       b.written = epoch;
       b.writers = 1u << w.id;
-      b.fences = fences;
+      b.fences = fenced[w.id].number;
       b.pending = false;
     }
   }
   w.copies = std::move(left);
 }
 
-// What other instructions wrote, wgmma sees behind a fence only: of those who wrote it, or its own.
+// What other instructions wrote, wgmma sees behind a fence only: of those who wrote it, or its own
+// behind a barrier.
 const char* read_by_product(Warp& w, uint32_t address) {
   const char* const data = shared(w, address, 16);
   for (uint32_t at = address; at < address + 16; ++at) {
     Byte& b = bytes_known[at];
     bool seen = true;
     for (size_t k = 0; k < fenced.size(); ++k)
-      seen &= !(b.writers >> k & 1) || fenced[k] > b.fences;
-    if (launch->fenced && !seen && fenced[w.id] <= b.fences)
+      seen &= !(b.writers >> k & 1) || fenced[k].number > b.fences;
+    if (launch->fenced && !seen && fenced[w.id].epoch <= b.written)
       fail("shared address " + hex(at) + ": no fence.proxy.async between its write and this read");
     b.products |= 1u << w.id;
   }
@@ -370,7 +387,18 @@ void wait_for_products(Warp& w, int in_flight) {
   each_byte(w.reading.begin(), w.reading.end(), [&](Byte& b) { b.products |= 1u << w.id; });
 }
 
-void fence_proxy(Warp& w) { fenced[w.id] = ++fences; }
+void fence_proxy(Warp& w) {
+  if (w.mask != w.alive) return;  // what its other lanes wrote is not behind it
+  fenced[w.id] = {fenced[w.id].number + 1, epoch};
+}
+
+// The four warps of a group come to the same products, in the same order.
+void multiply_together(Warp& w, const Product& product) {
+  std::vector<Product>& products = group_products[w.id / 4];
+  if (w.group_products == products.size()) products.push_back(product);
+  if (products[w.group_products++] != product)
+    fail("other warps of its group are at another wgmma, or give other descriptors");
+}
 
 }  // namespace ptx
 
@@ -397,8 +425,7 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
   launch = asked;
   memory.assign(launch->shared_bytes, char(0xff));
   bytes_known.assign(launch->shared_bytes, Byte{});
-  epoch = fences = 0;
-  fenced.assign(launch->warps, 0);
+  epoch = 0;
   global_touched.clear();
   shared_touched.clear();
   sectors_touched.assign(2 * launch->tensor_count, {});
@@ -406,7 +433,9 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
   const uint64_t* const grid = launch->grid;
   std::vector<char> registers(frame * launch->warps + 64);
   char* const first = registers.data() + (64 - reinterpret_cast<uint64_t>(registers.data()) % 64);
+  fenced.assign(launch->warps, {});
   std::vector<Warp> warps(launch->warps);
+  group_products.assign((launch->warps + 3) / 4, {});
   for (Warp& w : warps) {
     w.id = static_cast<int>(&w - warps.data());
     w.registers = first + frame * w.id;
@@ -419,7 +448,7 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
                                static_cast<unsigned>(n / grid[0] % grid[1]),
                                static_cast<unsigned>(n / grid[0] / grid[1])};
     for (Warp& w : warps) {
-      w.pc = w.groups = w.product_groups = 0;
+      w.pc = w.groups = w.product_groups = w.group_products = 0;
       w.next = INT_MAX;
       w.active = w.alive = kAll;
       w.waiting.clear();

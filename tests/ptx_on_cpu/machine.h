@@ -66,6 +66,12 @@ struct Copy {  // of cp.async, from its issue to the wait for its group
   int bytes, present, group;
 };
 
+struct Product {  // of a wgmma, by four warps
+  int pc;
+  uint64_t first, second;  // descriptors; 0 for a matrix in registers
+  bool operator==(const Product&) const = default;
+};
+
 struct Warp {
   int id;
   char* registers;
@@ -81,6 +87,7 @@ struct Warp {
   std::vector<Copy> copies;
   double a[16][16];                               // the first matrix of the wgmma under way
   int product_groups;                             // committed
+  size_t group_products;                          // since the last barrier
   std::map<int, int> products;                    // registers that they are for, their groups
   std::vector<std::pair<uint32_t, int>> reading;  // 16 bytes at an address, by a group's products
 
@@ -110,6 +117,7 @@ void wait_for_groups(Warp& warp, int in_flight);
 const char* read_by_product(Warp& warp, uint32_t address);  // 16 bytes of shared memory
 void wait_for_products(Warp& warp, int in_flight);
 void fence_proxy(Warp& warp);
+void multiply_together(Warp& warp, const Product& product);
 
 // A handler, and its operands' codes, as handlers() of machine.py has them.
 struct Entry {

@@ -198,12 +198,21 @@ template <class T, bool REGISTERS>
 void multiply_async(Warp& w, const Instruction& i) {
   whole(w, kAll);
   const int column = i.number[0], at_b = REGISTERS ? 8 : 5, row = 16 * (w.id % 4);
-  const auto descriptor = [&](int operand) { return w.reg<uint64_t>(i.operand[operand])[0]; };
+  const auto descriptor = [&](int operand) {
+    const uint64_t* const lanes = w.reg<uint64_t>(i.operand[operand]);
+    if (std::count(lanes, lanes + kLanes, lanes[0]) != kLanes)
+      fail("lanes give different descriptors");
+    return lanes[0];
+  };
+  if (column == 0) multiply_together(w, {w.pc, REGISTERS ? 0 : descriptor(4), descriptor(at_b)});
   if (column == 0 && REGISTERS) first_matrix<T>(w, i, 4, w.a);
-  lane_now = 0;  // passes over shared memory are counted as of lanes that load 16 bytes
-  if (column == 0 && !REGISTERS)
-    matrix_in_shared<T>(w, descriptor(4), row, 16, i.number[3],
-                        [&](int m, int k, float value) { w.a[m - row][k] = value; });
+  for (int rows = 0; column == 0 && !REGISTERS && rows < 64; rows += 16) {
+    const bool own = rows == row;  // the others' must be there, too
+    lane_now = own ? 0 : -1;       // passes over shared memory are of lanes that load 16 bytes
+    matrix_in_shared<T>(w, descriptor(4), rows, 16, i.number[3], [&](int m, int k, float value) {
+      if (own) w.a[m - row][k] = value;
+    });
+  }
   double b[16][8];
   lane_now = w.id % 4 ? -1 : kLanes;  // four warps read it together
   matrix_in_shared<T>(w, descriptor(at_b), column, 8, i.number[4], [&](int n, int k, float value) {
@@ -338,10 +347,15 @@ void add_memory(Table& table) {
   add_matrices<true, 1>(table), add_matrices<true, 2>(table), add_matrices<true, 4>(table);
   add_products<bf16>(table, "bf16"), add_products<f16>(table, "f16");
   table["wgmma.fence"].run = [](Warp& w, const Instruction&) { whole(w, kAll); };
-  table["wgmma.commit_group"].run = [](Warp& w, const Instruction&) { ++w.product_groups; };
-  table["wgmma.wait_group"] = {
-      [](Warp& w, const Instruction& i) { wait_for_products(w, static_cast<int>(i.number[0])); },
-      "n"};
+  table["wgmma.commit_group"].run = [](Warp& w, const Instruction&) {
+    whole(w, kAll);
+    ++w.product_groups;
+  };
+  table["wgmma.wait_group"] = {[](Warp& w, const Instruction& i) {
+                                 whole(w, kAll);
+                                 wait_for_products(w, static_cast<int>(i.number[0]));
+                               },
+                               "n"};
   table["fence.proxy"].run = [](Warp& w, const Instruction&) { fence_proxy(w); };
   table["shfl.idx.b32"] = {shuffle<kIndex>, "4 0 4 4 4 4"};
   table["shfl.bfly.b32"] = {shuffle<kButterfly>, "4 0 4 4 4 4"};

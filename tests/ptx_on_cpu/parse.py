@@ -391,7 +391,8 @@ def _plain(ptx: str, operands: list[str]) -> tuple[str, list[str]]:
     if "L2::cache_hint" in ptx:
         del given[-1]  # the policy
     if head in ("ret", "nop"):
-        return "fence.proxy" if ptx.startswith("fence.proxy.async") else head, []
+        fences = re.fullmatch(r"fence\.proxy\.async(\.shared::\w+)?", ptx)
+        return "fence.proxy" if fences else head, []
     if head == "bar" and not parts:
         if given != ["0"]:
             raise Unknown("a barrier other than bar.sync 0")

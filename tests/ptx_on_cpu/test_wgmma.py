@@ -117,8 +117,12 @@ def test_products(mode: int, transposed: bool, dtype: torch.dtype) -> None:
 A, B = descriptor(0, 64, 1, False), descriptor(8192, 32, 1, False)
 SET = f"mov.b64 %rd10, {A}; mov.b64 %rd11, {B}; "
 ONE = "setp.lt.u32 %p1, %r0, 32; "  # whether it is of the first warp
+A_COMPUTED = "{%r20, %r21, %r22, %r23}"
 OVER = "@%p1 st.shared.b32 [8192], %r0; "
 COPY = "@%p1 cp.async.cg.shared.global [8192], [%rd0], 16; "
+ODD = "and.b32 %r7, %r0, 1; setp.eq.u32 %p1, %r7, 1; "  # whether the lane is
+OWN_ROWS = """shr.u32 %r7, %r0, 5; shl.b32 %r7, %r7, 11; mov.u32 %r8, 1; st.shared.b32 [%r7], %r8;
+fence.proxy.async.shared::cta; """
 FAULTS = {
     "no fence": (
         FILL + "bar.sync 0; " + SET + product("%rd11"),
@@ -160,6 +164,46 @@ FAULTS = {
         ONE + FILL + SHOW + SET + product("%rd11") + COMMIT + "bar.sync 0; " + COPY,
         "an asynchronous copy over what a wgmma may still read",
     ),
+    "a fence by some lanes": (
+        ODD + FILL + "@%p1 " + SHOW + SET + product("%rd11"),
+        "no fence.proxy.async between its write and this read",
+    ),
+    "a fence of global memory": (
+        FILL + "fence.proxy.async.global; bar.sync 0; " + SET + product("%rd11"),
+        "no fence.proxy.async between its write and this read",
+    ),
+    "each warp writes its rows of the first matrix": (
+        FILL + SHOW + SET + OWN_ROWS + product("%rd11") + COMMIT + WAIT,
+        "one warp writes what another reads between the same barriers",
+    ),
+    "each warp writes its rows behind its own wait": (
+        FILL + SHOW + SET + product("%rd11") + COMMIT + WAIT + OWN_ROWS,
+        "one warp reads what another writes between the same barriers",
+    ),
+    "a first matrix that a wgmma computes": (
+        FILL + SHOW + SET + product("%rd11") + product("%rd11", A_COMPUTED, "0", "1, 1, 0"),
+        "it uses what a wgmma computes before the wait for that",
+    ),
+    "one warp only": (
+        ONE + FILL + SHOW + SET + "@!%p1 bra END; " + product("%rd11") + "END:",
+        "a wgmma that not all four warps of a group reach",
+    ),
+    "one warp's other descriptor": (
+        ONE + FILL + SHOW + SET + "@%p1 add.s64 %rd11, %rd11, 2; " + product("%rd11"),
+        "other warps of its group are at another wgmma, or give other descriptors",
+    ),
+    "some lanes' other descriptor": (
+        ODD + FILL + SHOW + SET + "@%p1 add.s64 %rd11, %rd11, 2; " + product("%rd11"),
+        "lanes give different descriptors",
+    ),
+    "a commit by some lanes": (
+        ODD + FILL + SHOW + SET + product("%rd11") + "@%p1 " + COMMIT,
+        "lanes 0xaaaaaaaa are here, lanes 0xffffffff must be",
+    ),
+    "a wait by some lanes": (
+        ODD + FILL + SHOW + SET + product("%rd11") + COMMIT + "@%p1 " + WAIT,
+        "lanes 0xaaaaaaaa are here, lanes 0xffffffff must be",
+    ),
 }
 
 
@@ -169,6 +213,25 @@ def test_planted_faults(name: str) -> None:
     given = torch.zeros(9 * 128 * 8, dtype=torch.bfloat16)
     with pytest.raises(Fault, match=re.escape(message)):
         run(body.replace("TYPE", "bf16"), given, warps=4, shared=18432)
+
+
+EARLY = """setp.lt.u32 %p1, %r0, 32; @%p1 st.shared.b32 [8192], %r0;
+@!%p1 fence.proxy.async.shared::cta; bar.sync 0; setp.lt.u32 %p2, %r0, 128; @%p2 bra END; """
+"""A warp writes without a fence; the group that multiplies fences before the barrier."""
+
+
+def test_warps_may_write_the_same() -> None:
+    """Each of two warps fences after its own write, the first before the second writes."""
+    body = FILL + SHOW + SET + product("%rd11")
+    given = torch.zeros(10 * 128 * 8, dtype=torch.bfloat16)
+    run(body.replace("TYPE", "bf16"), given, warps=8, shared=20480)
+
+
+def test_a_readers_fence_is_behind_a_barrier() -> None:
+    body = FILL + SHOW + EARLY + SET + product("%rd11") + "END:"
+    given = torch.zeros(10 * 128 * 8, dtype=torch.bfloat16)
+    with pytest.raises(Fault, match=r"no fence.proxy.async between its write and this read"):
+        run(body.replace("TYPE", "bf16"), given, warps=8, shared=20480)
 
 
 @pytest.mark.parametrize(
