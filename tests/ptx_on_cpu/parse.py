@@ -84,7 +84,7 @@ class Row:
         return handlers()[self.name][0], *flags, operands, numbers
 
 
-_ENTRY = re.compile(r"(\.entry\s+([\w$]+)\s*\((.*?)\)[^{]*\{)(.*?)^\}", re.S | re.M)
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)[^{]*\{", re.S)
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"[^\n]*', re.M)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _TOKEN = re.compile(
@@ -93,6 +93,17 @@ _TOKEN = re.compile(
     r"\.reg\s+\.(?P<type>\w+)\s+(?P<names>[^;]*);|"
     r"(?:@(?P<guard>!?[%\w]+)\s+)?(?P<op>[a-z][\w.:]*)\s*(?P<rest>[^;]*);|(?P<end>$))"
 )
+
+
+def _entry(text: str) -> tuple[re.Match[str], str]:
+    """The kernel's head, and what its braces hold; inline assembly has braces of its own."""
+    head = _ENTRY.search(text)
+    assert head is not None
+    depth, end = 1, head.end()
+    while depth:
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        end += 1
+    return head, text[head.end() : end - 1]
 
 
 def _tokens(body: str) -> Iterator[re.Match[str]]:
@@ -121,10 +132,9 @@ def numbered(ptx: str) -> str:
     ptxas keeps the lines whatever else it does with the code, which stays the same.
     """
     text = _COMMENT.sub("", _FILE.sub("", ptx))
-    entry = _ENTRY.search(text)
-    assert entry is not None
-    statements, number = [text[: entry.end(1)]], 0
-    for match, _ in _statements(entry[4], {}):
+    head, body = _entry(text)
+    statements, number = [text[: head.end()]], 0
+    for match, _ in _statements(body, {}):
         if match["op"]:
             number += 1
             statements.append(f".loc 1 {number} 0")
@@ -168,9 +178,8 @@ class Kernel:
 
     def __init__(self, ptx: str) -> None:
         self.files, text = dict(_FILE.findall(ptx)), _COMMENT.sub("", ptx)
-        entry = _ENTRY.search(text)
-        assert entry is not None
-        self.name, self.frame, self.shared, self.local = entry[2], bytearray(), 0, 0
+        head, body = _entry(text)
+        self.name, self.frame, self.shared, self.local = head[1], bytearray(), 0, 0
         self.symbols: dict[str, int] = {}  # of memory, and its address
         self.registers: dict[str, tuple[int, int]] = {}  # name → offset, bytes
         self.constants: dict[bytes, int] = {}
@@ -178,10 +187,10 @@ class Kernel:
         for name in _SPECIALS:
             self.registers[name] = (self._room(4), 4)
         self.tables = [self._table(*match) for match in _TABLE.findall(text)]
-        self._variables(text[: entry.start()])
-        self._parameters(entry[3])
-        self._variables(entry[4])
-        self.rows = self._instructions(entry[4])
+        self._variables(text[: head.start()])
+        self._parameters(head[2])
+        self._variables(body)
+        self.rows = self._instructions(body)
         for row in self.rows:
             self._translate(row)
         self.code = np.array([row.packed() for row in self.rows], INSTRUCTION)

@@ -40,6 +40,13 @@ ret;
     Launch("k", "k", (blocks,), warps, tensors, lambda _: made).run()
 
 
+def test_braces_of_inline_assembly_end_no_kernel() -> None:
+    result = torch.zeros(1, dtype=torch.int32)
+    inner = "{\n.reg .b32 own;\nmov.u32 own, 7;\nmov.u32 %r1, own;\n}\n"
+    run(inner + "st.global.u32 [%rd0], %r1;", result)
+    assert result.item() == 7
+
+
 # -- arithmetic -----------------------------------------------------------------------------------
 
 HARD = [0, 1, 2, 3, 7, 31, 32, 33, 255, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x12345678, 0x7FFFFFFF]
