@@ -85,6 +85,7 @@ class Row:
 
 
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)[^{]*\{", re.S)
+_BRACE = re.compile(r"[{}]")
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"[^\n]*', re.M)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _TOKEN = re.compile(
@@ -99,11 +100,12 @@ def _entry(text: str) -> tuple[re.Match[str], str]:
     """The kernel's head, and what its braces hold; inline assembly has braces of its own."""
     head = _ENTRY.search(text)
     assert head is not None
-    depth, end = 1, head.end()
-    while depth:
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        end += 1
-    return head, text[head.end() : end - 1]
+    depth = 1
+    for brace in _BRACE.finditer(text, head.end()):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return head, text[head.end() : brace.start()]
+    raise Unknown("a kernel without an end")
 
 
 def _tokens(body: str) -> Iterator[re.Match[str]]:
