@@ -31,7 +31,6 @@ ALWAYS = [
     ("heatmap_loss", torch.bfloat16, 120),
     ("reconstruction_loss", torch.float16, 80),
     ("warp_clips", torch.bfloat16, 86),
-    ("spatial_attention", torch.bfloat16, 90),
 ]
 
 

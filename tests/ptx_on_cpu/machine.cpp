@@ -356,14 +356,20 @@ void wait_for_groups(Warp& w, int in_flight) {
 // behind a barrier.
 const char* read_by_product(Warp& w, uint32_t address) {
   const char* const data = shared(w, address, 16);
+  const Byte* before = nullptr;
   for (uint32_t at = address; at < address + 16; ++at) {
     Byte& b = bytes_known[at];
+    b.products |= 1u << w.id;
+    // Most bytes are written with the one before.
+    if (before && std::tie(b.written, b.writers, b.fences) ==
+                      std::tie(before->written, before->writers, before->fences))
+      continue;
+    before = &b;
     bool seen = true;
     for (size_t k = 0; k < fenced.size(); ++k)
       seen &= !(b.writers >> k & 1) || fenced[k].number > b.fences;
     if (launch->fenced && !seen && fenced[w.id].epoch <= b.written)
       fail("shared address " + hex(at) + ": no fence.proxy.async between its write and this read");
-    b.products |= 1u << w.id;
   }
   w.reading.emplace_back(address, w.product_groups);
   return data;

@@ -2,8 +2,8 @@
 
 These are the contract's own tests (tests/ops/test_contract.py), with PTX for sm_89 in place of
 Triton's interpreter and of the sources that g++ compiled; spatial attention's for sm_90 too, whose
-products are wgmma. ``make fuzz`` has every size in both dtypes, and other cards; of each of these,
-sm_90 among them, every run has an op (tests/fuzz/test_compiled.py).
+products are wgmma. ``make fuzz`` has every size in both dtypes, and other cards
+(tests/fuzz/test_compiled.py).
 """
 
 from __future__ import annotations

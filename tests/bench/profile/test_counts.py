@@ -142,7 +142,7 @@ def test_loops(end: str, rounds: int) -> None:
         assert len(loads) > 4
 
 
-@pytest.mark.parametrize("rounds", [16, 64, 256, 1024])
+@pytest.mark.parametrize("rounds", [64, 1024])
 @pytest.mark.parametrize("load", ["", "ld.global.f32 %f0, [%rd3]; add.u64 %rd3, %rd3, 128;"])
 def test_loops_without_a_remainder(load: str, rounds: int) -> None:
     """ptxas goes round in steps of a divisor, and nowhere has one round alone."""
