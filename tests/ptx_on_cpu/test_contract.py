@@ -233,11 +233,10 @@ BARRIERS_AND_WAITS = r"(bar|barrier)\.sync[^;]*;|cp\.async\.wait_group[^;]*;"
     [
         (r"bar\.sync[^;]*;", 89, {"T": 1, "S": 67, "H": 1, "d": 80}, 0.9),
         (r"cp\.async\.wait_group[^;]*;", 89, MANY_KEYS, 0.5),
-        (r"bar\.sync[^;]*;", 90, {"T": 1, "S": 67, "H": 1, "d": 80}, 0.85),
         (r"wgmma\.wait_group[^;]*;", 90, MANY_KEYS, 0.85),
         (r"fence\.proxy\.async[^;]*;", 90, MANY_KEYS, 0.5),
     ],
-    ids=["barriers", "waits", "barriers on sm_90", "waits for wgmma", "fences"],
+    ids=["barriers", "waits", "waits for wgmma", "fences"],
 )
 def test_what_is_left_out_is_missed(
     what: str, arch: int, sizes: dict[str, int], share: float, monkeypatch: pytest.MonkeyPatch
