@@ -50,7 +50,7 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 @pytest.fixture
 def hunt(record_property) -> Iterator[Callable[..., None]]:
     """``hunt(check, strategy, tries)``: ``check(input)`` of so many inputs, times ``CMPOSE_FUZZ``;
-    of two thirds as many in ``make test``, whose time is short.
+    of half as many in ``make test``, whose time is short.
 
     What fails is made smaller first, unless ``shrink=False``.
 
@@ -87,7 +87,7 @@ def hunt(record_property) -> Iterator[Callable[..., None]]:
             assert taken < MEMORY, f"took {taken / 1e9:.1f} GB"
 
         limits = settings(
-            max_examples=tries * FACTOR if FACTOR > 1 else -(-2 * tries // 3),
+            max_examples=tries * FACTOR if FACTOR > 1 else -(-tries // 2),
             database=None,
             deadline=None,
             derandomize=FACTOR == 1,
