@@ -30,10 +30,10 @@ from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.launches import Counting
 from tests.ptx_on_cpu.parse import Kernel, Row
 
-DIFFERENCE, ALIKE, TURNED_OFF, PARTING, INSTRUCTION = 1.0, 3.0, 0.7, 0.1, 1e-3
+DIFFERENCE, NEVER_REPEATED, TURNED_OFF, PARTING, INSTRUCTION = 1.0, 3.0, 0.7, 0.1, 1e-3
 """Prices: of a difference from the visits, shared out over the blocks that have the instruction; of
-one of memory, products and barriers, which ptxas makes of one each; of an instruction that a guard
-turns off; of lanes that part; of any instruction."""
+one of memory, products and barriers, which ptxas does not do again elsewhere; of an instruction
+that a guard turns off; of lanes that part; of any instruction."""
 
 _ANCHORS = {
     "load": (r"(ld\.global|cp\.async\.c[ag])\..*", r"(LDG?|LDGSTS)\b.*"),
@@ -124,8 +124,8 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     kept = {0, *(one.number for at in problem.count for one in blocks[at].instructions)}
     merged = {what for what, number in wanted.anchors if number not in kept}
     unrolled: dict[int, float] = defaultdict(lambda: 1.0)  # block → rounds of a loop that it has
-    alike_first = sorted(_copies(blocks, problem.count), key=lambda of: not anchor_of(of[0])[0])
-    for one, copies, in_first in alike_first:
+    anchors_first = sorted(_copies(blocks, problem.count), key=lambda of: not anchor_of(of[0])[0])
+    for one, copies, in_first in anchors_first:
         what, amount = anchor_of(one)
         visits, had = wanted.visits.get(one.number), wanted.anchors.get((what, one.number))
         if visits is None or not (had or in_first):
@@ -135,8 +135,8 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
             once = max(1.0, had / visits / amount)
             for (at, _), number in copies.items():
                 unrolled[at] = max(unrolled[at], number / once)
-        alike = one.pipe in ("memory", "tensor") or one.base == "BAR"
-        price = ALIKE if alike else DIFFERENCE / len(copies) / once
+        never_repeated = one.pipe in ("memory", "tensor") or one.base == "BAR"
+        price = NEVER_REPEATED if never_repeated else DIFFERENCE / len(copies) / once
         problem.fit(copies, once, visits, price, 0.0 if what in merged else price)
     times = problem.solved()
     asked: dict[str, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""Triton's interpreter without the work that it repeats: 57 % of the time of a training step.
+"""Triton's interpreter without the work that it repeats, much of the time of a training step.
 
 Each call of a function in a kernel replaces hundreds of names of ``triton.language`` by what runs
 in NumPy, as the launch of the kernel has done already. Each operation builds the same table of
