@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <type_traits>
 
@@ -23,16 +22,17 @@ using f32 = float;
 using f64 = double;
 
 // An operand as f takes it: a T of each lane; a bool of a predicate; of a Low<T> the low bytes,
-// where a register may have more.
+// where a register may have more. Those of a result get its sign.
 template <class T>
 struct Low {
   T value;
 };
 template <class T>
 struct Operand {
-  const T* at;
-  Operand(Warp& w, const Instruction& i, int k) : at(w.reg<const T>(i.operand[k])) {}
+  T* at;
+  Operand(Warp& w, const Instruction& i, int k) : at(w.reg<T>(i.operand[k])) {}
   T operator[](int lane) const { return at[lane]; }
+  void set(int lane, T value) const { at[lane] = value; }
   static constexpr char kCode[] = {' ', '0' + sizeof(T), 0};
 };
 template <>
@@ -44,45 +44,47 @@ struct Operand<bool> {
 };
 template <class T>
 struct Operand<Low<T>> {
-  const char* at;
+  char* at;
   int64_t width;
   Operand(Warp& w, const Instruction& i, int k)
       : at(w.registers + i.operand[k]), width(i.number[0]) {}
-  Low<T> operator[](int lane) const {
-    Low<T> low;
-    std::memcpy(&low, at + width * lane, sizeof low);
-    return low;
+  Low<T> operator[](int lane) const { return *reinterpret_cast<Low<T>*>(at + width * lane); }
+  void set(int lane, Low<T> low) const {
+    const s64 all = low.value;
+    std::memcpy(at + width * lane, &all, width);
   }
-  static constexpr char kCode[] = {' ', 'w', '0' + std::max<int>(sizeof(T), 2), 0};
+  static constexpr char kCode[] = {' ', 'w', '0' + sizeof(T), 0};
 };
+
+// A predicate = f(lane) in every lane.
+template <class F>
+void decide(Warp& w, int predicate, F f) {
+  if (predicate < 0) return;
+  u32 result = 0;
+  for (int lane = 0; lane < kLanes; ++lane) result |= u32(f(lane)) << lane;
+  u32& p = w.predicate(predicate);
+  p = (p & ~w.mask) | (result & w.mask);
+}
 
 // operand 0 = f(operand 1, operand 2, ...) in every lane.
 template <class F, class D, class... A, size_t... K>
 void lanes(Warp& w, const Instruction& i, std::index_sequence<K...>) {
   const std::tuple<Operand<A>...> a(Operand<A>(w, i, K + 1)...);
-  const u32 mask = w.mask;
   if constexpr (std::is_same_v<D, bool>) {
-    u32 result = 0;
-    for (int lane = 0; lane < kLanes; ++lane) result |= u32(F{}(std::get<K>(a)[lane]...)) << lane;
-    u32& p = w.predicate(i.operand[0]);
-    p = (p & ~mask) | (result & mask);
+    decide(w, i.operand[0], [&](int lane) { return F{}(std::get<K>(a)[lane]...); });
   } else {
-    D* const d = w.reg<D>(i.operand[0]);
+    const u32 mask = w.mask;
+    const Operand<D> d(w, i, 0);
     for (int lane = 0; lane < kLanes; ++lane)
-      if (mask >> lane & 1) d[lane] = F{}(std::get<K>(a)[lane]...);
+      if (mask >> lane & 1) d.set(lane, F{}(std::get<K>(a)[lane]...));
   }
-}
-std::string joined(std::initializer_list<const char*> codes) {
-  std::string all;
-  for (const char* code : codes) all += code;
-  return all;
 }
 template <class F, class D, class... A>
 Entry entry(D (F::*)(A...) const) {
   const Handler run = [](Warp& w, const Instruction& i) {
     lanes<F, D, A...>(w, i, std::index_sequence_for<A...>{});
   };
-  return {run, joined({Operand<D>::kCode, Operand<A>::kCode...})};
+  return {run, (std::string(Operand<D>::kCode) + ... + Operand<A>::kCode)};
 }
 template <class F>
 Entry map(F) {
@@ -93,15 +95,14 @@ Entry map(F) {
 template <bool PACK>
 void parts(Warp& w, const Instruction& i) {
   const int count = static_cast<int>(i.number[0]), bytes = static_cast<int>(i.number[1]);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!(w.mask >> lane & 1)) continue;
+  each(w, [&](int lane) {
     char* const one = w.registers + i.operand[PACK ? 0 : count] + count * bytes * lane;
     for (int k = 0; k < count; ++k) {
       if (i.operand[PACK + k] < 0) continue;
       char* const part = w.registers + i.operand[PACK + k] + bytes * lane;
       std::memcpy(PACK ? one + k * bytes : part, PACK ? part : one + k * bytes, bytes);
     }
-  }
+  });
 }
 void add_parts(Table& t, int count, int bytes) {
   const std::string part = std::to_string(bytes), whole = " " + std::to_string(count * bytes);
@@ -116,34 +117,38 @@ void add_parts(Table& t, int count, int bytes) {
 template <bool HIGH>
 void half_product(Warp& w, const Instruction& i) {
   const auto in = [&](int operand, int lane) { return u64(w.reg<u32>(i.operand[operand])[lane]); };
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!(w.mask >> lane & 1)) continue;
+  each(w, [&](int lane) {
     const u64 product = in(1, lane) * in(2, lane), half = HIGH ? product >> 32 : u32(product);
     const u64 sum = half + in(3, lane) + (HIGH ? w.carry >> lane & 1 : 0);
     w.reg<u32>(i.operand[0])[lane] = sum;
     if (!HIGH) w.carry = (w.carry & ~(1u << lane)) | u32(sum >> 32) << lane;
-  }
+  });
 }
 
-template <class T>
-T from_float(f32 value);
-template <>
-f32 from_float<f32>(f32 value) {
-  return value;
-}
-template <>
-f16 from_float<f16>(f32 value) {
-  return value == value ? static_cast<f16>(value) : __builtin_bit_cast(f16, u16(0x7fff));
-}
-template <>
-bf16 from_float<bf16>(f32 value) {
+template <class T, class V>
+V same(T value) {
   return value;
 }
 template <class T>
-T same(T value) {
-  return value;
+T flush(T value) {
+  return std::fabs(value) < std::numeric_limits<T>::min() ? std::copysign(T(0), value) : value;
 }
-f32 flush(f32 value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
+
+// What rounding to fewer bits makes of it is what that makes of `exact`: where bits are lost, the
+// last one is 1.
+f32 to_odd(long double exact) {
+  const auto nearest = static_cast<f32>(exact);
+  if (nearest == exact || __builtin_bit_cast(u32, nearest) & 1) return nearest;
+  return std::nextafter(nearest, exact < nearest ? -INFINITY : INFINITY);
+}
+
+// Of a's upper half, and itself no more; NaN is always the same.
+f64 half_rsqrt(f64 a) {
+  const auto upper = [](f64 b) { return __builtin_bit_cast(u64, b) >> 32 << 32; };
+  const f64 root = std::sqrt(flush(__builtin_bit_cast(f64, upper(a)))), result = 1 / root;
+  const bool number = a == a && root == root;
+  return __builtin_bit_cast(f64, number ? upper(result) : u64(0x7fffffff) << 32);
+}
 
 // a·b + c rounded down. The product is exact in double, and so is the sum with its error.
 f32 fused_down(f32 a, f32 b, f32 c) {
@@ -165,6 +170,14 @@ T most(T a, T b) {
   return -least(-a, -b);
 }
 
+// setp of both numbers of two pairs: a predicate each.
+template <class T, class F>
+void compare_pairs(Warp& w, const Instruction& i) {
+  const Operand<Pair<T>> a(w, i, 2), b(w, i, 3);
+  decide(w, i.operand[0], [&](int lane) { return F{}(a[lane].low, b[lane].low); });
+  decide(w, i.operand[1], [&](int lane) { return F{}(a[lane].high, b[lane].high); });
+}
+
 // What types of all kinds have. Comparisons with a u are true for NaN, too.
 template <class T>
 void every(Table& t, const std::string& type) {
@@ -172,18 +185,24 @@ void every(Table& t, const std::string& type) {
   t["selp." + type] = map([](T a, T b, bool p) { return p ? a : b; });
   const auto compared = [&](const std::string& name, auto f) {
     using F = decltype(f);
-    t["setp." + name + "." + type] = map([](T a, T b) { return F{}(a, b); });
-    if constexpr (!std::is_integral_v<T>)
-      t["setp." + name + "u." + type] = map([](T a, T b) { return a != a || b != b || F{}(a, b); });
+    const std::string of = "setp." + name + "." + type;
+    t[of] = map([](T a, T b) { return F{}(a, b); });
+    if constexpr (std::is_class_v<T>) t[of + "x2"] = {compare_pairs<T, F>, "0 0 4 4"};
   };
-  compared("eq", [](T a, T b) { return a == b; });
-  compared("ne", [](T a, T b) { return a < b || a > b; });
-  compared("lt", [](T a, T b) { return a < b; });
-  compared("le", [](T a, T b) { return a <= b; });
-  compared("gt", [](T a, T b) { return a > b; });
-  compared("ge", [](T a, T b) { return a >= b; });
-  t["setp.num." + type] = map([](T a, T b) { return a == a && b == b; });
-  t["setp.nan." + type] = map([](T a, T b) { return a != a || b != b; });
+  const auto both = [&](const std::string& name, auto f) {
+    using F = decltype(f);
+    compared(name, f);
+    if constexpr (!std::is_integral_v<T>)
+      compared(name + "u", [](T a, T b) { return a != a || b != b || F{}(a, b); });
+  };
+  both("eq", [](T a, T b) { return a == b; });
+  both("ne", [](T a, T b) { return a < b || a > b; });
+  both("lt", [](T a, T b) { return a < b; });
+  both("le", [](T a, T b) { return a <= b; });
+  both("gt", [](T a, T b) { return a > b; });
+  both("ge", [](T a, T b) { return a >= b; });
+  compared("num", [](T a, T b) { return a == a && b == b; });
+  compared("nan", [](T a, T b) { return a != a || b != b; });
 }
 
 template <int BITS, class A, class B, class C>
@@ -259,19 +278,15 @@ void floats(Table& t, const std::string& type) {
   on("min.NaN") = map([](T a, T b) { return a != a || b != b ? T(NAN) : least(Q(a), Q(b)); });
   on("max.NaN") = map([](T a, T b) { return a != a || b != b ? T(NAN) : most(Q(a), Q(b)); });
   on("sqrt") = on("sqrt.approx") = map([](T a) { return Q(std::sqrt(Q(a))); });
+  on("rsqrt.approx") = map([](T a) { return Q(1 / std::sqrt(Q(a))); });
   on("rcp") = on("rcp.approx") = map([](T a) { return Q(1 / Q(a)); });
   on("ex2.approx") = map([](T a) { return Q(std::exp2(Q(a))); });
   on("lg2.approx") = map([](T a) { return Q(std::log2(Q(a))); });
 }
 
-// Two numbers of half a register each.
-template <class T>
-struct Pair {
-  T low, high;
-};
 template <class T, class F, class... A>  // f of float32, for T and for pairs of it
 void lift(Table& t, const std::string& name, f32 (F::*)(A...) const) {
-  const auto one = [](auto... each) { return from_float<T>(F{}(to_float(each)...)); };
+  const auto one = [](auto... each) { return T(F{}(f32(each)...)); };
   using One = decltype(one);
   t[name] = map([](std::conditional_t<true, T, A>... a) { return One{}(a...); });
   t[name + "x2"] = map([](std::conditional_t<true, Pair<T>, A>... a) {
@@ -289,35 +304,6 @@ void pairs(Table& t, const std::string& type) {
   on("fma", [](f32 a, f32 b, f32 c) { return std::fma(a, b, c); });
 }
 
-// setp of both numbers of two pairs: a predicate each.
-template <class T, class F>
-void compare_pairs(Warp& w, const Instruction& i) {
-  const Operand<Pair<T>> a(w, i, 2), b(w, i, 3);
-  for (int high = 0; high < 2; ++high) {
-    u32& p = w.predicate(i.operand[high]);
-    for (int lane = 0; lane < kLanes; ++lane)
-      if (w.mask >> lane & 1) {
-        const bool is = high ? F{}(a[lane].high, b[lane].high) : F{}(a[lane].low, b[lane].low);
-        p = (p & ~(1u << lane)) | u32(is) << lane;
-      }
-  }
-}
-
-template <class T>
-void halves(Table& t, const std::string& type) {
-  every<T>(t, type), pairs<T>(t, type);
-  t["setp.eq." + type + "x2"] = {compare_pairs<T, std::equal_to<T>>, "0 0 4 4"};
-  // Mixed, from sm_100 on.
-  t["add.f32." + type] = map([](T a, f32 b) { return to_float(a) + b; });
-  t["sub.f32." + type] = map([](T a, f32 b) { return to_float(a) - b; });
-  t["fma.f32." + type] = map([](T a, T b, f32 c) { return std::fma(to_float(a), to_float(b), c); });
-  t["cvt.f64." + type] = map([](T a) { return f64(to_float(a)); });
-  t["cvt.f32." + type] = map([](T a) { return to_float(a); });
-  t["cvt." + type + ".f32"] = map([](f32 a) { return from_float<T>(a); });
-  t["cvt." + type + "x2.f32"] =
-      map([](f32 high, f32 low) { return Pair<T>{from_float<T>(low), from_float<T>(high)}; });
-}
-
 // Of dp2a: two 16-bit numbers times the two low bytes of another word, added up.
 u32 dot(u32 a, u32 b, u32 c) { return (a & 0xffff) * (b & 255) + (a >> 16) * (b >> 8 & 255) + c; }
 
@@ -331,30 +317,48 @@ template <class T>  // 8 bits are in a register of 16
 using Register =
     std::conditional_t<sizeof(T) == 1, std::conditional_t<std::is_signed_v<T>, s16, u16>, T>;
 
-// A whole float as an integer: held to the type's range, NaN is 0.
+// A whole float as an integer: held to the type's range. NaN is 0, with 64 bits the first bit
+// alone.
 template <class D, class S>
-Register<D> held(S value) {
+D held(S value) {
   using Limits = std::numeric_limits<D>;
-  if (value != value) return 0;
+  if (value != value)
+    return std::max(sizeof(D), sizeof(S)) < 8 ? D(0) : D(1ull << (8 * sizeof(D) - 1));
   if (value <= static_cast<S>(Limits::min())) return Limits::min();
   return value >= static_cast<S>(Limits::max()) ? Limits::max() : static_cast<D>(value);
 }
 
 // Conversions of a float that are rounded to a whole number; what goes in is put through Q.
-template <class S, S (*Q)(S)>
+template <class S, class V, V (*Q)(S)>
 void roundings(Table& t, const std::string& ftz, const std::string& from) {
   const auto on = [&](const std::string& how, auto f) {
     using F = decltype(f);
     const std::string name = "cvt." + how + ftz + ".";
     each_integer([&](auto d, const char* to) {
-      t[name + to + "." + from] = map([](S a) { return held<decltype(d)>(F{}(Q(a))); });
+      t[name + to + "." + from] = map([](S a) { return Low{held<decltype(d)>(F{}(Q(a)))}; });
     });
-    t[name + from + "." + from] = map([](S a) { return F{}(Q(a)); });
+    t[name + from + "." + from] = map([](S a) { return S(F{}(Q(a))); });
   };
-  on("rzi", [](S a) { return std::trunc(a); });
-  on("rmi", [](S a) { return std::floor(a); });
-  on("rpi", [](S a) { return std::ceil(a); });
-  on("rni", [](S a) { return std::nearbyint(a); });
+  on("rzi", [](V a) { return std::trunc(a); });
+  on("rmi", [](V a) { return std::floor(a); });
+  on("rpi", [](V a) { return std::ceil(a); });
+  on("rni", [](V a) { return std::nearbyint(a); });
+}
+
+template <class T>
+void halves(Table& t, const std::string& type) {
+  every<T>(t, type), pairs<T>(t, type), roundings<T, f32, same>(t, "", type);
+  // Mixed, from sm_100 on.
+  t["add.f32." + type] = map([](T a, f32 b) { return a + b; });
+  t["sub.f32." + type] = map([](T a, f32 b) { return a - b; });
+  t["fma.f32." + type] = map([](T a, T b, f32 c) { return std::fma(f32(a), f32(b), c); });
+  t["cvt.f64." + type] = map([](T a) { return f64(a); });
+  t["cvt.f32." + type] = map([](T a) { return f32(a); });
+  t["cvt." + type + ".f32"] = map([](f32 a) { return T(a); });
+  t["cvt." + type + "x2.f32"] = map([](f32 high, f32 low) { return Pair<T>{low, high}; });
+  each_integer([&](auto s, const char* from) {
+    t["cvt." + type + "." + from] = map([](Low<decltype(s)> a) { return T(to_odd(a.value)); });
+  });
 }
 
 }  // namespace
@@ -366,6 +370,7 @@ void add_arithmetic(Table& t) {
   every<f32>(t, "f32"), every<f64>(t, "f64");
   floats<f32, same>(t, "f32"), floats<f64, same>(t, "f64"), floats<f32, flush>(t, "ftz.f32");
   pairs<f32>(t, "f32"), halves<f16>(t, "f16"), halves<bf16>(t, "bf16");
+  t["rsqrt.approx.ftz.f64"] = map([](f64 a) { return half_rsqrt(a); });
   t["fma.rm.f32"] = map([](f32 a, f32 b, f32 c) { return fused_down(a, b, c); });
   t["fma.rm.ftz.f32"] =
       map([](f32 a, f32 b, f32 c) { return flush(fused_down(flush(a), flush(b), flush(c))); });
@@ -378,8 +383,8 @@ void add_arithmetic(Table& t) {
     t["cvt.f32." + from] = map([](Low<S> a) { return f32(a.value); });
     t["cvt.f64." + from] = map([](Low<S> a) { return f64(a.value); });
   });
-  roundings<f32, same>(t, "", "f32"), roundings<f64, same>(t, "", "f64");
-  roundings<f32, flush>(t, ".ftz", "f32");
+  roundings<f32, f32, same>(t, "", "f32"), roundings<f64, f64, same>(t, "", "f64");
+  roundings<f32, f32, flush>(t, ".ftz", "f32");
   t["cvt.f32.f32"] = map([](f32 a) { return a; });
   t["cvt.f64.f64"] = map([](f64 a) { return a; });
   t["cvt.f64.f32"] = map([](f32 a) { return f64(a); });

@@ -20,10 +20,21 @@ struct bf16 {
   }
   operator float() const { return __builtin_bit_cast(float, uint32_t(bits) << 16); }
 };
-using f16 = _Float16;
-inline float to_float(bf16 value) { return value; }
-inline float to_float(f16 value) { return static_cast<float>(value); }
-inline float to_float(float value) { return value; }
+struct f16 {
+  _Float16 number;
+  f16() = default;
+  f16(float value)
+      : number(value == value ? _Float16(value) : __builtin_bit_cast(_Float16, uint16_t(0x7fff))) {}
+  operator float() const { return number; }
+};
+template <class T>
+struct Pair {  // two numbers of half a register each
+  T low, high;
+};
+template <class T>
+Pair<T> operator+(Pair<T> a, Pair<T> b) {
+  return {a.low + b.low, a.high + b.high};
+}
 
 constexpr uint32_t kAll = 0xffffffffu;
 constexpr int kLanes = 32;
@@ -99,6 +110,11 @@ struct Warp {
 };
 
 extern int lane_now;  // whose access it is
+template <class F>
+void each(const Warp& warp, F f) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (warp.mask >> lane & 1) f(lane_now = lane);
+}
 [[noreturn]] void fail(const std::string& what);
 void whole(const Warp& warp, uint32_t members);  // fails unless all of them are here
 void jump(Warp& warp, int target);

@@ -9,12 +9,6 @@
 namespace ptx {
 namespace {
 
-template <class F>
-void each(const Warp& w, F f) {
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (w.mask >> lane & 1) f(lane_now = lane);
-}
-
 enum Space { kParam, kGlobal, kShared, kLocal };
 
 // An address is an operand (absent: 0) and two numbers: an offset, whether the operand has 64 bits.
@@ -62,7 +56,7 @@ void add_accesses(Table& table, const std::string& space, Space number) {
         if (count * bytes > 16) continue;
         const std::string vector = count > 1 ? ".v" + std::to_string(count) : "";
         const std::string name = space + vector + "." + kind + std::to_string(8 * bytes);
-        const std::string values = several(count, "w" + std::to_string(std::max(bytes, 2)));
+        const std::string values = several(count, "w" + std::to_string(bytes));
         std::ostringstream numbers;
         numbers << " #" << number << " #" << bytes << " #" << count << " #" << (kind == 's');
         table["ld" + name] = {access<false>, values + " a" + numbers.str()};
@@ -121,7 +115,7 @@ void first_matrix(Warp& w, const Instruction& i, int operand, double (&a)[16][16
     for (int k = 0; k < 4; ++k)
       for (int h = 0; h < 2; ++h)
         a[lane / 4 + 8 * (k % 2)][2 * (lane % 4) + h + 8 * (k / 2)] =
-            to_float(w.reg<T>(i.operand[operand + k])[2 * lane + h]);
+            w.reg<T>(i.operand[operand + k])[2 * lane + h];
 }
 
 // The number of a 16×8 matrix of float32 that a lane has in the k-th of four registers.
@@ -158,8 +152,7 @@ void multiply(Warp& w, const Instruction& i) {
     for (int k = 0; k < 4; ++k) element(c, lane, k) = w.reg<float>(i.operand[10 + k])[lane];
     for (int k = 0; k < 2; ++k)
       for (int h = 0; h < 2; ++h)
-        b[2 * (lane % 4) + h + 8 * k][lane / 4] =
-            to_float(w.reg<T>(i.operand[8 + k])[2 * lane + h]);
+        b[2 * (lane % 4) + h + 8 * k][lane / 4] = w.reg<T>(i.operand[8 + k])[2 * lane + h];
   }
   add_product(a, b, c);
   for (int lane = 0; lane < kLanes; ++lane)
@@ -185,7 +178,7 @@ void matrix_in_shared(Warp& w, uint64_t descriptor, int first, int count, bool t
       std::memcpy(values, read_by_product(w, at ^ (at >> 3 & (width - 16))), sizeof values);
       for (int k = 0; k < 8; ++k) {
         const int other = 8 * chunk + k;
-        put(transposed ? other : row, transposed ? row : other, to_float(values[k]));
+        put(transposed ? other : row, transposed ? row : other, values[k]);
       }
       lane_now += lane_now >= 0;
     }
@@ -369,6 +362,8 @@ void add_memory(Table& table) {
   add_atomics<float, 2>(table, "add.v2.f32", add), add_atomics<float, 4>(table, "add.v4.f32", add);
   add_atomics<bf16, 2>(table, "add.v2.bf16", add), add_atomics<bf16, 4>(table, "add.v4.bf16", add);
   add_atomics<bf16, 8>(table, "add.v8.bf16", add);
+  add_atomics<bf16>(table, "add.bf16", add), add_atomics<Pair<bf16>>(table, "add.bf16x2", add);
+  add_atomics<f16>(table, "add.f16", add), add_atomics<Pair<f16>>(table, "add.f16x2", add);
   add_atomics<int32_t>(table, "min.s32", min);
   add_atomics<uint32_t>(table, "cas.b32", [](uint32_t is, uint32_t expected, uint32_t next) {
     return is == expected ? next : is;

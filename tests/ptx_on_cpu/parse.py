@@ -67,8 +67,8 @@ class Row:
         """That a lane moves at once, of a load, store, atomic or copy."""
         if self.name.startswith("cp"):
             return self.numbers[-1]
-        vector, bits = re.findall(r"(?:v(\d)\.)?[a-z]+(\d+)$", self.name)[0]
-        return int(vector or 1) * int(bits) // 8
+        vector, kind = re.findall(r"(?:v(\d)\.)?(\w+)$", self.name)[0]
+        return int(vector or 1) * _BYTES[kind]
 
     @property
     def matrices(self) -> int:
@@ -91,7 +91,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _TOKEN = re.compile(
     r"\s*(?:(?P<loc>\.loc\s+(\d+)\s+(\d+)[^\n]*)|(?P<label>[\w$]+):|"
     r"(?P<scope>[{}])|(?P<skip>\.(?:pragma|shared|extern|local)[^;]*;)|"
-    r"\.reg\s+\.(?P<type>\w+)\s+(?P<names>[^;]*);|"
+    r"\.reg\s*\.(?P<type>\w+)\s+(?P<names>[^;]*);|"
     r"(?:@(?P<guard>!?[%\w]+)\s+)?(?P<op>[a-z][\w.:]*)\s*(?P<rest>[^;]*);|(?P<end>$))"
 )
 
@@ -351,8 +351,8 @@ class Kernel:
             wide = {text: int(code[1:]) for text, code in pairs if code[0] == "w"}
             widths = {self.registers[text][1] for text in wide if text in self.registers}
             widths = widths or set(wide.values())
-            if len(widths) > 1:
-                raise Unknown("registers of unequal size")
+            if len(widths) > 1 or any(size > min(widths) for size in wide.values()):
+                raise Unknown("registers of unequal size, or too small")
             for text, code in pairs:
                 if code == "n":
                     row.numbers.append(self.labels[text] if text in self.labels else int(text, 0))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -105,6 +107,17 @@ def lanes(body: str, *given: torch.Tensor, out: torch.dtype = torch.int32) -> to
     return result
 
 
+def wide_lanes(body: str, *given: torch.Tensor, out: torch.dtype = torch.int64) -> torch.Tensor:
+    """``body`` computes %rd10, 32 numbers of 64 bits; else as :func:`lanes`."""
+    halves = [lanes(body + f"mov.b64 {{{to}}}, %rd10;", *given) for to in ("%r9, _", "_, %r9")]
+    return torch.stack(halves, 1).view(out).flatten()
+
+
+def words_of(numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of 32 numbers of 32 or 64 bits: the words of each, the lower one first."""
+    return numbers.view(torch.int32).view(32, -1).unbind(1)
+
+
 NORMAL = torch.randn(32, generator=torch.Generator().manual_seed(0))
 NORMAL[:6] = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-40, -3e38])
 LANE = torch.arange(32, dtype=torch.int32)
@@ -173,10 +186,18 @@ def test_local_memory_is_a_lanes_own_and_tables_are_read() -> None:
     assert torch.equal(lanes(body, LANE), expected.int())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_halves(dtype: torch.dtype) -> None:
+DTYPES = {
+    **{"bf16": torch.bfloat16, "f16": torch.float16},
+    **{"f32": torch.float32, "f64": torch.float64},
+}
+HALVES = ("bf16", "f16")
+KINDS = [f"{kind}{bits}" for bits in (8, 16, 32, 64) for kind in "us"]
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_halves(name: str) -> None:
     """Conversions round to nearest, to even; packed sums are those of the halves."""
-    name = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    dtype = DTYPES[name]
     found = lanes(f"cvt.rn.{name}x2.f32 %r9, %r1, %r2;", NORMAL, NORMAL.flip(0))
     low, high = found.view(dtype)[0::2], found.view(dtype)[1::2]
     torch.testing.assert_close(high, NORMAL.to(dtype), rtol=0, atol=0, equal_nan=True)
@@ -201,6 +222,118 @@ def test_halves(dtype: torch.dtype) -> None:
         a, b = (torch.randn(64, generator=torch.Generator().manual_seed(n)).half() for n in (1, 2))
         found = lanes("add.f16x2 %r9, %r1, %r2;", a.view(torch.int32), b.view(torch.int32))
         assert torch.equal(found.view(dtype), a + b)
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_comparisons_of_pairs(name: str) -> None:
+    """Of each hard number with each; predicates of lanes that are off stay as they are."""
+    hard = [math.nan, -math.inf, -1, -0.0, 0, 1e-7, 1, math.inf]
+    numbers = torch.tensor(hard, dtype=DTYPES[name])
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    a, b = numbers.repeat_interleave(8)[order], numbers.repeat(8)[order]
+    ordered, off = ~(a.isnan() | b.isnan()), torch.arange(64) >= 2 * 24
+    expected = {"num": ordered, "nan": ~ordered}
+    for plain in ("eq", "ne", "lt", "le", "gt", "ge"):
+        expected[plain] = getattr(torch, plain)(a, b) & ordered
+        expected[f"{plain}u"] = expected[plain] | ~ordered
+    before = "setp.lt.u32 %p0, %r0, 24; mov.pred %p1, 1; mov.pred %p2, 1; "
+    # %r0 is the thread again: a result that is for nobody is in no other register either.
+    after = "mov.u32 %r0, %tid.x; selp.b32 %r9, 1, 0, %p1; @%p2 add.u32 %r9, %r9, 0x10000;"
+    for comparison, holds in expected.items():
+        setp = f"@%p0 setp.{comparison}.{name}x2"
+        for both in (f"{setp} %p1|%p2, A; ", f"{setp} %p1|_, A; {setp} _|%p2, A; "):
+            body = before + both.replace("A", "%r1, %r2") + after
+            actual = lanes(body, a.view(torch.int32), b.view(torch.int32)).view(torch.int16)
+            assert torch.equal(actual.bool(), holds | off), both
+
+
+def rounded(number: int, bits: int) -> float:
+    """To so many bits, a tie to even."""
+    step = 1 << max(abs(number).bit_length() - bits, 0)
+    return float(round(Fraction(number, step)) * step)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", HALVES)
+def test_integers_become_halves_in_one_rounding(name: str, kind: str) -> None:
+    """Ties, and what is next to them and would be a tie in float32, or in float64."""
+    bits, kept = int(kind[1:]), {"bf16": 8, "f16": 11}[name]
+    ties = [(1 << kept) + 1 << shift for shift in range(63 - kept, -1, -3)]  # down, to even
+    ties += [(2 << kept) - 1 << shift for shift in range(63 - kept, -1, -3)]  # up
+    near = [tie + beside for tie in (0, *ties) for beside in (-1, 0, 1)]
+    numbers = [sign * n % (1 << 64) for n in (65519, 65520, *near) for sign in (1, -1)]
+    source = {8: "own", 16: "%h2", 32: "%r1", 64: "%rd10"}[bits]
+    body = f"""{{ .reg.b8 own; mov.b64 %rd10, {{%r1, %r2}}; mov.b32 {{%h2, _}}, %r1;
+    mov.b16 {{own, _}}, %h2; cvt.rn.{name}.{kind} %h1, {source}; cvt.u32.u16 %r9, %h1; }}"""
+    for start in range(0, len(numbers) - 31, 32):
+        some = np.array(numbers[start : start + 32], np.uint64).view(np.int64)
+        actual = lanes(body, *words_of(torch.tensor(some))).to(torch.int16).view(DTYPES[name])
+        type_ = np.dtype(f"{kind[0].replace('s', 'i')}{bits // 8}")
+        exact = [rounded(int(n), kept) for n in some.astype(type_)]
+        assert torch.equal(actual, torch.tensor(exact, dtype=torch.float64).to(DTYPES[name]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", DTYPES)
+def test_floats_become_integers(name: str, kind: str) -> None:
+    """Held to the range. NaN is 0; where one of the two has 64 bits, the first bit alone.
+
+    8 bits go to a register of 32, of bfloat16 to one of 8: nvcc's are so.
+    """
+    bits, signed, largest = int(kind[1:]), kind[0] == "s", torch.finfo(DTYPES[name]).max
+    some = [0.25, 0.5, 0.75, 1.5, 2.5, 126.5, 127.5, 128.5, 254.5, 255.5, 1e3, 6e4, largest]
+    numbers = [sign * n for n in (0.0, *some, math.inf, math.nan) for sign in (1, -1)]
+    given = torch.tensor(numbers, dtype=DTYPES[name])
+    words = words_of(given if name == "f64" else given.float())
+    load, source = {
+        "f64": ("mov.b64 %rd11, {%r1, %r2};", "%rd11"),
+        "f32": ("mov.b32 %f1, %r1;", "%f1"),
+    }.get(name, (f"cvt.rn.{name}.f32 %h1, %r1;", "%h1"))
+    low = -(1 << bits - 1) if signed else 0
+    high = low + (1 << bits) - 1
+    nan = (low if signed else 1 << bits - 1) if "64" in name + kind else 0
+    to, width = {8: ("%r3", 32), 16: ("%h2", 16), 32: ("%r3", 32), 64: ("%rd10", 64)}[bits]
+    if (name, bits) == ("bf16", 8):
+        to, width = "own", 8
+    functions = {"rzi": math.trunc, "rni": round, "rmi": math.floor, "rpi": math.ceil}
+    for how, function in functions.items():
+        body = f"""{{ .reg.b8 own; {load} cvt.{how}.{kind}.{name} {to}, {source};
+        cvt.{kind[0]}64.{kind[0]}{width} %rd10, {to}; }}"""
+        actual = wide_lanes(body, *words).tolist()
+        limited = [n if math.isnan(n) else min(max(n, -1e30), 1e30) for n in given.tolist()]
+        exact = [nan if math.isnan(n) else min(max(function(n), low), high) for n in limited]
+        assert [n % (1 << 64) for n in actual] == [n % (1 << 64) for n in exact], how
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_halves_are_added_in_memory(name: str) -> None:
+    """Alone and in pairs: each lane's sum is rounded, and small numbers are not flushed."""
+    start, tiny = {"bf16": 259, "f16": 2051}[name], torch.finfo(DTYPES[name]).smallest_normal / 4
+    memory = torch.tensor([start, tiny, start, tiny, math.nan, tiny], dtype=DTYPES[name])
+    added = torch.tensor([[n, n * tiny] for n in range(32)], dtype=DTYPES[name])
+    before = torch.zeros(32, 4, dtype=DTYPES[name])
+    body = f"""
+    mad.wide.u32 %rd3, %r0, 4, %rd1; ld.global.b32 %r1, [%rd3]; mov.b32 {{%h1, %h2}}, %r1;
+    atom.global.gpu.acq_rel.add.noftz.{name} %h3, [%rd0], %h1;
+    atom.global.gpu.relaxed.add.noftz.{name} %h4, [%rd0 + 2], %h2;
+    atom.global.add.noftz.{name}x2 %r2, [%rd0 + 4], %r1;
+    atom.global.add.noftz.{name}x2 _, [%rd0 + 8], %r1;
+    mad.wide.u32 %rd4, %r0, 8, %rd2; mov.b32 %r3, {{%h3, %h4}};
+    st.global.v2.b32 [%rd4], {{%r3, %r2}};"""
+    run(body, memory, added, before)
+    sums = [torch.tensor([start, tiny], dtype=DTYPES[name])]
+    for pair in added:
+        sums.append(sums[-1] + pair)
+    assert torch.equal(before, torch.stack(sums[:-1]).repeat(1, 2))
+    expected = torch.cat((sums[-1], sums[-1], torch.tensor([math.nan]), sums[-1][1:]))
+    torch.testing.assert_close(memory, expected.to(memory), rtol=0, atol=0, equal_nan=True)
+
+
+def test_bytes_of_an_access() -> None:
+    names = {"atom.global.add.bf16x2": 4, "atom.global.add.f16": 2, "atom.global.add.v4.bf16": 8}
+    names |= {"ld.global.b32": 4, "ld.global.v4.f32": 16, "st.global.v2.u64": 16}
+    for name, expected in names.items():
+        assert parse.Row(name, [], "", "", "", 1, name).bytes == expected
 
 
 def test_floats() -> None:
@@ -241,6 +374,31 @@ def test_approximations(
     found = lanes(f"{name} %r9, %r1;", x, out=torch.float32)
     exact = function(x.double())
     assert ((found - exact).abs() <= ulps * torch.finfo(torch.float32).eps * exact.abs()).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [("f32", 2**-22.9), ("ftz.f32", 2**-22.9), ("f64", 2**-52), ("ftz.f64", 2**-19)],
+)
+def test_reciprocal_square_roots(kind: str, bound: float) -> None:
+    """Of every sort of number. That of float64 with ftz has no lower half."""
+    dtype, x = DTYPES[kind[-3:]], torch.linspace(0.1, 30, 32).to(DTYPES[kind[-3:]])
+    small = torch.finfo(dtype).smallest_normal / 4
+    hard = [small, -small, 0.0, -0.0, math.inf, -math.inf, math.nan, -1.0]
+    x[:8] = torch.tensor(hard, dtype=dtype)
+    exact = x.double().rsqrt()
+    if "ftz" in kind:
+        exact[:2] = torch.tensor([math.inf, -math.inf])
+    if dtype == torch.float32:
+        actual = lanes(f"rsqrt.approx.{kind} %r9, %r1;", *words_of(x), out=dtype)
+    else:
+        body = f"mov.b64 %rd11, {{%r1, %r2}}; rsqrt.approx.{kind} %rd10, %rd11; "
+        actual = wide_lanes(body, *words_of(x), out=dtype)
+    torch.testing.assert_close(actual.double(), exact, rtol=bound, atol=0, equal_nan=True)
+    if kind == "ftz.f64":
+        low, high = words_of(actual)
+        assert not low.any()
+        assert (high[5:8] == 0x7FFFFFFF).all()  # NaN
 
 
 @pytest.mark.parametrize(
@@ -468,6 +626,8 @@ def test_a_generic_address_is_one_of_global_memory() -> None:
         ("bar.sync 1;", r"'bar.sync 1' of k: a barrier other than bar.sync 0"),
         ("add.s32 %r1, %r0, %r2, %r3;", r"4 operands where 3 are meant"),
         ("add.s32 %r1, %r0, %rd0;", r"'add.s32 %r1, %r0, %rd0' of k: %rd0 has 8 bytes where 4 are"),
+        ("cvt.rzi.s64.f32 %r1, %f1;", r"registers of unequal size, or too small"),
+        ("ld.global.b32 %h1, [%rd0];", r"registers of unequal size, or too small"),
         ("mov.b32 %r1, nothing;", r"'mov.b32 %r1, nothing' of k: the operand nothing"),
     ],
 )
