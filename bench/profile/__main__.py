@@ -23,7 +23,7 @@ from bench.harness.targets import TARGETS, bench_of
 from bench.harness.workload import OpBench, Workload
 from bench.profile import model, peers, results, tables
 from bench.profile.cards import BY_ARCH, FP16, H200, RTX_4090, Card
-from bench.profile.counts import backends_of, counts_of_call, counts_of_op, is_cuda
+from bench.profile.counts import backend_of, backends_of, counts_of_call, counts_of_op
 from bench.profile.published import ROWS
 from cmpose.ops.backends import OPS
 from csrc.build import BuildError
@@ -53,8 +53,8 @@ def profiled(workload: Workload, card: Card, options: argparse.Namespace) -> Rec
     targets = [one for one in TARGETS if one.workload == workload]
     us = [{H200.name: one.h200_us, RTX_4090.name: one.rtx_4090_us} for one in targets]
     target = us[0].get(card.name) if us else None
-    ran = "cuda" if is_cuda(op, backend) else "triton"
-    return results.record(profile, **asdict(workload), target_us=target, backend=ran)
+    more = {"target_us": target, "backend": backend_of(op, backend)}
+    return results.record(profile, **asdict(workload), **more)
 
 
 def _each(workloads: Sequence[Workload], options: argparse.Namespace) -> None:
@@ -74,7 +74,10 @@ def _each(workloads: Sequence[Workload], options: argparse.Namespace) -> None:
         except Uncountable as error:
             refused.append(error)
         if path:
-            results.put(path, kind, workload, BY_ARCH[arch].name, record)
+            names = asdict(workload) | {"card": BY_ARCH[arch].name}
+            if not options.peers:
+                names["backend"] = backend_of(workload.op, options.backend)
+            results.put(path, kind, names, record)
     if refused:
         raise Uncountable("; ".join(map(str, refused)))
 

@@ -31,8 +31,8 @@ from tests import cuda_on_cpu
 from tests.ptx_on_cpu import cuda_kernels, parse, triton_kernels
 from tests.ptx_on_cpu.launches import Counting, Launch, untouched_zeros
 
-SAMPLES = 144
-"""Blocks that run of a large launch; of twice as many all do."""
+SAMPLES, FEW_SAMPLES = 144, 24
+"""Blocks that run of a large launch, and of one whose blocks are alike; of twice as many all do."""
 
 PERSISTENT, PERSISTENT_SAMPLES = ("spatial_attention",), 4
 """Ops whose blocks in csrc/, one an SM, share items that are all alike; how many of these run."""
@@ -209,9 +209,9 @@ def backends_of(op: str) -> list[str]:
     return [backend for backend, source in sources.items() if source.is_file()]
 
 
-def is_cuda(op: str, backend: str | None) -> bool:
-    """Whether an op's kernels are of CUDA C++; None: if there are such."""
-    return backend == "cuda" or (backend is None and "cuda" in backends_of(op))
+def backend_of(op: str, asked: str | None) -> str:
+    """That whose kernels of an op are counted; None: CUDA C++, if it has some."""
+    return asked or backends_of(op)[-1]
 
 
 def launches_of_op(
@@ -238,12 +238,13 @@ def launches_of_op(
     arguments = bench.make(sizes, Cheap(getattr(torch, dtype), "cpu"))
     arguments |= dict(ChainMap(*[bench.options[name](arguments) for name in options]))
     taken: list[Launch] = []
-    if is_cuda(op, backend):
+    backend = backend_of(op, backend)
+    if backend == "cuda":
         build.find_nvcc()
         os.environ.setdefault("CMPOSE_CUDA_ON_CPU", str(cuda_on_cpu.build()))
-        taking, backend = partial(cuda_kernels.taking, taken.append), "cuda"
+        taking = partial(cuda_kernels.taking, taken.append)
     else:
-        taking, backend = partial(triton_kernels.taking, taken.append, arch), "triton"
+        taking = partial(triton_kernels.taking, taken.append, arch)
     call: Callable[..., Any] = partial(bench.call, backend=backend)
     if direction == FORWARD:
         with taking(), torch.no_grad():
@@ -301,12 +302,12 @@ def counts_of_op(
         mock.patch.object(cuda_core, "SHARED_ON_CPU", card.shared_bytes),
     ):
         launches = launches_of_op(op, arch, shape, direction, backend, dtype, options)
-    if not is_cuda(op, backend):
-        return count(launches, arch, whole)
-    if op in PERSISTENT:
-        return count(launches, arch, whole, PERSISTENT_SAMPLES)
-    one_clip = {**(shape or {}), "B": 1}
-    clip = launches_of_op(op, arch, one_clip, direction, backend, dtype, options)
+        if backend_of(op, backend) == "triton":
+            return count(launches, arch, whole)
+        if op in PERSISTENT:
+            return count(launches, arch, whole, PERSISTENT_SAMPLES)
+        one_clip = {**(shape or {}), "B": 1}
+        clip = launches_of_op(op, arch, one_clip, direction, backend, dtype, options)
     batch, one = ([launch.kernel for launch in of] for of in (launches, clip))
     if batch != one:
         raise ValueError(f"{op}: launches {batch} for the batch, {one} for one clip")
@@ -320,7 +321,7 @@ def counts_of_call(call: Callable[[], Any], arch: int) -> list[Counts]:
     taken: list[Launch] = []
     with triton_kernels.taking(taken.append, arch):
         call()
-    return count(taken, arch, samples=24)
+    return count(taken, arch, samples=FEW_SAMPLES)
 
 
 def scaled(one: Counts, by: int, blocks: int) -> Counts:

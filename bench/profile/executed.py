@@ -219,7 +219,7 @@ class _Problem:
                 for edge in leaving:  # a warp that parts takes both ways
                     holds(edge >= parted[-1])
                 leaving.append(-1.0 * parted[-1])
-            if block.exits or block.returns:
+            if block.exits:
                 leaving.append(self._any())
             holds(self._sum(*leaving) == count)
         for at, count in self.count.items():

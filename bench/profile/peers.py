@@ -42,7 +42,7 @@ from bench.harness.targets import bench_of
 from bench.harness.workload import Workload, tensors, total_bytes
 from bench.profile import model
 from bench.profile.cards import Card
-from bench.profile.counts import Cheap, Counts, count
+from bench.profile.counts import FEW_SAMPLES, Cheap, Counts, count
 from cmpose import provenance
 from cmpose.files import write_text
 from cmpose.kernels import launch
@@ -54,9 +54,6 @@ FOLDER = PROJECT / "build" / "profile"
 
 __path__ = [str(FOLDER)]
 """Generated kernels are modules below this one, so that the process that compiles imports them."""
-
-SAMPLES = 24
-"""Blocks of a large launch that run: those of a generated kernel are alike."""
 
 UNMATCHED = 0.4
 """Share of a kernel's loads and stores that its SASS may lack: ptxas merges some that Inductor
@@ -257,7 +254,7 @@ class _Run(TorchDispatchMode):
                 return
             with _disable_current_modes():
                 launches = map(triton_kernels.of, candidates)
-                counts = count(launches, self.card.arch, False, SAMPLES, UNMATCHED)
+                counts = count(launches, self.card.arch, False, FEW_SAMPLES, UNMATCHED)
             if self.counting:
                 self.kernels.append(min(counts, key=self.estimate))
 

@@ -7,7 +7,6 @@ those.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,6 @@ from cmpose import provenance
 from cmpose.data.formats.reader import parse_file
 
 if TYPE_CHECKING:  # the documents are written without Triton
-    from bench.harness.workload import Workload
     from bench.profile import model
 
 VERSION = 1
@@ -100,8 +98,7 @@ def save(path: Path, kind: str, entries: Sequence[Record]) -> None:
     records.save(path, {"schema": VERSION, kind: list(entries)}, File)
 
 
-def put(path: Path, kind: str, workload: Workload, card: str, record: Record | None) -> None:
-    """Puts a workload's record into a file, in place of an earlier one; None takes that out."""
-    names = asdict(workload) | {"card": card}
+def put(path: Path, kind: str, names: Record, record: Record | None) -> None:
+    """Puts a record into a file, in place of the one of these names; None takes that out."""
     others = [old for old in load(path, kind) if not names.items() <= old.items()]
     save(path, kind, [*others, *([record] if record else [])])

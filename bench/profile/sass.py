@@ -38,7 +38,7 @@ class UnknownOpcode(RuntimeError):
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; ``source`` is the file and line it is from, ``guarded`` by a predicate.
+    """One instruction, ``guarded`` by a predicate or not.
 
     ``number`` is that of the PTX's instruction that it is from, 0 where it is from none.
     """
@@ -104,7 +104,7 @@ class Block:
 
     Attributes:
         call: the block of a function that is called at its end, before ``next``.
-        exits: some warps end in it.
+        exits: some warps end, or return from a function, in it.
         joins: lanes that parted come together before it.
     """
 
@@ -112,7 +112,6 @@ class Block:
     next: list[int] = field(default_factory=list)
     call: int | None = None
     exits: bool = False
-    returns: bool = False
     joins: bool = False
 
 
@@ -199,8 +198,7 @@ def _blocks(text: str) -> list[Block]:
         if one.base not in _ENDS or one.base == "BSYNC":
             continue
         target = re.search(r"`\(([^)]*)\)", one.operands)
-        block.exits |= one.base == "EXIT"
-        block.returns |= one.base == "RET"
+        block.exits |= one.base in ("EXIT", "RET")
         if one.base in ("BRA", "CALL", "JMP") and target:
             jumps.append((block, target[1]))
         elif one.base not in ("EXIT", "RET"):

@@ -40,15 +40,14 @@ class Counting:
         rows: by name, a number a row of the kernel. ``visits`` of warps, with no lane on as well;
             ``blocks`` and their ``warps`` that were there; ``accesses`` to global memory and their
             32-byte ``sectors`` (distinct in an access); ``wavefronts`` over shared memory, and
-            ``conflicts``: those beyond one for every 128 bytes of lanes; ``jumps`` taken, of which
-            ``partings``, where some lanes stay.
+            ``conflicts``: those beyond one for every 128 bytes of lanes; ``partings``, where some
+            lanes jump and some stay.
         distinct: [tensors, 2], different sectors read and written.
     """
 
     NAMES = (
-        *("visits", "blocks", "warps", "accesses", "sectors"),
-        *("wavefronts", "conflicts", "jumps", "partings"),
-    )
+        "visits", "blocks", "warps", "accesses", "sectors", "wavefronts", "conflicts", "partings",
+    )  # fmt: skip
 
     def __init__(self, blocks: Sequence[int] | None = None) -> None:
         self.blocks = blocks

@@ -26,7 +26,8 @@ struct Byte {
   uint32_t atomic;            // the epoch in which warps last took turns at it
   bool pending;               // an asynchronous copy to it is under way
   uint32_t products;          // warps whose wgmma may still read it, a bit each
-  uint32_t fences;            // that its writer had made before
+  uint32_t fences;            // that all warps had made at the last write
+  uint32_t unfenced;          // writers that had made none behind theirs then, a bit each
 };
 
 struct Range {  // of a tensor
@@ -55,10 +56,11 @@ std::vector<char> memory;
 std::vector<Byte> bytes_known;
 size_t recent = 0;  // the tensor of the last access
 uint32_t epoch = 0, block_start = 0;
-struct Fences {            // fence.proxy.async of a warp
-  uint32_t number, epoch;  // how many, and that of the last
+struct Fence {             // the last fence.proxy.async of a warp
+  uint32_t number, epoch;  // among those of all warps, from 1 on; 0: none
 };
-std::vector<Fences> fenced;
+std::vector<Fence> fenced;
+uint32_t fences = 0;                               // that all warps have made
 std::vector<std::vector<Product>> group_products;  // of each four warps, since the last barrier
 
 struct Touch {  // a lane's access, where accesses are counted
@@ -179,6 +181,23 @@ void compare_products(std::vector<Warp>& warps, Warp*& running) {
   for (auto& products : group_products) products.clear();
 }
 
+// Warps that wrote a byte and have made no fence since.
+uint32_t unfenced(const Byte& b) {
+  uint32_t warps = b.unfenced;
+  for (const Fence& fence : fenced)
+    if (fence.number > b.fences) warps &= ~(1u << (&fence - fenced.data()));
+  return warps;
+}
+
+void note_write(Byte& b, const Warp& w) {
+  const bool again = b.written == epoch;
+  const uint32_t mine = 1u << w.id;
+  b.unfenced = (again ? unfenced(b) : 0) | mine;
+  b.fences = fences;
+  b.writers = (again ? b.writers : 0) | mine;
+  b.written = epoch;
+}
+
 // Runs the block's warps from barrier to barrier.
 void run_block(std::vector<Warp>& warps, Warp*& running) {
   block_start = ++epoch;
@@ -212,10 +231,7 @@ void whole(const Warp& w, uint32_t members) {
 void jump(Warp& w, int target) {
   const uint32_t stay = w.active & ~w.mask;
   if (stay) w.waiting.emplace_back(w.pc, stay);
-  if (launch->counts) {
-    ++launch->counts[w.pc - 1][kJumps];
-    if (stay) ++launch->counts[w.pc - 1][kPartings];
-  }
+  if (stay && launch->counts) ++launch->counts[w.pc - 1][kPartings];
   w.active = w.mask;
   w.pc = target;
   if (!w.waiting.empty()) reconcile(w);
@@ -232,9 +248,10 @@ void wait_at_barrier(Warp& w) {
   w.stopped = true;
 }
 
-char* global(uint64_t address, int bytes) {
-  if (address % bytes)
-    fail("address " + hex(address) + " is no multiple of the " + std::to_string(bytes) + " bytes");
+char* global(uint64_t address, int bytes, int step) {
+  if (!step) step = bytes;
+  if (address % step)
+    fail("address " + hex(address) + " is no multiple of the " + std::to_string(step) + " bytes");
   const auto inside = [&](const Range& r) {
     if (address < r.begin || address + bytes > r.end) return false;
     if (!r.holes) return true;
@@ -288,9 +305,7 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
         race("one warp reads what another writes");
     }
     if (write || atomic) {
-      b.writers = (b.written == epoch ? b.writers : 0) | mine;
-      b.written = epoch;
-      b.fences = fenced[w.id].number;
+      note_write(b, w);
       if (atomic) b.atomic = epoch;
       if (write) memory[at] = write[at - address];
     } else {
@@ -343,9 +358,7 @@ void wait_for_groups(Warp& w, int in_flight) {
     if (copy.from) std::memcpy(memory.data() + copy.to, copy.from, copy.present);
     for (int k = 0; k < copy.bytes; ++k) {
       Byte& b = bytes_known[copy.to + k];
-      b.written = epoch;
-      b.writers = 1u << w.id;
-      b.fences = fenced[w.id].number;
+      note_write(b, w);
       b.pending = false;
     }
   }
@@ -361,14 +374,11 @@ const char* read_by_product(Warp& w, uint32_t address) {
     Byte& b = bytes_known[at];
     b.products |= 1u << w.id;
     // Most bytes are written with the one before.
-    if (before && std::tie(b.written, b.writers, b.fences) ==
-                      std::tie(before->written, before->writers, before->fences))
+    if (before && std::tie(b.written, b.unfenced, b.fences) ==
+                      std::tie(before->written, before->unfenced, before->fences))
       continue;
     before = &b;
-    bool seen = true;
-    for (size_t k = 0; k < fenced.size(); ++k)
-      seen &= !(b.writers >> k & 1) || fenced[k].number > b.fences;
-    if (launch->fenced && !seen && fenced[w.id].epoch <= b.written)
+    if (launch->fenced && unfenced(b) && fenced[w.id].epoch <= b.written)
       fail("shared address " + hex(at) + ": no fence.proxy.async between its write and this read");
   }
   w.reading.emplace_back(address, w.product_groups);
@@ -395,7 +405,7 @@ void wait_for_products(Warp& w, int in_flight) {
 
 void fence_proxy(Warp& w) {
   if (w.mask != w.alive) return;  // what its other lanes wrote is not behind it
-  fenced[w.id] = {fenced[w.id].number + 1, epoch};
+  fenced[w.id] = {++fences, epoch};
 }
 
 // The four warps of a group come to the same products, in the same order.
@@ -439,6 +449,7 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
   const uint64_t* const grid = launch->grid;
   std::vector<char> registers(frame * launch->warps + 64);
   char* const first = registers.data() + (64 - reinterpret_cast<uint64_t>(registers.data()) % 64);
+  fences = 0;
   fenced.assign(launch->warps, {});
   std::vector<Warp> warps(launch->warps);
   group_products.assign((launch->warps + 3) / 4, {});

@@ -66,7 +66,6 @@ enum Count {
   kSectors,
   kWavefronts,
   kConflicts,
-  kJumps,
   kPartings,
   kCounts
 };
@@ -122,8 +121,9 @@ void leave(Warp& warp);
 void wait_at_barrier(Warp& warp);
 
 // The memory at an address, checked: inside a tensor; written before, and so on. Shared memory is
-// written, if there is something to write, by the function itself.
-char* global(uint64_t address, int bytes);
+// written, if there is something to write, by the function itself. An address is a multiple of the
+// bytes, or of `step`.
+char* global(uint64_t address, int bytes, int step = 0);
 char* shared(Warp& warp, uint64_t address, int bytes, const char* write = nullptr,
              bool atomic = false);
 char* local(Warp& warp, uint64_t address, int bytes);

@@ -68,13 +68,10 @@ void add_accesses(Table& table, const std::string& space, Space number) {
 void copy_async(Warp& w, const Instruction& i) {
   const int bytes = i.number[4];
   each(w, [&](int lane) {
-    const int present = i.operand[2] < 0 ? bytes : w.reg<uint32_t>(i.operand[2])[lane];
-    const char* from = nullptr;
-    if (present) {
-      const uint64_t address = address_of(w, i, 1, 2, lane);
-      if (address % bytes) fail("an asynchronous copy from an unaligned address");
-      from = present == bytes ? global(address, bytes) : global(address, 1);
-    }
+    const int present = i.operand[2] < 0 ? bytes : w.reg<int>(i.operand[2])[lane];
+    if (present < 0 || present > bytes) fail("an asynchronous copy of more than its size");
+    const char* const from =
+        present ? global(address_of(w, i, 1, 2, lane), present, bytes) : nullptr;
     const auto to = static_cast<uint32_t>(address_of(w, i, 0, 0, lane));
     issue(w, {to, from, bytes, present, w.groups});
   });

@@ -276,7 +276,7 @@ class Kernel:
         for known, values in list(loaded.items()):
             if written & {*re.findall(r"%\w+", known[0] + known[2]), *values}:
                 del loaded[known]
-        if load:
+        if load and not written & set(re.findall(r"%\w+", one.guard + one.operands[1])):
             loaded[key] = _list(one.operands[0])
         return [one]
 

@@ -175,6 +175,18 @@ def test_a_number_loaded_again_is_moved() -> None:
     assert torch.equal(out, pair)
 
 
+def test_a_number_is_loaded_again_where_it_must_be() -> None:
+    """Its register, or the one that the address was in, has something else by then."""
+    three, out = torch.tensor([3], dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    loads = "ld.global.b32 %r5, [%rd0]; add.s32 %r5, %r5, 1; ld.global.b32 %r6, [%rd0]; "
+    run(loads + "st.global.v2.b32 [%rd1], {%r5, %r6};", three, out)
+    assert out.tolist() == [4, 3]
+    chain, end = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    chain[:] = torch.tensor([chain.data_ptr() + 8, 7])
+    run(2 * "ld.global.b64 %rd0, [%rd0]; " + "st.global.b64 [%rd1], %rd0;", chain, end)
+    assert end.item() == 7
+
+
 def test_local_memory_is_a_lanes_own_and_tables_are_read() -> None:
     """Words n and 2 n are kept; the first or second of the lane's and of the table is added up."""
     body = """.local .align 4 .b8 own[8];
@@ -583,6 +595,18 @@ FAULTS = {
         + "bar.sync 0; xor.b32 %r4, %r3, 512; @%p1 ld.shared.b32 %r4, [%r4]; "
         + COPY,
         "an asynchronous copy overwrites what another warp uses between the same barriers",
+    ),
+    "a write under a copy": (
+        COPY + "st.shared.b32 [%r3], %r0;",
+        "is written before the asynchronous copy to it is waited for",
+    ),
+    "a copy of what is partly in a gap": (
+        "cp.async.cg.shared.global [0], [%rd1], 16, 8;",
+        "an access of 8 bytes outside the tensors: between the elements of tensor 1",
+    ),
+    "a copy of too much": (
+        "cp.async.cg.shared.global [0], [%rd0], 16, 32;",
+        "an asynchronous copy of more than its size",
     ),
     "a copy over a copy": (COPY + COPY, "an asynchronous copy to where another is under way"),
 }

@@ -168,6 +168,11 @@ FAULTS = {
         ODD + FILL + "@%p1 " + SHOW + SET + product("%rd11"),
         "no fence.proxy.async between its write and this read",
     ),
+    "a fence by one of two writers, the other has made more": (
+        ONE + FILL + SHOW + SET + "@%p1 fence.proxy.async.shared::cta; st.shared.b32 [8192], 0; "
+        "@!%p1 fence.proxy.async.shared::cta; bar.sync 0; " + product("%rd11"),
+        "no fence.proxy.async between its write and this read",
+    ),
     "a fence of global memory": (
         FILL + "fence.proxy.async.global; bar.sync 0; " + SET + product("%rd11"),
         "no fence.proxy.async between its write and this read",

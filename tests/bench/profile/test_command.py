@@ -133,6 +133,10 @@ def test_every_hot_spot_is_in_the_table(by_hand: None, tmp_path: Path) -> None:
     assert {op for op, _ in ops} >= {"spatial_attention", "heatmap_loss"}
     assert {card for _, card in ops} == {"H200 SXM"}
     assert "dpc_knn" not in {op for op, _ in ops}
+    # Another backend's stand beside them.
+    assert command.main(["spatial_attention", *some[:1], *some[3:]]) == 0
+    both = [one for one in results.load(only, "profiles") if one["op"] == "spatial_attention"]
+    assert [one["backend"] for one in both] == 2 * ["triton"] + 2 * ["cuda"]
     assert "| DPC-kNN, M = 1024 | H200 SXM | 400 |" in table
     assert set(profiles.BEFORE) <= {target.label for target in TARGETS}
     assert "Counted with torch" in table

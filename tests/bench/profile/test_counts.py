@@ -175,6 +175,22 @@ def test_bytes_in_flight_are_those_of_the_warps_that_load(loading: int) -> None:
     assert loaded == pytest.approx(every * loading / 4)
 
 
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_copies_in_flight_are_those_of_the_groups_that_are_not_waited_for(waiting: int) -> None:
+    """16 bytes a lane are asked for in each round, and all but ``waiting`` groups waited for."""
+    body = f"""
+    mul.wide.u32 %rd2, %r0, 16; add.u64 %rd3, %rd0, %rd2; mov.u32 %r10, 0;
+    shl.b32 %r4, %r0, 4; mov.u32 %r5, smem; add.u32 %r5, %r5, %r4;
+    $again:
+    .pragma "nounroll";
+    and.b32 %r6, %r10, 7; shl.b32 %r6, %r6, 9; add.u32 %r6, %r5, %r6;
+    cp.async.cg.shared.global [%r6], [%rd3], 16; cp.async.commit_group;
+    cp.async.wait_group {waiting};
+    add.u32 %r10, %r10, 1; setp.lt.u32 %p1, %r10, %r9; @%p1 bra $again;"""
+    counting, found, code = ran(body, torch.zeros(128), torch.zeros(1), number=6)
+    assert in_flight(body, counting, found, code) == 512 * (waiting + 1)
+
+
 def test_share_of_a_branch() -> None:
     """Two of eight blocks load and compute; the others store only."""
     body = """
@@ -228,6 +244,31 @@ def test_lanes_that_part() -> None:
     assert times_of(code, found, "STG") == pytest.approx(10, abs=1e-3)
     assert times_of(code, found, "FCHK") == pytest.approx(5, abs=1e-3)
     assert times_of(code, found, "MUFU") == pytest.approx(10, abs=1e-3)
+
+
+def test_both_ways_of_a_branch() -> None:
+    """Half of a warp's lanes go each way, and all of them on together."""
+
+    def way(offset: int) -> str:
+        return "".join(
+            f"""ld.global.f32 %f0, [%rd3+{offset + 128 * n}]; lg2.approx.ftz.f32 %f0, %f0;
+            ex2.approx.ftz.f32 %f0, %f0; lg2.approx.ftz.f32 %f0, %f0; ex2.approx.ftz.f32 %f0, %f0;
+            st.global.f32 [%rd5+{offset + 128 * n}], %f0;\n"""
+            for n in range(12)
+        )
+
+    body = f"""
+    mul.wide.u32 %rd2, %r0, 4; add.u64 %rd3, %rd0, %rd2; add.u64 %rd5, %rd1, %rd2;
+    setp.lt.u32 %p1, %r0, 16; @%p1 bra $low;
+    {way(0)} bra.uni $end;
+    $low:
+    {way(1536)}
+    $end:
+    st.global.f32 [%rd5+3072], %f0;"""
+    _, found, code = ran(body, torch.rand(768), torch.zeros(800))
+    assert found.unmatched < 1e-6
+    assert times_of(code, found, "STG") == pytest.approx(25, abs=1e-3)
+    assert times_of(code, found, "MUFU") == pytest.approx(96, abs=1e-3)
 
 
 def test_loads_that_ptxas_makes_one() -> None:

@@ -49,6 +49,7 @@ def a_copy(mb: int, arch: int = 89) -> Counts:
         (H200, 4, 48, 0, 10, "registers"),
         # 40 registers: 51 warps, of which 48 come in fours; that is what an SM holds too.
         (RTX_4090, 1, 40, 0, 24, "blocks"),
+        (A100, 1, 80, 0, 24, "registers"),  # likewise 24 of 25
         (RTX_4090, 32, 32, 0, 1, "warps"),
         (H200, 32, 32, 0, 2, "warps"),
         # All 99 KB that a block may have, with the system's 1 KB, are the SM's 100 KB.
