@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -87,8 +87,8 @@ def wanted(kernel: Kernel, counting: Counting, warps: int) -> Wanted:
         visits[one.number] = float(times)
         what, amount = anchor_of(one)
         if what:
-            # To a wgmma ptxas gives no number.
-            anchors[what, one.number * (not one.name.startswith("wgmma"))] += amount * times
+            number = 0 if one.name.startswith("wgmma") else one.number  # ptxas gives those none
+            anchors[what, number] += amount * times
     return Wanted(visits, dict(anchors), float(counting.rows["partings"].sum() / warps))
 
 
@@ -110,67 +110,84 @@ class Executed:
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts.
 
-    What the first block of a number does not have is another way through its instruction, as the
-    slow one of a division, and is left out unless both codes have it alike.
+    For example, a loop of 26 rounds has the PTX's instructions 7, a load of 8 bytes, and 8, a sum.
+    ptxas makes two loops of it: block 1 has four rounds (4 LDG.64 of number 7, 8 IADD3 of number 8,
+    a branch), block 2 one round (1, 2, a branch) for what remains. Both codes say what a load
+    moves, so a visit is one LDG.64, and block 1 has 4 / 1 rounds. Nothing says how many IADD3 a
+    visit of the sum is: the fewest for a round in any block, min(8 / 4, 2 / 1) = 2. The equations
 
-    How many instructions of SASS one of the PTX is at a time follows from their amounts, where both
-    codes have them alike. Elsewhere it is the fewest that a block has, in which a loop may be
-    unrolled, as those with amounts tell.
+        4/1 · times₁ + 1/1 · times₂ + missing - too many = 26   (number 7)
+        8/2 · times₁ + 2/2 · times₂ + missing - too many = 26   (number 8)
+
+    have many solutions; times₁ = 6, times₂ = 2 executes the fewest instructions.
 
     Raises:
         ArithmeticError: no solution was found.
     """
     problem = _Problem(blocks, wanted.partings)
-    kept = {0, *(one.number for at in problem.count for one in blocks[at].instructions)}
-    merged = {what for what, number in wanted.anchors if number not in kept}
-    unrolled: dict[int, float] = defaultdict(lambda: 1.0)  # block → rounds of a loop that it has
-    anchors_first = sorted(_copies(blocks, problem.count), key=lambda of: not anchor_of(of[0])[0])
-    for one, copies, in_first in anchors_first:
+    groups = _groups(blocks, problem.count)
+    numbers = {0, *(group.one.number for group in groups)}
+    # Of these ptxas made one of several. Whose number that has says not how often it is executed.
+    merged = {what for what, number in wanted.anchors if number not in numbers}
+    rounds: dict[int, float] = defaultdict(lambda: 1.0)  # of a loop, that a block has
+    for group in sorted(groups, key=lambda group: not anchor_of(group.one)[0]):
+        one, copies = group.one, group.copies
         what, amount = anchor_of(one)
-        visits, had = wanted.visits.get(one.number), wanted.anchors.get((what, one.number))
-        if visits is None or not (had or in_first):
+        visits, asked = wanted.visits.get(one.number), wanted.anchors.get((what, one.number))
+        if visits is None or not (asked or group.in_first_block):
             continue
-        once = min(max(1.0, number / unrolled[at]) for (at, _), number in copies.items())
-        if had:
-            once = max(1.0, had / visits / amount)
+        if asked:
+            a_visit = max(1.0, asked / visits / amount)
             for (at, _), number in copies.items():
-                unrolled[at] = max(unrolled[at], number / once)
+                rounds[at] = max(rounds[at], number / a_visit)
+        else:
+            a_visit = min(max(1.0, number / rounds[at]) for (at, _), number in copies.items())
         never_repeated = one.pipe in ("memory", "tensor") or one.base == "BAR"
-        price = NEVER_REPEATED if never_repeated else DIFFERENCE / len(copies) / once
-        problem.fit(copies, once, visits, price, 0.0 if what in merged else price)
+        price = NEVER_REPEATED if never_repeated else DIFFERENCE / len(copies) / a_visit
+        problem.fit(copies, a_visit, visits, price, 0.0 if what in merged else price)
     times = problem.solved()
-    asked: dict[str, float] = defaultdict(float)
+    asked_of: dict[str, float] = defaultdict(float)
     for (what, number), amount in wanted.anchors.items():
-        if what != "float32":  # which ptxas fuses
-            asked[what] += amount * (number in kept)
-    most: dict[str, float] = defaultdict(float)
-    least: dict[str, float] = defaultdict(float)
+        if number in numbers and what != "float32":  # which ptxas fuses
+            asked_of[what] += amount
+    most: dict[str, float] = defaultdict(float)  # were every guard on
+    least: dict[str, float] = defaultdict(float)  # were every guard off
     for block, count in zip(blocks, times, strict=True):
         for one in block.instructions:
             what, amount = anchor_of(one)
             most[what] += amount * count
             least[what] += amount * count * (not one.guarded and what not in merged)
     missed = sum(
-        max(amount - most[what], least[what] - amount, 0.0) for what, amount in asked.items()
+        max(amount - most[what], least[what] - amount, 0.0) for what, amount in asked_of.items()
     )
-    return Executed(times, missed / sum(asked.values()) if missed else 0.0)
+    return Executed(times, missed / sum(asked_of.values()) if missed else 0.0)
 
 
-def _copies(
-    blocks: list[Block], reached: Iterable[int]
-) -> Iterator[tuple[Instruction, Counter[tuple[int, bool]], bool]]:
-    """Instructions of SASS; how many of the same name and number stand in which block, behind a
-    guard or not; whether the first block of their number has one."""
-    copies: dict[tuple[int, str], Counter[tuple[int, bool]]] = defaultdict(Counter)
-    examples: dict[tuple[int, str], Instruction] = {}
-    first: dict[int, int] = {}
+@dataclass
+class _Group:
+    """Instructions of SASS that are alike: of one number and one name.
+
+    Attributes:
+        one: any of them.
+        in_first_block: whether the first block of their number has one. If not they are another way
+            through its instruction, as the slow one of a division.
+        copies: (block, whether behind a guard) → how many.
+    """
+
+    one: Instruction
+    in_first_block: bool
+    copies: Counter[tuple[int, bool]] = field(default_factory=Counter)
+
+
+def _groups(blocks: list[Block], reached: Iterable[int]) -> list[_Group]:
+    groups: dict[tuple[int, str], _Group] = {}
+    first: dict[int, int] = {}  # number → the first block that has it
     for at in reached:
         for one in blocks[at].instructions:
-            copies[one.number, one.opcode][at, one.guarded] += 1
-            examples[one.number, one.opcode] = one
-            first.setdefault(one.number, at)
-    for key, held in copies.items():
-        yield examples[key], held, first[key[0]] in (at for at, _ in held)
+            in_first = first.setdefault(one.number, at) == at
+            group = groups.setdefault((one.number, one.opcode), _Group(one, in_first))
+            group.copies[at, one.guarded] += 1
+    return list(groups.values())
 
 
 class _Problem:
@@ -199,31 +216,35 @@ class _Problem:
         return self.program.qsum(terms) + 0.0
 
     def _flow(self, partings: float) -> None:
-        """Warps that enter a block leave it, but where lanes part or join."""
+        """Warps that enter a block leave it. One whose lanes part goes both ways, as two, until
+        they join; so of each block
+
+            entering - joined = count = leaving - parted + ended
+        """
         holds = self.program.addConstr
-        into: dict[int, list[Any]] = defaultdict(list)
+        entering: dict[int, list[Any]] = defaultdict(list)
         parted, joined = list[Any](), list[Any]()
         edges = {(at, to): self._any() for at in self.count for to in self.blocks[at].next}
         for (_, to), edge in edges.items():
-            into[to].append(edge)
+            entering[to].append(edge)
         for at, count in self.count.items():
             block = self.blocks[at]
             if block.call is not None:
-                into[block.call].append(count)
+                entering[block.call].append(count)
             if partings and block.joins:
                 joined.append(self._any(PARTING))
-                into[at].append(-1.0 * joined[-1])
+                entering[at].append(-1.0 * joined[-1])
             leaving = [edges[at, to] for to in block.next]
             if partings and len(leaving) > 1:
                 parted.append(self._any(PARTING))
-                for edge in leaving:  # a warp that parts takes both ways
+                for edge in leaving:
                     holds(edge >= parted[-1])
                 leaving.append(-1.0 * parted[-1])
             if block.exits:
                 leaving.append(self._any())
             holds(self._sum(*leaving) == count)
         for at, count in self.count.items():
-            holds(self._sum(*into[at]) + float(at == 0) == count)
+            holds(self._sum(*entering[at]) + float(at == 0) == count)
         if partings:
             holds(self._sum(*parted) == self._sum(*joined))
             holds(self._sum(*parted) <= partings)
@@ -231,16 +252,16 @@ class _Problem:
     def fit(
         self,
         copies: Counter[tuple[int, bool]],
-        once: float,
+        a_visit: float,
         visits: float,
         missing: float,
         too_many: float,
     ) -> None:
-        """Asks for the visits of an instruction, ``once`` of whose copies are one of it, at prices
-        of each that is missing or too many."""
+        """Asks for the visits of an instruction, each of which executes ``a_visit`` of its copies,
+        at prices of one that is missing or too many."""
         terms = [self._any(missing), -1.0 * self._any(too_many)]
         for (at, guarded), number in copies.items():
-            terms.append(number / once * self.count[at])
+            terms.append(number / a_visit * self.count[at])
             if guarded:
                 off = self._any(TURNED_OFF)
                 self.program.addConstr(off <= terms[-1])

@@ -130,16 +130,14 @@ void reconcile(Warp& w) {
   w.pc = std::min_element(w.waiting.begin(), w.waiting.end())->first;
   w.active = 0;
   w.next = INT_MAX;
-  std::vector<std::pair<int, uint32_t>> left;
-  for (const auto& [pc, lanes] : w.waiting) {
-    if (pc == w.pc) {
+  std::erase_if(w.waiting, [&](const auto& others) {
+    const auto& [pc, lanes] = others;
+    if (pc == w.pc)
       w.active |= lanes;
-    } else {
-      left.emplace_back(pc, lanes);
+    else
       w.next = std::min(w.next, pc);
-    }
-  }
-  w.waiting = std::move(left);
+    return pc == w.pc;
+  });
 }
 
 void run_warp(Warp& w) {
@@ -278,7 +276,8 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
   if (address + bytes > memory.size())
     fail("shared address " + hex(address) + " is outside the block's " +
          std::to_string(memory.size()) + " bytes");
-  if (launch->counts && lane_now >= 0) shared_touched.push_back({address, bytes, lane_now});
+  if (launch->counts && lane_now != kNotCounted)
+    shared_touched.push_back({address, bytes, lane_now});
   const uint32_t mine = 1u << w.id;
   for (uint64_t at = address; at < address + bytes; ++at) {
     Byte& b = bytes_known[at];
@@ -348,12 +347,8 @@ void issue(Warp& w, const Copy& copy) {
 }
 
 void wait_for_groups(Warp& w, int in_flight) {
-  std::vector<Copy> left;
-  for (const Copy& copy : w.copies) {
-    if (copy.group >= w.groups - in_flight) {
-      left.push_back(copy);
-      continue;
-    }
+  std::erase_if(w.copies, [&](const Copy& copy) {
+    if (copy.group >= w.groups - in_flight) return false;
     std::memset(memory.data() + copy.to, 0, copy.bytes);
     if (copy.from) std::memcpy(memory.data() + copy.to, copy.from, copy.present);
     for (int k = 0; k < copy.bytes; ++k) {
@@ -361,8 +356,8 @@ void wait_for_groups(Warp& w, int in_flight) {
       note_write(b, w);
       b.pending = false;
     }
-  }
-  w.copies = std::move(left);
+    return true;
+  });
 }
 
 // What other instructions wrote, wgmma sees behind a fence only: of those who wrote it, or its own

@@ -108,7 +108,8 @@ struct Warp {
   uint32_t& predicate(int offset) { return *reg<uint32_t>(offset); }
 };
 
-extern int lane_now;  // whose access it is
+constexpr int kNotCounted = -1;
+extern int lane_now;  // whose access it is, or kNotCounted
 template <class F>
 void each(const Warp& warp, F f) {
   for (int lane = 0; lane < kLanes; ++lane)

@@ -158,7 +158,8 @@ void multiply(Warp& w, const Instruction& i) {
 
 // `count` rows from `first` on, 16 numbers of each, of a matrix in shared memory that a descriptor
 // of wgmma stands for: put(row, column, value). Where its columns are contiguous, not its rows, it
-// is transposed. (PTX ISA, asynchronous warpgroup matrix instructions: canonical layouts.)
+// is transposed. It is read in pieces of 16 bytes, each counted as a load by the next lane from
+// lane_now on. (PTX ISA, asynchronous warpgroup matrix instructions: canonical layouts.)
 template <class T, class F>
 void matrix_in_shared(Warp& w, uint64_t descriptor, int first, int count, bool transposed, F put) {
   const auto field = [&](int bit) { return static_cast<int>((descriptor >> bit & 0x3fff) << 4); };
@@ -166,18 +167,18 @@ void matrix_in_shared(Warp& w, uint64_t descriptor, int first, int count, bool t
   int leading = field(16), stride = field(32);
   if (transposed && !mode) std::swap(leading, stride);
   if (descriptor >> 49 & 7) fail("a matrix descriptor with a base offset");
-  const int rows = transposed ? 0 : first, chunks = transposed ? first / 8 : 0;
-  for (int chunk = chunks; chunk < chunks + (transposed ? count / 8 : 2); ++chunk)
+  const int rows = transposed ? 0 : first, pieces = transposed ? first / 8 : 0;
+  for (int piece = pieces; piece < pieces + (transposed ? count / 8 : 2); ++piece)
     for (int row = rows; row < rows + (transposed ? 16 : count); ++row) {
       uint32_t at = field(0) + row % 8 * width + row / 8 * stride;
-      at += chunk % (width / 16) * 16 + chunk / (width / 16) * leading;
+      at += piece % (width / 16) * 16 + piece / (width / 16) * leading;
       T values[8];
       std::memcpy(values, read_by_product(w, at ^ (at >> 3 & (width - 16))), sizeof values);
       for (int k = 0; k < 8; ++k) {
-        const int other = 8 * chunk + k;
+        const int other = 8 * piece + k;
         put(transposed ? other : row, transposed ? row : other, values[k]);
       }
-      lane_now += lane_now >= 0;
+      if (lane_now != kNotCounted) ++lane_now;
     }
 }
 
@@ -198,13 +199,13 @@ void multiply_async(Warp& w, const Instruction& i) {
   if (column == 0 && REGISTERS) first_matrix<T>(w, i, 4, w.a);
   for (int rows = 0; column == 0 && !REGISTERS && rows < 64; rows += 16) {
     const bool own = rows == row;  // the others' must be there, too
-    lane_now = own ? 0 : -1;       // passes over shared memory are of lanes that load 16 bytes
+    lane_now = own ? 0 : kNotCounted;
     matrix_in_shared<T>(w, descriptor(4), rows, 16, i.number[3], [&](int m, int k, float value) {
       if (own) w.a[m - row][k] = value;
     });
   }
   double b[16][8];
-  lane_now = w.id % 4 ? -1 : kLanes;  // four warps read it together
+  lane_now = w.id % 4 ? kNotCounted : kLanes;  // four warps read it together
   matrix_in_shared<T>(w, descriptor(at_b), column, 8, i.number[4], [&](int n, int k, float value) {
     b[k][n - column] = value * i.number[1] * i.number[2];
   });
