@@ -4,8 +4,8 @@ ptxas moves, unrolls, folds and predicates; but each instruction of SASS names t
 that it is from (``parse.numbered``), and how often warps came to that is known. So the blocks'
 counts are the numbers that fit these two facts:
 
-- *flow*: warps that enter a block leave it. They part only where lanes do (BSSY), and those come
-  together again (BSYNC);
+- *flow*: warps that enter a block leave it. They part where lanes do, and those come together again
+  (BSYNC);
 - *visits*: an instruction of the PTX was executed as often as it was visited: by the one block that
   has it, or by those that unrolling gave copies of it, together.
 
@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import highspy
@@ -33,7 +34,7 @@ from tests.ptx_on_cpu.parse import Kernel, Row
 DIFFERENCE, NEVER_REPEATED, TURNED_OFF, PARTING, INSTRUCTION = 1.0, 3.0, 0.7, 0.1, 1e-3
 """Prices: of a difference from the visits, shared out over the blocks that have the instruction; of
 one of memory, products and barriers, which ptxas does not do again elsewhere; of an instruction
-that a guard turns off; of lanes that part; of any instruction."""
+that a guard turns off; of a difference from the partings; of any instruction."""
 
 _ANCHORS = {
     "load": (r"(ld\.global|cp\.async\.c[ag])\..*", r"(LDG?|LDGSTS)\b.*"),
@@ -71,25 +72,29 @@ class Wanted:
     Attributes:
         visits: of each instruction of the PTX, by its number.
         anchors: (what, number) → how much of it.
-        partings: of lanes.
+        partings: of lanes, at each branch where they part.
     """
 
     visits: dict[int, float]
     anchors: dict[tuple[str, int], float]
-    partings: float
+    partings: dict[int, float]
 
 
 def wanted(kernel: Kernel, counting: Counting, warps: int) -> Wanted:
     """What the machine counted, in ``warps`` warps."""
     visits: dict[int, float] = {}
     anchors: dict[tuple[str, int], float] = defaultdict(float)
-    for one, times in zip(kernel.rows, counting.rows["visits"] / warps, strict=True):
+    partings: dict[int, float] = {}
+    counted = (counting.rows[name] / warps for name in ("visits", "partings"))
+    for one, times, parted in zip(kernel.rows, *counted, strict=True):
         visits[one.number] = float(times)
+        if parted:
+            partings[one.number] = float(parted)
         what, amount = anchor_of(one)
         if what:
             number = 0 if one.name.startswith("wgmma") else one.number  # ptxas gives those none
             anchors[what, number] += amount * times
-    return Wanted(visits, dict(anchors), float(counting.rows["partings"].sum() / warps))
+    return Wanted(visits, dict(anchors), partings)
 
 
 def graph(following: Sequence[Sequence[int]]) -> nx.DiGraph:
@@ -119,7 +124,8 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
         4/1 · times₁ + 1/1 · times₂ + missing - too many = 26   (number 7)
         8/2 · times₁ + 2/2 · times₂ + missing - too many = 26   (number 8)
 
-    have many solutions; times₁ = 6, times₂ = 2 executes the fewest instructions.
+    have many solutions; times₁ = 6, times₂ = 2 executes the fewest instructions. The counter, to
+    which block 1 adds once, is visited in each of its rounds all the same: it counts four times.
 
     Raises:
         ArithmeticError: no solution was found.
@@ -129,7 +135,8 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     numbers = {0, *(group.one.number for group in groups)}
     # Of these ptxas made one of several. Whose number that has says not how often it is executed.
     merged = {what for what, number in wanted.anchors if number not in numbers}
-    rounds: dict[int, float] = defaultdict(lambda: 1.0)  # of a loop, that a block has
+    # Of a loop whose instructions have so many visits, that a block has.
+    rounds: dict[tuple[int, float], float] = defaultdict(lambda: 1.0)
     for group in sorted(groups, key=lambda group: not anchor_of(group.one)[0]):
         one, copies = group.one, group.copies
         what, amount = anchor_of(one)
@@ -139,12 +146,19 @@ def executed(blocks: list[Block], wanted: Wanted) -> Executed:
         if asked:
             a_visit = max(1.0, asked / visits / amount)
             for (at, _), number in copies.items():
-                rounds[at] = max(rounds[at], number / a_visit)
+                rounds[at, visits] = max(rounds[at, visits], number / a_visit)
         else:
-            a_visit = min(max(1.0, number / rounds[at]) for (at, _), number in copies.items())
+            a_visit = min(max(1.0, n / rounds[at, visits]) for (at, _), n in copies.items())
         never_repeated = one.pipe in ("memory", "tensor") or one.base == "BAR"
         price = NEVER_REPEATED if never_repeated else DIFFERENCE / len(copies) / a_visit
-        problem.fit(copies, a_visit, visits, price, 0.0 if what in merged else price)
+        each = {
+            # A warp that comes less often than the block has rounds was not there.
+            (at, guarded): max(
+                number / a_visit, rounds[at, visits] * (rounds[at, visits] <= visits)
+            )
+            for (at, guarded), number in copies.items()
+        }
+        problem.fit(each, visits, price, 0.0 if what in merged else price)
     times = problem.solved()
     asked_of: dict[str, float] = defaultdict(float)
     for (what, number), amount in wanted.anchors.items():
@@ -184,7 +198,9 @@ def _groups(blocks: list[Block], reached: Iterable[int]) -> list[_Group]:
     first: dict[int, int] = {}  # number → the first block that has it
     for at in reached:
         for one in blocks[at].instructions:
-            in_first = first.setdefault(one.number, at) == at
+            if one.base not in ("LDC", "ULDC"):  # which may stand far ahead of their use
+                first.setdefault(one.number, at)
+            in_first = first.get(one.number) == at
             group = groups.setdefault((one.number, one.opcode), _Group(one, in_first))
             group.copies[at, one.guarded] += 1
     return list(groups.values())
@@ -197,7 +213,7 @@ class _Problem:
         count: how often each block is executed that can be reached.
     """
 
-    def __init__(self, blocks: list[Block], partings: float) -> None:
+    def __init__(self, blocks: list[Block], partings: dict[int, float]) -> None:
         self.blocks = blocks
         self.program = highspy.Highs()
         self.program.silent()
@@ -215,15 +231,18 @@ class _Problem:
     def _sum(self, *terms: Any) -> Any:
         return self.program.qsum(terms) + 0.0
 
-    def _flow(self, partings: float) -> None:
+    def _flow(self, partings: dict[int, float]) -> None:
         """Warps that enter a block leave it. One whose lanes part goes both ways, as two, until
         they join; so of each block
 
-            entering - joined = count = leaving - parted + ended
+            entering = count = leaving - parted + joined + ended
+
+        They part as often as at that branch of the PTX. Each lot then comes to the BSYNC by itself,
+        and behind it they are as many as came to the BSSY that names it.
         """
         holds = self.program.addConstr
         entering: dict[int, list[Any]] = defaultdict(list)
-        parted, joined = list[Any](), list[Any]()
+        parted, joined = defaultdict[int, list[Any]](list), list[Any]()
         edges = {(at, to): self._any() for at in self.count for to in self.blocks[at].next}
         for (_, to), edge in edges.items():
             entering[to].append(edge)
@@ -231,37 +250,41 @@ class _Problem:
             block = self.blocks[at]
             if block.call is not None:
                 entering[block.call].append(count)
-            if partings and block.joins:
-                joined.append(self._any(PARTING))
-                entering[at].append(-1.0 * joined[-1])
             leaving = [edges[at, to] for to in block.next]
             if partings and len(leaving) > 1:
-                parted.append(self._any(PARTING))
+                both = self._any()
                 for edge in leaving:
-                    holds(edge >= parted[-1])
-                leaving.append(-1.0 * parted[-1])
+                    holds(edge >= both)
+                parted[block.instructions[-1].number].append(both)
+                leaving.append(-1.0 * both)
+            elif partings and block.joins:
+                begun = [self.count[one] for one in block.joins if one in self.count]
+                holds(leaving[0] <= self._sum(*begun))
+                joined.append(self._any())
+                leaving.append(joined[-1])
             if block.exits:
                 leaving.append(self._any())
             holds(self._sum(*leaving) == count)
         for at, count in self.count.items():
             holds(self._sum(*entering[at]) + float(at == 0) == count)
         if partings:
-            holds(self._sum(*parted) == self._sum(*joined))
-            holds(self._sum(*parted) <= partings)
+            holds(self._sum(*chain(*parted.values())) == self._sum(*joined))
+        for number, each in parted.items():
+            terms = [*each, self._any(PARTING), -1.0 * self._any(PARTING)]
+            holds(self._sum(*terms) == partings.get(number, 0.0))
 
     def fit(
         self,
-        copies: Counter[tuple[int, bool]],
-        a_visit: float,
+        each: dict[tuple[int, bool], float],
         visits: float,
         missing: float,
         too_many: float,
     ) -> None:
-        """Asks for the visits of an instruction, each of which executes ``a_visit`` of its copies,
-        at prices of one that is missing or too many."""
+        """Asks for the visits of an instruction, of which each of the blocks makes so many, behind
+        a guard or not, at prices of one that is missing or too many."""
         terms = [self._any(missing), -1.0 * self._any(too_many)]
-        for (at, guarded), number in copies.items():
-            terms.append(number / a_visit * self.count[at])
+        for (at, guarded), number in each.items():
+            terms.append(number * self.count[at])
             if guarded:
                 off = self._any(TURNED_OFF)
                 self.program.addConstr(off <= terms[-1])

@@ -105,14 +105,14 @@ class Block:
     Attributes:
         call: the block of a function that is called at its end, before ``next``.
         exits: some warps end, or return from a function, in it.
-        joins: lanes that parted come together before it.
+        joins: lanes that part behind one of these blocks (BSSY) come together at this one's end.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
     next: list[int] = field(default_factory=list)
     call: int | None = None
     exits: bool = False
-    joins: bool = False
+    joins: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,7 @@ def _blocks(text: str) -> list[Block]:
     """The blocks of nvdisasm's listing, in its order."""
     blocks, labels = [Block()], dict[str, int]()
     jumps: list[tuple[Block, str]] = []  # from which block, to which label
+    begun: list[tuple[int, str]] = []  # in which block lanes may part, before which label they join
     number, follows = 0, True  # whether the last block goes on to the next one
     for match in filter(None, map(_LINE.match, text.splitlines())):
         if match["line"]:
@@ -186,18 +187,22 @@ def _blocks(text: str) -> list[Block]:
         if last in _ENDS or (last and match["label"]):
             if follows:
                 blocks[-1].next.append(len(blocks))
-            blocks.append(Block(joins=last == "BSYNC"))
+            blocks.append(Block())
             follows = True
         block = blocks[-1]
         if match["label"]:
             labels[match["label"]] = len(blocks) - 1
+            number *= not match["label"].startswith("$")  # ptxas's own functions have no lines
             continue
-        own = 0 if "GMMA" in match["op"] else number  # to these ptxas gives no line
+        # To a wgmma ptxas gives no line, to a BSYNC that of whatever stands before it.
+        own = 0 if "GMMA" in match["op"] or match["op"] == "BSYNC" else number
         one = Instruction(match["op"], match["rest"].strip(), bool(match["guard"]), own)
         block.instructions.append(one)
+        target = re.search(r"`\(([^)]*)\)", one.operands)
+        if one.base == "BSSY" and target:
+            begun.append((len(blocks) - 1, target[1]))
         if one.base not in _ENDS or one.base == "BSYNC":
             continue
-        target = re.search(r"`\(([^)]*)\)", one.operands)
         block.exits |= one.base in ("EXIT", "RET")
         if one.base in ("BRA", "CALL", "JMP") and target:
             jumps.append((block, target[1]))
@@ -211,4 +216,6 @@ def _blocks(text: str) -> list[Block]:
             block.call = labels[label]
         elif labels[label] not in block.next:
             block.next.append(labels[label])
+    for at, label in begun:
+        blocks[labels[label] - 1].joins.append(at)
     return blocks

@@ -2,7 +2,6 @@
 #include "machine.h"
 
 #include <algorithm>
-#include <climits>
 #include <cstdio>
 #include <cstring>
 #include <sstream>
@@ -121,23 +120,18 @@ std::string hex(uint64_t value) {
   return text;
 }
 
-void reconcile(Warp& w) {
-  if (w.active) w.waiting.emplace_back(w.pc, w.active);
-  if (w.waiting.empty()) {
-    w.stopped = true;
-    return;
+// Once the lanes at work are where they wait for others, or have returned, others go on. A card
+// does so too: lanes that come to the same row before they are to join do not go together there.
+void go_on(Warp& w) {
+  while (!w.active || w.pc == w.join) {
+    if (w.waiting.empty()) {
+      w.stopped = true;
+      return;
+    }
+    std::tie(w.pc, w.active, w.join) = w.waiting.back();
+    w.active &= w.alive;
+    w.waiting.pop_back();
   }
-  w.pc = std::min_element(w.waiting.begin(), w.waiting.end())->first;
-  w.active = 0;
-  w.next = INT_MAX;
-  std::erase_if(w.waiting, [&](const auto& others) {
-    const auto& [pc, lanes] = others;
-    if (pc == w.pc)
-      w.active |= lanes;
-    else
-      w.next = std::min(w.next, pc);
-    return pc == w.pc;
-  });
 }
 
 void run_warp(Warp& w) {
@@ -164,7 +158,7 @@ void run_warp(Warp& w) {
       global_touched.clear();
       shared_touched.clear();
     }
-    if (w.pc >= w.next) reconcile(w);
+    go_on(w);
   }
 }
 
@@ -226,19 +220,20 @@ void whole(const Warp& w, uint32_t members) {
     fail("lanes " + hex(w.mask) + " are here, lanes " + hex(members) + " must be");
 }
 
-void jump(Warp& w, int target) {
-  const uint32_t stay = w.active & ~w.mask;
-  if (stay) w.waiting.emplace_back(w.pc, stay);
-  if (stay && launch->counts) ++launch->counts[w.pc - 1][kPartings];
+void jump(Warp& w, int target, int join) {
+  if (const uint32_t stay = w.active & ~w.mask) {
+    if (launch->counts) ++launch->counts[w.pc - 1][kPartings];
+    if (join != w.join) w.waiting.emplace_back(join, w.active, w.join);
+    w.waiting.emplace_back(w.pc, stay, join);
+    w.join = join;
+  }
   w.active = w.mask;
   w.pc = target;
-  if (!w.waiting.empty()) reconcile(w);
 }
 
 void leave(Warp& w) {
   w.alive &= ~w.mask;
   w.active &= ~w.mask;
-  if (!w.active) reconcile(w);
 }
 
 void wait_at_barrier(Warp& w) {
@@ -461,7 +456,7 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
                                static_cast<unsigned>(n / grid[0] / grid[1])};
     for (Warp& w : warps) {
       w.pc = w.groups = w.product_groups = w.group_products = 0;
-      w.next = INT_MAX;
+      w.join = -1;
       w.active = w.alive = kAll;
       w.waiting.clear();
       w.copies.clear();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -86,14 +87,14 @@ struct Warp {
   int id;
   char* registers;
   int pc;
-  uint32_t mask;                                  // lanes that this instruction is for
-  uint32_t active;                                // lanes at pc
-  uint32_t alive;                                 // lanes that have not returned
-  std::vector<std::pair<int, uint32_t>> waiting;  // lanes elsewhere, by their pc
-  int next;                                       // the least pc of those
-  bool stopped;                                   // at a barrier, or at the end
-  int groups;                                     // committed
-  uint32_t carry;                                 // of mad.cc, a bit a lane
+  uint32_t mask;                                        // lanes that this instruction is for
+  uint32_t active;                                      // lanes at pc
+  uint32_t alive;                                       // lanes that have not returned
+  int join;                                             // row where those wait for others, or -1
+  std::vector<std::tuple<int, uint32_t, int>> waiting;  // lanes elsewhere: pc, lanes, join
+  bool stopped;                                         // at a barrier, or at the end
+  int groups;                                           // committed
+  uint32_t carry;                                       // of mad.cc, a bit a lane
   std::vector<Copy> copies;
   double a[16][16];                               // the first matrix of the wgmma under way
   int product_groups;                             // committed
@@ -117,7 +118,7 @@ void each(const Warp& warp, F f) {
 }
 [[noreturn]] void fail(const std::string& what);
 void whole(const Warp& warp, uint32_t members);  // fails unless all of them are here
-void jump(Warp& warp, int target);
+void jump(Warp& warp, int target, int join);
 void leave(Warp& warp);
 void wait_at_barrier(Warp& warp);
 

@@ -371,8 +371,7 @@ void add_memory(Table& table) {
                          whole(w, w.reg<uint32_t>(i.operand[0])[__builtin_ctz(w.mask)]);
                        },
                        "4"};
-  table["bra"] = {[](Warp& w, const Instruction& i) { jump(w, static_cast<int>(i.number[0])); },
-                  "n"};
+  table["bra"] = {[](Warp& w, const Instruction& i) { jump(w, i.number[0], i.number[1]); }, "n"};
   table["ret"].run = [](Warp& w, const Instruction&) { leave(w); };
   table["nop"].run = [](Warp&, const Instruction&) {};
 }

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import networkx as nx  # type: ignore[import-untyped]
 import numpy as np
 import torch
 
@@ -195,6 +196,7 @@ class Kernel:
         self.rows = self._instructions(body)
         for row in self.rows:
             self._translate(row)
+        self._join()
         self.code = np.array([row.packed() for row in self.rows], INSTRUCTION)
 
     def _room(self, size: int) -> int:
@@ -368,6 +370,24 @@ class Kernel:
                 row.predicate = self._operand(row.guard.lstrip("!"), 0)
         except (Unknown, KeyError, ValueError, IndexError) as error:
             raise Unknown(f"{row.text!r} of {self.name}: {error}") from error
+
+    def _join(self) -> None:
+        """Gives each branch the row where lanes that part there come together again, or -1.
+
+        It is the first that all come to, but for those that return before.
+        """
+        end, following = len(self.rows), dict[int, list[int]]()
+        for at, row in enumerate(self.rows):
+            after = row.numbers[:1] if row.name == "bra" else []
+            if row.guard or row.name not in ("bra", "ret"):
+                after.append(at + 1)
+            stay = [to for to in after if self.rows[to].name != "ret" or self.rows[to].guard]
+            following[at] = stay if any(to > at for to in stay) else after or [end]
+        backward = nx.DiGraph((to, at) for at, each in following.items() for to in each)
+        joins = nx.immediate_dominators(backward, end)
+        for at, row in enumerate(self.rows):
+            if row.name == "bra":
+                row.numbers.append(-1 if joins.get(at, end) == end else joins[at])
 
 
 def _columns(one: Row) -> list[Row]:

@@ -271,6 +271,59 @@ def test_both_ways_of_a_branch() -> None:
     assert times_of(code, found, "MUFU") == pytest.approx(96, abs=1e-3)
 
 
+LOTS = """
+mul.wide.u32 %rd2, %r3, 4; add.u64 %rd3, %rd0, %rd2; add.u64 %rd5, %rd1, %rd2;
+mov.f32 %f0, 0f00000000; mov.u32 %r10, 0; and.b32 %r4, %r0, 3; setp.eq.u32 %p3, %r9, 0;
+.loc 1 4 0
+@%p3 bra $end;
+$again:
+.loc 1 5 0
+setp.eq.u32 %p1, %r10, %r4; @%p1 bra $found;
+add.u32 %r10, %r10, 1; setp.lt.u32 %p2, %r10, %r9; @%p2 bra $again;
+bra.uni $end;
+$found:
+.loc 1 6 0
+ld.global.f32 %f0, [%rd3]; lg2.approx.f32 %f0, %f0;
+$end:
+.loc 1 7 0
+st.global.f32 [%rd5], %f0;"""
+
+
+def test_lots_of_lanes_that_leave_a_loop() -> None:
+    """Of a warp a quarter of the lanes leaves in each of four rounds. Each lot does by itself what
+    stands before the place where all come together, and waits there."""
+    counting, found, code = ran(LOTS, torch.rand(32), torch.zeros(32), number=4)
+    assert counting.rows["partings"].sum() == 3
+    assert times_of(code, found, "LDG") == pytest.approx(4, abs=1e-3)
+    assert times_of(code, found, "BSYNC") == pytest.approx(4, abs=1e-3)
+    assert times_of(code, found, "STG") == pytest.approx(1, abs=1e-3)
+
+
+def test_rounds_that_differ_between_lanes() -> None:
+    """Lane i goes through a loop i times, of which ptxas makes one of 4 rounds at a time, then one
+    of 2 and one of 1. Behind each the lanes that came one after another are one warp again."""
+    body = """
+    shl.b32 %r4, %r0, 2; mov.u32 %r5, smem; add.u32 %r4, %r5, %r4; mov.u32 %r10, 0;
+    st.shared.u32 [%r4], %r9; bar.sync 0; setp.eq.u32 %p1, %r0, 0; mov.u32 %r6, 0;
+    .loc 1 4 0
+    @%p1 bra $end;
+    $again:
+    .loc 1 5 0
+    ld.shared.u32 %r7, [%r5]; add.u32 %r5, %r5, 4; xor.b32 %r7, %r7, %r6; shl.b32 %r6, %r7, 1;
+    .loc 1 6 0
+    add.u32 %r10, %r10, 1; setp.lt.u32 %p2, %r10, %r0; @%p2 bra $again;
+    $end:
+    mul.wide.u32 %rd2, %r3, 4; add.u64 %rd5, %rd1, %rd2; st.global.u32 [%rd5], %r6;"""
+    _, found, code = ran(body, torch.zeros(1), torch.zeros(256), number=5, warps=8)
+    by_four = [
+        times
+        for block, times in zip(code.blocks, found.times, strict=True)
+        if sum(one.base == "LDS" for one in block.instructions) == 4
+    ]
+    assert by_four == [pytest.approx(sum(range(7, 64, 8)) / 8, abs=0.5)]
+    assert times_of(code, found, "BSSY") == pytest.approx(3, abs=1e-3)
+
+
 def test_loads_that_ptxas_makes_one() -> None:
     """One of two branches' loads is left, with one of their lines; either may have been taken."""
     body = """
@@ -307,7 +360,7 @@ def test_a_load_that_ptxas_puts_behind_a_branch() -> None:
         block("STG.E.64 16", "EXIT 17", exits=True),
     ]
     anchors = {("load", 14): 0.5, ("store", 16): 0.5}
-    wanted = executed.Wanted(dict.fromkeys((9, 14, 16, 17), 1.0), anchors, 0.0)
+    wanted = executed.Wanted(dict.fromkeys((9, 14, 16, 17), 1.0), anchors, {})
     found = executed.executed(blocks, wanted)
     assert found.times == pytest.approx([1, 1, 1])
     assert found.unmatched == pytest.approx(0)
