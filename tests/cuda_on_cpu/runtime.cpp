@@ -73,7 +73,7 @@ bool failed = false;
 #if defined(__x86_64__)
 extern "C" void cuda_on_cpu_switch(void** save, void* load);
 asm(R"(
-.text
+.pushsection .text
 .globl cuda_on_cpu_switch
 .type cuda_on_cpu_switch,@function
 cuda_on_cpu_switch:
@@ -93,6 +93,7 @@ cuda_on_cpu_switch:
   popq %rbp
   ret
 .size cuda_on_cpu_switch,.-cuda_on_cpu_switch
+.popsection
 )");
 void* scheduler_pointer = nullptr;
 #else
