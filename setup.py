@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -85,12 +85,15 @@ class BuildCore(build_ext):
         shutil.copy2(built, target)
 
 
+MODELS = find_namespace_packages(include=["cmpose.models.packaged.*"])  # by name
+
 setup(
     packages=[
         *find_packages(include=["cmpose", "cmpose.*"]),
         "cmpose.kernels",
         "cmpose.configs",
         "cmpose.report.assets",
+        *MODELS,
     ],
     package_dir={
         "cmpose": "cmpose",
@@ -100,7 +103,7 @@ setup(
     package_data={
         "cmpose.configs": ["*.yaml"],
         "cmpose": ["py.typed"],
-        "cmpose.models": ["packaged/*/*"],  # models by name
+        **dict.fromkeys(MODELS, ["*"]),
         "cmpose.report.assets": ["*"],  # what cmpose report makes pages of
     },
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
