@@ -103,7 +103,7 @@ setup(
     package_data={
         "cmpose.configs": ["*.yaml"],
         "cmpose": ["py.typed"],
-        **dict.fromkeys(MODELS, ["*"]),
+        **{model: ["*"] for model in MODELS},
         "cmpose.report.assets": ["*"],  # what cmpose report makes pages of
     },
     cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
