@@ -16,6 +16,7 @@ from functools import cache, partial
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,10 +141,10 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
     name, blocks, warps, made = one.name, one.blocks, one.warps, one.code(arch)
     code = _code(made.ptx, arch, made.flags, made.ptxas)
     chosen = None if whole else sampled(blocks, samples)
+    ran = len(chosen or range(blocks))
+    scale = blocks / ran
     counting = Counting(chosen)
     kernel = one.run(arch, counting=counting)
-    ran = blocks if chosen is None else len(chosen)
-    scale = blocks / ran
     wanted = executed.wanted(kernel, counting, ran * warps)
     solution = executed.executed(code.blocks, wanted)
     if solution.unmatched > unmatched:
@@ -151,7 +152,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
             f"{name} for sm_{arch}: {solution.unmatched:.1%} of what its PTX loads, stores, "
             "multiplies and waits for was not found in its SASS"
         )
-    loading = flight.shares(kernel, counting, warps)
+    in_flight = flight.most(code.blocks, solution.times, flight.shares(kernel, counting, warps))
     pipes = dict.fromkeys(sass.PIPES, 0.0)
     flops = barriers = 0.0
     for block, times in zip(code.blocks, solution.times, strict=True):
@@ -162,17 +163,14 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
     all_warps = warps * blocks
     rows = {name: values * scale for name, values in counting.rows.items()}
     widths: Counter[int] = Counter()
-    read = written = 0.0
+    asked = [0.0, 0.0]  # read, written
     for row, accesses, sectors in zip(kernel.rows, rows["accesses"], rows["sectors"], strict=True):
         if accesses:
             widths[row.bytes] += accesses
-            read, written = read + (not row.stores) * sectors, written + row.stores * sectors
-    distinct = [0.0, 0.0]
-    for tensor, own_sectors in zip(one.tensors, counting.distinct, strict=True):
-        most = -(-tensor.numel() * tensor.element_size() // 32)
-        for way in (0, 1):
-            own = int(own_sectors[way])
-            distinct[way] += own if scale == 1 else min(own * scale, most)
+            asked[row.stores] += sectors
+    sizes = [tensor.numel() * tensor.element_size() for tensor in one.tensors]
+    most = np.inf if chosen is None else -(-np.array(sizes)[:, None] // 32)
+    distinct = np.minimum(counting.distinct * scale, most).sum(0)
     return Counts(
         kernel=name,
         arch=arch,
@@ -182,15 +180,15 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
         shared_bytes=code.shared + made.shared,
         instructions={pipe: times * all_warps for pipe, times in pipes.items()},
         tensor_flops=flops * all_warps,
-        sectors_read=round(read),
-        sectors_written=round(written),
+        sectors_read=round(asked[0]),
+        sectors_written=round(asked[1]),
         distinct_read=round(distinct[0]),
         distinct_written=round(distinct[1]),
         access_bytes={width: round(times) for width, times in sorted(widths.items())},
         shared_wavefronts=round(rows["wavefronts"].sum()),
         shared_conflicts=round(rows["conflicts"].sum()),
         barriers=round(barriers * blocks),
-        bytes_in_flight=warps * float(flight.most(code.blocks, solution.times, loading)),
+        bytes_in_flight=warps * float(in_flight),
     )
 
 
@@ -327,12 +325,10 @@ def counts_of_call(call: Callable[[], Any], arch: int) -> list[Counts]:
 def scaled(one: Counts, by: int, blocks: int) -> Counts:
     """The counts of a launch with ``by`` times the work, by so many blocks: a batch of clips may
     have fewer than ``by`` times as many, where a block goes on with another clip."""
-    sums = ("instructions", "tensor_flops", "access_bytes", "barriers", "sectors_read",
-            "sectors_written", "distinct_read", "distinct_written", "shared_wavefronts",
-            "shared_conflicts")  # fmt: skip
+    same = ("kernel", "arch", "blocks", "warps", "registers", "shared_bytes", "bytes_in_flight")
 
     def grown(value: Any) -> Any:
         return {key: n * by for key, n in value.items()} if isinstance(value, dict) else value * by
 
-    more = {name: grown(getattr(one, name)) for name in sums}
+    more = {name: grown(value) for name, value in vars(one).items() if name not in same}
     return replace(one, blocks=blocks, **more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 
 from bench.profile.sass import Block, Instruction
 from tests.ptx_on_cpu.launches import Counting
@@ -15,14 +16,15 @@ on average over all warps of the blocks that come there."""
 
 def shares(kernel: Kernel, counting: Counting, warps: int) -> Shares:
     """Of the loads and copies that ran in blocks of ``warps`` warps."""
-    bytes_: dict[int, list[float]] = {}
+    moved: dict[int, float] = defaultdict(float)  # in whole sectors
+    asked: dict[int, float] = defaultdict(float)  # by 32 lanes
     counts = (counting.rows[name] for name in ("visits", "blocks", "warps", "sectors"))
-    for row, visits, blocks, there, sectors in zip(kernel.rows, *counts, strict=True):
+    for row, visits, blocks, warps_there, sectors in zip(kernel.rows, *counts, strict=True):
         if visits and row.loads:
-            sums = bytes_.setdefault(row.number, [0.0, 0.0])
-            sums[0] += 32 * sectors * there / (blocks * warps)
-            sums[1] += 32 * visits * row.bytes
-    return {number: moved / most for number, (moved, most) in bytes_.items()}
+            # Of the warps of the blocks that came there, some may not have.
+            moved[row.number] += 32 * sectors * warps_there / (blocks * warps)
+            asked[row.number] += 32 * visits * row.bytes
+    return {number: moved[number] / asked[number] for number in asked}
 
 
 def _path(blocks: list[Block], times: list[float]) -> list[Instruction]:

@@ -1,14 +1,9 @@
 """An op's stock choices, profiled as its own kernels are: bound and estimate, never measured.
 
-What torch.compile writes for a peer of ``bench/OP.py`` is compiled for the card and counted; see
-docs/profile.md. That is done in a process in which torch and Triton believe that there is the card.
-Inductor asks torch for the card's properties and writes Triton kernels, FlexAttention's template
-among them, and a wrapper that launches them. A peer runs there on tensors of the card, which have
-no memory. Wrappers in it run on tensors of the CPU in their place: kernels are counted as ours are,
-and a library's call (a product of cuBLAS, a sort) is noted. It stands at its bound, the time to
-read its inputs and write its results once, or to multiply at the tensor cores' full rate, which
-favours the peer. What Inductor decides by a race on the card is decided otherwise: matrices are
-never padded, and of a kernel's configurations the one with the least estimate is taken.
+What torch.compile writes for a peer of ``bench/OP.py`` is compiled for the card and counted; what
+is counted how, and what not, says docs/profile.md. Inductor asks torch for the card's properties
+and writes Triton kernels and a wrapper that launches them. The peer runs on tensors of the card,
+which have no memory; its wrappers on tensors of the CPU in their place.
 """
 
 from __future__ import annotations
@@ -128,9 +123,11 @@ def _pretend(card: Card) -> None:
 
 
 class _Run(TorchDispatchMode):
-    """A peer's run: tensors of the CPU in place of the card's, and what is counted on them.
+    """A peer's run, and what is counted in it.
 
-    As a mode it is on while a wrapper of Inductor's runs, whose calls of libraries it notes.
+    Each tensor of the card stands for one of the CPU: :meth:`to_card` makes the one for the other,
+    :meth:`to_cpu` finds that again, for views too. As a mode this is on while a wrapper of
+    Inductor's runs, whose calls of libraries it notes.
     """
 
     def __init__(self, workload: Workload, card: Card) -> None:
@@ -140,12 +137,13 @@ class _Run(TorchDispatchMode):
 
         super().__init__()
         self.workload, self.card = workload, card
-        self.on_card = FakeTensorMode()
+        self.without_memory = FakeTensorMode()
         self.counting = False  # not in the forward pass of a backward pass
         self.kernels: list[Counts] = []
         self.calls: list[tuple[str, int, float]] = []  # name, bytes moved, clocks of one SM
         self.held = 0  # bytes of all tensors
-        # By the storage of a tensor on the card: it, and the one of the CPU that it stands for.
+        # By the address of a storage on the card, which a tensor's views share: the tensor, so that
+        # the address is not given to another, and that of the CPU.
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
         self.results: list[Tensor] = []  # of the last wrapper
         lowering: Any = GraphLowering
@@ -161,14 +159,14 @@ class _Run(TorchDispatchMode):
         with _disable_current_modes():
             return torch.zeros(span, dtype=dtype).as_strided(size, stride)
 
-    def fake(self, one: Tensor) -> Tensor:
-        """A tensor on the card that stands for one of the CPU."""
+    def to_card(self, one: Tensor) -> Tensor:
+        """A tensor of the card that stands for one of the CPU."""
         fake = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="cuda")
         self.memory[fake.untyped_storage()._cdata] = fake, one
         return fake
 
-    def real(self, fake: Tensor, copied: bool = False) -> Tensor:
-        """What it stands for; zeros if it is of nothing that is known.
+    def to_cpu(self, fake: Tensor, copied: bool = False) -> Tensor:
+        """What a tensor of the card stands for; zeros if it is of nothing that is known.
 
         Args:
             copied: then a copy made it, which is noted as a call.
@@ -191,12 +189,12 @@ class _Run(TorchDispatchMode):
 
         def call(fakes: list[Tensor]) -> list[Tensor]:
             with _disable_current_modes():
-                given = [self.real(one, not graph.is_backward) for one in fakes]
+                given = [self.to_cpu(one, not graph.is_backward) for one in fakes]
                 with self:
                     results = list(scope["call"](given))
                 self.results = tensors(results)
-            with self.on_card:
-                return pytree.tree_map_only(Tensor, self.fake, results)
+            with self.without_memory:
+                return pytree.tree_map_only(Tensor, self.to_card, results)
 
         return SimpleNamespace(call=call, __file__="", runner=None)
 
@@ -210,10 +208,10 @@ class _Run(TorchDispatchMode):
         if max((one.numel() for one in given), default=0) <= TINY:
             results = func(*args, **options)
         else:
-            with self.on_card:
-                fakes = pytree.tree_map_only(Tensor, self.fake, (args, kwargs or {}))
+            with self.without_memory:
+                fakes = pytree.tree_map_only(Tensor, self.to_card, (args, kwargs or {}))
                 made = func(*fakes[0], **fakes[1])
-            results = pytree.tree_map_only(Tensor, self.real, made)
+            results = pytree.tree_map_only(Tensor, self.to_cpu, made)
         if self.counting:
             seen = {one.data_ptr(): one for one in (*given, *tensors(results))}
             product = func._opname in ("mm", "bmm")
@@ -291,8 +289,8 @@ def _profiled(workload: Workload, card: Card, peer: str) -> tuple[Record, list[T
     draw = Cheap(getattr(torch, workload.dtype), "cpu")
     arguments = bench.make(workload.shape, draw)
     run.held = total_bytes(arguments)
-    with run.on_card:
-        on_card = pytree.tree_map_only(Tensor, run.fake, arguments)
+    with run.without_memory:
+        on_card = pytree.tree_map_only(Tensor, run.to_card, arguments)
         for name in bench.gradients:
             on_card[name].requires_grad_()
         function = bench.peers[peer].build(False)

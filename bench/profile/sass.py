@@ -170,7 +170,7 @@ _LINE = re.compile(
     r"|(?P<label>[.$\w]+):"
     r"|\s+/\*[0-9a-f]{4,}\*/\s+(?:(?P<guard>@!?U?P\w+)\s+)?(?P<op>[A-Z][\w.]*)\s*(?P<rest>[^;]*);"
 )
-_ENDS = {"BRA", "EXIT", "RET", "CALL", "BSYNC", "JMP", "BRX"}
+_ENDS = {"BRA", "EXIT", "RET", "CALL", "BSYNC", "JMP", "BRX"}  # of a block
 
 
 def _blocks(text: str) -> list[Block]:
@@ -178,17 +178,17 @@ def _blocks(text: str) -> list[Block]:
     blocks, labels = [Block()], dict[str, int]()
     jumps: list[tuple[Block, str]] = []  # from which block, to which label
     begun: list[tuple[int, str]] = []  # in which block lanes may part, before which label they join
-    number, follows = 0, True  # whether the last block goes on to the next one
+    number, goes_on = 0, True  # whether some warps go from the last block to the next one
     for match in filter(None, map(_LINE.match, text.splitlines())):
         if match["line"]:
             number = int(match["line"])
             continue
         last = blocks[-1].instructions[-1].base if blocks[-1].instructions else ""
         if last in _ENDS or (last and match["label"]):
-            if follows:
+            if goes_on:
                 blocks[-1].next.append(len(blocks))
             blocks.append(Block())
-            follows = True
+            goes_on = True
         block = blocks[-1]
         if match["label"]:
             labels[match["label"]] = len(blocks) - 1
@@ -203,16 +203,17 @@ def _blocks(text: str) -> list[Block]:
             begun.append((len(blocks) - 1, target[1]))
         if one.base not in _ENDS or one.base == "BSYNC":
             continue
-        block.exits |= one.base in ("EXIT", "RET")
-        if one.base in ("BRA", "CALL", "JMP") and target:
+        if one.base in ("EXIT", "RET"):
+            block.exits, goes_on = True, one.guarded
+        elif target and one.base != "BRX":
             jumps.append((block, target[1]))
-        elif one.base not in ("EXIT", "RET"):
+            returns = one.base == "CALL" and target[1].startswith("$")
+            # A predicate may stand before the label, too.
+            goes_on = one.guarded or returns or not one.operands.startswith("`")
+        else:
             raise UnknownOpcode(f"SASS {one.opcode} {one.operands}: where it jumps is not known")
-        calls = one.base == "CALL" and target and target[1].startswith("$")
-        always = one.base in ("EXIT", "RET") or one.operands.startswith("`")
-        follows = bool(one.guarded or calls or not always)
     for block, label in jumps:
-        if label.startswith("$"):
+        if label.startswith("$"):  # a function
             block.call = labels[label]
         elif labels[label] not in block.next:
             block.next.append(labels[label])

@@ -173,6 +173,10 @@ void compare_products(std::vector<Warp>& warps, Warp*& running) {
   for (auto& products : group_products) products.clear();
 }
 
+// Warps that read, and that wrote, a byte since the last barrier.
+inline uint32_t readers(const Byte& b) { return b.read == epoch ? b.readers : 0; }
+inline uint32_t writers(const Byte& b) { return b.written == epoch ? b.writers : 0; }
+
 // Warps that wrote a byte and have made no fence since.
 uint32_t unfenced(const Byte& b) {
   uint32_t warps = b.unfenced;
@@ -181,13 +185,24 @@ uint32_t unfenced(const Byte& b) {
   return warps;
 }
 
-void note_write(Byte& b, const Warp& w) {
-  const bool again = b.written == epoch;
-  const uint32_t mine = 1u << w.id;
-  b.unfenced = (again ? unfenced(b) : 0) | mine;
-  b.fences = fences;
-  b.writers = (again ? b.writers : 0) | mine;
+inline void note_read(Byte& b, uint32_t warp) {
+  b.readers = readers(b) | warp;
+  b.read = epoch;
+}
+inline void note_write(Byte& b, uint32_t warp) {
+  b.writers = writers(b) | warp;
   b.written = epoch;
+  b.unfenced = b.writers == warp ? warp : (unfenced(b) & b.writers) | warp;
+  b.fences = fences;
+}
+
+void check_place(uint64_t address, int bytes) {  // in shared memory
+  if (address % bytes)
+    fail("shared address " + hex(address) + " is no multiple of the " + std::to_string(bytes) +
+         " bytes");
+  if (address + bytes > memory.size())
+    fail("shared address " + hex(address) + " is outside the block's " +
+         std::to_string(memory.size()) + " bytes");
 }
 
 // Runs the block's warps from barrier to barrier.
@@ -236,11 +251,6 @@ void leave(Warp& w) {
   w.active &= ~w.mask;
 }
 
-void wait_at_barrier(Warp& w) {
-  whole(w, kAll);
-  w.stopped = true;
-}
-
 char* global(uint64_t address, int bytes, int step) {
   if (!step) step = bytes;
   if (address % step)
@@ -265,12 +275,7 @@ char* global(uint64_t address, int bytes, int step) {
 }
 
 char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomic) {
-  if (address % bytes)
-    fail("shared address " + hex(address) + " is no multiple of the " + std::to_string(bytes) +
-         " bytes");
-  if (address + bytes > memory.size())
-    fail("shared address " + hex(address) + " is outside the block's " +
-         std::to_string(memory.size()) + " bytes");
+  check_place(address, bytes);
   if (launch->counts && lane_now != kNotCounted)
     shared_touched.push_back({address, bytes, lane_now});
   const uint32_t mine = 1u << w.id;
@@ -285,12 +290,12 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
     if ((write || atomic) && b.products)
       fail("shared address " + hex(at) +
            " is written before the wgmma that reads it is waited for");
-    const bool others_wrote = b.written == epoch && b.writers & ~mine;
+    const bool others_wrote = writers(b) & ~mine;
     if (write || atomic) {
       // Triton lets warps that hold the same value all write it; that is no race.
       const bool agreed = atomic ? b.atomic == epoch : memory[at] == write[at - address];
       if (others_wrote && !agreed) race("two warps write it");
-      if (b.read == epoch && b.readers & ~mine) race("one warp writes what another reads");
+      if (readers(b) & ~mine) race("one warp writes what another reads");
     }
     if (!write) {
       if (b.written < block_start)
@@ -299,12 +304,11 @@ char* shared(Warp& w, uint64_t address, int bytes, const char* write, bool atomi
         race("one warp reads what another writes");
     }
     if (write || atomic) {
-      note_write(b, w);
+      note_write(b, mine);
       if (atomic) b.atomic = epoch;
       if (write) memory[at] = write[at - address];
     } else {
-      b.readers = (b.read == epoch ? b.readers : 0) | mine;
-      b.read = epoch;
+      note_read(b, mine);
     }
   }
   return memory.data() + address;
@@ -324,16 +328,13 @@ const char* parameters(uint64_t offset, int bytes) {
 }
 
 void issue(Warp& w, const Copy& copy) {
-  if (copy.to % copy.bytes) fail("an asynchronous copy to an unaligned shared address");
-  if (uint64_t(copy.to) + copy.bytes > memory.size())
-    fail("an asynchronous copy out of shared memory");
+  check_place(copy.to, copy.bytes);
   if (launch->counts) shared_touched.push_back({copy.to, copy.bytes, lane_now});
   for (int k = 0; k < copy.bytes; ++k) {
     Byte& b = bytes_known[copy.to + k];
     if (b.pending) fail("an asynchronous copy to where another is under way");
     if (b.products) fail("an asynchronous copy over what a wgmma may still read");
-    if ((b.read == epoch && b.readers & ~(1u << w.id)) ||
-        (b.written == epoch && b.writers & ~(1u << w.id)))
+    if ((readers(b) | writers(b)) & ~(1u << w.id))
       fail("shared address " + hex(copy.to + k) +
            ": an asynchronous copy overwrites what another warp uses between the same barriers");
     b.pending = true;
@@ -348,7 +349,7 @@ void wait_for_groups(Warp& w, int in_flight) {
     if (copy.from) std::memcpy(memory.data() + copy.to, copy.from, copy.present);
     for (int k = 0; k < copy.bytes; ++k) {
       Byte& b = bytes_known[copy.to + k];
-      note_write(b, w);
+      note_write(b, 1u << w.id);
       b.pending = false;
     }
     return true;
@@ -386,8 +387,7 @@ void wait_for_products(Warp& w, int in_flight) {
   };
   each_byte(w.reading.begin(), under_way, [&](Byte& b) {  // it may have been read until now
     b.products &= ~(1u << w.id);
-    b.readers = (b.read == epoch ? b.readers : 0) | 1u << w.id;
-    b.read = epoch;
+    note_read(b, 1u << w.id);
   });
   w.reading.erase(w.reading.begin(), under_way);
   each_byte(w.reading.begin(), w.reading.end(), [&](Byte& b) { b.products |= 1u << w.id; });

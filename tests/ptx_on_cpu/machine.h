@@ -120,7 +120,6 @@ void each(const Warp& warp, F f) {
 void whole(const Warp& warp, uint32_t members);  // fails unless all of them are here
 void jump(Warp& warp, int target, int join);
 void leave(Warp& warp);
-void wait_at_barrier(Warp& warp);
 
 // The memory at an address, checked: inside a tensor; written before, and so on. Shared memory is
 // written, if there is something to write, by the function itself. An address is a multiple of the

@@ -229,12 +229,31 @@ void add_products(Table& table, const std::string& type) {
                                              several(4, "4") + " 8 8" + numbers};
 }
 
+// What a whole warp does at once, some with a number.
+template <auto DO>
+Entry together() {
+  const auto run = [](Warp& w, const Instruction& i) {
+    whole(w, kAll);
+    if constexpr (std::is_invocable_v<decltype(DO), Warp&>)
+      DO(w);
+    else
+      DO(w, static_cast<int>(i.number[0]));
+  };
+  return {run, std::is_invocable_v<decltype(DO), Warp&> ? "" : "n"};
+}
+
+// The lanes that an operand names; fails unless those are here.
+uint32_t members_of(Warp& w, const Instruction& i, int operand) {
+  const uint32_t members = w.reg<uint32_t>(i.operand[operand])[__builtin_ctz(w.mask)];
+  whole(w, members);
+  return members;
+}
+
 // shfl: operands d, its predicate, a, b (lane, or how far), c (clamp), members.
 enum Shuffle { kIndex, kButterfly, kUp, kDown };
 template <int MODE>
 void shuffle(Warp& w, const Instruction& i) {
-  const uint32_t members = w.reg<uint32_t>(i.operand[5])[__builtin_ctz(w.mask)];
-  whole(w, members);
+  const uint32_t members = members_of(w, i, 5);
   uint32_t from[kLanes];
   std::memcpy(from, w.reg<uint32_t>(i.operand[2]), sizeof from);
   uint32_t inside = 0;
@@ -262,7 +281,7 @@ void shuffle(Warp& w, const Instruction& i) {
 // redux, vote.ballot: operands d, a, members.
 template <class T, class F>
 void reduce(Warp& w, const Instruction& i) {
-  whole(w, w.reg<uint32_t>(i.operand[2])[__builtin_ctz(w.mask)]);
+  members_of(w, i, 2);
   bool first = true;
   T total{};
   each(w, [&](int lane) {
@@ -278,7 +297,7 @@ Entry reduction(F) {
 }
 
 void ballot(Warp& w, const Instruction& i) {
-  whole(w, w.reg<uint32_t>(i.operand[2])[__builtin_ctz(w.mask)]);
+  members_of(w, i, 2);
   const uint32_t votes = w.predicate(i.operand[1]) & w.mask;
   each(w, [&](int lane) { w.reg<uint32_t>(i.operand[0])[lane] = votes; });
 }
@@ -325,28 +344,14 @@ void add_memory(Table& table) {
   add_accesses(table, ".local", kLocal);
   table["cp.async.ca.shared.global"] = {copy_async, "a a n 4"};
   table["cp.async.cg.shared.global"] = {copy_async, "a a n 4"};
-  table["cp.async.commit_group"].run = [](Warp& w, const Instruction&) {
-    whole(w, kAll);
-    ++w.groups;
-  };
-  table["cp.async.wait_group"] = {[](Warp& w, const Instruction& i) {
-                                    whole(w, kAll);
-                                    wait_for_groups(w, static_cast<int>(i.number[0]));
-                                  },
-                                  "n"};
+  table["cp.async.commit_group"] = together<[](Warp& w) { ++w.groups; }>();
+  table["cp.async.wait_group"] = together<wait_for_groups>();
   add_matrices<false, 1>(table), add_matrices<false, 2>(table), add_matrices<false, 4>(table);
   add_matrices<true, 1>(table), add_matrices<true, 2>(table), add_matrices<true, 4>(table);
   add_products<bf16>(table, "bf16"), add_products<f16>(table, "f16");
-  table["wgmma.fence"].run = [](Warp& w, const Instruction&) { whole(w, kAll); };
-  table["wgmma.commit_group"].run = [](Warp& w, const Instruction&) {
-    whole(w, kAll);
-    ++w.product_groups;
-  };
-  table["wgmma.wait_group"] = {[](Warp& w, const Instruction& i) {
-                                 whole(w, kAll);
-                                 wait_for_products(w, static_cast<int>(i.number[0]));
-                               },
-                               "n"};
+  table["wgmma.fence"] = together<[](Warp&) {}>();
+  table["wgmma.commit_group"] = together<[](Warp& w) { ++w.product_groups; }>();
+  table["wgmma.wait_group"] = together<wait_for_products>();
   table["fence.proxy"].run = [](Warp& w, const Instruction&) { fence_proxy(w); };
   table["shfl.idx.b32"] = {shuffle<kIndex>, "4 0 4 4 4 4"};
   table["shfl.bfly.b32"] = {shuffle<kButterfly>, "4 0 4 4 4 4"};
@@ -366,11 +371,8 @@ void add_memory(Table& table) {
   add_atomics<uint32_t>(table, "cas.b32", [](uint32_t is, uint32_t expected, uint32_t next) {
     return is == expected ? next : is;
   });
-  table["bar"].run = [](Warp& w, const Instruction&) { wait_at_barrier(w); };
-  table["bar.warp"] = {[](Warp& w, const Instruction& i) {
-                         whole(w, w.reg<uint32_t>(i.operand[0])[__builtin_ctz(w.mask)]);
-                       },
-                       "4"};
+  table["bar"] = together<[](Warp& w) { w.stopped = true; }>();
+  table["bar.warp"] = {[](Warp& w, const Instruction& i) { members_of(w, i, 0); }, "4"};
   table["bra"] = {[](Warp& w, const Instruction& i) { jump(w, i.number[0], i.number[1]); }, "n"};
   table["ret"].run = [](Warp& w, const Instruction&) { leave(w); };
   table["nop"].run = [](Warp&, const Instruction&) {};

@@ -50,9 +50,9 @@ class Row:
     source: str
     number: int
     name: str = ""
-    registers: list[int] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    predicate: int = -1
+    registers: list[int] = field(init=False, default_factory=list)
+    numbers: list[int] = field(init=False, default_factory=list)
+    predicate: int = field(init=False, default=-1)
 
     @property
     def stores(self) -> bool:
@@ -70,11 +70,6 @@ class Row:
             return self.numbers[-1]
         vector, kind = re.findall(r"(?:v(\d)\.)?(\w+)$", self.name)[0]
         return int(vector or 1) * _BYTES[kind]
-
-    @property
-    def matrices(self) -> int:
-        """That ldmatrix and stmatrix move."""
-        return int(re.findall(r"matrix\.x(\d)", self.name)[0])
 
     def packed(self) -> tuple[object, ...]:
         """As :data:`INSTRUCTION` has it."""
@@ -109,20 +104,14 @@ def _entry(text: str) -> tuple[re.Match[str], str]:
     raise Unknown("a kernel without an end")
 
 
-def _tokens(body: str) -> Iterator[re.Match[str]]:
-    position = 0
+def _statements(body: str, files: dict[str, str]) -> Iterator[tuple[re.Match[str], str]]:
+    """Each statement but ``.loc``, and the file and line it is from; line 0 stands for none."""
+    source, position = "", 0
     while position < len(body):
         match = _TOKEN.match(body, position)
         if not match:
             raise Unknown(repr(body[position : position + 60].strip()))
         position = max(match.end(), position + 1)
-        yield match
-
-
-def _statements(body: str, files: dict[str, str]) -> Iterator[tuple[re.Match[str], str]]:
-    """Each statement but ``.loc``, and the file and line it is from; line 0 stands for none."""
-    source = ""
-    for match in _tokens(body):
         if not match["loc"]:
             yield match, source
         elif int(match[3]):
@@ -252,9 +241,8 @@ class Kernel:
                 text = " ".join(f"{match['op']} {match['rest']}".split())
                 text = f"@{guard} {text}" if guard else text
                 one = Row(match["op"], operands, guard, text, source, number)
-                rows += (
-                    _columns(one) if one.ptx.startswith("wgmma.mma") else self._again(one, loaded)
-                )
+                wgmma = one.ptx.startswith("wgmma.mma")
+                rows += _columns(one) if wgmma else self._again(one, loaded)
         return rows
 
     def _again(self, one: Row, loaded: dict[tuple[str, ...], list[str]]) -> list[Row]:
@@ -341,7 +329,6 @@ class Kernel:
 
     def _translate(self, row: Row) -> None:
         """Fills in a row: its handler, and its operands as that handler's codes say."""
-        row.registers, row.numbers = [], []
         try:
             row.name, given = _plain(row.ptx, row.operands)
             if row.name not in handlers():
