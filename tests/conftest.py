@@ -50,6 +50,14 @@ if not torch.cuda.is_available():
         os.environ["CMPOSE_CUDA_ON_CPU"] = str(cuda_on_cpu.build())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _settled() -> None:
+    """Of what the files before have imported nothing has to be collected: hunts and benchmarks
+    collect again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory) -> Path:
     """A rendered data set: 2 training and 1 held-out sequence of 4 small frames."""
