@@ -1,7 +1,7 @@
 """From the counts of a launch to times: what each resource alone needs, the bound, and an estimate.
 
-docs/profile.md says the same in words, and how far the estimates are from published times. All
-times are in microseconds.
+docs/profile.md has the resources, the equations, and how far the estimates are from published
+times. All times are in microseconds.
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ def resources(
             there already; then no sector need be written to memory. None: it does not hold them.
 
     Returns:
-        Resource → µs: DRAM (distinct sectors), L2 (sectors asked for), shared (passes over shared
-        memory and over what global accesses carry), issue, fma, alu, mufu, fp64 (warp
-        instructions), tensor (operations), latency (bytes in flight, by Little's law).
+        Resource → µs, as docs/profile.md lists them.
     """
     clock = card.clock_ghz * 1e3  # clocks a µs
     held = occupancy(counts, card)
@@ -175,12 +173,7 @@ def of_warps(counts: Counts, card: Card, latency: float) -> float:
 
 
 def estimated(times: dict[str, float], warps_us: float, card: Card) -> float:
-    """The estimate of a launch from its resources' times and that of its warps.
-
-    Inside an SM a warp uses one pipe after another, so the busiest pipe's time grows by a share of
-    the others'; where warps are few, they wait longer for themselves. Memory works beside that, and
-    is slowed a little by it.
-    """
+    """The estimate of a launch from its resources' times and that of its warps, in µs."""
     pipes = [
         times["tensor"] / card.sustained,
         times["mufu"],
@@ -250,9 +243,6 @@ class Profile:
 def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> Profile:
     """Bound and estimate of a workload on a card.
 
-    If all that its launches move fits in the second-level cache, a launch finds there as much as
-    those before it moved, and what is written stays there.
-
     Args:
         launches: the counts of each, in order, for the card's compute capability.
         card: whose rates are taken.
@@ -270,7 +260,7 @@ def profile(launches: Sequence[Counts], card: Card, dtype: str, moved: int) -> P
             raise ValueError(
                 f"{counts.kernel}: counted for sm_{counts.arch}; {card.name} is sm_{card.arch}"
             )
-    moves = [(one.distinct_read + one.distinct_written) for one in launches]
+    moves = [one.distinct_read + one.distinct_written for one in launches]
     fits = sum(moves) * SECTOR <= card.l2_mb * 1e6
     result = [
         timed(counts, card, dtype, sum(moves[:index]) if fits else None)

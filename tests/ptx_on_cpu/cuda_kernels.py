@@ -72,16 +72,11 @@ def families(names: Iterable[str] | None = None) -> set[str]:
 @cache
 def _addresses() -> dict[int, str]:
     """Offset in the module of the sources' run → the kernel's readable name."""
-    rows = [line.split() for line in machine.output("nm", _module_path()).splitlines()]
+    symbols = machine.output("nm", str(native.module().__file__))
+    rows = [line.split() for line in symbols.splitlines()]
     functions = [row for row in rows if len(row) == 3 and row[1] in "tTwW"]
     readable = _readable([row[2] for row in functions])
     return {int(row[0], 16): name for row, name in zip(functions, readable, strict=True)}
-
-
-def _module_path() -> str:
-    path = native.module().__file__
-    assert path is not None
-    return path
 
 
 # Many parameters: they are what a launch is.
@@ -113,7 +108,7 @@ _TAKER = ctypes.CFUNCTYPE(
 @contextmanager
 def taking(taker: Callable[[Launch], Any]) -> Iterator[None]:
     """Within it backend ``cuda`` takes CPU tensors, and ``taker`` gets its launches."""
-    library = ctypes.CDLL(_module_path())
+    library = ctypes.CDLL(native.module().__file__)
     own = ctypes.cast(library.cuda_on_cpu_hand_over, ctypes.c_void_p).value or 0
     [offset] = [at for at, name in _addresses().items() if name == "cuda_on_cpu_hand_over"]
     known: list[Tensor] = []

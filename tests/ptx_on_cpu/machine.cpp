@@ -70,7 +70,8 @@ std::vector<Touch> global_touched, shared_touched;
 std::vector<std::vector<uint64_t>> sectors_touched;  // of each tensor: read, written
 std::vector<uint32_t> visitors;  // of each row: the block's warps that were there, a bit each
 
-void make_distinct(std::vector<uint64_t>& values) {
+template <class T>
+void make_distinct(std::vector<T>& values) {
   std::sort(values.begin(), values.end());
   values.erase(std::unique(values.begin(), values.end()), values.end());
 }
@@ -78,10 +79,9 @@ void make_distinct(std::vector<uint64_t>& values) {
 // 32-byte sectors that a warp's lanes touch in one instruction.
 void count_global(uint64_t* counts, bool stores) {
   std::vector<uint64_t> sectors;
-  for (const Touch& t : global_touched) {
+  for (const Touch& t : global_touched)
     for (uint64_t s = t.address / 32; s <= (t.address + t.bytes - 1) / 32; ++s)
       sectors.push_back(s);
-  }
   make_distinct(sectors);
   ++counts[kAccesses];
   counts[kSectors] += sectors.size();
@@ -97,8 +97,7 @@ void count_shared(uint64_t* counts) {
   for (const Touch& t : shared_touched)
     for (uint64_t word = t.address / 4; word <= (t.address + t.bytes - 1) / 4; ++word)
       words.emplace_back(t.lane / (128 / std::max(t.bytes, 4)), word % 32, word);
-  std::sort(words.begin(), words.end());
-  words.erase(std::unique(words.begin(), words.end()), words.end());
+  make_distinct(words);
   for (size_t k = 0, in_bank = 0, most = 0; k < words.size(); ++k) {
     const auto [phase, bank, word] = words[k];
     const bool same_phase = k && std::get<0>(words[k - 1]) == phase;
@@ -140,8 +139,7 @@ void run_warp(Warp& w) {
     const Instruction& i = launch->code[w.pc];
     w.mask = w.active;
     if (i.guard >= 0) w.mask &= i.negated ? ~w.predicate(i.guard) : w.predicate(i.guard);
-    ++w.pc;
-    const int row = w.pc - 1;
+    const int row = w.pc++;
     if (!w.products.empty())
       for (size_t k = i.multiplies ? 4 : 0; k < std::size(i.operand); ++k)  // it may add to its own
         if (w.products.count(i.operand[k]))
@@ -436,7 +434,6 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
   shared_touched.clear();
   sectors_touched.assign(2 * launch->tensor_count, {});
   const uint64_t frame = (launch->frame_bytes + kLanes * launch->local_bytes + 63) / 64 * 64;
-  const uint64_t* const grid = launch->grid;
   std::vector<char> registers(frame * launch->warps + 64);
   char* const first = registers.data() + (64 - reinterpret_cast<uint64_t>(registers.data()) % 64);
   fences = 0;
@@ -450,18 +447,10 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
   }
   Warp* running = nullptr;
   for (uint64_t k = 0; k < launch->block_count; ++k) {
-    const uint64_t n = launch->blocks[k];
-    const unsigned block[3] = {static_cast<unsigned>(n % grid[0]),
-                               static_cast<unsigned>(n / grid[0] % grid[1]),
-                               static_cast<unsigned>(n / grid[0] / grid[1])};
+    const uint64_t n = launch->blocks[k], rows = n / launch->grid[0];
+    const uint64_t block[3] = {n % launch->grid[0], rows % launch->grid[1], rows / launch->grid[1]};
     for (Warp& w : warps) {
-      w.pc = w.groups = w.product_groups = w.group_products = 0;
-      w.join = -1;
-      w.active = w.alive = kAll;
-      w.waiting.clear();
-      w.copies.clear();
-      w.products.clear();
-      w.reading.clear();
+      w = Warp{.id = w.id, .registers = w.registers};
       const auto set = [&](int special, int lane, uint32_t value) {
         w.reg<uint32_t>(128 * special)[lane] = value;
       };
@@ -470,18 +459,18 @@ int ptx_launch(const Launch* asked, char* message, int message_bytes) {
           set(kTid + d, lane, d ? 0 : 32 * w.id + lane);
           set(kCtaid + d, lane, block[d]);
           set(kNtid + d, lane, d ? 1 : 32 * launch->warps);
-          set(kNctaid + d, lane, grid[d]);
+          set(kNctaid + d, lane, launch->grid[d]);
         }
         set(kLane, lane, lane);
         set(kWarp, lane, w.id);
         set(kLanemaskLt, lane, (1u << lane) - 1);
       }
     }
-    for (Byte& b : bytes_known) b.pending = b.products = 0;
+    for (Byte& b : bytes_known) b.pending = false, b.products = 0;
     try {
       run_block(warps, running);
     } catch (const Failure& failure) {
-      std::snprintf(message, message_bytes, "%s; block (%u, %u, %u), warp %d", failure.what(),
+      std::snprintf(message, message_bytes, "%s; block (%lu, %lu, %lu), warp %d", failure.what(),
                     block[0], block[1], block[2], running->id);
       return running->pc - 1;
     }

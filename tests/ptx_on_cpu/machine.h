@@ -59,17 +59,8 @@ struct Instruction {
 
 // What a launch is asked to count, a row of kCounts numbers an instruction; Counting of machine.py
 // has their names.
-enum Count {
-  kVisits,
-  kBlocks,
-  kWarps,
-  kAccesses,
-  kSectors,
-  kWavefronts,
-  kConflicts,
-  kPartings,
-  kCounts
-};
+enum Count { kVisits, kBlocks, kWarps, kAccesses, kSectors, kWavefronts, kConflicts, kPartings };
+constexpr int kCounts = kPartings + 1;
 
 struct Copy {  // of cp.async, from its issue to the wait for its group
   uint32_t to;
@@ -83,24 +74,24 @@ struct Product {  // of a wgmma, by four warps
   bool operator==(const Product&) const = default;
 };
 
-struct Warp {
+struct Warp {  // as it is at a block's start
   int id;
   char* registers;
-  int pc;
-  uint32_t mask;                                        // lanes that this instruction is for
-  uint32_t active;                                      // lanes at pc
-  uint32_t alive;                                       // lanes that have not returned
-  int join;                                             // row where those wait for others, or -1
-  std::vector<std::tuple<int, uint32_t, int>> waiting;  // lanes elsewhere: pc, lanes, join
-  bool stopped;                                         // at a barrier, or at the end
-  int groups;                                           // committed
-  uint32_t carry;                                       // of mad.cc, a bit a lane
-  std::vector<Copy> copies;
-  double a[16][16];                               // the first matrix of the wgmma under way
-  int product_groups;                             // committed
-  size_t group_products;                          // since the last barrier
-  std::map<int, int> products;                    // registers that they are for, their groups
-  std::vector<std::pair<uint32_t, int>> reading;  // 16 bytes at an address, by a group's products
+  int pc = 0;
+  uint32_t mask = 0;       // lanes that this instruction is for
+  uint32_t active = kAll;  // lanes at pc
+  uint32_t alive = kAll;   // lanes that have not returned
+  int join = -1;           // row where those wait for others, or -1
+  std::vector<std::tuple<int, uint32_t, int>> waiting = {};  // lanes elsewhere: pc, lanes, join
+  bool stopped = false;                                      // at a barrier, or at the end
+  int groups = 0;                                            // committed
+  uint32_t carry = 0;                                        // of mad.cc, a bit a lane
+  std::vector<Copy> copies = {};
+  double a[16][16] = {};                               // the first matrix of the wgmma under way
+  int product_groups = 0;                              // committed
+  size_t group_products = 0;                           // since the last barrier
+  std::map<int, int> products = {};                    // registers that they are for, their groups
+  std::vector<std::pair<uint32_t, int>> reading = {};  // address of 16 bytes, group
 
   template <class T>
   T* reg(int offset) {

@@ -115,10 +115,16 @@ void first_matrix(Warp& w, const Instruction& i, int operand, double (&a)[16][16
             w.reg<T>(i.operand[operand + k])[2 * lane + h];
 }
 
-// The number of a 16×8 matrix of float32 that a lane has in the k-th of four registers.
-float& element(float (&c)[16][8], int lane, int k) {
-  return c[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2];
+// f of each number of a 16×8 matrix of float32 that is in four registers, and of its place in c.
+template <class F>
+void each_element(Warp& w, const Instruction& i, int operand, float (&c)[16][8], F f) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int k = 0; k < 4; ++k)
+      f(w.reg<float>(i.operand[operand + k])[lane],
+        c[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2]);
 }
+const auto load = [](float number, float& place) { place = number; };
+const auto store = [](float& number, float place) { number = place; };
 
 // c += a · b. Exact products and sums, truncated to float32 every 8 of the 16, as tests/cuda_on_cpu
 // does.
@@ -145,15 +151,13 @@ void multiply(Warp& w, const Instruction& i) {
   double a[16][16], b[16][8];
   float c[16][8];
   first_matrix<T>(w, i, 4, a);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    for (int k = 0; k < 4; ++k) element(c, lane, k) = w.reg<float>(i.operand[10 + k])[lane];
+  for (int lane = 0; lane < kLanes; ++lane)
     for (int k = 0; k < 2; ++k)
       for (int h = 0; h < 2; ++h)
         b[2 * (lane % 4) + h + 8 * k][lane / 4] = w.reg<T>(i.operand[8 + k])[2 * lane + h];
-  }
+  each_element(w, i, 10, c, load);
   add_product(a, b, c);
-  for (int lane = 0; lane < kLanes; ++lane)
-    for (int k = 0; k < 4; ++k) w.reg<float>(i.operand[k])[lane] = element(c, lane, k);
+  each_element(w, i, 0, c, store);
 }
 
 // `count` rows from `first` on, 16 numbers of each, of a matrix in shared memory that a descriptor
@@ -210,14 +214,10 @@ void multiply_async(Warp& w, const Instruction& i) {
     b[k][n - column] = value * i.number[1] * i.number[2];
   });
   float c[16][8] = {};
-  for (int lane = 0; lane < kLanes && w.predicate(i.operand[at_b + 1]); ++lane)
-    for (int k = 0; k < 4; ++k) element(c, lane, k) = w.reg<float>(i.operand[k])[lane];
+  if (w.predicate(i.operand[at_b + 1])) each_element(w, i, 0, c, load);
   add_product(w.a, b, c);
-  for (int k = 0; k < 4; ++k) {
-    w.products[i.operand[k]] = w.product_groups;
-    for (int lane = 0; lane < kLanes; ++lane)
-      w.reg<float>(i.operand[k])[lane] = element(c, lane, k);
-  }
+  each_element(w, i, 0, c, store);
+  for (int k = 0; k < 4; ++k) w.products[i.operand[k]] = w.product_groups;
 }
 template <class T>
 void add_products(Table& table, const std::string& type) {
