@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from bench.profile.cards import A100, L40, RTX_4090, RTX_5090, RTX_A5000, Card
 from cmpose.kernels import launch
@@ -112,16 +111,15 @@ def attention(items: int, tokens: int, rows: int = 128, causal: bool = False) ->
             are masked alike.
     """
     d = 64
-
-    def empty() -> Tensor:
-        return torch.zeros(items, tokens, d, dtype=torch.float16)
-
+    matrices = [torch.zeros(items, tokens, d, dtype=torch.float16) for _ in range(4)]
     config = launch.Config({"BLOCK_M": rows, "BLOCK_N": 64}, num_warps=4, num_stages=3)
-    arguments = empty(), empty(), empty(), empty(), torch.empty(items, tokens)
     scale = math.log2(math.e) / math.sqrt(d)
     grid = (tokens // rows, items)
     constants = {"D": d, "CAUSAL": causal}
-    launch.launch(attention_kernel, grid, *arguments, scale, tokens, config=config, **constants)
+    norm = torch.empty(items, tokens)
+    launch.launch(
+        attention_kernel, grid, *matrices, norm, scale, tokens, config=config, **constants
+    )
 
 
 @dataclass(frozen=True)
