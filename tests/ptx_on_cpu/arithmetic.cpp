@@ -150,13 +150,27 @@ f64 half_rsqrt(f64 a) {
   return __builtin_bit_cast(f64, number ? upper(result) : u64(0x7fffffff) << 32);
 }
 
-// a·b + c rounded down. The product is exact in double, and so is the sum with its error.
+// a·b + c is sum + error: the product is exact in double, and so is the sum with its error.
+struct Fused {
+  f64 sum, error;
+  Fused(f32 a, f32 b, f32 c) {
+    const f64 product = f64(a) * b;
+    sum = product + c;
+    const f64 part = sum - product;
+    error = (product - (sum - part)) + (c - part);
+  }
+};
 f32 fused_down(f32 a, f32 b, f32 c) {
-  const f64 product = f64(a) * b, sum = product + c, part = sum - product;
-  const f64 error = (product - (sum - part)) + (c - part);
-  const auto nearest = static_cast<f32>(sum);
-  return nearest > sum || (nearest == sum && error < 0) ? std::nextafter(nearest, -INFINITY)
-                                                        : nearest;
+  const Fused exact(a, b, c);
+  const auto nearest = static_cast<f32>(exact.sum);
+  return nearest > exact.sum || (nearest == exact.sum && exact.error < 0)
+             ? std::nextafter(nearest, -INFINITY)
+             : nearest;
+}
+f32 fused_to_odd(f32 a, f32 b, f32 c) {
+  const Fused exact(a, b, c);
+  const bool keep = __builtin_bit_cast(u64, exact.sum) & 1 || !(exact.error < 0 || exact.error > 0);
+  return to_odd(keep ? exact.sum : std::nextafter(exact.sum, exact.error * INFINITY));
 }
 
 template <class T>
@@ -301,7 +315,10 @@ void pairs(Table& t, const std::string& type) {
   on("add", [](f32 a, f32 b) { return a + b; });
   on("sub", [](f32 a, f32 b) { return a - b; });
   on("mul", [](f32 a, f32 b) { return a * b; });
-  on("fma", [](f32 a, f32 b, f32 c) { return std::fma(a, b, c); });
+  if constexpr (std::is_same_v<T, f32>)
+    on("fma", [](f32 a, f32 b, f32 c) { return std::fma(a, b, c); });
+  else
+    on("fma", [](f32 a, f32 b, f32 c) { return fused_to_odd(a, b, c); });
 }
 
 // Of dp2a: two 16-bit numbers times the two low bytes of another word, added up.

@@ -236,6 +236,32 @@ def test_halves(name: str) -> None:
         assert torch.equal(found.view(dtype), a + b)
 
 
+# Products that are a tie in the half, and sums that float32 would make that tie again.
+TIES = {
+    "bf16": [
+        (9, 29, 0, 260),
+        (9, 29, 2**-30, 262),
+        (-9, 29, 2**-30, -260),
+        (-9, 29, -(2**-30), -262),
+    ],
+    "f16": [(33, 63, 0, 2080), (33, 63, -(2**-24), 2078), (33, -63, 2**-24, -2078), (1, 1, 1, 2)],
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_fused_halves_are_rounded_once(name: str) -> None:
+    a, b, c, expected = torch.tensor(TIES[name], dtype=torch.float64).to(DTYPES[name]).T
+    words = [one.repeat(16).view(torch.int32) for one in (a, b, c)]
+    found = lanes(f"fma.rn.{name}x2 %r9, %r1, %r2, %r3;", *words)
+    assert torch.equal(found.view(DTYPES[name]), expected.repeat(16))
+    hard = torch.tensor([math.nan, math.inf, -math.inf, 3e4], dtype=DTYPES[name])
+    a, b, c = torch.cartesian_prod(hard, hard, hard).T.contiguous()
+    words = [one.view(torch.int32) for one in (a, b, c)]
+    found = lanes(f"fma.rn.{name}x2 %r9, %r1, %r2, %r3;", *words).view(DTYPES[name])
+    exact = (a.double() * b.double() + c.double()).to(DTYPES[name])
+    torch.testing.assert_close(found, exact, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", HALVES)
 def test_comparisons_of_pairs(name: str) -> None:
     """Of each hard number with each; predicates of lanes that are off stay as they are."""
