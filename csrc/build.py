@@ -223,7 +223,7 @@ def _ninja_file(plan: BuildPlan) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Two builds into one folder wait for each other."""
     import fcntl  # not on Windows, where setup.py imports this module too
 
@@ -275,7 +275,7 @@ def run(plan: BuildPlan, outputs: list[Path], threads: int | None = None) -> lis
     if threads is None:
         threads = max(1, min(jobs // len(plan.kernels), sum(map(len, plan.target[:2]))))
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(plan.folder):
+    with locked(plan.folder):
         (plan.folder / "build.ninja").write_text(_ninja_file(plan))
         command = [_ninja(), "-C", str(plan.source.parent), "-j", str(jobs)]
         command += ["-f", _relative(plan, plan.folder / "build.ninja")]

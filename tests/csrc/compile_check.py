@@ -25,6 +25,7 @@ from unittest import mock
 import pytest
 
 from cmpose import native
+from cmpose.files import write_text
 from csrc import build
 
 ARCHS = (80, 89, 90, 120)
@@ -178,7 +179,9 @@ def compile_all(plan: build.BuildPlan) -> Report:
     ptx_folder = plan.folder / "ptx"
     ptx_folder.mkdir(parents=True, exist_ok=True)
     before = {path: _digest(path) for path in plan.kernels}
-    with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
+    # A second process waits until the PTX is there, too.
+    locked = build.locked(ptx_folder)
+    with locked, tempfile.TemporaryDirectory(dir=plan.folder) as folder:
         flags = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} --keep --keep-dir {shlex.quote(folder)}"
         with mock.patch.dict(os.environ, NVCC_APPEND_FLAGS=flags):
             ran = build.run(plan, plan.objects, threads=1)
@@ -191,7 +194,7 @@ def compile_all(plan: build.BuildPlan) -> Report:
                     first, rest = re.split(r"^\.target .*\n", ptx_file.read_text(), flags=re.M)
                     for a, b in archs:  # what nvcc would make for that card alone
                         name = f"{before[path]}.{path.stem}.compute_{a}{b}.ptx"
-                        (ptx_folder / name).write_text(f"{first}.target sm_{a}{b}\n{rest}")
+                        write_text(ptx_folder / name, f"{first}.target sm_{a}{b}\n{rest}")
     report = Report([], [])
     for path, out in zip(plan.kernels, plan.objects, strict=True):
         text = out.with_name(f"{out.name}.log").read_text()

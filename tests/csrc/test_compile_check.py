@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from csrc import build
 from tests.csrc import compile_check
 from tests.csrc.compile_check import ARCHS, Report, Row
 from tests.kernels import gate
@@ -196,7 +198,12 @@ def test_ptx_is_kept_with_the_sources_that_it_was_made_of(tmp_path: Path) -> Non
     header.write_text("constexpr float kValue = 1.f;\n")
     source.write_text('#include "one.cuh"\n__global__ void one(float* out) { *out = kValue; }\n')
     plan = compile_check.plan_for((80, 89, 120), source=tmp_path, folder=tmp_path / "build")
-    compile_check.compile_all(plan)
+    rows = compile_check.compile_all(plan).rows
+    # While another process still keeps what it has compiled, a second one waits.
+    with ThreadPoolExecutor(1) as pool, build.locked(plan.folder / "ptx"):
+        second = pool.submit(compile_check.compile_all, plan)
+        assert not wait([second], 0.5).done
+    assert second.result().rows == rows
     for arch in (80, 89, 120):
         ptx = compile_check.kept_ptx(plan, source, arch)
         assert ptx is not None
