@@ -159,7 +159,7 @@ def _counted(one: Launch, arch: int, whole: bool, samples: int, unmatched: float
         for instruction in block.instructions:
             pipes[instruction.pipe] += times
             flops += times * instruction.flops
-            barriers += times * (instruction.base == "BAR" and "ARV" not in instruction.opcode)
+            barriers += times * (instruction.base == "BAR")
     all_warps = warps * blocks
     rows = {name: values * scale for name, values in counting.rows.items()}
     widths: Counter[int] = Counter()

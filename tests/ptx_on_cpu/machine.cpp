@@ -76,12 +76,10 @@ void make_distinct(std::vector<T>& values) {
   values.erase(std::unique(values.begin(), values.end()), values.end());
 }
 
-// 32-byte sectors that a warp's lanes touch in one instruction.
+// 32-byte sectors that a warp's lanes touch in one instruction. An aligned access is in one.
 void count_global(uint64_t* counts, bool stores) {
   std::vector<uint64_t> sectors;
-  for (const Touch& t : global_touched)
-    for (uint64_t s = t.address / 32; s <= (t.address + t.bytes - 1) / 32; ++s)
-      sectors.push_back(s);
+  for (const Touch& t : global_touched) sectors.push_back(t.address / 32);
   make_distinct(sectors);
   ++counts[kAccesses];
   counts[kSectors] += sectors.size();

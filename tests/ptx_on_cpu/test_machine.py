@@ -49,6 +49,14 @@ def test_braces_of_inline_assembly_end_no_kernel() -> None:
     assert result.item() == 7
 
 
+def test_variables_are_aligned() -> None:
+    result = torch.ones(1, dtype=torch.int32)
+    variables = ".shared .b8 one[3];\n.shared .align 16 .b8 many[16];\n"
+    run(variables + "mov.u32 %r1, many;\nst.shared.v4.b32 [%r1], {%r0, %r0, %r0, %r0};\n", result)
+    run(variables + "mov.u32 %r1, many;\nst.global.u32 [%rd0], %r1;", result)
+    assert result.item() == 16
+
+
 # -- arithmetic -----------------------------------------------------------------------------------
 
 HARD = [0, 1, 2, 3, 7, 31, 32, 33, 255, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x12345678, 0x7FFFFFFF]
@@ -121,6 +129,15 @@ def words_of(numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
 NORMAL = torch.randn(32, generator=torch.Generator().manual_seed(0))
 NORMAL[:6] = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-40, -3e38])
 LANE = torch.arange(32, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("s8", torch.int8), ("s16", torch.int16), ("u8", torch.uint8)]
+)
+def test_loads_into_wider_registers(kind: str, dtype: torch.dtype) -> None:
+    words = 0x1357 * (LANE - 16)
+    body = f"mad.wide.u32 %rd9, %r0, 4, %rd0; ld.global.{kind} %r9, [%rd9];"
+    assert torch.equal(lanes(body, words), words.to(dtype).int())
 
 
 def test_what_inductors_kernels_use() -> None:
@@ -455,6 +472,10 @@ def test_reciprocal_square_roots(kind: str, bound: float) -> None:
             "prmt.b32 %r9, %r1, 0x7766, 0x0045;",
             [0x66 << 8 | 0x77 | n * 0x1010000 for n in range(32)],
         ),
+        ("prmt.b32 %r9, 0x80, 0x7F00, 0x00D8;", [0x808000FF] * 32),
+        ("min.f32 %r9, 0f80000000, 0f00000000;", [0x80000000] * 32),
+        ("min.f32 %r9, 0f00000000, 0f80000000;", [0x80000000] * 32),
+        ("max.f32 %r9, 0f80000000, 0f00000000;", [0] * 32),
         ("dp2a.lo.u32.u32 %r9, 0x20003, 0x09080706, %r1;", [3 * 6 + 2 * 7 + n for n in range(32)]),
         ("dp2a.hi.u32.u32 %r9, 0x20003, 0x09080706, %r1;", [3 * 8 + 2 * 9 + n for n in range(32)]),
         ("bfe.u32 %r9, %r1, 1, 3;", [n >> 1 & 7 for n in range(32)]),
