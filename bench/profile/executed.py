@@ -115,16 +115,16 @@ class Executed:
 def executed(blocks: list[Block], wanted: Wanted) -> Executed:
     """Solves for the counts.
 
-    For example, a loop of 26 rounds has the PTX's instructions 7, a load of 8 bytes, and 8, a sum.
+    For example, a loop of 25 rounds has the PTX's instructions 7, a load of 8 bytes, and 8, a sum.
     ptxas makes two loops of it: block 1 has four rounds (4 LDG.64 of number 7, 8 IADD3 of number 8,
     a branch), block 2 one round (1, 2, a branch) for what remains. Both codes say what a load
     moves, so a visit is one LDG.64, and block 1 has 4 / 1 rounds. Nothing says how many IADD3 a
     visit of the sum is: the fewest for a round in any block, min(8 / 4, 2 / 1) = 2. The equations
 
-        4/1 · times₁ + 1/1 · times₂ + missing - too many = 26   (number 7)
-        8/2 · times₁ + 2/2 · times₂ + missing - too many = 26   (number 8)
+        4/1 · times₁ + 1/1 · times₂ + missing - too many = 25   (number 7)
+        8/2 · times₁ + 2/2 · times₂ + missing - too many = 25   (number 8)
 
-    have many solutions; times₁ = 6, times₂ = 2 executes the fewest instructions. The counter, to
+    have many solutions; times₁ = 6, times₂ = 1 executes the fewest instructions. The counter, to
     which block 1 adds once, is visited in each of its rounds all the same: it counts four times.
 
     Raises:

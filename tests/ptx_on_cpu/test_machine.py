@@ -486,6 +486,30 @@ def test_between_lanes_and_bits(body: str, expected: list[int]) -> None:
     assert found.tolist() == [n & 0xFFFFFFFF for n in expected]
 
 
+def test_lanes_that_return_keep_nobody_waiting() -> None:
+    """Four lanes of one side of a branch return; all others are together behind it."""
+    body = """
+    setp.ge.u32 %p1, %r0, 16; setp.lt.u32 %p2, %r0, 4;
+    @%p1 bra $ELSE;
+    @%p2 bra $OUT;
+    mov.u32 %r1, 7;
+    bra.uni $REST;
+$ELSE:
+    mov.u32 %r1, 8;
+$REST:
+    shfl.sync.idx.b32 %r1, %r1, 4, 31, 0xfffffff0;
+    mad.wide.u32 %rd1, %r0, 4, %rd0;
+    st.global.u32 [%rd1], %r1;
+    bra.uni $END;
+$OUT:
+    ret;
+$END:
+    """
+    result = torch.zeros(32, dtype=torch.int32)
+    run(body, result)
+    assert result.tolist() == [0] * 4 + [7] * 28
+
+
 def test_divergence() -> None:
     """Each lane goes round as often as its number says; even ones skip; all meet again."""
     body = """
