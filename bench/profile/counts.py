@@ -40,7 +40,7 @@ PERSISTENT, PERSISTENT_SAMPLES = ("spatial_attention",), 4
 
 MOST_TOKENS = 16_384
 """Of a clip whose dpc_knn is counted. Its kernels run whole and pairs grow as the square: 4,096
-tokens take two minutes, 16,384 half an hour, 65,536 would take seven hours."""
+tokens take about a minute, 65,536 would take hours."""
 
 
 class Unmatched(RuntimeError):

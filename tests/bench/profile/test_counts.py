@@ -10,7 +10,6 @@ import torch
 
 from bench.profile import counts, executed, flight, sass
 from bench.profile.main_loop import loops
-from bench.profile.sass import Block, Instruction
 from cmpose.kernels import philox
 from tests.csrc.compile_check import require_nvcc
 from tests.ptx_on_cpu import machine, parse
@@ -347,14 +346,18 @@ def test_loads_that_ptxas_makes_one() -> None:
         assert times_of(code, found, "LDG") == pytest.approx(1, abs=1e-3)
 
 
+def block(*instructions: str, to: tuple[int, ...] = (), exits: bool = False) -> sass.Block:
+    """Of instructions such as ``LDG.E R2 7``: opcode, operands if any, number."""
+    parts = [one.split() for one in instructions]
+    found = [
+        sass.Instruction(opcode, " ".join(operands), False, int(number))
+        for opcode, *operands, number in parts
+    ]
+    return sass.Block(found, list(to), exits=exits)
+
+
 def test_a_load_that_ptxas_puts_behind_a_branch() -> None:
     """A guard before it becomes a branch around it."""
-
-    def block(*opcodes: str, to: tuple[int, ...] = (), exits: bool = False) -> sass.Block:
-        named = [opcode.rpartition(" ") for opcode in opcodes]
-        found = [sass.Instruction(name, "", False, int(number)) for name, _, number in named]
-        return sass.Block(found, list(to), exits=exits)
-
     blocks = [
         block("ISETP 9", "CS2R 14", "BRA 14", to=(1, 2)),
         block("LDG.E.64 14", to=(2,)),
@@ -365,6 +368,27 @@ def test_a_load_that_ptxas_puts_behind_a_branch() -> None:
     found = executed.executed(blocks, wanted)
     assert found.times == pytest.approx([1, 1, 1])
     assert found.unmatched == pytest.approx(0)
+
+
+def test_the_example_of_executed() -> None:
+    """A loop of 25 rounds, four of which are one of the first of two loops; its counter is in each
+    of them once."""
+    blocks = [
+        block("MOV 1", to=(1,)),
+        block(*["LDG.E.64 7"] * 4, *["IADD3 8"] * 8, "IADD3 9", "BRA 10", to=(1, 2)),
+        block("LDG.E.64 7", "IADD3 8", "IADD3 8", "IADD3 9", "BRA 10", to=(2, 3)),
+        block("EXIT 11", exits=True),
+    ]
+    visits = {1: 1.0, 7: 25.0, 8: 25.0, 9: 25.0, 10: 25.0, 11: 1.0}
+    found = executed.executed(blocks, executed.Wanted(visits, {("load", 7): 12.5}, {}))
+    assert found.times == pytest.approx([1, 6, 1, 1])
+    assert found.unmatched == 0
+
+
+def test_what_comes_last_has_all_before_it_come() -> None:
+    """Two loads, a use of the second, and two more: never three under way."""
+    code = block("LDG.E R2 1", "LDG.E R4 2", "FADD R4 3", "LDG.E R6 4", "LDG.E R8 5", exits=True)
+    assert flight.most([code], [1.0], {}) == 2 * 32 * 4
 
 
 def test_sampled_blocks() -> None:
@@ -501,33 +525,3 @@ def test_a_loss_with_its_gradient() -> None:
 def test_what_has_no_such_direction() -> None:
     with pytest.raises(ValueError, match=r"warp_clips: direction 'backward'"):
         counts.counts_of_op("warp_clips", 89, {"B": 1}, "backward")
-
-
-def _block(code: str, *following: int) -> Block:
-    """Of instructions such as ``2 IADD3 R1 @8``: two of number 8."""
-    block = Block(next=list(following), exits=not following)
-    for one in code.split("; "):
-        number, opcode, operands, of = one.split()
-        block.instructions += [Instruction(opcode, operands, False, int(of[1:]))] * int(number)
-    return block
-
-
-def test_the_example_of_executed() -> None:
-    """A loop of 25 rounds, four of which are one of the first of two loops; its counter is in each
-    of them once."""
-    blocks = [
-        _block("1 MOV R1 @1", 1),
-        _block("4 LDG.E.64 R2 @7; 8 IADD3 R1 @8; 1 IADD3 R8 @9; 1 BRA `(.L_1) @10", 1, 2),
-        _block("1 LDG.E.64 R2 @7; 2 IADD3 R1 @8; 1 IADD3 R8 @9; 1 BRA `(.L_2) @10", 2, 3),
-        _block("1 EXIT - @11"),
-    ]
-    visits = {1: 1.0, 7: 25.0, 8: 25.0, 9: 25.0, 10: 25.0, 11: 1.0}
-    found = executed.executed(blocks, executed.Wanted(visits, {("load", 7): 12.5}, {}))
-    assert found.times == pytest.approx([1, 6, 1, 1])
-    assert found.unmatched == 0
-
-
-def test_what_comes_last_has_all_before_it_come() -> None:
-    """Two loads, a use of the second, and two more: never three under way."""
-    code = "1 LDG.E R2 @1; 1 LDG.E R4 @2; 1 FADD R4 @3; 1 LDG.E R6 @4; 1 LDG.E R8 @5; 1 EXIT - @6"
-    assert flight.most([_block(code)], [1.0], {}) == 2 * 32 * 4
